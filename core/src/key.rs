@@ -1,0 +1,269 @@
+//! Keys and what is derived from them (HKDF-SHA-256, RFC 5869).
+//!
+//! Enters: the operator's master key, or a realm key from a credentials file. Leaves: a [`RealmKeys`] with one
+//! key a purpose, pseudonyms of users and tags of codes. Nothing here can be printed.
+
+use std::fmt;
+
+use data_encoding::BASE64;
+use hkdf::Hkdf;
+use hmac::{Hmac, KeyInit, Mac};
+use rand_core::CryptoRng;
+use sha2::Sha256;
+use thiserror::Error;
+use zeroize::{Zeroize, Zeroizing};
+
+use crate::code::Code;
+use crate::names::{Caller, CodeTag, Pseudonym, RealmId};
+use crate::secret::SecretText;
+use crate::user::Username;
+
+const KEY_BYTES: usize = 32;
+type KeyBytes = Zeroizing<[u8; KEY_BYTES]>;
+
+/// The key from which those of all realms are derived. It never leaves the operator.
+pub struct MasterKey(KeyBytes);
+
+/// The key of one realm: what a service's namespace is given. It opens this realm's records and no other's.
+pub struct RealmKey {
+    bytes: KeyBytes,
+    generation: u32,
+}
+
+/// The keys of one realm, each for one purpose.
+pub struct RealmKeys {
+    pub(crate) realm: RealmId,
+    pub(crate) generation: u32,
+    pub(crate) sealing: KeyBytes,
+    naming: KeyBytes,
+    tagging: KeyBytes,
+}
+
+/// Why a text is not a key. The text is not part of the message.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+pub enum KeyError {
+    /// Not 32 bytes of base64.
+    #[error("must be 32 bytes in base64")]
+    NotAKey,
+    /// A realm key without its generation.
+    #[error("must have the form GENERATION:KEY, with the key as 32 bytes in base64")]
+    NotARealmKey,
+}
+
+fn decode(text: &str) -> Option<KeyBytes> {
+    let bytes = Zeroizing::new(BASE64.decode(text.trim().as_bytes()).ok()?);
+    let mut key = KeyBytes::default();
+    if bytes.len() != KEY_BYTES {
+        return None;
+    }
+    key.copy_from_slice(&bytes);
+    Some(key)
+}
+
+/// Derives a key. `purpose` parts are prefixed with their lengths, so that no two lists of parts are the same info.
+fn derive(key: &[u8; KEY_BYTES], purpose: &[&[u8]]) -> KeyBytes {
+    let mut info = b"fountainai-2fa".to_vec();
+    for part in purpose {
+        append_part(&mut info, part);
+    }
+    let mut derived = KeyBytes::default();
+    Hkdf::<Sha256>::new(None, key)
+        .expand(&info, derived.as_mut_slice())
+        .unwrap_or_else(|_| unreachable!("32 bytes are within what HKDF-SHA-256 can expand to"));
+    derived
+}
+
+/// Appends `part` with its length in front.
+pub(crate) fn append_part(buffer: &mut Vec<u8>, part: &[u8]) {
+    buffer.extend((part.len() as u64).to_be_bytes());
+    buffer.extend(part);
+}
+
+/// The first 128 bits of an HMAC-SHA-256 over length-prefixed parts.
+fn keyed_hash(key: &[u8; KEY_BYTES], parts: &[&[u8]]) -> [u8; 16] {
+    let mut mac =
+        Hmac::<Sha256>::new_from_slice(key).unwrap_or_else(|_| unreachable!("HMAC takes keys of any length"));
+    for part in parts {
+        mac.update(&(part.len() as u64).to_be_bytes());
+        mac.update(part);
+    }
+    let digest = mac.finalize().into_bytes();
+    let mut short = [0; 16];
+    short.copy_from_slice(&digest[..16]);
+    short
+}
+
+impl MasterKey {
+    /// A new random key.
+    pub fn generate(random: &mut impl CryptoRng) -> Self {
+        let mut bytes = KeyBytes::default();
+        random.fill_bytes(bytes.as_mut_slice());
+        Self(bytes)
+    }
+
+    /// Reads a key from its base64 form.
+    ///
+    /// # Errors
+    /// When it is not 32 bytes of base64.
+    pub fn from_base64(text: &str) -> Result<Self, KeyError> {
+        decode(text).map(Self).ok_or(KeyError::NotAKey)
+    }
+
+    /// The form in which the key is kept.
+    #[must_use]
+    pub fn to_base64(&self) -> SecretText {
+        SecretText::new(BASE64.encode(self.0.as_slice()))
+    }
+
+    /// The key of a realm. Another generation is another key, and so another set of names: raising it revokes
+    /// everything that the old one opened.
+    #[must_use]
+    pub fn realm_key(&self, realm: &RealmId, generation: u32) -> RealmKey {
+        let bytes = derive(&self.0, &[b"realm", realm.as_str().as_bytes(), &generation.to_be_bytes()]);
+        RealmKey { bytes, generation }
+    }
+}
+
+impl RealmKey {
+    /// Reads the form that [`RealmKey::to_text`] writes.
+    ///
+    /// # Errors
+    /// When it is not `GENERATION:KEY`.
+    pub fn from_text(text: &str) -> Result<Self, KeyError> {
+        let (generation, key) = text.trim().split_once(':').ok_or(KeyError::NotARealmKey)?;
+        let generation = generation.parse().map_err(|_| KeyError::NotARealmKey)?;
+        let bytes = decode(key).ok_or(KeyError::NotARealmKey)?;
+        Ok(Self { bytes, generation })
+    }
+
+    /// The form in which the key travels to services: `GENERATION:KEY`, the key in base64.
+    #[must_use]
+    pub fn to_text(&self) -> SecretText {
+        let mut encoded = BASE64.encode(self.bytes.as_slice());
+        let text = format!("{}:{encoded}", self.generation);
+        encoded.zeroize();
+        SecretText::new(text)
+    }
+
+    /// The keys for the purposes of `realm`.
+    #[must_use]
+    pub fn keys(&self, realm: &RealmId) -> RealmKeys {
+        let purpose = |name: &[u8]| derive(&self.bytes, &[name, realm.as_str().as_bytes()]);
+        RealmKeys {
+            realm: realm.clone(),
+            generation: self.generation,
+            sealing: purpose(b"seal"),
+            naming: purpose(b"pseudonym"),
+            tagging: purpose(b"code-tag"),
+        }
+    }
+}
+
+impl RealmKeys {
+    /// What a user is called in Redis.
+    #[must_use]
+    pub fn pseudonym(&self, username: &Username) -> Pseudonym {
+        Pseudonym::from_bytes(keyed_hash(&self.naming, &[username.as_str().as_bytes()]))
+    }
+
+    /// What a code is called in Redis. It includes the user and the caller: the same digits of another user, or
+    /// asked for by another service, are another tag.
+    #[must_use]
+    pub fn code_tag(&self, user: &Pseudonym, caller: &Caller, code: &Code) -> CodeTag {
+        let parts = [user.as_bytes(), caller.as_str().as_bytes(), code.expose_secret().as_bytes()];
+        CodeTag::from_bytes(keyed_hash(&self.tagging, &parts))
+    }
+}
+
+impl fmt::Debug for MasterKey {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("MasterKey(redacted)")
+    }
+}
+
+impl fmt::Debug for RealmKey {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "RealmKey(generation {}, redacted)", self.generation)
+    }
+}
+
+impl fmt::Debug for RealmKeys {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "RealmKeys(realm {}, generation {}, redacted)", self.realm, self.generation)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn master() -> MasterKey {
+        MasterKey(Zeroizing::new([7; KEY_BYTES]))
+    }
+
+    fn realm(name: &str) -> RealmId {
+        name.parse().unwrap()
+    }
+
+    #[test]
+    fn keys_survive_their_text_form() {
+        let again = MasterKey::from_base64(master().to_base64().expose_secret()).unwrap();
+        assert_eq!(again.0, master().0);
+        let key = master().realm_key(&realm("a"), 3);
+        let again = RealmKey::from_text(key.to_text().expose_secret()).unwrap();
+        assert_eq!((again.bytes, again.generation), (key.bytes, 3));
+    }
+
+    #[test]
+    fn texts_that_are_not_keys_are_refused() {
+        for text in ["", "abc", "AAAA", &BASE64.encode(&[1; 31]), &BASE64.encode(&[1; 33])] {
+            assert_eq!(MasterKey::from_base64(text).unwrap_err(), KeyError::NotAKey);
+            assert_eq!(RealmKey::from_text(text).unwrap_err(), KeyError::NotARealmKey);
+        }
+        assert_eq!(RealmKey::from_text("x:AAAA").unwrap_err(), KeyError::NotARealmKey);
+    }
+
+    #[test]
+    fn every_realm_generation_and_purpose_has_its_own_key() {
+        let user = "alice".parse().unwrap();
+        let mut names = Vec::new();
+        for (name, generation) in [("a", 1), ("a", 2), ("b", 1)] {
+            let keys = master().realm_key(&realm(name), generation).keys(&realm(name));
+            assert_ne!(keys.sealing, keys.naming);
+            assert_ne!(keys.naming, keys.tagging);
+            names.push(keys.pseudonym(&user));
+        }
+        names.sort();
+        names.dedup();
+        assert_eq!(names.len(), 3);
+    }
+
+    #[test]
+    fn a_code_tag_depends_on_user_caller_and_code() {
+        let keys = master().realm_key(&realm("a"), 1).keys(&realm("a"));
+        let tag = |user: &str, caller: &str, code: &str| {
+            let user = keys.pseudonym(&user.parse().unwrap());
+            keys.code_tag(&user, &caller.parse().unwrap(), &Code::parse(code).unwrap())
+        };
+        let mut tags = vec![
+            tag("alice", "kms", "123456"),
+            tag("bob", "kms", "123456"),
+            tag("alice", "kms1", "123456"),
+            tag("alice", "kms", "123457"),
+            tag("alice", "kms", "1234567"),
+        ];
+        tags.sort();
+        tags.dedup();
+        assert_eq!(tags.len(), 5);
+        assert_eq!(tag("alice", "kms", "123456"), tag("alice", "kms", "123456"));
+    }
+
+    #[test]
+    fn usernames_that_differ_in_case_or_spaces_are_different_users() {
+        let keys = master().realm_key(&realm("a"), 1).keys(&realm("a"));
+        let pseudonym = |name: &str| keys.pseudonym(&name.parse().unwrap());
+        assert_ne!(pseudonym("alice"), pseudonym("Alice"));
+        assert_ne!(pseudonym("alice"), pseudonym("alice "));
+        assert_ne!(pseudonym("Zo\u{eb}"), pseudonym("Zoe\u{308}"));
+    }
+}

@@ -1,0 +1,245 @@
+//! What things are called in Redis. Enters: an installation, a realm and a pseudonym. Leaves: names of keys.
+//!
+//! No name of a person is part of a key: a user is a keyed hash, which is also the hash tag, so that all keys
+//! of a user lie in one slot of a Redis Cluster and a brace in a username does no harm.
+
+use std::fmt;
+
+use thiserror::Error;
+
+/// The version of everything that is stored: of key names, of fields and of scripts.
+const LAYOUT: &str = "2fa1";
+
+macro_rules! identifier {
+    ($(#[$documentation:meta])* $name:ident, $longest:literal) => {
+        $(#[$documentation])*
+        #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub struct $name(String);
+
+        impl $name {
+            /// The text.
+            #[must_use]
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl std::str::FromStr for $name {
+            type Err = IdentifierError;
+
+            fn from_str(text: &str) -> Result<Self, Self::Err> {
+                let allowed = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
+                if text.is_empty() || text.len() > $longest || !text.bytes().all(allowed) {
+                    return Err(IdentifierError { longest: $longest });
+                }
+                Ok(Self(text.to_owned()))
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+                formatter.write_str(&self.0)
+            }
+        }
+    };
+}
+
+identifier!(
+    /// Which installation wrote a key, so that two clusters can share a Redis: the UID of the namespace
+    /// `kube-system` unless an administrator sets another one.
+    Installation,
+    64
+);
+identifier!(
+    /// A realm: the UID of the namespace that holds its users.
+    RealmId,
+    64
+);
+identifier!(
+    /// Who asks: the namespace of the calling service. Codes and failure counts are kept apart by it.
+    Caller,
+    63
+);
+
+/// Why a text is not an identifier.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+#[error("must be 1 to {longest} letters, digits or hyphens")]
+pub struct IdentifierError {
+    /// The most characters that are allowed.
+    pub longest: usize,
+}
+
+/// A user as Redis knows them: 128 bits of a hash that is keyed by the realm.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Pseudonym([u8; 16]);
+
+impl Pseudonym {
+    /// Takes over the first 128 bits of a keyed hash.
+    #[must_use]
+    pub const fn from_bytes(bytes: [u8; 16]) -> Self {
+        Self(bytes)
+    }
+
+    /// The bits.
+    #[must_use]
+    pub const fn as_bytes(&self) -> &[u8; 16] {
+        &self.0
+    }
+}
+
+impl fmt::Display for Pseudonym {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(&data_encoding::HEXLOWER.encode(&self.0))
+    }
+}
+
+impl fmt::Debug for Pseudonym {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "Pseudonym({self})")
+    }
+}
+
+impl std::str::FromStr for Pseudonym {
+    type Err = IdentifierError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let error = IdentifierError { longest: 32 };
+        let bytes = data_encoding::HEXLOWER.decode(text.as_bytes()).map_err(|_| error)?;
+        bytes.try_into().map(Self).map_err(|_| error)
+    }
+}
+
+/// A submitted or issued code as Redis knows it: 128 bits of a hash keyed by the realm, over user, caller and code.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct CodeTag([u8; 16]);
+
+impl CodeTag {
+    /// Takes over the first 128 bits of a keyed hash.
+    #[must_use]
+    pub const fn from_bytes(bytes: [u8; 16]) -> Self {
+        Self(bytes)
+    }
+}
+
+impl fmt::Display for CodeTag {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(&data_encoding::HEXLOWER.encode(&self.0))
+    }
+}
+
+impl fmt::Debug for CodeTag {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "CodeTag({self})")
+    }
+}
+
+/// The keys of one realm.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RealmNames {
+    prefix: String,
+    realm: RealmId,
+}
+
+/// The keys of one user, all in one slot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UserNames {
+    /// The sealed record. Sidecars only read it. No expiry.
+    pub record: String,
+    /// Hash: revision, since, until, failures and blocks. Only the publisher creates it. No expiry.
+    pub state: String,
+    /// Hash: the OTP log, the codes that were issued. Expires with the last of them.
+    pub otp: String,
+    /// Stream: what happened. Trimmed by age.
+    pub log: String,
+}
+
+impl RealmNames {
+    /// The names in `realm` of `installation`.
+    #[must_use]
+    pub fn new(installation: &Installation, realm: &RealmId) -> Self {
+        Self { prefix: format!("{LAYOUT}:{installation}:{realm}"), realm: realm.clone() }
+    }
+
+    /// The start of every key of this realm, and of no other's.
+    #[must_use]
+    pub fn prefix(&self) -> &str {
+        &self.prefix
+    }
+
+    /// The sealed record of the realm: policy and provider credentials.
+    #[must_use]
+    pub fn realm_record(&self) -> String {
+        format!("{}:{{{}}}:rec", self.prefix, self.realm)
+    }
+
+    /// Hash: whether the realm is completely published, and the guards of checked Redis nodes.
+    #[must_use]
+    pub fn realm_meta(&self) -> String {
+        format!("{}:{{{}}}:meta", self.prefix, self.realm)
+    }
+
+    /// The keys of a user.
+    #[must_use]
+    pub fn user(&self, pseudonym: &Pseudonym) -> UserNames {
+        let stem = format!("{}:{{{pseudonym}}}", self.prefix);
+        UserNames {
+            record: format!("{stem}:rec"),
+            state: format!("{stem}:state"),
+            otp: format!("{stem}:otp"),
+            log: format!("{stem}:log"),
+        }
+    }
+
+    /// The glob pattern of every user's state key, for a sweep. It does not match the realm's own keys.
+    #[must_use]
+    pub fn every_user_key(&self) -> String {
+        format!("{}:{{*}}:*", self.prefix)
+    }
+
+    /// The user whose key this is; nothing for keys of the realm and of others.
+    #[must_use]
+    pub fn user_of(&self, key: &str) -> Option<Pseudonym> {
+        let rest = key.strip_prefix(&self.prefix)?.strip_prefix(":{")?;
+        let (tag, _) = rest.split_once("}:")?;
+        tag.parse().ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names() -> RealmNames {
+        RealmNames::new(&"cluster".parse().unwrap(), &"a-realm".parse().unwrap())
+    }
+
+    #[test]
+    fn all_keys_of_a_user_share_one_hash_tag() {
+        let user = names().user(&Pseudonym::from_bytes([0xab; 16]));
+        let tag = format!("{{{}}}", "ab".repeat(16));
+        for key in [&user.record, &user.state, &user.otp, &user.log] {
+            assert!(key.starts_with("2fa1:cluster:a-realm:{"), "{key}");
+            assert_eq!(key.matches('{').count(), 1);
+            assert!(key.contains(&tag));
+        }
+    }
+
+    #[test]
+    fn the_user_of_a_key_is_found_again() {
+        let names = names();
+        let pseudonym = Pseudonym::from_bytes([7; 16]);
+        let user = names.user(&pseudonym);
+        assert_eq!(names.user_of(&user.state), Some(pseudonym));
+        assert_eq!(names.user_of(&user.log), Some(pseudonym));
+        assert_eq!(names.user_of(&names.realm_meta()), None);
+        let other = RealmNames::new(&"cluster".parse().unwrap(), &"a-realm-2".parse().unwrap());
+        assert_eq!(other.user_of(&user.state), None);
+    }
+
+    #[test]
+    fn identifiers_cannot_carry_separators() {
+        for text in ["", "a:b", "a{b", "a b", "é", &"x".repeat(65)] {
+            assert!(text.parse::<RealmId>().is_err(), "{text}");
+        }
+    }
+}

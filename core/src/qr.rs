@@ -1,0 +1,113 @@
+//! QR codes of `otpauth` URIs. Enters: a secret text. Leaves: a PNG picture, or characters for a terminal.
+
+use qrcode::{Color, EcLevel, QrCode};
+use thiserror::Error;
+
+use crate::secret::SecretText;
+
+/// Light modules around the code: readers need four (ISO/IEC 18004 §9.1).
+const QUIET_ZONE: usize = 4;
+/// Pixels of a module's side, enough to be photographed from a screen.
+const SCALE: usize = 8;
+
+/// The text does not fit into the largest QR code.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+#[error("the otpauth URI is too long for a QR code: use a shorter username or issuer")]
+pub struct QrError;
+
+/// A square of dark and light modules, quiet zone included.
+pub struct QrPicture {
+    dark: Vec<bool>,
+    width: usize,
+}
+
+impl QrPicture {
+    /// Encodes `text` with error correction level M, or L when it is too long for that.
+    ///
+    /// # Errors
+    /// When `text` is longer than what a QR code holds: 2,953 bytes.
+    pub fn encode(text: &SecretText) -> Result<Self, QrError> {
+        let bytes = text.expose_secret().as_bytes();
+        let code = QrCode::with_error_correction_level(bytes, EcLevel::M)
+            .or_else(|_| QrCode::with_error_correction_level(bytes, EcLevel::L))
+            .map_err(|_| QrError)?;
+        let inner = code.width();
+        let width = inner + 2 * QUIET_ZONE;
+        let mut dark = vec![false; width * width];
+        for (index, color) in code.to_colors().into_iter().enumerate() {
+            let (row, column) = (index / inner + QUIET_ZONE, index % inner + QUIET_ZONE);
+            dark[row * width + column] = color == Color::Dark;
+        }
+        Ok(Self { dark, width })
+    }
+
+    fn is_dark(&self, row: usize, column: usize) -> bool {
+        row < self.width && self.dark[row * self.width + column]
+    }
+
+    /// The picture as PNG: one bit a pixel, eight pixels a module.
+    #[must_use]
+    pub fn png(&self) -> Vec<u8> {
+        let side = self.width * SCALE;
+        let row_bytes = side.div_ceil(8);
+        let mut pixels = vec![0xff; row_bytes * side];
+        for y in 0..side {
+            for x in 0..side {
+                if self.is_dark(y / SCALE, x / SCALE) {
+                    pixels[y * row_bytes + x / 8] &= !(0x80 >> (x % 8));
+                }
+            }
+        }
+        let mut file = Vec::new();
+        let side =
+            u32::try_from(side).unwrap_or_else(|_| unreachable!("a QR code has at most 177 modules a side"));
+        let mut encoder = png::Encoder::new(&mut file, side, side);
+        encoder.set_color(png::ColorType::Grayscale);
+        encoder.set_depth(png::BitDepth::One);
+        encoder
+            .write_header()
+            .and_then(|mut writer| writer.write_image_data(&pixels))
+            .unwrap_or_else(|_| unreachable!("memory does not fail to be written, and the sizes agree"));
+        file
+    }
+
+    /// The picture for a terminal: two modules a character, in ANSI black on white, so that it reads the same
+    /// on dark and on light backgrounds.
+    #[must_use]
+    pub fn terminal(&self) -> String {
+        let mut text = String::new();
+        for row in (0..self.width).step_by(2) {
+            text.push_str("\x1b[30;107m");
+            for column in 0..self.width {
+                text.push(match (self.is_dark(row, column), self.is_dark(row + 1, column)) {
+                    (true, true) => '█',
+                    (true, false) => '▀',
+                    (false, true) => '▄',
+                    (false, false) => ' ',
+                });
+            }
+            text.push_str("\x1b[0m\n");
+        }
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_text_that_is_too_long_is_refused() {
+        assert!(QrPicture::encode(&SecretText::new("x".repeat(2900))).is_ok());
+        assert_eq!(QrPicture::encode(&SecretText::new("x".repeat(3000))).err(), Some(QrError));
+    }
+
+    #[test]
+    fn both_forms_have_a_quiet_zone() {
+        let picture = QrPicture::encode(&SecretText::new("otpauth://totp/x".to_owned())).unwrap();
+        let terminal = picture.terminal();
+        let first = terminal.lines().next().unwrap();
+        assert!(!first.contains(['█', '▀', '▄']));
+        assert!(picture.png().starts_with(b"\x89PNG"));
+    }
+}

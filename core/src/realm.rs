@@ -1,0 +1,122 @@
+//! The realm as the publisher hands it to sidecars: policy and provider credentials. Enters: what an
+//! administrator configured. Leaves: a sealed record, or the same values read back from one.
+
+use std::time::Duration;
+
+use rand_core::CryptoRng;
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use crate::key::RealmKeys;
+use crate::record::{RecordError, from_plaintext, to_plaintext};
+use crate::seal::{self, Revision, Subject};
+use crate::secret::SecretText;
+
+/// Room for a bundle of certificates beside everything else.
+const LARGEST_REALM: usize = 64 * 1024;
+
+/// How long a delivered code is accepted: 1 to 10 minutes. NIST SP 800-63B allows 10 at most.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "u8", into = "u8")]
+pub struct OtpLifetime(u8);
+
+/// A lifetime outside 1 to 10 minutes.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+#[error("must be 1 to 10 minutes, not {0}")]
+pub struct OtpLifetimeError(u8);
+
+impl OtpLifetime {
+    /// The lifetime as a duration.
+    #[must_use]
+    pub const fn duration(self) -> Duration {
+        Duration::from_secs(self.0 as u64 * 60)
+    }
+}
+
+impl Default for OtpLifetime {
+    fn default() -> Self {
+        Self(5)
+    }
+}
+
+impl TryFrom<u8> for OtpLifetime {
+    type Error = OtpLifetimeError;
+
+    fn try_from(minutes: u8) -> Result<Self, Self::Error> {
+        if (1..=10).contains(&minutes) { Ok(Self(minutes)) } else { Err(OtpLifetimeError(minutes)) }
+    }
+}
+
+impl From<OtpLifetime> for u8 {
+    fn from(lifetime: OtpLifetime) -> Self {
+        lifetime.0
+    }
+}
+
+/// How the connection to the mail server is protected.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SmtpSecurity {
+    /// Plain at first, then upgraded; refused when the server does not offer it. Port 587.
+    #[default]
+    Starttls,
+    /// TLS from the first byte. Port 465.
+    Implicit,
+    /// Not at all: only for a mail server on the same machine.
+    Plain,
+}
+
+/// A mail server and how to log in to it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SmtpSettings {
+    /// Host name, which its certificate must carry.
+    pub server: String,
+    /// TCP port.
+    pub port: u16,
+    /// How the connection is protected.
+    pub security: SmtpSecurity,
+    /// The account; no AUTH without one.
+    pub username: Option<String>,
+    /// Its password.
+    pub password: Option<SecretText>,
+    /// The sender: an address, or `Name <address>`.
+    pub from: String,
+    /// Certificates, in PEM, of the authority that the server's one is checked against in place of the system's.
+    #[serde(default)]
+    pub ca_certificates: Option<String>,
+}
+
+/// Policy and credentials that hold for all users of a realm.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RealmRecord {
+    /// Shown in authenticator apps for users who have no issuer of their own.
+    pub issuer: String,
+    /// How long a delivered code is accepted.
+    pub otp_lifetime: OtpLifetime,
+    /// Absent: this realm sends no mail.
+    #[serde(default)]
+    pub smtp: Option<SmtpSettings>,
+}
+
+impl Default for RealmRecord {
+    /// The contract's defaults, and no way to deliver anything.
+    fn default() -> Self {
+        Self { issuer: "FountainAI".to_owned(), otp_lifetime: OtpLifetime::default(), smtp: None }
+    }
+}
+
+impl RealmRecord {
+    /// Seals the record as `revision`.
+    pub fn seal(&self, keys: &RealmKeys, revision: Revision, random: &mut impl CryptoRng) -> Vec<u8> {
+        seal::seal(keys, Subject::Realm, revision, &to_plaintext(self, LARGEST_REALM), random)
+    }
+
+    /// Opens a realm's record.
+    ///
+    /// # Errors
+    /// When it does not open, is another realm's, or holds something else.
+    pub fn open(keys: &RealmKeys, sealed: &[u8]) -> Result<(Revision, Self), RecordError> {
+        let opened = seal::open(keys, Subject::Realm, sealed)?;
+        Ok((opened.revision, from_plaintext(&opened.plaintext)?))
+    }
+}

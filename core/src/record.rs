@@ -1,0 +1,164 @@
+//! The user as the publisher hands them to sidecars. Enters: a definition and perhaps a seed. Leaves: a sealed
+//! record, or the same values read back from one.
+
+use rand_core::CryptoRng;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+use zeroize::Zeroizing;
+
+use crate::key::RealmKeys;
+use crate::names::Pseudonym;
+use crate::seal::{self, OpenError, Revision, Subject};
+use crate::secret::SecretText;
+use crate::seed::Seed;
+use crate::totp::Totp;
+use crate::user::UserDefinition;
+
+/// Larger than any record that fits the limits of its fields: a buffer of this size never grows, so no unwiped
+/// copy of a seed is left behind.
+const LARGEST_USER: usize = 4096;
+
+/// Everything a sidecar knows about a user.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UserRecord {
+    /// What the administrator said.
+    pub definition: UserDefinition,
+    /// Absent while the user's Secret is missing or unusable.
+    pub seed: Option<Seed>,
+}
+
+/// Why a sealed record gave no value.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+pub enum RecordError {
+    /// It does not open.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// It opens, but holds something else: the writer is of another version.
+    #[error("the record opens but does not hold what this version expects")]
+    Content,
+}
+
+#[derive(Serialize, Deserialize)]
+struct SealedUser {
+    #[serde(flatten)]
+    definition: UserDefinition,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    seed: Option<SecretText>,
+}
+
+impl UserRecord {
+    /// What computes this user's codes; nothing without a seed.
+    #[must_use]
+    pub fn totp(&self) -> Option<Totp> {
+        self.seed.as_ref().map(|seed| Totp::new(seed, self.definition.totp))
+    }
+
+    /// Seals the record as `revision` of the user `pseudonym`.
+    pub fn seal(
+        &self,
+        keys: &RealmKeys,
+        pseudonym: Pseudonym,
+        revision: Revision,
+        random: &mut impl CryptoRng,
+    ) -> Vec<u8> {
+        let content =
+            SealedUser { definition: self.definition.clone(), seed: self.seed.as_ref().map(Seed::to_base32) };
+        let plaintext = to_plaintext(&content, LARGEST_USER);
+        seal::seal(keys, Subject::User(pseudonym), revision, &plaintext, random)
+    }
+
+    /// Opens a record of the user `pseudonym`.
+    ///
+    /// # Errors
+    /// When it does not open, is another user's, or holds something else.
+    pub fn open(
+        keys: &RealmKeys,
+        pseudonym: Pseudonym,
+        sealed: &[u8],
+    ) -> Result<(Revision, Self), RecordError> {
+        let opened = seal::open(keys, Subject::User(pseudonym), sealed)?;
+        let content: SealedUser = from_plaintext(&opened.plaintext)?;
+        if keys.pseudonym(&content.definition.username) != pseudonym {
+            return Err(RecordError::Content);
+        }
+        let seed = match content.seed {
+            Some(text) => Some(Seed::from_base32(text.expose_secret()).map_err(|_| RecordError::Content)?),
+            None => None,
+        };
+        Ok((opened.revision, Self { definition: content.definition, seed }))
+    }
+}
+
+pub(crate) fn to_plaintext(content: &impl Serialize, capacity: usize) -> Zeroizing<Vec<u8>> {
+    let mut plaintext = Zeroizing::new(Vec::with_capacity(capacity));
+    serde_json::to_writer(&mut *plaintext, content).unwrap_or_else(|_| {
+        unreachable!("a record has only text keys, and memory does not fail to be written")
+    });
+    plaintext
+}
+
+pub(crate) fn from_plaintext<T: DeserializeOwned>(plaintext: &[u8]) -> Result<T, RecordError> {
+    serde_json::from_slice(plaintext).map_err(|_| RecordError::Content)
+}
+
+#[cfg(test)]
+mod tests {
+    use rand::rngs::SysRng;
+    use rand_core::UnwrapErr;
+
+    use super::*;
+    use crate::key::MasterKey;
+    use crate::totp::TotpParameters;
+    use crate::user::DeliveryMethod;
+
+    fn keys() -> RealmKeys {
+        let realm = "a".parse().unwrap();
+        MasterKey::generate(&mut UnwrapErr(SysRng)).realm_key(&realm, 1).keys(&realm)
+    }
+
+    fn alice(seed: Option<Seed>) -> UserRecord {
+        UserRecord {
+            definition: UserDefinition {
+                username: "alice".parse().unwrap(),
+                enabled: true,
+                delivery_method: DeliveryMethod::Email,
+                email: Some("alice@example.org".to_owned().try_into().unwrap()),
+                phone_number: None,
+                totp: TotpParameters::default(),
+                issuer: None,
+            },
+            seed,
+        }
+    }
+
+    #[test]
+    fn a_record_comes_back_as_it_was_with_and_without_a_seed() {
+        let keys = keys();
+        let pseudonym = keys.pseudonym(&"alice".parse().unwrap());
+        for seed in [Some(Seed::generate(&mut UnwrapErr(SysRng))), None] {
+            let record = alice(seed);
+            let sealed = record.seal(&keys, pseudonym, Revision(5), &mut UnwrapErr(SysRng));
+            assert_eq!(UserRecord::open(&keys, pseudonym, &sealed).unwrap(), (Revision(5), record));
+        }
+    }
+
+    #[test]
+    fn a_record_sealed_under_a_name_that_is_not_its_users_is_refused() {
+        let keys = keys();
+        let bob = keys.pseudonym(&"bob".parse().unwrap());
+        let sealed = alice(None).seal(&keys, bob, Revision(5), &mut UnwrapErr(SysRng));
+        assert_eq!(UserRecord::open(&keys, bob, &sealed).unwrap_err(), RecordError::Content);
+    }
+
+    #[test]
+    fn neither_seed_nor_address_is_in_clear() {
+        let keys = keys();
+        let pseudonym = keys.pseudonym(&"alice".parse().unwrap());
+        let seed = Seed::generate(&mut UnwrapErr(SysRng));
+        let text = seed.to_base32();
+        let sealed = alice(Some(seed)).seal(&keys, pseudonym, Revision(5), &mut UnwrapErr(SysRng));
+        let shown = String::from_utf8_lossy(&sealed);
+        assert!(!shown.contains(text.expose_secret()) && !shown.contains("alice"));
+    }
+}

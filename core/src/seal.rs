@@ -1,0 +1,181 @@
+//! Sealing: records that only holders of the realm key can read, move, relabel or roll back.
+//!
+//! Enters: plaintext with what it is about and its revision, and randomness for the nonce. Leaves:
+//! XChaCha20-Poly1305 under the realm's sealing key. Opening takes the same in reverse and fails closed.
+//!
+//! Layout: format (1 byte), key generation (4), revision (8), nonce (24), ciphertext and tag. The first three,
+//! the realm, the kind and the user are associated data, so none of them can be changed.
+
+use chacha20poly1305::aead::{Aead, KeyInit, Payload};
+use chacha20poly1305::{XChaCha20Poly1305, XNonce};
+use rand_core::CryptoRng;
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+use zeroize::Zeroizing;
+
+use crate::key::{RealmKeys, append_part};
+use crate::names::Pseudonym;
+
+/// The one layout there is. A new one is written one release after it can be read.
+const FORMAT: u8 = 1;
+const NONCE_BYTES: usize = 24;
+const HEADER_BYTES: usize = 1 + 4 + 8;
+
+/// A record's revision: it only ever rises. The publisher takes the time in milliseconds, or one more than the
+/// last when that is higher, so that it also rises when Redis has forgotten the last one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Revision(pub u64);
+
+/// What a sealed record is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Subject {
+    /// A user.
+    User(Pseudonym),
+    /// The realm itself.
+    Realm,
+}
+
+/// An opened record.
+pub struct Opened {
+    /// The revision that the record was sealed with.
+    pub revision: Revision,
+    /// What was sealed.
+    pub plaintext: Zeroizing<Vec<u8>>,
+}
+
+/// Why a record was not opened.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+pub enum OpenError {
+    /// Too short to be a record.
+    #[error("the record is truncated")]
+    Truncated,
+    /// Written by a version that this one cannot read.
+    #[error("the record has format {0}, this version reads format 1")]
+    Format(u8),
+    /// Sealed under another generation of the realm key.
+    #[error("the record is sealed under generation {found} of the realm key, this is generation {ours}")]
+    Generation {
+        /// The record's.
+        found: u32,
+        /// This key's.
+        ours: u32,
+    },
+    /// Damaged, forged, moved from another user or realm, or relabelled.
+    #[error("the record does not open with this realm's key")]
+    NotAuthentic,
+}
+
+fn associated_data(keys: &RealmKeys, subject: Subject, header: &[u8]) -> Vec<u8> {
+    let mut data = b"fountainai-2fa record".to_vec();
+    append_part(&mut data, keys.realm.as_str().as_bytes());
+    match subject {
+        Subject::User(pseudonym) => {
+            append_part(&mut data, b"user");
+            append_part(&mut data, pseudonym.as_bytes());
+        }
+        Subject::Realm => append_part(&mut data, b"realm"),
+    }
+    append_part(&mut data, header);
+    data
+}
+
+/// Seals `plaintext` as revision `revision` of `subject`.
+pub fn seal(
+    keys: &RealmKeys,
+    subject: Subject,
+    revision: Revision,
+    plaintext: &[u8],
+    random: &mut impl CryptoRng,
+) -> Vec<u8> {
+    let mut sealed = Vec::with_capacity(HEADER_BYTES + NONCE_BYTES + plaintext.len() + 16);
+    sealed.push(FORMAT);
+    sealed.extend(keys.generation.to_be_bytes());
+    sealed.extend(revision.0.to_be_bytes());
+    let mut nonce = [0; NONCE_BYTES];
+    random.fill_bytes(&mut nonce);
+    let associated = associated_data(keys, subject, &sealed);
+    let ciphertext = XChaCha20Poly1305::new((&*keys.sealing).into())
+        .encrypt(&XNonce::from(nonce), Payload { msg: plaintext, aad: &associated })
+        .unwrap_or_else(|_| unreachable!("a record is far shorter than what the cipher can take"));
+    sealed.extend(nonce);
+    sealed.extend(ciphertext);
+    sealed
+}
+
+/// Opens what [`seal`] made, for the same subject and under the same key.
+///
+/// # Errors
+/// When it is anything else; nothing of the content is given away then.
+pub fn open(keys: &RealmKeys, subject: Subject, sealed: &[u8]) -> Result<Opened, OpenError> {
+    let (header, rest) = sealed.split_at_checked(HEADER_BYTES).ok_or(OpenError::Truncated)?;
+    let (nonce, ciphertext) = rest.split_first_chunk::<NONCE_BYTES>().ok_or(OpenError::Truncated)?;
+    let [format, generation @ .., _, _, _, _, _, _, _, _] = header else { return Err(OpenError::Truncated) };
+    if *format != FORMAT {
+        return Err(OpenError::Format(*format));
+    }
+    let generation = u32::from_be_bytes(generation.try_into().map_err(|_| OpenError::Truncated)?);
+    if generation != keys.generation {
+        return Err(OpenError::Generation { found: generation, ours: keys.generation });
+    }
+    let revision = header[5..].try_into().map(u64::from_be_bytes).map_err(|_| OpenError::Truncated)?;
+    let associated = associated_data(keys, subject, header);
+    let plaintext = XChaCha20Poly1305::new((&*keys.sealing).into())
+        .decrypt(&XNonce::from(*nonce), Payload { msg: ciphertext, aad: &associated })
+        .map_err(|_| OpenError::NotAuthentic)?;
+    Ok(Opened { revision: Revision(revision), plaintext: Zeroizing::new(plaintext) })
+}
+
+#[cfg(test)]
+mod tests {
+    use rand::rngs::SysRng;
+    use rand_core::UnwrapErr;
+
+    use super::*;
+    use crate::key::MasterKey;
+
+    fn keys(realm: &str, generation: u32) -> RealmKeys {
+        let master = MasterKey::from_base64(&data_encoding::BASE64.encode(&[9; 32])).unwrap();
+        let realm = realm.parse().unwrap();
+        master.realm_key(&realm, generation).keys(&realm)
+    }
+
+    const ALICE: Subject = Subject::User(Pseudonym::from_bytes([1; 16]));
+    const BOB: Subject = Subject::User(Pseudonym::from_bytes([2; 16]));
+
+    fn sealed() -> Vec<u8> {
+        seal(&keys("a", 1), ALICE, Revision(42), b"content", &mut UnwrapErr(SysRng))
+    }
+
+    #[test]
+    fn what_was_sealed_is_opened_with_its_revision() {
+        let opened = open(&keys("a", 1), ALICE, &sealed()).unwrap();
+        assert_eq!((opened.revision, opened.plaintext.as_slice()), (Revision(42), b"content".as_slice()));
+    }
+
+    #[test]
+    fn sealing_twice_gives_different_bytes() {
+        assert_ne!(sealed(), sealed());
+    }
+
+    #[test]
+    fn a_record_of_another_user_realm_kind_or_generation_does_not_open() {
+        let sealed = sealed();
+        let error = |keys: &RealmKeys, subject| open(keys, subject, &sealed).err().unwrap();
+        assert_eq!(error(&keys("a", 1), BOB), OpenError::NotAuthentic);
+        assert_eq!(error(&keys("a", 1), Subject::Realm), OpenError::NotAuthentic);
+        assert_eq!(error(&keys("b", 1), ALICE), OpenError::NotAuthentic);
+        assert_eq!(error(&keys("a", 2), ALICE), OpenError::Generation { found: 1, ours: 2 });
+    }
+
+    #[test]
+    fn no_byte_of_a_record_can_be_changed_and_none_left_out() {
+        let sealed = sealed();
+        for index in 0..sealed.len() {
+            let mut changed = sealed.clone();
+            changed[index] ^= 1;
+            assert!(open(&keys("a", 1), ALICE, &changed).is_err(), "byte {index}");
+            assert!(open(&keys("a", 1), ALICE, &sealed[..index]).is_err(), "first {index} bytes");
+        }
+    }
+}

@@ -1,0 +1,147 @@
+//! The seed: the secret that a user's authenticator and this system share. RFC 4226 calls it the shared secret.
+//!
+//! Enters: randomness, or base32 text that somebody imports. Leaves: at least 160 bits that cannot be printed
+//! and are wiped from memory when dropped.
+
+use std::fmt;
+
+use data_encoding::BASE32_NOPAD;
+use rand_core::CryptoRng;
+use thiserror::Error;
+use zeroize::Zeroizing;
+
+use crate::secret::SecretText;
+
+/// The shortest seed, in bytes: the 160 bits that RFC 4226 §4 (R6) recommends.
+pub const MINIMUM_BYTES: usize = 20;
+/// The longest seed, in bytes: the block size of SHA-512, beyond which HMAC would only hash it first.
+pub const MAXIMUM_BYTES: usize = 128;
+
+/// A seed of [`MINIMUM_BYTES`] to [`MAXIMUM_BYTES`] bytes.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Seed(Zeroizing<Vec<u8>>);
+
+/// Why a text is not a seed. The text itself is never part of the message.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+pub enum SeedError {
+    /// Not RFC 4648 base32.
+    #[error("is not base32: letters A to Z and digits 2 to 7 are allowed")]
+    NotBase32,
+    /// Fewer than [`MINIMUM_BYTES`].
+    #[error("has {bits} bits, at least 160 are needed (32 base32 characters)")]
+    TooShort {
+        /// How long it is.
+        bits: usize,
+    },
+    /// More than [`MAXIMUM_BYTES`].
+    #[error("has {bits} bits, at most 1024 are allowed")]
+    TooLong {
+        /// How long it is.
+        bits: usize,
+    },
+}
+
+impl Seed {
+    /// A new seed of 160 bits.
+    pub fn generate(random: &mut impl CryptoRng) -> Self {
+        let mut bytes = Zeroizing::new(vec![0; MINIMUM_BYTES]);
+        random.fill_bytes(&mut bytes);
+        Self(bytes)
+    }
+
+    /// Takes over raw bytes.
+    ///
+    /// # Errors
+    /// When there are too few or too many of them.
+    pub fn from_bytes(bytes: Vec<u8>) -> Result<Self, SeedError> {
+        let bytes = Zeroizing::new(bytes);
+        let bits = bytes.len() * 8;
+        match bytes.len() {
+            length if length < MINIMUM_BYTES => Err(SeedError::TooShort { bits }),
+            length if length > MAXIMUM_BYTES => Err(SeedError::TooLong { bits }),
+            _ => Ok(Self(bytes)),
+        }
+    }
+
+    /// Reads RFC 4648 base32, the form that authenticators and other systems export: either case, with or
+    /// without `=` padding, and with the spaces or hyphens that some of them put between groups.
+    ///
+    /// # Errors
+    /// When it is not base32, or too short or too long.
+    pub fn from_base32(text: &str) -> Result<Self, SeedError> {
+        // Reserved at once: growing would leave copies behind that nobody wipes.
+        let mut symbols = Zeroizing::new(Vec::with_capacity(text.len()));
+        symbols.extend(
+            text.trim()
+                .trim_end_matches('=')
+                .bytes()
+                .filter(|byte| !matches!(byte, b' ' | b'-'))
+                .map(|byte| byte.to_ascii_uppercase()),
+        );
+        let bytes = BASE32_NOPAD.decode(&symbols).map_err(|_| SeedError::NotBase32)?;
+        Self::from_bytes(bytes)
+    }
+
+    /// The seed as unpadded base32, the form that `otpauth` URIs and authenticators use.
+    #[must_use]
+    pub fn to_base32(&self) -> SecretText {
+        SecretText::new(BASE32_NOPAD.encode(&self.0))
+    }
+
+    /// The raw bytes. Each use of this is a place to review.
+    #[must_use]
+    pub fn expose_secret(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Seed {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("Seed(redacted)")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BASE32: &str = "GEZDGNBVGY3TQOJQGEZDGNBVGY3TQOJQ";
+
+    #[test]
+    fn base32_is_read_in_the_forms_that_others_export() {
+        let seed = Seed::from_base32(BASE32).unwrap();
+        assert_eq!(seed.expose_secret(), b"12345678901234567890");
+        for form in [
+            "gezdgnbvgy3tqojqgezdgnbvgy3tqojq",
+            "GEZD GNBV GY3T QOJQ GEZD GNBV GY3T QOJQ",
+            "GEZD-GNBV-GY3T-QOJQ-GEZD-GNBV-GY3T-QOJQ\n",
+            "GEZDGNBVGY3TQOJQGEZDGNBVGY3TQOJQ====",
+        ] {
+            assert!(Seed::from_base32(form).unwrap() == seed);
+        }
+        assert_eq!(seed.to_base32().expose_secret(), BASE32);
+    }
+
+    #[test]
+    fn what_is_not_base32_is_refused() {
+        for text in
+            ["GEZDGNBVGY3TQOJQGEZDGNBVGY3TQOJ1", "0EZDGNBVGY3TQOJQGEZDGNBVGY3TQOJQ", "ÄZDG", "GEZ=DGNB"]
+        {
+            assert_eq!(Seed::from_base32(text).unwrap_err(), SeedError::NotBase32, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_seed_of_less_than_160_bits_is_refused() {
+        assert_eq!(Seed::from_base32("").unwrap_err(), SeedError::TooShort { bits: 0 });
+        assert_eq!(Seed::from_base32("GEZDGNBVGY3TQOJQ").unwrap_err(), SeedError::TooShort { bits: 80 });
+        assert_eq!(Seed::from_bytes(vec![7; 19]).unwrap_err(), SeedError::TooShort { bits: 152 });
+        assert_eq!(Seed::from_bytes(vec![7; 129]).unwrap_err(), SeedError::TooLong { bits: 1032 });
+    }
+
+    #[test]
+    fn a_seed_is_never_printed() {
+        let seed = Seed::from_base32(BASE32).unwrap();
+        assert_eq!(format!("{seed:?} {:?}", seed.to_base32()), "Seed(redacted) SecretText(redacted)");
+    }
+}

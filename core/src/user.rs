@@ -1,0 +1,276 @@
+//! Who a user is and how a code reaches them. Enters: text from a manifest or a request. Leaves: validated values.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use crate::totp::TotpParameters;
+
+/// A username: 1 to 253 characters, none of them a control character. It is compared exactly, without trimming
+/// or case folding, so that no second spelling has a failure count of its own.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Username(String);
+
+/// Why a text is not a username.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+pub enum UsernameError {
+    /// No characters at all.
+    #[error("must not be empty")]
+    Empty,
+    /// More than 253 characters.
+    #[error("has {0} characters, at most 253 are allowed")]
+    TooLong(usize),
+    /// A character such as a line break or NUL.
+    #[error("must not contain control characters")]
+    ControlCharacter,
+}
+
+impl Username {
+    /// The longest username, in characters.
+    pub const MAXIMUM_CHARACTERS: usize = 253;
+
+    /// The name as it was given.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl TryFrom<String> for Username {
+    type Error = UsernameError;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        let characters = text.chars().count();
+        if characters == 0 {
+            return Err(UsernameError::Empty);
+        }
+        if characters > Self::MAXIMUM_CHARACTERS {
+            return Err(UsernameError::TooLong(characters));
+        }
+        if text.chars().any(char::is_control) {
+            return Err(UsernameError::ControlCharacter);
+        }
+        Ok(Self(text))
+    }
+}
+
+impl std::str::FromStr for Username {
+    type Err = UsernameError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        text.to_owned().try_into()
+    }
+}
+
+impl From<Username> for String {
+    fn from(name: Username) -> Self {
+        name.0
+    }
+}
+
+impl fmt::Display for Username {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(&self.0)
+    }
+}
+
+/// How a user gets a code. One user has one way, so that the weakest of several cannot be chosen by an attacker.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DeliveryMethod {
+    /// By email, to the user's address.
+    #[default]
+    Email,
+    /// By text message, to the user's phone number.
+    Sms,
+    /// By a signed HTTP request to the realm's webhook.
+    Webhook,
+    /// Not at all: the user's authenticator app computes it.
+    App,
+}
+
+impl DeliveryMethod {
+    /// Every method, in the order of the documentation.
+    pub const ALL: [Self; 4] = [Self::Email, Self::Sms, Self::Webhook, Self::App];
+
+    /// The name in manifests, metrics and logs.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Email => "email",
+            Self::Sms => "sms",
+            Self::Webhook => "webhook",
+            Self::App => "app",
+        }
+    }
+}
+
+/// An email address that is safe to put in a message header and a recipient list: one `@`, no white space, no
+/// control characters, no comma, at most 254 characters (RFC 5321 §4.5.3.1.3 less the brackets). Whether a
+/// mailbox is behind it only its mail server knows.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct EmailAddress(String);
+
+/// A phone number in the international format of ITU-T E.164: `+`, then 7 to 15 digits, the first not 0.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct PhoneNumber(String);
+
+/// Why a text is not an email address.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+#[error("is not an email address: write it like name@example.org")]
+pub struct EmailAddressError;
+
+/// Why a text is not a phone number.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+#[error("is not a phone number in international format: write it like +4930123456, digits only")]
+pub struct PhoneNumberError;
+
+impl TryFrom<String> for EmailAddress {
+    type Error = EmailAddressError;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        let forbidden = |c: char| c.is_control() || c.is_whitespace() || ",;:<>()[]\"\\".contains(c);
+        let well_formed = text.len() <= 254
+            && !text.contains(forbidden)
+            && text.split_once('@').is_some_and(|(mailbox, domain)| {
+                !mailbox.is_empty() && mailbox.len() <= 64 && !domain.is_empty() && !domain.contains('@')
+            });
+        if well_formed { Ok(Self(text)) } else { Err(EmailAddressError) }
+    }
+}
+
+impl TryFrom<String> for PhoneNumber {
+    type Error = PhoneNumberError;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        let well_formed = text.strip_prefix('+').is_some_and(|digits| {
+            (7..=15).contains(&digits.len())
+                && !digits.starts_with('0')
+                && digits.bytes().all(|byte| byte.is_ascii_digit())
+        });
+        if well_formed { Ok(Self(text)) } else { Err(PhoneNumberError) }
+    }
+}
+
+impl EmailAddress {
+    /// The address.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl PhoneNumber {
+    /// The number.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl From<EmailAddress> for String {
+    fn from(address: EmailAddress) -> Self {
+        address.0
+    }
+}
+
+impl From<PhoneNumber> for String {
+    fn from(number: PhoneNumber) -> Self {
+        number.0
+    }
+}
+
+impl fmt::Debug for EmailAddress {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("EmailAddress(redacted)")
+    }
+}
+
+impl fmt::Debug for PhoneNumber {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("PhoneNumber(redacted)")
+    }
+}
+
+/// Everything that an administrator says about a user, validated; all but the seed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UserDefinition {
+    /// Unique within the realm.
+    pub username: Username,
+    /// A disabled user is answered like an unknown one.
+    pub enabled: bool,
+    /// The one way in which this user gets codes.
+    pub delivery_method: DeliveryMethod,
+    /// Where mail goes; present when the method is email.
+    pub email: Option<EmailAddress>,
+    /// Where text messages go; present when the method is SMS.
+    pub phone_number: Option<PhoneNumber>,
+    /// How codes are made from the seed.
+    pub totp: TotpParameters,
+    /// Shown in the authenticator app; the realm's issuer when absent.
+    pub issuer: Option<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn usernames_are_taken_exactly() {
+        for name in ["alice", "Alice", " alice", "a{b}c", "Zoë", "名前", &"x".repeat(253)] {
+            assert_eq!(name.parse::<Username>().unwrap().as_str(), name);
+        }
+        assert_eq!("".parse::<Username>().unwrap_err(), UsernameError::Empty);
+        assert_eq!("x".repeat(300).parse::<Username>().unwrap_err(), UsernameError::TooLong(300));
+        for name in ["a\nb", "a\0", "\u{7f}", "a\u{85}b"] {
+            assert_eq!(name.parse::<Username>().unwrap_err(), UsernameError::ControlCharacter);
+        }
+    }
+
+    #[test]
+    fn addresses_that_could_inject_headers_or_recipients_are_refused() {
+        assert!(EmailAddress::try_from("zoe+otp@example.org".to_owned()).is_ok());
+        for text in [
+            "",
+            "alice",
+            "@example.org",
+            "alice@",
+            "a@b@c",
+            "a b@example.org",
+            "a@example.org\r\nBcc: x@example.org",
+            "a@example.org,b@example.org",
+            "<a@example.org>",
+            "a@example.org;b",
+            "a:b@example.org",
+        ] {
+            assert!(EmailAddress::try_from(text.to_owned()).is_err(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn phone_numbers_are_e164() {
+        assert!(PhoneNumber::try_from("+4930123456".to_owned()).is_ok());
+        for text in [
+            "",
+            "4930123456",
+            "+0930123456",
+            "+49 30 123456",
+            "+49-30",
+            "+123456",
+            "+1234567890123456",
+            "+４９３０１２３４５６",
+        ] {
+            assert!(PhoneNumber::try_from(text.to_owned()).is_err(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn addresses_are_not_printed() {
+        let email = EmailAddress::try_from("alice@example.org".to_owned()).unwrap();
+        assert!(!format!("{email:?}").contains("alice"));
+    }
+}

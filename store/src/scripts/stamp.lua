@@ -1,0 +1,14 @@
+-- Says that this node has been checked, and drops the guards of all others: a node that comes back as master
+-- has to be checked again.
+-- KEYS: realm meta
+-- ARGV: the node that was checked, whether it was empty when the check began (1 or 0)
+local node = node_identity()
+if node ~= ARGV[1] then return { 'another-node', 0 } end
+local since = 0
+if ARGV[2] ~= '1' then since = clock() end
+for _, field in ipairs(redis.call('HKEYS', KEYS[1])) do
+  if string.sub(field, 1, 6) == 'guard:' and field ~= 'guard:' .. node then redis.call('HDEL', KEYS[1], field) end
+end
+redis.call('HSETNX', KEYS[1], 'guard:' .. node, whole(since))
+redis.call('HSET', KEYS[1], 'complete', '1')
+return { 'stamped', since }

@@ -1,0 +1,194 @@
+"""An SMTP server on loopback that keeps what it receives, for the tests. Run it with tools-python.
+
+The protocol is aiosmtpd's. This file adds what tests need around it: a REST API to read the mail, and
+switchable faults. On start it prints one line of JSON with its ports: {"smtp": 40001, "http": 40002}.
+"""
+
+import argparse
+import email
+import email.policy
+import json
+import ssl
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from aiosmtpd.controller import Controller
+from aiosmtpd.smtp import AuthResult
+
+LOOPBACK = "127.0.0.1"
+
+
+class Mailbox:
+    """What arrived, and the fault that is switched on; shared by the SMTP thread and the HTTP threads."""
+
+    def __init__(self):
+        self.lock = threading.Lock()
+        self.messages = []
+        self.attempts = 0
+        self.fault = None
+
+    def reply_for(self, stage):
+        with self.lock:
+            fault = self.fault
+            if not fault or fault["stage"] != stage:
+                return None
+            if fault["times"] is not None:
+                fault["times"] -= 1
+                if fault["times"] <= 0:
+                    self.fault = None
+            return fault["reply"]
+
+
+class Handler:
+    def __init__(self, mailbox):
+        self.mailbox = mailbox
+
+    async def handle_MAIL(self, server, session, envelope, address, options):
+        with self.mailbox.lock:
+            self.mailbox.attempts += 1
+        fault = self.mailbox.reply_for("mail")
+        if fault:
+            return fault
+        # aiosmtpd leaves these two to a handler that takes the command over.
+        envelope.mail_from = address
+        envelope.mail_options.extend(options)
+        return "250 OK"
+
+    async def handle_RCPT(self, server, session, envelope, address, options):
+        fault = self.mailbox.reply_for("rcpt")
+        if fault:
+            return fault
+        envelope.rcpt_tos.append(address)
+        return "250 OK"
+
+    async def handle_DATA(self, server, session, envelope):
+        fault = self.mailbox.reply_for("data")
+        if fault:
+            return fault
+        raw = envelope.content
+        parsed = email.message_from_bytes(raw, policy=email.policy.default)
+        body = parsed.get_body(("plain",))
+        html = parsed.get_body(("html",))
+        message = {
+            "from": envelope.mail_from,
+            "to": list(envelope.rcpt_tos),
+            # Not session.ssl: aiosmtpd sets that for STARTTLS only.
+            "tls": server.transport.get_extra_info("ssl_object") is not None,
+            "user": session.auth_data,
+            "headers": [[name, str(value)] for name, value in parsed.items()],
+            "text": body.get_content() if body else "",
+            "html": html.get_content() if html else "",
+            "raw": raw.decode("utf-8", "replace"),
+        }
+        with self.mailbox.lock:
+            message["id"] = len(self.mailbox.messages) + 1
+            self.mailbox.messages.append(message)
+        return "250 OK"
+
+
+def rest(mailbox):
+    class Rest(BaseHTTPRequestHandler):
+        def answer(self, status, value):
+            data = json.dumps(value).encode()
+            self.send_response(status)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        def do_GET(self):
+            with mailbox.lock:
+                messages, attempts, fault = list(mailbox.messages), mailbox.attempts, mailbox.fault
+            if self.path == "/messages":
+                self.answer(200, messages)
+            elif self.path == "/state":
+                self.answer(200, {"messages": len(messages), "attempts": attempts, "fault": fault})
+            else:
+                self.answer(404, {"error": "not found"})
+
+        def do_DELETE(self):
+            if self.path not in ("/messages", "/fault"):
+                return self.answer(404, {"error": "not found"})
+            with mailbox.lock:
+                if self.path == "/messages":
+                    mailbox.messages, mailbox.attempts = [], 0
+                else:
+                    mailbox.fault = None
+            self.answer(200, {})
+
+        def do_PUT(self):
+            if self.path != "/fault":
+                return self.answer(404, {"error": "not found"})
+            try:
+                wanted = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                stage, reply, times = wanted["stage"], wanted["reply"], wanted.get("times")
+                if stage not in ("auth", "mail", "rcpt", "data") or not reply[:3].isdigit():
+                    raise ValueError("stage is auth, mail, rcpt or data; reply begins with its code")
+            except (ValueError, KeyError, TypeError) as error:
+                return self.answer(400, {"error": str(error)})
+            with mailbox.lock:
+                mailbox.fault = {"stage": stage, "reply": reply, "times": times}
+            self.answer(200, {})
+
+        def log_message(self, *_):
+            pass
+
+    return Rest
+
+
+class Server(Controller):
+    def _trigger_server(self):
+        # aiosmtpd connects to the port it was given to see that it answers, which fails for port 0.
+        self.port = self.server.sockets[0].getsockname()[1]
+        super()._trigger_server()
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tls", choices=["none", "starttls", "implicit"], default="none",
+                        help="starttls: mail without STARTTLS is refused (530)")
+    parser.add_argument("--cert", help="PEM certificate chain, for starttls and implicit")
+    parser.add_argument("--key", help="PEM private key, for starttls and implicit")
+    parser.add_argument("--auth", metavar="USER:PASSWORD", help="require this login (530 without, 535 when wrong)")
+    parser.add_argument("--smtp-port", type=int, default=0, help="default: a free one")
+    parser.add_argument("--http-port", type=int, default=0, help="default: a free one")
+    options = parser.parse_args()
+    context = None
+    if options.tls != "none":
+        if not (options.cert and options.key):
+            parser.error("--tls needs --cert and --key")
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.load_cert_chain(options.cert, options.key)
+
+    mailbox = Mailbox()
+
+    def authenticate(server, session, envelope, mechanism, data):
+        fault = mailbox.reply_for("auth")
+        if fault:
+            return AuthResult(success=False, handled=False, message=fault)
+        given = (data.login or b"") + b":" + (data.password or b"")
+        if given != options.auth.encode():
+            return AuthResult(success=False, handled=False)
+        return AuthResult(success=True, auth_data=data.login.decode())
+
+    smtp = {"server_hostname": "localhost"}
+    if options.auth:
+        # Only STARTTLS counts as TLS for aiosmtpd, so asking for it would shut out implicit TLS too.
+        smtp.update(authenticator=authenticate, auth_required=True, auth_require_tls=options.tls == "starttls")
+    if options.tls == "starttls":
+        smtp.update(tls_context=context, require_starttls=True)
+
+    server = Server(Handler(mailbox), hostname=LOOPBACK, port=options.smtp_port,
+                    ssl_context=context if options.tls == "implicit" else None, **smtp)
+    server.start()
+    http = ThreadingHTTPServer((LOOPBACK, options.http_port), rest(mailbox))
+    print(json.dumps({"smtp": server.port, "http": http.server_address[1]}), flush=True)
+    try:
+        http.serve_forever()
+    except KeyboardInterrupt:
+        sys.exit(0)
+
+
+if __name__ == "__main__":
+    main()
