@@ -1,0 +1,137 @@
+//! The store within one process, for trying the product. Enters and leaves: as in [`crate::Store`].
+//!
+//! It is lost with the process, so it has no node to check: a fresh one is an emptied one.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use twofactor_core::decision::{Issuance, Issue, THROTTLE, Undecided, UserState, Verdict, Verification};
+use twofactor_core::names::Pseudonym;
+use twofactor_core::time::UnixMillis;
+
+use crate::clock::Clock;
+use crate::{Inspection, Publication, Published, RealmSnapshot, StoreError};
+
+/// A store in memory; clones share it.
+#[derive(Clone, Debug)]
+pub struct MemoryStore {
+    clock: Clock,
+    content: Arc<Mutex<Content>>,
+}
+
+#[derive(Debug, Default)]
+struct Content {
+    users: HashMap<Pseudonym, (Vec<u8>, UserState)>,
+    realm: RealmSnapshot,
+}
+
+impl MemoryStore {
+    /// An empty store whose decisions go by `clock`.
+    #[must_use]
+    pub fn new(clock: Clock) -> Self {
+        Self { clock, content: Arc::default() }
+    }
+
+    /// Forgets everything, as `FLUSHALL` does in Redis.
+    pub fn clear(&self) {
+        *self.content() = Content::default();
+    }
+
+    /// A decision either happened or did not, so the content is sound even after a panic elsewhere.
+    fn content(&self) -> MutexGuard<'_, Content> {
+        self.content.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn now(&self) -> UnixMillis {
+        self.clock.now()
+    }
+
+    pub(crate) fn record(&self, user: &Pseudonym) -> Option<Vec<u8>> {
+        self.content().users.get(user).map(|(sealed, _)| sealed.clone())
+    }
+
+    pub(crate) fn confirm_absence(&self, user: &Pseudonym) -> Result<bool, StoreError> {
+        let content = self.content();
+        if content.realm.complete {
+            Ok(!content.users.contains_key(user))
+        } else {
+            Err(Undecided::NoState.into())
+        }
+    }
+
+    pub(crate) fn realm(&self) -> RealmSnapshot {
+        self.content().realm.clone()
+    }
+
+    pub(crate) fn verify(&self, user: &Pseudonym, request: &Verification) -> Result<Verdict, StoreError> {
+        let mut content = self.content();
+        let (_, state) = content.users.get_mut(user).ok_or(Undecided::NoState)?;
+        Ok(state.verify(request, &THROTTLE, self.clock.now())?)
+    }
+
+    pub(crate) fn issue(&self, user: &Pseudonym, request: &Issuance) -> Result<Issue, StoreError> {
+        let mut content = self.content();
+        let (_, state) = content.users.get_mut(user).ok_or(Undecided::NoState)?;
+        Ok(state.issue(request, self.clock.now())?)
+    }
+
+    pub(crate) fn inspect(&self) -> Inspection {
+        let content = self.content();
+        Inspection {
+            node: "memory".to_owned(),
+            ready: content.realm.complete,
+            empty: content.users.is_empty() && content.realm == RealmSnapshot::default(),
+        }
+    }
+
+    pub(crate) fn published(&self, users: &[Pseudonym]) -> Vec<Published> {
+        let content = self.content();
+        let published = |user: &Pseudonym| match content.users.get(user) {
+            Some((sealed, state)) => {
+                Published { revision: Some(state.revision()), sealed: Some(sealed.clone()) }
+            }
+            None => Published { revision: None, sealed: None },
+        };
+        users.iter().map(published).collect()
+    }
+
+    pub(crate) fn publish(&self, batch: &[Publication]) -> Vec<Result<(), StoreError>> {
+        let mut content = self.content();
+        let now = self.clock.now();
+        let mut publish = |publication: &Publication| {
+            let known = content.users.get_mut(&publication.pseudonym);
+            if known.as_ref().map(|(_, state)| state.revision()) != publication.expected {
+                return Err(StoreError::Conflict);
+            }
+            if let Some((sealed, state)) = known {
+                sealed.clone_from(&publication.sealed);
+                state.publish(publication.revision, publication.revoke);
+            } else {
+                let since = if publication.fresh { UnixMillis::default() } else { now };
+                let state = UserState::new(publication.revision, since);
+                content.users.insert(publication.pseudonym, (publication.sealed.clone(), state));
+            }
+            Ok(())
+        };
+        batch.iter().map(&mut publish).collect()
+    }
+
+    pub(crate) fn publish_realm(&self, sealed: &[u8]) {
+        self.content().realm.sealed = Some(sealed.to_vec());
+    }
+
+    pub(crate) fn users(&self) -> Vec<Pseudonym> {
+        self.content().users.keys().copied().collect()
+    }
+
+    pub(crate) fn remove(&self, users: &[Pseudonym]) {
+        let mut content = self.content();
+        for user in users {
+            content.users.remove(user);
+        }
+    }
+
+    pub(crate) fn stamp(&self, _inspection: &Inspection) {
+        self.content().realm.complete = true;
+    }
+}

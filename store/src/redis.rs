@@ -1,0 +1,413 @@
+//! The store in Redis. Enters and leaves: as in [`crate::Store`].
+//!
+//! A decision is one `EVALSHA`: the script looks, decides and remembers, and nothing comes between. The clock
+//! that counts is Redis'; the difference to the local one is learned from a refused request and kept, so that
+//! the next one is right at once. The guards of checked nodes are kept in the same way.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use redis::aio::{ConnectionManager, ConnectionManagerConfig};
+use redis::{
+    Client, ConnectionInfo, ErrorKind, FromRedisValue, IntoConnectionInfo, Pipeline, RedisError, Script,
+};
+use twofactor_core::decision::{
+    CLOCK_TOLERANCE, Factor, Issuance, Issue, THROTTLE, Undecided, Verdict, Verification,
+};
+use twofactor_core::names::{Pseudonym, RealmNames, UserNames};
+use twofactor_core::seal::Revision;
+use twofactor_core::time::UnixMillis;
+
+use crate::clock::Clock;
+use crate::{Inspection, Publication, Published, RealmSnapshot, StoreError};
+
+/// How long one operation may take, retries included: a service behind us has its answer within a second.
+const OPERATION_TIMEOUT: Duration = Duration::from_millis(700);
+/// How long a publisher's operation on a batch may take.
+const BATCH_TIMEOUT: Duration = Duration::from_secs(5);
+/// Users in one pipeline: enough to hide the round trip, few enough to leave room for others between.
+const BATCH: usize = 200;
+
+/// Why a URL gives no store. The URL, which may hold a password, is not part of the message.
+#[derive(Debug, thiserror::Error)]
+#[error("is not a Redis URL: write it like redis://user:password@host:6379/0, or rediss:// for TLS")]
+pub struct RedisUrlError;
+
+/// A store in Redis; clones share one connection.
+#[derive(Clone)]
+pub struct RedisStore {
+    connection: ConnectionManager,
+    names: RealmNames,
+    clock: Clock,
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    verify: Script,
+    issue: Script,
+    publish: Script,
+    publish_text: String,
+    stamp: Script,
+    /// Redis' clock less ours, in milliseconds.
+    offset: AtomicI64,
+    /// The checked nodes, as the scripts read them: `node=since`, separated by spaces.
+    guards: ArcSwap<String>,
+}
+
+/// What every script answers: a word and a number.
+type Answer = (String, i64);
+/// The fields of a hash.
+type Fields = HashMap<String, String>;
+
+fn text(body: &str) -> String {
+    format!("{}{body}", include_str!("scripts/ground.lua"))
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn duration(number: i64) -> Duration {
+    Duration::from_millis(u64::try_from(number).unwrap_or_default())
+}
+
+fn moment(number: i64) -> UnixMillis {
+    UnixMillis::new(u64::try_from(number).unwrap_or_default())
+}
+
+impl RedisStore {
+    /// Prepares the connection to `url`; it is made, and made again, when it is needed. Must be called within a
+    /// tokio runtime.
+    ///
+    /// # Errors
+    /// When `url` is not a Redis URL.
+    pub fn new(url: &str, names: RealmNames, clock: Clock) -> Result<Self, RedisUrlError> {
+        let information: ConnectionInfo = url.into_connection_info().map_err(|_| RedisUrlError)?;
+        let client = Client::open(information).map_err(|_| RedisUrlError)?;
+        let configuration = ConnectionManagerConfig::new()
+            .set_connection_timeout(Some(Duration::from_millis(400)))
+            .set_response_timeout(Some(Duration::from_millis(500)))
+            .set_number_of_retries(2)
+            .set_min_delay(Duration::from_millis(20))
+            .set_max_delay(Duration::from_millis(100));
+        let connection =
+            ConnectionManager::new_lazy_with_config(client, configuration).map_err(|_| RedisUrlError)?;
+        let publish_text = text(include_str!("scripts/publish.lua"));
+        let shared = Shared {
+            verify: Script::new(&text(include_str!("scripts/verify.lua"))),
+            issue: Script::new(&text(include_str!("scripts/issue.lua"))),
+            publish: Script::new(&publish_text),
+            publish_text,
+            stamp: Script::new(&text(include_str!("scripts/stamp.lua"))),
+            offset: AtomicI64::new(0),
+            guards: ArcSwap::default(),
+        };
+        Ok(Self { connection, names, clock, shared: Arc::new(shared) })
+    }
+
+    pub(crate) fn now(&self) -> UnixMillis {
+        self.clock.now().offset(self.shared.offset.load(Ordering::Relaxed))
+    }
+
+    pub(crate) async fn record(&self, user: &Pseudonym) -> Result<Option<Vec<u8>>, StoreError> {
+        self.query(redis::cmd("GET").arg(self.names.user(user).record)).await
+    }
+
+    pub(crate) async fn confirm_absence(&self, user: &Pseudonym) -> Result<bool, StoreError> {
+        let UserNames { record, state, .. } = self.names.user(user);
+        let mut pipeline = redis::pipe();
+        pipeline.cmd("INFO").arg("server").cmd("INFO").arg("replication");
+        pipeline.exists(&record).exists(&state).hgetall(self.names.realm_meta());
+        let (server, replication, record, state, meta): (String, String, bool, bool, Fields) =
+            self.query_pipeline(&pipeline, OPERATION_TIMEOUT).await?;
+        if !meta.contains_key(&format!("guard:{}", node_identity(&server, &replication)?)) {
+            return Err(Undecided::Unguarded.into());
+        }
+        // Half a user, or a realm that is being filled, is a loss and not an absence.
+        if !meta.contains_key("complete") || record != state {
+            return Err(Undecided::NoState.into());
+        }
+        Ok(!record)
+    }
+
+    pub(crate) async fn realm(&self) -> Result<RealmSnapshot, StoreError> {
+        let mut pipeline = redis::pipe();
+        pipeline.get(self.names.realm_record()).hgetall(self.names.realm_meta());
+        let (sealed, meta): (Option<Vec<u8>>, Fields) =
+            self.query_pipeline(&pipeline, OPERATION_TIMEOUT).await?;
+        self.learn_guards(&meta);
+        Ok(RealmSnapshot { sealed, complete: meta.contains_key("complete") })
+    }
+
+    fn learn_guards(&self, meta: &Fields) {
+        let guards: Vec<String> = meta
+            .iter()
+            .filter_map(|(field, since)| Some(format!("{}={since}", field.strip_prefix("guard:")?)))
+            .collect();
+        self.shared.guards.store(Arc::new(guards.join(" ")));
+    }
+
+    pub(crate) async fn verify(
+        &self,
+        user: &Pseudonym,
+        request: &Verification,
+    ) -> Result<Verdict, StoreError> {
+        let UserNames { state, otp, .. } = self.names.user(user);
+        let matches: Vec<String> = request.matches.iter().map(|step| step.number().to_string()).collect();
+        let factor = match request.factor {
+            Factor::Delivered => "delivered",
+            Factor::Authenticator => "authenticator",
+        };
+        let (word, number) = self
+            .decide(&self.shared.verify, [&state, &otp], request.revision, request.asked_at, |call| {
+                call.arg(factor)
+                    .arg(request.caller.as_str())
+                    .arg(request.tag.to_string())
+                    .arg(matches.join(","))
+                    .arg(request.period)
+                    .arg(request.skew)
+                    .arg(THROTTLE.threshold)
+                    .arg(millis(THROTTLE.first_block))
+                    .arg(millis(THROTTLE.longest_block));
+            })
+            .await?;
+        match word.as_str() {
+            "accepted" => Ok(Verdict::Accepted),
+            "used" => Ok(Verdict::Used),
+            "never-issued" => Ok(Verdict::NeverIssued),
+            "wrong" => Ok(Verdict::Wrong),
+            "expired" => Ok(Verdict::Expired),
+            "blocked" => Ok(Verdict::Blocked { retry_after: duration(number) }),
+            _ => Err(StoreError::Protocol),
+        }
+    }
+
+    pub(crate) async fn issue(&self, user: &Pseudonym, request: &Issuance) -> Result<Issue, StoreError> {
+        let UserNames { state, otp, .. } = self.names.user(user);
+        let (word, number) = self
+            .decide(&self.shared.issue, [&state, &otp], request.revision, request.asked_at, |call| {
+                call.arg(request.caller.as_str())
+                    .arg(request.tag.to_string())
+                    .arg(request.step.number())
+                    .arg(request.period)
+                    .arg(millis(request.lifetime));
+            })
+            .await?;
+        match word.as_str() {
+            "issued" => Ok(Issue::Issued { expires_at: moment(number) }),
+            "consumed" => Ok(Issue::Consumed { retry_after: duration(number) }),
+            _ => Err(StoreError::Protocol),
+        }
+    }
+
+    /// Runs a deciding script. A node that is not among the guards known here may have been checked since they
+    /// were read, so they are read again once.
+    async fn decide(
+        &self,
+        script: &Script,
+        keys: [&str; 2],
+        revision: Revision,
+        asked_at: UnixMillis,
+        arguments: impl Fn(&mut redis::ScriptInvocation<'_>),
+    ) -> Result<Answer, StoreError> {
+        let run = async || {
+            let mut call = script.prepare_invoke();
+            call.key(&keys)
+                .arg(self.shared.guards.load().as_str())
+                .arg(revision.0)
+                .arg(asked_at.millis())
+                .arg(millis(CLOCK_TOLERANCE));
+            arguments(&mut call);
+            let mut connection = self.connection.clone();
+            within(OPERATION_TIMEOUT, async { call.invoke_async::<Answer>(&mut connection).await }).await
+        };
+        let mut answer = run().await?;
+        if answer.0 == "unguarded" {
+            self.realm().await?;
+            answer = run().await?;
+        }
+        match answer.0.as_str() {
+            "unguarded" => Err(Undecided::Unguarded.into()),
+            "no-state" => Err(Undecided::NoState.into()),
+            "stale" => {
+                Err(Undecided::Stale { current: Revision(answer.1.try_into().unwrap_or_default()) }.into())
+            }
+            "clock-off" => {
+                let now = moment(answer.1);
+                let ours = self.clock.now();
+                let offset = i64::try_from(now.millis()).unwrap_or_default()
+                    - i64::try_from(ours.millis()).unwrap_or_default();
+                self.shared.offset.store(offset, Ordering::Relaxed);
+                Err(Undecided::ClockOff { now }.into())
+            }
+            _ => Ok(answer),
+        }
+    }
+
+    pub(crate) async fn inspect(&self) -> Result<Inspection, StoreError> {
+        let mut pipeline = redis::pipe();
+        pipeline
+            .cmd("INFO")
+            .arg("server")
+            .cmd("INFO")
+            .arg("replication")
+            .cmd("DBSIZE")
+            .hgetall(self.names.realm_meta());
+        let (server, replication, keys, meta): (String, String, u64, Fields) =
+            self.query_pipeline(&pipeline, BATCH_TIMEOUT).await?;
+        let node = node_identity(&server, &replication)?;
+        let ready = meta.contains_key("complete") && meta.contains_key(&format!("guard:{node}"));
+        Ok(Inspection { node, ready, empty: keys == 0 })
+    }
+
+    pub(crate) async fn published(&self, users: &[Pseudonym]) -> Result<Vec<Published>, StoreError> {
+        let mut all = Vec::with_capacity(users.len());
+        for batch in users.chunks(BATCH) {
+            let mut pipeline = redis::pipe();
+            for user in batch {
+                let UserNames { record, state, .. } = self.names.user(user);
+                pipeline.hget(state, "revision").get(record);
+            }
+            let replies: Vec<redis::Value> = self.query_pipeline(&pipeline, BATCH_TIMEOUT).await?;
+            for pair in replies.chunks_exact(2) {
+                all.push(Published {
+                    revision: read::<Option<u64>>(&pair[0])?.map(Revision),
+                    sealed: read(&pair[1])?,
+                });
+            }
+        }
+        Ok(all)
+    }
+
+    pub(crate) async fn publish(
+        &self,
+        batch: &[Publication],
+    ) -> Result<Vec<Result<(), StoreError>>, StoreError> {
+        let mut results = Vec::with_capacity(batch.len());
+        for part in batch.chunks(BATCH) {
+            let mut pipeline = redis::pipe();
+            // Every time, for a pipeline cannot be repeated when Redis does not know the script.
+            pipeline.cmd("SCRIPT").arg("LOAD").arg(&self.shared.publish_text).ignore();
+            for publication in part {
+                let UserNames { record, state, otp, .. } = self.names.user(&publication.pseudonym);
+                pipeline.cmd("EVALSHA").arg(self.shared.publish.get_hash()).arg(3).arg(&[record, state, otp]);
+                pipeline
+                    .arg(publication.expected.map(|revision| revision.0.to_string()).unwrap_or_default())
+                    .arg(publication.revision.0)
+                    .arg(publication.sealed.as_slice())
+                    .arg(u8::from(publication.fresh))
+                    .arg(u8::from(publication.revoke));
+            }
+            let answers: Vec<Answer> = self.query_pipeline(&pipeline, BATCH_TIMEOUT).await?;
+            results.extend(answers.into_iter().map(|(word, _)| match word.as_str() {
+                "published" => Ok(()),
+                "conflict" => Err(StoreError::Conflict),
+                _ => Err(StoreError::Protocol),
+            }));
+        }
+        Ok(results)
+    }
+
+    pub(crate) async fn publish_realm(&self, sealed: &[u8]) -> Result<(), StoreError> {
+        self.query(redis::cmd("SET").arg(self.names.realm_record()).arg(sealed)).await
+    }
+
+    pub(crate) async fn users(&self) -> Result<Vec<Pseudonym>, StoreError> {
+        let mut users = BTreeSet::new();
+        let mut cursor = 0_u64;
+        loop {
+            let mut scan = redis::cmd("SCAN");
+            scan.arg(cursor).arg("MATCH").arg(self.names.every_user_key()).arg("COUNT").arg(1000);
+            let (next, keys): (u64, Vec<String>) = self.query(&scan).await?;
+            users.extend(keys.iter().filter_map(|key| self.names.user_of(key)));
+            cursor = next;
+            if cursor == 0 {
+                return Ok(users.into_iter().collect());
+            }
+        }
+    }
+
+    pub(crate) async fn remove(&self, users: &[Pseudonym]) -> Result<(), StoreError> {
+        for batch in users.chunks(BATCH) {
+            let mut pipeline = redis::pipe();
+            for user in batch {
+                let UserNames { record, state, otp, log } = self.names.user(user);
+                pipeline.cmd("UNLINK").arg(&[record, state, otp, log]).ignore();
+            }
+            self.query_pipeline::<()>(&pipeline, BATCH_TIMEOUT).await?;
+        }
+        Ok(())
+    }
+
+    pub(crate) async fn stamp(&self, inspection: &Inspection) -> Result<(), StoreError> {
+        let mut call = self.shared.stamp.prepare_invoke();
+        call.key(self.names.realm_meta()).arg(&inspection.node).arg(u8::from(inspection.empty));
+        let mut connection = self.connection.clone();
+        let (word, _): Answer = within(OPERATION_TIMEOUT, call.invoke_async(&mut connection)).await?;
+        match word.as_str() {
+            "stamped" => Ok(()),
+            "another-node" => Err(Undecided::Unguarded.into()),
+            _ => Err(StoreError::Protocol),
+        }
+    }
+
+    async fn query<T: FromRedisValue>(&self, command: &redis::Cmd) -> Result<T, StoreError> {
+        let mut connection = self.connection.clone();
+        within(OPERATION_TIMEOUT, command.query_async(&mut connection)).await
+    }
+
+    async fn query_pipeline<T: FromRedisValue>(
+        &self,
+        pipeline: &Pipeline,
+        bound: Duration,
+    ) -> Result<T, StoreError> {
+        let mut connection = self.connection.clone();
+        within(bound, pipeline.query_async(&mut connection)).await
+    }
+}
+
+impl std::fmt::Debug for RedisStore {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(formatter, "RedisStore({})", self.names.prefix())
+    }
+}
+
+fn read<T: FromRedisValue>(value: &redis::Value) -> Result<T, StoreError> {
+    T::from_redis_value(value.clone()).map_err(|_| StoreError::Protocol)
+}
+
+async fn within<T>(
+    bound: Duration,
+    operation: impl Future<Output = redis::RedisResult<T>>,
+) -> Result<T, StoreError> {
+    match tokio::time::timeout(bound, operation).await {
+        Ok(result) => Ok(result?),
+        Err(_) => Err(RedisError::from((ErrorKind::Io, "no answer in time")).into()),
+    }
+}
+
+/// Who a node is: its process, and its reign as a master. The scripts compute the same.
+fn node_identity(server: &str, replication: &str) -> Result<String, StoreError> {
+    let field = |information: &str, name: &str| {
+        information
+            .lines()
+            .find_map(|line| line.strip_prefix(name).map(str::to_owned))
+            .ok_or(StoreError::Protocol)
+    };
+    Ok(format!("{}.{}", field(server, "run_id:")?, field(replication, "master_replid:")?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_is_known_by_its_process_and_its_reign() {
+        let identity =
+            node_identity("# Server\r\nrun_id:ab12\r\n", "role:master\r\nmaster_replid:cd34\r\n").unwrap();
+        assert_eq!(identity, "ab12.cd34");
+    }
+}
