@@ -1,1 +1,22 @@
-//! Being written.
+//! The sidecar: answers `/auth/generate` and `/auth/verify` on localhost.
+//!
+//! A request goes one way: [`routes`] read it, [`generate`] or [`verify`] look up the user in [`records`] and ask
+//! the store for the decision, [`delivery`] sends a code, [`audit`] writes the record of it, and the answer or a
+//! [`refusal`] goes back. [`serve`] runs that on what the operator published, [`dev`] on manifests from disk.
+
+pub mod audit;
+pub mod cli;
+pub mod credentials;
+pub mod delivery;
+pub mod dev;
+pub mod generate;
+pub mod manifests;
+pub mod metrics;
+pub mod records;
+pub mod refusal;
+pub mod routes;
+pub mod run;
+pub mod serve;
+pub mod service;
+pub mod settings;
+pub mod verify;

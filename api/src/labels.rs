@@ -1,0 +1,58 @@
+//! Names that several parts of the system must spell alike. Enters: a user's name. Leaves: names of objects, labels,
+//! conditions and keys.
+
+/// The API group of every custom resource here, and the prefix of every label and annotation.
+pub const GROUP: &str = "twofactor.fountainai.io";
+/// The version of the API group.
+pub const VERSION: &str = "v1alpha1";
+/// Group and version as manifests write them.
+pub const API_VERSION: &str = "twofactor.fountainai.io/v1alpha1";
+
+/// On a pod template: `"true"` asks for the sidecar, `"false"` does not.
+pub const INJECT_LABEL: &str = "twofactor.fountainai.io/inject";
+
+/// Says which program an object belongs to (a recommended label of Kubernetes).
+pub const MANAGED_BY_LABEL: &str = "app.kubernetes.io/managed-by";
+/// What [`MANAGED_BY_LABEL`] is on everything that the operator creates, and its field manager.
+pub const MANAGED_BY: &str = "twofactor-operator";
+
+/// Condition: the user can be verified; the sum of the others.
+pub const CONDITION_READY: &str = "Ready";
+/// Condition: the user's Secret exists and is ours.
+pub const CONDITION_SECRET_READY: &str = "SecretReady";
+/// Condition: sidecars can read the user's current record.
+pub const CONDITION_PUBLISHED: &str = "Published";
+
+/// Key of the user's Secret: the seed in base32.
+pub const SECRET_KEY_SEED: &str = "secret";
+/// Key of the user's Secret: the `otpauth://` URI that authenticator apps read.
+pub const SECRET_KEY_OTPAUTH_URI: &str = "otpauth-uri";
+/// Key of the user's Secret: the same URI as a QR code.
+pub const SECRET_KEY_QR: &str = "qr.png";
+/// Key of the user's Secret: the username.
+pub const SECRET_KEY_USERNAME: &str = "username";
+
+/// What is appended to a user's name to name their Secret.
+pub const SECRET_SUFFIX: &str = "-totp";
+
+/// The name of the Secret of the user with this `metadata.name`.
+#[must_use]
+pub fn secret_name(user: &str) -> String {
+    format!("{user}{SECRET_SUFFIX}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_names_are_built_from_the_group() {
+        assert_eq!(API_VERSION, format!("{GROUP}/{VERSION}"));
+        assert!(INJECT_LABEL.starts_with(&format!("{GROUP}/")));
+    }
+
+    #[test]
+    fn a_users_secret_is_named_after_the_user() {
+        assert_eq!(secret_name("alice"), "alice-totp");
+    }
+}

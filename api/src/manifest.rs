@@ -1,0 +1,357 @@
+//! Manifests on disk, read without an API server. Enters: the name and the content of a file. Leaves: the users and
+//! Secrets in it, and a [`Problem`] with file, line and field for everything that an API server would refuse.
+//!
+//! A document with a problem is left out; the others of the file are read all the same.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::LazyLock;
+
+use data_encoding::BASE64;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::CustomResourceExt;
+use serde_json::{Value as Json, json};
+use twofactor_core::secret::SecretText;
+use twofactor_core::user::UserDefinition;
+use zeroize::Zeroize;
+
+use crate::labels::API_VERSION;
+use crate::schema::{self, Misfit};
+use crate::user::TwoFactorUser;
+use crate::validate::validate;
+use crate::yaml::{self, Node, Value};
+
+const USER_KIND: &str = "TwoFactorUser";
+const USER_FIELDS: [&str; 5] = ["apiVersion", "kind", "metadata", "spec", "status"];
+const SECRET_FIELDS: [&str; 7] =
+    ["apiVersion", "data", "immutable", "kind", "metadata", "stringData", "type"];
+const LIST_FIELDS: [&str; 4] = ["apiVersion", "items", "kind", "metadata"];
+
+/// What the API server would check a user's spec with.
+static SPEC_SCHEMA: LazyLock<Json> = LazyLock::new(|| {
+    let crd = serde_json::to_value(TwoFactorUser::crd()).unwrap_or_default();
+    crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"].clone()
+});
+
+/// The fields of `metav1.ObjectMeta`. Those that only an API server fills in may be anything: exported objects have them.
+static METADATA_SCHEMA: LazyLock<Json> = LazyLock::new(|| {
+    let texts = json!({
+        "type": "object", "additionalProperties": { "type": "string" }
+    });
+    json!({
+        "type": "object",
+        "required": ["name"],
+        "properties": {
+            "annotations": texts, "labels": texts, "name": { "type": "string" }, "namespace": { "type": "string" },
+            "creationTimestamp": {}, "deletionGracePeriodSeconds": {}, "deletionTimestamp": {}, "finalizers": {},
+            "generateName": {}, "generation": {}, "managedFields": {}, "ownerReferences": {}, "resourceVersion": {},
+            "selfLink": {}, "uid": {}
+        }
+    })
+});
+
+/// What was found in one or more files.
+#[derive(Debug, Default)]
+pub struct Manifests {
+    /// Every user that could be read. Whether it is valid says [`Located::validate`].
+    pub users: Vec<Located<TwoFactorUser>>,
+    /// Every Secret that could be read.
+    pub secrets: Vec<Located<SecretManifest>>,
+    /// Everything else.
+    pub problems: Vec<Problem>,
+}
+
+impl Manifests {
+    /// Adds what was found in another file.
+    pub fn append(&mut self, mut other: Self) {
+        self.users.append(&mut other.users);
+        self.secrets.append(&mut other.secrets);
+        self.problems.append(&mut other.problems);
+    }
+
+    /// The Secret that a user of this namespace refers to. A manifest without a namespace belongs to the same as another
+    /// without.
+    #[must_use]
+    pub fn secret(&self, namespace: Option<&str>, name: &str) -> Option<&SecretManifest> {
+        let mut secrets = self.secrets.iter().map(|secret| &secret.value);
+        secrets.find(|secret| secret.namespace.as_deref() == namespace && secret.name == name)
+    }
+}
+
+/// An object and where it was written.
+#[derive(Clone, Debug)]
+pub struct Located<T> {
+    /// The object.
+    pub value: T,
+    /// The file, as it was named to [`read`].
+    pub file: String,
+    /// The line on which the object starts, counted from 1.
+    pub line: usize,
+    /// The line of each field, by its path.
+    fields: BTreeMap<String, usize>,
+}
+
+impl<T> Located<T> {
+    /// The line of a field such as `spec.email`; when it is not written, that of what it would be in.
+    #[must_use]
+    pub fn line_of(&self, field: &str) -> usize {
+        let mut path = field;
+        loop {
+            if let Some(line) = self.fields.get(path) {
+                return *line;
+            }
+            match path.rsplit_once('.') {
+                Some((parent, _)) => path = parent,
+                None => return self.line,
+            }
+        }
+    }
+}
+
+impl Located<TwoFactorUser> {
+    /// [`validate`], with file and line.
+    ///
+    /// # Errors
+    /// Every field that is wrong.
+    pub fn validate(&self) -> Result<UserDefinition, Vec<Problem>> {
+        validate(&self.value).map_err(|errors| {
+            let problem = |error: crate::validate::FieldError| Problem {
+                file: self.file.clone(),
+                line: self.line_of(&error.field),
+                field: Some(error.field),
+                message: error.message,
+            };
+            errors.into_iter().map(problem).collect()
+        })
+    }
+}
+
+/// A Kubernetes Secret whose values are text; `data` is decoded already. Its values are never printed and wiped when dropped.
+#[derive(Clone, Debug)]
+pub struct SecretManifest {
+    /// Where it is; the namespace that the reader is about when absent.
+    pub namespace: Option<String>,
+    /// Its name.
+    pub name: String,
+    /// Its values by their keys.
+    pub values: BTreeMap<String, SecretText>,
+}
+
+/// Something that is wrong with a file. The message never holds a Secret's value.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// The file, as it was named to [`read`].
+    pub file: String,
+    /// The line, counted from 1.
+    pub line: usize,
+    /// The field, like `spec.email`, unless it is about the whole document.
+    pub field: Option<String>,
+    /// What is wrong, as a sentence that goes on from the field's name.
+    pub message: String,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let field = self.field.as_deref().unwrap_or("the document");
+        write!(formatter, "{}:{}: {field}: {}", self.file, self.line, self.message)
+    }
+}
+
+impl std::error::Error for Problem {}
+
+/// Reads a file of YAML documents (or JSON, which is YAML too): of the kind `TwoFactorUser`, `Secret`, or a `List` of them.
+#[must_use]
+pub fn read(file: &str, content: &[u8]) -> Manifests {
+    let mut reader = Reader { file, found: Manifests::default() };
+    for document in yaml::read(content) {
+        match document {
+            Ok(node) => reader.object(&node),
+            Err(broken) => reader.problem(broken.line, None, broken.message),
+        }
+    }
+    reader.found
+}
+
+struct Reader<'a> {
+    file: &'a str,
+    found: Manifests,
+}
+
+impl Reader<'_> {
+    fn problem(&mut self, line: usize, field: Option<&str>, message: impl Into<String>) {
+        let (file, field) = (self.file.to_owned(), field.map(str::to_owned));
+        self.found.problems.push(Problem { file, line, field, message: message.into() });
+    }
+
+    fn misfits(&mut self, misfits: Vec<Misfit>) {
+        for Misfit { line, field, message } in misfits {
+            self.problem(line, Some(&field), message);
+        }
+    }
+
+    fn located<T>(&self, node: &Node, value: T) -> Located<T> {
+        let mut fields = BTreeMap::new();
+        collect_lines(node, "", &mut fields);
+        Located { value, file: self.file.to_owned(), line: node.line, fields }
+    }
+
+    fn object(&mut self, node: &Node) {
+        if !matches!(node.value, Value::Map(_)) {
+            return self.problem(
+                node.line,
+                None,
+                "is no manifest: a mapping with apiVersion and kind is needed",
+            );
+        }
+        let mut header = |field| {
+            let (line, message) = match node.get(field) {
+                Some(value) => match value.text() {
+                    Some(text) => return Some((value.line, text)),
+                    None => (value.line, "must be text"),
+                },
+                None => (node.line, "is missing"),
+            };
+            self.problem(line, Some(field), message);
+            None
+        };
+        let (Some((version_line, version)), Some((kind_line, kind))) = (header("apiVersion"), header("kind"))
+        else {
+            return;
+        };
+        let (expected, read): (_, fn(&mut Self, &Node)) = match kind {
+            USER_KIND => (API_VERSION, Self::user),
+            "Secret" => ("v1", Self::secret),
+            "List" => ("v1", Self::list),
+            _ => {
+                let message = "is of no use here: only TwoFactorUser, Secret and List are read";
+                return self.problem(kind_line, Some("kind"), message);
+            }
+        };
+        if version == expected {
+            read(self, node);
+        } else {
+            self.problem(version_line, Some("apiVersion"), format!("must be {expected} for kind {kind}"));
+        }
+    }
+
+    fn list(&mut self, node: &Node) {
+        self.misfits(unknown_fields(node, &LIST_FIELDS));
+        match node.get("items") {
+            Some(Node { value: Value::List(items), .. }) => items.iter().for_each(|item| self.object(item)),
+            Some(items) => self.problem(items.line, Some("items"), "must be a list"),
+            None => self.problem(node.line, Some("items"), "is missing"),
+        }
+    }
+
+    fn user(&mut self, node: &Node) {
+        let mut misfits = unknown_fields(node, &USER_FIELDS);
+        let metadata = metadata(node, &mut misfits);
+        match node.get("spec") {
+            Some(spec) => schema::check(&SPEC_SCHEMA, spec, "spec", &mut misfits),
+            None => misfits.push(missing(node.line, "spec")),
+        }
+        let (Some(metadata), true) = (metadata, misfits.is_empty()) else {
+            return self.misfits(misfits);
+        };
+        let spec = node.get("spec").map(Node::to_json).unwrap_or_default();
+        match serde_json::from_value(spec) {
+            // Not the status: what it says is the operator's, as an API server sees it too.
+            Ok(spec) => {
+                let user = TwoFactorUser { metadata, spec, status: None };
+                self.found.users.push(self.located(node, user));
+            }
+            // The schema is generated from the type: what fits the one fits the other. The cause could quote an address.
+            Err(_) => self.problem(node.line, Some("spec"), "cannot be read"),
+        }
+    }
+
+    fn secret(&mut self, node: &Node) {
+        let mut misfits = unknown_fields(node, &SECRET_FIELDS);
+        let metadata = metadata(node, &mut misfits);
+        let mut values = BTreeMap::new();
+        // In this order: as in Kubernetes, `stringData` wins over `data`.
+        for (field, decode) in [("data", true), ("stringData", false)] {
+            let Some(data) = node.get(field) else { continue };
+            if !matches!(data.value, Value::Map(_)) {
+                misfits.push(misfit(data.line, field, "must be a mapping"));
+            }
+            for entry in data.entries() {
+                let path = schema::join(field, &entry.key);
+                let value = match &entry.node.value {
+                    Value::Text(text) if decode => decode_base64(text),
+                    Value::Text(text) => Ok(SecretText::new(text.to_string())),
+                    Value::Bool(_) | Value::Number(_) => Err("must be text: put it in quotes"),
+                    Value::Null => Err("has no value: write one, or leave the key out"),
+                    Value::List(_) | Value::Map(_) => Err("must be text"),
+                };
+                match value {
+                    Ok(value) => drop(values.insert(entry.key.clone(), value)),
+                    Err(message) => misfits.push(misfit(entry.line, &path, message)),
+                }
+            }
+        }
+        match metadata {
+            Some(ObjectMeta { namespace, name: Some(name), .. }) if misfits.is_empty() => {
+                let secret = SecretManifest { namespace, name, values };
+                self.found.secrets.push(self.located(node, secret));
+            }
+            _ => self.misfits(misfits),
+        }
+    }
+}
+
+fn misfit(line: usize, field: &str, message: &str) -> Misfit {
+    Misfit { line, field: field.to_owned(), message: message.to_owned() }
+}
+
+fn missing(line: usize, field: &str) -> Misfit {
+    misfit(line, field, "is missing")
+}
+
+fn unknown_fields(node: &Node, known: &[&str]) -> Vec<Misfit> {
+    let unknown = node.entries().iter().filter(|entry| !known.contains(&entry.key.as_str()));
+    unknown.map(|entry| schema::unknown_field(entry.line, entry.key.clone(), known.iter().copied())).collect()
+}
+
+/// The object's metadata, with a name; or nothing, and why.
+fn metadata(node: &Node, misfits: &mut Vec<Misfit>) -> Option<ObjectMeta> {
+    let Some(metadata) = node.get("metadata") else {
+        misfits.push(missing(node.line, "metadata"));
+        return None;
+    };
+    let before = misfits.len();
+    schema::check(&METADATA_SCHEMA, metadata, "metadata", misfits);
+    if let Some(name) = metadata.get("name").filter(|name| name.text() == Some("")) {
+        misfits.push(misfit(name.line, "metadata.name", "is empty"));
+    }
+    if misfits.len() > before {
+        return None;
+    }
+    let read = serde_json::from_value(metadata.to_json());
+    // Without the cause, which could quote what an annotation of a Secret repeats.
+    read.map_err(|_| misfits.push(misfit(metadata.line, "metadata", "cannot be read"))).ok()
+}
+
+fn decode_base64(text: &str) -> Result<SecretText, &'static str> {
+    // Line breaks are allowed, as in an API server: `base64` prints them.
+    let mut symbols: Vec<u8> = Vec::with_capacity(text.len());
+    symbols.extend(text.bytes().filter(|byte| !matches!(byte, b'\r' | b'\n')));
+    let decoded = BASE64.decode(&symbols);
+    symbols.zeroize();
+    let bytes = decoded.map_err(|_| "is not base64: text in clear belongs under stringData")?;
+    String::from_utf8(bytes).map(SecretText::new).map_err(|error| {
+        error.into_bytes().zeroize();
+        "is not text once it is decoded"
+    })
+}
+
+fn collect_lines(node: &Node, path: &str, lines: &mut BTreeMap<String, usize>) {
+    for entry in node.entries() {
+        let path = schema::join(path, &entry.key);
+        collect_lines(&entry.node, &path, lines);
+        lines.insert(path, entry.line);
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,267 @@
+//! What makes a user valid. Enters: a [`TwoFactorUser`]. Leaves: a [`UserDefinition`], or everything that is wrong with it.
+//!
+//! The API server gets the same constants and the same sentences: the schema of [`user`](crate::user) is built from what
+//! stands here. It refuses early and where the administrator looks; [`validate`] is what the rest of the system relies on.
+
+use std::fmt;
+use std::ops::RangeInclusive;
+
+use kube::core::{Message, Reason, Rule};
+use twofactor_core::totp::{Algorithm, TotpParameters};
+use twofactor_core::user::{
+    DeliveryMethod, EmailAddress, EmailAddressError, PhoneNumber, PhoneNumberError, UserDefinition, Username,
+};
+
+use crate::labels;
+use crate::user::{SecretReference, TotpSpec, TwoFactorUser};
+
+/// The longest name of a Kubernetes object, and the longest key of a Secret, in characters.
+pub const NAME_CHARACTERS: usize = 253;
+/// The longest `metadata.name` of a user: the name of their Secret is longer by a suffix.
+pub const USER_NAME_CHARACTERS: usize = NAME_CHARACTERS - labels::SECRET_SUFFIX.len();
+/// The longest email address, in characters (RFC 5321 §4.5.3.1.3 less the brackets).
+pub const EMAIL_CHARACTERS: usize = 254;
+/// The longest phone number: a plus sign and the 15 digits that E.164 allows.
+pub const PHONE_NUMBER_CHARACTERS: usize = 16;
+/// The longest issuer, in characters: authenticator apps show it in one line.
+pub const ISSUER_CHARACTERS: usize = 100;
+/// How many digits a code may have.
+pub const DIGITS: RangeInclusive<i32> = 6..=8;
+/// How many seconds a code may last.
+pub const PERIOD_SECONDS: RangeInclusive<i32> = 15..=120;
+/// How many codes before and after the current one may be accepted.
+pub const SKEW: RangeInclusive<i32> = 0..=1;
+/// The hash functions, in the order of the documentation.
+pub const ALGORITHMS: [Algorithm; 3] = [Algorithm::Sha1, Algorithm::Sha256, Algorithm::Sha512];
+
+// What the API server matches (RE2). `validate` uses the types of the core instead; tests compare the two.
+pub(crate) const USERNAME_PATTERN: &str = r"^\P{Cc}*$";
+pub(crate) const EMAIL_PATTERN: &str =
+    r#"^[^\p{Cc}\p{Z},;:<>()\[\]"\\@]{1,64}@[^\p{Cc}\p{Z},;:<>()\[\]"\\@]+$"#;
+pub(crate) const PHONE_NUMBER_PATTERN: &str = r"^\+[1-9][0-9]{6,14}$";
+pub(crate) const ISSUER_PATTERN: &str = r"^[^\p{Cc}:]*$";
+pub(crate) const NAME_PATTERN: &str = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$";
+pub(crate) const SECRET_KEY_PATTERN: &str = r"^[-._a-zA-Z0-9]+$";
+
+pub(crate) const USERNAME_MESSAGE: &str = "must not contain control characters";
+pub(crate) const ISSUER_MESSAGE: &str = "must not contain a colon or control characters";
+pub(crate) const NAME_MESSAGE: &str =
+    "is not the name of a Kubernetes object: lower case letters, digits, hyphens and dots are allowed";
+pub(crate) const SECRET_KEY_MESSAGE: &str =
+    "is not a key of a Secret: letters, digits, hyphens, underscores and dots are allowed";
+const EMAIL_NEEDED: &str = "is needed when deliveryMethod is email";
+const PHONE_NUMBER_NEEDED: &str = "is needed when deliveryMethod is sms";
+const USERNAME_IMMUTABLE: &str =
+    "cannot be changed, added or removed: delete the user and create it again to use another username";
+const OWN_SECRET: &str = "is the Secret that the operator writes for this user: import from another one";
+const NAME_TOO_LONG: &str = "is too long: the name of a user has at most 248 characters";
+
+pub(crate) fn email_message() -> String {
+    EmailAddressError.to_string()
+}
+
+pub(crate) fn phone_number_message() -> String {
+    PhoneNumberError.to_string()
+}
+
+/// Says the same as the schema's `pattern`, which an API server quotes instead of explaining it.
+pub(crate) fn pattern_rule(pattern: &str, message: impl Into<String>) -> Rule {
+    Rule::new(format!("self.matches(r'{pattern}')")).message(Message::Message(message.into()))
+}
+
+pub(crate) fn username_rule() -> Rule {
+    Rule::new(
+        "has(self.username) == has(oldSelf.username) && (!has(self.username) || self.username == oldSelf.username)",
+    )
+    .message(USERNAME_IMMUTABLE)
+    .field_path(".username")
+    .reason(Reason::FieldValueForbidden)
+}
+
+pub(crate) fn email_needed_rule() -> Rule {
+    Rule::new("self.deliveryMethod != 'email' || has(self.email)")
+        .message(EMAIL_NEEDED)
+        .field_path(".email")
+        .reason(Reason::FieldValueRequired)
+}
+
+pub(crate) fn phone_number_needed_rule() -> Rule {
+    Rule::new("self.deliveryMethod != 'sms' || has(self.phoneNumber)")
+        .message(PHONE_NUMBER_NEEDED)
+        .field_path(".phoneNumber")
+        .reason(Reason::FieldValueRequired)
+}
+
+pub(crate) fn name_rule() -> Rule {
+    // No `fieldPath`: an API server takes only fields of the schema there, and `metadata` has none.
+    Rule::new(format!("self.metadata.name.size() <= {USER_NAME_CHARACTERS}"))
+        .message(Message::Message(format!("metadata.name {NAME_TOO_LONG}")))
+}
+
+pub(crate) fn own_secret_rule() -> Rule {
+    Rule::new(format!(
+        "!has(self.spec.secretRef) || self.spec.secretRef.name != self.metadata.name + '{}'",
+        labels::SECRET_SUFFIX
+    ))
+    .message(OWN_SECRET)
+    .field_path(".spec.secretRef.name")
+}
+
+/// One field that is wrong.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FieldError {
+    /// Which one, as `kubectl explain` names it: `spec.email`.
+    pub field: String,
+    /// What is wrong, as a sentence that goes on from the field's name. Never the value itself.
+    pub message: String,
+}
+
+impl fmt::Display for FieldError {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{}: {}", self.field, self.message)
+    }
+}
+
+impl std::error::Error for FieldError {}
+
+/// What has been found so far. Each check returns the good value or leaves an error here, so that all of them are reported.
+#[derive(Default)]
+struct Findings(Vec<FieldError>);
+
+impl Findings {
+    fn add(&mut self, field: &str, message: impl fmt::Display) {
+        self.0.push(FieldError { field: field.to_owned(), message: message.to_string() });
+    }
+
+    fn keep<T, E: fmt::Display>(&mut self, field: &str, result: Result<T, E>) -> Option<T> {
+        result.map_err(|error| self.add(field, error)).ok()
+    }
+}
+
+/// Checks a user and turns it into what the rest of the system works with.
+///
+/// What needs the object's predecessor, that its username stays the same, only the API server can check.
+///
+/// # Errors
+/// Every field that is wrong, in the order of the manifest.
+pub fn validate(user: &TwoFactorUser) -> Result<UserDefinition, Vec<FieldError>> {
+    let mut findings = Findings::default();
+    let spec = &user.spec;
+
+    let name = user.metadata.name.as_deref();
+    check_name(name, &mut findings);
+    let username = match (&spec.username, name) {
+        (Some(username), _) => findings.keep("spec.username", Username::try_from(username.clone())),
+        // What is wrong with the name has been said already.
+        (None, name) => name.and_then(|name| name.parse().ok()),
+    };
+
+    let email = spec
+        .email
+        .as_ref()
+        .and_then(|email| findings.keep("spec.email", EmailAddress::try_from(email.clone())));
+    if spec.delivery_method == DeliveryMethod::Email && spec.email.is_none() {
+        findings.add("spec.email", EMAIL_NEEDED);
+    }
+
+    let phone_number = spec
+        .phone_number
+        .as_ref()
+        .and_then(|number| findings.keep("spec.phoneNumber", PhoneNumber::try_from(number.clone())));
+    if spec.delivery_method == DeliveryMethod::Sms && spec.phone_number.is_none() {
+        findings.add("spec.phoneNumber", PHONE_NUMBER_NEEDED);
+    }
+
+    if let Some(reference) = &spec.secret_ref {
+        check_secret_reference(reference, name, &mut findings);
+    }
+    let totp = check_totp(&spec.totp, &mut findings);
+    if let Some(issuer) = &spec.issuer {
+        findings.keep("spec.issuer", check_issuer(issuer));
+    }
+
+    match (username, totp) {
+        (Some(username), Some(totp)) if findings.0.is_empty() => Ok(UserDefinition {
+            username,
+            enabled: spec.enabled,
+            delivery_method: spec.delivery_method,
+            email,
+            phone_number,
+            totp,
+            issuer: spec.issuer.clone(),
+        }),
+        _ => Err(findings.0),
+    }
+}
+
+fn check_name(name: Option<&str>, findings: &mut Findings) {
+    match name {
+        None | Some("") => findings.add("metadata.name", "is missing"),
+        Some(name) if name.len() > USER_NAME_CHARACTERS => findings.add("metadata.name", NAME_TOO_LONG),
+        Some(name) if !is_object_name(name) => findings.add("metadata.name", NAME_MESSAGE),
+        Some(_) => {}
+    }
+}
+
+fn check_secret_reference(reference: &SecretReference, user: Option<&str>, findings: &mut Findings) {
+    let SecretReference { name, key } = reference;
+    if !is_object_name(name) {
+        findings.add("spec.secretRef.name", NAME_MESSAGE);
+    } else if user.is_some_and(|user| *name == labels::secret_name(user)) {
+        findings.add("spec.secretRef.name", OWN_SECRET);
+    }
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"-._".contains(&byte);
+    if key.is_empty() || key.len() > NAME_CHARACTERS || !key.bytes().all(allowed) {
+        findings.add("spec.secretRef.key", SECRET_KEY_MESSAGE);
+    }
+}
+
+fn check_totp(totp: &TotpSpec, findings: &mut Findings) -> Option<TotpParameters> {
+    // The core checks these too, but stops at the first, and its types have no room for every number that YAML has.
+    let before = findings.0.len();
+    for (field, value, range) in [
+        ("spec.totp.digits", totp.digits, DIGITS),
+        ("spec.totp.periodSeconds", totp.period_seconds, PERIOD_SECONDS),
+        ("spec.totp.skew", totp.skew, SKEW),
+    ] {
+        if !range.contains(&value) {
+            findings.add(field, format_args!("must be {} to {}, not {value}", range.start(), range.end()));
+        }
+    }
+    if findings.0.len() > before {
+        return None;
+    }
+    let digits = findings.keep("spec.totp.digits", u8::try_from(totp.digits))?;
+    let period = findings.keep("spec.totp.periodSeconds", u32::try_from(totp.period_seconds))?;
+    let skew = findings.keep("spec.totp.skew", u8::try_from(totp.skew))?;
+    findings.keep("spec.totp", TotpParameters::new(totp.algorithm, digits, period, skew))
+}
+
+fn check_issuer(issuer: &str) -> Result<(), String> {
+    let characters = issuer.chars().count();
+    if characters == 0 {
+        return Err("must not be empty: leave the field out to use the realm's issuer".to_owned());
+    }
+    if characters > ISSUER_CHARACTERS {
+        return Err(format!("has {characters} characters, at most {ISSUER_CHARACTERS} are allowed"));
+    }
+    if issuer.chars().any(|c| c == ':' || c.is_control()) {
+        return Err(ISSUER_MESSAGE.to_owned());
+    }
+    Ok(())
+}
+
+/// What Kubernetes calls a DNS-1123 subdomain.
+fn is_object_name(name: &str) -> bool {
+    let alphanumeric = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+    let is_label = |label: &str| {
+        let bytes = label.as_bytes();
+        bytes.first().is_some_and(|&byte| alphanumeric(byte))
+            && bytes.last().is_some_and(|&byte| alphanumeric(byte))
+            && bytes.iter().all(|&byte| byte == b'-' || alphanumeric(byte))
+    };
+    name.len() <= NAME_CHARACTERS && name.split('.').all(is_label)
+}
+
+#[cfg(test)]
+mod tests;

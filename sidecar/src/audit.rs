@@ -1,0 +1,101 @@
+//! The record of what happened. Enters: an event. Leaves: a log line, without any code, seed or address.
+
+use http::HeaderMap;
+use twofactor_core::names::Caller;
+
+/// Longest text taken over from a header, in characters.
+const LONGEST: usize = 200;
+
+/// Whom the request came from, as far as the calling service passed it on.
+#[derive(Clone, Debug, Default)]
+pub struct Origin {
+    /// The end user's address: the first of `X-Forwarded-For`, or the first `for=` of `Forwarded` (RFC 7239).
+    pub address: Option<String>,
+    /// The end user's program.
+    pub user_agent: Option<String>,
+}
+
+/// A generate or verify that came to its end.
+#[derive(Debug)]
+pub struct Event<'a> {
+    /// `generate` or `verify`.
+    pub operation: &'static str,
+    /// What it came to: a constant word.
+    pub outcome: &'static str,
+    /// Whom it was about, as the request named them.
+    pub username: &'a str,
+    /// How the code was delivered, if it was.
+    pub channel: Option<&'static str>,
+    /// Who asked.
+    pub caller: &'a Caller,
+    /// Whom the request came from.
+    pub origin: &'a Origin,
+}
+
+impl Origin {
+    /// Reads what the calling service passed on.
+    #[must_use]
+    pub fn from_headers(headers: &HeaderMap) -> Self {
+        let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
+        let forwarded_for = text("x-forwarded-for").and_then(|list| list.split(',').next());
+        let address = forwarded_for.or_else(|| text("forwarded").and_then(first_forwarded));
+        Self { address: address.and_then(shortened), user_agent: text("user-agent").and_then(shortened) }
+    }
+}
+
+fn first_forwarded(header: &str) -> Option<&str> {
+    let element = header.split(',').next()?;
+    element.split(';').find_map(|pair| {
+        let (name, value) = pair.trim().split_once('=')?;
+        name.eq_ignore_ascii_case("for").then(|| value.trim_matches('"'))
+    })
+}
+
+fn shortened(text: &str) -> Option<String> {
+    let text: String = text.trim().chars().take(LONGEST).collect();
+    (!text.is_empty()).then_some(text)
+}
+
+/// Writes the log line. Texts that a caller chose are quoted, so that none can look like another line.
+pub fn record(event: &Event<'_>) {
+    tracing::info!(
+        target: "audit",
+        operation = event.operation,
+        outcome = event.outcome,
+        username = ?event.username,
+        channel = event.channel,
+        caller = %event.caller,
+        address = event.origin.address.as_deref().map(tracing::field::debug),
+        user_agent = event.origin.user_agent.as_deref().map(tracing::field::debug),
+        "{}",
+        event.operation
+    );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn origin(headers: &[(&'static str, &str)]) -> Origin {
+        let headers =
+            headers.iter().map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap())).collect();
+        Origin::from_headers(&headers)
+    }
+
+    #[test]
+    fn the_first_forwarded_address_is_the_end_user() {
+        assert_eq!(
+            origin(&[("x-forwarded-for", "203.0.113.7, 10.0.0.1")]).address.as_deref(),
+            Some("203.0.113.7")
+        );
+        let header = "proto=https;For=\"[2001:db8::1]:4711\", for=10.0.0.1";
+        assert_eq!(origin(&[("forwarded", header)]).address.as_deref(), Some("[2001:db8::1]:4711"));
+        assert_eq!(origin(&[("x-forwarded-for", "")]).address, None);
+    }
+
+    #[test]
+    fn what_is_taken_over_is_bounded() {
+        let long = "x".repeat(5000);
+        assert_eq!(origin(&[("user-agent", &long)]).user_agent.unwrap().len(), LONGEST);
+    }
+}

@@ -1,0 +1,179 @@
+//! The command line. Enters: arguments and the environment. Leaves: a running sidecar, or a sentence.
+#![expect(
+    clippy::doc_markdown,
+    reason = "clap shows these comments in a terminal, where backticks are noise"
+)]
+
+use std::error::Error;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+use tokio_util::sync::CancellationToken;
+use twofactor_core::names::{Caller, RealmId};
+use twofactor_server::logging::{self, Format};
+
+use crate::dev::{DevOptions, dev};
+use crate::run::Addresses;
+use crate::serve::serve;
+use crate::settings::{RealmOptions, SecretVariables};
+
+const VARIABLES: &str = "\
+Passwords come from the environment only:
+  SMTP_PASSWORD  password of SMTP_USERNAME
+  SECRET_KEY     the ecosystem's shared key for HS256 tokens, 32 bytes or more
+Variables may also stand in a file .env in the current directory; those of the environment win.";
+
+/// Two-factor authentication on localhost: POST /auth/generate and POST /auth/verify
+#[derive(Parser)]
+#[command(
+    name = "twofactor-sidecar",
+    version,
+    after_help = "Variables may also stand in a file .env in the current directory."
+)]
+struct CommandLine {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Serve what the operator published for this pod's namespace
+    Serve(ServeArguments),
+    /// Serve users from TwoFactorUser manifests on disk, without Kubernetes
+    #[command(after_help = VARIABLES)]
+    Dev(Box<DevArguments>),
+}
+
+#[derive(Args)]
+struct CommonArguments {
+    /// Address of the API [default: 127.0.0.1:8004 and [::1]:8004]
+    #[arg(long, env = "TWOFACTOR_LISTEN", value_name = "ADDRESS:PORT")]
+    listen: Option<SocketAddr>,
+
+    /// Let --listen be an address that other machines can reach. The API has no authentication
+    #[arg(long, env = "TWOFACTOR_ALLOW_NON_LOOPBACK")]
+    allow_non_loopback: bool,
+
+    /// Address of /livez, /readyz and /metrics
+    #[arg(
+        long,
+        env = "TWOFACTOR_ADMIN_LISTEN",
+        value_name = "ADDRESS:PORT",
+        default_value = "127.0.0.1:18004"
+    )]
+    admin_listen: SocketAddr,
+
+    /// Log lines as json or text
+    #[arg(long, env = "TWOFACTOR_LOG_FORMAT", default_value = "text")]
+    log_format: Format,
+
+    /// Level of log lines: error, warn, info, debug, or a filter such as info,audit=off
+    #[arg(long, env = "TWOFACTOR_LOG", value_name = "FILTER", default_value = "info")]
+    log: String,
+}
+
+#[derive(Args)]
+struct ServeArguments {
+    #[command(flatten)]
+    common: CommonArguments,
+
+    /// Folder with the realm's credentials, mounted from a Secret: redis-url, realm-key, installation, realm, caller
+    #[arg(
+        long,
+        env = "TWOFACTOR_CREDENTIALS",
+        value_name = "FOLDER",
+        default_value = "/var/run/secrets/twofactor"
+    )]
+    credentials: PathBuf,
+}
+
+#[derive(Args)]
+struct DevArguments {
+    #[command(flatten)]
+    common: CommonArguments,
+
+    /// Files and folders with manifests of TwoFactorUsers, and of the Secrets that they import seeds from
+    #[arg(required = true, value_name = "PATH")]
+    paths: Vec<PathBuf>,
+
+    /// Keep codes and users in this Redis, so that they survive and can be shared; otherwise in memory
+    #[arg(long, env = "REDIS_URL", hide_env_values = true, value_name = "URL")]
+    redis_url: Option<String>,
+
+    /// File with the key that records in Redis are sealed with, made at the first start
+    /// [default: fountainai-2fa/master-key in the user's state directory]
+    #[arg(long, env = "TWOFACTOR_MASTER_KEY_FILE", value_name = "FILE")]
+    master_key_file: Option<PathBuf>,
+
+    /// Name of the set of users in Redis: two processes with different manifests need different ones
+    #[arg(long, env = "TWOFACTOR_REALM", default_value = "dev")]
+    realm: RealmId,
+
+    /// Name of the service that asks: a code asked for by one is not accepted from another
+    #[arg(long, env = "TWOFACTOR_CALLER", default_value = "dev")]
+    caller: Caller,
+
+    /// Put codes into the answers of /auth/generate. On by default unless SMTP_SERVER is set
+    #[arg(long, env = "EXPOSE_CODES", value_name = "true|false", num_args = 0..=1, default_missing_value = "true")]
+    expose_codes: Option<bool>,
+
+    #[command(flatten)]
+    realm_options: RealmOptions,
+}
+
+impl CommonArguments {
+    fn addresses(&self) -> Addresses {
+        Addresses { api: self.listen, allow_non_loopback: self.allow_non_loopback, admin: self.admin_listen }
+    }
+}
+
+/// Parses the command line and runs what it says.
+///
+/// # Errors
+/// A sentence for the person who typed it.
+pub fn start() -> Result<(), Box<dyn Error>> {
+    load_dotenv()?;
+    let command = CommandLine::parse().command;
+    let common = match &command {
+        Command::Serve(arguments) => &arguments.common,
+        Command::Dev(arguments) => &arguments.common,
+    };
+    logging::start(common.log_format, &common.log).map_err(|error| format!("--log: {error}"))?;
+    let addresses = common.addresses();
+    // Fails only when another provider was installed before; there is no other in this program.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+
+    let stop = CancellationToken::new();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    match command {
+        Command::Serve(arguments) => runtime.block_on(serve(&addresses, &arguments.credentials, stop))?,
+        Command::Dev(arguments) => {
+            let realm =
+                arguments.realm_options.realm(SecretVariables::read(|name| std::env::var(name).ok()))?;
+            let options = DevOptions {
+                expose_codes: arguments.expose_codes.unwrap_or(!arguments.realm_options.sends_mail()),
+                paths: arguments.paths,
+                redis_url: arguments.redis_url,
+                master_key_file: arguments.master_key_file,
+                realm_id: arguments.realm,
+                caller: arguments.caller,
+                realm,
+            };
+            runtime.block_on(dev(&addresses, options, stop))?;
+        }
+    }
+    Ok(())
+}
+
+/// Reads `.env`, before there is any other thread. What it says is never repeated: it holds passwords.
+fn load_dotenv() -> Result<(), String> {
+    match dotenvy::from_path(".env") {
+        Ok(()) => Ok(()),
+        Err(dotenvy::Error::Io(error)) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(dotenvy::Error::LineParse(_, position)) => {
+            Err(format!(".env: a line is not of the form NAME=VALUE (near byte {position} of it)"))
+        }
+        Err(_) => Err(".env: cannot be read".to_owned()),
+    }
+}

@@ -1,0 +1,16 @@
+//! The console, for development. Enters: a message. Leaves: the same, on standard output.
+
+use twofactor_core::user::UserDefinition;
+
+use super::Message;
+
+/// Shows what would have been sent.
+#[expect(clippy::print_stdout, reason = "showing codes on the console is what this channel is for")]
+pub(super) fn show(user: &UserDefinition, message: &Message<'_>) {
+    println!(
+        "[{} to {:?}] {}",
+        user.delivery_method.name(),
+        user.username.as_str(),
+        message.text().trim_end().replace('\n', " ")
+    );
+}

@@ -1,0 +1,286 @@
+//! `dev`: the same service without Kubernetes. Enters: manifests on disk and the environment. Leaves: a running
+//! sidecar that is its own publisher, into memory or into Redis.
+
+use std::fs;
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rand::rngs::SysRng;
+use rand_core::UnwrapErr;
+use tokio::time::MissedTickBehavior;
+use tokio_util::sync::CancellationToken;
+use twofactor_core::key::{MasterKey, RealmKeys};
+use twofactor_core::names::{Caller, Installation, RealmId, RealmNames};
+use twofactor_core::otpauth;
+use twofactor_core::qr::QrPicture;
+use twofactor_core::realm::RealmRecord;
+use twofactor_core::user::DeliveryMethod;
+use twofactor_store::clock::Clock;
+use twofactor_store::memory::MemoryStore;
+use twofactor_store::publisher::Publisher;
+use twofactor_store::redis::RedisStore;
+use twofactor_store::{Store, StoreError};
+
+use crate::delivery::Delivery;
+use crate::manifests::{self, SeedBook, Users};
+use crate::metrics::Metrics;
+use crate::records::Records;
+use crate::run::{Addresses, Listeners, RunError, run};
+use crate::service::Service;
+
+/// How often the manifests are looked at and the store is checked.
+const WATCH: Duration = Duration::from_secs(1);
+
+/// What `dev` was told.
+pub struct DevOptions {
+    /// Files and folders with manifests.
+    pub paths: Vec<PathBuf>,
+    /// Redis, or memory when absent. May hold a password.
+    pub redis_url: Option<String>,
+    /// Where the master key is kept when Redis is used.
+    pub master_key_file: Option<PathBuf>,
+    /// The realm's name in Redis.
+    pub realm_id: RealmId,
+    /// The namespace that this process asks for.
+    pub caller: Caller,
+    /// Policy and providers.
+    pub realm: RealmRecord,
+    /// Whether answers contain the code.
+    pub expose_codes: bool,
+}
+
+/// Serves until it is told to stop.
+///
+/// # Errors
+/// When a path, an address or the configuration is unusable. A manifest that is wrong is reported, and the
+/// others are served.
+pub async fn dev(
+    addresses: &Addresses,
+    options: DevOptions,
+    stop: CancellationToken,
+) -> Result<(), RunError> {
+    let listeners = Listeners::bind(addresses).await?;
+    let master = match &options.redis_url {
+        Some(_) => kept_master_key(options.master_key_file.as_deref())?,
+        // The records go with the process, and so may their key.
+        None => MasterKey::generate(&mut UnwrapErr(SysRng)),
+    };
+    let keys = || -> RealmKeys { master.realm_key(&options.realm_id, 1).keys(&options.realm_id) };
+    let store = match &options.redis_url {
+        Some(url) => {
+            let installation: Installation =
+                "dev".parse().map_err(|error| RunError::Configuration(format!("installation {error}")))?;
+            let names = RealmNames::new(&installation, &options.realm_id);
+            let store = RedisStore::new(url, names, Clock::System);
+            Store::Redis(store.map_err(|error| RunError::Configuration(format!("--redis-url {error}")))?)
+        }
+        None => Store::Memory(MemoryStore::new(Clock::System)),
+    };
+    let metrics = Metrics::new().map_err(|error| RunError::Configuration(error.to_string()))?;
+    let service = Arc::new(Service {
+        records: Records::new(store.clone(), keys(), metrics.clone()),
+        store: store.clone(),
+        delivery: Delivery::new(true),
+        caller: options.caller,
+        expose_codes: options.expose_codes,
+        metrics,
+    });
+
+    let files = read_files(&options.paths)?;
+    let mut source = Source {
+        publisher: Publisher::new(store, keys()),
+        realm: options.realm,
+        paths: options.paths,
+        users: report(&files),
+        files,
+        book: SeedBook::default(),
+        available: true,
+    };
+    source.fill().await;
+    announce(&source, &listeners);
+    let publishing = source.watch(stop.clone());
+    run(service, listeners, Some(("publisher", publishing)), stop).await
+}
+
+/// Manifests, and the store that they are published into.
+struct Source {
+    publisher: Publisher,
+    realm: RealmRecord,
+    paths: Vec<PathBuf>,
+    files: Vec<(String, Vec<u8>)>,
+    users: Users,
+    book: SeedBook,
+    /// Whether the store answered last time; a change is worth a log line.
+    available: bool,
+}
+
+impl Source {
+    /// Looks after manifests and store until it is told to stop.
+    async fn watch(mut self, stop: CancellationToken) {
+        let mut ticks = tokio::time::interval(WATCH);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        while stop.run_until_cancelled(ticks.tick()).await.is_some() {
+            let changed = self.reread();
+            let filled =
+                self.available && self.publisher.store().inspect().await.is_ok_and(|found| found.ready);
+            if changed || !filled {
+                self.fill().await;
+            }
+        }
+    }
+
+    /// Reads the manifests again. Tells whether anything is different.
+    fn reread(&mut self) -> bool {
+        // A file that vanished or is being written is looked at again next time; who was served stays served.
+        let Ok(files) = read_files(&self.paths) else { return false };
+        if files == self.files {
+            return false;
+        }
+        tracing::info!("the manifests have changed");
+        self.users = report(&files);
+        self.files = files;
+        true
+    }
+
+    /// Makes the store hold what the manifests say.
+    async fn fill(&mut self) {
+        match self.try_fill().await {
+            Ok(refilled) => {
+                let made = self.book.published();
+                for definition in
+                    self.users.definitions().filter(|user| user.delivery_method == DeliveryMethod::App)
+                {
+                    if let Some(seed) = made.get(&definition.username) {
+                        let issuer = definition.issuer.as_deref().unwrap_or(&self.realm.issuer);
+                        enrol(
+                            &otpauth::uri(&definition.username, issuer, seed, &definition.totp),
+                            definition.username.as_str(),
+                        );
+                    }
+                }
+                tracing::info!(users = self.users.len(), refilled, "users are published");
+                self.available = true;
+            }
+            Err(StoreError::Conflict) => {
+                tracing::info!("another process publishes the same users; looking again");
+                self.book.forget_fresh();
+            }
+            Err(error) => {
+                if self.available {
+                    let cause = std::error::Error::source(&error).map(ToString::to_string);
+                    tracing::warn!(%error, cause, "users cannot be published; trying again every second");
+                }
+                self.available = false;
+            }
+        }
+    }
+
+    async fn try_fill(&mut self) -> Result<bool, StoreError> {
+        let random = &mut UnwrapErr(SysRng);
+        let desired = self.users.desired(&mut self.book, random, &self.publisher).await?;
+        self.publisher.fill(&self.realm, &desired, Clock::System.now(), random).await
+    }
+}
+
+fn read_files(paths: &[PathBuf]) -> Result<Vec<(String, Vec<u8>)>, RunError> {
+    manifests::read_files(paths).map_err(|error| RunError::Configuration(error.to_string()))
+}
+
+/// Reads users, and says what is wrong with those that cannot be served.
+fn report(files: &[(String, Vec<u8>)]) -> Users {
+    let (users, problems) = Users::from_manifests(&manifests::parse(files));
+    for problem in problems {
+        tracing::error!("{problem}");
+    }
+    users
+}
+
+/// The key under which records stay readable from one start to the next: read, or made at the first start.
+fn kept_master_key(path: Option<&Path>) -> Result<MasterKey, RunError> {
+    let path = match path {
+        Some(path) => path.to_owned(),
+        None => default_key_path()?,
+    };
+    let wrong = |error: &dyn ToString| {
+        RunError::Configuration(format!("--master-key-file {}: {}", path.display(), error.to_string()))
+    };
+    match fs::read_to_string(&path) {
+        Ok(text) => return MasterKey::from_base64(&text).map_err(|error| wrong(&error)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(wrong(&error)),
+    }
+    if let Some(folder) = path.parent() {
+        fs::create_dir_all(folder).map_err(|error| wrong(&error))?;
+    }
+    let key = MasterKey::generate(&mut UnwrapErr(SysRng));
+    let written = fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(&path)
+        .and_then(|mut file| writeln!(file, "{}", key.to_base64().expose_secret()));
+    match written {
+        Ok(()) => Ok(key),
+        // Another process was quicker; its key is the key.
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            let text = fs::read_to_string(&path).map_err(|error| wrong(&error))?;
+            MasterKey::from_base64(&text).map_err(|error| wrong(&error))
+        }
+        Err(error) => Err(wrong(&error)),
+    }
+}
+
+fn default_key_path() -> Result<PathBuf, RunError> {
+    let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    variable("XDG_STATE_HOME")
+        .or_else(|| variable("HOME").map(|home| home.join(".local/state")))
+        .map(|state| state.join("fountainai-2fa/master-key"))
+        .ok_or_else(|| {
+            RunError::Configuration(
+                "there is no home directory: name a file with --master-key-file".to_owned(),
+            )
+        })
+}
+
+/// Shows a new seed, once, to be scanned.
+#[expect(
+    clippy::print_stdout,
+    reason = "there is no Secret to read it from: this is how an app is enrolled in dev"
+)]
+fn enrol(uri: &twofactor_core::secret::SecretText, username: &str) {
+    println!("Scan this with an authenticator app to be {username:?}, or open {}", uri.expose_secret());
+    match QrPicture::encode(uri) {
+        Ok(picture) => println!("{}", picture.terminal()),
+        Err(error) => println!("{error}"),
+    }
+}
+
+/// Says what to do next, with lines that work as they stand.
+#[expect(clippy::print_stdout, reason = "for the person who typed the command")]
+fn announce(source: &Source, listeners: &Listeners) {
+    let Some(address) = listeners.api_address() else { return };
+    let base = format!("http://{address}");
+    let delivered = |user: &&twofactor_core::user::UserDefinition| {
+        user.enabled && user.delivery_method != DeliveryMethod::App
+    };
+    println!(
+        "\nServing {} users at {base} (documentation: {base}/docs). Stop with Ctrl-C.",
+        source.users.len()
+    );
+    let plain = |name: &str| name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.@".contains(&byte));
+    let Some(user) = source.users.definitions().filter(delivered).find(|user| plain(user.username.as_str()))
+    else {
+        return;
+    };
+    let name = user.username.as_str();
+    println!(
+        "Paste these lines into another terminal:\n\n\
+         CODE=$(curl -s -X POST '{base}/auth/generate?username={name}' | sed -n 's/.*\"otp_code\":\"\\([0-9]*\\)\".*/\\1/p')\n\
+         curl -s {base}/auth/verify -H 'Content-Type: application/json' -d '{{\"username\":\"{name}\",\"otp_code\":\"'$CODE'\"}}'; echo\n\
+         curl -s {base}/auth/verify -H 'Content-Type: application/json' -d '{{\"username\":\"{name}\",\"otp_code\":\"'$CODE'\"}}'; echo\n\n\
+         The first asks for a code, the second answers {{\"success\":true}}, the third that it is used up.\n"
+    );
+}

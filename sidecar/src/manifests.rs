@@ -1,0 +1,240 @@
+//! Users from manifests on disk, in the place of an API server. Enters: paths. Leaves: users as they should be
+//! published, and a problem for everything that is wrong.
+
+use std::collections::HashMap;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use rand_core::CryptoRng;
+use thiserror::Error;
+use twofactor_api::TwoFactorUser;
+use twofactor_api::manifest::{self, Located, Manifests, Problem};
+use twofactor_core::record::UserRecord;
+use twofactor_core::seed::Seed;
+use twofactor_core::user::{UserDefinition, Username};
+use twofactor_store::StoreError;
+use twofactor_store::publisher::{Desired, Publisher};
+
+/// The endings of files that are read from a folder.
+const ENDINGS: [&str; 3] = ["yaml", "yml", "json"];
+/// Larger than any sensible file of manifests.
+const LARGEST_FILE: u64 = 16 * 1024 * 1024;
+
+/// A path that cannot be read.
+#[derive(Debug, Error)]
+#[error("{path}: {source}", path = .path.display())]
+pub struct PathError {
+    path: PathBuf,
+    source: io::Error,
+}
+
+/// The files of `paths`: files as they are named, folders with what lies in them, sorted.
+///
+/// # Errors
+/// When a path is not there or cannot be read.
+pub fn read_files(paths: &[PathBuf]) -> Result<Vec<(String, Vec<u8>)>, PathError> {
+    let mut files = Vec::new();
+    for path in paths {
+        if path.is_dir() {
+            let mut inside = list(path)?;
+            inside.sort();
+            files.append(&mut inside);
+        } else {
+            files.push(path.clone());
+        }
+    }
+    files.into_iter().map(|path| read_file(&path)).collect()
+}
+
+fn list(folder: &Path) -> Result<Vec<PathBuf>, PathError> {
+    let wrong = |source| PathError { path: folder.to_owned(), source };
+    let mut files = Vec::new();
+    for entry in fs::read_dir(folder).map_err(wrong)? {
+        let path = entry.map_err(wrong)?.path();
+        let ending = path.extension().and_then(|ending| ending.to_str()).unwrap_or_default();
+        if path.is_file() && ENDINGS.contains(&ending) {
+            files.push(path);
+        }
+    }
+    Ok(files)
+}
+
+fn read_file(path: &Path) -> Result<(String, Vec<u8>), PathError> {
+    let wrong = |source| PathError { path: path.to_owned(), source };
+    if fs::metadata(path).map_err(wrong)?.len() > LARGEST_FILE {
+        return Err(wrong(io::Error::other("is larger than 16 MiB")));
+    }
+    Ok((path.display().to_string(), fs::read(path).map_err(wrong)?))
+}
+
+/// Everything that files say, with what is wrong in them.
+#[must_use]
+pub fn parse(files: &[(String, Vec<u8>)]) -> Manifests {
+    let mut all = Manifests::default();
+    for (name, content) in files {
+        all.append(manifest::read(name, content));
+    }
+    all
+}
+
+/// Where a user's seed comes from.
+enum SeedSource {
+    /// From a Secret that is among the manifests.
+    Imported(Seed),
+    /// The manifest names a Secret that is missing or unusable, so the user has none.
+    Missing,
+    /// The manifest leaves it to us.
+    Ours,
+}
+
+/// Seeds that were made here, or found in the store, by user.
+#[derive(Default)]
+pub struct SeedBook {
+    seeds: HashMap<Username, Seed>,
+    /// Made here and not published yet: no code of theirs can have been used.
+    fresh: HashMap<Username, Seed>,
+}
+
+impl SeedBook {
+    /// A user whose seed is not known yet, and might be in the store.
+    fn knows(&self, username: &Username) -> bool {
+        self.seeds.contains_key(username)
+    }
+
+    /// A seed found in the store.
+    fn found(&mut self, username: &Username, seed: Seed) {
+        self.seeds.insert(username.clone(), seed);
+    }
+
+    fn make(&mut self, username: &Username, random: &mut impl CryptoRng) {
+        let seed = Seed::generate(random);
+        self.fresh.insert(username.clone(), seed.clone());
+        self.seeds.insert(username.clone(), seed);
+    }
+
+    /// Everything is published. Gives the seeds that were made for it.
+    pub fn published(&mut self) -> HashMap<Username, Seed> {
+        std::mem::take(&mut self.fresh)
+    }
+
+    /// Somebody else published meanwhile: what was made here may not be what is there.
+    pub fn forget_fresh(&mut self) {
+        for username in std::mem::take(&mut self.fresh).into_keys() {
+            self.seeds.remove(&username);
+        }
+    }
+}
+
+/// Users of manifests, validated.
+pub struct Users {
+    users: Vec<(UserDefinition, SeedSource)>,
+}
+
+impl Users {
+    /// Validates users, each for itself: one that is wrong does not keep the others from being served.
+    #[must_use]
+    pub fn from_manifests(manifests: &Manifests) -> (Self, Vec<Problem>) {
+        let mut problems = manifests.problems.clone();
+        let mut taken: HashMap<Username, String> = HashMap::new();
+        let mut users = Vec::new();
+        for located in &manifests.users {
+            let definition = match located.validate() {
+                Ok(definition) => definition,
+                Err(mut wrong) => {
+                    problems.append(&mut wrong);
+                    continue;
+                }
+            };
+            if let Some(owner) = taken.get(&definition.username) {
+                let message = format!("{:?} is taken by the user at {owner}", definition.username.as_str());
+                problems.push(problem(located, "spec.username", message));
+                continue;
+            }
+            taken.insert(definition.username.clone(), format!("{}:{}", located.file, located.line));
+            let source = seed_source(located, manifests).unwrap_or_else(|wrong| {
+                problems.push(wrong);
+                SeedSource::Missing
+            });
+            users.push((definition, source));
+        }
+        (Self { users }, problems)
+    }
+
+    /// How many users there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.users.len()
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.users.is_empty()
+    }
+
+    /// The users, with their seeds: imported, known, already published, or new.
+    ///
+    /// # Errors
+    /// When the store does not answer: a seed is not made while there might be one.
+    pub async fn desired(
+        &self,
+        book: &mut SeedBook,
+        random: &mut impl CryptoRng,
+        publisher: &Publisher,
+    ) -> Result<Vec<Desired>, StoreError> {
+        let mut desired = Vec::with_capacity(self.users.len());
+        for (definition, source) in &self.users {
+            let username = &definition.username;
+            let seed = match source {
+                SeedSource::Imported(seed) => Some(seed.clone()),
+                SeedSource::Missing => None,
+                SeedSource::Ours => {
+                    if !book.knows(username) {
+                        let record = publisher.current(publisher.keys().pseudonym(username)).await?;
+                        match record.and_then(|record| record.seed) {
+                            Some(seed) => book.found(username, seed),
+                            None => book.make(username, random),
+                        }
+                    }
+                    book.seeds.get(username).cloned()
+                }
+            };
+            let fresh = book.fresh.contains_key(username) && matches!(source, SeedSource::Ours);
+            desired.push(Desired { record: UserRecord { definition: definition.clone(), seed }, fresh });
+        }
+        Ok(desired)
+    }
+
+    /// The definitions, in the order of the manifests.
+    pub fn definitions(&self) -> impl Iterator<Item = &UserDefinition> {
+        self.users.iter().map(|(definition, _)| definition)
+    }
+}
+
+fn seed_source(located: &Located<TwoFactorUser>, manifests: &Manifests) -> Result<SeedSource, Problem> {
+    let user = &located.value;
+    let Some(reference) = &user.spec.secret_ref else { return Ok(SeedSource::Ours) };
+    let Some(secret) = manifests.secret(user.metadata.namespace.as_deref(), &reference.name) else {
+        let message =
+            format!("there is no Secret {:?} among the manifests of this namespace", reference.name);
+        return Err(problem(located, "spec.secretRef.name", message));
+    };
+    let Some(value) = secret.values.get(&reference.key) else {
+        let message = format!("the Secret {:?} has no key {:?}", reference.name, reference.key);
+        return Err(problem(located, "spec.secretRef.key", message));
+    };
+    Seed::from_base32(value.expose_secret()).map(SeedSource::Imported).map_err(|error| {
+        let message = format!("the key {:?} of the Secret {:?} {error}", reference.key, reference.name);
+        problem(located, "spec.secretRef", message)
+    })
+}
+
+fn problem(located: &Located<TwoFactorUser>, field: &str, message: String) -> Problem {
+    Problem {
+        file: located.file.clone(),
+        line: located.line_of(field),
+        field: Some(field.to_owned()),
+        message,
+    }
+}

@@ -1,0 +1,204 @@
+//! Records of users and of the realm, opened once and kept while they are current.
+//!
+//! Enters: a username. Leaves: the opened record, or the certainty that there is no such user. A record that does
+//! not open, or is older than one seen before, is never used: that is an answer of 503 and a metric.
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwapOption;
+use quick_cache::sync::Cache;
+use thiserror::Error;
+use twofactor_core::key::RealmKeys;
+use twofactor_core::names::Pseudonym;
+use twofactor_core::realm::RealmRecord;
+use twofactor_core::record::{RecordError, UserRecord};
+use twofactor_core::seal::{OpenError, Revision};
+use twofactor_core::user::Username;
+use twofactor_store::{Store, StoreError};
+
+use crate::metrics::Metrics;
+use crate::refusal::Refusal;
+
+/// Users whose opened records are kept; beyond that, those not asked about for longest are read again.
+const CACHED_USERS: usize = 100_000;
+
+/// A user as they are now.
+#[derive(Clone, Debug)]
+pub struct CurrentUser {
+    /// What they are called in the store.
+    pub pseudonym: Pseudonym,
+    /// The revision of the record.
+    pub revision: Revision,
+    /// The record.
+    pub record: Arc<UserRecord>,
+}
+
+#[derive(Clone)]
+struct Seen {
+    /// The highest revision seen, also of a user who is gone: nothing older is accepted again.
+    highest: Revision,
+    record: Option<Arc<UserRecord>>,
+}
+
+/// The records of one realm.
+pub struct Records {
+    store: Store,
+    keys: RealmKeys,
+    users: Cache<Pseudonym, Seen>,
+    realm: ArcSwapOption<(Revision, RealmRecord)>,
+    metrics: Metrics,
+}
+
+/// Why a record that is there was not used.
+#[derive(Clone, Copy, Debug, Error)]
+enum Rejected {
+    #[error(transparent)]
+    Record(#[from] RecordError),
+    #[error("the record has revision {found}, revision {seen} was seen before")]
+    RolledBack { found: u64, seen: u64 },
+}
+
+impl Rejected {
+    const fn reason(self) -> &'static str {
+        match self {
+            Self::Record(RecordError::Open(OpenError::Truncated)) => "truncated",
+            Self::Record(RecordError::Open(OpenError::Format(_))) => "format",
+            Self::Record(RecordError::Open(OpenError::Generation { .. })) => "key-generation",
+            Self::Record(RecordError::Open(OpenError::NotAuthentic)) => "not-authentic",
+            Self::Record(RecordError::Content) => "content",
+            Self::RolledBack { .. } => "rolled-back",
+        }
+    }
+}
+
+impl Records {
+    /// Records of the realm that `keys` open, read from `store`.
+    #[must_use]
+    pub fn new(store: Store, keys: RealmKeys, metrics: Metrics) -> Self {
+        Self { store, keys, users: Cache::new(CACHED_USERS), realm: ArcSwapOption::empty(), metrics }
+    }
+
+    /// The keys of the realm.
+    #[must_use]
+    pub fn keys(&self) -> &RealmKeys {
+        &self.keys
+    }
+
+    /// An enabled user: the record last seen, which the decision checks, or a newly read one.
+    ///
+    /// # Errors
+    /// [`Refusal::UnknownUser`] when it is certain that there is none or that they are disabled;
+    /// [`Refusal::Unavailable`] when it is not.
+    pub async fn enabled_user(&self, username: &Username) -> Result<CurrentUser, Refusal> {
+        let pseudonym = self.keys.pseudonym(username);
+        let user = match self.users.get(&pseudonym) {
+            Some(Seen { highest, record: Some(record) }) => {
+                CurrentUser { pseudonym, revision: highest, record }
+            }
+            _ => self.reload(pseudonym).await?,
+        };
+        // A record that was kept may be outdated, and no decision will tell: a disabled user is not decided about.
+        if user.record.definition.enabled { Ok(user) } else { self.reload_enabled(pseudonym).await }
+    }
+
+    /// Reads an enabled user's record again.
+    ///
+    /// # Errors
+    /// As in [`Records::enabled_user`].
+    pub async fn reload_enabled(&self, pseudonym: Pseudonym) -> Result<CurrentUser, Refusal> {
+        let user = self.reload(pseudonym).await?;
+        if user.record.definition.enabled { Ok(user) } else { Err(Refusal::UnknownUser) }
+    }
+
+    /// Reads a user's record again: it has changed, or is not known here.
+    ///
+    /// # Errors
+    /// As in [`Records::enabled_user`].
+    pub async fn reload(&self, pseudonym: Pseudonym) -> Result<CurrentUser, Refusal> {
+        let Some(sealed) = self.store.record(&pseudonym).await? else {
+            return Err(self.missing(pseudonym).await?);
+        };
+        let seen = self.users.get(&pseudonym).map_or(Revision::default(), |seen| seen.highest);
+        match self.open(pseudonym, &sealed, seen) {
+            Ok((revision, record)) => {
+                let record = Arc::new(record);
+                self.users.insert(pseudonym, Seen { highest: revision, record: Some(record.clone()) });
+                Ok(CurrentUser { pseudonym, revision, record })
+            }
+            Err(rejected) => {
+                self.reject("user", rejected);
+                Err(Refusal::Unavailable)
+            }
+        }
+    }
+
+    fn open(
+        &self,
+        pseudonym: Pseudonym,
+        sealed: &[u8],
+        seen: Revision,
+    ) -> Result<(Revision, UserRecord), Rejected> {
+        let (revision, record) = UserRecord::open(&self.keys, pseudonym, sealed)?;
+        if revision < seen {
+            return Err(Rejected::RolledBack { found: revision.0, seen: seen.0 });
+        }
+        Ok((revision, record))
+    }
+
+    /// No record: either there is no such user, or the store has lost them.
+    async fn missing(&self, pseudonym: Pseudonym) -> Result<Refusal, StoreError> {
+        if !self.store.confirm_absence(&pseudonym).await? {
+            // Published in this very moment: the next request finds it.
+            return Ok(Refusal::Unavailable);
+        }
+        if let Some(seen) = self.users.get(&pseudonym) {
+            self.users.insert(pseudonym, Seen { highest: seen.highest, record: None });
+        }
+        Ok(Refusal::UnknownUser)
+    }
+
+    /// The realm's policy and credentials, as last read.
+    ///
+    /// # Errors
+    /// When there are none: Redis was not reachable since the start, or nothing was published.
+    pub async fn realm(&self) -> Result<Arc<(Revision, RealmRecord)>, Refusal> {
+        if let Some(realm) = self.realm.load_full() {
+            return Ok(realm);
+        }
+        self.refresh_realm().await?;
+        self.realm.load_full().ok_or(Refusal::Unavailable)
+    }
+
+    /// Reads the realm's record again; keeps the one known when there is no better one.
+    ///
+    /// # Errors
+    /// When Redis does not answer.
+    pub async fn refresh_realm(&self) -> Result<(), StoreError> {
+        let Some(sealed) = self.store.realm().await?.sealed else { return Ok(()) };
+        let known = self.realm.load_full();
+        let seen = known.as_ref().map_or(Revision::default(), |known| known.0);
+        match RealmRecord::open(&self.keys, &sealed).map_err(Rejected::from) {
+            Ok((revision, _)) if revision < seen => {
+                self.reject("realm", Rejected::RolledBack { found: revision.0, seen: seen.0 });
+            }
+            Ok((revision, record)) => {
+                if revision > seen || known.is_none() {
+                    self.realm.store(Some(Arc::new((revision, record))));
+                }
+            }
+            Err(rejected) => self.reject("realm", rejected),
+        }
+        Ok(())
+    }
+
+    fn reject(&self, kind: &'static str, rejected: Rejected) {
+        self.metrics.refused_record(rejected.reason());
+        tracing::error!(kind, reason = rejected.reason(), error = %rejected, "a record in Redis was not used");
+    }
+}
+
+impl std::fmt::Debug for Records {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(formatter, "Records({:?})", self.keys)
+    }
+}

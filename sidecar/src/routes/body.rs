@@ -1,0 +1,133 @@
+//! Reading requests. Enters: a query, headers and a body as they come. Leaves: validated values, or a refusal that
+//! names the field. What was sent is never repeated in it: it may be a code.
+
+use std::pin::pin;
+use std::time::Duration;
+
+use bytes::{Buf, BufMut, BytesMut};
+use futures_util::{Stream, StreamExt};
+use http::{HeaderMap, header};
+use serde_json::{Map, Value};
+use twofactor_core::code::Code;
+use twofactor_core::user::Username;
+
+use crate::refusal::Refusal;
+
+/// Larger than any request with a username of 253 characters, however they are escaped.
+const LARGEST_BODY: usize = 8 * 1024;
+/// For the whole body to arrive.
+const BODY_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The members of a JSON object that were not asked for yet.
+#[derive(Debug)]
+pub(super) struct Fields {
+    members: Map<String, Value>,
+    known: Vec<&'static str>,
+}
+
+impl Fields {
+    /// Reads a body that must be a JSON object.
+    pub(super) fn parse(headers: &HeaderMap, bytes: &[u8]) -> Result<Self, Refusal> {
+        if !is_json(headers) {
+            return Err(malformed("Content-Type: must be application/json"));
+        }
+        match serde_json::from_slice(bytes) {
+            Ok(Value::Object(members)) => Ok(Self { members, known: Vec::new() }),
+            Ok(_) => Err(malformed("body: must be a JSON object")),
+            Err(error) => Err(malformed(&format!(
+                "body: is not valid JSON (line {}, column {})",
+                error.line(),
+                error.column()
+            ))),
+        }
+    }
+
+    fn text(&mut self, name: &'static str) -> Result<String, Refusal> {
+        self.known.push(name);
+        match self.members.remove(name) {
+            Some(Value::String(text)) => Ok(text),
+            Some(_) => Err(malformed(&format!("{name}: must be a string"))),
+            None => Err(malformed(&format!("{name}: is required"))),
+        }
+    }
+
+    /// Takes the member `username`.
+    pub(super) fn username(&mut self) -> Result<Username, Refusal> {
+        let text = self.text("username")?;
+        username(text)
+    }
+
+    /// Takes the member `otp_code`.
+    pub(super) fn code(&mut self) -> Result<Code, Refusal> {
+        let text = self.text("otp_code")?;
+        Code::parse(&text).map_err(|error| malformed(&format!("otp_code: {error}")))
+    }
+
+    /// Makes sure that nothing is left: a misspelt member would otherwise be ignored in silence.
+    pub(super) fn finish(self) -> Result<(), Refusal> {
+        match self.members.keys().next() {
+            None => Ok(()),
+            Some(name) => {
+                let name: String = name.chars().take(50).collect();
+                Err(malformed(&format!(
+                    "{name:?}: is not a known field; known are {}",
+                    self.known.join(", ")
+                )))
+            }
+        }
+    }
+}
+
+/// The username of a generate request: in the query, in a JSON body, or the same one in both.
+pub(super) fn generate_request(query: &str, headers: &HeaderMap, bytes: &[u8]) -> Result<Username, Refusal> {
+    let mut in_query = form_urlencoded::parse(query.as_bytes()).filter(|(name, _)| name == "username");
+    let from_query = in_query.next().map(|(_, value)| username(value.into_owned())).transpose()?;
+    if in_query.next().is_some() {
+        return Err(malformed("username: stands in the query more than once"));
+    }
+    if bytes.is_empty() {
+        return from_query.ok_or_else(|| malformed("username: is required, in the query or in a JSON body"));
+    }
+    let mut fields = Fields::parse(headers, bytes)?;
+    let from_body = fields.username()?;
+    fields.finish()?;
+    match from_query {
+        Some(name) if name != from_body => Err(malformed("username: differs between the query and the body")),
+        _ => Ok(from_body),
+    }
+}
+
+fn username(text: String) -> Result<Username, Refusal> {
+    Username::try_from(text).map_err(|error| malformed(&format!("username: {error}")))
+}
+
+fn malformed(what: &str) -> Refusal {
+    Refusal::Malformed(what.to_owned())
+}
+
+fn is_json(headers: &HeaderMap) -> bool {
+    let Some(value) = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()) else {
+        return false;
+    };
+    let essence = value.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+    essence == "application/json" || (essence.starts_with("application/") && essence.ends_with("+json"))
+}
+
+/// Collects a body, within bounds of size and time.
+pub(super) async fn read(
+    body: impl Stream<Item = Result<impl Buf, warp::Error>>,
+) -> Result<BytesMut, Refusal> {
+    let collect = async {
+        let mut body = pin!(body);
+        let mut bytes = BytesMut::new();
+        while let Some(part) = body.next().await {
+            let part = part.map_err(|_| malformed("body: broke off"))?;
+            if bytes.len() + part.remaining() > LARGEST_BODY {
+                return Err(Refusal::TooLarge(LARGEST_BODY));
+            }
+            bytes.put(part);
+        }
+        Ok(bytes)
+    };
+    tokio::time::timeout(BODY_TIMEOUT, collect).await.unwrap_or(Err(Refusal::TooSlow))
+}

@@ -1,0 +1,249 @@
+//! The API's routes. Enters: HTTP requests. Leaves: what the contract says, for every one of them.
+
+mod body;
+mod docs;
+mod openapi;
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::BytesMut;
+use http::{HeaderMap, HeaderValue, Method, header};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+use warp::Filter;
+use warp::filters::BoxedFilter;
+use warp::reply::{Reply, Response};
+
+use self::body::Fields;
+use crate::audit::{self, Event, Origin};
+use crate::delivery::rfc3339;
+use crate::generate::generate;
+use crate::refusal::{Problem, Refusal};
+use crate::service::Service;
+use crate::verify::verify;
+
+/// The answer to `GET /`.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub struct Status {
+    /// Always the same sentence.
+    #[schema(example = "2FA Service is up and running!")]
+    pub status: &'static str,
+}
+
+/// Whom to make a code for.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct GenerateRequest {
+    /// The exact username, 1 to 253 characters.
+    #[schema(example = "alice", min_length = 1, max_length = 253)]
+    pub username: String,
+}
+
+/// A code was delivered.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub struct GenerateReply {
+    /// The code; absent unless exposing it is switched on, for development.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(example = "123456", pattern = "^[0-9]{6,8}$", nullable = false)]
+    pub otp_code: Option<String>,
+    /// Until when the code is accepted: RFC 3339, in UTC.
+    #[schema(example = "2026-01-01T12:05:00Z", format = DateTime)]
+    pub expires_at: String,
+}
+
+/// A code to check.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct VerifyRequest {
+    /// The exact username, 1 to 253 characters.
+    #[schema(example = "alice", min_length = 1, max_length = 253)]
+    pub username: String,
+    /// The code as the user typed it: 6 to 8 ASCII digits, nothing else.
+    #[schema(example = "123456", pattern = "^[0-9]{6,8}$")]
+    pub otp_code: String,
+}
+
+/// The code was right, and is used up now.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub struct VerifyReply {
+    /// Always true; everything else is an error.
+    #[schema(example = true)]
+    pub success: bool,
+}
+
+/// What is left of a request once its path is known.
+struct Request {
+    method: Method,
+    query: String,
+    headers: HeaderMap,
+    body: Result<BytesMut, Refusal>,
+}
+
+/// All routes of the API.
+#[must_use]
+pub fn routes(service: Arc<Service>) -> BoxedFilter<(Response,)> {
+    let with_service = warp::any().map(move || service.clone());
+    let query = warp::query::raw().or(warp::any().map(String::new)).unify();
+    let request = warp::method()
+        .and(query)
+        .and(warp::header::headers_cloned())
+        .and(warp::body::stream().then(body::read))
+        .map(|method, query, headers, body| Request { method, query, headers, body });
+    let input = with_service.clone().and(request);
+    let health = warp::path::end().and(with_service.clone()).and(warp::method()).then(health_route).boxed();
+    let generate = warp::path!("auth" / "generate").and(input.clone()).then(generate_route).boxed();
+    let verify = warp::path!("auth" / "verify").and(input).then(verify_route).boxed();
+    let openapi = warp::path!("openapi.json").and(warp::method()).map(openapi_route).boxed();
+    let docs = warp::path("docs").and(warp::path::tail()).and(warp::method()).map(docs_route).boxed();
+    let nothing = warp::any().map(|| Refusal::NoSuchPath.into_response()).boxed();
+    verify
+        .or(generate)
+        .unify()
+        .or(health)
+        .unify()
+        .or(openapi)
+        .unify()
+        .or(docs)
+        .unify()
+        .or(nothing)
+        .unify()
+        .boxed()
+}
+
+/// Whether the service runs. It says nothing about Redis: that is what the admin port's `/readyz?verbose` is for.
+#[utoipa::path(
+    get, path = "/", tag = "Health Check", operation_id = "getHealthStatus", summary = "Is the service running?",
+    responses(
+        (status = 200, description = "It runs.", body = Status),
+        (status = 405, description = "Only GET is answered.", body = Problem, content_type = "application/problem+json"),
+    )
+)]
+async fn health_route(service: Arc<Service>, method: Method) -> Response {
+    answer(&service, "/", async {
+        require(&method, &Method::GET)?;
+        Ok(json(&Status { status: "2FA Service is up and running!" }))
+    })
+    .await
+}
+
+/// Makes a one-time code, remembers it and delivers it to the user.
+///
+/// Asked again within the same time step, the same code is delivered again. The username may stand in the query
+/// or in a JSON body; prefer the body, since query strings end up in access logs.
+#[utoipa::path(
+    post, path = "/auth/generate", tag = "2FA Authentication", operation_id = "generateOtp", summary = "Deliver a code",
+    params(("username" = Option<String>, Query, description = "The exact username, unless it is in the body.", min_length = 1, max_length = 253)),
+    request_body(content = Option<GenerateRequest>, description = "The username, unless it is in the query."),
+    responses(
+        (status = 200, description = "The code is on its way.", body = GenerateReply),
+        (status = 400, description = "The user has no OTP secret, or no way to get a code.", body = Problem, content_type = "application/problem+json"),
+        (status = 404, description = "There is no such user, or 2FA is not enabled for them.", body = Problem, content_type = "application/problem+json"),
+        (status = 405, description = "Only POST is answered.", body = Problem, content_type = "application/problem+json"),
+        (status = 408, description = "The body did not arrive in time.", body = Problem, content_type = "application/problem+json"),
+        (status = 413, description = "The body is too large.", body = Problem, content_type = "application/problem+json"),
+        (status = 422, description = "The request is malformed; `detail` names the field.", body = Problem, content_type = "application/problem+json"),
+        (status = 429, description = "Asked too soon.", body = Problem, content_type = "application/problem+json",
+            headers(("Retry-After" = u64, description = "Seconds to wait."))),
+        (status = 502, description = "The mail or SMS provider did not take the message.", body = Problem, content_type = "application/problem+json"),
+        (status = 503, description = "Redis is unreachable, or has lost data that is being restored.", body = Problem, content_type = "application/problem+json",
+            headers(("Retry-After" = u64, description = "Seconds to wait."))),
+    )
+)]
+async fn generate_route(service: Arc<Service>, request: Request) -> Response {
+    let origin = Origin::from_headers(&request.headers);
+    answer(&service, "/auth/generate", async {
+        require(&request.method, &Method::POST)?;
+        let username = body::generate_request(&request.query, &request.headers, &request.body?)?;
+        let result = generate(&service, &username).await;
+        let outcome = result.as_ref().map_or_else(Refusal::name, |_| "delivered");
+        let channel = result.as_ref().ok().map(|generated| generated.channel.name());
+        conclude(&service, "generate", outcome, username.as_str(), channel, &origin);
+        let generated = result?;
+        let otp_code = service.expose_codes.then(|| generated.code.expose_secret().to_owned());
+        Ok(json(&GenerateReply { otp_code, expires_at: rfc3339(generated.expires_at) }))
+    })
+    .await
+}
+
+/// Accepts a code, once.
+#[utoipa::path(
+    post, path = "/auth/verify", tag = "2FA Authentication", operation_id = "verifyOtp", summary = "Check a code",
+    request_body = VerifyRequest,
+    responses(
+        (status = 200, description = "The code is right. It is used up now.", body = VerifyReply),
+        (status = 400, description = "The code is used up, or was never issued to this caller.", body = Problem, content_type = "application/problem+json"),
+        (status = 401, description = "The code is wrong, or has expired.", body = Problem, content_type = "application/problem+json"),
+        (status = 404, description = "There is no such user, or 2FA is not enabled for them.", body = Problem, content_type = "application/problem+json"),
+        (status = 405, description = "Only POST is answered.", body = Problem, content_type = "application/problem+json"),
+        (status = 408, description = "The body did not arrive in time.", body = Problem, content_type = "application/problem+json"),
+        (status = 413, description = "The body is too large.", body = Problem, content_type = "application/problem+json"),
+        (status = 422, description = "The request is malformed; `detail` names the field.", body = Problem, content_type = "application/problem+json"),
+        (status = 429, description = "Too many failures; nothing was looked at.", body = Problem, content_type = "application/problem+json",
+            headers(("Retry-After" = u64, description = "Seconds to wait."))),
+        (status = 503, description = "Redis is unreachable, or has lost data that is being restored. Nothing was accepted.", body = Problem, content_type = "application/problem+json",
+            headers(("Retry-After" = u64, description = "Seconds to wait."))),
+    )
+)]
+async fn verify_route(service: Arc<Service>, request: Request) -> Response {
+    let origin = Origin::from_headers(&request.headers);
+    answer(&service, "/auth/verify", async {
+        require(&request.method, &Method::POST)?;
+        let mut fields = Fields::parse(&request.headers, &request.body?)?;
+        let (username, code) = (fields.username()?, fields.code()?);
+        fields.finish()?;
+        let result = verify(&service, &username, &code).await;
+        let outcome = result.as_ref().map_or_else(Refusal::name, |()| "accepted");
+        conclude(&service, "verify", outcome, username.as_str(), None, &origin);
+        result?;
+        Ok(json(&VerifyReply { success: true }))
+    })
+    .await
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "warp hands over what its filters extract")]
+fn openapi_route(method: Method) -> Response {
+    require(&method, &Method::GET).map_or_else(Refusal::into_response, |()| openapi::document())
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "warp hands over what its filters extract")]
+fn docs_route(path: warp::path::Tail, method: Method) -> Response {
+    require(&method, &Method::GET)
+        .and_then(|()| docs::file(path.as_str()))
+        .unwrap_or_else(Refusal::into_response)
+}
+
+fn require(method: &Method, expected: &Method) -> Result<(), Refusal> {
+    let allowed = if expected == Method::GET { "GET" } else { "POST" };
+    if method == expected { Ok(()) } else { Err(Refusal::WrongMethod(allowed)) }
+}
+
+fn json(reply: &impl Serialize) -> Response {
+    let mut response = warp::reply::json(reply).into_response();
+    response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+}
+
+/// Runs a route, turns its refusal into an answer, and counts it.
+async fn answer(
+    service: &Service,
+    route: &'static str,
+    work: impl Future<Output = Result<Response, Refusal>>,
+) -> Response {
+    let began = Instant::now();
+    let response = work.await.unwrap_or_else(Refusal::into_response);
+    service.metrics.request(route, response.status(), began.elapsed());
+    response
+}
+
+fn conclude(
+    service: &Service,
+    operation: &'static str,
+    outcome: &'static str,
+    username: &str,
+    channel: Option<&'static str>,
+    origin: &Origin,
+) {
+    service.metrics.decision(operation, outcome);
+    audit::record(&Event { operation, outcome, username, channel, caller: &service.caller, origin });
+}

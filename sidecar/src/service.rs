@@ -1,0 +1,74 @@
+//! What generate and verify work with. Enters: the parts, put together once. Leaves: one value that routes share.
+
+use std::time::Duration;
+
+use twofactor_core::decision::Undecided;
+use twofactor_core::names::Caller;
+use twofactor_core::realm::RealmRecord;
+use twofactor_core::record::UserRecord;
+use twofactor_store::{Store, StoreError};
+
+use crate::delivery::Delivery;
+use crate::metrics::Metrics;
+use crate::records::{CurrentUser, Records};
+use crate::refusal::Refusal;
+
+/// How long a decision may take in all, every reading and repeating included: a client has its 503 in a second.
+pub const DECISION_TIMEOUT: Duration = Duration::from_millis(900);
+
+/// How often a decision is asked for again on new ground: a record that changed, a clock that was off.
+pub const ATTEMPTS: usize = 4;
+
+/// The parts of a running sidecar.
+#[derive(Debug)]
+pub struct Service {
+    /// Decides and remembers.
+    pub store: Store,
+    /// Users and the realm.
+    pub records: Records,
+    /// Sends codes.
+    pub delivery: Delivery,
+    /// The namespace that this sidecar asks for.
+    pub caller: Caller,
+    /// Whether answers contain the code: for development only.
+    pub expose_codes: bool,
+    /// Counts.
+    pub metrics: Metrics,
+}
+
+impl Service {
+    /// Whether there is a code to send to this user, and a way to send it.
+    #[must_use]
+    pub fn can_send(&self, user: &UserRecord, realm: &RealmRecord) -> bool {
+        user.seed.is_some() && self.delivery.can_reach(&user.definition, realm)
+    }
+
+    /// What the next attempt is made with, after the store decided nothing on `user` for the reason `why`.
+    ///
+    /// # Errors
+    /// When there is nothing to be had that a decision could be made on.
+    pub async fn new_ground(&self, user: CurrentUser, why: StoreError) -> Result<CurrentUser, Refusal> {
+        match why {
+            StoreError::Undecided(Undecided::Stale { current }) => {
+                let user = self.records.reload_enabled(user.pseudonym).await?;
+                if user.revision < current { Err(Refusal::Unavailable) } else { Ok(user) }
+            }
+            // The user was removed, or the store has lost them: reading again tells which.
+            StoreError::Undecided(Undecided::NoState) => {
+                self.records.reload(user.pseudonym).await?;
+                Err(Refusal::Unavailable)
+            }
+            // The store has learned the difference; the next attempt is computed with it.
+            StoreError::Undecided(Undecided::ClockOff { .. }) => Ok(user),
+            error => Err(error.into()),
+        }
+    }
+}
+
+/// Bounds the time that a decision takes.
+///
+/// # Errors
+/// [`Refusal::Unavailable`] when the time is over; otherwise what `work` says.
+pub async fn within_bound<T>(work: impl Future<Output = Result<T, Refusal>>) -> Result<T, Refusal> {
+    tokio::time::timeout(DECISION_TIMEOUT, work).await.unwrap_or(Err(Refusal::Unavailable))
+}

@@ -1,0 +1,58 @@
+//! Verify: is this the code? Enters: a username and a code. Leaves: yes, or a refusal. One Redis round trip when
+//! the record is known.
+
+use twofactor_core::code::Code;
+use twofactor_core::decision::{Factor, Verdict, Verification};
+use twofactor_core::user::{DeliveryMethod, Username};
+
+use crate::records::CurrentUser;
+use crate::refusal::Refusal;
+use crate::service::{ATTEMPTS, Service, within_bound};
+
+/// Accepts a code, at most once.
+///
+/// # Errors
+/// Every reason that the contract names; nothing was accepted then.
+pub async fn verify(service: &Service, username: &Username, code: &Code) -> Result<(), Refusal> {
+    match within_bound(decide(service, username, code)).await? {
+        Verdict::Accepted => Ok(()),
+        Verdict::Wrong | Verdict::Expired => Err(Refusal::WrongCode),
+        Verdict::Used | Verdict::NeverIssued => Err(Refusal::UsedCode),
+        Verdict::Blocked { retry_after } => Err(Refusal::Blocked { retry_after }),
+    }
+}
+
+async fn decide(service: &Service, username: &Username, code: &Code) -> Result<Verdict, Refusal> {
+    let mut user = service.records.enabled_user(username).await?;
+    for _ in 0..ATTEMPTS {
+        let request = verification(service, &user, code);
+        match service.store.verify(&user.pseudonym, &request).await {
+            Ok(verdict) => return Ok(verdict),
+            Err(why) => user = service.new_ground(user, why).await?,
+        }
+    }
+    Err(Refusal::Unavailable)
+}
+
+/// What the code would match, as of now.
+fn verification(service: &Service, user: &CurrentUser, code: &Code) -> Verification {
+    let definition = &user.record.definition;
+    let now = service.store.now();
+    // One step more than the skew: the store's clock, which decides, may be a step further.
+    let margin = u64::from(definition.totp.skew()) + 1;
+    let around = definition.totp.step_at(now);
+    let factor = match definition.delivery_method {
+        DeliveryMethod::App => Factor::Authenticator,
+        DeliveryMethod::Email | DeliveryMethod::Sms | DeliveryMethod::Webhook => Factor::Delivered,
+    };
+    Verification {
+        revision: user.revision,
+        caller: service.caller.clone(),
+        asked_at: now,
+        factor,
+        tag: service.records.keys().code_tag(&user.pseudonym, &service.caller, code),
+        matches: user.record.totp().map_or_else(Vec::new, |totp| totp.matching_steps(code, around, margin)),
+        period: definition.totp.period(),
+        skew: definition.totp.skew(),
+    }
+}
