@@ -19,6 +19,7 @@ pub mod record;
 pub mod seal;
 pub mod secret;
 pub mod seed;
+pub mod settings;
 pub mod time;
 pub mod totp;
 pub mod user;

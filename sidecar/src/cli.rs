@@ -16,7 +16,7 @@ use twofactor_server::logging::{self, Format};
 use crate::dev::{DevOptions, dev};
 use crate::run::Addresses;
 use crate::serve::serve;
-use crate::settings::{RealmOptions, SecretVariables};
+use crate::settings::RealmOptions;
 
 const VARIABLES: &str = "\
 Passwords come from the environment only:
@@ -149,8 +149,7 @@ pub fn start() -> Result<(), Box<dyn Error>> {
     match command {
         Command::Serve(arguments) => runtime.block_on(serve(&addresses, &arguments.credentials, stop))?,
         Command::Dev(arguments) => {
-            let realm =
-                arguments.realm_options.realm(SecretVariables::read(|name| std::env::var(name).ok()))?;
+            let realm = arguments.realm_options.realm(|name| std::env::var(name).ok())?;
             let options = DevOptions {
                 expose_codes: arguments.expose_codes.unwrap_or(!arguments.realm_options.sends_mail()),
                 paths: arguments.paths,

@@ -42,15 +42,21 @@ pub struct RedisStore {
     connection: ConnectionManager,
     names: RealmNames,
     clock: Clock,
-    shared: Arc<Shared>,
+    scripts: Arc<Scripts>,
+    learned: Arc<Learned>,
 }
 
-struct Shared {
+struct Scripts {
     verify: Script,
     issue: Script,
     publish: Script,
     publish_text: String,
     stamp: Script,
+}
+
+/// What a realm's decisions have taught.
+#[derive(Default)]
+struct Learned {
     /// Redis' clock less ours, in milliseconds.
     offset: AtomicI64,
     /// The checked nodes, as the scripts read them: `node=since`, separated by spaces.
@@ -96,20 +102,24 @@ impl RedisStore {
         let connection =
             ConnectionManager::new_lazy_with_config(client, configuration).map_err(|_| RedisUrlError)?;
         let publish_text = text(include_str!("scripts/publish.lua"));
-        let shared = Shared {
+        let scripts = Scripts {
             verify: Script::new(&text(include_str!("scripts/verify.lua"))),
             issue: Script::new(&text(include_str!("scripts/issue.lua"))),
             publish: Script::new(&publish_text),
             publish_text,
             stamp: Script::new(&text(include_str!("scripts/stamp.lua"))),
-            offset: AtomicI64::new(0),
-            guards: ArcSwap::default(),
         };
-        Ok(Self { connection, names, clock, shared: Arc::new(shared) })
+        Ok(Self { connection, names, clock, scripts: Arc::new(scripts), learned: Arc::default() })
+    }
+
+    /// The store of another realm, over the same connection.
+    #[must_use]
+    pub fn for_realm(&self, names: RealmNames) -> Self {
+        Self { names, learned: Arc::default(), ..self.clone() }
     }
 
     pub(crate) fn now(&self) -> UnixMillis {
-        self.clock.now().offset(self.shared.offset.load(Ordering::Relaxed))
+        self.clock.now().offset(self.learned.offset.load(Ordering::Relaxed))
     }
 
     pub(crate) async fn record(&self, user: &Pseudonym) -> Result<Option<Vec<u8>>, StoreError> {
@@ -147,7 +157,7 @@ impl RedisStore {
             .iter()
             .filter_map(|(field, since)| Some(format!("{}={since}", field.strip_prefix("guard:")?)))
             .collect();
-        self.shared.guards.store(Arc::new(guards.join(" ")));
+        self.learned.guards.store(Arc::new(guards.join(" ")));
     }
 
     pub(crate) async fn verify(
@@ -162,7 +172,7 @@ impl RedisStore {
             Factor::Authenticator => "authenticator",
         };
         let (word, number) = self
-            .decide(&self.shared.verify, [&state, &otp], request.revision, request.asked_at, |call| {
+            .decide(&self.scripts.verify, [&state, &otp], request.revision, request.asked_at, |call| {
                 call.arg(factor)
                     .arg(request.caller.as_str())
                     .arg(request.tag.to_string())
@@ -188,7 +198,7 @@ impl RedisStore {
     pub(crate) async fn issue(&self, user: &Pseudonym, request: &Issuance) -> Result<Issue, StoreError> {
         let UserNames { state, otp, .. } = self.names.user(user);
         let (word, number) = self
-            .decide(&self.shared.issue, [&state, &otp], request.revision, request.asked_at, |call| {
+            .decide(&self.scripts.issue, [&state, &otp], request.revision, request.asked_at, |call| {
                 call.arg(request.caller.as_str())
                     .arg(request.tag.to_string())
                     .arg(request.step.number())
@@ -216,7 +226,7 @@ impl RedisStore {
         let run = async || {
             let mut call = script.prepare_invoke();
             call.key(&keys)
-                .arg(self.shared.guards.load().as_str())
+                .arg(self.learned.guards.load().as_str())
                 .arg(revision.0)
                 .arg(asked_at.millis())
                 .arg(millis(CLOCK_TOLERANCE));
@@ -240,7 +250,7 @@ impl RedisStore {
                 let ours = self.clock.now();
                 let offset = i64::try_from(now.millis()).unwrap_or_default()
                     - i64::try_from(ours.millis()).unwrap_or_default();
-                self.shared.offset.store(offset, Ordering::Relaxed);
+                self.learned.offset.store(offset, Ordering::Relaxed);
                 Err(Undecided::ClockOff { now }.into())
             }
             _ => Ok(answer),
@@ -290,10 +300,14 @@ impl RedisStore {
         for part in batch.chunks(BATCH) {
             let mut pipeline = redis::pipe();
             // Every time, for a pipeline cannot be repeated when Redis does not know the script.
-            pipeline.cmd("SCRIPT").arg("LOAD").arg(&self.shared.publish_text).ignore();
+            pipeline.cmd("SCRIPT").arg("LOAD").arg(&self.scripts.publish_text).ignore();
             for publication in part {
                 let UserNames { record, state, otp, .. } = self.names.user(&publication.pseudonym);
-                pipeline.cmd("EVALSHA").arg(self.shared.publish.get_hash()).arg(3).arg(&[record, state, otp]);
+                pipeline
+                    .cmd("EVALSHA")
+                    .arg(self.scripts.publish.get_hash())
+                    .arg(3)
+                    .arg(&[record, state, otp]);
                 pipeline
                     .arg(publication.expected.map(|revision| revision.0.to_string()).unwrap_or_default())
                     .arg(publication.revision.0)
@@ -343,7 +357,7 @@ impl RedisStore {
     }
 
     pub(crate) async fn stamp(&self, inspection: &Inspection) -> Result<(), StoreError> {
-        let mut call = self.shared.stamp.prepare_invoke();
+        let mut call = self.scripts.stamp.prepare_invoke();
         call.key(self.names.realm_meta()).arg(&inspection.node).arg(u8::from(inspection.empty));
         let mut connection = self.connection.clone();
         let (word, _): Answer = within(OPERATION_TIMEOUT, call.invoke_async(&mut connection)).await?;
