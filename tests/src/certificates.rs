@@ -1,0 +1,78 @@
+//! Certificates for the servers of a test. Enters: names. Leaves: a certificate authority and what it signed, as PEM.
+
+use rcgen::{
+    BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType, ExtendedKeyUsagePurpose,
+    IsCa, KeyPair, KeyUsagePurpose,
+};
+
+/// A certificate and its private key.
+#[derive(Clone, Debug)]
+pub struct Leaf {
+    /// The certificate.
+    pub certificate: String,
+    /// The private key (PKCS#8).
+    pub key: String,
+}
+
+/// A certificate authority that exists for one test.
+#[derive(Debug)]
+pub struct Authority {
+    issuer: CertifiedIssuer<'static, KeyPair>,
+}
+
+impl Authority {
+    /// A new authority called `name`.
+    #[must_use]
+    pub fn new(name: &str) -> Self {
+        let mut params = CertificateParams::default();
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        Self { issuer: CertifiedIssuer::self_signed(params, key()).expect("a certificate authority") }
+    }
+
+    /// Its certificate, for those who are to trust it.
+    #[must_use]
+    pub fn pem(&self) -> String {
+        self.issuer.pem()
+    }
+
+    /// A server's certificate for host names and addresses.
+    #[must_use]
+    pub fn server(&self, names: &[&str]) -> Leaf {
+        let names: Vec<_> = names.iter().map(|&name| name.to_owned()).collect();
+        let mut params = CertificateParams::new(names).expect("host names and addresses");
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        self.sign(params)
+    }
+
+    /// A client's certificate; Kubernetes takes the organization for a group.
+    #[must_use]
+    pub fn client(&self, name: &str, organization: &str) -> Leaf {
+        let mut params = CertificateParams::default();
+        params.distinguished_name = DistinguishedName::new();
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.distinguished_name.push(DnType::OrganizationName, organization);
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        self.sign(params)
+    }
+
+    fn sign(&self, mut params: CertificateParams) -> Leaf {
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.use_authority_key_identifier_extension = true;
+        let key = key();
+        let certificate = params.signed_by(&key, &self.issuer).expect("a signed certificate");
+        Leaf { certificate: certificate.pem(), key: key.serialize_pem() }
+    }
+}
+
+/// A new key pair, as (private, public) PEM.
+#[must_use]
+pub fn key_pair() -> (String, String) {
+    let key = key();
+    (key.serialize_pem(), key.public_key_pem())
+}
+
+fn key() -> KeyPair {
+    KeyPair::generate().expect("a key pair")
+}

@@ -1,0 +1,340 @@
+//! A real Redis server. Enters: options. Leaves: its URL and connections, and the power to flush, stop, kill, hold and
+//! restart it, and to move its wall clock.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use redis::aio::MultiplexedConnection;
+use redis::{AsyncConnectionConfig, Client, RedisError};
+use tempfile::TempDir;
+
+use crate::process::{Launch, Process};
+use crate::wait::eventually;
+use crate::{ports, scratch, tools};
+
+const START: Duration = Duration::from_secs(20);
+/// Long for Redis, short for a person: a machine that compiles beside the tests answers late.
+const RESPONSE: Duration = Duration::from_secs(10);
+
+/// When Redis forces its append-only file to the disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AppendFsync {
+    /// Before it answers.
+    Always,
+    /// Once a second: up to a second of writes can be lost.
+    EverySec,
+}
+
+/// Options for a server that is about to start.
+#[derive(Debug, Default)]
+pub struct RedisBuilder {
+    append_only: Option<AppendFsync>,
+    password: Option<String>,
+    movable_clock: bool,
+    args: Vec<String>,
+}
+
+impl RedisBuilder {
+    /// Keeps writes in an append-only file, so that they are there after a restart.
+    #[must_use]
+    pub fn append_only(mut self, fsync: AppendFsync) -> Self {
+        self.append_only = Some(fsync);
+        self
+    }
+
+    /// The password of the default user. It goes into the URL as it is: letters and digits only.
+    #[must_use]
+    pub fn password(mut self, password: &str) -> Self {
+        self.password = Some(password.to_owned());
+        self
+    }
+
+    /// More arguments of `redis-server`, such as `["--maxmemory", "1mb"]`.
+    #[must_use]
+    pub fn args<'a>(mut self, args: impl IntoIterator<Item = &'a str>) -> Self {
+        self.args.extend(args.into_iter().map(str::to_owned));
+        self
+    }
+
+    /// Makes [`RedisServer::clock`] usable. The clock runs like the real one until it is set.
+    #[must_use]
+    pub fn with_movable_clock(mut self) -> Self {
+        self.movable_clock = true;
+        self
+    }
+
+    /// Starts the server, and returns when it answers.
+    pub async fn start(self) -> RedisServer {
+        let folder = scratch::folder("redis");
+        let port = ports::free_port();
+        let clock = self.movable_clock.then(|| RedisClock::in_folder(folder.path()));
+        let process = Mutex::new(Arc::new(launch(&self, port, &folder, clock.as_ref()).start()));
+        let server = RedisServer { process, port, clock, options: self, folder };
+        server.wait_until_ready().await;
+        server
+    }
+}
+
+fn launch(options: &RedisBuilder, port: u16, folder: &TempDir, clock: Option<&RedisClock>) -> Launch {
+    let program = tools::find("redis-server");
+    let launch = match clock {
+        None => Launch::new(program),
+        Some(clock) => clock.launch(&program),
+    };
+    let append_only = match options.append_only {
+        None => ["--appendonly", "no", "--appendfsync", "everysec"],
+        Some(AppendFsync::Always) => ["--appendonly", "yes", "--appendfsync", "always"],
+        Some(AppendFsync::EverySec) => ["--appendonly", "yes", "--appendfsync", "everysec"],
+    };
+    let mut launch = launch
+        .args(["--bind", "127.0.0.1", "--port", &port.to_string(), "--save", ""])
+        .args(append_only)
+        .arg("--dir")
+        .arg(folder.path());
+    if let Some(password) = &options.password {
+        launch = launch.args(["--requirepass", password]);
+    }
+    launch.args(&options.args)
+}
+
+/// A Redis server on a loopback port.
+#[derive(Debug)]
+pub struct RedisServer {
+    // Before the folder: fields are dropped in order, and the server writes there until it ends.
+    process: Mutex<Arc<Process>>,
+    port: u16,
+    clock: Option<RedisClock>,
+    options: RedisBuilder,
+    folder: TempDir,
+}
+
+impl RedisServer {
+    /// A server that keeps nothing on disk and asks for no password.
+    pub async fn start() -> Self {
+        Self::builder().start().await
+    }
+
+    /// A server with options.
+    #[must_use]
+    pub fn builder() -> RedisBuilder {
+        RedisBuilder::default()
+    }
+
+    /// `redis://…`, with the password.
+    #[must_use]
+    pub fn url(&self) -> String {
+        let login =
+            self.options.password.as_ref().map(|password| format!(":{password}@")).unwrap_or_default();
+        format!("redis://{login}127.0.0.1:{}/0", self.port)
+    }
+
+    /// The port, which stays the same after a restart.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// The process that runs now.
+    #[must_use]
+    pub fn process(&self) -> Arc<Process> {
+        Arc::clone(&self.process.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// A new connection.
+    pub async fn connect(&self) -> MultiplexedConnection {
+        connect(&self.url()).await.unwrap_or_else(|error| panic!("cannot connect to Redis: {error}"))
+    }
+
+    /// Removes everything, as a person with `redis-cli` would.
+    pub async fn flush_all(&self) {
+        let mut connection = self.connect().await;
+        redis::cmd("FLUSHALL").exec_async(&mut connection).await.expect("FLUSHALL");
+    }
+
+    /// Ends the server as a power cut would.
+    pub fn kill(&self) -> ExitStatus {
+        let status = self.process().kill();
+        self.forget_shared_memory();
+        status
+    }
+
+    /// Ends the server in good order.
+    pub fn stop(&self) -> ExitStatus {
+        let status = self.process().stop();
+        self.forget_shared_memory();
+        status
+    }
+
+    /// Starts the server again, on the same port, with the same folder, and with the clock where it was. One that still
+    /// runs is stopped first.
+    pub async fn restart(&self) {
+        self.stop();
+        let process = Arc::new(launch(&self.options, self.port, &self.folder, self.clock.as_ref()).start());
+        *self.process.lock().unwrap_or_else(PoisonError::into_inner) = process;
+        self.wait_until_ready().await;
+    }
+
+    /// Holds the server: connections stay open and nothing is answered.
+    pub async fn pause(&self) {
+        self.process().pause().await;
+    }
+
+    /// Lets a held server go on.
+    pub fn resume(&self) {
+        self.process().resume();
+    }
+
+    /// The hand on the server's wall clock. Panics unless it was started with [`RedisBuilder::with_movable_clock`].
+    #[must_use]
+    pub fn clock(&self) -> ClockHand<'_> {
+        let clock = self.clock.as_ref().expect("a Redis server started with `with_movable_clock()`");
+        ClockHand { server: self, clock }
+    }
+
+    async fn wait_until_ready(&self) {
+        let (process, url) = (self.process(), self.url());
+        eventually(START, "Redis to answer", async || {
+            process.assert_running();
+            let mut connection = connect(&url).await?;
+            redis::cmd("PING").exec_async(&mut connection).await
+        })
+        .await;
+    }
+
+    fn forget_shared_memory(&self) {
+        if self.clock.is_some() {
+            RedisClock::forget_shared_memory(self.process().id());
+        }
+    }
+}
+
+impl Drop for RedisServer {
+    fn drop(&mut self) {
+        // With an ordinary server, the process' own drop is enough.
+        if self.clock.is_some() {
+            if !std::thread::panicking() {
+                self.stop();
+            }
+            self.forget_shared_memory();
+        }
+    }
+}
+
+async fn connect(url: &str) -> Result<MultiplexedConnection, RedisError> {
+    let config = AsyncConnectionConfig::new()
+        .set_connection_timeout(Some(RESPONSE))
+        .set_response_timeout(Some(RESPONSE));
+    Client::open(url)?.get_multiplexed_async_connection_with_config(&config).await
+}
+
+/// The file that libfaketime reads the time from, at every look at the clock.
+#[derive(Debug)]
+struct RedisClock {
+    file: PathBuf,
+}
+
+impl RedisClock {
+    fn in_folder(folder: &Path) -> Self {
+        let clock = Self { file: folder.join("clock") };
+        clock.write("+0");
+        clock
+    }
+
+    fn launch(&self, redis: &Path) -> Launch {
+        // libfaketime looks up the real clock when it is first called, which allocates; jemalloc, which Redis is linked
+        // with, looks at the clock while it initializes. Each waits for the other for ever, so malloc is taken
+        // from the C library, by preloading it too.
+        let preload = format!("{}:libc.so.6", tools::libfaketime().display());
+        Launch::new("/usr/bin/env")
+            .named("redis-server")
+            .arg(format!("LD_PRELOAD={preload}"))
+            .arg(redis)
+            .env("FAKETIME_TIMESTAMP_FILE", &self.file)
+            .env("FAKETIME_NO_CACHE", "1")
+            // Redis' own timers go on, and its event loop does not stand still with the wall clock.
+            .env("FAKETIME_DONT_FAKE_MONOTONIC", "1")
+            // Seconds since the epoch: no format that a time zone could change.
+            .env("FAKETIME_FMT", "%s")
+            .env("TZ", "UTC")
+    }
+
+    /// By renaming: libfaketime never sees half a time.
+    fn write(&self, time: &str) {
+        let new = self.file.with_extension("new");
+        fs::write(&new, time)
+            .and_then(|()| fs::rename(&new, &self.file))
+            .expect("to write the time for Redis");
+    }
+
+    /// What libfaketime leaves behind when its process is killed.
+    fn forget_shared_memory(pid: i32) {
+        for name in [format!("faketime_shm_{pid}"), format!("sem.faketime_sem_{pid}")] {
+            fs::remove_file(Path::new("/dev/shm").join(name)).ok();
+        }
+    }
+}
+
+/// The hand that moves a Redis server's wall clock.
+///
+/// A clock that was set stands still until it is moved or released. What Redis itself times by the wall clock stands still
+/// with it: BLPOP and WAIT do not time out, replication and Sentinel notice no silence, `everysec` forces
+/// nothing to the disk.
+#[derive(Clone, Copy, Debug)]
+pub struct ClockHand<'a> {
+    server: &'a RedisServer,
+    clock: &'a RedisClock,
+}
+
+impl ClockHand<'_> {
+    /// Freezes the clock at a moment, in milliseconds since the epoch, and returns when Redis shows it. With the server
+    /// down, it is where the clock will stand at the next start.
+    pub async fn set_unix_millis(self, millis: u64) {
+        // libfaketime reads the fraction as a double and cuts it off: half a microsecond more hits the right one.
+        self.clock.write(&format!("{}.{:03}0005", millis / 1000, millis % 1000));
+        self.wait_until_shown(|shown| shown == millis, millis).await;
+    }
+
+    /// Moves the clock forward from where it stands, and freezes it there.
+    pub async fn advance(self, by: Duration) {
+        let by = u64::try_from(by.as_millis()).expect("a reasonable step");
+        self.set_unix_millis(self.unix_millis().await + by).await;
+    }
+
+    /// Lets the clock run again, with the real time.
+    pub async fn release(self) {
+        let before = self.clock_file();
+        self.clock.write("+0");
+        self.wait_until_shown(|shown| before != Some(shown), "the real time").await;
+    }
+
+    /// What Redis takes for the time.
+    pub async fn unix_millis(self) -> u64 {
+        time_of(&mut self.server.connect().await).await.expect("TIME")
+    }
+
+    async fn wait_until_shown(self, is_right: impl Fn(u64) -> bool, what: impl std::fmt::Display) {
+        if self.server.process().try_exit().is_some() {
+            return;
+        }
+        let mut connection = self.server.connect().await;
+        eventually(RESPONSE, format_args!("Redis to show {what} as its time"), async || {
+            let shown = time_of(&mut connection).await.map_err(|error| error.to_string())?;
+            if is_right(shown) { Ok(()) } else { Err(format!("it shows {shown}")) }
+        })
+        .await;
+    }
+
+    fn clock_file(self) -> Option<u64> {
+        let written = fs::read_to_string(&self.clock.file).ok()?;
+        let (seconds, fraction) = written.split_once('.')?;
+        Some(seconds.parse::<u64>().ok()? * 1000 + fraction.get(..3)?.parse::<u64>().ok()?)
+    }
+}
+
+async fn time_of(connection: &mut MultiplexedConnection) -> Result<u64, RedisError> {
+    let (seconds, micros): (u64, u64) = redis::cmd("TIME").query_async(connection).await?;
+    Ok(seconds * 1000 + micros / 1000)
+}

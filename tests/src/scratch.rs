@@ -1,0 +1,47 @@
+//! Temporary folders. Enters: what a folder is for. Leaves: a folder that goes with its owner, and at the latest when the
+//! next run of any test begins.
+//!
+//! A folder held by a static is not dropped, nor is one whose process was killed. So each process keeps its folders in
+//! one of its own and holds a lock in there; whoever comes later removes those whose lock is free.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
+
+use tempfile::TempDir;
+
+const PREFIX: &str = "twofactor-tests-";
+const LOCK: &str = ".lock";
+
+static OF_THIS_PROCESS: LazyLock<(PathBuf, File)> = LazyLock::new(|| {
+    sweep();
+    let folder = tempfile::Builder::new().prefix(PREFIX).tempdir().expect("a temporary folder").keep();
+    // Renamed once it is locked: nobody can find the lock free in between.
+    let lock = File::create(folder.join("new")).expect("a lock file");
+    lock.lock().expect("the lock on a new file");
+    fs::rename(folder.join("new"), folder.join(LOCK)).expect("to rename the lock file");
+    (folder, lock)
+});
+
+/// A folder for `name`, removed when the value is dropped.
+#[must_use]
+pub fn folder(name: &str) -> TempDir {
+    tempfile::Builder::new()
+        .prefix(&format!("{name}-"))
+        .tempdir_in(&OF_THIS_PROCESS.0)
+        .unwrap_or_else(|error| panic!("a temporary folder for {name}: {error}"))
+}
+
+fn sweep() {
+    let Ok(entries) = fs::read_dir(std::env::temp_dir()) else { return };
+    for entry in entries.flatten() {
+        if entry.file_name().to_string_lossy().starts_with(PREFIX) && is_abandoned(&entry.path()) {
+            // Another process may be removing it at this moment.
+            fs::remove_dir_all(entry.path()).ok();
+        }
+    }
+}
+
+fn is_abandoned(folder: &Path) -> bool {
+    File::open(folder.join(LOCK)).is_ok_and(|lock| lock.try_lock().is_ok())
+}

@@ -1,0 +1,89 @@
+//! The sidecar's own binary. Enters: arguments and environment. Leaves: a running sidecar and clients for its two ports.
+
+use std::time::Duration;
+
+use crate::http::ApiClient;
+use crate::process::{Launch, Process};
+use crate::wait::eventually;
+use crate::{ports, tools};
+
+const START: Duration = Duration::from_secs(20);
+
+/// Options for a sidecar that is about to start.
+#[derive(Debug)]
+pub struct SidecarBuilder {
+    launch: Launch,
+}
+
+impl SidecarBuilder {
+    /// Arguments, such as a subcommand; the two addresses to listen on follow after them. Paths are absolute, because the
+    /// sidecar runs in a folder of its own.
+    #[must_use]
+    pub fn args<'a>(mut self, args: impl IntoIterator<Item = &'a str>) -> Self {
+        self.launch = self.launch.args(args);
+        self
+    }
+
+    /// One variable of the environment, which is otherwise almost empty.
+    #[must_use]
+    pub fn env(mut self, name: &str, value: &str) -> Self {
+        self.launch = self.launch.env(name, value);
+        self
+    }
+
+    /// Starts the sidecar on ports of the harness' choice, and returns when it is alive.
+    pub async fn start(self) -> SidecarProcess {
+        let (api_port, admin_port) = (ports::free_port(), ports::free_port());
+        let process = self
+            .launch
+            .args(["--listen".to_owned(), format!("127.0.0.1:{api_port}")])
+            .args(["--admin-listen".to_owned(), format!("127.0.0.1:{admin_port}")])
+            .start();
+        let sidecar = SidecarProcess { process, api_port, admin_port };
+        let admin = sidecar.admin();
+        eventually(START, "the sidecar to be alive", async || {
+            sidecar.process.assert_running();
+            match admin.try_raw("GET", "/livez", &[], "").await {
+                Ok(reply) if reply.status == 200 => Ok(()),
+                Ok(reply) => Err(format!("/livez answers {}", reply.status)),
+                Err(error) => Err(format!("{error:?}")),
+            }
+        })
+        .await;
+        sidecar
+    }
+}
+
+/// A running sidecar.
+#[derive(Debug)]
+pub struct SidecarProcess {
+    process: Process,
+    api_port: u16,
+    admin_port: u16,
+}
+
+impl SidecarProcess {
+    /// A sidecar with options.
+    #[must_use]
+    pub fn builder() -> SidecarBuilder {
+        SidecarBuilder { launch: Launch::new(tools::project_binary("twofactor-sidecar")).isolated() }
+    }
+
+    /// A client of the API.
+    #[must_use]
+    pub fn api(&self) -> ApiClient {
+        ApiClient::new(format!("http://127.0.0.1:{}", self.api_port))
+    }
+
+    /// A client of the health and metrics port.
+    #[must_use]
+    pub fn admin(&self) -> ApiClient {
+        ApiClient::new(format!("http://127.0.0.1:{}", self.admin_port))
+    }
+
+    /// The process.
+    #[must_use]
+    pub fn process(&self) -> &Process {
+        &self.process
+    }
+}

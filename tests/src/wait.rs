@@ -1,0 +1,102 @@
+//! Waiting for a condition. Enters: a bound, what is waited for, and a probe. Leaves: what the probe found, or a panic
+//! that names what did not come and why the last probe failed.
+//!
+//! The one place of the tests that sleeps.
+
+use std::fmt::Display;
+use std::panic::Location;
+use std::time::{Duration, Instant};
+
+const BETWEEN_PROBES: Duration = Duration::from_millis(15);
+
+/// What a probe may return: there already, or not yet and why.
+pub trait Outcome {
+    /// What is handed on when the condition holds.
+    type Value;
+
+    /// The value, or the reason for going on waiting.
+    ///
+    /// # Errors
+    /// When the condition does not hold yet.
+    fn settle(self) -> Result<Self::Value, String>;
+}
+
+impl Outcome for bool {
+    type Value = ();
+
+    fn settle(self) -> Result<(), String> {
+        if self { Ok(()) } else { Err("not yet true".to_owned()) }
+    }
+}
+
+impl<T> Outcome for Option<T> {
+    type Value = T;
+
+    fn settle(self) -> Result<T, String> {
+        self.ok_or_else(|| "nothing yet".to_owned())
+    }
+}
+
+impl<T, E: Display> Outcome for Result<T, E> {
+    type Value = T;
+
+    fn settle(self) -> Result<T, String> {
+        self.map_err(|error| error.to_string())
+    }
+}
+
+/// Probes until the condition holds, and hands on what the probe found. A probe that hangs ends at the bound too.
+#[track_caller]
+pub fn eventually<R: Outcome>(
+    bound: Duration,
+    what: impl Display,
+    mut probe: impl AsyncFnMut() -> R,
+) -> impl Future<Output = R::Value> {
+    let caller = Location::caller();
+    async move {
+        let deadline = Instant::now() + bound;
+        let mut last = None;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            match tokio::time::timeout(left, probe()).await.map(Outcome::settle) {
+                Ok(Ok(value)) => return value,
+                Ok(Err(reason)) => last = Some(reason),
+                // The reason of the probe before says more than "it hung".
+                Err(_) => last = last.or_else(|| Some("the probe did not return".to_owned())),
+            }
+            if Instant::now() >= deadline {
+                exceeded(caller, bound, &what, &last.unwrap_or_default());
+            }
+            tokio::time::sleep(BETWEEN_PROBES).await;
+        }
+    }
+}
+
+/// [`eventually`] for code that is not async, such as a drop.
+#[track_caller]
+pub fn eventually_blocking<R: Outcome>(
+    bound: Duration,
+    what: impl Display,
+    probe: impl FnMut() -> R,
+) -> R::Value {
+    try_blocking(bound, probe).unwrap_or_else(|reason| exceeded(Location::caller(), bound, &what, &reason))
+}
+
+/// [`eventually_blocking`] that leaves it to the caller what an exceeded bound means.
+///
+/// # Errors
+/// The reason of the last probe, when the bound is exceeded.
+pub fn try_blocking<R: Outcome>(bound: Duration, mut probe: impl FnMut() -> R) -> Result<R::Value, String> {
+    let deadline = Instant::now() + bound;
+    loop {
+        match probe().settle() {
+            Ok(value) => return Ok(value),
+            Err(reason) if Instant::now() >= deadline => return Err(reason),
+            Err(_) => std::thread::sleep(BETWEEN_PROBES),
+        }
+    }
+}
+
+fn exceeded(caller: &Location<'_>, bound: Duration, what: &dyn Display, reason: &str) -> ! {
+    panic!("waited {bound:?} at {caller} for {what}: {reason}")
+}
