@@ -1,0 +1,355 @@
+//! The service's contract over HTTP, against the real program in `dev` with users from manifests.
+
+use std::fs;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use twofactor_tests::http::{ApiClient, Reply};
+use twofactor_tests::scratch;
+use twofactor_tests::sidecar::SidecarProcess;
+
+/// Manifests for every kind of user that a request can be about.
+const USERS: &str = r#"
+apiVersion: twofactor.fountainai.io/v1alpha1
+kind: TwoFactorUser
+metadata: { name: alice }
+spec: { email: alice@example.org }
+---
+apiVersion: twofactor.fountainai.io/v1alpha1
+kind: TwoFactorUser
+metadata: { name: odd }
+spec: { username: "Odd {name} [1]", email: odd@example.org, totp: { digits: 8 } }
+---
+apiVersion: twofactor.fountainai.io/v1alpha1
+kind: TwoFactorUser
+metadata: { name: disabled }
+spec: { email: disabled@example.org, enabled: false }
+---
+apiVersion: twofactor.fountainai.io/v1alpha1
+kind: TwoFactorUser
+metadata: { name: carol }
+spec: { deliveryMethod: app }
+---
+apiVersion: twofactor.fountainai.io/v1alpha1
+kind: TwoFactorUser
+metadata: { name: seedless }
+spec: { email: seedless@example.org, secretRef: { name: missing } }
+"#;
+
+struct Dev {
+    sidecar: SidecarProcess,
+    api: ApiClient,
+    _folder: TempDir,
+}
+
+async fn dev() -> Dev {
+    let folder = scratch::folder("manifests");
+    fs::write(folder.path().join("users.yaml"), USERS).unwrap();
+    let path = folder.path().to_str().unwrap().to_owned();
+    let sidecar = SidecarProcess::builder().args(["dev", &path]).start().await;
+    Dev { api: sidecar.api(), sidecar, _folder: folder }
+}
+
+/// Checks status and sentence, and that the rest is as RFC 9457 and the contract have it.
+#[track_caller]
+fn assert_problem(reply: &Reply, status: u16, detail: &str) {
+    assert_eq!(reply.status, status, "{}", reply.body);
+    assert_eq!(reply.header("content-type"), Some("application/problem+json"));
+    let problem = reply.json();
+    assert_eq!(problem["status"], status);
+    assert_eq!(problem["detail"], detail);
+    assert!(problem["type"].as_str().unwrap().starts_with("urn:fountainai:2fa:"), "{problem}");
+    assert!(!problem["title"].as_str().unwrap().is_empty());
+}
+
+fn code(reply: &Reply) -> String {
+    assert_eq!(reply.status, 200, "{}", reply.body);
+    reply.json()["otp_code"].as_str().unwrap().to_owned()
+}
+
+/// A wrong code of the same length: every digit is another one.
+fn other(code: &str) -> String {
+    code.chars().map(|digit| if digit == '9' { '0' } else { char::from(digit as u8 + 1) }).collect()
+}
+
+#[tokio::test]
+async fn the_service_says_that_it_runs() {
+    let dev = dev().await;
+    let reply = dev.api.get("/").await;
+    assert_eq!((reply.status, reply.json()), (200, json!({ "status": "2FA Service is up and running!" })));
+}
+
+#[tokio::test]
+async fn a_generated_code_is_accepted_once() {
+    let dev = dev().await;
+    let reply = dev.api.generate("alice").await;
+    let expires = reply.json()["expires_at"].as_str().unwrap().to_owned();
+    assert!(expires.ends_with('Z') && expires.len() == "2026-01-01T00:00:00Z".len(), "{expires}");
+    let code = code(&reply);
+    assert_eq!(code.len(), 6);
+    let reply = dev.api.verify("alice", &code).await;
+    assert_eq!((reply.status, reply.json()), (200, json!({ "success": true })));
+    assert_problem(&dev.api.verify("alice", &code).await, 400, "OTP already used or no matching record.");
+    let again = dev.api.generate("alice").await;
+    assert_eq!(again.status, 429, "{}", again.body);
+    let seconds: u64 = again.header("retry-after").unwrap().parse().unwrap();
+    assert!((1..=30).contains(&seconds));
+}
+
+#[tokio::test]
+async fn the_username_may_stand_in_a_json_body() {
+    let dev = dev().await;
+    let body = json!({ "username": "Odd {name} [1]" });
+    let code = code(&dev.api.post_json("/auth/generate", &body).await);
+    assert_eq!(code.len(), 8);
+    assert_eq!(dev.api.verify("Odd {name} [1]", &code).await.status, 200);
+}
+
+#[tokio::test]
+async fn usernames_are_matched_exactly() {
+    let dev = dev().await;
+    for name in ["Alice", "ALICE", "alice ", " alice", "odd", "odd {name} [1]", "*", "alice*"] {
+        let reply = dev.api.generate(name).await;
+        assert_problem(&reply, 404, "User not found or 2FA not enabled.");
+        assert_problem(&dev.api.verify(name, "123456").await, 404, "User not found or 2FA not enabled.");
+    }
+}
+
+#[tokio::test]
+async fn users_who_cannot_get_a_code_are_told_why() {
+    let dev = dev().await;
+    assert_problem(&dev.api.generate("disabled").await, 404, "User not found or 2FA not enabled.");
+    assert_problem(&dev.api.verify("disabled", "123456").await, 404, "User not found or 2FA not enabled.");
+    assert_problem(&dev.api.generate("carol").await, 400, "No valid delivery method configured.");
+    assert_problem(&dev.api.generate("seedless").await, 400, "OTP secret not configured.");
+    assert_problem(&dev.api.verify("seedless", "123456").await, 401, "Invalid OTP or expired.");
+}
+
+#[tokio::test]
+async fn wrong_codes_are_refused_and_then_throttled() {
+    let dev = dev().await;
+    let right = code(&dev.api.generate("alice").await);
+    for _ in 0..5 {
+        assert_problem(&dev.api.verify("alice", &other(&right)).await, 401, "Invalid OTP or expired.");
+    }
+    let blocked = dev.api.verify("alice", &right).await;
+    assert_eq!(blocked.status, 429, "{}", blocked.body);
+    let seconds: u64 = blocked.header("retry-after").unwrap().parse().unwrap();
+    assert!((25..=30).contains(&seconds), "{seconds}");
+    // Somebody else is not affected.
+    assert_eq!(dev.api.verify("carol", "000000").await.status, 401);
+}
+
+#[tokio::test]
+async fn a_code_with_another_number_of_digits_is_wrong_not_malformed() {
+    let dev = dev().await;
+    let code = code(&dev.api.generate("alice").await);
+    assert_problem(&dev.api.verify("alice", &format!("{code}0")).await, 401, "Invalid OTP or expired.");
+    assert_problem(&dev.api.verify("Odd {name} [1]", &code).await, 401, "Invalid OTP or expired.");
+}
+
+#[tokio::test]
+async fn codes_that_are_not_plain_digits_are_malformed_and_no_second_life() {
+    let dev = dev().await;
+    let right = code(&dev.api.generate("alice").await);
+    let wide: String =
+        right.chars().map(|digit| char::from_u32(digit as u32 - 0x30 + 0xff10).unwrap()).collect();
+    let variants = [
+        format!(" {right}"),
+        format!("{right} "),
+        format!("{right}\n"),
+        format!("\t{right}"),
+        format!("\u{a0}{right}"),
+        format!("{} {}", &right[..3], &right[3..]),
+        format!("+{right}"),
+        wide,
+        right[..5].to_owned(),
+        format!("{right}000"),
+        String::new(),
+    ];
+    let sentence = "otp_code: must be a string of 6 to 8 ASCII digits, without spaces or other characters";
+    for _ in 0..2 {
+        for variant in &variants {
+            assert_problem(&dev.api.verify("alice", variant).await, 422, sentence);
+        }
+        // Malformed requests are no failures, so the right one passes; and after that none of them is a second life.
+        let status = dev.api.verify("alice", &right).await.status;
+        assert!(status == 200 || status == 400, "{status}");
+    }
+}
+
+async fn post(dev: &Dev, path: &str, content_type: &str, body: impl Into<Vec<u8>>) -> Reply {
+    dev.api.raw("POST", path, &[("content-type", content_type)], body).await
+}
+
+#[tokio::test]
+async fn a_malformed_request_is_answered_with_the_field_that_is_wrong() {
+    let dev = dev().await;
+    let long = "x".repeat(300);
+    let code = "otp_code: must be a string";
+    for (body, detail) in [
+        (json!({ "otp_code": "123456" }), "username: is required"),
+        (json!({ "username": "", "otp_code": "123456" }), "username: must not be empty"),
+        (
+            json!({ "username": long, "otp_code": "123456" }),
+            "username: has 300 characters, at most 253 are allowed",
+        ),
+        (
+            json!({ "username": "a\u{0}b", "otp_code": "123456" }),
+            "username: must not contain control characters",
+        ),
+        (json!({ "username": 1, "otp_code": "123456" }), "username: must be a string"),
+        (json!({ "username": "alice" }), "otp_code: is required"),
+        (json!({ "username": "alice", "otp_code": 123_456 }), code),
+        (json!({ "username": "alice", "otp_code": null }), code),
+        (json!({ "username": "alice", "otp_code": ["123456"] }), code),
+        (
+            json!({ "username": "alice", "otp_code": "123456", "user": "bob" }),
+            "\"user\": is not a known field; known are username, otp_code",
+        ),
+        (json!(["alice", "123456"]), "body: must be a JSON object"),
+    ] {
+        assert_problem(&dev.api.post_json("/auth/verify", &body).await, 422, detail);
+    }
+    let reply = post(&dev, "/auth/verify", "application/json", "{\"username\": \"alice\", ").await;
+    assert_problem(&reply, 422, "body: is not valid JSON (line 1, column 22)");
+    let reply = post(&dev, "/auth/verify", "application/json", b"\xff\xfe".as_slice()).await;
+    assert_eq!(reply.status, 422);
+    let reply = post(&dev, "/auth/verify", "text/plain", r#"{"username":"alice","otp_code":"123456"}"#).await;
+    assert_problem(&reply, 422, "Content-Type: must be application/json");
+}
+
+#[tokio::test]
+async fn a_malformed_generate_is_answered_with_the_field_that_is_wrong() {
+    let dev = dev().await;
+    let long = format!("/auth/generate?username={}", "x".repeat(300));
+    for (path, detail) in [
+        ("/auth/generate", "username: is required, in the query or in a JSON body"),
+        ("/auth/generate?name=alice", "username: is required, in the query or in a JSON body"),
+        ("/auth/generate?username=", "username: must not be empty"),
+        ("/auth/generate?username=a%0Ab", "username: must not contain control characters"),
+        ("/auth/generate?username=alice&username=bob", "username: stands in the query more than once"),
+        (&long, "username: has 300 characters, at most 253 are allowed"),
+    ] {
+        assert_problem(&dev.api.raw("POST", path, &[], "").await, 422, detail);
+    }
+    let both = dev.api.post_json("/auth/generate?username=alice", &json!({ "username": "bob" })).await;
+    assert_problem(&both, 422, "username: differs between the query and the body");
+    let unknown =
+        dev.api.post_json("/auth/generate", &json!({ "username": "alice", "to": "me@example.org" })).await;
+    assert_problem(&unknown, 422, "\"to\": is not a known field; known are username");
+}
+
+#[tokio::test]
+async fn what_no_route_takes_is_refused_as_http_has_it() {
+    let dev = dev().await;
+    assert_problem(
+        &dev.api.get("/auth/users").await,
+        404,
+        "There is nothing at this path. The API is described at /docs.",
+    );
+    for (method, path, allowed) in [
+        ("GET", "/auth/verify", "POST"),
+        ("PUT", "/auth/generate", "POST"),
+        ("POST", "/", "GET"),
+        ("DELETE", "/docs", "GET"),
+    ] {
+        let reply = dev.api.raw(method, path, &[], "").await;
+        assert_problem(&reply, 405, &format!("This path answers {allowed} only."));
+        assert_eq!(reply.header("allow"), Some(allowed));
+    }
+    let large = json!({ "username": "x".repeat(9000), "otp_code": "123456" });
+    let reply = dev.api.post_json("/auth/verify", &large).await;
+    assert_problem(&reply, 413, "The request body is larger than 8192 bytes.");
+}
+
+#[tokio::test]
+async fn what_happened_is_logged_without_any_code() {
+    let dev = dev().await;
+    let right = code(&dev.api.generate("alice").await);
+    let wrong = other(&right);
+    let headers = [
+        ("content-type", "application/json"),
+        ("x-forwarded-for", "203.0.113.7, 10.0.0.1"),
+        ("user-agent", "kms/1.0"),
+    ];
+    let body = json!({ "username": "alice", "otp_code": wrong }).to_string();
+    dev.api.raw("POST", "/auth/verify", &headers, body).await;
+    dev.api.verify("alice", &right).await;
+    let line = dev.sidecar.process().wait_for_line("outcome=\"accepted\"", Duration::from_secs(5)).await;
+    assert!(
+        line.contains("operation=\"verify\"")
+            && line.contains("username=\"alice\"")
+            && line.contains("caller=dev")
+    );
+    let log = dev.sidecar.process().stderr();
+    assert!(log.contains("address=\"203.0.113.7\"") && log.contains("user_agent=\"kms/1.0\""), "{log}");
+    assert!(log.contains("channel=\"email\""), "{log}");
+    assert!(!log.contains(&right) && !log.contains(&wrong), "{log}");
+    let metrics = dev.sidecar.admin().get("/metrics").await.body;
+    assert!(
+        metrics.contains(r#"twofactor_decisions_total{operation="verify",outcome="accepted"} 1"#),
+        "{metrics}"
+    );
+    assert!(!metrics.contains("alice"));
+}
+
+#[tokio::test]
+async fn the_admin_port_tells_health_and_nothing_else() {
+    let dev = dev().await;
+    let admin = dev.sidecar.admin();
+    assert_eq!((admin.get("/livez").await.status, admin.get("/readyz").await.status), (200, 200));
+    assert!(admin.get("/readyz?verbose").await.body.contains("redis ok"));
+    assert_eq!(admin.raw("POST", "/auth/verify", &[], "").await.status, 404);
+    assert_eq!(dev.api.get("/metrics").await.status, 404);
+}
+
+#[tokio::test]
+async fn a_client_that_sends_nothing_more_is_not_waited_for() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let dev = dev().await;
+    let address = dev.api.base_url().strip_prefix("http://").unwrap().to_owned();
+    let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+    let head = "POST /auth/verify HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 50\r\n\r\n{";
+    stream.write_all(head.as_bytes()).await.unwrap();
+    let mut answer = vec![0; 4096];
+    let read = tokio::time::timeout(Duration::from_secs(8), stream.read(&mut answer)).await.unwrap().unwrap();
+    let answer = String::from_utf8_lossy(&answer[..read]).into_owned();
+    assert!(answer.starts_with("HTTP/1.1 408"), "{answer}");
+}
+
+#[tokio::test]
+async fn requests_under_way_are_answered_when_the_service_is_told_to_stop() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use twofactor_tests::process::Signal;
+    let dev = dev().await;
+    let address = dev.api.base_url().strip_prefix("http://").unwrap().to_owned();
+    let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+    let body = json!({ "username": "alice", "otp_code": "000000" }).to_string();
+    let head = format!(
+        "POST /auth/verify HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
+        body.len()
+    );
+    stream.write_all(head.as_bytes()).await.unwrap();
+    // The server has read the head when it counts this other request, which came later.
+    dev.api.get("/").await;
+    dev.sidecar.process().signal(Signal::Term);
+    dev.sidecar.process().wait_for_line("SIGTERM", Duration::from_secs(5)).await;
+    stream.write_all(body.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    tokio::time::timeout(Duration::from_secs(5), stream.read_to_string(&mut answer)).await.unwrap().unwrap();
+    assert!(answer.starts_with("HTTP/1.1 401"), "{answer}");
+    assert!(dev.sidecar.process().wait_exit(Duration::from_secs(5)).await.success());
+}
+
+#[tokio::test]
+async fn codes_are_in_answers_only_where_that_is_switched_on() {
+    let folder = scratch::folder("manifests");
+    fs::write(folder.path().join("users.yaml"), USERS).unwrap();
+    let path = folder.path().to_str().unwrap().to_owned();
+    let sidecar = SidecarProcess::builder().args(["dev", &path, "--expose-codes=false"]).start().await;
+    let reply = sidecar.api().generate("alice").await;
+    let Value::Object(members) = reply.json() else { panic!("{}", reply.body) };
+    assert_eq!(members.keys().collect::<Vec<_>>(), ["expires_at"]);
+}

@@ -1,0 +1,341 @@
+//! `dev`: manifests on disk, good and bad; addresses; variables; and Redis in the place of memory.
+
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use tempfile::TempDir;
+use twofactor_tests::process::Launch;
+use twofactor_tests::redis::RedisServer;
+use twofactor_tests::sidecar::SidecarProcess;
+use twofactor_tests::wait::eventually;
+use twofactor_tests::{ports, scratch, tools};
+
+const BOUND: Duration = Duration::from_secs(10);
+
+fn user(name: &str, spec: &str) -> String {
+    format!(
+        "apiVersion: twofactor.fountainai.io/v1alpha1\nkind: TwoFactorUser\nmetadata:\n  name: {name}\nspec:\n  {spec}\n"
+    )
+}
+
+fn manifests(files: &[(&str, &str)]) -> (TempDir, String) {
+    let folder = scratch::folder("manifests");
+    for (name, content) in files {
+        fs::write(folder.path().join(name), content).unwrap();
+    }
+    let path = folder.path().to_str().unwrap().to_owned();
+    (folder, path)
+}
+
+async fn dev(path: &str) -> SidecarProcess {
+    SidecarProcess::builder().args(["dev", path]).start().await
+}
+
+/// Runs `twofactor-sidecar` to its end, which must be a failure, and gives what it says.
+async fn failing(arguments: &[&str], variables: &[(&str, &str)]) -> String {
+    let mut launch = Launch::new(tools::project_binary("twofactor-sidecar")).isolated();
+    for (name, value) in variables {
+        launch = launch.env(*name, *value);
+    }
+    let process = launch.args(arguments.iter().copied()).start();
+    assert!(!process.wait_exit(BOUND).await.success());
+    process.stderr()
+}
+
+#[tokio::test]
+async fn a_broken_manifest_is_named_with_its_line_and_the_others_are_served() {
+    let broken = format!(
+        "{}---\nkind: TwoFactorUser\n  metadata: [\n---\n{}",
+        user("alice", "email: a@example.org"),
+        user("bob", "email: b@example.org")
+    );
+    let (_folder, path) = manifests(&[
+        ("a.yaml", &broken),
+        ("b.yml", "apiVersion: v1\nkind: ConfigMap\nmetadata:\n  name: x\n"),
+        ("c.yaml", &user("dora", "email: not-an-address")),
+        ("d.yaml", &user("eve", "emial: eve@example.org")),
+        (
+            "e.json",
+            r#"{"apiVersion":"twofactor.fountainai.io/v1alpha1","kind":"TwoFactorUser","metadata":{"name":"frank"},"spec":{"email":"f@example.org"}}"#,
+        ),
+        ("f.txt", "this is not read"),
+    ]);
+    let sidecar = dev(&path).await;
+    for name in ["alice", "bob", "frank"] {
+        assert_eq!(sidecar.api().generate(name).await.status, 200, "{name}");
+    }
+    for name in ["dora", "eve"] {
+        assert_eq!(sidecar.api().generate(name).await.status, 404, "{name}");
+    }
+    let log = sidecar.process().stderr();
+    for expected in ["a.yaml:9", "b.yml:2: kind", "c.yaml:6: spec.email", "d.yaml:6: spec.emial"] {
+        assert!(log.contains(expected), "{expected} is missing in:\n{log}");
+    }
+}
+
+#[tokio::test]
+async fn two_manifests_with_one_username_serve_the_first_and_name_both() {
+    let first = user("alice", "email: a@example.org");
+    let second = user("other", "username: alice\n  email: b@example.org");
+    let (_folder, path) = manifests(&[("a.yaml", &first), ("b.yaml", &second)]);
+    let sidecar = dev(&path).await;
+    assert_eq!(sidecar.api().generate("alice").await.status, 200);
+    let log = sidecar.process().stderr();
+    let line = log.lines().find(|line| line.contains("spec.username")).unwrap_or_else(|| panic!("{log}"));
+    assert!(
+        line.contains("b.yaml:6") && line.contains("is taken by the user at") && line.contains("a.yaml:1"),
+        "{line}"
+    );
+    assert!(
+        sidecar.process().output().contains("a@example.org") || sidecar.process().stdout().contains("alice")
+    );
+}
+
+#[tokio::test]
+async fn seeds_that_cannot_be_imported_are_named_without_being_shown() {
+    let secret = |name: &str, value: &str| {
+        format!(
+            "---\napiVersion: v1\nkind: Secret\nmetadata:\n  name: {name}\nstringData:\n  secret: {value}\n"
+        )
+    };
+    let mut text = String::new();
+    for (name, value) in [
+        ("nobase", "SECRET-VALUE-018!"),
+        ("short", "GEZDGNBVGY3TQOJQ"),
+        ("good", "GEZDGNBVGY3TQOJQGEZDGNBVGY3TQOJQ"),
+    ] {
+        text += &secret(name, value);
+        text += "---\n";
+        text += &user(name, &format!("email: {name}@example.org\n  secretRef:\n    name: {name}"));
+    }
+    text += "---\n";
+    text += &user("missing", "email: m@example.org\n  secretRef:\n    name: nowhere");
+    text += "---\n";
+    text += &user("keyless", "email: k@example.org\n  secretRef:\n    name: good\n    key: other");
+    let (_folder, path) = manifests(&[("a.yaml", &text)]);
+    let sidecar = dev(&path).await;
+    for name in ["nobase", "short", "missing", "keyless"] {
+        let reply = sidecar.api().generate(name).await;
+        assert_eq!(
+            (reply.status, reply.json()["detail"].as_str().unwrap()),
+            (400, "OTP secret not configured."),
+            "{name}"
+        );
+    }
+    let log = sidecar.process().stderr();
+    for expected in [
+        "is not base32",
+        "has 80 bits, at least 160 are needed",
+        "there is no Secret \"nowhere\" among the manifests",
+        "the Secret \"good\" has no key \"other\"",
+    ] {
+        assert!(log.contains(expected), "{expected} is missing in:\n{log}");
+    }
+    assert!(!log.contains("SECRET-VALUE") && !log.contains("GEZDGNBV"), "{log}");
+}
+
+#[tokio::test]
+async fn changed_manifests_take_effect_without_a_restart() {
+    let (folder, path) = manifests(&[("a.yaml", &user("alice", "email: a@example.org"))]);
+    let sidecar = dev(&path).await;
+    assert_eq!(sidecar.api().generate("alice").await.status, 200);
+    fs::write(folder.path().join("b.yaml"), user("bob", "email: b@example.org")).unwrap();
+    eventually(BOUND, "bob to be served", async || sidecar.api().generate("bob").await.status == 200).await;
+    fs::write(folder.path().join("a.yaml"), user("alice", "email: a@example.org\n  enabled: false")).unwrap();
+    eventually(BOUND, "alice to be disabled", async || sidecar.api().generate("alice").await.status == 404)
+        .await;
+    fs::write(folder.path().join("a.yaml"), user("alice", "deliveryMethod: app")).unwrap();
+    eventually(BOUND, "alice to use an app", async || sidecar.api().generate("alice").await.status == 400)
+        .await;
+    fs::remove_file(folder.path().join("b.yaml")).unwrap();
+    eventually(BOUND, "bob to be gone", async || sidecar.api().generate("bob").await.status == 404).await;
+}
+
+#[tokio::test]
+async fn one_file_is_as_good_as_a_folder_and_a_missing_one_is_named() {
+    let (_folder, path) = manifests(&[("a.yaml", &user("alice", "email: a@example.org"))]);
+    let sidecar = dev(&format!("{path}/a.yaml")).await;
+    assert_eq!(sidecar.api().generate("alice").await.status, 200);
+    let free = format!("127.0.0.1:{}", ports::free_port());
+    let error =
+        failing(&["dev", "/nowhere/users.yaml", "--listen", &free, "--admin-listen", "127.0.0.1:0"], &[])
+            .await;
+    assert!(error.contains("/nowhere/users.yaml: No such file"), "{error}");
+}
+
+#[tokio::test]
+async fn a_taken_port_is_told_with_the_flag_that_chooses_another() {
+    let (_folder, path) = manifests(&[("a.yaml", &user("alice", "email: a@example.org"))]);
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let error = failing(&["dev", &path, "--listen", &address], &[]).await;
+    assert!(error.contains(&address) && error.contains("Choose another address with --listen"), "{error}");
+    let error = failing(&["dev", &path, "--listen", "127.0.0.1:0", "--admin-listen", &address], &[]).await;
+    assert!(error.contains("--admin-listen"), "{error}");
+}
+
+#[tokio::test]
+async fn an_address_that_others_can_reach_needs_a_flag_that_says_so() {
+    let (_folder, path) = manifests(&[("a.yaml", &user("alice", "email: a@example.org"))]);
+    let error = failing(&["dev", &path, "--listen", "0.0.0.0:0"], &[]).await;
+    assert!(error.contains("--allow-non-loopback") && error.contains("no authentication"), "{error}");
+}
+
+#[tokio::test]
+async fn variables_that_are_wrong_are_named_and_never_repeated() {
+    let (_folder, path) = manifests(&[("a.yaml", &user("alice", "email: a@example.org"))]);
+    for (variables, expected) in [
+        (
+            &[("SECRET_KEY", "thirty-one bytes are not enough")][..],
+            "SECRET_KEY has 31 bytes, at least 32 are needed",
+        ),
+        (
+            &[("OTP_EXPIRATION_MINUTES", "11")],
+            "OTP_EXPIRATION_MINUTES must be a number of minutes from 1 to 10",
+        ),
+        (&[("ALGORITHM", "none")], "ALGORITHM must be HS256"),
+        (&[("SMTP_SERVER", "mail.example.org")], "SMTP_FROM_EMAIL is missing"),
+        (&[("REDIS_URL", "http://user:hidden-password@host")], "--redis-url is not a Redis URL"),
+    ] {
+        let error =
+            failing(&["dev", &path, "--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"], variables)
+                .await;
+        assert!(error.contains(expected), "{error}");
+        assert!(!error.contains("thirty-one") && !error.contains("hidden-password"), "{error}");
+    }
+    let long_enough = "a key of thirty-two bytes or more";
+    let sidecar = SidecarProcess::builder().args(["dev", &path]).env("SECRET_KEY", long_enough).start().await;
+    assert_eq!(sidecar.api().generate("alice").await.status, 200);
+}
+
+#[tokio::test]
+async fn a_dotenv_file_counts_where_the_environment_says_nothing() {
+    let (folder, path) = manifests(&[("a.yaml", &user("alice", "email: a@example.org"))]);
+    let binary = tools::project_binary("twofactor-sidecar");
+    let run_in = |folder: &Path| {
+        Launch::new("/usr/bin/env").isolated().arg("--chdir").arg(folder).arg(&binary).args([
+            "dev",
+            &path,
+            "--listen",
+            "127.0.0.1:0",
+            "--admin-listen",
+            "127.0.0.1:0",
+        ])
+    };
+    fs::write(folder.path().join(".env"), "SMTP_PORT=587\nSECRET_KEY=too-short\n").unwrap();
+    let process = run_in(folder.path()).start();
+    assert!(!process.wait_exit(BOUND).await.success());
+    assert!(process.stderr().contains("SECRET_KEY has 9 bytes"), "{}", process.stderr());
+    fs::write(folder.path().join(".env"), "SECRET_KEY='very secret\n").unwrap();
+    let process = run_in(folder.path()).start();
+    assert!(!process.wait_exit(BOUND).await.success());
+    assert!(
+        process.stderr().contains(".env: a line is not") && !process.stderr().contains("very"),
+        "{}",
+        process.stderr()
+    );
+}
+
+#[tokio::test]
+async fn help_explains_every_flag_with_its_variable() {
+    let help = twofactor_tests::process::run(tools::project_binary("twofactor-sidecar"), &["dev", "--help"]);
+    for (flag, variable) in [
+        ("--listen", "TWOFACTOR_LISTEN"),
+        ("--admin-listen", "TWOFACTOR_ADMIN_LISTEN"),
+        ("--redis-url", "REDIS_URL"),
+        ("--master-key-file", "TWOFACTOR_MASTER_KEY_FILE"),
+        ("--otp-expiration-minutes", "OTP_EXPIRATION_MINUTES"),
+        ("--smtp-server", "SMTP_SERVER"),
+        ("--smtp-port", "SMTP_PORT"),
+        ("--smtp-username", "SMTP_USERNAME"),
+        ("--smtp-from-email", "SMTP_FROM_EMAIL"),
+        ("--algorithm", "ALGORITHM"),
+        ("--expose-codes", "EXPOSE_CODES"),
+    ] {
+        assert!(
+            help.contains(flag) && help.contains(&format!("[env: {variable}="))
+                || help.contains(&format!("[env: {variable}]")),
+            "{flag}:\n{help}"
+        );
+    }
+    assert!(help.contains("SMTP_PASSWORD") && help.contains("SECRET_KEY"), "{help}");
+}
+
+/// The code that a reply exposes.
+fn code(reply: &twofactor_tests::http::Reply) -> String {
+    assert_eq!(reply.status, 200, "{}", reply.body);
+    reply.json()["otp_code"].as_str().unwrap().to_owned()
+}
+
+#[tokio::test]
+async fn with_redis_two_processes_share_users_and_codes() {
+    let redis = RedisServer::start().await;
+    let (folder, path) = manifests(&[("a.yaml", &user("alice", "email: a@example.org"))]);
+    let key = folder.path().join("master-key").to_str().unwrap().to_owned();
+    let start = || {
+        SidecarProcess::builder()
+            .args(["dev", &path, "--master-key-file", &key])
+            .env("REDIS_URL", &redis.url())
+            .start()
+    };
+    let (one, two) = (start().await, start().await);
+    let asked = code(&one.api().generate("alice").await);
+    assert_eq!(two.api().verify("alice", &asked).await.status, 200);
+    assert_eq!(one.api().verify("alice", &asked).await.status, 400);
+    use std::os::unix::fs::PermissionsExt;
+    assert_eq!(fs::metadata(&key).unwrap().permissions().mode() & 0o777, 0o600);
+}
+
+#[tokio::test]
+async fn after_a_flush_and_the_refill_a_used_code_is_refused() {
+    let redis = RedisServer::start().await;
+    let (folder, path) = manifests(&[("a.yaml", &user("alice", "email: a@example.org"))]);
+    let key = folder.path().join("master-key").to_str().unwrap().to_owned();
+    let sidecar = SidecarProcess::builder()
+        .args(["dev", &path, "--master-key-file", &key])
+        .env("REDIS_URL", &redis.url())
+        .start()
+        .await;
+    let used = code(&sidecar.api().generate("alice").await);
+    assert_eq!(sidecar.api().verify("alice", &used).await.status, 200);
+    redis.flush_all().await;
+    // Until the refill 503, never 404; after it the code is refused, whatever the step.
+    eventually(BOUND, "the refill", async || {
+        let reply = sidecar.api().verify("alice", &used).await;
+        match reply.status {
+            503 => Err("still 503"),
+            400 | 401 => Ok(()),
+            status => panic!("{status}: {}", reply.body),
+        }
+    })
+    .await;
+    // The same step's code is not issued again either; the next one is, from the same seed.
+    let next = eventually(Duration::from_secs(45), "the next step", async || {
+        let reply = sidecar.api().generate("alice").await;
+        match reply.status {
+            429 => Err("not yet".to_owned()),
+            _ => Ok(code(&reply)),
+        }
+    })
+    .await;
+    assert_ne!(next, used);
+    assert_eq!(sidecar.api().verify("alice", &next).await.status, 200);
+}
+
+#[tokio::test]
+async fn dev_starts_and_waits_when_redis_is_away() {
+    let redis = RedisServer::start().await;
+    redis.kill();
+    let (folder, path) = manifests(&[("a.yaml", &user("alice", "email: a@example.org"))]);
+    let key = folder.path().join("master-key").to_str().unwrap().to_owned();
+    let sidecar = SidecarProcess::builder()
+        .args(["dev", &path, "--master-key-file", &key])
+        .env("REDIS_URL", &redis.url())
+        .start()
+        .await;
+    assert_eq!(sidecar.api().get("/").await.status, 200);
+    assert_eq!(sidecar.api().generate("alice").await.status, 503);
+    redis.restart().await;
+    eventually(BOUND, "recovery", async || sidecar.api().generate("alice").await.status == 200).await;
+}

@@ -1,0 +1,350 @@
+//! `serve`: the real program on what a publisher put into a real Redis, as it is, as it should not be, and gone.
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use redis::AsyncCommands;
+use tempfile::TempDir;
+use twofactor_core::realm::RealmRecord;
+use twofactor_core::realm::{SmtpSecurity, SmtpSettings};
+use twofactor_core::seal::Revision;
+use twofactor_core::time::UnixMillis;
+use twofactor_core::user::DeliveryMethod::{App, Email};
+use twofactor_store::clock::Clock;
+use twofactor_tests::http::Reply;
+use twofactor_tests::mail::{MailServer, MailTls};
+use twofactor_tests::process::Launch;
+use twofactor_tests::redis::RedisServer;
+use twofactor_tests::sidecar::SidecarProcess;
+use twofactor_tests::wait::eventually;
+use twofactor_tests::{scratch, tools};
+
+use crate::world::{Person, World, names, random};
+
+const BOUND: Duration = Duration::from_secs(10);
+
+/// A sidecar for the services of namespace `from`.
+async fn sidecar(world: &World, from: &str) -> (SidecarProcess, TempDir) {
+    let credentials = world.credentials(from);
+    let path = credentials.path().to_str().unwrap().to_owned();
+    (SidecarProcess::builder().args(["serve", "--credentials", &path]).start().await, credentials)
+}
+
+async fn world() -> World {
+    World::in_redis_with_real_time(RedisServer::start().await).await
+}
+
+/// The code that a person's app shows now.
+fn shown(person: &Person) -> String {
+    person.code_at(Clock::System.now(), 0).expose_secret().to_owned()
+}
+
+async fn metrics(sidecar: &SidecarProcess) -> String {
+    sidecar.admin().get("/metrics").await.body
+}
+
+#[track_caller]
+fn assert_unavailable(reply: &Reply) {
+    assert_eq!(reply.status, 503, "{}", reply.body);
+    assert_eq!(reply.json()["detail"], "The 2FA store is unavailable. Nothing was accepted; try again.");
+    assert_eq!(reply.header("retry-after"), Some("1"));
+}
+
+#[tokio::test]
+async fn fifty_parallel_verifies_through_two_sidecars_are_one_success_two_hundred_times() {
+    let world = world().await;
+    let (one, two) = (sidecar(&world, "kms").await, sidecar(&world, "kms").await);
+    let apis = [one.0.api(), two.0.api()];
+    for round in 0..200 {
+        let person = world.person(&format!("user{round}"), App).await;
+        let (name, code) = (person.record.definition.username.to_string(), shown(&person));
+        let mut requests = tokio::task::JoinSet::new();
+        for number in 0..50 {
+            let (api, name, code) = (apis[number % 2].clone(), name.clone(), code.clone());
+            requests.spawn(async move { api.verify(&name, &code).await.status });
+        }
+        let statuses = requests.join_all().await;
+        let count = |status: u16| statuses.iter().filter(|found| **found == status).count();
+        assert_eq!((count(200), count(400)), (1, 49), "round {round}: {statuses:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_code_mailed_for_one_service_is_not_accepted_from_another() {
+    let world = world().await;
+    let mail = MailServer::builder().tls(MailTls::StartTls).start().await;
+    let person = world.person("alice", Email).await;
+    let smtp = SmtpSettings {
+        server: "localhost".to_owned(),
+        port: mail.port(),
+        security: SmtpSecurity::Starttls,
+        username: None,
+        password: None,
+        from: "otp@example.org".to_owned(),
+        ca_certificates: Some(fs::read_to_string(mail.ca_path()).unwrap()),
+    };
+    world.fill_with(&RealmRecord { smtp: Some(smtp), ..RealmRecord::default() }, &[&person]).await;
+    let (kms, shop) = (sidecar(&world, "kms").await, sidecar(&world, "shop").await);
+    let reply = kms.0.api().generate("alice").await;
+    assert_eq!((reply.status, reply.json().get("otp_code")), (200, None), "{}", reply.body);
+    let text = mail.wait_for_message("alice@example.org", BOUND).await.text;
+    let code = text.lines().next().unwrap().rsplit(' ').next().unwrap().to_owned();
+    let elsewhere = shop.0.api().verify("alice", &code).await.status;
+    assert!(elsewhere == 400 || elsewhere == 401, "{elsewhere}");
+    assert_eq!(kms.0.api().verify("alice", &code).await.status, 200);
+}
+
+#[tokio::test]
+async fn an_edit_and_a_removal_take_effect_on_the_next_request() {
+    let world = world().await;
+    let (sidecar, _credentials) = sidecar(&world, "kms").await;
+    let person = world.person("carol", App).await;
+    assert_eq!(sidecar.api().verify("carol", "000000").await.status, 401);
+    let mut record = person.record.clone();
+    record.definition.enabled = false;
+    world.publish(record.clone(), false).await;
+    assert_eq!(sidecar.api().verify("carol", &shown(&person)).await.status, 404);
+    record.definition.enabled = true;
+    let person = world.publish(record, false).await;
+    assert_eq!(sidecar.api().verify("carol", &shown(&person)).await.status, 200);
+    world.publisher.remove(person.pseudonym).await.unwrap();
+    assert_eq!(sidecar.api().verify("carol", &shown(&person)).await.status, 404);
+}
+
+#[tokio::test]
+async fn an_emptied_redis_is_an_outage_and_never_an_unknown_user() {
+    let world = world().await;
+    let (sidecar, _credentials) = sidecar(&world, "kms").await;
+    let person = world.person("carol", App).await;
+    let code = shown(&person);
+    assert_eq!(sidecar.api().verify("carol", &code).await.status, 200);
+    assert_eq!(sidecar.api().verify("nobody", "123456").await.status, 404);
+    world.redis().flush_all().await;
+    assert_unavailable(&sidecar.api().verify("carol", &code).await);
+    assert_unavailable(&sidecar.api().verify("nobody", "123456").await);
+    assert_unavailable(&sidecar.api().generate("nobody").await);
+    world.fill(&[&person]).await;
+    assert_eq!(sidecar.api().verify("carol", &code).await.status, 400);
+    assert_eq!(sidecar.api().verify("nobody", "123456").await.status, 404);
+}
+
+/// The person's sealed record, as it is in Redis.
+async fn sealed(world: &World, person: &Person) -> Vec<u8> {
+    world.redis().connect().await.get(names().user(&person.pseudonym).record).await.unwrap()
+}
+
+async fn replace(world: &World, person: &Person, sealed: &[u8]) {
+    let key = names().user(&person.pseudonym).record;
+    world.redis().connect().await.set::<_, _, ()>(key, sealed).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_record_that_does_not_open_is_never_used() {
+    let world = world().await;
+    let (alice, bob) = (world.person("alice", App).await, world.person("bob", App).await);
+    let mut damaged = sealed(&world, &alice).await;
+    *damaged.last_mut().unwrap() ^= 1;
+    let of_bob = sealed(&world, &bob).await;
+    for (forged, reason) in
+        [(damaged, "not-authentic"), (of_bob, "not-authentic"), (b"short".to_vec(), "truncated")]
+    {
+        let (sidecar, _credentials) = sidecar(&world, "kms").await;
+        replace(&world, &alice, &forged).await;
+        assert_unavailable(&sidecar.api().verify("alice", &shown(&bob)).await);
+        assert_unavailable(&sidecar.api().generate("alice").await);
+        let metrics = metrics(&sidecar).await;
+        assert!(
+            metrics.contains(&format!("twofactor_records_refused_total{{reason=\"{reason}\"}} 2")),
+            "{metrics}"
+        );
+        assert_eq!(sidecar.api().verify("bob", "000000").await.status, 401, "others are served");
+    }
+}
+
+#[tokio::test]
+async fn a_record_of_a_lower_revision_is_never_used() {
+    let world = world().await;
+    let (sidecar, _credentials) = sidecar(&world, "kms").await;
+    let person = world.person("alice", App).await;
+    let (old, old_revision) = (sealed(&world, &person).await, person.revision);
+    let mut record = person.record.clone();
+    record.definition.enabled = false;
+    world.publish(record, false).await;
+    assert_eq!(sidecar.api().verify("alice", &shown(&person)).await.status, 404);
+    // Somebody who can write to Redis brings the enabled user back.
+    replace(&world, &person, &old).await;
+    let state = names().user(&person.pseudonym).state;
+    world.redis().connect().await.hset::<_, _, _, ()>(state, "revision", old_revision.0).await.unwrap();
+    assert_unavailable(&sidecar.api().verify("alice", &shown(&person)).await);
+    let metrics = metrics(&sidecar).await;
+    assert!(metrics.contains(r#"twofactor_records_refused_total{reason="rolled-back"} 1"#), "{metrics}");
+}
+
+#[tokio::test]
+async fn half_a_user_is_an_outage() {
+    let world = world().await;
+    let person = world.person("alice", App).await;
+    for half in ["record", "state"] {
+        let (sidecar, _credentials) = sidecar(&world, "kms").await;
+        let user = names().user(&person.pseudonym);
+        let key = if half == "record" { user.record } else { user.state };
+        world.redis().connect().await.del::<_, ()>(key).await.unwrap();
+        assert_unavailable(&sidecar.api().verify("alice", &shown(&person)).await);
+        world.publish(person.record.clone(), false).await;
+    }
+}
+
+#[tokio::test]
+async fn without_redis_the_answer_is_503_within_a_second_and_recovery_needs_no_restart() {
+    let world = world().await;
+    let (sidecar, _credentials) = sidecar(&world, "kms").await;
+    let person = world.person("alice", App).await;
+    assert_eq!(sidecar.api().verify("alice", "000000").await.status, 401);
+    let timed = async || {
+        let began = Instant::now();
+        let reply = sidecar.api().verify("alice", "000000").await;
+        (reply, began.elapsed())
+    };
+    world.redis().pause().await;
+    for _ in 0..3 {
+        let (reply, took) = timed().await;
+        assert_unavailable(&reply);
+        assert!(took < Duration::from_millis(1200), "{took:?}");
+    }
+    eventually(BOUND, "health to tell", async || {
+        sidecar.admin().get("/readyz?verbose").await.body.contains("[-] redis failed")
+    })
+    .await;
+    assert_eq!(
+        sidecar.admin().get("/readyz").await.status,
+        200,
+        "an outage of Redis takes no pod out of its Service"
+    );
+    assert_eq!(sidecar.api().get("/").await.status, 200);
+    world.redis().resume();
+    eventually(BOUND, "recovery", async || sidecar.api().verify("alice", "000000").await.status != 503).await;
+    world.redis().kill();
+    for _ in 0..3 {
+        let (reply, took) = timed().await;
+        assert_unavailable(&reply);
+        assert!(took < Duration::from_millis(1200), "{took:?}");
+    }
+    // It comes back empty, and is an outage until it is filled.
+    world.redis().restart().await;
+    assert_unavailable(&sidecar.api().verify("alice", "000000").await);
+    eventually(BOUND, "the refill", async || {
+        world
+            .publisher
+            .fill(
+                &RealmRecord::default(),
+                &[twofactor_store::publisher::Desired { record: person.record.clone(), fresh: false }],
+                Clock::System.now(),
+                &mut random(),
+            )
+            .await
+    })
+    .await;
+    eventually(BOUND, "recovery", async || sidecar.api().verify("alice", "000000").await.status == 401).await;
+}
+
+#[tokio::test]
+async fn the_sidecars_clock_follows_the_one_of_redis() {
+    let redis = RedisServer::builder().with_movable_clock().start().await;
+    let world = World::in_redis_with_real_time(redis).await;
+    let (sidecar, _credentials) = sidecar(&world, "kms").await;
+    let person = world.person("carol", App).await;
+    let now = Clock::System.now().millis();
+    // Later and later: a step is accepted once, and earlier ones are gone.
+    for (name, millis) in
+        [("a step", now + 30_000), ("an hour", now + 3_600_000), ("a day", now + 86_400_000)]
+    {
+        world.redis().clock().set_unix_millis(millis).await;
+        let code = person.code_at(UnixMillis::new(millis), 0).expose_secret().to_owned();
+        assert_eq!(sidecar.api().verify("carol", &code).await.status, 200, "{name} ahead");
+        assert_eq!(sidecar.api().verify("carol", &code).await.status, 400, "{name} ahead");
+    }
+    let dora = world.person("dora", App).await;
+    let back = now - 3_600_000;
+    world.redis().clock().set_unix_millis(back).await;
+    let code = dora.code_at(UnixMillis::new(back), 0).expose_secret().to_owned();
+    assert_eq!(sidecar.api().verify("dora", &code).await.status, 200, "an hour back");
+}
+
+#[tokio::test]
+async fn a_delivered_code_is_accepted_until_the_expiry_that_was_promised() {
+    let redis = RedisServer::builder().with_movable_clock().start().await;
+    let world = World::in_redis_with_real_time(redis).await;
+    let mail = MailServer::builder().tls(MailTls::StartTls).start().await;
+    let people = [
+        world.person("early", Email).await,
+        world.person("exactly", Email).await,
+        world.person("late", Email).await,
+    ];
+    let smtp = SmtpSettings {
+        server: "localhost".to_owned(),
+        port: mail.port(),
+        security: SmtpSecurity::Starttls,
+        username: None,
+        password: None,
+        from: "otp@example.org".to_owned(),
+        ca_certificates: Some(fs::read_to_string(mail.ca_path()).unwrap()),
+    };
+    world.fill_with(&RealmRecord { smtp: Some(smtp), ..RealmRecord::default() }, &people.each_ref()).await;
+    let (sidecar, _credentials) = sidecar(&world, "kms").await;
+    let asked_at = Clock::System.now().millis() + 60_000;
+    for (name, offset, expected) in [("early", -1, 200), ("exactly", 0, 200), ("late", 1, 401)] {
+        world.redis().clock().set_unix_millis(asked_at).await;
+        let reply = sidecar.api().generate(name).await;
+        assert_eq!(reply.status, 200, "{}", reply.body);
+        let promised = asked_at / 1000 * 1000 + 300_000;
+        let expires = eventually(BOUND, "the mail", async || mail.messages().await.pop()).await;
+        assert!(expires.text.contains(reply.json()["expires_at"].as_str().unwrap()));
+        let text = mail.wait_for_message(&format!("{name}@example.org"), BOUND).await.text;
+        let code = text.lines().next().unwrap().rsplit(' ').next().unwrap().to_owned();
+        world.redis().clock().set_unix_millis(promised.checked_add_signed(offset * 1000).unwrap()).await;
+        assert_eq!(sidecar.api().verify(name, &code).await.status, expected, "{name}");
+    }
+}
+
+#[tokio::test]
+async fn credentials_that_are_missing_or_wrong_are_named_and_never_shown() {
+    let world = world().await;
+    for (file, content, expected) in [
+        ("realm-key", None, "realm-key: No such file"),
+        ("realm-key", Some("1:c2VjcmV0"), "realm-key: must have the form GENERATION:KEY"),
+        ("realm", Some("a:b"), "realm: must be 1 to 64 letters"),
+        ("caller", Some(""), "caller: must be 1 to 63 letters"),
+        ("redis-url", Some("http://:hidden@x"), "redis-url: is not a Redis URL"),
+    ] {
+        let folder = world.credentials("kms");
+        match content {
+            Some(content) => fs::write(folder.path().join(file), content).unwrap(),
+            None => fs::remove_file(folder.path().join(file)).unwrap(),
+        }
+        let process = Launch::new(tools::project_binary("twofactor-sidecar"))
+            .isolated()
+            .args(["serve", "--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0", "--credentials"])
+            .arg(folder.path())
+            .start();
+        assert!(!process.wait_exit(BOUND).await.success());
+        let error = process.stderr();
+        assert!(error.contains(expected), "{error}");
+        assert!(!error.contains("c2VjcmV0") && !error.contains("hidden"), "{error}");
+    }
+    let _ = scratch::folder("unused");
+}
+
+#[tokio::test]
+async fn a_realm_record_that_does_not_open_leaves_the_known_policy_in_force() {
+    let world = world().await;
+    let person = world.person("alice", Email).await;
+    let (sidecar, _credentials) = sidecar(&world, "kms").await;
+    let detail = |reply: &Reply| reply.json()["detail"].as_str().unwrap().to_owned();
+    assert_eq!(detail(&sidecar.api().generate("alice").await), "No valid delivery method configured.");
+    let forged = RealmRecord::default().seal(world.keys(), Revision(1), &mut random());
+    world.redis().connect().await.set::<_, _, ()>(names().realm_record(), forged).await.unwrap();
+    eventually(BOUND, "the refusal to be counted", async || metrics(&sidecar).await.contains("rolled-back"))
+        .await;
+    assert_eq!(detail(&sidecar.api().generate("alice").await), "No valid delivery method configured.");
+    let _ = person;
+}

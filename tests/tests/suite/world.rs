@@ -1,0 +1,271 @@
+//! What the tests of the store and of `serve` start from: a realm, its publisher, and people to publish.
+//!
+//! Enters: a kind of store. Leaves: a world whose clock the test moves.
+
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use rand::rngs::SysRng;
+use rand_core::UnwrapErr;
+use tempfile::TempDir;
+use twofactor_core::code::Code;
+use twofactor_core::decision::{Factor, Issuance, Issue, Verdict, Verification};
+use twofactor_core::key::{MasterKey, RealmKey, RealmKeys};
+use twofactor_core::names::{Caller, Installation, Pseudonym, RealmId, RealmNames};
+use twofactor_core::realm::RealmRecord;
+use twofactor_core::record::UserRecord;
+use twofactor_core::seal::Revision;
+use twofactor_core::seed::Seed;
+use twofactor_core::time::{Step, UnixMillis};
+use twofactor_core::totp::{Totp, TotpParameters};
+use twofactor_core::user::{DeliveryMethod, UserDefinition};
+use twofactor_store::clock::Clock;
+use twofactor_store::memory::MemoryStore;
+use twofactor_store::publisher::{Desired, Outcome, Publisher};
+use twofactor_store::redis::RedisStore;
+use twofactor_store::{Store, StoreError};
+use twofactor_tests::redis::RedisServer;
+use twofactor_tests::scratch;
+
+/// A moment in 2026 that is the start of a 30-second step, in milliseconds.
+pub(crate) const START: u64 = 1_798_000_020_000;
+/// Milliseconds of a step.
+pub(crate) const STEP: u64 = 30_000;
+
+/// A realm in a store, with a clock that the test moves.
+pub(crate) struct World {
+    pub(crate) store: Store,
+    pub(crate) publisher: Publisher,
+    pub(crate) redis: Option<RedisServer>,
+    clock: Clock,
+    realm_key: RealmKey,
+}
+
+/// A published user.
+#[derive(Clone)]
+pub(crate) struct Person {
+    pub(crate) record: UserRecord,
+    pub(crate) pseudonym: Pseudonym,
+    pub(crate) revision: Revision,
+}
+
+pub(crate) fn realm_id() -> RealmId {
+    "realm-under-test".parse().unwrap()
+}
+
+pub(crate) fn installation() -> Installation {
+    "installation-under-test".parse().unwrap()
+}
+
+pub(crate) fn caller(name: &str) -> Caller {
+    name.parse().unwrap()
+}
+
+pub(crate) fn random() -> UnwrapErr<SysRng> {
+    UnwrapErr(SysRng)
+}
+
+pub(crate) fn record(username: &str, method: DeliveryMethod) -> UserRecord {
+    UserRecord {
+        definition: UserDefinition {
+            username: username.parse().unwrap(),
+            enabled: true,
+            delivery_method: method,
+            email: Some(format!("{username}@example.org").try_into().unwrap()),
+            phone_number: None,
+            totp: TotpParameters::default(),
+            issuer: None,
+        },
+        seed: Some(Seed::generate(&mut random())),
+    }
+}
+
+impl World {
+    /// A realm in memory, complete and without users.
+    pub(crate) async fn in_memory() -> Self {
+        let clock = Clock::manual(UnixMillis::new(START));
+        Self::new(Store::Memory(MemoryStore::new(clock.clone())), None, clock).await
+    }
+
+    /// A realm in a real Redis whose clock stands still until it is moved.
+    pub(crate) async fn in_redis() -> Self {
+        let redis = RedisServer::builder().with_movable_clock().start().await;
+        redis.clock().set_unix_millis(START).await;
+        let clock = Clock::manual(UnixMillis::new(START));
+        let store = RedisStore::new(&redis.url(), names(), clock.clone()).unwrap();
+        Self::new(Store::Redis(store), Some(redis), clock).await
+    }
+
+    /// A realm in a real Redis that runs with the real time.
+    pub(crate) async fn in_redis_with_real_time(redis: RedisServer) -> Self {
+        let store = RedisStore::new(&redis.url(), names(), Clock::System).unwrap();
+        Self::new(Store::Redis(store), Some(redis), Clock::System).await
+    }
+
+    async fn new(store: Store, redis: Option<RedisServer>, clock: Clock) -> Self {
+        let realm_key = MasterKey::generate(&mut random()).realm_key(&realm_id(), 1);
+        let publisher = Publisher::new(store.clone(), realm_key.keys(&realm_id()));
+        let world = Self { store, publisher, redis, clock, realm_key };
+        world.fill(&[]).await;
+        world
+    }
+
+    pub(crate) fn keys(&self) -> &RealmKeys {
+        self.publisher.keys()
+    }
+
+    pub(crate) fn redis(&self) -> &RedisServer {
+        self.redis.as_ref().expect("a world in Redis")
+    }
+
+    /// Moves the clock of the store and of those who ask.
+    pub(crate) async fn set_time(&self, millis: u64) {
+        if let Some(redis) = &self.redis {
+            redis.clock().set_unix_millis(millis).await;
+        }
+        self.clock.set(UnixMillis::new(millis));
+    }
+
+    pub(crate) fn now(&self) -> UnixMillis {
+        self.clock.now()
+    }
+
+    /// Publishes somebody; `fresh` as for a seed that was just made.
+    pub(crate) async fn publish(&self, record: UserRecord, fresh: bool) -> Person {
+        let desired = Desired { record: record.clone(), fresh };
+        let outcomes = self.publisher.publish(&[desired], self.now(), &mut random()).await.unwrap();
+        assert_ne!(outcomes, [Outcome::Conflict]);
+        let pseudonym = self.keys().pseudonym(&record.definition.username);
+        let revision = self.store.published(&[pseudonym]).await.unwrap()[0].revision.unwrap();
+        Person { record, pseudonym, revision }
+    }
+
+    /// Publishes a new person with a new seed.
+    pub(crate) async fn person(&self, username: &str, method: DeliveryMethod) -> Person {
+        self.publish(record(username, method), true).await
+    }
+
+    /// Makes the whole realm current, as after a loss.
+    pub(crate) async fn fill(&self, people: &[&Person]) {
+        self.fill_with(&RealmRecord::default(), people).await;
+    }
+
+    /// Makes the whole realm current, with a policy.
+    pub(crate) async fn fill_with(&self, realm: &RealmRecord, people: &[&Person]) {
+        let users: Vec<Desired> =
+            people.iter().map(|person| Desired { record: person.record.clone(), fresh: false }).collect();
+        self.publisher.fill(realm, &users, self.now(), &mut random()).await.unwrap();
+    }
+
+    /// The person as published now.
+    pub(crate) async fn current(&self, person: &Person) -> Person {
+        let published = self.store.published(&[person.pseudonym]).await.unwrap();
+        Person { revision: published[0].revision.unwrap(), ..person.clone() }
+    }
+
+    /// Asks for the code of the current step.
+    pub(crate) async fn issue(
+        &self,
+        person: &Person,
+        from: &str,
+        lifetime: Duration,
+    ) -> Result<Issue, StoreError> {
+        let step = person.step(self.now());
+        self.store.issue(&person.pseudonym, &self.issuance(person, from, step, lifetime)).await
+    }
+
+    pub(crate) fn issuance(&self, person: &Person, from: &str, step: Step, lifetime: Duration) -> Issuance {
+        let caller = caller(from);
+        Issuance {
+            revision: person.revision,
+            asked_at: self.now(),
+            step,
+            tag: self.keys().code_tag(&person.pseudonym, &caller, &person.code(step)),
+            caller,
+            period: person.record.definition.totp.period(),
+            lifetime,
+        }
+    }
+
+    /// Submits a code.
+    pub(crate) async fn verify(
+        &self,
+        person: &Person,
+        from: &str,
+        code: &Code,
+    ) -> Result<Verdict, StoreError> {
+        self.store.verify(&person.pseudonym, &self.verification(person, from, code)).await
+    }
+
+    pub(crate) fn verification(&self, person: &Person, from: &str, code: &Code) -> Verification {
+        let caller = caller(from);
+        let totp = person.record.definition.totp;
+        Verification {
+            revision: person.revision,
+            asked_at: self.now(),
+            factor: match person.record.definition.delivery_method {
+                DeliveryMethod::App => Factor::Authenticator,
+                _ => Factor::Delivered,
+            },
+            tag: self.keys().code_tag(&person.pseudonym, &caller, code),
+            matches: person.totp().matching_steps(code, totp.step_at(self.now()), 2),
+            caller,
+            period: totp.period(),
+            skew: totp.skew(),
+        }
+    }
+
+    /// The files that a sidecar is given to serve this realm.
+    pub(crate) fn credentials(&self, from: &str) -> TempDir {
+        let folder = scratch::folder("credentials");
+        write_credentials(folder.path(), &self.redis().url(), &self.realm_key, from);
+        folder
+    }
+}
+
+pub(crate) fn names() -> RealmNames {
+    RealmNames::new(&installation(), &realm_id())
+}
+
+fn write_credentials(folder: &Path, redis_url: &str, key: &RealmKey, from: &str) {
+    let installation = installation();
+    let realm = realm_id();
+    let key = key.to_text();
+    for (name, content) in [
+        ("redis-url", redis_url),
+        ("realm-key", key.expose_secret()),
+        ("installation", installation.as_str()),
+        ("realm", realm.as_str()),
+        ("caller", from),
+    ] {
+        fs::write(folder.join(name), content).unwrap();
+    }
+}
+
+impl Person {
+    pub(crate) fn totp(&self) -> Totp {
+        self.record.totp().unwrap()
+    }
+
+    pub(crate) fn step(&self, now: UnixMillis) -> Step {
+        self.record.definition.totp.step_at(now)
+    }
+
+    pub(crate) fn code(&self, step: Step) -> Code {
+        self.totp().code_of(step)
+    }
+
+    /// The code `steps` away from the one of `now`.
+    pub(crate) fn code_at(&self, now: UnixMillis, steps: i64) -> Code {
+        self.code(Step::new(self.step(now).number().checked_add_signed(steps).unwrap()))
+    }
+
+    /// A code that is of no step near `now`.
+    pub(crate) fn wrong_code(&self, now: UnixMillis) -> Code {
+        (0..1_000_000)
+            .map(|number| Code::parse(&format!("{number:06}")).unwrap())
+            .find(|code| self.totp().matching_steps(code, self.step(now), 20).is_empty())
+            .unwrap()
+    }
+}
