@@ -18,13 +18,13 @@ pub fn find_kubernetes(program: &str) -> PathBuf {
     first_with(program, assets.into_iter().chain(own_folders()).chain(search_path()))
 }
 
-/// A binary of this workspace, built beside the running test.
+/// A binary of this workspace, built beside the running test or benchmark.
 #[must_use]
 pub fn project_binary(name: &str) -> PathBuf {
     let test = env::current_exe().expect("the path of the running test");
-    // target/PROFILE/deps/TEST, so two up.
-    let beside = test.ancestors().nth(2).map(|profile| profile.join(name));
-    beside.filter(|path| path.is_file()).unwrap_or_else(|| {
+    // target/PROFILE/deps/TEST or target/PROFILE/BENCHMARK, so two up or one.
+    let mut beside = test.ancestors().skip(1).take(2).map(|folder| folder.join(name));
+    beside.find(|path| path.is_file()).unwrap_or_else(|| {
         panic!("{name} is not built beside {}: run `cargo build --workspace`", test.display())
     })
 }

@@ -301,7 +301,8 @@ async fn the_admin_port_tells_health_and_nothing_else() {
     let admin = dev.sidecar.admin();
     assert_eq!((admin.get("/livez").await.status, admin.get("/readyz").await.status), (200, 200));
     assert!(admin.get("/readyz?verbose").await.body.contains("redis ok"));
-    assert_eq!(admin.raw("POST", "/auth/verify", &[], "").await.status, 404);
+    assert_eq!(admin.raw("POST", "/auth/verify", &[], "").await.status, 405);
+    assert_eq!(admin.get("/auth/verify").await.status, 404);
     assert_eq!(dev.api.get("/metrics").await.status, 404);
 }
 
@@ -332,7 +333,7 @@ async fn requests_under_way_are_answered_when_the_service_is_told_to_stop() {
         body.len()
     );
     stream.write_all(head.as_bytes()).await.unwrap();
-    // The server has read the head when it counts this other request, which came later.
+    // The server has read the head when it answers this other request, which came later.
     dev.api.get("/").await;
     dev.sidecar.process().signal(Signal::Term);
     dev.sidecar.process().wait_for_line("SIGTERM", Duration::from_secs(5)).await;

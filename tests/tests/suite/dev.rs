@@ -1,6 +1,7 @@
 //! `dev`: manifests on disk, good and bad; addresses; variables; and Redis in the place of memory.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::Duration;
 
@@ -86,9 +87,6 @@ async fn two_manifests_with_one_username_serve_the_first_and_name_both() {
     assert!(
         line.contains("b.yaml:6") && line.contains("is taken by the user at") && line.contains("a.yaml:1"),
         "{line}"
-    );
-    assert!(
-        sidecar.process().output().contains("a@example.org") || sidecar.process().stdout().contains("alice")
     );
 }
 
@@ -240,6 +238,7 @@ async fn a_dotenv_file_counts_where_the_environment_says_nothing() {
 #[tokio::test]
 async fn help_explains_every_flag_with_its_variable() {
     let help = twofactor_tests::process::run(tools::project_binary("twofactor-sidecar"), &["dev", "--help"]);
+    let help = help.split_whitespace().collect::<Vec<_>>().join(" ");
     for (flag, variable) in [
         ("--listen", "TWOFACTOR_LISTEN"),
         ("--admin-listen", "TWOFACTOR_ADMIN_LISTEN"),
@@ -253,11 +252,8 @@ async fn help_explains_every_flag_with_its_variable() {
         ("--algorithm", "ALGORITHM"),
         ("--expose-codes", "EXPOSE_CODES"),
     ] {
-        assert!(
-            help.contains(flag) && help.contains(&format!("[env: {variable}="))
-                || help.contains(&format!("[env: {variable}]")),
-            "{flag}:\n{help}"
-        );
+        let env = format!("[env: {variable}");
+        assert!(help.contains(flag) && help.contains(&env), "{flag} or {env} is missing in: {help}");
     }
     assert!(help.contains("SMTP_PASSWORD") && help.contains("SECRET_KEY"), "{help}");
 }
@@ -283,7 +279,6 @@ async fn with_redis_two_processes_share_users_and_codes() {
     let asked = code(&one.api().generate("alice").await);
     assert_eq!(two.api().verify("alice", &asked).await.status, 200);
     assert_eq!(one.api().verify("alice", &asked).await.status, 400);
-    use std::os::unix::fs::PermissionsExt;
     assert_eq!(fs::metadata(&key).unwrap().permissions().mode() & 0o777, 0o600);
 }
 

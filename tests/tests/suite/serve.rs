@@ -16,8 +16,8 @@ use twofactor_tests::mail::{MailServer, MailTls};
 use twofactor_tests::process::Launch;
 use twofactor_tests::redis::RedisServer;
 use twofactor_tests::sidecar::SidecarProcess;
+use twofactor_tests::tools;
 use twofactor_tests::wait::eventually;
-use twofactor_tests::{scratch, tools};
 
 use crate::world::{Person, World, names, random};
 
@@ -32,6 +32,20 @@ async fn sidecar(world: &World, from: &str) -> (SidecarProcess, TempDir) {
 
 async fn world() -> World {
     World::in_redis_with_real_time(RedisServer::start().await).await
+}
+
+/// A realm that sends its mail through `mail`.
+fn with_mail(mail: &MailServer) -> RealmRecord {
+    let smtp = SmtpSettings {
+        server: "localhost".to_owned(),
+        port: mail.port(),
+        security: SmtpSecurity::Starttls,
+        username: None,
+        password: None,
+        from: "otp@example.org".to_owned(),
+        ca_certificates: Some(fs::read_to_string(mail.ca_path()).unwrap()),
+    };
+    RealmRecord { smtp: Some(smtp), ..RealmRecord::default() }
 }
 
 /// The code that a person's app shows now.
@@ -74,16 +88,7 @@ async fn a_code_mailed_for_one_service_is_not_accepted_from_another() {
     let world = world().await;
     let mail = MailServer::builder().tls(MailTls::StartTls).start().await;
     let person = world.person("alice", Email).await;
-    let smtp = SmtpSettings {
-        server: "localhost".to_owned(),
-        port: mail.port(),
-        security: SmtpSecurity::Starttls,
-        username: None,
-        password: None,
-        from: "otp@example.org".to_owned(),
-        ca_certificates: Some(fs::read_to_string(mail.ca_path()).unwrap()),
-    };
-    world.fill_with(&RealmRecord { smtp: Some(smtp), ..RealmRecord::default() }, &[&person]).await;
+    world.fill_with(&with_mail(&mail), &[&person]).await;
     let (kms, shop) = (sidecar(&world, "kms").await, sidecar(&world, "shop").await);
     let reply = kms.0.api().generate("alice").await;
     assert_eq!((reply.status, reply.json().get("otp_code")), (200, None), "{}", reply.body);
@@ -280,16 +285,7 @@ async fn a_delivered_code_is_accepted_until_the_expiry_that_was_promised() {
         world.person("exactly", Email).await,
         world.person("late", Email).await,
     ];
-    let smtp = SmtpSettings {
-        server: "localhost".to_owned(),
-        port: mail.port(),
-        security: SmtpSecurity::Starttls,
-        username: None,
-        password: None,
-        from: "otp@example.org".to_owned(),
-        ca_certificates: Some(fs::read_to_string(mail.ca_path()).unwrap()),
-    };
-    world.fill_with(&RealmRecord { smtp: Some(smtp), ..RealmRecord::default() }, &people.each_ref()).await;
+    world.fill_with(&with_mail(&mail), &people.each_ref()).await;
     let (sidecar, _credentials) = sidecar(&world, "kms").await;
     let asked_at = Clock::System.now().millis() + 60_000;
     for (name, offset, expected) in [("early", -1, 200), ("exactly", 0, 200), ("late", 1, 401)] {
@@ -331,13 +327,12 @@ async fn credentials_that_are_missing_or_wrong_are_named_and_never_shown() {
         assert!(error.contains(expected), "{error}");
         assert!(!error.contains("c2VjcmV0") && !error.contains("hidden"), "{error}");
     }
-    let _ = scratch::folder("unused");
 }
 
 #[tokio::test]
 async fn a_realm_record_that_does_not_open_leaves_the_known_policy_in_force() {
     let world = world().await;
-    let person = world.person("alice", Email).await;
+    world.person("alice", Email).await;
     let (sidecar, _credentials) = sidecar(&world, "kms").await;
     let detail = |reply: &Reply| reply.json()["detail"].as_str().unwrap().to_owned();
     assert_eq!(detail(&sidecar.api().generate("alice").await), "No valid delivery method configured.");
@@ -346,5 +341,4 @@ async fn a_realm_record_that_does_not_open_leaves_the_known_policy_in_force() {
     eventually(BOUND, "the refusal to be counted", async || metrics(&sidecar).await.contains("rolled-back"))
         .await;
     assert_eq!(detail(&sidecar.api().generate("alice").await), "No valid delivery method configured.");
-    let _ = person;
 }

@@ -60,8 +60,8 @@ fn a_qr_picture_is_read_back_by_zbarimg() {
 }
 
 async fn dev() -> SidecarProcess {
-    let users = tools::file("../../examples");
-    SidecarProcess::builder().args(["dev", users.to_str().unwrap()]).start().await
+    let users = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples");
+    SidecarProcess::builder().args(["dev", users]).start().await
 }
 
 #[tokio::test]

@@ -1,0 +1,49 @@
+//! What Redis alone takes: `redis-benchmark` calling the very script. Enters: the script's arguments. Leaves: figures.
+
+use std::time::Duration;
+
+use twofactor_tests::process::run as run_program;
+use twofactor_tests::redis::RedisServer;
+use twofactor_tests::tools;
+
+use crate::Figures;
+
+/// Calls, roughly as many as are made in `duration`.
+pub(crate) async fn run(
+    redis: &RedisServer,
+    arguments: &[String],
+    connections: usize,
+    duration: Duration,
+) -> Figures {
+    // What is measured has to be the decision that the sidecar gets.
+    let mut command = redis::cmd("EVALSHA");
+    command.arg(arguments);
+    let answer: (String, i64) =
+        command.query_async(&mut redis.connect().await).await.expect("the script's answer");
+    assert_eq!(answer.0, "used");
+    let trial = benchmark(redis, arguments, connections, 20_000);
+    let calls = trial.per_second * duration.as_secs_f64();
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a number of calls")]
+    benchmark(redis, arguments, connections, calls as u64)
+}
+
+fn benchmark(redis: &RedisServer, arguments: &[String], connections: usize, calls: u64) -> Figures {
+    let (port, connections, calls) = (redis.port().to_string(), connections.to_string(), calls.to_string());
+    let mut words =
+        vec!["-h", "127.0.0.1", "-p", &port, "-c", &connections, "-n", &calls, "--csv", "EVALSHA"];
+    words.extend(arguments.iter().map(String::as_str));
+    let table = run_program(tools::find("redis-benchmark"), &words);
+    // "test","rps","avg_latency_ms","min_latency_ms","p50_latency_ms","p95_latency_ms","p99_latency_ms",…
+    // The test's name is the whole command, commas included, so the figures are counted from the end.
+    let line = table.lines().last().expect("a line of figures");
+    let numbers: Vec<f64> =
+        line.rsplit("\",\"").take(7).map(|cell| cell.trim_matches('"').parse().expect("a figure")).collect();
+    let [_max, p99, _p95, p50, _min, _average, per_second] = numbers[..] else {
+        panic!("unknown figures: {line}")
+    };
+    Figures {
+        per_second,
+        median: Duration::from_secs_f64(p50 / 1000.0),
+        p99: Duration::from_secs_f64(p99 / 1000.0),
+    }
+}

@@ -1,0 +1,61 @@
+//! `make bench`: what a verify costs, beside what Redis alone takes for the same script on the same machine.
+//!
+//! Enters: nothing but the release binary of the sidecar and a real Redis. Leaves: a table with rate and latency of
+//! both at 1, 16 and 64 connections, and their ratios. Absolute figures depend on the machine; the ratios should not.
+
+mod floor;
+mod load;
+mod realm;
+
+use std::time::Duration;
+
+use twofactor_tests::redis::RedisServer;
+use twofactor_tests::sidecar::SidecarProcess;
+
+use crate::realm::Realm;
+
+const CONNECTIONS: [usize; 3] = [1, 16, 64];
+const DURATION: Duration = Duration::from_secs(5);
+
+/// What was measured.
+struct Figures {
+    per_second: f64,
+    median: Duration,
+    p99: Duration,
+}
+
+#[tokio::main]
+async fn main() {
+    let redis = RedisServer::start().await;
+    let realm = Realm::publish(&redis).await;
+    let credentials = realm.credentials(&redis);
+    let path = credentials.path().to_str().expect("a path in UTF-8").to_owned();
+    let sidecar =
+        SidecarProcess::builder().args(["serve", "--log", "warn", "--credentials", &path]).start().await;
+    println!("A verify that is decided (the code is used up, so nothing is counted), {DURATION:?} each.\n");
+    println!(
+        "connections |      sidecar: rate   p50       p99 |   the script: rate   p50       p99 | ratio: rate   p99"
+    );
+    for connections in CONNECTIONS {
+        let code = realm.use_up_the_current_code(&sidecar.api()).await;
+        let ours = load::run(sidecar.api().base_url(), &realm.body(&code), connections, DURATION).await;
+        let code = realm.use_up_the_current_code(&sidecar.api()).await;
+        let floor = floor::run(&redis, &realm.script_arguments(&code), connections, DURATION).await;
+        println!(
+            "{connections:>11} | {:>12.0}/s  {:>8}  {:>8} | {:>14.0}/s  {:>8}  {:>8} | {:>11.2}  {:>4.1}",
+            ours.per_second,
+            show(ours.median),
+            show(ours.p99),
+            floor.per_second,
+            show(floor.median),
+            show(floor.p99),
+            ours.per_second / floor.per_second,
+            ours.p99.as_secs_f64() / floor.p99.as_secs_f64(),
+        );
+    }
+    println!("\nmemory of the sidecar: {} MiB", load::resident_mebibytes(sidecar.process().id()));
+}
+
+fn show(duration: Duration) -> String {
+    format!("{:.3} ms", duration.as_secs_f64() * 1000.0)
+}

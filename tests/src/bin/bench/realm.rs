@@ -1,0 +1,133 @@
+//! One published user with an authenticator app. Enters: a Redis. Leaves: what a sidecar and a script need.
+
+use std::fs;
+
+use rand::rngs::SysRng;
+use rand_core::UnwrapErr;
+use redis::Script;
+use tempfile::TempDir;
+use twofactor_core::code::Code;
+use twofactor_core::decision::THROTTLE;
+use twofactor_core::key::{MasterKey, RealmKey};
+use twofactor_core::names::{Caller, RealmId, RealmNames};
+use twofactor_core::realm::RealmRecord;
+use twofactor_core::record::UserRecord;
+use twofactor_core::seed::Seed;
+use twofactor_core::totp::TotpParameters;
+use twofactor_core::user::{DeliveryMethod, UserDefinition};
+use twofactor_store::Store;
+use twofactor_store::clock::Clock;
+use twofactor_store::publisher::{Desired, Publisher};
+use twofactor_store::redis::{RedisStore, verify_script};
+use twofactor_tests::http::ApiClient;
+use twofactor_tests::redis::RedisServer;
+use twofactor_tests::scratch;
+
+const INSTALLATION: &str = "bench";
+const CALLER: &str = "kms";
+/// Longer than the benchmark: the script is given one moment for all of its calls.
+const TOLERANCE_MILLIS: u64 = 3_600_000;
+
+pub(crate) struct Realm {
+    key: RealmKey,
+    id: RealmId,
+    names: RealmNames,
+    record: UserRecord,
+    revision: u64,
+    guards: String,
+}
+
+impl Realm {
+    pub(crate) async fn publish(redis: &RedisServer) -> Self {
+        let random = &mut UnwrapErr(SysRng);
+        let id: RealmId = "bench".parse().expect("a realm id");
+        let names = RealmNames::new(&INSTALLATION.parse().expect("an installation"), &id);
+        let key = MasterKey::generate(random).realm_key(&id, 1);
+        let record = UserRecord {
+            definition: UserDefinition {
+                username: "carol".parse().expect("a username"),
+                enabled: true,
+                delivery_method: DeliveryMethod::App,
+                email: None,
+                phone_number: None,
+                totp: TotpParameters::default(),
+                issuer: None,
+            },
+            seed: Some(Seed::generate(random)),
+        };
+        let store =
+            Store::Redis(RedisStore::new(&redis.url(), names.clone(), Clock::System).expect("a Redis URL"));
+        let publisher = Publisher::new(store, key.keys(&id));
+        let user = Desired { record: record.clone(), fresh: true };
+        publisher
+            .fill(&RealmRecord::default(), &[user], Clock::System.now(), random)
+            .await
+            .expect("to publish");
+        let pseudonym = publisher.keys().pseudonym(&record.definition.username);
+        let published = publisher.store().published(&[pseudonym]).await.expect("what was published");
+        let revision = published[0].revision.expect("a revision").0;
+        let inspection = publisher.store().inspect().await.expect("the node");
+        Self { guards: format!("{}=0", inspection.node), key, id, names, record, revision }
+    }
+
+    /// The files that a sidecar is given.
+    pub(crate) fn credentials(&self, redis: &RedisServer) -> TempDir {
+        let folder = scratch::folder("credentials");
+        for (name, content) in [
+            ("redis-url", redis.url()),
+            ("realm-key", self.key.to_text().expose_secret().to_owned()),
+            ("installation", INSTALLATION.to_owned()),
+            ("realm", self.id.to_string()),
+            ("caller", CALLER.to_owned()),
+        ] {
+            fs::write(folder.path().join(name), content).expect("to write credentials");
+        }
+        folder
+    }
+
+    /// Makes sure that the code of the current step is used up; it stays a code of the window for a step more.
+    pub(crate) async fn use_up_the_current_code(&self, api: &ApiClient) -> Code {
+        let totp = self.record.totp().expect("a seed");
+        let code = totp.code_of(self.record.definition.totp.step_at(Clock::System.now()));
+        let reply = api.verify("carol", code.expose_secret()).await;
+        assert!(reply.status == 200 || reply.status == 400, "{}", reply.body);
+        code
+    }
+
+    /// The request's body.
+    pub(crate) fn body(&self, code: &Code) -> String {
+        format!("{{\"username\":\"carol\",\"otp_code\":\"{}\"}}", code.expose_secret())
+    }
+
+    /// The arguments of `EVALSHA` for the same decision.
+    pub(crate) fn script_arguments(&self, code: &Code) -> Vec<String> {
+        let keys = self.key.keys(&self.id);
+        let pseudonym = keys.pseudonym(&self.record.definition.username);
+        let caller: Caller = CALLER.parse().expect("a caller");
+        let user = self.names.user(&pseudonym);
+        let now = Clock::System.now();
+        let step = self.record.definition.totp.step_at(now);
+        let steps = self.record.totp().expect("a seed").matching_steps(code, step, 2);
+        let steps: Vec<String> = steps.iter().map(|step| step.number().to_string()).collect();
+        [
+            Script::new(&verify_script()).get_hash().to_owned(),
+            "2".to_owned(),
+            user.state,
+            user.otp,
+            self.guards.clone(),
+            self.revision.to_string(),
+            now.millis().to_string(),
+            TOLERANCE_MILLIS.to_string(),
+            "authenticator".to_owned(),
+            CALLER.to_owned(),
+            keys.code_tag(&pseudonym, &caller, code).to_string(),
+            steps.join(","),
+            "30".to_owned(),
+            "1".to_owned(),
+            THROTTLE.threshold.to_string(),
+            THROTTLE.first_block.as_millis().to_string(),
+            THROTTLE.longest_block.as_millis().to_string(),
+        ]
+        .into()
+    }
+}
