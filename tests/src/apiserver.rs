@@ -238,9 +238,24 @@ impl ApiServer {
 
     /// Runs `kubectl` as administrator and hands on its standard output; panics when it fails.
     #[must_use]
+    #[track_caller]
     pub fn kubectl(&self, args: &[&str]) -> String {
+        self.try_kubectl(args).unwrap_or_else(|error| panic!("kubectl {args:?} failed: {error}"))
+    }
+
+    /// Runs `kubectl` as administrator and hands on its standard output.
+    ///
+    /// # Errors
+    /// How it ended and what it said, when that was not a success.
+    pub fn try_kubectl(&self, args: &[&str]) -> Result<String, String> {
         let kubeconfig = flag("kubeconfig", &self.kubeconfig_path());
-        process::run(tools::find_kubernetes("kubectl"), &[&[kubeconfig.as_str()], args].concat())
+        process::try_run(tools::find_kubernetes("kubectl"), &[&[kubeconfig.as_str()], args].concat())
+    }
+
+    /// The certificate authority that the server's certificate is of, as a PEM file.
+    #[must_use]
+    pub fn ca_path(&self) -> PathBuf {
+        self.files.path(CA)
     }
 
     /// The API server's process that runs now.

@@ -8,8 +8,10 @@
 
 pub mod apiserver;
 pub mod certificates;
+pub mod faults;
 pub mod http;
 pub mod mail;
+pub mod operator;
 pub mod ports;
 pub mod process;
 pub mod redis;

@@ -321,14 +321,26 @@ fn spawn(command: Command) -> std::io::Result<Child> {
 
 /// Runs a program to its end and hands on its standard output; panics when it fails.
 #[must_use]
+#[track_caller]
 pub fn run(program: impl AsRef<OsStr>, args: &[&str]) -> String {
+    let program = program.as_ref();
+    try_run(program, args).unwrap_or_else(|error| panic!("{} {args:?} failed: {error}", program.display()))
+}
+
+/// Runs a program to its end and hands on its standard output.
+///
+/// # Errors
+/// How it ended and what it said, when that was not a success.
+pub fn try_run(program: impl AsRef<OsStr>, args: &[&str]) -> Result<String, String> {
     let program = program.as_ref();
     let output = Command::new(program)
         .args(args)
         .stdin(Stdio::null())
         .output()
         .unwrap_or_else(|error| panic!("cannot start {}: {error}", program.display()));
-    let stderr = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{} {args:?} failed ({}): {stderr}", program.display(), output.status);
-    String::from_utf8_lossy(&output.stdout).into_owned()
+    if output.status.success() {
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    } else {
+        Err(format!("({}): {}", output.status, String::from_utf8_lossy(&output.stderr)))
+    }
 }

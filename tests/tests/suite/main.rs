@@ -6,6 +6,7 @@ mod contract;
 mod dev;
 mod email;
 mod harness;
+mod operator;
 mod redis_store;
 mod serve;
 mod standards;

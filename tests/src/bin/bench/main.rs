@@ -38,7 +38,7 @@ async fn main() {
     );
     for connections in CONNECTIONS {
         let code = realm.use_up_the_current_code(&sidecar.api()).await;
-        let ours = load::run(sidecar.api().base_url(), &realm.body(&code), connections, DURATION).await;
+        let ours = load::run(sidecar.api().base_url(), &realm::body(&code), connections, DURATION).await;
         let code = realm.use_up_the_current_code(&sidecar.api()).await;
         let floor = floor::run(&redis, &realm.script_arguments(&code), connections, DURATION).await;
         println!(

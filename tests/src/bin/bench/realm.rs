@@ -64,8 +64,8 @@ impl Realm {
             .await
             .expect("to publish");
         let pseudonym = publisher.keys().pseudonym(&record.definition.username);
-        let published = publisher.store().published(&[pseudonym]).await.expect("what was published");
-        let revision = published[0].revision.expect("a revision").0;
+        let current = publisher.store().published(&[pseudonym]).await.expect("what was published");
+        let revision = current[0].revision.expect("a revision").0;
         let inspection = publisher.store().inspect().await.expect("the node");
         Self { guards: format!("{}=0", inspection.node), key, id, names, record, revision }
     }
@@ -92,11 +92,6 @@ impl Realm {
         let reply = api.verify("carol", code.expose_secret()).await;
         assert!(reply.status == 200 || reply.status == 400, "{}", reply.body);
         code
-    }
-
-    /// The request's body.
-    pub(crate) fn body(&self, code: &Code) -> String {
-        format!("{{\"username\":\"carol\",\"otp_code\":\"{}\"}}", code.expose_secret())
     }
 
     /// The arguments of `EVALSHA` for the same decision.
@@ -130,4 +125,9 @@ impl Realm {
         ]
         .into()
     }
+}
+
+/// A verify request's body.
+pub(crate) fn body(code: &Code) -> String {
+    format!("{{\"username\":\"carol\",\"otp_code\":\"{}\"}}", code.expose_secret())
 }

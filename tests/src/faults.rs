@@ -1,0 +1,161 @@
+//! A proxy in front of the API server that lets a test make it fail. Enters: requests, passed on unless a fault is set.
+//! Leaves: the API server's answers, watches included, or the fault.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use reqwest::header::HeaderMap;
+use reqwest::{Certificate, Client, Method};
+use tokio::net::TcpListener;
+use tokio_util::sync::{CancellationToken, DropGuard};
+use twofactor_server::http::{Limits, serve};
+use warp::Filter;
+use warp::reply::{Reply, Response};
+
+use crate::apiserver::ApiServer;
+
+/// What is answered in the place of the API server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// This status, to requests that write.
+    Writes(u16),
+    /// This status, to every request.
+    Everything(u16),
+    /// The API server's answer, but late.
+    Slow(Duration),
+}
+
+/// A proxy; it ends when it is dropped.
+#[derive(Debug)]
+pub struct FaultProxy {
+    url: String,
+    fault: Arc<Mutex<Option<Fault>>>,
+    hits: Arc<Mutex<u64>>,
+    _stop: DropGuard,
+}
+
+#[derive(Clone)]
+struct Forward {
+    client: Client,
+    target: String,
+    fault: Arc<Mutex<Option<Fault>>>,
+    hits: Arc<Mutex<u64>>,
+}
+
+impl FaultProxy {
+    /// A proxy in front of `server`, without a fault.
+    pub async fn start(server: &ApiServer) -> Self {
+        let authority = std::fs::read(server.ca_path()).expect("the API server's CA");
+        let client = crate::http::client()
+            // A watch lasts longer than any other request.
+            .timeout(Duration::from_mins(10))
+            .tls_certs_only([Certificate::from_pem(&authority).expect("a certificate")])
+            .build()
+            .expect("an HTTP client");
+        let (fault, hits) = (Arc::<Mutex<Option<Fault>>>::default(), Arc::<Mutex<u64>>::default());
+        let forward = Forward { client, target: server.url(), fault: fault.clone(), hits: hits.clone() };
+        let query = warp::query::raw().or(warp::any().map(String::new)).unify();
+        let routes = warp::any()
+            .map(move || forward.clone())
+            .and(warp::method())
+            .and(warp::path::full())
+            .and(query)
+            .and(warp::header::headers_cloned())
+            .and(warp::body::bytes())
+            .then(|forward: Forward, method, path: warp::path::FullPath, query: String, headers, body| async move {
+                let target = format!("{}{}?{query}", forward.target, path.as_str());
+                forward.answer(method, target, headers, body).await
+            })
+            .boxed();
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let url = format!("http://{}", listener.local_addr().expect("an address"));
+        let stop = CancellationToken::new();
+        let limits = Limits { drain: Duration::ZERO, ..Limits::default() };
+        tokio::spawn(serve(listener, routes, limits, stop.clone()));
+        Self { url, fault, hits, _stop: stop.drop_guard() }
+    }
+
+    /// The same kubeconfig, by way of the proxy.
+    #[must_use]
+    pub fn kubeconfig(&self, server: &ApiServer, kubeconfig: &Path) -> PathBuf {
+        let text = std::fs::read_to_string(kubeconfig).expect("a kubeconfig");
+        let path = kubeconfig.with_extension("proxied");
+        std::fs::write(&path, text.replace(&server.url(), &self.url)).expect("to write a kubeconfig");
+        path
+    }
+
+    /// From now on this happens; nothing is as it should be.
+    pub fn set(&self, fault: Option<Fault>) {
+        *self.fault.lock().unwrap_or_else(PoisonError::into_inner) = fault;
+    }
+
+    /// How many requests met a fault.
+    #[must_use]
+    pub fn hits(&self) -> u64 {
+        *self.hits.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Forward {
+    async fn answer(self, method: Method, target: String, mut headers: HeaderMap, body: Bytes) -> Response {
+        let fault = *self.fault.lock().unwrap_or_else(PoisonError::into_inner);
+        let writes = method != Method::GET;
+        let status = match fault {
+            Some(Fault::Writes(status)) if writes => Some(status),
+            Some(Fault::Everything(status)) => Some(status),
+            _ => None,
+        };
+        if status.is_some() || matches!(fault, Some(Fault::Slow(_))) {
+            *self.hits.lock().unwrap_or_else(PoisonError::into_inner) += 1;
+        }
+        if let Some(status) = status {
+            return refusal(status);
+        }
+        if let Some(Fault::Slow(delay)) = fault {
+            // Not waiting for something: slowness is the fault.
+            tokio::time::sleep(delay).await;
+        }
+        headers.remove("host");
+        headers.remove("content-length");
+        let request = self.client.request(method, target).headers(headers).body(body);
+        match request.send().await {
+            Ok(answer) => {
+                let (status, headers) = (answer.status(), answer.headers().clone());
+                let mut response = warp::reply::stream(answer.bytes_stream()).into_response();
+                *response.status_mut() = status;
+                for name in ["content-type", "content-encoding", "retry-after"] {
+                    if let Some(value) = headers.get(name) {
+                        response.headers_mut().insert(name, value.clone());
+                    }
+                }
+                response
+            }
+            Err(error) => refusal_with(502, &error.to_string()),
+        }
+    }
+}
+
+fn refusal(status: u16) -> Response {
+    refusal_with(status, "a fault that the test set")
+}
+
+/// What the API server answers when it refuses: a `Status`.
+fn refusal_with(status: u16, message: &str) -> Response {
+    let reason = match status {
+        409 => "Conflict",
+        429 => "TooManyRequests",
+        _ => "InternalError",
+    };
+    let body = serde_json::json!({
+        "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
+        "message": message, "reason": reason, "code": status,
+    });
+    let mut response = warp::reply::json(&body).into_response();
+    *response.status_mut() = warp::http::StatusCode::from_u16(status).expect("a status");
+    if status == 429 {
+        response.headers_mut().insert("retry-after", 1.into());
+    }
+    response
+}

@@ -1,0 +1,90 @@
+//! The operator as a process. Enters: a kubeconfig, a Redis, and options. Leaves: a running operator, its health and
+//! its log.
+
+use std::path::Path;
+use std::time::Duration;
+
+use crate::http::ApiClient;
+use crate::process::{Launch, Process};
+use crate::wait::eventually;
+use crate::{ports, tools};
+
+const START: Duration = Duration::from_secs(30);
+
+/// Options for an operator that is about to start.
+#[derive(Debug)]
+pub struct OperatorBuilder {
+    launch: Launch,
+}
+
+impl OperatorBuilder {
+    /// More arguments of `run`.
+    #[must_use]
+    pub fn args<'a>(mut self, args: impl IntoIterator<Item = &'a str>) -> Self {
+        self.launch = self.launch.args(args);
+        self
+    }
+
+    /// One variable of the environment, which is otherwise almost empty.
+    #[must_use]
+    pub fn env(mut self, name: &str, value: &str) -> Self {
+        self.launch = self.launch.env(name, value);
+        self
+    }
+
+    /// Starts the operator, and returns at once: it may be about to fail.
+    #[must_use]
+    pub fn launch(self) -> OperatorProcess {
+        let admin_port = ports::free_port();
+        let process =
+            self.launch.args(["--admin-listen".to_owned(), format!("127.0.0.1:{admin_port}")]).start();
+        OperatorProcess { process, admin_port }
+    }
+
+    /// Starts the operator, and returns when it is ready.
+    pub async fn start(self) -> OperatorProcess {
+        let operator = self.launch();
+        let admin = operator.admin();
+        eventually(START, "the operator to be ready", async || {
+            operator.process.assert_running();
+            match admin.try_raw("GET", "/readyz", &[], "").await {
+                Ok(reply) if reply.status == 200 => Ok(()),
+                Ok(reply) => Err(format!("/readyz answers {}: {}", reply.status, reply.body)),
+                Err(error) => Err(format!("{error:?}")),
+            }
+        })
+        .await;
+        operator
+    }
+}
+
+/// A running operator.
+#[derive(Debug)]
+pub struct OperatorProcess {
+    process: Process,
+    admin_port: u16,
+}
+
+impl OperatorProcess {
+    /// An operator that talks to the API server of `kubeconfig`.
+    #[must_use]
+    pub fn builder(kubeconfig: &Path) -> OperatorBuilder {
+        let launch = Launch::new(tools::project_binary("twofactor-operator"))
+            .isolated()
+            .env("KUBECONFIG", kubeconfig)
+            .arg("run");
+        OperatorBuilder { launch }
+    }
+
+    /// A client of the health and metrics port.
+    #[must_use]
+    pub fn admin(&self) -> ApiClient {
+        ApiClient::new(format!("http://127.0.0.1:{}", self.admin_port))
+    }
+
+    /// The process.
+    #[must_use]
+    pub fn process(&self) -> &Process {
+        &self.process
+    }
+}

@@ -1,0 +1,288 @@
+//! What the operator's tests start from: a namespace of users, a Redis, and an operator with its own rights.
+//!
+//! Enters: an API server, shared where the test does not harm it. Leaves: short ways to do what an administrator
+//! does with `kubectl`, and to look at what came of it.
+
+use std::fs;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use data_encoding::BASE64;
+use redis::AsyncCommands;
+use serde_json::Value;
+use tempfile::TempDir;
+use tokio::sync::OnceCell;
+use twofactor_tests::apiserver::ApiServer;
+use twofactor_tests::http::{ApiClient, Reply};
+use twofactor_tests::operator::{OperatorBuilder, OperatorProcess};
+use twofactor_tests::process::run;
+use twofactor_tests::redis::RedisServer;
+use twofactor_tests::sidecar::SidecarProcess;
+use twofactor_tests::wait::eventually;
+use twofactor_tests::{scratch, tools};
+
+/// For what the operator should do at once. Generous, because two cores run many tests at a time; what is promised in
+/// seconds is measured by the tests that are about it.
+pub(crate) const BOUND: Duration = Duration::from_secs(30);
+
+const ACCOUNT: &str = "twofactor-operator";
+static NEXT: AtomicU32 = AtomicU32::new(0);
+
+/// An API server that the tests of one binary share, or one that a test has for itself.
+pub(crate) enum Server {
+    Shared(&'static ApiServer),
+    Own(Box<ApiServer>),
+}
+
+impl std::ops::Deref for Server {
+    type Target = ApiServer;
+
+    fn deref(&self) -> &ApiServer {
+        match self {
+            Self::Shared(server) => server,
+            Self::Own(server) => server,
+        }
+    }
+}
+
+/// A namespace of users, with everything around it.
+pub(crate) struct Cluster {
+    pub(crate) server: Server,
+    pub(crate) redis: RedisServer,
+    /// Where the users are.
+    pub(crate) namespace: String,
+    /// Where the operator's own Secrets are.
+    pub(crate) home: String,
+    pub(crate) kubeconfig: PathBuf,
+}
+
+fn root(path: &str) -> String {
+    format!("{}/../{path}", env!("CARGO_MANIFEST_DIR"))
+}
+
+impl Cluster {
+    /// On the shared API server, which has no controllers.
+    pub(crate) async fn start() -> Self {
+        Self::with_redis(RedisServer::start().await).await
+    }
+
+    pub(crate) async fn with_redis(redis: RedisServer) -> Self {
+        static PREPARED: OnceCell<()> = OnceCell::const_new();
+        let server = ApiServer::shared().await;
+        PREPARED.get_or_init(async || prepare(server)).await;
+        Self::new(Server::Shared(server), redis)
+    }
+
+    /// On an API server of its own, which may be killed and may have controllers.
+    pub(crate) async fn on_own_server(controllers: &[&str]) -> Self {
+        let server = ApiServer::start().await;
+        prepare(&server);
+        if !controllers.is_empty() {
+            server.start_controllers(controllers.iter().copied()).await;
+        }
+        Self::new(Server::Own(Box::new(server)), RedisServer::start().await)
+    }
+
+    fn new(server: Server, redis: RedisServer) -> Self {
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let (namespace, home) = (format!("people-{number}"), format!("home-{number}"));
+        for name in [&namespace, &home] {
+            let _ = server.kubectl(&["create", "namespace", name]);
+        }
+        let account = format!("{home}:{ACCOUNT}");
+        let _ = server.kubectl(&["--namespace", &home, "create", "serviceaccount", ACCOUNT]);
+        let binding = format!("--serviceaccount={account}");
+        // Bound in the two namespaces and, for what is cluster-wide, in all: the same rules as in a real installation.
+        let _ = server.kubectl(&[
+            "create",
+            "clusterrolebinding",
+            &home,
+            "--clusterrole=twofactor-operator",
+            &binding,
+        ]);
+        let role = server.kubectl(&["apply", "--namespace", &home, "-f", &root("operator/rbac.yaml")]);
+        assert!(role.contains("role"), "{role}");
+        let _ = server.kubectl(&[
+            "--namespace",
+            &home,
+            "create",
+            "rolebinding",
+            ACCOUNT,
+            "--role=twofactor-operator",
+            &binding,
+        ]);
+        let kubeconfig = server.kubeconfig_for_service_account(&home, ACCOUNT);
+        Self { server, redis, namespace, home, kubeconfig }
+    }
+
+    /// An operator that looks after this namespace only.
+    pub(crate) fn operator(&self) -> OperatorBuilder {
+        self.operator_with(&self.kubeconfig)
+    }
+
+    pub(crate) fn operator_with(&self, kubeconfig: &std::path::Path) -> OperatorBuilder {
+        OperatorProcess::builder(kubeconfig)
+            .args(["--namespace", &self.namespace, "--operator-namespace", &self.home])
+            .env("REDIS_URL", &self.redis.url())
+    }
+
+    /// `kubectl` in the users' namespace.
+    #[track_caller]
+    pub(crate) fn kubectl(&self, args: &[&str]) -> String {
+        self.server.kubectl(&[&["--namespace", &self.namespace], args].concat())
+    }
+
+    pub(crate) fn try_kubectl(&self, args: &[&str]) -> Result<String, String> {
+        self.server.try_kubectl(&[&["--namespace", &self.namespace], args].concat())
+    }
+
+    /// `kubectl apply` of a text.
+    pub(crate) fn apply(&self, manifest: &str) {
+        self.try_apply(manifest, &[]).unwrap_or_else(|error| panic!("{error}\n{manifest}"));
+    }
+
+    pub(crate) fn try_apply(&self, manifest: &str, more: &[&str]) -> Result<String, String> {
+        let folder = scratch::folder("apply");
+        let path = folder.path().join("manifest.yaml");
+        fs::write(&path, manifest).unwrap();
+        self.try_kubectl(&[&["apply", "-f", path.to_str().unwrap()], more].concat())
+    }
+
+    pub(crate) fn get(&self, kind: &str, name: &str) -> Option<Value> {
+        let text = self.try_kubectl(&["get", kind, name, "-o", "json"]).ok()?;
+        Some(serde_json::from_str(&text).unwrap())
+    }
+
+    /// The condition `Ready` of a user: status, reason and message.
+    pub(crate) fn ready(&self, user: &str) -> Option<(String, String, String)> {
+        self.condition(user, "Ready")
+    }
+
+    pub(crate) fn condition(&self, user: &str, kind: &str) -> Option<(String, String, String)> {
+        let user = self.get("tfu", user)?;
+        let conditions = user["status"]["conditions"].as_array()?.clone();
+        let condition = conditions.into_iter().find(|condition| condition["type"] == kind)?;
+        if condition["observedGeneration"].as_i64()? < user["metadata"]["generation"].as_i64()? {
+            return None;
+        }
+        let text = |field: &str| condition[field].as_str().unwrap_or_default().to_owned();
+        Some((text("status"), text("reason"), text("message")))
+    }
+
+    pub(crate) async fn wait_ready(&self, user: &str) {
+        eventually(BOUND, format_args!("{user} to be ready"), async || match self.ready(user) {
+            Some((status, ..)) if status == "True" => Ok(()),
+            other => Err(format!("{other:?}")),
+        })
+        .await;
+    }
+
+    /// Waits until a user is not ready for this reason, and gives the message.
+    pub(crate) async fn wait_not_ready(&self, user: &str, reason: &str) -> String {
+        eventually(BOUND, format_args!("{user} not to be ready: {reason}"), async || match self.ready(user) {
+            Some((status, found, message)) if status == "False" && found == reason => Ok(message),
+            other => Err(format!("{other:?}")),
+        })
+        .await
+    }
+
+    /// A value of a Secret.
+    pub(crate) fn secret(&self, name: &str, key: &str) -> Option<Vec<u8>> {
+        let secret = self.get("secret", name)?;
+        Some(BASE64.decode(secret["data"][key].as_str()?.as_bytes()).unwrap())
+    }
+
+    /// A user's seed in base32, as their Secret holds it.
+    pub(crate) fn seed(&self, user: &str) -> String {
+        String::from_utf8(self.secret(&format!("{user}-totp"), "secret").unwrap()).unwrap()
+    }
+
+    /// Everything that is in Redis, without what is the realm's own.
+    pub(crate) async fn user_keys(&self) -> Vec<String> {
+        let keys: Vec<String> = self.redis.connect().await.keys("*").await.unwrap();
+        keys.into_iter().filter(|key| !key.ends_with(":meta") && !is_realm_record(key)).collect()
+    }
+
+    pub(crate) async fn wait_for_no_user_keys(&self) {
+        eventually(BOUND, "no key of a user to be left", async || {
+            let keys = self.user_keys().await;
+            if keys.is_empty() { Ok(()) } else { Err(format!("{keys:?}")) }
+        })
+        .await;
+    }
+
+    /// A sidecar with the credentials that the operator wrote.
+    pub(crate) async fn sidecar(&self) -> Sidecar {
+        let name = format!("twofactor-{}", self.namespace);
+        let folder = scratch::folder("credentials");
+        for key in ["redis-url", "realm-key", "installation", "realm", "caller"] {
+            let value =
+                eventually(BOUND, format_args!("{key} of {name}"), async || self.secret(&name, key)).await;
+            fs::write(folder.path().join(key), value).unwrap();
+        }
+        let path = folder.path().to_str().unwrap().to_owned();
+        let process = SidecarProcess::builder().args(["serve", "--credentials", &path]).start().await;
+        Sidecar { api: process.api(), _process: process, _folder: folder }
+    }
+}
+
+/// The realm's record has the realm's id as its tag, a user's a pseudonym of 32 hexadecimal digits.
+fn is_realm_record(key: &str) -> bool {
+    let tag = key.split(['{', '}']).nth(1).unwrap_or_default();
+    !(tag.len() == 32 && tag.bytes().all(|byte| byte.is_ascii_hexdigit()))
+}
+
+/// CRDs and the rules that every operator runs under.
+fn prepare(server: &ApiServer) {
+    let _ = server.kubectl(&["apply", "-f", &root("crds")]);
+    let _ = server.kubectl(&["wait", "--for=condition=Established", "--timeout=30s", "-f", &root("crds")]);
+    let _ = server.kubectl(&["apply", "--namespace", "default", "-f", &root("operator/rbac.yaml")]);
+}
+
+/// A running sidecar.
+pub(crate) struct Sidecar {
+    pub(crate) api: ApiClient,
+    _process: SidecarProcess,
+    _folder: TempDir,
+}
+
+impl Sidecar {
+    /// Verifies the code that an authenticator shows for a seed, by the clock of this machine.
+    pub(crate) async fn verify_seed(&self, username: &str, seed: &str) -> Reply {
+        self.api.verify(username, &code_of(seed)).await
+    }
+
+    /// Waits until the authenticator's code is accepted: after an import or a loss, that takes up to a minute.
+    pub(crate) async fn wait_accepted(&self, username: &str, seed: &str) {
+        eventually(
+            Duration::from_secs(100),
+            format_args!("a code of {username} to be accepted"),
+            async || {
+                let reply = self.verify_seed(username, seed).await;
+                match reply.status {
+                    200 => Ok(()),
+                    400 | 503 => Err(reply.body),
+                    status => panic!("{status}: {}", reply.body),
+                }
+            },
+        )
+        .await;
+    }
+}
+
+/// What an authenticator that nobody here wrote shows.
+pub(crate) fn code_of(seed: &str) -> String {
+    run(tools::find("oathtool"), &["--totp", "--base32", seed]).trim().to_owned()
+}
+
+/// A user with an authenticator app.
+pub(crate) fn app_user(name: &str) -> String {
+    user(name, "deliveryMethod: app")
+}
+
+pub(crate) fn user(name: &str, spec: &str) -> String {
+    format!(
+        "apiVersion: twofactor.fountainai.io/v1alpha1\nkind: TwoFactorUser\nmetadata:\n  name: {name}\nspec:\n  {spec}\n---\n"
+    )
+}

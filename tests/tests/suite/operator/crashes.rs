@@ -1,0 +1,85 @@
+//! The operator dies after each step of a reconcile: never two seeds, never a user served with a seed that their Secret
+//! does not hold.
+
+use std::time::Duration;
+
+use twofactor_tests::wait::eventually;
+
+use super::cluster::{BOUND, Cluster, app_user, user};
+
+/// The steps of `twofactor_operator::crash`, which a reconcile of a new user passes; and those of one that is repaired.
+const NEW_USER: [&str; 5] = ["started", "fetched", "secret-created", "published", "status-written"];
+const ROTATED_USER: [&str; 5] = ["started", "fetched", "secret-updated", "published", "status-written"];
+
+/// Lets an operator run into its death.
+async fn die_at(cluster: &Cluster, step: &str) {
+    let operator = cluster.operator().env("TWOFACTOR_CRASH_AT", step).launch();
+    let status = operator.process().wait_exit(Duration::from_secs(30)).await;
+    assert!(!status.success(), "{step}: {}", operator.process().output());
+}
+
+#[tokio::test]
+async fn a_new_user_has_one_seed_whichever_step_the_operator_dies_after() {
+    let cluster = Cluster::start().await;
+    for step in NEW_USER {
+        let name = format!("new-{step}");
+        cluster.apply(&app_user(&name));
+        die_at(&cluster, step).await;
+        // What may have been handed out before the crash.
+        let early = cluster.secret(&format!("{name}-totp"), "secret");
+        let operator = cluster.operator().start().await;
+        cluster.wait_ready(&name).await;
+        let seed = cluster.seed(&name);
+        if let Some(early) = early {
+            assert_eq!(seed.as_bytes(), early, "{step}: a second seed");
+        }
+        let sidecar = cluster.sidecar().await;
+        sidecar.wait_accepted(&name, &seed).await;
+        operator.process().kill();
+        let _ = cluster.kubectl(&["delete", "tfu", &name, "--wait=false"]);
+    }
+}
+
+#[tokio::test]
+async fn a_rotation_is_finished_whichever_step_the_operator_dies_after() {
+    let cluster = Cluster::start().await;
+    for step in ROTATED_USER {
+        let name = format!("rotated-{step}");
+        let operator = cluster.operator().start().await;
+        cluster.apply(&app_user(&name));
+        cluster.wait_ready(&name).await;
+        let old = cluster.seed(&name);
+        let sidecar = cluster.sidecar().await;
+        operator.process().kill();
+        let _ = cluster.kubectl(&["annotate", "tfu", &name, "twofactor.fountainai.io/rotate=now"]);
+        die_at(&cluster, step).await;
+        let early = cluster.seed(&name);
+        let _operator = cluster.operator().start().await;
+        let new =
+            eventually(BOUND, "the rotation", async || Some(cluster.seed(&name)).filter(|seed| *seed != old))
+                .await;
+        if early != old {
+            assert_eq!(new, early, "{step}: a third seed");
+        }
+        cluster.wait_ready(&name).await;
+        sidecar.wait_accepted(&name, &new).await;
+        assert_eq!(sidecar.verify_seed(&name, &old).await.status, 401, "{step}");
+        let _ = cluster.kubectl(&["delete", "tfu", &name, "--wait=false"]);
+    }
+}
+
+#[tokio::test]
+async fn a_deletion_while_the_operator_is_gone_leaves_no_key() {
+    let cluster = Cluster::start().await;
+    let operator = cluster.operator().start().await;
+    cluster.apply(&[app_user("carol"), app_user("dora"), user("alice", "email: a@example.org")].concat());
+    for name in ["carol", "dora", "alice"] {
+        cluster.wait_ready(name).await;
+    }
+    operator.process().kill();
+    let _ = cluster.kubectl(&["delete", "tfu", "carol", "alice"]);
+    let before = cluster.user_keys().await.len();
+    let _operator = cluster.operator().start().await;
+    eventually(BOUND, "the sweep", async || cluster.user_keys().await.len() * 3 == before).await;
+    assert_eq!(cluster.sidecar().await.verify_seed("dora", &cluster.seed("dora")).await.status, 200);
+}

@@ -1,0 +1,260 @@
+//! Bad days: Redis away, emptied, or of yesterday; an API server that is gone, busy, broken or slow; namespaces that go.
+
+use std::time::{Duration, Instant};
+
+use twofactor_tests::faults::{Fault, FaultProxy};
+use twofactor_tests::redis::{AppendFsync, RedisServer};
+use twofactor_tests::wait::eventually;
+
+use super::cluster::{BOUND, Cluster, app_user, code_of, user};
+
+#[tokio::test]
+async fn redis_may_be_away_at_the_start_and_whenever_users_change() {
+    let cluster = Cluster::start().await;
+    cluster.redis.kill();
+    let operator = cluster.operator().start().await;
+    cluster.apply(&[app_user("carol"), app_user("dora")].concat());
+    let (status, ..) =
+        eventually(BOUND, "carol to be told", async || cluster.condition("carol", "Published")).await;
+    assert_eq!(status, "False");
+    assert_eq!(operator.admin().get("/readyz").await.status, 200, "readiness never depends on Redis");
+    cluster.redis.restart().await;
+    cluster.wait_ready("carol").await;
+    cluster.wait_ready("dora").await;
+    let sidecar = cluster.sidecar().await;
+    let (carol, dora) = (cluster.seed("carol"), cluster.seed("dora"));
+    sidecar.wait_accepted("carol", &carol).await;
+    // Away again, while one is created, one changed and one deleted.
+    cluster.redis.kill();
+    cluster.apply(&[app_user("erin"), user("carol", "deliveryMethod: app\n  enabled: false")].concat());
+    let _ = cluster.kubectl(&["delete", "tfu", "dora", "--wait=false"]);
+    assert_eq!(sidecar.verify_seed("dora", &dora).await.status, 503);
+    cluster.redis.restart().await;
+    cluster.wait_ready("erin").await;
+    sidecar.wait_accepted("erin", &cluster.seed("erin")).await;
+    eventually(BOUND, "dora to be gone", async || sidecar.verify_seed("dora", &dora).await.status == 404)
+        .await;
+    eventually(BOUND, "carol to be disabled", async || {
+        sidecar.verify_seed("carol", &carol).await.status == 404
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_thousand_users_are_back_within_ten_seconds_of_a_flush() {
+    let cluster = Cluster::start().await;
+    let _operator = cluster.operator().start().await;
+    let users: String = (0..1000).map(|number| app_user(&format!("user{number:04}"))).collect();
+    cluster.apply(&users);
+    cluster.wait_ready("user0000").await;
+    eventually(Duration::from_mins(3), "a thousand users to be ready", async || {
+        let reasons = cluster.kubectl(&[
+            "get",
+            "tfu",
+            "-o",
+            "jsonpath={range .items[*]}{.status.conditions[?(@.type==\"Ready\")].status}{\"\\n\"}{end}",
+        ]);
+        let ready = reasons.lines().filter(|line| *line == "True").count();
+        if ready == 1000 { Ok(()) } else { Err(format!("{ready} are ready")) }
+    })
+    .await;
+    let sidecar = cluster.sidecar().await;
+    let seed = cluster.seed("user0500");
+    let used = code_of(&seed);
+    assert_eq!(sidecar.api.verify("user0500", &used).await.status, 200);
+    cluster.redis.flush_all().await;
+    let began = Instant::now();
+    eventually(BOUND, "the refill", async || {
+        let reply = sidecar.api.verify("user0999", "000000").await;
+        match reply.status {
+            503 => Err(reply.body),
+            401 => Ok(()),
+            status => panic!("{status}: {}", reply.body),
+        }
+    })
+    .await;
+    let took = began.elapsed();
+    assert!(took < Duration::from_secs(10), "{took:?}");
+    assert_eq!(cluster.user_keys().await.iter().filter(|key| key.ends_with(":rec")).count(), 1000);
+    // The used code is not accepted again, and the next one comes from the same seed.
+    assert_ne!(sidecar.api.verify("user0500", &used).await.status, 200);
+    assert_eq!(cluster.seed("user0500"), seed);
+    sidecar.wait_accepted("user0500", &seed).await;
+}
+
+#[tokio::test]
+async fn a_redis_restarted_with_lost_writes_accepts_no_code_twice() {
+    let redis =
+        RedisServer::builder().append_only(AppendFsync::EverySec).args(["--appendfsync", "no"]).start().await;
+    let cluster = Cluster::with_redis(redis).await;
+    let _operator = cluster.operator().start().await;
+    cluster.apply(&app_user("carol"));
+    cluster.wait_ready("carol").await;
+    let (sidecar, seed) = (cluster.sidecar().await, cluster.seed("carol"));
+    let used = code_of(&seed);
+    assert_eq!(sidecar.api.verify("carol", &used).await.status, 200);
+    cluster.redis.kill();
+    cluster.redis.restart().await;
+    eventually(BOUND, "the node to be checked", async || {
+        let reply = sidecar.api.verify("carol", &used).await;
+        match reply.status {
+            503 => Err(reply.body),
+            400 | 401 => Ok(()),
+            status => panic!("accepted twice: {status}"),
+        }
+    })
+    .await;
+    sidecar.wait_accepted("carol", &seed).await;
+}
+
+#[tokio::test]
+async fn yesterdays_data_is_put_right_before_anything_is_decided_on_it() {
+    let cluster = Cluster::start().await;
+    let _operator = cluster.operator().start().await;
+    cluster.apply(&[app_user("carol"), app_user("gone")].concat());
+    cluster.wait_ready("carol").await;
+    cluster.wait_ready("gone").await;
+    let (sidecar, seed, gone) = (cluster.sidecar().await, cluster.seed("carol"), cluster.seed("gone"));
+    redis::cmd("SAVE").exec_async(&mut cluster.redis.connect().await).await.unwrap();
+    // Today: one is deleted, one disabled, one new.
+    let _ = cluster.kubectl(&["delete", "tfu", "gone", "--wait=false"]);
+    cluster.apply(&[app_user("new"), user("carol", "deliveryMethod: app\n  enabled: false")].concat());
+    cluster.wait_ready("new").await;
+    eventually(BOUND, "today", async || {
+        sidecar.verify_seed("gone", &gone).await.status == 404
+            && sidecar.verify_seed("carol", &seed).await.status == 404
+    })
+    .await;
+    cluster.redis.kill();
+    cluster.redis.restart().await;
+    let new = cluster.seed("new");
+    for (name, seed, expected) in [("gone", &gone, 404), ("carol", &seed, 404)] {
+        eventually(BOUND, format_args!("{name} to be put right"), async || {
+            let status = sidecar.verify_seed(name, seed).await.status;
+            assert!(status == 503 || status == expected, "{name}: {status}");
+            status == expected
+        })
+        .await;
+    }
+    sidecar.wait_accepted("new", &new).await;
+}
+
+#[tokio::test]
+async fn an_api_server_that_is_gone_for_a_while_is_waited_for() {
+    let cluster = Cluster::on_own_server(&[]).await;
+    let operator = cluster.operator().start().await;
+    cluster.apply(&app_user("carol"));
+    cluster.wait_ready("carol").await;
+    cluster.server.kill_apiserver();
+    let sidecar_still_serves = cluster.user_keys().await.len();
+    assert!(sidecar_still_serves > 0);
+    cluster.server.restart_apiserver().await;
+    cluster.apply(&app_user("dora"));
+    eventually(Duration::from_mins(2), "dora to be ready", async || {
+        cluster.ready("dora").filter(|ready| ready.0 == "True")
+    })
+    .await;
+    operator.process().assert_running();
+    cluster.wait_ready("carol").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_api_server_that_is_busy_broken_or_slow_delays_and_nothing_more() {
+    let cluster = Cluster::start().await;
+    let proxy = FaultProxy::start(&cluster.server).await;
+    let operator =
+        cluster.operator_with(&proxy.kubeconfig(&cluster.server, &cluster.kubeconfig)).start().await;
+    for (number, fault) in [
+        Fault::Writes(409),
+        Fault::Writes(429),
+        Fault::Writes(500),
+        Fault::Everything(500),
+        Fault::Slow(Duration::from_secs(1)),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let name = format!("user{number}");
+        let before = proxy.hits();
+        proxy.set(Some(fault));
+        cluster.apply(&app_user(&name));
+        eventually(BOUND, format_args!("{fault:?} to be met"), async || proxy.hits() > before).await;
+        proxy.set(None);
+        cluster.wait_ready(&name).await;
+        operator.process().assert_running();
+    }
+    let sidecar = cluster.sidecar().await;
+    for number in 0..5 {
+        let name = format!("user{number}");
+        sidecar.wait_accepted(&name, &cluster.seed(&name)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_namespace_goes_with_its_users_also_while_the_operator_is_gone() {
+    let cluster = Cluster::on_own_server(&["namespace-controller", "garbage-collector-controller"]).await;
+    let operator = cluster.operator().start().await;
+    cluster.apply(&[app_user("carol"), app_user("dora")].concat());
+    cluster.wait_ready("carol").await;
+    cluster.wait_ready("dora").await;
+    operator.process().kill();
+    let _ = cluster.server.kubectl(&["delete", "namespace", &cluster.namespace, "--timeout=60s"]);
+    let _operator = cluster.operator().start().await;
+    eventually(BOUND, "no key to be left", async || {
+        let keys: Vec<String> =
+            redis::cmd("KEYS").arg("*").query_async(&mut cluster.redis.connect().await).await.unwrap();
+        if keys.is_empty() { Ok(()) } else { Err(format!("{keys:?}")) }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_deleted_and_recreated_user_starts_anew_under_a_garbage_collector() {
+    let cluster = Cluster::on_own_server(&["garbage-collector-controller"]).await;
+    let _operator = cluster.operator().start().await;
+    cluster.apply(&app_user("carol"));
+    cluster.wait_ready("carol").await;
+    let seed = cluster.seed("carol");
+    let _ = cluster.kubectl(&["delete", "tfu", "carol"]);
+    cluster.apply(&app_user("carol"));
+    // The collector learns of new kinds of objects every half minute.
+    let new = eventually(Duration::from_mins(2), "a new seed", async || {
+        let found = String::from_utf8(cluster.secret("carol-totp", "secret")?).unwrap();
+        (found != seed).then_some(found)
+    })
+    .await;
+    cluster.wait_ready("carol").await;
+    cluster.sidecar().await.wait_accepted("carol", &new).await;
+}
+
+#[tokio::test]
+async fn an_object_that_cannot_be_read_stops_nobody_else() {
+    let cluster = Cluster::on_own_server(&[]).await;
+    let operator = cluster.operator().start().await;
+    cluster.apply(&app_user("carol"));
+    cluster.wait_ready("carol").await;
+    // A CRD of another version may let through what this one cannot read.
+    let patch = r#"[{"op":"replace","path":"/spec/versions/0/schema/openAPIV3Schema","value":{"type":"object","x-kubernetes-preserve-unknown-fields":true}}]"#;
+    let _ = cluster.server.kubectl(&[
+        "patch",
+        "crd",
+        "twofactorusers.twofactor.fountainai.io",
+        "--type=json",
+        "-p",
+        patch,
+    ]);
+    eventually(BOUND, "the permissive schema", async || {
+        cluster.try_apply(&user("broken", "enabled: [perhaps]\n  deliveryMethod: pigeon"), &[])
+    })
+    .await;
+    cluster.apply(&app_user("dora"));
+    cluster.wait_ready("dora").await;
+    operator.process().assert_running();
+    let sidecar = cluster.sidecar().await;
+    sidecar.wait_accepted("dora", &cluster.seed("dora")).await;
+    // A new operator, which lists instead of watching, is not stopped either.
+    operator.process().kill();
+    let _operator = cluster.operator().start().await;
+    cluster.apply(&app_user("erin"));
+    cluster.wait_ready("erin").await;
+}

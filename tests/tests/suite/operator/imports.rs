@@ -1,0 +1,90 @@
+//! Seeds that an administrator brings along.
+
+use super::cluster::{BOUND, Cluster, user};
+use twofactor_tests::wait::eventually;
+
+const SEED: &str = "GEZDGNBVGY3TQOJQGEZDGNBVGY3TQOJQ";
+const OTHER_SEED: &str = "MFRGGZDFMZTWQ2LKNNWG23TPOBYXE43U";
+
+fn importing(name: &str, secret: &str) -> String {
+    user(name, &format!("deliveryMethod: app\n  secretRef:\n    name: {secret}"))
+}
+
+#[tokio::test]
+async fn an_imported_seed_is_used_shown_and_followed() {
+    let cluster = Cluster::start().await;
+    let _operator = cluster.operator().start().await;
+    let _ = cluster.kubectl(&[
+        "create",
+        "secret",
+        "generic",
+        "old-system",
+        &format!("--from-literal=secret={SEED}"),
+    ]);
+    cluster.apply(&importing("dave", "old-system"));
+    cluster.wait_ready("dave").await;
+    assert_eq!(cluster.seed("dave"), SEED);
+    let sidecar = cluster.sidecar().await;
+    sidecar.wait_accepted("dave", SEED).await;
+    let _ = cluster.kubectl(&[
+        "patch",
+        "secret",
+        "old-system",
+        "--type=merge",
+        "-p",
+        &format!("{{\"stringData\":{{\"secret\":\"{OTHER_SEED}\"}}}}"),
+    ]);
+    eventually(std::time::Duration::from_secs(90), "the change to be followed", async || {
+        if cluster.seed("dave") == OTHER_SEED { Ok(()) } else { Err("the old one is still there") }
+    })
+    .await;
+    sidecar.wait_accepted("dave", OTHER_SEED).await;
+}
+
+#[tokio::test]
+async fn what_is_wrong_with_an_import_is_told_by_secret_and_key() {
+    let cluster = Cluster::start().await;
+    let _operator = cluster.operator().start().await;
+    for (name, value) in [("nobase", "SECRET-VALUE-018!"), ("short", "GEZDGNBVGY3TQOJQ")] {
+        let _ = cluster.kubectl(&[
+            "create",
+            "secret",
+            "generic",
+            name,
+            &format!("--from-literal=secret={value}"),
+        ]);
+        cluster.apply(&importing(name, name));
+    }
+    let _ = cluster.kubectl(&["create", "secret", "generic", "keyless", "--from-literal=other=x"]);
+    cluster.apply(&importing("keyless", "keyless"));
+    cluster.apply(&importing("missing", "nowhere"));
+    for (name, secret, sentence) in [
+        ("nobase", "nobase", "is not base32"),
+        ("short", "short", "has 80 bits, at least 160 are needed"),
+        ("keyless", "keyless", "secret"),
+        ("missing", "nowhere", "secret"),
+    ] {
+        let (status, _, message) = eventually(BOUND, format_args!("{name} to be told"), async || {
+            cluster.condition(name, "SecretReady").filter(|(status, ..)| status == "False")
+        })
+        .await;
+        assert_eq!(status, "False");
+        assert!(message.contains(secret) && message.contains(sentence), "{message}");
+        assert!(!message.contains("SECRET-VALUE") && !message.contains("GEZDG"), "{message}");
+        assert_eq!(cluster.ready(name).unwrap().0, "False");
+    }
+    let sidecar = cluster.sidecar().await;
+    assert_eq!(sidecar.api.verify("missing", "123456").await.status, 401);
+    // Mended, it is served without another touch.
+    let _ = cluster.kubectl(&[
+        "create",
+        "secret",
+        "generic",
+        "nowhere",
+        &format!("--from-literal=secret={SEED}"),
+    ]);
+    eventually(std::time::Duration::from_secs(90), "the import to be found", async || {
+        cluster.ready("missing").filter(|ready| ready.0 == "True")
+    })
+    .await;
+}
