@@ -17,7 +17,7 @@ use redis::{
 use twofactor_core::decision::{
     CLOCK_TOLERANCE, Factor, Issuance, Issue, THROTTLE, Undecided, Verdict, Verification,
 };
-use twofactor_core::names::{Pseudonym, RealmNames, UserNames};
+use twofactor_core::names::{Installation, Pseudonym, RealmId, RealmNames, UserNames};
 use twofactor_core::seal::Revision;
 use twofactor_core::time::UnixMillis;
 
@@ -72,6 +72,13 @@ fn text(body: &str) -> String {
     format!("{}{body}", include_str!("scripts/ground.lua"))
 }
 
+/// The script that decides about a submitted code, for measuring what Redis alone takes for it. Its arguments are
+/// described at its beginning.
+#[must_use]
+pub fn verify_script() -> String {
+    text(include_str!("scripts/verify.lua"))
+}
+
 fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
@@ -103,7 +110,7 @@ impl RedisStore {
             ConnectionManager::new_lazy_with_config(client, configuration).map_err(|_| RedisUrlError)?;
         let publish_text = text(include_str!("scripts/publish.lua"));
         let scripts = Scripts {
-            verify: Script::new(&text(include_str!("scripts/verify.lua"))),
+            verify: Script::new(&verify_script()),
             issue: Script::new(&text(include_str!("scripts/issue.lua"))),
             publish: Script::new(&publish_text),
             publish_text,
@@ -273,6 +280,58 @@ impl RedisStore {
         Ok(Inspection { node, ready, empty: keys == 0 })
     }
 
+    /// [`crate::Store::inspect`] for several realms at once, in their order.
+    ///
+    /// # Errors
+    /// When Redis does not answer.
+    pub async fn inspect_realms(&self, realms: &[RealmNames]) -> Result<Vec<Inspection>, StoreError> {
+        let mut node = redis::pipe();
+        node.cmd("INFO").arg("server").cmd("INFO").arg("replication").cmd("DBSIZE");
+        let (server, replication, keys): (String, String, u64) =
+            self.query_pipeline(&node, BATCH_TIMEOUT).await?;
+        let node = node_identity(&server, &replication)?;
+        let guard = format!("guard:{node}");
+        let mut inspections = Vec::with_capacity(realms.len());
+        for part in realms.chunks(BATCH) {
+            let mut pipeline = redis::pipe();
+            for realm in part {
+                pipeline.cmd("HMGET").arg(realm.realm_meta()).arg("complete").arg(&guard);
+            }
+            let answers: Vec<(Option<String>, Option<String>)> =
+                self.query_pipeline(&pipeline, BATCH_TIMEOUT).await?;
+            inspections.extend(answers.into_iter().map(|(complete, guard)| Inspection {
+                node: node.clone(),
+                ready: complete.is_some() && guard.is_some(),
+                empty: keys == 0,
+            }));
+        }
+        Ok(inspections)
+    }
+
+    /// Every realm of an installation of which there is any key.
+    ///
+    /// # Errors
+    /// When Redis does not answer.
+    pub async fn realms(&self, installation: &Installation) -> Result<BTreeSet<RealmId>, StoreError> {
+        let mut realms = BTreeSet::new();
+        self.scan(&RealmNames::every_key_of(installation), |key| {
+            realms.extend(RealmNames::realm_of(installation, key));
+        })
+        .await?;
+        Ok(realms)
+    }
+
+    /// Leaves nothing of this store's realm: neither users nor the realm's own record and guards. Only for a realm that is gone.
+    ///
+    /// # Errors
+    /// When Redis does not answer; part of it may be gone then.
+    pub async fn remove_realm(&self) -> Result<(), StoreError> {
+        // First what makes the realm complete: half a realm is a loss and not an absence.
+        let own = [self.names.realm_meta(), self.names.realm_record()];
+        self.query::<()>(redis::cmd("UNLINK").arg(&own)).await?;
+        self.remove(&self.users().await?).await
+    }
+
     pub(crate) async fn published(&self, users: &[Pseudonym]) -> Result<Vec<Published>, StoreError> {
         let mut all = Vec::with_capacity(users.len());
         for batch in users.chunks(BATCH) {
@@ -331,15 +390,20 @@ impl RedisStore {
 
     pub(crate) async fn users(&self) -> Result<Vec<Pseudonym>, StoreError> {
         let mut users = BTreeSet::new();
+        self.scan(&self.names.every_user_key(), |key| users.extend(self.names.user_of(key))).await?;
+        Ok(users.into_iter().collect())
+    }
+
+    async fn scan(&self, pattern: &str, mut found: impl FnMut(&str)) -> Result<(), StoreError> {
         let mut cursor = 0_u64;
         loop {
             let mut scan = redis::cmd("SCAN");
-            scan.arg(cursor).arg("MATCH").arg(self.names.every_user_key()).arg("COUNT").arg(1000);
+            scan.arg(cursor).arg("MATCH").arg(pattern).arg("COUNT").arg(1000);
             let (next, keys): (u64, Vec<String>) = self.query(&scan).await?;
-            users.extend(keys.iter().filter_map(|key| self.names.user_of(key)));
+            keys.iter().for_each(|key| found(key));
             cursor = next;
             if cursor == 0 {
-                return Ok(users.into_iter().collect());
+                return Ok(());
             }
         }
     }
