@@ -153,7 +153,7 @@ pub fn start() -> Result<(), Box<dyn Error>> {
             let options = DevOptions {
                 expose_codes: arguments.expose_codes.unwrap_or(!arguments.realm_options.sends_mail()),
                 paths: arguments.paths,
-                redis_url: arguments.redis_url,
+                redis_url: arguments.redis_url.filter(|url| !url.is_empty()),
                 master_key_file: arguments.master_key_file,
                 realm_id: arguments.realm,
                 caller: arguments.caller,

@@ -99,8 +99,15 @@ pub async fn dev(
         book: SeedBook::default(),
         available: true,
     };
+    if source.is_somebody_elses().await {
+        return Err(RunError::Configuration(format!(
+            "the realm {} in this Redis is sealed with another master key, and its users would be lost: name \
+             the file with that key with --master-key-file, or another realm with --realm",
+            options.realm_id
+        )));
+    }
     source.fill().await;
-    announce(&source, &listeners);
+    announce(&source, &listeners, options.expose_codes);
     let publishing = source.watch(stop.clone());
     run(service, listeners, Some(("publisher", publishing)), stop).await
 }
@@ -178,7 +185,16 @@ impl Source {
         }
     }
 
+    /// Whether the store holds a realm that these keys do not open: filling it would sweep somebody else's users.
+    async fn is_somebody_elses(&self) -> bool {
+        let sealed = self.publisher.store().realm().await.ok().and_then(|realm| realm.sealed);
+        sealed.is_some_and(|sealed| RealmRecord::open(self.publisher.keys(), &sealed).is_err())
+    }
+
     async fn try_fill(&mut self) -> Result<bool, StoreError> {
+        if self.is_somebody_elses().await {
+            return Err(StoreError::Foreign);
+        }
         let random = &mut UnwrapErr(SysRng);
         let desired = self.users.desired(&mut self.book, random, &self.publisher).await?;
         self.publisher.fill(&self.realm, &desired, Clock::System.now(), random).await
@@ -260,27 +276,41 @@ fn enrol(uri: &twofactor_core::secret::SecretText, username: &str) {
 
 /// Says what to do next, with lines that work as they stand.
 #[expect(clippy::print_stdout, reason = "for the person who typed the command")]
-fn announce(source: &Source, listeners: &Listeners) {
+fn announce(source: &Source, listeners: &Listeners, codes_in_answers: bool) {
     let Some(address) = listeners.api_address() else { return };
     let base = format!("http://{address}");
-    let delivered = |user: &&twofactor_core::user::UserDefinition| {
-        user.enabled && user.delivery_method != DeliveryMethod::App
-    };
     println!(
         "\nServing {} users at {base} (documentation: {base}/docs). Stop with Ctrl-C.",
         source.users.len()
     );
+    // A name that needs no quoting in a shell, and somebody who gets codes sent rather than one with an app.
     let plain = |name: &str| name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.@".contains(&byte));
-    let Some(user) = source.users.definitions().filter(delivered).find(|user| plain(user.username.as_str()))
-    else {
-        return;
-    };
+    let mut users: Vec<_> =
+        source.users.definitions().filter(|user| user.enabled && plain(user.username.as_str())).collect();
+    users.sort_by_key(|user| user.delivery_method == DeliveryMethod::App);
+    let Some(user) = users.first() else { return };
     let name = user.username.as_str();
-    println!(
-        "Paste these lines into another terminal:\n\n\
-         CODE=$(curl -s -X POST '{base}/auth/generate?username={name}' | sed -n 's/.*\"otp_code\":\"\\([0-9]*\\)\".*/\\1/p')\n\
-         curl -s {base}/auth/verify -H 'Content-Type: application/json' -d '{{\"username\":\"{name}\",\"otp_code\":\"'$CODE'\"}}'; echo\n\
-         curl -s {base}/auth/verify -H 'Content-Type: application/json' -d '{{\"username\":\"{name}\",\"otp_code\":\"'$CODE'\"}}'; echo\n\n\
-         The first asks for a code, the second answers {{\"success\":true}}, the third that it is used up.\n"
+    let ask = format!("curl -s -X POST '{base}/auth/generate?username={name}'");
+    let verify = format!(
+        "curl -s {base}/auth/verify -H 'Content-Type: application/json' \
+         -d '{{\"username\":\"{name}\",\"otp_code\":\"'$CODE'\"}}'; echo"
     );
+    let read = "read -rp 'Code: ' CODE";
+    let (lines, first) = match (user.delivery_method, codes_in_answers) {
+        (DeliveryMethod::App, _) => (read.to_owned(), "takes the code that the app shows"),
+        (_, true) => {
+            let code = "sed -n 's/.*\"otp_code\":\"\\([0-9]*\\)\".*/\\1/p'";
+            (format!("CODE=$({ask} | {code})"), "asks for a code")
+        }
+        (_, false) => (format!("{ask}; echo; {read}"), "asks for a code and takes the one that arrives"),
+    };
+    println!(
+        "Paste these lines into another terminal:\n\n{lines}\n{verify}\n{verify}\n\n\
+         The first {first}, the second answers {{\"success\":true}}, the third that it is used up.\n"
+    );
+    if source.users.has_imports() {
+        println!(
+            "Codes of imported seeds are accepted a minute after the start: earlier ones may have been used before.\n"
+        );
+    }
 }

@@ -206,6 +206,12 @@ impl Users {
         Ok(desired)
     }
 
+    /// Whether anybody's seed comes from a Secret.
+    #[must_use]
+    pub fn has_imports(&self) -> bool {
+        self.users.iter().any(|(_, source)| matches!(source, SeedSource::Imported(_)))
+    }
+
     /// The definitions, in the order of the manifests.
     pub fn definitions(&self) -> impl Iterator<Item = &UserDefinition> {
         self.users.iter().map(|(definition, _)| definition)

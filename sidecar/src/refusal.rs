@@ -48,7 +48,7 @@ pub enum Refusal {
     #[error("The OTP could not be delivered: {0}")]
     NotDelivered(&'static str),
     /// Nothing can be decided at the moment, so nothing is accepted.
-    #[error("The 2FA store is unavailable. Nothing was accepted; try again.")]
+    #[error("The 2FA store is unavailable. Try again; if a code is refused then, ask for a new one.")]
     Unavailable,
     /// No such path.
     #[error("There is nothing at this path. The API is described at /docs.")]
@@ -56,6 +56,9 @@ pub enum Refusal {
     /// The path exists, with another method.
     #[error("This path answers {0} only.")]
     WrongMethod(&'static str),
+    /// A web page asks, or somebody under a name that is not this machine's.
+    #[error("This API answers programs on this machine, not web pages from elsewhere.")]
+    ForeignOrigin,
     /// The body is larger than any that makes sense.
     #[error("The request body is larger than {0} bytes.")]
     TooLarge(usize),
@@ -98,6 +101,7 @@ impl Refusal {
             Self::CodeConsumed { .. } | Self::Blocked { .. } => StatusCode::TOO_MANY_REQUESTS,
             Self::NotDelivered(_) => StatusCode::BAD_GATEWAY,
             Self::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
+            Self::ForeignOrigin => StatusCode::FORBIDDEN,
             Self::WrongMethod(_) => StatusCode::METHOD_NOT_ALLOWED,
             Self::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
             Self::TooSlow => StatusCode::REQUEST_TIMEOUT,
@@ -121,6 +125,7 @@ impl Refusal {
             Self::Unavailable => "store-unavailable",
             Self::NoSuchPath => "no-such-path",
             Self::WrongMethod(_) => "wrong-method",
+            Self::ForeignOrigin => "foreign-origin",
             Self::TooLarge(_) => "body-too-large",
             Self::TooSlow => "body-too-slow",
             Self::Internal => "internal-error",
@@ -141,6 +146,7 @@ impl Refusal {
             Self::Unavailable => "Store unavailable",
             Self::NoSuchPath => "No such path",
             Self::WrongMethod(_) => "Wrong method",
+            Self::ForeignOrigin => "Foreign origin",
             Self::TooLarge(_) => "Body too large",
             Self::TooSlow => "Body too slow",
             Self::Internal => "Internal error",

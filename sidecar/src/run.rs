@@ -69,6 +69,7 @@ pub struct Addresses {
 pub struct Listeners {
     api: Vec<TcpListener>,
     admin: TcpListener,
+    loopback_only: bool,
 }
 
 /// The port of the API, unless another one is asked for.
@@ -95,7 +96,11 @@ impl Listeners {
                 Err(error) => tracing::debug!(%address, %error, "not listening on the IPv6 loopback address"),
             }
         }
-        Ok(Self { api, admin: listen(addresses.admin, "--admin-listen").await? })
+        Ok(Self {
+            api,
+            admin: listen(addresses.admin, "--admin-listen").await?,
+            loopback_only: !addresses.allow_non_loopback,
+        })
     }
 
     /// The address of the API that is to be shown to people.
@@ -130,7 +135,7 @@ pub async fn run(
         });
     };
 
-    let api = routes::routes(service.clone());
+    let api = routes::routes(service.clone(), listeners.loopback_only);
     for listener in listeners.api {
         spawn("api", Box::pin(http::serve(listener, api.clone(), Limits::default(), stop.clone())));
     }

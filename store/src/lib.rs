@@ -30,6 +30,9 @@ pub enum StoreError {
     /// Redis answered something that no script of ours answers.
     #[error("Redis gave an answer that this version does not understand")]
     Protocol,
+    /// The store holds a realm under this id that was sealed with other keys.
+    #[error("the realm in Redis is sealed with another master key")]
+    Foreign,
     /// Another publisher wrote the same user at the same time.
     #[error("another publisher has changed this user")]
     Conflict,

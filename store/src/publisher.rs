@@ -13,7 +13,7 @@ use twofactor_core::record::UserRecord;
 use twofactor_core::seal::Revision;
 use twofactor_core::time::UnixMillis;
 
-use crate::{Publication, Published, Store, StoreError};
+use crate::{Inspection, Publication, Published, Store, StoreError};
 
 /// A user as they should be.
 #[derive(Clone, Debug)]
@@ -178,6 +178,19 @@ impl Publisher {
         Ok(strangers.len())
     }
 
+    /// The store before anything is written to it, to be handed to [`Store::stamp`] after everything is.
+    ///
+    /// A realm of which there is no user yet is as good as an empty node: whatever will be there was written after
+    /// this, and says itself what may have been used before.
+    ///
+    /// # Errors
+    /// When Redis does not answer.
+    pub async fn inspect(&self) -> Result<Inspection, StoreError> {
+        let inspection = self.store.inspect().await?;
+        let empty = inspection.empty || (!inspection.ready && self.store.users().await?.is_empty());
+        Ok(Inspection { empty, ..inspection })
+    }
+
     /// Makes the whole realm current, and says so to sidecars: what a refill after a loss consists of. Nothing of
     /// a node that was not checked is trusted before this has ended. Tells whether anything had been lost.
     ///
@@ -190,7 +203,7 @@ impl Publisher {
         now: UnixMillis,
         random: &mut impl CryptoRng,
     ) -> Result<bool, StoreError> {
-        let inspection = self.store.inspect().await?;
+        let inspection = self.inspect().await?;
         self.publish_realm(realm, now, random).await?;
         if self.publish(users, now, random).await?.contains(&Outcome::Conflict) {
             return Err(StoreError::Conflict);

@@ -3,6 +3,7 @@
 mod body;
 mod docs;
 mod openapi;
+mod origin;
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -80,9 +81,9 @@ struct Request {
     body: Result<BytesMut, Refusal>,
 }
 
-/// All routes of the API.
+/// All routes of the API. Where `loopback_only`, requests must name this machine as their host.
 #[must_use]
-pub fn routes(service: Arc<Service>) -> BoxedFilter<(Response,)> {
+pub fn routes(service: Arc<Service>, loopback_only: bool) -> BoxedFilter<(Response,)> {
     let with_service = warp::any().map(move || service.clone());
     let query = warp::query::raw().or(warp::any().map(String::new)).unify();
     let request = warp::method()
@@ -97,18 +98,8 @@ pub fn routes(service: Arc<Service>) -> BoxedFilter<(Response,)> {
     let openapi = warp::path!("openapi.json").and(warp::method()).map(openapi_route).boxed();
     let docs = warp::path("docs").and(warp::path::tail()).and(warp::method()).map(docs_route).boxed();
     let nothing = warp::any().map(|| Refusal::NoSuchPath.into_response()).boxed();
-    verify
-        .or(generate)
-        .unify()
-        .or(health)
-        .unify()
-        .or(openapi)
-        .unify()
-        .or(docs)
-        .unify()
-        .or(nothing)
-        .unify()
-        .boxed()
+    let api = verify.or(generate).unify().or(health).unify().or(openapi).unify().or(docs).unify();
+    origin::foreign(loopback_only).or(api).unify().or(nothing).unify().boxed()
 }
 
 /// Whether the service runs. It says nothing about Redis: that is what the admin port's `/readyz?verbose` is for.
@@ -116,6 +107,7 @@ pub fn routes(service: Arc<Service>) -> BoxedFilter<(Response,)> {
     get, path = "/", tag = "Health Check", operation_id = "getHealthStatus", summary = "Is the service running?",
     responses(
         (status = 200, description = "It runs.", body = Status),
+        (status = 403, description = "A web page from elsewhere asks.", body = Problem, content_type = "application/problem+json"),
         (status = 405, description = "Only GET is answered.", body = Problem, content_type = "application/problem+json"),
     )
 )]
@@ -138,6 +130,7 @@ async fn health_route(service: Arc<Service>, method: Method) -> Response {
     responses(
         (status = 200, description = "The code is on its way.", body = GenerateReply),
         (status = 400, description = "The user has no OTP secret, or no way to get a code.", body = Problem, content_type = "application/problem+json"),
+        (status = 403, description = "A web page from elsewhere asks.", body = Problem, content_type = "application/problem+json"),
         (status = 404, description = "There is no such user, or 2FA is not enabled for them.", body = Problem, content_type = "application/problem+json"),
         (status = 405, description = "Only POST is answered.", body = Problem, content_type = "application/problem+json"),
         (status = 408, description = "The body did not arrive in time.", body = Problem, content_type = "application/problem+json"),
@@ -174,6 +167,7 @@ async fn generate_route(service: Arc<Service>, request: Request) -> Response {
         (status = 200, description = "The code is right. It is used up now.", body = VerifyReply),
         (status = 400, description = "The code is used up, or was never issued to this caller.", body = Problem, content_type = "application/problem+json"),
         (status = 401, description = "The code is wrong, or has expired.", body = Problem, content_type = "application/problem+json"),
+        (status = 403, description = "A web page from elsewhere asks.", body = Problem, content_type = "application/problem+json"),
         (status = 404, description = "There is no such user, or 2FA is not enabled for them.", body = Problem, content_type = "application/problem+json"),
         (status = 405, description = "Only POST is answered.", body = Problem, content_type = "application/problem+json"),
         (status = 408, description = "The body did not arrive in time.", body = Problem, content_type = "application/problem+json"),
@@ -181,7 +175,7 @@ async fn generate_route(service: Arc<Service>, request: Request) -> Response {
         (status = 422, description = "The request is malformed; `detail` names the field.", body = Problem, content_type = "application/problem+json"),
         (status = 429, description = "Too many failures; nothing was looked at.", body = Problem, content_type = "application/problem+json",
             headers(("Retry-After" = u64, description = "Seconds to wait."))),
-        (status = 503, description = "Redis is unreachable, or has lost data that is being restored. Nothing was accepted.", body = Problem, content_type = "application/problem+json",
+        (status = 503, description = "Redis is unreachable, or has lost data that is being restored.", body = Problem, content_type = "application/problem+json",
             headers(("Retry-After" = u64, description = "Seconds to wait."))),
     )
 )]
@@ -215,7 +209,8 @@ fn docs_route(path: warp::path::Tail, method: Method) -> Response {
 
 fn require(method: &Method, expected: &Method) -> Result<(), Refusal> {
     let allowed = if expected == Method::GET { "GET" } else { "POST" };
-    if method == expected { Ok(()) } else { Err(Refusal::WrongMethod(allowed)) }
+    let fits = method == expected || (expected == Method::GET && method == Method::HEAD);
+    if fits { Ok(()) } else { Err(Refusal::WrongMethod(allowed)) }
 }
 
 fn json(reply: &impl Serialize) -> Response {

@@ -249,6 +249,7 @@ async fn what_no_route_takes_is_refused_as_http_has_it() {
         404,
         "There is nothing at this path. The API is described at /docs.",
     );
+    assert_eq!(dev.api.raw("HEAD", "/", &[], "").await.status, 200);
     for (method, path, allowed) in [
         ("GET", "/auth/verify", "POST"),
         ("PUT", "/auth/generate", "POST"),
@@ -312,7 +313,7 @@ async fn a_client_that_sends_nothing_more_is_not_waited_for() {
     let dev = dev().await;
     let address = dev.api.base_url().strip_prefix("http://").unwrap().to_owned();
     let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
-    let head = "POST /auth/verify HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 50\r\n\r\n{";
+    let head = "POST /auth/verify HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: 50\r\n\r\n{";
     stream.write_all(head.as_bytes()).await.unwrap();
     let mut answer = vec![0; 4096];
     let read = tokio::time::timeout(Duration::from_secs(8), stream.read(&mut answer)).await.unwrap().unwrap();
@@ -329,7 +330,7 @@ async fn requests_under_way_are_answered_when_the_service_is_told_to_stop() {
     let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
     let body = json!({ "username": "alice", "otp_code": "000000" }).to_string();
     let head = format!(
-        "POST /auth/verify HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
+        "POST /auth/verify HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
         body.len()
     );
     stream.write_all(head.as_bytes()).await.unwrap();
@@ -353,4 +354,21 @@ async fn codes_are_in_answers_only_where_that_is_switched_on() {
     let reply = sidecar.api().generate("alice").await;
     let Value::Object(members) = reply.json() else { panic!("{}", reply.body) };
     assert_eq!(members.keys().collect::<Vec<_>>(), ["expires_at"]);
+}
+
+#[tokio::test]
+async fn web_pages_from_elsewhere_are_not_answered() {
+    let dev = dev().await;
+    let host = dev.api.base_url().strip_prefix("http://").unwrap().to_owned();
+    let own = format!("http://{host}");
+    for (headers, expected) in [
+        (&[("origin", "https://example.org")][..], 403),
+        (&[("host", "rebound.example")], 403),
+        (&[("origin", "null")], 403),
+        (&[("origin", &own)], 200),
+        (&[("host", "localhost:8004")], 200),
+    ] {
+        let reply = dev.api.raw("POST", "/auth/generate?username=alice", headers, "").await;
+        assert_eq!(reply.status, expected, "{headers:?}: {}", reply.body);
+    }
 }

@@ -334,3 +334,33 @@ async fn dev_starts_and_waits_when_redis_is_away() {
     redis.restart().await;
     eventually(BOUND, "recovery", async || sidecar.api().generate("alice").await.status == 200).await;
 }
+
+#[tokio::test]
+async fn a_realm_of_another_master_key_is_left_alone() {
+    let redis = RedisServer::start().await;
+    let (folder, path) = manifests(&[("a.yaml", &user("alice", "email: a@example.org"))]);
+    let key = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let owner = SidecarProcess::builder()
+        .args(["dev", &path, "--master-key-file", &key("one")])
+        .env("REDIS_URL", &redis.url())
+        .start()
+        .await;
+    assert_eq!(owner.api().generate("alice").await.status, 200);
+    let stranger = [
+        "dev",
+        &path,
+        "--master-key-file",
+        &key("two"),
+        "--listen",
+        "127.0.0.1:0",
+        "--admin-listen",
+        "127.0.0.1:0",
+    ];
+    let error = failing(&stranger, &[("REDIS_URL", &redis.url())]).await;
+    assert!(error.contains("--master-key-file") && error.contains("--realm"), "{error}");
+    assert_eq!(owner.api().generate("alice").await.status, 200);
+    let other_realm = [&stranger[..4], &["--realm", "another"]].concat();
+    let other = SidecarProcess::builder().args(other_realm).env("REDIS_URL", &redis.url()).start().await;
+    assert_eq!(other.api().generate("alice").await.status, 200);
+    assert_eq!(owner.api().generate("alice").await.status, 200);
+}

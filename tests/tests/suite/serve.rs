@@ -60,7 +60,10 @@ async fn metrics(sidecar: &SidecarProcess) -> String {
 #[track_caller]
 fn assert_unavailable(reply: &Reply) {
     assert_eq!(reply.status, 503, "{}", reply.body);
-    assert_eq!(reply.json()["detail"], "The 2FA store is unavailable. Nothing was accepted; try again.");
+    assert_eq!(
+        reply.json()["detail"],
+        "The 2FA store is unavailable. Try again; if a code is refused then, ask for a new one."
+    );
     assert_eq!(reply.header("retry-after"), Some("1"));
 }
 

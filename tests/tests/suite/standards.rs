@@ -77,11 +77,11 @@ async fn the_description_is_openapi_3_1_0_and_describes_every_status() {
     };
     assert_eq!(
         statuses("/auth/generate", "post"),
-        ["200", "400", "404", "405", "408", "413", "422", "429", "502", "503"]
+        ["200", "400", "403", "404", "405", "408", "413", "422", "429", "502", "503"]
     );
     assert_eq!(
         statuses("/auth/verify", "post"),
-        ["200", "400", "401", "404", "405", "408", "413", "422", "429", "503"]
+        ["200", "400", "401", "403", "404", "405", "408", "413", "422", "429", "503"]
     );
     let folder = scratch::folder("openapi");
     let path = folder.path().join("openapi.json");

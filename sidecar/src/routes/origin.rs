@@ -1,0 +1,86 @@
+//! Who may ask at all. Enters: the headers `Host` and `Origin`. Leaves: a refusal for web pages from elsewhere.
+//!
+//! The API has no authentication, because only processes of the pod or machine reach it. A browser on that machine
+//! would be such a process, and would ask on behalf of any page that it shows. Pages give themselves away: a page's
+//! `Origin` is not the address that it asks, and a page that had its name point to this machine (DNS rebinding) asks
+//! for that name.
+
+use std::net::IpAddr;
+
+use http::header::{HOST, ORIGIN};
+use http::uri::Authority;
+use http::{HeaderMap, HeaderValue};
+use warp::Filter;
+use warp::Rejection;
+use warp::filters::BoxedFilter;
+use warp::reply::Response;
+
+use crate::refusal::Refusal;
+
+/// Answers what web pages from elsewhere ask, and nothing else.
+pub(super) fn foreign(loopback_only: bool) -> BoxedFilter<(Response,)> {
+    warp::header::headers_cloned()
+        .and_then(move |headers: HeaderMap| {
+            let foreign = !is_host_ours(headers.get(HOST), loopback_only) || !is_origin_ours(&headers);
+            std::future::ready(if foreign { Ok(()) } else { Err::<_, Rejection>(warp::reject::not_found()) })
+        })
+        .map(|()| Refusal::ForeignOrigin.into_response())
+        .boxed()
+}
+
+fn is_host_ours(host: Option<&HeaderValue>, loopback_only: bool) -> bool {
+    // Only HTTP/1.0 has requests without one, and no browser speaks that.
+    let Some(host) = host else { return true };
+    let Some(authority) = host.to_str().ok().and_then(|text| text.parse::<Authority>().ok()) else {
+        return false;
+    };
+    let name = authority.host().trim_start_matches('[').trim_end_matches(']');
+    let loopback =
+        name.eq_ignore_ascii_case("localhost") || name.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback());
+    loopback || !loopback_only
+}
+
+/// Programs send no `Origin`; the page at `/docs` sends the one it came from.
+fn is_origin_ours(headers: &HeaderMap) -> bool {
+    let Some(origin) = headers.get(ORIGIN) else { return true };
+    let text = |value: &HeaderValue| value.to_str().ok().map(str::to_ascii_lowercase);
+    let authority =
+        text(origin).and_then(|origin| origin.split_once("://").map(|(_, authority)| authority.to_owned()));
+    authority.is_some() && authority == headers.get(HOST).and_then(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn is_ours(headers: &[(&'static str, &str)], loopback_only: bool) -> bool {
+        let headers: HeaderMap =
+            headers.iter().map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap())).collect();
+        is_host_ours(headers.get(HOST), loopback_only) && is_origin_ours(&headers)
+    }
+
+    #[test]
+    fn programs_on_this_machine_are_answered() {
+        for host in ["127.0.0.1:8004", "localhost:8004", "LOCALHOST", "[::1]:8004", "127.1.2.3"] {
+            assert!(is_ours(&[("host", host)], true), "{host}");
+            assert!(is_ours(&[("host", host), ("origin", &format!("http://{host}"))], true), "{host}");
+        }
+        assert!(is_ours(&[], true));
+        assert!(is_ours(&[("host", "twofactor.internal:8004")], false));
+    }
+
+    #[test]
+    fn web_pages_from_elsewhere_are_not() {
+        for headers in [
+            &[("host", "rebound.example:8004")][..],
+            &[("host", "localhost.example:8004")],
+            &[("host", "127.0.0.1:8004"), ("origin", "https://example.org")],
+            &[("host", "127.0.0.1:8004"), ("origin", "http://127.0.0.1:3000")],
+            &[("host", "127.0.0.1:8004"), ("origin", "null")],
+        ] {
+            assert!(!is_ours(headers, true), "{headers:?}");
+        }
+        let page = [("host", "twofactor.internal:8004"), ("origin", "https://example.org")];
+        assert!(!is_ours(&page, false));
+    }
+}
