@@ -16,6 +16,13 @@ pub const MANAGED_BY_LABEL: &str = "app.kubernetes.io/managed-by";
 /// What [`MANAGED_BY_LABEL`] is on everything that the operator creates, and its field manager.
 pub const MANAGED_BY: &str = "twofactor-operator";
 
+/// On the Secret with a realm's credentials: the namespace whose realm they are of.
+pub const CREDENTIALS_LABEL: &str = "twofactor.fountainai.io/credentials";
+/// On a user: another value than the last one asks for a new seed.
+pub const ROTATE_ANNOTATION: &str = "twofactor.fountainai.io/rotate";
+/// On a user's Secret: the value of [`ROTATE_ANNOTATION`] that its seed was made for.
+pub const ROTATED_ANNOTATION: &str = "twofactor.fountainai.io/rotated";
+
 /// Condition: the user can be verified; the sum of the others.
 pub const CONDITION_READY: &str = "Ready";
 /// Condition: the user's Secret exists and is ours.
@@ -32,6 +39,17 @@ pub const SECRET_KEY_QR: &str = "qr.png";
 /// Key of the user's Secret: the username.
 pub const SECRET_KEY_USERNAME: &str = "username";
 
+/// Key of a realm's credentials: the URL of Redis.
+pub const CREDENTIALS_KEY_REDIS_URL: &str = "redis-url";
+/// Key of a realm's credentials: the realm's key, as `GENERATION:KEY`.
+pub const CREDENTIALS_KEY_REALM_KEY: &str = "realm-key";
+/// Key of a realm's credentials: the installation's id.
+pub const CREDENTIALS_KEY_INSTALLATION: &str = "installation";
+/// Key of a realm's credentials: the realm's id.
+pub const CREDENTIALS_KEY_REALM: &str = "realm";
+/// Key of a realm's credentials: the namespace that they let in.
+pub const CREDENTIALS_KEY_CALLER: &str = "caller";
+
 /// What is appended to a user's name to name their Secret.
 pub const SECRET_SUFFIX: &str = "-totp";
 
@@ -39,6 +57,12 @@ pub const SECRET_SUFFIX: &str = "-totp";
 #[must_use]
 pub fn secret_name(user: &str) -> String {
     format!("{user}{SECRET_SUFFIX}")
+}
+
+/// The name of the Secret with the credentials of the realm of this namespace.
+#[must_use]
+pub fn credentials_name(namespace: &str) -> String {
+    format!("twofactor-{namespace}")
 }
 
 #[cfg(test)]

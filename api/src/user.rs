@@ -214,6 +214,12 @@ pub struct TwoFactorUserStatus {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "String")]
     pub username: Option<String>,
+
+    /// The value of the annotation twofactor.fountainai.io/rotate that was last acted on. Another value there asks for a new
+    /// TOTP secret.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "String")]
+    pub rotated: Option<String>,
 }
 
 impl Default for TwoFactorUserSpec {

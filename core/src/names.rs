@@ -160,6 +160,20 @@ impl RealmNames {
         Self { prefix: format!("{LAYOUT}:{installation}:{realm}"), realm: realm.clone() }
     }
 
+    /// The glob pattern of every key of every realm of `installation`.
+    #[must_use]
+    pub fn every_key_of(installation: &Installation) -> String {
+        format!("{LAYOUT}:{installation}:*")
+    }
+
+    /// The realm whose key this is; nothing for keys of other installations and of others.
+    #[must_use]
+    pub fn realm_of(installation: &Installation, key: &str) -> Option<RealmId> {
+        let rest = key.strip_prefix(LAYOUT)?.strip_prefix(':')?;
+        let rest = rest.strip_prefix(installation.as_str())?.strip_prefix(':')?;
+        rest.split_once(":{")?.0.parse().ok()
+    }
+
     /// The start of every key of this realm, and of no other's.
     #[must_use]
     pub fn prefix(&self) -> &str {
@@ -234,6 +248,17 @@ mod tests {
         assert_eq!(names.user_of(&names.realm_meta()), None);
         let other = RealmNames::new(&"cluster".parse().unwrap(), &"a-realm-2".parse().unwrap());
         assert_eq!(other.user_of(&user.state), None);
+    }
+
+    #[test]
+    fn the_realm_of_a_key_is_found_again() {
+        let installation = "cluster".parse().unwrap();
+        let user = names().user(&Pseudonym::from_bytes([7; 16]));
+        for key in [names().realm_meta(), names().realm_record(), user.state] {
+            assert_eq!(RealmNames::realm_of(&installation, &key), Some("a-realm".parse().unwrap()));
+            assert_eq!(RealmNames::realm_of(&"cluste".parse().unwrap(), &key), None);
+        }
+        assert_eq!(RealmNames::realm_of(&installation, "2fa1:cluster:"), None);
     }
 
     #[test]

@@ -296,14 +296,15 @@ impl RedisStore {
             let mut pipeline = redis::pipe();
             for realm in part {
                 pipeline.cmd("HMGET").arg(realm.realm_meta()).arg("complete").arg(&guard);
+                pipeline.exists(realm.realm_record());
             }
-            let answers: Vec<(Option<String>, Option<String>)> =
-                self.query_pipeline(&pipeline, BATCH_TIMEOUT).await?;
-            inspections.extend(answers.into_iter().map(|(complete, guard)| Inspection {
-                node: node.clone(),
-                ready: complete.is_some() && guard.is_some(),
-                empty: keys == 0,
-            }));
+            let answers: Vec<redis::Value> = self.query_pipeline(&pipeline, BATCH_TIMEOUT).await?;
+            for pair in answers.chunks_exact(2) {
+                let (complete, guard): (Option<String>, Option<String>) = read(&pair[0])?;
+                // A realm that was stamped after it was flushed has no record of its own.
+                let ready = complete.is_some() && guard.is_some() && read(&pair[1])?;
+                inspections.push(Inspection { node: node.clone(), ready, empty: keys == 0 });
+            }
         }
         Ok(inspections)
     }
@@ -400,7 +401,9 @@ impl RedisStore {
             let mut scan = redis::cmd("SCAN");
             scan.arg(cursor).arg("MATCH").arg(pattern).arg("COUNT").arg(1000);
             let (next, keys): (u64, Vec<String>) = self.query(&scan).await?;
-            keys.iter().for_each(|key| found(key));
+            for key in &keys {
+                found(key);
+            }
             cursor = next;
             if cursor == 0 {
                 return Ok(());

@@ -1,0 +1,173 @@
+//! The command line. Enters: arguments and the environment. Leaves: a running operator, or a sentence.
+
+use std::error::Error;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+use kube::Client;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use twofactor_api::crds;
+use twofactor_core::names::Installation;
+use twofactor_core::secret::SecretText;
+use twofactor_core::settings;
+use twofactor_server::logging::{self, Format};
+
+use crate::run::{Configuration, run};
+
+const VARIABLES: &str = "\
+Policy and providers, which sidecars get from the operator, come from the environment:
+  ISSUER                 shown in mails and authenticator apps [default: FountainAI]
+  OTP_EXPIRATION_MINUTES minutes for which a delivered code is accepted, 1 to 10 [default: 5]
+  SMTP_SERVER, SMTP_PORT, SMTP_SECURITY, SMTP_USERNAME, SMTP_PASSWORD, SMTP_FROM_EMAIL
+The API server is found as kubectl finds it: KUBECONFIG, or the service account of the pod.";
+
+/// Turns TwoFactorUser resources into Secrets with seeds, and publishes them to the sidecars
+#[derive(Parser)]
+#[command(name = "twofactor-operator", version)]
+struct CommandLine {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Look after the users of a cluster
+    #[command(after_help = VARIABLES)]
+    Run(Box<RunArguments>),
+    /// Print the custom resource definitions, to be applied before the first start
+    Crd,
+    /// Print the names of the crash points of debug builds
+    #[command(hide = true)]
+    CrashPoints,
+}
+
+#[derive(Args)]
+struct RunArguments {
+    /// Look only after the users of this namespace. Can be given more than once [default: all namespaces]
+    #[arg(long = "namespace", env = "TWOFACTOR_NAMESPACES", value_name = "NAME", value_delimiter = ',')]
+    namespaces: Vec<String>,
+
+    /// Redis, for the operator and for the sidecars, which are told this URL
+    #[arg(long, env = "REDIS_URL", hide_env_values = true, value_name = "URL")]
+    redis_url: String,
+
+    /// Namespace of the operator itself, where the master key is kept
+    #[arg(long, env = "POD_NAMESPACE", value_name = "NAME")]
+    operator_namespace: String,
+
+    /// Name of this process in Events
+    #[arg(long, env = "POD_NAME", value_name = "NAME", default_value = "twofactor-operator")]
+    instance: String,
+
+    /// Which installation this is, so that two can share a Redis [default: the UID of the namespace kube-system]
+    #[arg(long, env = "TWOFACTOR_INSTALLATION", value_name = "ID")]
+    installation: Option<Installation>,
+
+    /// Address of /livez, /readyz and /metrics
+    #[arg(
+        long,
+        env = "TWOFACTOR_ADMIN_LISTEN",
+        value_name = "ADDRESS:PORT",
+        default_value = "127.0.0.1:18005"
+    )]
+    admin_listen: SocketAddr,
+
+    /// How many users are looked at at the same time
+    #[arg(
+        long,
+        env = "TWOFACTOR_CONCURRENCY",
+        value_name = "NUMBER",
+        default_value_t = 16,
+        value_parser = clap::value_parser!(u16).range(1..=256)
+    )]
+    concurrency: u16,
+
+    /// Log lines as json or text
+    #[arg(long, env = "TWOFACTOR_LOG_FORMAT", default_value = "text")]
+    log_format: Format,
+
+    /// Level of log lines: error, warn, info, debug, or a filter such as info,kube=debug
+    #[arg(long, env = "TWOFACTOR_LOG", value_name = "FILTER", default_value = "info")]
+    log: String,
+}
+
+/// Parses the command line and runs what it says.
+///
+/// # Errors
+/// A sentence for the person who typed it.
+pub fn start() -> Result<(), Box<dyn Error>> {
+    match CommandLine::parse().command {
+        Command::Run(arguments) => start_operator(*arguments),
+        Command::Crd => print_crds(),
+        Command::CrashPoints => {
+            print_crash_points();
+            Ok(())
+        }
+    }
+}
+
+#[expect(clippy::print_stdout, reason = "this is what the command is for")]
+fn print_crds() -> Result<(), Box<dyn Error>> {
+    for crd in crds::crds()? {
+        println!("---\n{}", crd.yaml.trim_end());
+    }
+    Ok(())
+}
+
+#[expect(clippy::print_stdout, reason = "this is what the command is for")]
+fn print_crash_points() {
+    for step in crate::crash::Step::ALL {
+        println!("{}", step.name());
+    }
+}
+
+fn start_operator(arguments: RunArguments) -> Result<(), Box<dyn Error>> {
+    logging::start(arguments.log_format, &arguments.log).map_err(|error| format!("--log: {error}"))?;
+    // Fails only when another provider was installed before; there is no other in this program.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let configuration = Configuration {
+        namespaces: arguments.namespaces.into_iter().filter(|name| !name.is_empty()).collect(),
+        redis_url: SecretText::new(arguments.redis_url),
+        operator_namespace: arguments.operator_namespace,
+        instance: arguments.instance,
+        installation: arguments.installation,
+        admin_listen: arguments.admin_listen,
+        concurrency: arguments.concurrency,
+        realm: settings::realm(|name| std::env::var(name).ok())?,
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let result = runtime.block_on(async {
+        let stop = CancellationToken::new();
+        stop_on_signals(&stop)?;
+        let client = client().await?;
+        run(configuration, client, stop).await.map_err(Box::<dyn Error>::from)
+    });
+    // What is still under way now had its time.
+    runtime.shutdown_timeout(Duration::from_millis(100));
+    result
+}
+
+/// A client that does not try again for minutes by itself: whoever asks knows better when to.
+async fn client() -> Result<Client, Box<dyn Error>> {
+    let mut configuration =
+        kube::Config::infer().await.map_err(|error| format!("there is no usable kubeconfig: {error}"))?;
+    configuration.default_retry = false;
+    configuration.connect_timeout = Some(crate::api::REQUEST_TIMEOUT);
+    Ok(Client::try_from(configuration)?)
+}
+
+fn stop_on_signals(stop: &CancellationToken) -> Result<(), Box<dyn Error>> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let stop = stop.clone();
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => tracing::info!("SIGTERM: letting what is under way end"),
+            _ = interrupt.recv() => tracing::info!("SIGINT: letting what is under way end"),
+        }
+        stop.cancel();
+    });
+    Ok(())
+}

@@ -1,0 +1,219 @@
+//! What every step of a reconciliation works with. Enters: what `run` has put together. Leaves: the same, shared; and the ledger
+//! of what this process wrote itself, so that its own writes do not wake it up again.
+
+use std::collections::{HashMap, HashSet};
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use kube::runtime::reflector::Store;
+use kube::{Client, ResourceExt};
+use rand::rngs::SysRng;
+use rand_core::UnwrapErr;
+use twofactor_api::TwoFactorUser;
+use twofactor_api::user::TwoFactorUserStatus;
+use twofactor_core::realm::RealmRecord;
+use twofactor_core::secret::SecretText;
+use twofactor_core::user::Username;
+use twofactor_store::clock::Clock;
+
+use crate::backoff::Backoff;
+use crate::events::Events;
+use crate::index::Index;
+use crate::metrics::Metrics;
+use crate::queue::{Queue, UserRef, user_ref};
+use crate::realms::Realms;
+
+/// Shared by everything in the process.
+pub struct Context {
+    /// The API server.
+    pub client: Client,
+    /// Every user, as last seen.
+    pub users: Store<TwoFactorUser>,
+    /// Whose username is whose.
+    pub index: Mutex<Index>,
+    /// The realms.
+    pub realms: Realms,
+    /// Policy and providers of every realm.
+    pub realm_record: RealmRecord,
+    /// What services are told to connect to.
+    pub redis_url: SecretText,
+    /// Who has to be looked at.
+    pub queue: Queue,
+    /// Namespaces whose credentials have to be looked at.
+    pub credentials: tokio::sync::mpsc::UnboundedSender<String>,
+    /// Wakes the removal of keys that belong to nobody.
+    pub removals: tokio::sync::Notify,
+    /// Who failed how often.
+    pub backoff: Backoff<UserRef>,
+    /// What this process wrote itself.
+    pub ledger: Ledger,
+    /// Where notices are left.
+    pub events: Events,
+    /// What is counted.
+    pub metrics: Metrics,
+    /// The clock.
+    pub clock: Clock,
+}
+
+impl Context {
+    /// Randomness, at the edge of the process.
+    #[must_use]
+    pub fn random(&self) -> UnwrapErr<SysRng> {
+        UnwrapErr(SysRng)
+    }
+
+    /// The index.
+    pub fn index(&self) -> MutexGuard<'_, Index> {
+        self.index.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The reference to a user.
+    #[must_use]
+    pub fn reference(&self, user: &TwoFactorUser) -> UserRef {
+        user_ref(&user.namespace().unwrap_or_default(), &user.name_any())
+    }
+
+    /// The name of the object that owns a username.
+    #[must_use]
+    pub fn owner(&self, namespace: &str, username: &Username) -> Option<String> {
+        self.index().owner(namespace, username).map(|claim| claim.name.clone())
+    }
+
+    /// Whether the object with this UID owns a username.
+    #[must_use]
+    pub fn owns(&self, namespace: &str, username: &Username, uid: &str) -> bool {
+        self.index().owner(namespace, username).is_some_and(|claim| claim.uid == uid)
+    }
+}
+
+/// What this process wrote, by user.
+#[derive(Debug, Default)]
+pub struct Ledger(Mutex<HashMap<UserRef, Line>>);
+
+#[derive(Debug, Default)]
+struct Line {
+    running: bool,
+    /// The version of the Secret that was last read or written.
+    secret: Option<String>,
+    /// Versions of the Secret that were seen while the user was being looked at.
+    seen_meanwhile: Vec<Option<String>>,
+    /// The status that was last written.
+    status: Option<u64>,
+}
+
+fn digest(status: &TwoFactorUserStatus) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    serde_json::to_string(status).unwrap_or_default().hash(&mut hasher);
+    hasher.finish()
+}
+
+impl Ledger {
+    /// The user is being looked at.
+    pub fn begin(&self, user: &UserRef) {
+        let mut lines = self.lines();
+        let line = lines.entry(user.clone()).or_default();
+        line.running = true;
+        line.seen_meanwhile.clear();
+    }
+
+    /// The user has been looked at. Tells whether somebody changed the Secret meanwhile.
+    pub fn end(&self, user: &UserRef) -> bool {
+        let mut lines = self.lines();
+        let Some(line) = lines.get_mut(user) else { return false };
+        line.running = false;
+        let seen = std::mem::take(&mut line.seen_meanwhile);
+        // The last one counts: those before it have been written over.
+        seen.last().is_some_and(|last| *last != line.secret)
+    }
+
+    /// The Secret was read, or written, in this version.
+    pub fn secret_written(&self, user: &UserRef, version: Option<String>) {
+        self.lines().entry(user.clone()).or_default().secret = version;
+    }
+
+    /// The watch shows the Secret in this version, or gone. Tells whether the user has to be looked at.
+    pub fn secret_seen(&self, user: &UserRef, version: Option<&str>) -> bool {
+        let mut lines = self.lines();
+        // Nobody has looked at the user yet, and somebody will.
+        let Some(line) = lines.get_mut(user) else { return false };
+        if line.running {
+            line.seen_meanwhile.push(version.map(str::to_owned));
+            return false;
+        }
+        line.secret.as_deref() != version
+    }
+
+    /// Of the users whose Secret is known, those whose Secret is not among `present`.
+    #[must_use]
+    pub fn secrets_missing(
+        &self,
+        within: impl Fn(&UserRef) -> bool,
+        present: &HashSet<UserRef>,
+    ) -> Vec<UserRef> {
+        let lines = self.lines();
+        let known = lines.iter().filter(|(user, line)| line.secret.is_some() && within(user));
+        known.map(|(user, _)| user.clone()).filter(|user| !present.contains(user)).collect()
+    }
+
+    /// This status is about to be written.
+    pub fn status_written(&self, user: &UserRef, status: &TwoFactorUserStatus) {
+        self.lines().entry(user.clone()).or_default().status = Some(digest(status));
+    }
+
+    /// Whether this is the status that was written here.
+    #[must_use]
+    pub fn is_own_status(&self, user: &UserRef, status: Option<&TwoFactorUserStatus>) -> bool {
+        let written = self.lines().get(user).and_then(|line| line.status);
+        written.is_some() && written == status.map(digest)
+    }
+
+    /// The user is gone.
+    pub fn forget(&self, user: &UserRef) {
+        self.lines().remove(user);
+    }
+
+    fn lines(&self) -> MutexGuard<'_, HashMap<UserRef, Line>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn own_writes_of_a_secret_wake_nobody_and_others_do() {
+        let (ledger, alice) = (Ledger::default(), user_ref("people", "alice"));
+        assert!(!ledger.secret_seen(&alice, Some("1")), "she will be looked at anyway");
+        ledger.begin(&alice);
+        assert!(!ledger.secret_seen(&alice, Some("2")), "seen before the answer to the write arrived");
+        ledger.secret_written(&alice, Some("2".to_owned()));
+        assert!(!ledger.end(&alice));
+        assert!(!ledger.secret_seen(&alice, Some("2")));
+        assert!(ledger.secret_seen(&alice, Some("3")));
+        assert!(ledger.secret_seen(&alice, None));
+    }
+
+    #[test]
+    fn a_change_by_somebody_else_during_a_look_is_not_missed() {
+        let (ledger, alice) = (Ledger::default(), user_ref("people", "alice"));
+        for change in [Some("9"), None] {
+            ledger.begin(&alice);
+            ledger.secret_written(&alice, Some("2".to_owned()));
+            ledger.secret_seen(&alice, Some("2"));
+            ledger.secret_seen(&alice, change);
+            assert!(ledger.end(&alice));
+        }
+    }
+
+    #[test]
+    fn a_status_written_here_is_recognized() {
+        let (ledger, alice) = (Ledger::default(), user_ref("people", "alice"));
+        let status =
+            TwoFactorUserStatus { username: Some("alice".to_owned()), ..TwoFactorUserStatus::default() };
+        assert!(!ledger.is_own_status(&alice, Some(&status)));
+        ledger.status_written(&alice, &status);
+        assert!(ledger.is_own_status(&alice, Some(&status)));
+        assert!(!ledger.is_own_status(&alice, None));
+    }
+}

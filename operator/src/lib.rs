@@ -1,0 +1,35 @@
+//! The operator: turns `TwoFactorUser` resources into Secrets with seeds, and publishes them to the sidecars.
+//!
+//! Enters: users, namespaces and Secrets of an API server. Leaves: a Secret for each user, sealed records in Redis, and a
+//! status that says so. The Secret is the truth, Redis is a projection of it.
+//!
+//! A user goes one way, a file each: [`fetch`] reads what there is, [`seed`] decides (without I/O) where the seed comes
+//! from, [`build`] (without I/O) what the Secret should be, [`apply`] writes it, [`publish`] hands the record to the
+//! sidecars, [`status`] tells. [`reconcile`] reads as these steps. Around them: [`watch`] keeps the [`index`] of users and
+//! fills the [`queue`]; [`realms`] knows the keys of each namespace; [`guard`] notices a Redis that has lost something and
+//! has it [`refill`]ed; [`sweep`] removes what belongs to nobody; [`credentials`] lets a namespace's services in.
+
+pub mod api;
+pub mod apply;
+pub mod backoff;
+pub mod build;
+pub mod cli;
+pub mod context;
+pub mod crash;
+pub mod credentials;
+pub mod events;
+pub mod fetch;
+pub mod guard;
+pub mod index;
+pub mod master_key;
+pub mod metrics;
+pub mod publish;
+pub mod queue;
+pub mod realms;
+pub mod reconcile;
+pub mod refill;
+pub mod run;
+pub mod seed;
+pub mod status;
+pub mod sweep;
+pub mod watch;

@@ -1,0 +1,205 @@
+//! Metrics for Prometheus, the common ones under the names of controller-runtime, so that stock dashboards work. Enters: what
+//! happened, as one of a few constant words. Leaves: counters, gauges and histograms. No label ever holds a name.
+
+use std::time::Duration;
+
+use prometheus::core::Collector;
+use prometheus::{
+    HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+};
+
+/// The value of the labels `controller` and `name`.
+pub const CONTROLLER: &str = "twofactoruser";
+/// controller-runtime's buckets, without the finest.
+const BUCKETS: [f64; 17] =
+    [0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0, 60.0];
+
+/// How a reconciliation ended, as controller-runtime calls it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// There is nothing left to do.
+    Success,
+    /// It will be done again after a while.
+    RequeueAfter,
+    /// It failed.
+    Error,
+}
+
+/// All metrics of the operator.
+#[derive(Clone, Debug)]
+pub struct Metrics {
+    registry: Registry,
+    reconciles: IntCounterVec,
+    errors: IntCounter,
+    durations: HistogramVec,
+    users: IntGaugeVec,
+    /// Users who wait to be looked at.
+    pub queue_depth: IntGauge,
+    /// Users who could not be read.
+    pub unreadable: IntCounter,
+    /// Realms whose content in the store was made anew.
+    pub refills: IntCounterVec,
+    /// Users whose keys were removed because they belong to nobody.
+    pub swept: IntCounter,
+    /// Sweeps.
+    pub sweeps: IntCounterVec,
+    /// Whether the store answers.
+    pub store_up: IntGauge,
+    /// Events that were not told because too many were waiting.
+    pub events_dropped: IntCounter,
+}
+
+fn registered<C: Collector + Clone + 'static>(
+    registry: &Registry,
+    collector: prometheus::Result<C>,
+) -> prometheus::Result<C> {
+    let collector = collector?;
+    registry.register(Box::new(collector.clone()))?;
+    Ok(collector)
+}
+
+impl Metrics {
+    /// New metrics in a registry of their own.
+    ///
+    /// # Errors
+    /// Only when a name is not a metric name: a defect.
+    pub fn new() -> prometheus::Result<Self> {
+        let registry = Registry::new();
+        let r = &registry;
+        let errors = registered(
+            r,
+            IntCounterVec::new(
+                Opts::new(
+                    "controller_runtime_reconcile_errors_total",
+                    "Total number of reconciliation errors per controller",
+                ),
+                &["controller"],
+            ),
+        )?;
+        let depth = registered(
+            r,
+            IntGaugeVec::new(Opts::new("workqueue_depth", "Current depth of workqueue"), &["name"]),
+        )?;
+        let build = registered(
+            r,
+            IntGaugeVec::new(
+                Opts::new("twofactor_build_info", "Always 1; the version is a label."),
+                &["version"],
+            ),
+        )?;
+        build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
+        let metrics = Self {
+            reconciles: registered(
+                r,
+                IntCounterVec::new(
+                    Opts::new(
+                        "controller_runtime_reconcile_total",
+                        "Total number of reconciliations per controller",
+                    ),
+                    &["controller", "result"],
+                ),
+            )?,
+            errors: errors.with_label_values(&[CONTROLLER]),
+            durations: registered(
+                r,
+                HistogramVec::new(
+                    HistogramOpts::new(
+                        "controller_runtime_reconcile_time_seconds",
+                        "Length of time per reconciliation per controller",
+                    )
+                    .buckets(BUCKETS.to_vec()),
+                    &["controller"],
+                ),
+            )?,
+            users: registered(
+                r,
+                IntGaugeVec::new(
+                    Opts::new("twofactor_users", "Users, by whether they are ready."),
+                    &["ready"],
+                ),
+            )?,
+            queue_depth: depth.with_label_values(&[CONTROLLER]),
+            unreadable: registered(
+                r,
+                IntCounter::new(
+                    "twofactor_users_unreadable_total",
+                    "Times that a TwoFactorUser was seen that this version cannot read.",
+                ),
+            )?,
+            refills: registered(
+                r,
+                IntCounterVec::new(
+                    Opts::new(
+                        "twofactor_refills_total",
+                        "Times that a namespace was published anew because the store was new or had lost something.",
+                    ),
+                    &["result"],
+                ),
+            )?,
+            swept: registered(
+                r,
+                IntCounter::new(
+                    "twofactor_swept_users_total",
+                    "Users removed from the store because they exist no more.",
+                ),
+            )?,
+            sweeps: registered(
+                r,
+                IntCounterVec::new(
+                    Opts::new("twofactor_sweeps_total", "Searches for users in the store who exist no more."),
+                    &["result"],
+                ),
+            )?,
+            store_up: registered(r, IntGauge::new("twofactor_store_up", "Whether Redis answers."))?,
+            events_dropped: registered(
+                r,
+                IntCounter::new(
+                    "twofactor_events_dropped_total",
+                    "Events not told because too many were waiting.",
+                ),
+            )?,
+            registry,
+        };
+        for outcome in [Outcome::Success, Outcome::RequeueAfter, Outcome::Error] {
+            metrics.reconciles.with_label_values(&[CONTROLLER, outcome.name()]);
+        }
+        Ok(metrics)
+    }
+
+    /// What `/metrics` shows.
+    #[must_use]
+    pub fn registry(&self) -> Registry {
+        self.registry.clone()
+    }
+
+    /// A reconciliation ended.
+    pub fn reconciled(&self, outcome: Outcome, took: Duration) {
+        self.reconciles.with_label_values(&[CONTROLLER, outcome.name()]).inc();
+        if outcome == Outcome::Error {
+            self.errors.inc();
+        }
+        self.durations.with_label_values(&[CONTROLLER]).observe(took.as_secs_f64());
+    }
+
+    /// Something that can fail was done.
+    pub fn count(counter: &IntCounterVec, success: bool) {
+        counter.with_label_values(&[if success { "success" } else { "error" }]).inc();
+    }
+
+    /// How many users there are.
+    pub fn show_users(&self, ready: usize, others: usize) {
+        for (label, count) in [("true", ready), ("false", others)] {
+            self.users.with_label_values(&[label]).set(i64::try_from(count).unwrap_or(i64::MAX));
+        }
+    }
+}
+
+impl Outcome {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Success => "success",
+            Self::RequeueAfter => "requeue_after",
+            Self::Error => "error",
+        }
+    }
+}

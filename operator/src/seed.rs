@@ -1,0 +1,260 @@
+//! Where a user's seed comes from. Enters: what was found of the user's Secret and of what they import. Leaves: a decision. No
+//! I/O, and no randomness: whoever carries the decision out makes the seed.
+//!
+//! A seed is made once. It is in the Secret, and the Secret is the truth. One that vanishes is restored from the published
+//! record, or is lost until somebody asks for a new one. It is never replaced silently.
+
+use thiserror::Error;
+use twofactor_core::seed::{Seed, SeedError};
+
+/// The user's Secret, as it was found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Found {
+    /// There is none.
+    Absent,
+    /// It is controlled by this very user.
+    Ours {
+        /// The seed in it, or what is wrong with it.
+        seed: Result<Seed, Unusable>,
+        /// The request for a new seed that this one answers.
+        rotated: Option<String>,
+    },
+    /// It is controlled by a user of the same name who is gone, or is being deleted: it will go soon.
+    Leaving,
+    /// It is somebody else's.
+    NotOurs,
+}
+
+/// Why a key of a Secret holds no seed. Nothing of the value is part of the message.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+pub enum Unusable {
+    /// There is no such Secret.
+    #[error("the Secret {secret} does not exist")]
+    NoSecret {
+        /// Which one.
+        secret: String,
+    },
+    /// It has no such key.
+    #[error("the Secret {secret} has no key {key}")]
+    NoKey {
+        /// Which Secret.
+        secret: String,
+        /// Which key.
+        key: String,
+    },
+    /// The key's value is not a seed.
+    #[error("the key {key} of the Secret {secret} {error}")]
+    NotASeed {
+        /// Which Secret.
+        secret: String,
+        /// Which key.
+        key: String,
+        /// What is wrong.
+        error: SeedError,
+    },
+}
+
+/// What is known when the decision is made.
+#[derive(Clone, Debug)]
+pub struct Situation<'a> {
+    /// The user's Secret; absent when nobody has looked, because there cannot be one yet.
+    pub found: Option<&'a Found>,
+    /// The seed that the user imports, if they do.
+    pub import: Option<&'a Result<Seed, Unusable>>,
+    /// Whether this user has had a Secret before.
+    pub had_secret: bool,
+    /// The user's request for a new seed.
+    pub rotate: Option<&'a str>,
+    /// The last request that was acted on, as far as the user's status knows.
+    pub rotated: Option<&'a str>,
+}
+
+/// What there is to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Decision {
+    /// Create the Secret.
+    Create(Origin),
+    /// Keep the Secret with this seed, and repair the rest of it.
+    Keep(Seed),
+    /// Put a new seed into the Secret.
+    Rotate,
+    /// The seed is not usable: leave everything as it is, and publish the user without a seed.
+    Refuse(Refusal),
+    /// Look again soon: the predecessor's Secret is about to go.
+    Wait,
+}
+
+/// Where the seed of a Secret that is to be created comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// It is made.
+    New,
+    /// It is imported.
+    Imported(Seed),
+    /// It is in the published record, if anywhere.
+    Record,
+}
+
+/// Why there is no seed.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+pub enum Refusal {
+    /// What the user imports is not usable.
+    #[error("{0}")]
+    Import(Unusable),
+    /// Somebody has put something into the user's Secret that is not a seed.
+    #[error(
+        "{0}; write a seed there, or ask for a new one with the annotation twofactor.fountainai.io/rotate on the user"
+    )]
+    Invalid(Unusable),
+    /// The Secret is somebody else's.
+    #[error(
+        "there is a Secret {secret} that this user does not own: delete or rename it, or rename the user"
+    )]
+    NotOurs {
+        /// Which one.
+        secret: String,
+    },
+    /// The Secret vanished, and the seed cannot be restored.
+    #[error(
+        "the Secret {secret} was deleted and its seed cannot be restored: ask for a new one with the annotation \
+         twofactor.fountainai.io/rotate on the user, and enrol the user anew"
+    )]
+    Lost {
+        /// Which one.
+        secret: String,
+    },
+}
+
+/// Decides. `secret` is the name of the user's Secret.
+#[must_use]
+pub fn decide(situation: &Situation<'_>, secret: &str) -> Decision {
+    let imported = match situation.import {
+        Some(Err(unusable)) => return Decision::Refuse(Refusal::Import(unusable.clone())),
+        Some(Ok(seed)) => Some(seed.clone()),
+        None => None,
+    };
+    match situation.found {
+        Some(Found::Leaving) => Decision::Wait,
+        Some(Found::NotOurs) => Decision::Refuse(Refusal::NotOurs { secret: secret.to_owned() }),
+        None | Some(Found::Absent) => Decision::Create(match imported {
+            Some(seed) => Origin::Imported(seed),
+            None if situation.had_secret && !asked(situation.rotate, situation.rotated) => Origin::Record,
+            None => Origin::New,
+        }),
+        Some(Found::Ours { seed, rotated }) => match (imported, seed) {
+            (Some(seed), _) => Decision::Keep(seed),
+            (None, _) if asked(situation.rotate, rotated.as_deref()) => Decision::Rotate,
+            (None, Ok(seed)) => Decision::Keep(seed.clone()),
+            (None, Err(unusable)) => Decision::Refuse(Refusal::Invalid(unusable.clone())),
+        },
+    }
+}
+
+/// Whether a new seed is asked for that has not been made.
+fn asked(rotate: Option<&str>, rotated: Option<&str>) -> bool {
+    rotate.is_some() && rotate != rotated
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn seed(byte: u8) -> Seed {
+        Seed::from_bytes(vec![byte; 20]).unwrap()
+    }
+
+    fn ours(rotated: Option<&str>) -> Found {
+        Found::Ours { seed: Ok(seed(1)), rotated: rotated.map(str::to_owned) }
+    }
+
+    fn spoilt() -> Unusable {
+        Unusable::NoKey { secret: "alice-totp".to_owned(), key: "secret".to_owned() }
+    }
+
+    const NEW: Situation<'_> =
+        Situation { found: None, import: None, had_secret: false, rotate: None, rotated: None };
+
+    fn decide_on(situation: &Situation<'_>) -> Decision {
+        decide(situation, "alice-totp")
+    }
+
+    #[test]
+    fn a_new_user_gets_a_new_seed() {
+        assert_eq!(decide_on(&NEW), Decision::Create(Origin::New));
+        assert_eq!(
+            decide_on(&Situation { rotate: Some("1"), found: Some(&Found::Absent), ..NEW }),
+            Decision::Create(Origin::New)
+        );
+    }
+
+    #[test]
+    fn a_secret_of_ours_is_kept_also_when_the_status_was_never_written() {
+        for had_secret in [true, false] {
+            let found = ours(None);
+            assert_eq!(
+                decide_on(&Situation { found: Some(&found), had_secret, ..NEW }),
+                Decision::Keep(seed(1))
+            );
+        }
+    }
+
+    #[test]
+    fn a_secret_that_vanished_is_never_silently_replaced() {
+        let lost = Situation { found: Some(&Found::Absent), had_secret: true, ..NEW };
+        assert_eq!(decide_on(&lost), Decision::Create(Origin::Record));
+        let handled = Situation { rotate: Some("1"), rotated: Some("1"), ..lost.clone() };
+        assert_eq!(decide_on(&handled), Decision::Create(Origin::Record));
+        let asked = Situation { rotate: Some("2"), rotated: Some("1"), ..lost };
+        assert_eq!(decide_on(&asked), Decision::Create(Origin::New));
+    }
+
+    #[test]
+    fn a_rotation_is_carried_out_once() {
+        let (before, after) = (ours(Some("1")), ours(Some("2")));
+        let situation = Situation { had_secret: true, rotate: Some("2"), rotated: Some("1"), ..NEW };
+        assert_eq!(decide_on(&Situation { found: Some(&before), ..situation.clone() }), Decision::Rotate);
+        assert_eq!(
+            decide_on(&Situation { found: Some(&after), ..situation.clone() }),
+            Decision::Keep(seed(1))
+        );
+        assert_eq!(
+            decide_on(&Situation { found: Some(&before), rotate: None, ..situation }),
+            Decision::Keep(seed(1)),
+            "taking the annotation away asks for nothing"
+        );
+    }
+
+    #[test]
+    fn somebody_elses_secret_is_never_adopted_and_a_predecessors_waited_for() {
+        for had_secret in [true, false] {
+            let with =
+                |found| decide_on(&Situation { found: Some(found), had_secret, rotate: Some("1"), ..NEW });
+            assert!(matches!(with(&Found::NotOurs), Decision::Refuse(Refusal::NotOurs { .. })));
+            assert_eq!(with(&Found::Leaving), Decision::Wait);
+        }
+    }
+
+    #[test]
+    fn a_spoilt_secret_is_refused_until_a_rotation_is_asked_for() {
+        let found = Found::Ours { seed: Err(spoilt()), rotated: None };
+        let situation = Situation { found: Some(&found), had_secret: true, ..NEW };
+        assert_eq!(decide_on(&situation), Decision::Refuse(Refusal::Invalid(spoilt())));
+        assert_eq!(decide_on(&Situation { rotate: Some("1"), ..situation }), Decision::Rotate);
+    }
+
+    #[test]
+    fn an_imported_seed_goes_before_everything_that_was_there() {
+        let (import, found) = (Ok(seed(2)), ours(None));
+        let situation = Situation { import: Some(&import), had_secret: true, rotate: Some("1"), ..NEW };
+        assert_eq!(decide_on(&situation), Decision::Create(Origin::Imported(seed(2))));
+        assert_eq!(
+            decide_on(&Situation { found: Some(&found), ..situation.clone() }),
+            Decision::Keep(seed(2))
+        );
+        let import = Err(spoilt());
+        assert_eq!(
+            decide_on(&Situation { import: Some(&import), found: Some(&found), ..situation }),
+            Decision::Refuse(Refusal::Import(spoilt()))
+        );
+    }
+}
