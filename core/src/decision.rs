@@ -224,7 +224,11 @@ impl UserState {
     pub fn publish(&mut self, revision: Revision, revoke: bool) {
         self.revision = revision;
         if revoke {
-            self.issued.values_mut().for_each(|code| code.consumed = true);
+            // Burned with their steps: the same digits must not be issued, or come from an authenticator, once more.
+            for code in self.issued.values_mut() {
+                code.consumed = true;
+                self.accepted_until = self.accepted_until.max(end_of(code.step, code.period));
+            }
         }
     }
 

@@ -204,7 +204,7 @@ impl RealmNames {
         }
     }
 
-    /// The glob pattern of every user's state key, for a sweep. It does not match the realm's own keys.
+    /// The glob pattern of every key of this realm, its own ones included: [`RealmNames::user_of`] tells them apart.
     #[must_use]
     pub fn every_user_key(&self) -> String {
         format!("{}:{{*}}:*", self.prefix)
@@ -215,7 +215,8 @@ impl RealmNames {
     pub fn user_of(&self, key: &str) -> Option<Pseudonym> {
         let rest = key.strip_prefix(&self.prefix)?.strip_prefix(":{")?;
         let (tag, _) = rest.split_once("}:")?;
-        tag.parse().ok()
+        // A realm's id may look like a pseudonym.
+        if tag == self.realm.as_str() { None } else { tag.parse().ok() }
     }
 }
 
@@ -259,6 +260,14 @@ mod tests {
             assert_eq!(RealmNames::realm_of(&"cluste".parse().unwrap(), &key), None);
         }
         assert_eq!(RealmNames::realm_of(&installation, "2fa1:cluster:"), None);
+    }
+
+    #[test]
+    fn a_realm_whose_id_looks_like_a_pseudonym_is_no_user() {
+        let realm = "ab".repeat(16).parse().unwrap();
+        let names = RealmNames::new(&"cluster".parse().unwrap(), &realm);
+        assert_eq!(names.user_of(&names.realm_record()), None);
+        assert_eq!(names.user_of(&names.realm_meta()), None);
     }
 
     #[test]

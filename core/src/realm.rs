@@ -62,7 +62,7 @@ pub enum SmtpSecurity {
     Starttls,
     /// TLS from the first byte. Port 465.
     Implicit,
-    /// Not at all: only for a mail server on the same machine.
+    /// Not at all: codes travel in clear. Only where nobody can listen.
     Plain,
 }
 

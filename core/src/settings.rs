@@ -125,7 +125,10 @@ fn smtp(variable: impl Fn(&str) -> Option<String>) -> Result<Option<SmtpSettings
 /// An address, or a name and an address in angle brackets.
 fn is_sender(text: &str) -> bool {
     let address = match text.strip_suffix('>').and_then(|rest| rest.split_once('<')) {
-        Some((name, address)) if !name.chars().any(char::is_control) => address,
+        // What stands in a header unquoted (RFC 5322 §3.2.3), spaces between.
+        Some((name, address)) if !name.chars().any(|c| c.is_control() || ",;:<>()[]\"\\@.".contains(c)) => {
+            address
+        }
         Some(_) => return false,
         None => text,
     };

@@ -137,7 +137,8 @@ impl TryFrom<String> for EmailAddress {
         let well_formed = text.len() <= 254
             && !text.contains(forbidden)
             && text.split_once('@').is_some_and(|(mailbox, domain)| {
-                !mailbox.is_empty() && mailbox.len() <= 64 && !domain.is_empty() && !domain.contains('@')
+                let atoms = |text: &str| text.split('.').all(|atom| !atom.is_empty());
+                mailbox.len() <= 64 && atoms(mailbox) && atoms(domain) && !domain.contains('@')
             });
         if well_formed { Ok(Self(text)) } else { Err(EmailAddressError) }
     }
@@ -246,6 +247,9 @@ mod tests {
             "<a@example.org>",
             "a@example.org;b",
             "a:b@example.org",
+            "a..b@example.org",
+            ".a@example.org",
+            "a@example.",
         ] {
             assert!(EmailAddress::try_from(text.to_owned()).is_err(), "{text:?}");
         }

@@ -7,8 +7,6 @@
 
 use std::time::Duration;
 
-use futures_util::StreamExt;
-use futures_util::stream::unfold;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::api::events::v1::Event;
@@ -25,8 +23,8 @@ use crate::api;
 
 /// Events that wait to be written.
 const WAITING: usize = 1000;
-/// Events that are written at the same time: users come first.
-const CONCURRENCY: usize = 2;
+/// Between two events: users come first.
+const PAUSE: Duration = Duration::from_millis(20);
 /// How long the last events may take when the process ends.
 const DRAIN: Duration = Duration::from_secs(2);
 
@@ -78,7 +76,9 @@ impl Events {
         else {
             return;
         };
-        if self.sender.try_send(event(&self.instance, now, regarding, notice)).is_err() {
+        // Half of the room is kept for what somebody should look at.
+        let crowded = !notice.warning && self.sender.capacity() < WAITING / 2;
+        if crowded || self.sender.try_send(event(&self.instance, now, regarding, notice)).is_err() {
             self.dropped.inc();
         }
     }
@@ -108,21 +108,24 @@ fn event(instance: &str, now: Timestamp, regarding: &ObjectReference, notice: No
 }
 
 /// Writes events until it is told to stop, and then those that wait, for a moment.
-pub async fn write(client: Client, events: Receiver<Event>, stop: CancellationToken) {
-    let writing =
-        unfold(events, |mut events| async move { events.recv().await.map(|event| (event, events)) })
-            .for_each_concurrent(CONCURRENCY, |event| {
-                let client = client.clone();
-                async move {
-                    let namespace = event.metadata.namespace.as_deref().unwrap_or("default");
-                    let events = Api::<Event>::namespaced(client, namespace);
-                    if let Err(error) = api::within(events.create(&PostParams::default(), &event)).await {
-                        tracing::debug!(%error, event = event.reason, "an event could not be written");
-                    }
-                }
-            });
-    tokio::pin!(writing);
-    if stop.run_until_cancelled(&mut writing).await.is_none() {
-        let _ = tokio::time::timeout(DRAIN, writing).await;
+pub async fn write(client: Client, mut events: Receiver<Event>, stop: CancellationToken) {
+    while let Some(Some(event)) = stop.run_until_cancelled(events.recv()).await {
+        write_one(&client, &event).await;
+        stop.run_until_cancelled(tokio::time::sleep(PAUSE)).await;
+    }
+    events.close();
+    let rest = async {
+        while let Some(event) = events.recv().await {
+            write_one(&client, &event).await;
+        }
+    };
+    let _ = tokio::time::timeout(DRAIN, rest).await;
+}
+
+async fn write_one(client: &Client, event: &Event) {
+    let namespace = event.metadata.namespace.as_deref().unwrap_or("default");
+    let events = Api::<Event>::namespaced(client.clone(), namespace);
+    if let Err(error) = api::within(events.create(&PostParams::default(), event)).await {
+        tracing::debug!(%error, event = event.reason, "an event could not be written");
     }
 }

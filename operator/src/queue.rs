@@ -1,7 +1,7 @@
 //! Which users have to be looked at. Enters: references from watches, the guard and sweeps. Leaves: each of them once, for
 //! the reconciler, however often it was asked for meanwhile.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -9,6 +9,7 @@ use futures_util::Stream;
 use futures_util::stream::unfold;
 use kube::runtime::reflector::ObjectRef;
 use prometheus::IntGauge;
+use tokio::sync::Semaphore;
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 use tokio_util::sync::CancellationToken;
 use twofactor_api::TwoFactorUser;
@@ -16,45 +17,125 @@ use twofactor_api::TwoFactorUser;
 /// A reference to a user.
 pub type UserRef = ObjectRef<TwoFactorUser>;
 
+/// How long a user can wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Urgency {
+    /// Nothing is known to be wrong: they are looked at when nobody else waits.
+    Later,
+    /// Something has changed.
+    Now,
+}
+
 /// The queue's end for those who ask. It holds a user at most once, so it is bounded by the number of users.
 #[derive(Clone, Debug)]
 pub struct Queue {
-    waiting: Arc<Mutex<HashSet<UserRef>>>,
-    sender: UnboundedSender<UserRef>,
+    state: Arc<Mutex<State>>,
+    now: UnboundedSender<UserRef>,
+    later: UnboundedSender<UserRef>,
+    /// How many of those who can wait may be under way at the same time. The scheduler behind the queue knows no urgency, so
+    /// few of them may be in it.
+    slots: Arc<Semaphore>,
     depth: IntGauge,
 }
 
+#[derive(Debug, Default)]
+struct State {
+    waiting: HashMap<UserRef, Urgency>,
+    /// Those who could wait, and are under way.
+    slotted: HashSet<UserRef>,
+}
+
+/// The queue's other end.
+#[derive(Debug)]
+pub struct Requests {
+    queue: Queue,
+    now: UnboundedReceiver<UserRef>,
+    later: UnboundedReceiver<UserRef>,
+}
+
 impl Queue {
-    /// A queue whose length is shown by `depth`, and its other end.
+    /// A queue whose length is shown by `depth`, and its other end. `slots` is how many users are under way at the same time.
     #[must_use]
-    pub fn new(depth: IntGauge) -> (Self, UnboundedReceiver<UserRef>) {
-        let (sender, receiver) = mpsc::unbounded_channel();
-        (Self { waiting: Arc::default(), sender, depth }, receiver)
+    pub fn new(slots: u16, depth: IntGauge) -> (Self, Requests) {
+        let (now_in, now) = mpsc::unbounded_channel();
+        let (later_in, later) = mpsc::unbounded_channel();
+        let slots = Arc::new(Semaphore::new(slots.into()));
+        let queue = Self { state: Arc::default(), now: now_in, later: later_in, slots, depth };
+        (queue.clone(), Requests { queue, now, later })
+    }
+
+    /// Asks for a user to be looked at, now.
+    pub fn push(&self, user: UserRef) {
+        self.push_with(user, Urgency::Now);
     }
 
     /// Asks for a user to be looked at.
-    pub fn push(&self, user: UserRef) {
-        let mut waiting = self.waiting();
-        if waiting.insert(user.clone()) {
+    pub fn push_with(&self, user: UserRef, urgency: Urgency) {
+        let mut state = self.state();
+        if state.waiting.get(&user).is_none_or(|known| *known < urgency) {
+            let sender = if urgency == Urgency::Now { &self.now } else { &self.later };
             // Fails only when the reconciler has ended, and the process with it.
-            let _ = self.sender.send(user);
+            let _ = sender.send(user.clone());
+            state.waiting.insert(user, urgency);
         }
-        self.show(&waiting);
+        self.show(&state);
     }
 
-    /// The user is being looked at, or is gone; from now on they may be asked for again.
+    /// The user is being looked at; from now on they may be asked for again.
     pub fn taken(&self, user: &UserRef) {
-        let mut waiting = self.waiting();
-        waiting.remove(user);
-        self.show(&waiting);
+        let mut state = self.state();
+        state.waiting.remove(user);
+        self.show(&state);
     }
 
-    fn waiting(&self) -> MutexGuard<'_, HashSet<UserRef>> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    /// The user has been looked at, or is gone.
+    pub fn done(&self, user: &UserRef) {
+        if self.state().slotted.remove(user) {
+            self.slots.add_permits(1);
+        }
     }
 
-    fn show(&self, waiting: &HashSet<UserRef>) {
-        self.depth.set(i64::try_from(waiting.len()).unwrap_or(i64::MAX));
+    /// Whether somebody still waits with this urgency, and was not looked at meanwhile.
+    fn is_waiting(&self, user: &UserRef, urgency: Urgency) -> bool {
+        self.state().waiting.get(user) == Some(&urgency)
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn show(&self, state: &State) {
+        self.depth.set(i64::try_from(state.waiting.len()).unwrap_or(i64::MAX));
+    }
+}
+
+impl Requests {
+    /// Who is to be looked at next: first those who cannot wait.
+    async fn next(&mut self) -> Option<UserRef> {
+        loop {
+            tokio::select! {
+                biased;
+                user = self.now.recv() => {
+                    let user = user?;
+                    if self.queue.is_waiting(&user, Urgency::Now) {
+                        return Some(user);
+                    }
+                }
+                Some(user) = Self::next_later(&self.queue, &mut self.later) => return Some(user),
+            }
+        }
+    }
+
+    async fn next_later(queue: &Queue, later: &mut UnboundedReceiver<UserRef>) -> Option<UserRef> {
+        let slot = queue.slots.acquire().await.ok()?;
+        loop {
+            let user = later.recv().await?;
+            if queue.is_waiting(&user, Urgency::Later) {
+                slot.forget();
+                queue.state().slotted.insert(user.clone());
+                return Some(user);
+            }
+        }
     }
 }
 
@@ -66,32 +147,66 @@ pub fn user_ref(namespace: &str, name: &str) -> UserRef {
 
 /// What is asked for, until it is time to stop.
 pub fn requests(
-    receiver: UnboundedReceiver<UserRef>,
+    requests: Requests,
     stop: CancellationToken,
 ) -> impl Stream<Item = Result<UserRef, Infallible>> {
-    unfold((receiver, stop), |(mut receiver, stop)| async move {
-        let user = stop.run_until_cancelled(receiver.recv()).await??;
-        Some((Ok(user), (receiver, stop)))
+    unfold((requests, stop), |(mut requests, stop)| async move {
+        let user = stop.run_until_cancelled(requests.next()).await??;
+        Some((Ok(user), (requests, stop)))
     })
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
+
+    fn queue(slots: u16) -> (Queue, Requests, IntGauge) {
+        let depth = IntGauge::new("depth", "depth").unwrap();
+        let (queue, requests) = Queue::new(slots, depth.clone());
+        (queue, requests, depth)
+    }
+
+    async fn next(requests: &mut Requests) -> Option<String> {
+        let next = tokio::time::timeout(Duration::from_millis(20), requests.next()).await;
+        next.ok().flatten().map(|user| {
+            requests.queue.taken(&user);
+            user.name
+        })
+    }
 
     #[tokio::test]
     async fn a_user_is_waiting_once_and_can_be_asked_for_again_when_taken() {
-        let depth = IntGauge::new("depth", "depth").unwrap();
-        let (queue, mut receiver) = Queue::new(depth.clone());
+        let (queue, mut requests, depth) = queue(1);
         let alice = user_ref("people", "alice");
         queue.push(alice.clone());
         queue.push(alice.clone());
         assert_eq!(depth.get(), 1);
-        assert_eq!(receiver.recv().await, Some(alice.clone()));
-        queue.taken(&alice);
+        assert_eq!(next(&mut requests).await.as_deref(), Some("alice"));
         assert_eq!(depth.get(), 0);
-        queue.push(alice.clone());
-        assert_eq!(receiver.recv().await, Some(alice));
-        assert!(receiver.try_recv().is_err());
+        assert_eq!(next(&mut requests).await, None);
+        queue.push(alice);
+        assert_eq!(next(&mut requests).await.as_deref(), Some("alice"));
+    }
+
+    #[tokio::test]
+    async fn those_who_can_wait_come_last_and_few_at_a_time() {
+        let (queue, mut requests, _) = queue(1);
+        for name in ["a", "b", "c"] {
+            queue.push_with(user_ref("people", name), Urgency::Later);
+        }
+        queue.push(user_ref("people", "new"));
+        queue.push(user_ref("people", "a"));
+        assert_eq!(next(&mut requests).await.as_deref(), Some("new"));
+        assert_eq!(next(&mut requests).await.as_deref(), Some("a"), "it has become urgent");
+        assert_eq!(next(&mut requests).await.as_deref(), Some("b"));
+        assert_eq!(next(&mut requests).await, None, "one of them is under way");
+        queue.push(user_ref("people", "newer"));
+        assert_eq!(next(&mut requests).await.as_deref(), Some("newer"));
+        queue.done(&user_ref("people", "b"));
+        assert_eq!(next(&mut requests).await.as_deref(), Some("c"));
+        queue.done(&user_ref("people", "c"));
+        assert_eq!(next(&mut requests).await, None);
     }
 }

@@ -78,6 +78,7 @@ pub async fn reconcile(user: Arc<TwoFactorUser>, context: Arc<Context>) -> Resul
     context.ledger.begin(&reference);
     crash::point(Step::Started);
     let result = pass(&user, &context).await;
+    context.queue.done(&reference);
     if context.ledger.end(&reference) {
         context.queue.push(reference.clone());
     }

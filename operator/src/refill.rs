@@ -16,8 +16,8 @@ use twofactor_api::validate::validate;
 use twofactor_api::{TwoFactorUser, labels};
 use twofactor_core::record::UserRecord;
 use twofactor_core::seed::Seed;
+use twofactor_store::StoreError;
 use twofactor_store::publisher::{Desired, Outcome};
-use twofactor_store::{Inspection, StoreError};
 
 use crate::api::{self, ApiError};
 use crate::build;
@@ -54,10 +54,10 @@ pub enum RefillError {
 pub async fn refill(context: &Context, realm: &Realm) -> Result<usize, RefillError> {
     let now = context.clock.now();
     // Who the node is comes first: what is true of another one does not count, and the stamp will tell.
-    let inspection = realm.publisher.store().inspect().await?;
-    // A realm of which there is nothing yet is as good as an empty node: everything there will have been written after this.
-    let empty = inspection.empty || realm.publisher.store().users().await?.is_empty();
-    let inspection = Inspection { empty, ..inspection };
+    let inspection = realm.publisher.begin(&mut context.random()).await?;
+    if inspection.ready {
+        return Ok(0);
+    }
     realm.publisher.publish_realm(&context.realm_record, now, &mut context.random()).await?;
 
     let mut done = HashSet::new();

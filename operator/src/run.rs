@@ -32,7 +32,7 @@ use crate::context::{Context, Ledger};
 use crate::events::{self, Events};
 use crate::master_key::{self, MasterKeyError};
 use crate::metrics::Metrics;
-use crate::queue::{self, Queue, UserRef};
+use crate::queue::{self, Queue, Requests};
 use crate::realms::Realms;
 use crate::reconcile::{ReconcileError, failed, reconcile};
 use crate::watch::{self, Scopes, Synced};
@@ -160,7 +160,6 @@ pub async fn run(
     );
     tasks.spawn("namespace watch", watch::namespaces(context.clone(), namespaces_synced, stop.clone()));
     tasks.spawn("secret watch", watch::secrets(context.clone(), scopes, stop.clone()));
-    // Until the reconciler has ended, there is something to tell.
     tasks.spawn("events", events::write(client, events, stop.clone()));
     tasks.spawn("redis check", show_store(context.clone(), redis, stop.clone()));
     after_the_lists!("guard", guard::run(context.clone(), stop.clone()));
@@ -176,7 +175,7 @@ pub async fn run(
 struct Prepared {
     context: Arc<Context>,
     writer: reflector::store::Writer<TwoFactorUser>,
-    queue: UnboundedReceiver<UserRef>,
+    queue: Requests,
     credentials: UnboundedReceiver<String>,
     events: mpsc::Receiver<k8s_openapi::api::events::v1::Event>,
 }
@@ -204,7 +203,7 @@ async fn prepare(
     let url = configuration.redis_url.expose_secret();
     let store = RedisStore::new(url, RealmNames::new(&installation, &nobody), Clock::System)?;
     let (users, writer) = reflector::store();
-    let (queue_in, queue) = Queue::new(metrics.queue_depth.clone());
+    let (queue_in, queue) = Queue::new(configuration.concurrency, metrics.queue_depth.clone());
     let (credentials_in, credentials) = mpsc::unbounded_channel();
     let (events_in, events) =
         Events::new(&configuration.instance, Clock::System, metrics.events_dropped.clone());
@@ -252,12 +251,7 @@ async fn pause(error: &impl std::fmt::Display) {
 }
 
 /// Looks at users who are in the queue, until it is told to stop and those under way are done.
-async fn reconcile_users(
-    context: Arc<Context>,
-    queue: UnboundedReceiver<UserRef>,
-    concurrency: u16,
-    stop: CancellationToken,
-) {
+async fn reconcile_users(context: Arc<Context>, queue: Requests, concurrency: u16, stop: CancellationToken) {
     // A task for each, so that all processors are used: drawing QR codes takes time.
     let reconciler = |user: Arc<TwoFactorUser>, context: Arc<Context>| {
         tokio::spawn(reconcile(user, context))
@@ -320,7 +314,11 @@ impl Tasks {
     /// Ends all tasks, within bounds.
     async fn join(mut self, result: Result<(), RunError>, stop: &CancellationToken) -> Result<(), RunError> {
         stop.cancel();
-        let joined = async { while self.0.join_next().await.is_some() {} };
+        let joined = async {
+            while let Some(ended) = self.0.join_next().await {
+                tracing::debug!(task = ended.unwrap_or("that panicked"), "ended");
+            }
+        };
         if tokio::time::timeout(DRAIN, joined).await.is_err() {
             tracing::warn!(after = ?DRAIN, "something was still under way at the end");
         }

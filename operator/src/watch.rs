@@ -29,7 +29,7 @@ use crate::api::ApiError;
 use crate::backoff::jittered;
 use crate::context::Context;
 use crate::index::Entry;
-use crate::queue::{UserRef, user_ref};
+use crate::queue::{Urgency, UserRef, user_ref};
 
 /// An annotation that repeats the whole object.
 const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
@@ -90,7 +90,7 @@ where
     kube::runtime::watcher(api, configuration).backoff(Pauses::default()).filter_map(move |event| {
         let event = event
             .map_err(|error| {
-                tracing::warn!(error = describe(error), kind, "a watch is broken, and will be begun again")
+                tracing::warn!(error = describe(error), kind, "a watch is broken, and will be begun again");
             })
             .ok()
             .map(|event| {
@@ -259,13 +259,15 @@ impl Users {
             (first, index.apply(&namespace, Entry::of(&user)))
         };
         let news = old.is_none_or(|old| self.is_news(&reference, &old, &user));
+        // After a start everybody is looked at, but nobody new should wait for that.
+        let urgency = if is_settled(&user) { Urgency::Later } else { Urgency::Now };
         self.writer.apply_watcher_event(&Event::Apply(user));
         self.known.insert(reference.clone());
         if first {
             let _ = self.context.credentials.send(namespace.clone());
         }
         if news {
-            self.context.queue.push(reference);
+            self.context.queue.push_with(reference, urgency);
         }
         self.push(&namespace, affected);
     }
@@ -292,6 +294,7 @@ impl Users {
             self.writer.apply_watcher_event(&Event::Delete(TwoFactorUser::clone(&old)));
         }
         self.context.queue.taken(reference);
+        self.context.queue.done(reference);
         self.context.ledger.forget(reference);
         self.context.backoff.forget(reference);
         // Where there is no realm any more, all of it is removed.
@@ -315,6 +318,15 @@ impl Users {
             self.context.queue.push(user_ref(namespace, &name));
         }
     }
+}
+
+/// Whether the status says that all is well with the user as they are written now.
+fn is_settled(user: &TwoFactorUser) -> bool {
+    let Some(status) = &user.status else { return false };
+    let rotate = user.annotations().get(labels::ROTATE_ANNOTATION);
+    status.observed_generation == user.metadata.generation
+        && (rotate.is_none() || rotate == status.rotated.as_ref())
+        && status.conditions.iter().any(|it| it.type_ == labels::CONDITION_PUBLISHED && it.status == "True")
 }
 
 fn reference(object: &DeserializeGuard<TwoFactorUser>) -> UserRef {

@@ -10,11 +10,15 @@ use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
+use socket2::SockRef;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use warp::filters::BoxedFilter;
 use warp::reply::Response;
+
+/// For a client to take in what was sent to it.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// What a client may take.
 #[derive(Clone, Copy, Debug)]
@@ -27,6 +31,8 @@ pub struct Limits {
     pub header_bytes: usize,
     /// For requests under way to end after the signal to stop.
     pub drain: Duration,
+    /// For a whole connection, where it serves one request only; connections are kept when absent.
+    pub single_request: Option<Duration>,
 }
 
 impl Default for Limits {
@@ -36,6 +42,7 @@ impl Default for Limits {
             header_timeout: Duration::from_secs(15),
             header_bytes: 16 * 1024,
             drain: Duration::from_secs(15),
+            single_request: None,
         }
     }
 }
@@ -56,12 +63,14 @@ pub async fn serve(
         .header_read_timeout(limits.header_timeout)
         .max_buf_size(limits.header_bytes);
 
+    builder.keep_alive(limits.single_request.is_none());
+    let lifetime = limits.single_request.unwrap_or(Duration::MAX);
     while let Some((stream, slot)) = accept(&listener, &slots, &stop).await {
         let connection = builder.serve_connection(TokioIo::new(stream), service.clone());
         let connection = graceful.watch(connection);
         tokio::spawn(async move {
             // A client that went away is its own affair.
-            if let Err(error) = connection.await {
+            if let Ok(Err(error)) = tokio::time::timeout(lifetime, connection).await {
                 tracing::debug!(%error, "connection ended early");
             }
             drop(slot);
@@ -80,6 +89,7 @@ async fn accept(
     slots: &Arc<Semaphore>,
     stop: &CancellationToken,
 ) -> Option<(tokio::net::TcpStream, tokio::sync::OwnedSemaphorePermit)> {
+    let loopback = listener.local_addr().is_ok_and(|address| address.ip().is_loopback());
     loop {
         let slot = tokio::select! {
             () = stop.cancelled() => return None,
@@ -90,9 +100,15 @@ async fn accept(
             accepted = listener.accept() => accepted,
         };
         match accepted {
+            // A neighbour on the network may be able to send to loopback addresses (CVE-2020-8558).
+            Ok((_, peer)) if loopback && !peer.ip().is_loopback() => {
+                tracing::warn!(%peer, "somebody else reached a loopback address, and was not answered");
+            }
             Ok((stream, _)) => {
                 // Answers are small: waiting to fill a packet would only delay them.
                 let _ = stream.set_nodelay(true);
+                // A client that does not read its answer is let go, and its slot with it.
+                let _ = SockRef::from(&stream).set_tcp_user_timeout(Some(WRITE_TIMEOUT));
                 return Some((stream, slot));
             }
             Err(error) => {

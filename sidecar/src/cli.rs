@@ -19,10 +19,11 @@ use crate::serve::serve;
 use crate::settings::RealmOptions;
 
 const VARIABLES: &str = "\
-Passwords come from the environment only:
+Passwords of others come from the environment only:
   SMTP_PASSWORD  password of SMTP_USERNAME
   SECRET_KEY     the ecosystem's shared key for HS256 tokens, 32 bytes or more
-Variables may also stand in a file .env in the current directory; those of the environment win.";
+Variables may also stand in a file .env in the current directory; those of the environment win.
+There, a value with a $ needs single quotes.";
 
 /// Two-factor authentication on localhost: POST /auth/generate and POST /auth/verify
 #[derive(Parser)]

@@ -33,6 +33,8 @@ use crate::service::Service;
 
 /// How often the manifests are looked at and the store is checked.
 const WATCH: Duration = Duration::from_secs(1);
+/// How many looks there are between two fillings that nothing asked for, should single keys have been lost.
+const SAFETY_NET: u32 = 30;
 
 /// What `dev` was told.
 pub struct DevOptions {
@@ -129,12 +131,15 @@ impl Source {
     async fn watch(mut self, stop: CancellationToken) {
         let mut ticks = tokio::time::interval(WATCH);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut since_filled = 0;
         while stop.run_until_cancelled(ticks.tick()).await.is_some() {
+            since_filled += 1;
             let changed = self.reread();
             let filled =
                 self.available && self.publisher.store().inspect().await.is_ok_and(|found| found.ready);
-            if changed || !filled {
+            if changed || !filled || since_filled >= SAFETY_NET {
                 self.fill().await;
+                since_filled = 0;
             }
         }
     }
@@ -168,7 +173,9 @@ impl Source {
                         );
                     }
                 }
-                tracing::info!(users = self.users.len(), refilled, "users are published");
+                if refilled || !self.available {
+                    tracing::info!(users = self.users.len(), "users are published");
+                }
                 self.available = true;
             }
             Err(StoreError::Conflict) => {
@@ -197,7 +204,7 @@ impl Source {
         }
         let random = &mut UnwrapErr(SysRng);
         let desired = self.users.desired(&mut self.book, random, &self.publisher).await?;
-        self.publisher.fill(&self.realm, &desired, Clock::System.now(), random).await
+        self.publisher.fill(&self.realm, &desired, self.users.others(), Clock::System.now(), random).await
     }
 }
 
@@ -232,12 +239,16 @@ fn kept_master_key(path: Option<&Path>) -> Result<MasterKey, RunError> {
         fs::create_dir_all(folder).map_err(|error| wrong(&error))?;
     }
     let key = MasterKey::generate(&mut UnwrapErr(SysRng));
+    // Written elsewhere and then linked: nobody ever sees half of it, and the first of two processes wins.
+    let draft = path.with_extension(format!("draft-{}", std::process::id()));
     let written = fs::OpenOptions::new()
         .write(true)
         .create_new(true)
         .mode(0o600)
-        .open(&path)
-        .and_then(|mut file| writeln!(file, "{}", key.to_base64().expose_secret()));
+        .open(&draft)
+        .and_then(|mut file| writeln!(file, "{}", key.to_base64().expose_secret()))
+        .and_then(|()| fs::hard_link(&draft, &path));
+    let _ = fs::remove_file(&draft);
     match written {
         Ok(()) => Ok(key),
         // Another process was quicker; its key is the key.
@@ -262,27 +273,19 @@ fn default_key_path() -> Result<PathBuf, RunError> {
 }
 
 /// Shows a new seed, once, to be scanned.
-#[expect(
-    clippy::print_stdout,
-    reason = "there is no Secret to read it from: this is how an app is enrolled in dev"
-)]
 fn enrol(uri: &twofactor_core::secret::SecretText, username: &str) {
-    println!("Scan this with an authenticator app to be {username:?}, or open {}", uri.expose_secret());
+    say!("Scan this with an authenticator app to be {username:?}, or open {}", uri.expose_secret());
     match QrPicture::encode(uri) {
-        Ok(picture) => println!("{}", picture.terminal()),
-        Err(error) => println!("{error}"),
+        Ok(picture) => say!("{}", picture.terminal()),
+        Err(error) => say!("{error}"),
     }
 }
 
 /// Says what to do next, with lines that work as they stand.
-#[expect(clippy::print_stdout, reason = "for the person who typed the command")]
 fn announce(source: &Source, listeners: &Listeners, codes_in_answers: bool) {
     let Some(address) = listeners.api_address() else { return };
     let base = format!("http://{address}");
-    println!(
-        "\nServing {} users at {base} (documentation: {base}/docs). Stop with Ctrl-C.",
-        source.users.len()
-    );
+    say!("\nServing {} users at {base} (documentation: {base}/docs). Stop with Ctrl-C.", source.users.len());
     // A name that needs no quoting in a shell, and somebody who gets codes sent rather than one with an app.
     let plain = |name: &str| name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.@".contains(&byte));
     let mut users: Vec<_> =
@@ -304,12 +307,12 @@ fn announce(source: &Source, listeners: &Listeners, codes_in_answers: bool) {
         }
         (_, false) => (format!("{ask}; echo; {read}"), "asks for a code and takes the one that arrives"),
     };
-    println!(
+    say!(
         "Paste these lines into another terminal:\n\n{lines}\n{verify}\n{verify}\n\n\
          The first {first}, the second answers {{\"success\":true}}, the third that it is used up.\n"
     );
     if source.users.has_imports() {
-        println!(
+        say!(
             "Codes of imported seeds are accepted a minute after the start: earlier ones may have been used before.\n"
         );
     }

@@ -4,6 +4,14 @@
 //! the store for the decision, [`delivery`] sends a code, [`audit`] writes the record of it, and the answer or a
 //! [`refusal`] goes back. [`serve`] runs that on what the operator published, [`dev`] on manifests from disk.
 
+/// Writes a line to standard output. Unlike `println!` it does not end the process when nobody reads any more.
+macro_rules! say {
+    ($($arguments:tt)*) => {{
+        use std::io::Write;
+        let _ = writeln!(std::io::stdout(), $($arguments)*);
+    }};
+}
+
 pub mod audit;
 pub mod cli;
 pub mod credentials;

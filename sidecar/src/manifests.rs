@@ -1,7 +1,7 @@
 //! Users from manifests on disk, in the place of an API server. Enters: paths. Leaves: users as they should be
 //! published, and a problem for everything that is wrong.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -14,7 +14,7 @@ use twofactor_core::record::UserRecord;
 use twofactor_core::seed::Seed;
 use twofactor_core::user::{UserDefinition, Username};
 use twofactor_store::StoreError;
-use twofactor_store::publisher::{Desired, Publisher};
+use twofactor_store::publisher::{Desired, Others, Publisher};
 
 /// The endings of files that are read from a folder.
 const ENDINGS: [&str; 3] = ["yaml", "yml", "json"];
@@ -92,8 +92,10 @@ enum SeedSource {
 #[derive(Default)]
 pub struct SeedBook {
     seeds: HashMap<Username, Seed>,
-    /// Made here and not published yet: no code of theirs can have been used.
+    /// Made here, and not known to be published yet.
     fresh: HashMap<Username, Seed>,
+    /// Handed out for publishing once. That may have worked although it seemed not to, and a code have been used since.
+    offered: HashSet<Username>,
 }
 
 impl SeedBook {
@@ -122,6 +124,7 @@ impl SeedBook {
     pub fn forget_fresh(&mut self) {
         for username in std::mem::take(&mut self.fresh).into_keys() {
             self.seeds.remove(&username);
+            self.offered.remove(&username);
         }
     }
 }
@@ -129,6 +132,7 @@ impl SeedBook {
 /// Users of manifests, validated.
 pub struct Users {
     users: Vec<(UserDefinition, SeedSource)>,
+    complete: bool,
 }
 
 impl Users {
@@ -158,7 +162,14 @@ impl Users {
             });
             users.push((definition, source));
         }
-        (Self { users }, problems)
+        (Self { users, complete: problems.is_empty() }, problems)
+    }
+
+    /// What is to become of users who are published and not among these: one whose manifest cannot be read may be
+    /// one of them, and would lose their seed.
+    #[must_use]
+    pub fn others(&self) -> Others {
+        if self.complete { Others::Remove } else { Others::Keep }
     }
 
     /// How many users there are.
@@ -200,7 +211,8 @@ impl Users {
                     book.seeds.get(username).cloned()
                 }
             };
-            let fresh = book.fresh.contains_key(username) && matches!(source, SeedSource::Ours);
+            let ours = matches!(source, SeedSource::Ours) && book.fresh.contains_key(username);
+            let fresh = ours && book.offered.insert(username.clone());
             desired.push(Desired { record: UserRecord { definition: definition.clone(), seed }, fresh });
         }
         Ok(desired)

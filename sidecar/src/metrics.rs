@@ -35,7 +35,7 @@ impl Metrics {
         };
         let requests = counter(
             "twofactor_http_requests_total",
-            "Requests answered, by route and status.",
+            "Requests to the API's routes, by route and status.",
             &["route", "status"],
         )?;
         let decisions = counter(

@@ -115,21 +115,23 @@ impl Records {
     /// # Errors
     /// As in [`Records::enabled_user`].
     pub async fn reload(&self, pseudonym: Pseudonym) -> Result<CurrentUser, Refusal> {
+        // Before the reading: of two that overlap, the one that ends later may have read what came earlier.
+        let seen = self.users.get(&pseudonym).map_or(Revision::default(), |seen| seen.highest);
         let Some(sealed) = self.store.record(&pseudonym).await? else {
             return Err(self.missing(pseudonym).await?);
         };
-        let seen = self.users.get(&pseudonym).map_or(Revision::default(), |seen| seen.highest);
-        match self.open(pseudonym, &sealed, seen) {
-            Ok((revision, record)) => {
-                let record = Arc::new(record);
-                self.users.insert(pseudonym, Seen { highest: revision, record: Some(record.clone()) });
-                Ok(CurrentUser { pseudonym, revision, record })
-            }
-            Err(rejected) => {
-                self.reject("user", rejected);
-                Err(Refusal::Unavailable)
-            }
+        let (revision, record) = self.open(pseudonym, &sealed, seen).map_err(|rejected| {
+            self.reject("user", rejected);
+            Refusal::Unavailable
+        })?;
+        if let Some(Seen { highest, record: Some(record) }) = self.users.get(&pseudonym)
+            && highest > revision
+        {
+            return Ok(CurrentUser { pseudonym, revision: highest, record });
         }
+        let record = Arc::new(record);
+        self.users.insert(pseudonym, Seen { highest: revision, record: Some(record.clone()) });
+        Ok(CurrentUser { pseudonym, revision, record })
     }
 
     fn open(

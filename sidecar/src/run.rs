@@ -22,6 +22,8 @@ use crate::service::Service;
 const REFRESH: Duration = Duration::from_secs(2);
 /// Probes and Prometheus: few connections are enough.
 const ADMIN_CONNECTIONS: usize = 64;
+/// For a probe or a scrape, answer included: nobody holds a slot for longer.
+const ADMIN_LIFETIME: Duration = Duration::from_secs(15);
 
 /// Why a sidecar did not start, or ended early.
 #[derive(Debug, Error)]
@@ -93,13 +95,17 @@ impl Listeners {
             let address = SocketAddr::new(IpAddr::V6(Ipv6Addr::LOCALHOST), API_PORT);
             match TcpListener::bind(address).await {
                 Ok(listener) => api.push(listener),
+                // Whoever has it would be taken for this service.
+                Err(source) if source.kind() == io::ErrorKind::AddrInUse => {
+                    return Err(RunError::Listen { address, flag: "--listen", source });
+                }
                 Err(error) => tracing::debug!(%address, %error, "not listening on the IPv6 loopback address"),
             }
         }
         Ok(Self {
             api,
             admin: listen(addresses.admin, "--admin-listen").await?,
-            loopback_only: !addresses.allow_non_loopback,
+            loopback_only: addresses.api.is_none_or(|address| address.ip().is_loopback()),
         })
     }
 
@@ -140,7 +146,8 @@ pub async fn run(
         spawn("api", Box::pin(http::serve(listener, api.clone(), Limits::default(), stop.clone())));
     }
     let admin = admin::routes(vec![redis.clone()], service.metrics.registry());
-    let limits = Limits { connections: ADMIN_CONNECTIONS, ..Limits::default() };
+    let limits =
+        Limits { connections: ADMIN_CONNECTIONS, single_request: Some(ADMIN_LIFETIME), ..Limits::default() };
     spawn("admin", Box::pin(http::serve(listeners.admin, admin, limits, stop.clone())));
     spawn("realm refresh", Box::pin(refresh(service, redis, stop.clone())));
     if let Some((name, task)) = background {

@@ -32,7 +32,7 @@ pub struct RealmOptions {
     #[arg(long, env = "SMTP_PORT", value_name = "PORT")]
     smtp_port: Option<String>,
 
-    /// How the connection to it is protected: starttls, implicit, or plain (a mail server on this machine only)
+    /// How the connection to it is protected: starttls, implicit, or plain (codes travel in clear)
     /// [default: implicit on port 465, otherwise starttls]
     #[arg(long, env = "SMTP_SECURITY", value_name = "WAY")]
     smtp_security: Option<String>,

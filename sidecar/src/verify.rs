@@ -12,7 +12,7 @@ use crate::service::{ATTEMPTS, Service, within_bound};
 /// Accepts a code, at most once.
 ///
 /// # Errors
-/// Every reason that the contract names; nothing was accepted then.
+/// Every reason that the contract names. After [`Refusal::Unavailable`], the code may be used up all the same.
 pub async fn verify(service: &Service, username: &Username, code: &Code) -> Result<(), Refusal> {
     match within_bound(decide(service, username, code)).await? {
         Verdict::Accepted => Ok(()),

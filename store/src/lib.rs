@@ -5,6 +5,7 @@
 //! [`memory::MemoryStore`] keeps to the same rules within one process. [`publisher`] fills either of them.
 
 pub mod clock;
+mod link;
 pub mod memory;
 pub mod publisher;
 pub mod redis;
@@ -86,8 +87,10 @@ pub struct Inspection {
     pub node: String,
     /// Whether the node has been checked and everything is published: nothing needs to be refilled.
     pub ready: bool,
-    /// Whether the node holds no key at all, of anybody.
+    /// Whether nothing can have been lost that the node still knows something of: it holds no key at all.
     pub empty: bool,
+    /// What [`Store::begin_filling`] left on the node.
+    pub filling: String,
 }
 
 /// A store. Two kinds, one meaning: the conformance suite runs against both.
@@ -176,6 +179,14 @@ impl Store {
         delegate!(self, store => store.inspect())
     }
 
+    /// For the publisher: leaves a mark on the node that goes with everything else when the node is emptied.
+    ///
+    /// # Errors
+    /// When Redis does not answer.
+    pub async fn begin_filling(&self, mark: &str) -> Result<(), StoreError> {
+        delegate!(self, store => store.begin_filling(mark))
+    }
+
     /// For the publisher: what is there of these users, in their order.
     ///
     /// # Errors
@@ -219,8 +230,11 @@ impl Store {
     /// For the publisher: the realm is completely published, on the node of `inspection`.
     ///
     /// # Errors
-    /// When Redis does not answer, or is another node by now.
+    /// When Redis does not answer, is another node by now, or was emptied since.
     pub async fn stamp(&self, inspection: &Inspection) -> Result<(), StoreError> {
-        delegate!(self, store => store.stamp(inspection))
+        match self {
+            Self::Memory(store) => store.stamp(inspection),
+            Self::Redis(store) => store.stamp(inspection).await,
+        }
     }
 }

@@ -23,6 +23,7 @@ pub struct MemoryStore {
 struct Content {
     users: HashMap<Pseudonym, (Vec<u8>, UserState)>,
     realm: RealmSnapshot,
+    filling: String,
 }
 
 impl MemoryStore {
@@ -81,6 +82,7 @@ impl MemoryStore {
             node: "memory".to_owned(),
             ready: content.realm.complete,
             empty: content.users.is_empty() && content.realm == RealmSnapshot::default(),
+            filling: String::new(),
         }
     }
 
@@ -131,7 +133,16 @@ impl MemoryStore {
         }
     }
 
-    pub(crate) fn stamp(&self, _inspection: &Inspection) {
-        self.content().realm.complete = true;
+    pub(crate) fn begin_filling(&self, mark: &str) {
+        mark.clone_into(&mut self.content().filling);
+    }
+
+    pub(crate) fn stamp(&self, inspection: &Inspection) -> Result<(), StoreError> {
+        let mut content = self.content();
+        if content.filling != inspection.filling {
+            return Err(Undecided::NoState.into());
+        }
+        content.realm.complete = true;
+        Ok(())
     }
 }

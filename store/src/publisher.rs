@@ -35,6 +35,15 @@ pub enum Outcome {
     Conflict,
 }
 
+/// What becomes of users who are in the store and not in the list.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Others {
+    /// The list is complete: they are gone.
+    Remove,
+    /// Part of the list could not be read: they may be there.
+    Keep,
+}
+
 /// The publisher of one realm.
 #[derive(Debug)]
 pub struct Publisher {
@@ -178,17 +187,23 @@ impl Publisher {
         Ok(strangers.len())
     }
 
-    /// The store before anything is written to it, to be handed to [`Store::stamp`] after everything is.
+    /// The store before anything is written to it, to be handed to [`Store::stamp`] after everything is. Where a realm
+    /// has to be filled, this marks the beginning.
     ///
     /// A realm of which there is no user yet is as good as an empty node: whatever will be there was written after
     /// this, and says itself what may have been used before.
     ///
     /// # Errors
     /// When Redis does not answer.
-    pub async fn inspect(&self) -> Result<Inspection, StoreError> {
+    pub async fn begin(&self, random: &mut impl CryptoRng) -> Result<Inspection, StoreError> {
         let inspection = self.store.inspect().await?;
-        let empty = inspection.empty || (!inspection.ready && self.store.users().await?.is_empty());
-        Ok(Inspection { empty, ..inspection })
+        if inspection.ready {
+            return Ok(inspection);
+        }
+        let empty = inspection.empty || self.store.users().await?.is_empty();
+        let filling = format!("{:016x}", random.next_u64());
+        self.store.begin_filling(&filling).await?;
+        Ok(Inspection { empty, filling, ..inspection })
     }
 
     /// Makes the whole realm current, and says so to sidecars: what a refill after a loss consists of. Nothing of
@@ -200,16 +215,20 @@ impl Publisher {
         &self,
         realm: &RealmRecord,
         users: &[Desired],
+        others: Others,
         now: UnixMillis,
         random: &mut impl CryptoRng,
     ) -> Result<bool, StoreError> {
-        let inspection = self.inspect().await?;
+        let inspection = self.begin(random).await?;
         self.publish_realm(realm, now, random).await?;
         if self.publish(users, now, random).await?.contains(&Outcome::Conflict) {
             return Err(StoreError::Conflict);
         }
-        let keep = users.iter().map(|user| self.keys.pseudonym(&user.record.definition.username)).collect();
-        self.sweep(&keep).await?;
+        if others == Others::Remove {
+            let keep =
+                users.iter().map(|user| self.keys.pseudonym(&user.record.definition.username)).collect();
+            self.sweep(&keep).await?;
+        }
         if !inspection.ready {
             self.store.stamp(&inspection).await?;
         }

@@ -10,10 +10,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use redis::aio::{ConnectionManager, ConnectionManagerConfig};
-use redis::{
-    Client, ConnectionInfo, ErrorKind, FromRedisValue, IntoConnectionInfo, Pipeline, RedisError, Script,
-};
+use redis::{Client, ConnectionInfo, FromRedisValue, IntoConnectionInfo, Pipeline, Script};
 use twofactor_core::decision::{
     CLOCK_TOLERANCE, Factor, Issuance, Issue, THROTTLE, Undecided, Verdict, Verification,
 };
@@ -22,6 +19,7 @@ use twofactor_core::seal::Revision;
 use twofactor_core::time::UnixMillis;
 
 use crate::clock::Clock;
+use crate::link::Link;
 use crate::{Inspection, Publication, Published, RealmSnapshot, StoreError};
 
 /// How long one operation may take, retries included: a service behind us has its answer within a second.
@@ -39,7 +37,7 @@ pub struct RedisUrlError;
 /// A store in Redis; clones share one connection.
 #[derive(Clone)]
 pub struct RedisStore {
-    connection: ConnectionManager,
+    link: Arc<Link>,
     names: RealmNames,
     clock: Clock,
     scripts: Arc<Scripts>,
@@ -100,14 +98,7 @@ impl RedisStore {
     pub fn new(url: &str, names: RealmNames, clock: Clock) -> Result<Self, RedisUrlError> {
         let information: ConnectionInfo = url.into_connection_info().map_err(|_| RedisUrlError)?;
         let client = Client::open(information).map_err(|_| RedisUrlError)?;
-        let configuration = ConnectionManagerConfig::new()
-            .set_connection_timeout(Some(Duration::from_millis(400)))
-            .set_response_timeout(Some(Duration::from_millis(500)))
-            .set_number_of_retries(2)
-            .set_min_delay(Duration::from_millis(20))
-            .set_max_delay(Duration::from_millis(100));
-        let connection =
-            ConnectionManager::new_lazy_with_config(client, configuration).map_err(|_| RedisUrlError)?;
+        let link = Arc::new(Link::new(client)?);
         let publish_text = text(include_str!("scripts/publish.lua"));
         let scripts = Scripts {
             verify: Script::new(&verify_script()),
@@ -116,7 +107,7 @@ impl RedisStore {
             publish_text,
             stamp: Script::new(&text(include_str!("scripts/stamp.lua"))),
         };
-        Ok(Self { connection, names, clock, scripts: Arc::new(scripts), learned: Arc::default() })
+        Ok(Self { link, names, clock, scripts: Arc::new(scripts), learned: Arc::default() })
     }
 
     /// The store of another realm, over the same connection.
@@ -136,7 +127,8 @@ impl RedisStore {
     pub(crate) async fn confirm_absence(&self, user: &Pseudonym) -> Result<bool, StoreError> {
         let UserNames { record, state, .. } = self.names.user(user);
         let mut pipeline = redis::pipe();
-        pipeline.cmd("INFO").arg("server").cmd("INFO").arg("replication");
+        // In one transaction: a refill between two of these would make a loss look like an absence.
+        pipeline.atomic().cmd("INFO").arg("server").cmd("INFO").arg("replication");
         pipeline.exists(&record).exists(&state).hgetall(self.names.realm_meta());
         let (server, replication, record, state, meta): (String, String, bool, bool, Fields) =
             self.query_pipeline(&pipeline, OPERATION_TIMEOUT).await?;
@@ -238,8 +230,9 @@ impl RedisStore {
                 .arg(asked_at.millis())
                 .arg(millis(CLOCK_TOLERANCE));
             arguments(&mut call);
-            let mut connection = self.connection.clone();
-            within(OPERATION_TIMEOUT, async { call.invoke_async::<Answer>(&mut connection).await }).await
+            self.link
+                .run(OPERATION_TIMEOUT, async |mut link| call.invoke_async::<Answer>(&mut link).await)
+                .await
         };
         let mut answer = run().await?;
         if answer.0 == "unguarded" {
@@ -247,7 +240,11 @@ impl RedisStore {
             answer = run().await?;
         }
         match answer.0.as_str() {
-            "unguarded" => Err(Undecided::Unguarded.into()),
+            "unguarded" => {
+                // It may be a former master, while new connections lead to the present one.
+                self.link.renew();
+                Err(Undecided::Unguarded.into())
+            }
             "no-state" => Err(Undecided::NoState.into()),
             "stale" => {
                 Err(Undecided::Stale { current: Revision(answer.1.try_into().unwrap_or_default()) }.into())
@@ -265,19 +262,7 @@ impl RedisStore {
     }
 
     pub(crate) async fn inspect(&self) -> Result<Inspection, StoreError> {
-        let mut pipeline = redis::pipe();
-        pipeline
-            .cmd("INFO")
-            .arg("server")
-            .cmd("INFO")
-            .arg("replication")
-            .cmd("DBSIZE")
-            .hgetall(self.names.realm_meta());
-        let (server, replication, keys, meta): (String, String, u64, Fields) =
-            self.query_pipeline(&pipeline, BATCH_TIMEOUT).await?;
-        let node = node_identity(&server, &replication)?;
-        let ready = meta.contains_key("complete") && meta.contains_key(&format!("guard:{node}"));
-        Ok(Inspection { node, ready, empty: keys == 0 })
+        self.inspect_realms(std::slice::from_ref(&self.names)).await?.pop().ok_or(StoreError::Protocol)
     }
 
     /// [`crate::Store::inspect`] for several realms at once, in their order.
@@ -303,7 +288,12 @@ impl RedisStore {
                 let (complete, guard): (Option<String>, Option<String>) = read(&pair[0])?;
                 // A realm that was stamped after it was flushed has no record of its own.
                 let ready = complete.is_some() && guard.is_some() && read(&pair[1])?;
-                inspections.push(Inspection { node: node.clone(), ready, empty: keys == 0 });
+                inspections.push(Inspection {
+                    node: node.clone(),
+                    ready,
+                    empty: keys == 0,
+                    filling: String::new(),
+                });
             }
         }
         Ok(inspections)
@@ -331,6 +321,10 @@ impl RedisStore {
         let own = [self.names.realm_meta(), self.names.realm_record()];
         self.query::<()>(redis::cmd("UNLINK").arg(&own)).await?;
         self.remove(&self.users().await?).await
+    }
+
+    pub(crate) async fn begin_filling(&self, mark: &str) -> Result<(), StoreError> {
+        self.query(redis::cmd("HSET").arg(self.names.realm_meta()).arg("filling").arg(mark)).await
     }
 
     pub(crate) async fn published(&self, users: &[Pseudonym]) -> Result<Vec<Published>, StoreError> {
@@ -425,19 +419,22 @@ impl RedisStore {
 
     pub(crate) async fn stamp(&self, inspection: &Inspection) -> Result<(), StoreError> {
         let mut call = self.scripts.stamp.prepare_invoke();
-        call.key(self.names.realm_meta()).arg(&inspection.node).arg(u8::from(inspection.empty));
-        let mut connection = self.connection.clone();
-        let (word, _): Answer = within(OPERATION_TIMEOUT, call.invoke_async(&mut connection)).await?;
+        call.key(self.names.realm_meta())
+            .arg(&inspection.node)
+            .arg(u8::from(inspection.empty))
+            .arg(&inspection.filling);
+        let (word, _): Answer =
+            self.link.run(OPERATION_TIMEOUT, async |mut link| call.invoke_async(&mut link).await).await?;
         match word.as_str() {
             "stamped" => Ok(()),
             "another-node" => Err(Undecided::Unguarded.into()),
+            "lost" => Err(Undecided::NoState.into()),
             _ => Err(StoreError::Protocol),
         }
     }
 
     async fn query<T: FromRedisValue>(&self, command: &redis::Cmd) -> Result<T, StoreError> {
-        let mut connection = self.connection.clone();
-        within(OPERATION_TIMEOUT, command.query_async(&mut connection)).await
+        self.link.run(OPERATION_TIMEOUT, async |mut link| command.query_async(&mut link).await).await
     }
 
     async fn query_pipeline<T: FromRedisValue>(
@@ -445,8 +442,7 @@ impl RedisStore {
         pipeline: &Pipeline,
         bound: Duration,
     ) -> Result<T, StoreError> {
-        let mut connection = self.connection.clone();
-        within(bound, pipeline.query_async(&mut connection)).await
+        self.link.run(bound, async |mut link| pipeline.query_async(&mut link).await).await
     }
 }
 
@@ -458,16 +454,6 @@ impl std::fmt::Debug for RedisStore {
 
 fn read<T: FromRedisValue>(value: &redis::Value) -> Result<T, StoreError> {
     T::from_redis_value(value.clone()).map_err(|_| StoreError::Protocol)
-}
-
-async fn within<T>(
-    bound: Duration,
-    operation: impl Future<Output = redis::RedisResult<T>>,
-) -> Result<T, StoreError> {
-    match tokio::time::timeout(bound, operation).await {
-        Ok(result) => Ok(result?),
-        Err(_) => Err(RedisError::from((ErrorKind::Io, "no answer in time")).into()),
-    }
 }
 
 /// Who a node is: its process, and its reign as a master. The scripts compute the same.

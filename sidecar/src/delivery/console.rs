@@ -5,9 +5,8 @@ use twofactor_core::user::UserDefinition;
 use super::Message;
 
 /// Shows what would have been sent.
-#[expect(clippy::print_stdout, reason = "showing codes on the console is what this channel is for")]
 pub(super) fn show(user: &UserDefinition, message: &Message<'_>) {
-    println!(
+    say!(
         "[{} to {:?}] {}",
         user.delivery_method.name(),
         user.username.as_str(),

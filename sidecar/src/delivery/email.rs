@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 use lettre::message::{Mailbox, header::ContentType};
+use lettre::transport::smtp::Error as SmtpError;
 use lettre::transport::smtp::authentication::Credentials;
 use lettre::transport::smtp::client::{Certificate, CertificateStore, Tls, TlsParameters};
-use lettre::transport::smtp::{Error as SmtpError, PoolConfig};
 use lettre::{Address, AsyncSmtpTransport, AsyncTransport, Tokio1Executor};
 use std::sync::Arc;
 use twofactor_core::realm::{SmtpSecurity, SmtpSettings};
@@ -15,16 +15,15 @@ use twofactor_core::user::EmailAddress;
 
 use super::{DeliveryError, Message};
 
-/// For each exchange with the server, connecting included.
-const STEP_TIMEOUT: Duration = Duration::from_secs(3);
+/// For a connection to the server to be made.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// For a whole delivery.
 const DELIVERY_TIMEOUT: Duration = Duration::from_secs(10);
-/// Connections kept, and so deliveries at the same time over kept ones.
-const CONNECTIONS: u32 = 8;
 
 type Transport = AsyncSmtpTransport<Tokio1Executor>;
 
-/// Sends mail, over connections that are kept as long as the settings stay the same.
+/// Sends mail, each over a connection of its own: a kept one, after a delivery that broke off, would answer the next
+/// delivery with what belongs to the last.
 #[derive(Debug, Default)]
 pub(super) struct EmailSender {
     current: ArcSwapOption<Prepared>,
@@ -87,8 +86,7 @@ fn transport(settings: &SmtpSettings) -> Result<Transport, DeliveryError> {
     let mut builder = Transport::builder_dangerous(&settings.server)
         .port(settings.port)
         .tls(tls)
-        .timeout(Some(STEP_TIMEOUT))
-        .pool_config(PoolConfig::new().max_size(CONNECTIONS));
+        .timeout(Some(CONNECT_TIMEOUT));
     if let Some(username) = &settings.username {
         let password = settings.password.as_ref().map(|password| password.expose_secret().to_owned());
         builder = builder.credentials(Credentials::new(username.clone(), password.unwrap_or_default()));
@@ -107,7 +105,7 @@ fn tls_parameters(settings: &SmtpSettings) -> Result<TlsParameters, DeliveryErro
     builder.build_rustls().map_err(|_| DeliveryError::Misconfigured("TLS towards the mail server"))
 }
 
-/// The server's own words go to the log; they may repeat an address, but never a code or a password.
+/// The status goes to the log; the server's own words, which may repeat an address, do not.
 fn classify(error: &SmtpError) -> DeliveryError {
     if error.is_timeout() {
         DeliveryError::TimedOut

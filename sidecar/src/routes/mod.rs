@@ -148,11 +148,15 @@ async fn generate_route(service: Arc<Service>, request: Request) -> Response {
     answer(&service, "/auth/generate", async {
         require(&request.method, &Method::POST)?;
         let username = body::generate_request(&request.query, &request.headers, &request.body?)?;
-        let result = generate(&service, &username).await;
-        let outcome = result.as_ref().map_or_else(Refusal::name, |_| "delivered");
-        let channel = result.as_ref().ok().map(|generated| generated.channel.name());
-        conclude(&service, "generate", outcome, username.as_str(), channel, &origin);
-        let generated = result?;
+        let work = service.clone();
+        let generated = to_its_end(async move {
+            let result = generate(&work, &username).await;
+            let outcome = result.as_ref().map_or_else(Refusal::name, |_| "delivered");
+            let channel = result.as_ref().ok().map(|generated| generated.channel.name());
+            conclude(&work, "generate", outcome, username.as_str(), channel, &origin);
+            result
+        })
+        .await?;
         let otp_code = service.expose_codes.then(|| generated.code.expose_secret().to_owned());
         Ok(json(&GenerateReply { otp_code, expires_at: rfc3339(generated.expires_at) }))
     })
@@ -186,10 +190,14 @@ async fn verify_route(service: Arc<Service>, request: Request) -> Response {
         let mut fields = Fields::parse(&request.headers, &request.body?)?;
         let (username, code) = (fields.username()?, fields.code()?);
         fields.finish()?;
-        let result = verify(&service, &username, &code).await;
-        let outcome = result.as_ref().map_or_else(Refusal::name, |()| "accepted");
-        conclude(&service, "verify", outcome, username.as_str(), None, &origin);
-        result?;
+        let work = service.clone();
+        to_its_end(async move {
+            let result = verify(&work, &username, &code).await;
+            let outcome = result.as_ref().map_or_else(Refusal::name, |()| "accepted");
+            conclude(&work, "verify", outcome, username.as_str(), None, &origin);
+            result
+        })
+        .await?;
         Ok(json(&VerifyReply { success: true }))
     })
     .await
@@ -217,6 +225,16 @@ fn json(reply: &impl Serialize) -> Response {
     let mut response = warp::reply::json(reply).into_response();
     response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     response
+}
+
+/// Work that goes on when the client hangs up: a decision that was made is in the log and in the metrics.
+async fn to_its_end<T: Send + 'static>(
+    work: impl Future<Output = Result<T, Refusal>> + Send + 'static,
+) -> Result<T, Refusal> {
+    tokio::spawn(work).await.unwrap_or_else(|error| {
+        tracing::error!(%error, "a request ended in the middle");
+        Err(Refusal::Internal)
+    })
 }
 
 /// Runs a route, turns its refusal into an answer, and counts it.

@@ -2,7 +2,8 @@
 -- spaces. Leaves: who this node is, what its clock says, and helpers.
 
 -- The process (run_id) and its reign as a master (master_replid changes with every promotion): writes can only
--- have been lost when one of the two has changed.
+-- have been lost when one of the two has changed. The latter also changes when the first replica is attached, and when
+-- none has been for `repl-backlog-ttl`; that costs a check, and a minute of refused codes, without any loss.
 local function node_identity()
   local run = string.match(redis.call('INFO', 'server'), 'run_id:(%x+)')
   local reign = string.match(redis.call('INFO', 'replication'), 'master_replid:(%x+)')

@@ -13,11 +13,15 @@ end
 redis.call('HSET', KEYS[2], 'revision', ARGV[2])
 redis.call('SET', KEYS[1], ARGV[3])
 if ARGV[5] == '1' then
+  -- Burned with their steps: the same digits must not be issued, or come from an authenticator, once more.
+  local burned = tonumber(redis.call('HGET', KEYS[2], 'until'))
   local log = redis.call('HGETALL', KEYS[3])
   for index = 1, #log, 2 do
     local entry = read_entry(log[index + 1])
     entry.consumed = true
     write_entry(KEYS[3], log[index], entry)
+    burned = math.max(burned, end_of(entry.step, entry.period))
   end
+  redis.call('HSET', KEYS[2], 'until', whole(burned))
 end
 return { 'published', 0 }

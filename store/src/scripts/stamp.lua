@@ -1,9 +1,12 @@
 -- Says that this node has been checked, and drops the guards of all others: a node that comes back as master
 -- has to be checked again.
 -- KEYS: realm meta
--- ARGV: the node that was checked, whether it was empty when the check began (1 or 0)
+-- ARGV: the node that was checked, whether it was empty when the check began (1 or 0), the mark of this filling
 local node = node_identity()
 if node ~= ARGV[1] then return { 'another-node', 0 } end
+-- Gone when the node was emptied while it was being filled, or when another filling has begun since.
+if redis.call('HGET', KEYS[1], 'filling') ~= ARGV[3] then return { 'lost', 0 } end
+redis.call('HDEL', KEYS[1], 'filling')
 local since = 0
 if ARGV[2] ~= '1' then since = clock() end
 for _, field in ipairs(redis.call('HKEYS', KEYS[1])) do

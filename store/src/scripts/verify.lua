@@ -21,8 +21,9 @@ for number in string.gmatch(ARGV[8], '%d+') do
 end
 
 local function accept(step, step_period)
-  if state[4] then redis.call('HDEL', state_key, 'failures:' .. caller, 'blocked:' .. caller) end
+  -- First of all what burns the code: where Redis is out of memory, this is refused, and nothing was accepted.
   redis.call('HSET', state_key, 'until', whole(math.max(accepted_until, end_of(step, step_period))))
+  if state[4] then redis.call('HDEL', state_key, 'failures:' .. caller, 'blocked:' .. caller) end
   return { 'accepted', 0 }
 end
 

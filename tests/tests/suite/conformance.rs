@@ -49,6 +49,8 @@ both_stores!(
     a_clock_that_is_off_decides_nothing,
     a_code_of_another_step_than_the_stores_is_not_issued,
     a_changed_destination_burns_the_codes_in_flight,
+    a_code_sent_to_an_old_address_is_not_made_good_by_asking_again,
+    a_realm_that_was_emptied_while_it_was_filled_is_not_complete,
     a_seed_that_is_not_fresh_refuses_whatever_could_have_been_used,
     a_code_is_not_issued_in_the_step_of_a_loss,
     only_a_completely_published_realm_knows_who_is_absent,
@@ -370,6 +372,43 @@ async fn a_changed_destination_burns_the_codes_in_flight(world: World) {
     record.definition.issuer = Some("Another".to_owned());
     let person = world.publish(record, false).await;
     assert_eq!(world.verify(&person, "kms", &code).await.unwrap(), Verdict::Accepted);
+}
+
+async fn a_code_sent_to_an_old_address_is_not_made_good_by_asking_again(world: World) {
+    let person = world.person("alice", Email).await;
+    let to_old_address = issued(&world, &person, "kms").await;
+    let mut record = person.record.clone();
+    record.definition.email = Some("alice@elsewhere.example".to_owned().try_into().unwrap());
+    let person = world.publish(record.clone(), false).await;
+    // The step has one code only: another caller would be sent the digits that the old address has.
+    let consumed = Issue::Consumed { retry_after: Duration::from_secs(30) };
+    for caller in ["kms", "hub"] {
+        assert_eq!(world.issue(&person, caller, LIFETIME).await.unwrap(), consumed);
+    }
+    assert_ne!(world.verify(&person, "hub", &to_old_address).await.unwrap(), Verdict::Accepted);
+    record.definition.delivery_method = App;
+    let person = world.publish(record, false).await;
+    assert_eq!(world.verify(&person, "kms", &to_old_address).await.unwrap(), Verdict::Used);
+}
+
+async fn a_realm_that_was_emptied_while_it_was_filled_is_not_complete(world: World) {
+    let alice = world.person("alice", Email).await;
+    let empty = async || match &world.store {
+        Store::Memory(store) => store.clear(),
+        Store::Redis(_) => world.redis().flush_all().await,
+    };
+    empty().await;
+    let inspection = world.publisher.begin(&mut crate::world::random()).await.unwrap();
+    world.publish(alice.record.clone(), false).await;
+    empty().await;
+    assert!(world.store.stamp(&inspection).await.is_err());
+    assert!(world.store.confirm_absence(&alice.pseudonym).await.is_err());
+    assert!(!world.store.inspect().await.unwrap().ready);
+    // Nor does a filling that began before another one speak for that.
+    let first = world.publisher.begin(&mut crate::world::random()).await.unwrap();
+    let second = world.publisher.begin(&mut crate::world::random()).await.unwrap();
+    assert!(world.store.stamp(&first).await.is_err());
+    world.store.stamp(&second).await.unwrap();
 }
 
 async fn a_seed_that_is_not_fresh_refuses_whatever_could_have_been_used(world: World) {

@@ -372,3 +372,52 @@ async fn web_pages_from_elsewhere_are_not_answered() {
         assert_eq!(reply.status, expected, "{headers:?}: {}", reply.body);
     }
 }
+
+#[tokio::test]
+async fn a_client_that_hangs_up_leaves_its_line_in_the_log() {
+    use tokio::io::AsyncWriteExt;
+    let dev = dev().await;
+    let address = dev.api.base_url().strip_prefix("http://").unwrap().to_owned();
+    let body = json!({ "username": "alice", "otp_code": "000000" }).to_string();
+    let request = format!(
+        "POST /auth/verify HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    for _ in 0..4 {
+        let mut stream = tokio::net::TcpStream::connect(&address).await.unwrap();
+        stream.write_all(request.as_bytes()).await.unwrap();
+    }
+    // What was counted is what was logged: the fifth failure blocks only if the four before were.
+    let failures = async || dev.sidecar.process().stderr().matches("outcome=\"invalid-code\"").count();
+    let counted = async || {
+        let metrics = dev.sidecar.admin().get("/metrics").await.body;
+        let name = "twofactor_decisions_total{operation=\"verify\",outcome=\"invalid-code\"} ";
+        metrics.lines().find_map(|line| line.strip_prefix(name)).map_or(0, |number| number.parse().unwrap())
+    };
+    twofactor_tests::wait::eventually(Duration::from_secs(5), "every line", async || {
+        let (logged, counted): (usize, usize) = (failures().await, counted().await);
+        if logged == counted && logged > 0 {
+            Ok(())
+        } else {
+            Err(format!("{logged} lines, {counted} counted"))
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn clients_that_do_not_read_do_not_keep_the_probes_out() {
+    use tokio::io::AsyncWriteExt;
+    let dev = dev().await;
+    let address = dev.sidecar.admin().base_url().strip_prefix("http://").unwrap().to_owned();
+    let mut held = Vec::new();
+    for _ in 0..70 {
+        let mut stream = tokio::net::TcpStream::connect(&address).await.unwrap();
+        let _ = stream.write_all("GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n".repeat(50).as_bytes()).await;
+        held.push(stream);
+    }
+    twofactor_tests::wait::eventually(Duration::from_secs(20), "a probe to get through", async || {
+        dev.sidecar.admin().try_raw("GET", "/livez", &[], "").await.map(|reply| assert_eq!(reply.status, 200))
+    })
+    .await;
+}

@@ -364,3 +364,27 @@ async fn a_realm_of_another_master_key_is_left_alone() {
     assert_eq!(other.api().generate("alice").await.status, 200);
     assert_eq!(owner.api().generate("alice").await.status, 200);
 }
+
+#[tokio::test]
+async fn a_manifest_with_a_typing_error_costs_nobody_their_seed() {
+    let redis = RedisServer::start().await;
+    let (folder, path) = manifests(&[("a.yaml", &user("carol", "deliveryMethod: app"))]);
+    let key = folder.path().join("master-key").to_str().unwrap().to_owned();
+    let start = || {
+        let arguments = ["dev", &path, "--master-key-file", &key];
+        SidecarProcess::builder().args(arguments).env("REDIS_URL", &redis.url()).start()
+    };
+    let first = start().await;
+    let line = first.process().wait_for_line("otpauth://", BOUND).await;
+    let seed = line.split("secret=").nth(1).and_then(|rest| rest.split('&').next()).unwrap().to_owned();
+    drop(first);
+    fs::write(folder.path().join("a.yaml"), user("carol", "deliveryMethod: appp")).unwrap();
+    let second = start().await;
+    assert!(second.process().stderr().contains("spec.deliveryMethod"));
+    drop(second);
+    fs::write(folder.path().join("a.yaml"), user("carol", "deliveryMethod: app")).unwrap();
+    let third = start().await;
+    let code = twofactor_tests::process::run(tools::find("oathtool"), &["--totp", "--base32", &seed]);
+    assert_eq!(third.api().verify("carol", code.trim()).await.status, 200);
+    assert!(!third.process().stdout().contains("otpauth://"), "{}", third.process().stdout());
+}

@@ -6,6 +6,7 @@ use redis::AsyncCommands;
 use twofactor_core::decision::{Undecided, Verdict};
 use twofactor_core::user::DeliveryMethod::{App, Email};
 use twofactor_store::StoreError;
+use twofactor_store::clock::Clock;
 use twofactor_tests::redis::{AppendFsync, RedisServer};
 
 use crate::world::{START, STEP, World};
@@ -162,4 +163,39 @@ async fn a_node_that_was_replica_and_became_master_again_has_to_be_checked_again
     replica_of("NO", "ONE").exec_async(&mut connection).await.unwrap();
     let verdict = world.verify(&carol, "kms", &wrong).await;
     assert!(unguarded(&verdict), "{verdict:?}");
+}
+
+#[tokio::test]
+async fn a_redis_without_memory_accepts_nothing_rather_than_without_counting() {
+    let world = World::in_redis().await;
+    let person = world.person("carol", App).await;
+    let (wrong, right) = (person.wrong_code(world.now()), person.code_at(world.now(), 0));
+    assert_eq!(world.verify(&person, "kms", &wrong).await.unwrap(), Verdict::Wrong);
+    let mut connection = world.redis().connect().await;
+    let mut limit = async |bytes: &str| {
+        let mut command = redis::cmd("CONFIG");
+        command.arg("SET").arg("maxmemory").arg(bytes).exec_async(&mut connection).await.unwrap();
+    };
+    limit("1mb").await;
+    for code in [&wrong, &right, &wrong, &right] {
+        let verdict = world.verify(&person, "kms", code).await;
+        assert!(matches!(verdict, Err(StoreError::Unavailable(_))), "{verdict:?}");
+    }
+    limit("0").await;
+    assert_eq!(world.verify(&person, "kms", &right).await.unwrap(), Verdict::Accepted);
+}
+
+#[tokio::test]
+async fn a_login_that_was_refused_is_tried_again() {
+    let redis = RedisServer::start().await;
+    let url = redis.url().replace("redis://", "redis://late:a-password@");
+    let store = twofactor_store::redis::RedisStore::new(&url, crate::world::names(), Clock::System).unwrap();
+    let store = twofactor_store::Store::Redis(store);
+    let refused = store.realm().await;
+    assert!(matches!(refused, Err(StoreError::Unavailable(_))), "{refused:?}");
+    let mut command = redis::cmd("ACL");
+    command.arg("SETUSER").arg("late").arg("on").arg(">a-password").arg("~*").arg("+@all");
+    command.exec_async(&mut redis.connect().await).await.unwrap();
+    twofactor_tests::wait::eventually(Duration::from_secs(10), "the login", async || store.realm().await)
+        .await;
 }

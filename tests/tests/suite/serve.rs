@@ -246,6 +246,7 @@ async fn without_redis_the_answer_is_503_within_a_second_and_recovery_needs_no_r
             .fill(
                 &RealmRecord::default(),
                 &[twofactor_store::publisher::Desired { record: person.record.clone(), fresh: false }],
+                twofactor_store::publisher::Others::Remove,
                 Clock::System.now(),
                 &mut random(),
             )

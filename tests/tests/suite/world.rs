@@ -22,7 +22,7 @@ use twofactor_core::totp::{Totp, TotpParameters};
 use twofactor_core::user::{DeliveryMethod, UserDefinition};
 use twofactor_store::clock::Clock;
 use twofactor_store::memory::MemoryStore;
-use twofactor_store::publisher::{Desired, Outcome, Publisher};
+use twofactor_store::publisher::{Desired, Others, Outcome, Publisher};
 use twofactor_store::redis::RedisStore;
 use twofactor_store::{Store, StoreError};
 use twofactor_tests::redis::RedisServer;
@@ -155,7 +155,7 @@ impl World {
     pub(crate) async fn fill_with(&self, realm: &RealmRecord, people: &[&Person]) {
         let users: Vec<Desired> =
             people.iter().map(|person| Desired { record: person.record.clone(), fresh: false }).collect();
-        self.publisher.fill(realm, &users, self.now(), &mut random()).await.unwrap();
+        self.publisher.fill(realm, &users, Others::Remove, self.now(), &mut random()).await.unwrap();
     }
 
     /// The person as published now.

@@ -17,7 +17,7 @@ use twofactor_core::totp::TotpParameters;
 use twofactor_core::user::{DeliveryMethod, UserDefinition};
 use twofactor_store::Store;
 use twofactor_store::clock::Clock;
-use twofactor_store::publisher::{Desired, Publisher};
+use twofactor_store::publisher::{Desired, Others, Publisher};
 use twofactor_store::redis::{RedisStore, verify_script};
 use twofactor_tests::http::ApiClient;
 use twofactor_tests::redis::RedisServer;
@@ -60,7 +60,7 @@ impl Realm {
         let publisher = Publisher::new(store, key.keys(&id));
         let user = Desired { record: record.clone(), fresh: true };
         publisher
-            .fill(&RealmRecord::default(), &[user], Clock::System.now(), random)
+            .fill(&RealmRecord::default(), &[user], Others::Remove, Clock::System.now(), random)
             .await
             .expect("to publish");
         let pseudonym = publisher.keys().pseudonym(&record.definition.username);
