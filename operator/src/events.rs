@@ -63,7 +63,7 @@ pub struct Events {
 }
 
 impl Events {
-    /// Where notices are left, and what has to be given to [`write`]. `instance` is the name of this process.
+    /// Where notices are left, and what has to be given to [`write()`]. `instance` is the name of this process.
     #[must_use]
     pub fn new(instance: &str, clock: Clock, dropped: IntCounter) -> (Self, Receiver<Event>) {
         let (sender, receiver) = mpsc::channel(WAITING);

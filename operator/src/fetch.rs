@@ -76,7 +76,7 @@ pub async fn import(
     let Some(reference) = &user.spec.secret_ref else { return Ok(None) };
     Ok(Some(match get(client, user, &reference.name).await? {
         Some(secret) => build::read_seed(&secret, &reference.key),
-        None => Err(Unusable::NoSecret { secret: reference.name.clone() }),
+        None => Err(Unusable::NoSecret { secret: reference.name.clone(), key: reference.key.clone() }),
     }))
 }
 

@@ -29,10 +29,12 @@ pub enum Found {
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum Unusable {
     /// There is no such Secret.
-    #[error("the Secret {secret} does not exist")]
+    #[error("the Secret {secret}, whose key {key} is to be imported, does not exist")]
     NoSecret {
         /// Which one.
         secret: String,
+        /// The key that is wanted.
+        key: String,
     },
     /// It has no such key.
     #[error("the Secret {secret} has no key {key}")]

@@ -79,16 +79,17 @@ pub async fn run(context: Arc<Context>, stop: CancellationToken) {
     let mut next_sweep = Instant::now();
     while !stop.is_cancelled() {
         let removed = remove(&context).await;
-        let mut swept = Ok(());
+        let mut swept = Ok(true);
         if removed.is_ok() && Instant::now() >= next_sweep {
             swept = sweep_all(&context).await;
             Metrics::count(&context.metrics.sweeps, swept.is_ok());
-            if swept.is_ok() {
+            if matches!(swept, Ok(true)) {
                 next_sweep = Instant::now() + jittered(SAFETY_NET, &mut context.random());
             }
         }
         let patience = match (removed, swept) {
-            (Ok(()), Ok(())) => next_sweep.saturating_duration_since(Instant::now()),
+            (Ok(()), Ok(true)) => next_sweep.saturating_duration_since(Instant::now()),
+            (Ok(()), Ok(false)) => RETRY,
             (Err(error), _) | (_, Err(error)) => {
                 // The guard says so where everybody sees it.
                 tracing::debug!(%error, "cannot remove from Redis what is gone; trying again");
@@ -121,7 +122,8 @@ async fn remove(context: &Context) -> Result<(), StoreError> {
     Ok(())
 }
 
-async fn sweep_all(context: &Context) -> Result<(), StoreError> {
+/// Tells whether every realm was swept.
+async fn sweep_all(context: &Context) -> Result<bool, StoreError> {
     let known = context.realms.store().realms(&context.realms.installation).await?;
     // A realm whose users are all gone is looked after like the others, as long as there is its namespace.
     for realm in &known {
@@ -133,13 +135,16 @@ async fn sweep_all(context: &Context) -> Result<(), StoreError> {
         context.realms.store_of(&realm).remove_realm().await?;
         tracing::info!(%realm, "removed a realm whose namespace is gone from Redis");
     }
+    let mut complete = true;
     for realm in context.realms.all() {
-        // One that is being filled is swept at the end of that.
+        // One that is being filled is swept at the end of that; one that nobody has looked at yet comes a little later.
         if realm.readiness() == Readiness::Ready {
             sweep(context, &realm).await?;
+        } else {
+            complete = false;
         }
     }
-    Ok(())
+    Ok(complete)
 }
 
 #[cfg(test)]

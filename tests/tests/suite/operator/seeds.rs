@@ -1,5 +1,7 @@
 //! Seeds: made once, never twice; restored, followed, or missed aloud.
 
+use std::time::Duration;
+
 use twofactor_tests::wait::eventually;
 
 use super::cluster::{BOUND, Cluster, app_user, user};
@@ -118,7 +120,11 @@ async fn a_secret_of_somebody_else_is_neither_used_nor_touched() {
     assert!(reply.status == 401 || reply.status == 404, "{}", reply.body);
     // Out of the way, the user gets a Secret.
     let _ = cluster.kubectl(&["delete", "secret", "carol-totp"]);
-    cluster.wait_ready("carol").await;
+    // Secrets of others are not watched, but looked at now and then.
+    eventually(Duration::from_secs(90), "carol to get a Secret", async || {
+        cluster.ready("carol").filter(|(status, ..)| status == "True")
+    })
+    .await;
     assert_ne!(cluster.seed("carol"), OTHER_SEED);
 }
 
