@@ -54,9 +54,18 @@ fn is_complete(answer: &[u8]) -> bool {
     answer.last() == Some(&b'}') && answer.windows(4).any(|window| window == b"\r\n\r\n")
 }
 
-/// Memory of a process, in MiB.
+/// Memory of a process now, in MiB.
 pub(crate) fn resident_mebibytes(pid: i32) -> u64 {
+    memory(pid, "VmRSS:")
+}
+
+/// The most memory that a process ever had, in MiB.
+pub(crate) fn peak_mebibytes(pid: i32) -> u64 {
+    memory(pid, "VmHWM:")
+}
+
+fn memory(pid: i32, field: &str) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("the process' status");
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("its memory");
+    let line = status.lines().find_map(|line| line.strip_prefix(field)).expect("its memory");
     line.split_whitespace().next().and_then(|number| number.parse::<u64>().ok()).expect("a number") / 1024
 }

@@ -1,10 +1,12 @@
-//! `make bench`: what a verify costs, beside what Redis alone takes for the same script on the same machine.
+//! `make bench`: what a verify costs, beside what Redis alone takes for the same script, and what the operator takes
+//! for many users, beside a bare client that makes the same writes; all on the same machine in the same run.
 //!
-//! Enters: nothing but the release binary of the sidecar and a real Redis. Leaves: a table with rate and latency of
-//! both at 1, 16 and 64 connections, and their ratios. Absolute figures depend on the machine; the ratios should not.
+//! Enters: release binaries, a real Redis and a real API server; `verify` or `operator` as an argument chooses one
+//! part. Leaves: tables. Absolute figures depend on the machine; the ratios should not.
 
 mod floor;
 mod load;
+mod operator;
 mod realm;
 
 use std::time::Duration;
@@ -24,8 +26,24 @@ struct Figures {
     p99: Duration,
 }
 
+const USERS: [usize; 2] = [1_000, 10_000];
+
 #[tokio::main]
 async fn main() {
+    let part = std::env::args().nth(1);
+    let is_wanted = |name: &str| part.as_deref().is_none_or(|part| part == name);
+    if is_wanted("verify") {
+        verify().await;
+    }
+    if is_wanted("operator") {
+        operator::print_head();
+        for users in USERS {
+            operator::run(users).await;
+        }
+    }
+}
+
+async fn verify() {
     let redis = RedisServer::start().await;
     let realm = Realm::publish(&redis).await;
     let credentials = realm.credentials(&redis);
