@@ -8,7 +8,8 @@ use twofactor_tests::wait::eventually;
 use super::cluster::{BOUND, Cluster, app_user, user};
 
 /// The steps of `twofactor_operator::crash`, which a reconcile of a new user passes; and those of one that is repaired.
-const NEW_USER: [&str; 5] = ["started", "fetched", "secret-created", "published", "status-written"];
+const NEW_USER: [&str; 6] =
+    ["started", "fetched", "secret-created", "predecessor-removed", "published", "status-written"];
 const ROTATED_USER: [&str; 5] = ["started", "fetched", "secret-updated", "published", "status-written"];
 
 /// Lets an operator run into its death.
