@@ -1,13 +1,13 @@
 //! QR codes of `otpauth` URIs. Enters: a secret text. Leaves: a PNG picture, or characters for a terminal.
 
-use qrcode::{Color, EcLevel, QrCode};
+use fast_qr::{ECL, QRBuilder};
 use thiserror::Error;
 
 use crate::secret::SecretText;
 
 /// Light modules around the code: readers need four (ISO/IEC 18004 §9.1).
 const QUIET_ZONE: usize = 4;
-/// Pixels of a module's side, enough to be photographed from a screen.
+/// Pixels of a module's side, enough to be photographed from a screen. The PNG relies on it being the bits of a byte.
 const SCALE: usize = 8;
 
 /// The text does not fit into the largest QR code.
@@ -27,16 +27,14 @@ impl QrPicture {
     /// # Errors
     /// When `text` is longer than what a QR code holds: 2,953 bytes.
     pub fn encode(text: &SecretText) -> Result<Self, QrError> {
-        let bytes = text.expose_secret().as_bytes();
-        let code = QrCode::with_error_correction_level(bytes, EcLevel::M)
-            .or_else(|_| QrCode::with_error_correction_level(bytes, EcLevel::L))
-            .map_err(|_| QrError)?;
-        let inner = code.width();
-        let width = inner + 2 * QUIET_ZONE;
+        let encode = |level| QRBuilder::new(text.expose_secret()).ecl(level).build();
+        let code = encode(ECL::M).or_else(|_| encode(ECL::L)).map_err(|_| QrError)?;
+        let width = code.size + 2 * QUIET_ZONE;
         let mut dark = vec![false; width * width];
-        for (index, color) in code.to_colors().into_iter().enumerate() {
-            let (row, column) = (index / inner + QUIET_ZONE, index % inner + QUIET_ZONE);
-            dark[row * width + column] = color == Color::Dark;
+        for row in 0..code.size {
+            for column in 0..code.size {
+                dark[(row + QUIET_ZONE) * width + column + QUIET_ZONE] = code[row][column].value();
+            }
         }
         Ok(Self { dark, width })
     }
@@ -49,13 +47,12 @@ impl QrPicture {
     #[must_use]
     pub fn png(&self) -> Vec<u8> {
         let side = self.width * SCALE;
-        let row_bytes = side.div_ceil(8);
-        let mut pixels = vec![0xff; row_bytes * side];
-        for y in 0..side {
-            for x in 0..side {
-                if self.is_dark(y / SCALE, x / SCALE) {
-                    pixels[y * row_bytes + x / 8] &= !(0x80 >> (x % 8));
-                }
+        // A module is as wide as a byte of one-bit pixels, and eight rows high.
+        let mut pixels = Vec::with_capacity(self.width * side);
+        for modules in self.dark.chunks_exact(self.width) {
+            let row: Vec<u8> = modules.iter().map(|dark| if *dark { 0x00 } else { 0xff }).collect();
+            for _ in 0..SCALE {
+                pixels.extend(&row);
             }
         }
         let mut file = Vec::new();
@@ -64,6 +61,9 @@ impl QrPicture {
         let mut encoder = png::Encoder::new(&mut file, side, side);
         encoder.set_color(png::ColorType::Grayscale);
         encoder.set_depth(png::BitDepth::One);
+        encoder.set_compression(png::Compression::Fast);
+        // Seven rows of eight are the one above again.
+        encoder.set_filter(png::Filter::Up);
         encoder
             .write_header()
             .and_then(|mut writer| writer.write_image_data(&pixels))
