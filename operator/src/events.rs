@@ -23,8 +23,12 @@ use crate::api;
 
 /// Events that wait to be written.
 const WAITING: usize = 1000;
-/// Between two events: users come first.
+/// Between two events.
 const PAUSE: Duration = Duration::from_millis(20);
+/// Between two events when many wait: then many users are being reconciled, and they come first.
+const LONG_PAUSE: Duration = Duration::from_millis(200);
+/// How many are many.
+const MANY: usize = 50;
 /// How long the last events may take when the process ends.
 const DRAIN: Duration = Duration::from_secs(2);
 
@@ -111,7 +115,8 @@ fn event(instance: &str, now: Timestamp, regarding: &ObjectReference, notice: No
 pub async fn write(client: Client, mut events: Receiver<Event>, stop: CancellationToken) {
     while let Some(Some(event)) = stop.run_until_cancelled(events.recv()).await {
         write_one(&client, &event).await;
-        stop.run_until_cancelled(tokio::time::sleep(PAUSE)).await;
+        let pause = if events.len() > MANY { LONG_PAUSE } else { PAUSE };
+        stop.run_until_cancelled(tokio::time::sleep(pause)).await;
     }
     events.close();
     let rest = async {
