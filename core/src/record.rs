@@ -26,6 +26,17 @@ pub struct UserRecord {
     pub definition: UserDefinition,
     /// Absent while the user's Secret is missing or unusable.
     pub seed: Option<Seed>,
+    /// Whose seed it is, for the publisher; absent where nobody has to restore it.
+    pub provenance: Option<Provenance>,
+}
+
+/// What tells a user's seed from one that somebody of the same name had, and from an earlier one of theirs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Provenance {
+    /// The UID of the object that declares the user.
+    pub owner: String,
+    /// The request for a new seed that this one answers.
+    pub rotation: Option<String>,
 }
 
 /// Why a sealed record gave no value.
@@ -45,6 +56,8 @@ struct SealedUser {
     definition: UserDefinition,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     seed: Option<SecretText>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    provenance: Option<Provenance>,
 }
 
 impl UserRecord {
@@ -62,8 +75,11 @@ impl UserRecord {
         revision: Revision,
         random: &mut impl CryptoRng,
     ) -> Vec<u8> {
-        let content =
-            SealedUser { definition: self.definition.clone(), seed: self.seed.as_ref().map(Seed::to_base32) };
+        let content = SealedUser {
+            definition: self.definition.clone(),
+            seed: self.seed.as_ref().map(Seed::to_base32),
+            provenance: self.provenance.clone(),
+        };
         let plaintext = to_plaintext(&content, LARGEST_USER);
         seal::seal(keys, Subject::User(pseudonym), revision, &plaintext, random)
     }
@@ -86,7 +102,7 @@ impl UserRecord {
             Some(text) => Some(Seed::from_base32(text.expose_secret()).map_err(|_| RecordError::Content)?),
             None => None,
         };
-        Ok((opened.revision, Self { definition: content.definition, seed }))
+        Ok((opened.revision, Self { definition: content.definition, seed, provenance: content.provenance }))
     }
 }
 
@@ -129,6 +145,7 @@ mod tests {
                 issuer: None,
             },
             seed,
+            provenance: Some(Provenance { owner: "uid".to_owned(), rotation: None }),
         }
     }
 

@@ -84,6 +84,15 @@ impl Applied {
             _ => None,
         }
     }
+
+    /// The request for a new seed that this one answers.
+    #[must_use]
+    pub fn rotated(&self) -> Option<&str> {
+        match &self.outcome {
+            Outcome::Seed { rotated, .. } => rotated.as_deref(),
+            _ => None,
+        }
+    }
 }
 
 /// Decides about the seed of `user` and makes the Secret hold it.
@@ -98,7 +107,7 @@ pub async fn apply(
     fetched: Fetched,
 ) -> Result<Applied, ApplyError> {
     let applying = Applying { context, realm, user, definition, name: labels::secret_name(&user.name_any()) };
-    let had_secret = fetch::had_secret(user);
+    let had_secret = fetched.had_secret;
     let rotated = user.status.as_ref().and_then(|status| status.rotated.as_deref());
     let mut own = fetched.own;
     for _ in 0..ATTEMPTS {
@@ -112,7 +121,7 @@ pub async fn apply(
         match (decide(&situation, &applying.name), own) {
             (Decision::Create(origin), _) => {
                 let record = origin == Origin::Record;
-                let seed = match applying.origin(origin).await {
+                let seed = match applying.origin(origin, rotated).await {
                     Ok(seed) => seed,
                     Err(outcome) => return Ok(Applied::nothing(outcome)),
                 };
@@ -182,19 +191,37 @@ impl Applying<'_> {
     }
 
     /// The seed for a Secret that is to be created, or why there is none.
-    async fn origin(&self, origin: Origin) -> Result<Source, Outcome> {
+    async fn origin(&self, origin: Origin, rotated: Option<&str>) -> Result<Source, Outcome> {
         match origin {
+            // From before this process: it may have got as far as publishing a seed and no further.
+            Origin::New if self.rotate().is_none() && self.is_from_before() => {
+                match self.published(None).await? {
+                    Some(seed) => Ok(Source::Restored(seed)),
+                    None => Ok(Source::Made(Seed::generate(&mut self.context.random()))),
+                }
+            }
             Origin::New => Ok(Source::Made(Seed::generate(&mut self.context.random()))),
             Origin::Imported(seed) => Ok(Source::Imported(seed)),
-            Origin::Record => {
-                let pseudonym = self.realm.publisher.keys().pseudonym(&self.definition.username);
-                let record = self.realm.publisher.current(pseudonym).await.map_err(|_| Outcome::Store)?;
-                record
-                    .and_then(|record| record.seed)
-                    .map(Source::Restored)
-                    .ok_or_else(|| Outcome::Refused(Refusal::Lost { secret: self.name.clone() }))
-            }
+            Origin::Record => self
+                .published(rotated)
+                .await?
+                .map(Source::Restored)
+                .ok_or_else(|| Outcome::Refused(Refusal::Lost { secret: self.name.clone() })),
         }
+    }
+
+    /// Whether the user was there when this process began.
+    fn is_from_before(&self) -> bool {
+        let created = self.user.metadata.creation_timestamp.as_ref();
+        created.is_none_or(|created| created.0.as_millisecond() < self.context.started)
+    }
+
+    /// The seed that the store has of this very user, of this rotation.
+    async fn published(&self, rotated: Option<&str>) -> Result<Option<Seed>, Outcome> {
+        let pseudonym = self.realm.publisher.keys().pseudonym(&self.definition.username);
+        let record = self.realm.publisher.current(pseudonym).await.map_err(|_| Outcome::Store)?;
+        let wanted = Some(crate::reconcile::provenance(self.user, rotated));
+        Ok(record.filter(|record| record.provenance == wanted).and_then(|record| record.seed))
     }
 
     /// Creates the Secret; nothing when there is one already.

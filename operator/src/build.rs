@@ -60,9 +60,7 @@ pub fn classify(secret: &Secret, user: &TwoFactorUser) -> Found {
     };
     match owner {
         Some(owner) if Some(&owner.uid) == user.metadata.uid.as_ref() => {
-            if secret.metadata.deletion_timestamp.is_some() {
-                return Found::Leaving;
-            }
+            // One that is being deleted still holds the seed, and is restored when it is gone.
             Found::Ours {
                 seed: read_seed(secret, labels::SECRET_KEY_SEED),
                 rotated: secret.annotations().get(labels::ROTATED_ANNOTATION).cloned(),

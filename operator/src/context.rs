@@ -22,6 +22,7 @@ use crate::index::Index;
 use crate::metrics::Metrics;
 use crate::queue::{Queue, UserRef, user_ref};
 use crate::realms::Realms;
+use crate::watch::Scopes;
 
 /// Shared by everything in the process.
 pub struct Context {
@@ -53,6 +54,10 @@ pub struct Context {
     pub metrics: Metrics,
     /// The clock.
     pub clock: Clock,
+    /// When this process began, in milliseconds since the epoch.
+    pub started: i64,
+    /// The namespaces that are looked at.
+    pub scopes: Scopes,
 }
 
 impl Context {
@@ -97,6 +102,8 @@ struct Line {
     secret: Option<String>,
     /// Versions of the Secret that were seen while the user was being looked at.
     seen_meanwhile: Vec<Option<String>>,
+    /// Whether there was a Secret with a seed that is the user's.
+    seeded: bool,
     /// The status that was last written.
     status: Option<u64>,
 }
@@ -128,7 +135,9 @@ impl Ledger {
 
     /// The Secret was read, or written, in this version.
     pub fn secret_written(&self, user: &UserRef, version: Option<String>) {
-        self.lines().entry(user.clone()).or_default().secret = version;
+        if let Some(line) = self.lines().get_mut(user) {
+            line.secret = version;
+        }
     }
 
     /// The watch shows the Secret in this version, or gone. Tells whether the user has to be looked at.
@@ -157,7 +166,9 @@ impl Ledger {
 
     /// This status is about to be written.
     pub fn status_written(&self, user: &UserRef, status: &TwoFactorUserStatus) {
-        self.lines().entry(user.clone()).or_default().status = Some(digest(status));
+        if let Some(line) = self.lines().get_mut(user) {
+            line.status = Some(digest(status));
+        }
     }
 
     /// Whether this is the status that was written here.
@@ -165,6 +176,25 @@ impl Ledger {
     pub fn is_own_status(&self, user: &UserRef, status: Option<&TwoFactorUserStatus>) -> bool {
         let written = self.lines().get(user).and_then(|line| line.status);
         written.is_some() && written == status.map(digest)
+    }
+
+    /// Whether this is the status that was written here last, or none was.
+    #[must_use]
+    pub fn agrees(&self, user: &UserRef, status: &TwoFactorUserStatus) -> bool {
+        self.lines().get(user).and_then(|line| line.status).is_none_or(|written| written == digest(status))
+    }
+
+    /// There is a Secret with a seed that is the user's.
+    pub fn seeded(&self, user: &UserRef) {
+        if let Some(line) = self.lines().get_mut(user) {
+            line.seeded = true;
+        }
+    }
+
+    /// Whether this process knows of a Secret with a seed that was the user's.
+    #[must_use]
+    pub fn has_seed(&self, user: &UserRef) -> bool {
+        self.lines().get(user).is_some_and(|line| line.seeded)
     }
 
     /// The user is gone.
@@ -212,6 +242,8 @@ mod tests {
         let status =
             TwoFactorUserStatus { username: Some("alice".to_owned()), ..TwoFactorUserStatus::default() };
         assert!(!ledger.is_own_status(&alice, Some(&status)));
+        ledger.begin(&alice);
+        assert!(ledger.agrees(&alice, &status));
         ledger.status_written(&alice, &status);
         assert!(ledger.is_own_status(&alice, Some(&status)));
         assert!(!ledger.is_own_status(&alice, None));

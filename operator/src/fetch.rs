@@ -9,6 +9,7 @@ use twofactor_core::seed::Seed;
 
 use crate::api::{self, ApiError};
 use crate::build;
+use crate::context::Context;
 use crate::seed::{Found, Unusable};
 
 /// Why nothing could be read.
@@ -28,6 +29,8 @@ pub struct Fetched {
     pub own: Option<Own>,
     /// The seed that the user imports, if they do.
     pub import: Option<Result<Seed, Unusable>>,
+    /// Whether the user has had a Secret before.
+    pub had_secret: bool,
 }
 
 /// A user's Secret, as it was found.
@@ -50,9 +53,12 @@ pub fn had_secret(user: &TwoFactorUser) -> bool {
 ///
 /// # Errors
 /// When the API server does not tell.
-pub async fn fetch(client: &Client, user: &TwoFactorUser) -> Result<Fetched, FetchError> {
-    let own = if had_secret(user) { Some(own(client, user).await?) } else { None };
-    Ok(Fetched { own, import: import(client, user).await? })
+pub async fn fetch(context: &Context, user: &TwoFactorUser) -> Result<Fetched, FetchError> {
+    // The status may be late, or have failed to be written, although this process knows better.
+    let had_secret = had_secret(user) || context.ledger.has_seed(&context.reference(user));
+    let client = &context.client;
+    let own = if had_secret { Some(own(client, user).await?) } else { None };
+    Ok(Fetched { own, import: import(client, user).await?, had_secret })
 }
 
 /// Reads the user's own Secret.

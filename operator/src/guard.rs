@@ -66,6 +66,9 @@ impl Guard {
             Ok(inspections) => {
                 self.tell(true, None);
                 for (realm, inspection) in realms.into_iter().zip(inspections) {
+                    if inspection.ready && !realm.is_introduced() && !self.introduce(&realm).await {
+                        continue;
+                    }
                     self.inspected(realm, &inspection);
                 }
             }
@@ -76,6 +79,18 @@ impl Guard {
                 }
             }
         }
+    }
+
+    /// Publishes the realm's own record: the configuration may be another than that of the process before.
+    async fn introduce(&self, realm: &Realm) -> bool {
+        let (now, random) = (self.context.clock.now(), &mut self.context.random());
+        match realm.publisher.publish_realm(&self.context.realm_record, now, random).await {
+            Ok(_) => realm.introduce(),
+            Err(error) => {
+                tracing::warn!(namespace = realm.namespace, %error, "the realm's policy could not be published");
+            }
+        }
+        realm.is_introduced()
     }
 
     fn tell(&mut self, up: bool, error: Option<&twofactor_store::StoreError>) {
@@ -123,6 +138,7 @@ impl Guard {
                     PERIOD.saturating_mul(1_u32.checked_shl(*count).unwrap_or(u32::MAX)).min(LONGEST_PAUSE);
                 (*count, *at) = (count.saturating_add(1), Instant::now() + pause);
             }
+            Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
             Err(error) => tracing::error!(%error, "a refill ended in the middle"),
         }
     }

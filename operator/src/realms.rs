@@ -60,6 +60,8 @@ struct Memory {
     settled: HashSet<String>,
     /// Whether a refill is under way.
     refilling: bool,
+    /// Whether this process has published the realm's own record.
+    introduced: bool,
 }
 
 impl Realm {
@@ -128,6 +130,17 @@ impl Realm {
         self.memory().settled.contains(uid)
     }
 
+    /// Whether this process has published the realm's own record.
+    #[must_use]
+    pub fn is_introduced(&self) -> bool {
+        self.memory().introduced
+    }
+
+    /// The realm's own record is as this process wants it.
+    pub fn introduce(&self) {
+        self.memory().introduced = true;
+    }
+
     /// Begins a refill, unless one is under way.
     #[must_use]
     pub fn begin_refill(&self) -> bool {
@@ -177,6 +190,8 @@ struct State {
     realms: HashMap<String, Arc<Realm>>,
     /// Realms whose namespace is gone, but not yet their keys.
     abandoned: HashSet<RealmId>,
+    /// Namespaces whose realm was asked for once.
+    asked_for: HashSet<String>,
 }
 
 impl Realms {
@@ -205,6 +220,11 @@ impl Realms {
         };
         let id = RealmId::from_str(&uid).map_err(|_| RealmError::Identifier)?;
         let mut state = self.state();
+        if state.namespaces.get(namespace).is_some_and(|known| *known != uid) {
+            // Another one has taken its place meanwhile.
+            return Err(RealmError::Gone);
+        }
+        state.asked_for.insert(namespace.to_owned());
         let realm =
             state.realms.entry(namespace.to_owned()).or_insert_with(|| Arc::new(self.realm(namespace, id)));
         self.news.notify_one();
@@ -260,15 +280,17 @@ impl Realms {
         self.state().realms.values().cloned().collect()
     }
 
-    /// A namespace is there. Tells whether it takes the place of another one of the same name, whose realm is given up.
+    /// A namespace is there. Tells whether it takes the place of another one of the same name, whose realm is given up,
+    /// so that its users have to be looked at again.
     pub fn namespace_seen(&self, name: &str, uid: &str) -> bool {
         let mut state = self.state();
         if state.namespaces.get(name).is_some_and(|known| known == uid) {
             return false;
         }
-        let replaced = state.abandon(name, Some(uid));
+        state.abandon(name, Some(uid));
         state.namespaces.insert(name.to_owned(), uid.to_owned());
-        replaced
+        let is_realm = state.realms.get(name).is_some_and(|realm| realm.id.as_str() == uid);
+        state.asked_for.contains(name) && !is_realm
     }
 
     /// The namespace that is this realm.

@@ -10,7 +10,7 @@ use kube::{Resource, ResourceExt};
 use thiserror::Error;
 use twofactor_api::validate::validate;
 use twofactor_api::{TwoFactorUser, labels};
-use twofactor_core::record::UserRecord;
+use twofactor_core::record::{Provenance, UserRecord};
 use twofactor_core::user::UserDefinition;
 use twofactor_store::publisher::Desired;
 
@@ -75,6 +75,8 @@ pub async fn reconcile(user: Arc<TwoFactorUser>, context: Arc<Context>) -> Resul
     let reference = context.reference(&user);
     let begun = Instant::now();
     context.queue.taken(&reference);
+    // What was asked for until now is answered by this look, so it has to be one at what is there now.
+    let Some(user) = context.users.get(&reference) else { return Ok(Action::await_change()) };
     context.ledger.begin(&reference);
     crash::point(Step::Started);
     let result = pass(&user, &context).await;
@@ -125,7 +127,13 @@ async fn pass(user: &TwoFactorUser, context: &Context) -> Result<(Action, Waitin
             return Ok(again(context, SAFETY_NET, Waiting::Settled));
         }
     };
-    let fetched = fetch::fetch(&context.client, user).await?;
+    let fetched = match fetch::fetch(context, user).await {
+        Ok(fetched) => fetched,
+        Err(error) => {
+            disable(context, &realm, user, &definition).await;
+            return Err(error.into());
+        }
+    };
     if let Some(own) = &fetched.own {
         let version = own.secret.as_ref().and_then(ResourceExt::resource_version);
         context.ledger.secret_written(&context.reference(user), version);
@@ -134,6 +142,7 @@ async fn pass(user: &TwoFactorUser, context: &Context) -> Result<(Action, Waitin
     let applied = match apply::apply(context, &realm, user, &definition, fetched).await {
         Ok(applied) => applied,
         Err(error) => {
+            disable(context, &realm, user, &definition).await;
             tell_refused(user, context, &definition, &error).await;
             return Err(error.into());
         }
@@ -143,7 +152,14 @@ async fn pass(user: &TwoFactorUser, context: &Context) -> Result<(Action, Waitin
         tell(user, context, &report, Vec::new()).await?;
         return Err(PublishError::Away.into());
     }
-    let record = UserRecord { definition: definition.clone(), seed: applied.seed().cloned() };
+    if applied.seed().is_some() {
+        context.ledger.seeded(&context.reference(user));
+    }
+    let record = UserRecord {
+        definition: definition.clone(),
+        seed: applied.seed().cloned(),
+        provenance: Some(provenance(user, applied.rotated())),
+    };
     let fresh = matches!(applied.outcome, Seeding::Seed { fresh: true, .. });
     let uid = user.uid().unwrap_or_default();
     let published =
@@ -157,6 +173,27 @@ async fn pass(user: &TwoFactorUser, context: &Context) -> Result<(Action, Waitin
     crash::point(Step::StatusWritten);
     published?;
     Ok(looking_again)
+}
+
+/// Whose seed it is that a record holds.
+#[must_use]
+pub fn provenance(user: &TwoFactorUser, rotation: Option<&str>) -> Provenance {
+    Provenance { owner: user.uid().unwrap_or_default(), rotation: rotation.map(str::to_owned) }
+}
+
+/// Disables a user whose Secret is in the way: that must not wait. The published record keeps its seed.
+async fn disable(context: &Context, realm: &Realm, user: &TwoFactorUser, definition: &UserDefinition) {
+    if definition.enabled {
+        return;
+    }
+    let pseudonym = realm.publisher.keys().pseudonym(&definition.username);
+    let Ok(Some(record)) = realm.publisher.current(pseudonym).await else { return };
+    let record = UserRecord { definition: definition.clone(), ..record };
+    let uid = user.uid().unwrap_or_default();
+    if let Err(error) = publish::publish(context, realm, &uid, Desired { record, fresh: false }, false).await
+    {
+        tracing::debug!(%error, "a user could not be disabled yet");
+    }
 }
 
 /// Whether the user is one who can be served at all; otherwise what to tell them.
@@ -175,6 +212,7 @@ fn admit(user: &TwoFactorUser, context: &Context, realm: &Realm) -> Result<UserD
         // What was valid before is not served any longer; the removal is carried out in the background.
         if let Some((username, true)) = context.index().claim_of(&realm.namespace, &user.name_any()) {
             realm.vacate(realm.publisher.keys().pseudonym(&username));
+            context.removals.notify_one();
         }
         let errors: Vec<String> = errors.iter().map(ToString::to_string).collect();
         turned_away(Told::no("Invalid", errors.join("; ")))
@@ -290,8 +328,8 @@ async fn tell(
     for notice in notices.into_iter().chain(status::notices(user.status.as_ref(), &new)) {
         context.events.tell(&regarding, notice);
     }
-    if user.status.as_ref() != Some(&new) {
-        let reference = context.reference(user);
+    let reference = context.reference(user);
+    if user.status.as_ref() != Some(&new) || !context.ledger.agrees(&reference, &new) {
         context.ledger.status_written(&reference, &new);
         status::write(&context.client, user, &new).await?;
     }

@@ -25,6 +25,7 @@ use crate::context::Context;
 use crate::fetch::{self, FetchError};
 use crate::queue::user_ref;
 use crate::realms::Realm;
+use crate::reconcile::provenance;
 use crate::seed::Found;
 use crate::sweep;
 
@@ -59,6 +60,7 @@ pub async fn refill(context: &Context, realm: &Realm) -> Result<usize, RefillErr
         return Ok(0);
     }
     realm.publisher.publish_realm(&context.realm_record, now, &mut context.random()).await?;
+    realm.introduce();
 
     let mut done = HashSet::new();
     if has_anybody(context, realm) {
@@ -114,13 +116,19 @@ fn was_published(realm: &Realm, user: &TwoFactorUser) -> bool {
     fetch::had_secret(user) || realm.is_settled(user.metadata.uid.as_deref().unwrap_or_default())
 }
 
+/// What a Secret, or an import, gives a user.
+struct OwnSeed {
+    seed: Option<Seed>,
+    rotated: Option<String>,
+}
+
 /// The users of a page of Secrets, with the seeds.
-fn owners_of(context: &Context, page: &ObjectList<Secret>) -> Vec<(Arc<TwoFactorUser>, Option<Seed>)> {
+fn owners_of(context: &Context, page: &ObjectList<Secret>) -> Vec<(Arc<TwoFactorUser>, OwnSeed)> {
     let owner = |secret: &Secret| {
         let (namespace, name) = (secret.namespace()?, secret.name_any());
         let user = context.users.get(&user_ref(&namespace, name.strip_suffix(labels::SECRET_SUFFIX)?))?;
         match build::classify(secret, &user) {
-            Found::Ours { seed, .. } => Some((user, seed.ok())),
+            Found::Ours { seed, rotated } => Some((user, OwnSeed { seed: seed.ok(), rotated })),
             _ => None,
         }
     };
@@ -128,17 +136,20 @@ fn owners_of(context: &Context, page: &ObjectList<Secret>) -> Vec<(Arc<TwoFactor
 }
 
 /// The record of a user who is valid, owns their username, and has been published before.
-fn record(context: &Context, realm: &Realm, user: &TwoFactorUser, seed: Option<Seed>) -> Option<UserRecord> {
+fn record(context: &Context, realm: &Realm, user: &TwoFactorUser, own: OwnSeed) -> Option<UserRecord> {
     let definition = validate(user).ok()?;
     let uid = user.metadata.uid.as_deref()?;
     let wanted = was_published(realm, user) && context.owns(&realm.namespace, &definition.username, uid);
-    wanted.then_some(UserRecord { definition, seed })
+    // As a reconcile tells it: without a seed there is nothing that was rotated.
+    let rotated = own.rotated.filter(|_| own.seed.is_some());
+    let provenance = Some(provenance(user, rotated.as_deref()));
+    wanted.then_some(UserRecord { definition, seed: own.seed, provenance })
 }
 
 async fn publish(context: &Context, realm: &Realm, desired: &[Desired]) -> Result<(), StoreError> {
     for _ in 0..ATTEMPTS {
         let now = context.clock.now();
-        let outcomes = realm.publisher.publish(desired, now, &mut context.random()).await?;
+        let outcomes = realm.publisher.renew(desired, now, &mut context.random()).await?;
         if !outcomes.contains(&Outcome::Conflict) {
             return Ok(());
         }
@@ -157,9 +168,11 @@ async fn fill_others(context: &Context, realm: &Realm, done: &HashSet<String>) -
         }
         let _alone = realm.gate.write().await;
         let imported = fetch::import(&context.client, &user).await?;
-        let Some(record) = record(context, realm, &user, imported.clone().and_then(Result::ok)) else {
-            continue;
+        let own = OwnSeed {
+            seed: imported.clone().and_then(Result::ok),
+            rotated: user.annotations().get(labels::ROTATE_ANNOTATION).cloned(),
         };
+        let Some(record) = record(context, realm, &user, own) else { continue };
         let pseudonym = realm.publisher.keys().pseudonym(&record.definition.username);
         // A record may be all that is left of a seed whose Secret is gone: it is not overwritten, and the user is looked at.
         let is_known = realm.publisher.current(pseudonym).await?.is_some();

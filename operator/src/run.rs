@@ -223,6 +223,8 @@ async fn prepare(
         events: events_in,
         metrics,
         clock: Clock::System,
+        started: i64::try_from(Clock::System.now().millis()).unwrap_or(i64::MAX),
+        scopes: Scopes(configuration.namespaces.clone()),
     });
     Ok(Prepared { context, writer, queue, credentials, events })
 }

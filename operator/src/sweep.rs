@@ -127,7 +127,10 @@ async fn sweep_all(context: &Context) -> Result<bool, StoreError> {
     let known = context.realms.store().realms(&context.realms.installation).await?;
     // A realm whose users are all gone is looked after like the others, as long as there is its namespace.
     for realm in &known {
-        if let Some(namespace) = context.realms.namespace_of(realm) {
+        // Users of other namespaces are somebody else's to look after.
+        if let Some(namespace) = context.realms.namespace_of(realm)
+            && context.scopes.cover(&namespace)
+        {
             let _ = context.realms.of(&namespace).await;
         }
     }

@@ -151,6 +151,12 @@ impl Scopes {
         self.0.len().max(1)
     }
 
+    /// Whether users of this namespace are looked after.
+    #[must_use]
+    pub fn cover(&self, namespace: &str) -> bool {
+        self.0.is_empty() || self.0.iter().any(|name| name == namespace)
+    }
+
     fn contains(&self, number: usize, namespace: Option<&str>) -> bool {
         self.0.get(number).is_none_or(|name| Some(name.as_str()) == namespace)
     }
@@ -258,6 +264,10 @@ impl Users {
             let first = !index.has_users(&namespace);
             (first, index.apply(&namespace, Entry::of(&user)))
         };
+        if old.is_none() {
+            // Whoever was asked for under this name before was somebody else.
+            self.context.queue.taken(&reference);
+        }
         let news = old.is_none_or(|old| self.is_news(&reference, &old, &user));
         // After a start everybody is looked at, but nobody new should wait for that.
         let urgency = if is_settled(&user) { Urgency::Later } else { Urgency::Now };
@@ -417,7 +427,11 @@ fn namespace_seen(context: &Context, namespace: &PartialObjectMeta<Namespace>) {
     if context.realms.namespace_seen(&name, &namespace.uid().unwrap_or_default()) {
         // Another namespace of the same name: what was published belongs to the old one.
         context.removals.notify_one();
-        for user in context.index().names(&name) {
+        let users = context.index().names(&name);
+        if !users.is_empty() {
+            let _ = context.credentials.send(name.clone());
+        }
+        for user in users {
             context.queue.push(user_ref(&name, &user));
         }
     }

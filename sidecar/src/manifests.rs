@@ -213,7 +213,10 @@ impl Users {
             };
             let ours = matches!(source, SeedSource::Ours) && book.fresh.contains_key(username);
             let fresh = ours && book.offered.insert(username.clone());
-            desired.push(Desired { record: UserRecord { definition: definition.clone(), seed }, fresh });
+            desired.push(Desired {
+                record: UserRecord { definition: definition.clone(), seed, provenance: None },
+                fresh,
+            });
         }
         Ok(desired)
     }

@@ -96,6 +96,30 @@ impl Publisher {
         now: UnixMillis,
         random: &mut impl CryptoRng,
     ) -> Result<Vec<Outcome>, StoreError> {
+        self.write(users, false, now, random).await
+    }
+
+    /// Makes users current under new revisions, also where nothing is different: sidecars may have seen higher ones
+    /// than a node knows that has lost writes.
+    ///
+    /// # Errors
+    /// As [`Publisher::publish`].
+    pub async fn renew(
+        &self,
+        users: &[Desired],
+        now: UnixMillis,
+        random: &mut impl CryptoRng,
+    ) -> Result<Vec<Outcome>, StoreError> {
+        self.write(users, true, now, random).await
+    }
+
+    async fn write(
+        &self,
+        users: &[Desired],
+        renew: bool,
+        now: UnixMillis,
+        random: &mut impl CryptoRng,
+    ) -> Result<Vec<Outcome>, StoreError> {
         let pseudonyms: Vec<Pseudonym> =
             users.iter().map(|user| self.keys.pseudonym(&user.record.definition.username)).collect();
         let published = self.store.published(&pseudonyms).await?;
@@ -103,7 +127,8 @@ impl Publisher {
         let mut batch = Vec::new();
         let mut positions = Vec::new();
         for (position, (user, published)) in users.iter().zip(published).enumerate() {
-            if let Some(publication) = self.difference(user, pseudonyms[position], &published, now, random) {
+            let difference = self.difference(user, pseudonyms[position], &published, renew, now, random);
+            if let Some(publication) = difference {
                 batch.push(publication);
                 positions.push(position);
             }
@@ -124,12 +149,14 @@ impl Publisher {
         desired: &Desired,
         pseudonym: Pseudonym,
         published: &Published,
+        renew: bool,
         now: UnixMillis,
         random: &mut impl CryptoRng,
     ) -> Option<Publication> {
         let known =
             published.sealed.as_ref().and_then(|sealed| UserRecord::open(&self.keys, pseudonym, sealed).ok());
-        if let Some((revision, record)) = &known
+        if !renew
+            && let Some((revision, record)) = &known
             && Some(*revision) == published.revision
             && *record == desired.record
         {
@@ -221,7 +248,7 @@ impl Publisher {
     ) -> Result<bool, StoreError> {
         let inspection = self.begin(random).await?;
         self.publish_realm(realm, now, random).await?;
-        if self.publish(users, now, random).await?.contains(&Outcome::Conflict) {
+        if self.write(users, !inspection.ready, now, random).await?.contains(&Outcome::Conflict) {
             return Err(StoreError::Conflict);
         }
         if others == Others::Remove {

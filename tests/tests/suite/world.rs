@@ -78,6 +78,7 @@ pub(crate) fn record(username: &str, method: DeliveryMethod) -> UserRecord {
             issuer: None,
         },
         seed: Some(Seed::generate(&mut random())),
+        provenance: None,
     }
 }
 

@@ -54,6 +54,7 @@ impl Realm {
                 issuer: None,
             },
             seed: Some(Seed::generate(random)),
+            provenance: None,
         };
         let store =
             Store::Redis(RedisStore::new(&redis.url(), names.clone(), Clock::System).expect("a Redis URL"));

@@ -84,3 +84,16 @@ async fn a_deletion_while_the_operator_is_gone_leaves_no_key() {
     eventually(BOUND, "the sweep", async || cluster.user_keys().await.len() * 3 == before).await;
     assert_eq!(cluster.sidecar().await.verify_seed("dora", &cluster.seed("dora")).await.status, 200);
 }
+
+#[tokio::test]
+async fn a_secret_deleted_after_a_crash_is_restored_though_no_status_tells_of_it() {
+    let cluster = Cluster::start().await;
+    cluster.apply(&app_user("carol"));
+    die_at(&cluster, "published").await;
+    let seed = cluster.seed("carol");
+    assert_eq!(cluster.get("tfu", "carol").unwrap()["status"], serde_json::Value::Null);
+    let _ = cluster.kubectl(&["delete", "secret", "carol-totp"]);
+    let _operator = cluster.operator().start().await;
+    cluster.wait_ready("carol").await;
+    assert_eq!(cluster.seed("carol"), seed, "a second seed");
+}

@@ -258,3 +258,71 @@ async fn an_object_that_cannot_be_read_stops_nobody_else() {
     cluster.apply(&app_user("erin"));
     cluster.wait_ready("erin").await;
 }
+
+#[tokio::test]
+async fn a_changed_configuration_is_published_by_the_next_process() {
+    let cluster = Cluster::start().await;
+    let operator = cluster.operator().start().await;
+    cluster.apply(&user("alice", "email: alice@example.org"));
+    cluster.wait_ready("alice").await;
+    let sidecar = cluster.sidecar().await;
+    let reply = sidecar.api.generate("alice").await;
+    assert_eq!(reply.status, 400, "{}", reply.body);
+    drop(operator);
+    let mail = twofactor_tests::mail::MailServer::start().await;
+    let _operator = cluster
+        .operator()
+        .env("SMTP_SERVER", "localhost")
+        .env("SMTP_PORT", &mail.port().to_string())
+        .env("SMTP_SECURITY", "plain")
+        .env("SMTP_FROM_EMAIL", "otp@example.org")
+        .start()
+        .await;
+    eventually(BOUND, "a mail", async || sidecar.api.generate("alice").await.status == 200).await;
+    let mail = mail.wait_for_message("alice@example.org", BOUND).await;
+    let code = mail.text.lines().next().unwrap().rsplit(' ').next().unwrap().to_owned();
+    assert_eq!(sidecar.api.verify("alice", &code).await.status, 200);
+}
+
+#[tokio::test]
+async fn operators_of_different_namespaces_leave_each_others_users_alone() {
+    let (one, two) = (Cluster::start().await, Cluster::start().await);
+    // One Redis and one installation: only the namespaces differ.
+    let other = || {
+        let arguments = ["--namespace", &two.namespace, "--operator-namespace", &one.home];
+        twofactor_tests::operator::OperatorProcess::builder(&one.kubeconfig)
+            .args(arguments)
+            .env("REDIS_URL", &one.redis.url())
+            .start()
+    };
+    let _first = one.operator().start().await;
+    one.apply(&app_user("carol"));
+    one.wait_ready("carol").await;
+    let second = other().await;
+    two.apply(&app_user("dora"));
+    two.wait_ready("dora").await;
+    // Sweeps happen at a start.
+    drop(second);
+    let _second = other().await;
+    two.apply(&app_user("erin"));
+    two.wait_ready("erin").await;
+    assert_eq!(one.user_keys().await.iter().filter(|key| key.ends_with(":rec")).count(), 3);
+    let sidecar = one.sidecar().await;
+    assert_eq!(sidecar.verify_seed("carol", &one.seed("carol")).await.status, 200);
+}
+
+#[tokio::test]
+async fn yesterdays_record_is_renewed_also_when_nothing_in_it_has_changed() {
+    let cluster = Cluster::start().await;
+    let _operator = cluster.operator().start().await;
+    cluster.apply(&app_user("carol"));
+    cluster.wait_ready("carol").await;
+    redis::cmd("SAVE").exec_async(&mut cluster.redis.connect().await).await.unwrap();
+    // The same record once more, under a higher revision, which the sidecar sees.
+    cluster.redis.flush_all().await;
+    let (sidecar, seed) = (cluster.sidecar().await, cluster.seed("carol"));
+    sidecar.wait_accepted("carol", &seed).await;
+    cluster.redis.kill();
+    cluster.redis.restart().await;
+    sidecar.wait_accepted("carol", &seed).await;
+}

@@ -144,3 +144,24 @@ async fn a_recreated_user_waits_for_the_predecessors_secret_and_gets_a_new_seed(
     assert_ne!(new, seed);
     sidecar.wait_accepted("carol", &new).await;
 }
+
+#[tokio::test]
+async fn a_secret_that_is_slow_to_go_keeps_its_seed() {
+    let (cluster, _operator, seed) = with_carol().await;
+    let finalizer = |value: &str| {
+        let patch = format!("{{\"metadata\":{{\"finalizers\":{value}}}}}");
+        cluster.kubectl(&["patch", "secret", "carol-totp", "--type=merge", "-p", &patch])
+    };
+    let _ = finalizer("[\"example.org/slow\"]");
+    let _ = cluster.kubectl(&["delete", "secret", "carol-totp", "--wait=false"]);
+    let sidecar = cluster.sidecar().await;
+    assert_eq!(sidecar.verify_seed("carol", &seed).await.status, 200);
+    let _ = finalizer("null");
+    eventually(BOUND, "the Secret to be another one", async || {
+        let secret = cluster.get("secret", "carol-totp")?;
+        secret["metadata"]["deletionTimestamp"].is_null().then_some(())
+    })
+    .await;
+    assert_eq!(cluster.seed("carol"), seed);
+    cluster.wait_ready("carol").await;
+}
