@@ -57,18 +57,18 @@ pub(crate) async fn run(users: usize) {
         .env("REDIS_URL", &redis.url())
         .start()
         .await;
-    let ready = format!("twofactor_users{{ready=\"true\"}} {users}");
-    eventually(BOUND, "all users to be ready", async || {
+    // A look at a user ends with the status that says that they are ready. The number of those who are is counted once
+    // a second only, so it is asked for afterwards.
+    let count = async |name: &str| {
         operator.process().assert_running();
         let metrics = operator.admin().get("/metrics").await.body;
-        let found = metrics
-            .lines()
-            .find(|line| line.starts_with("twofactor_users{ready=\"true\"}"))
-            .map(str::to_owned);
-        if found.as_deref() == Some(&ready) { Ok(()) } else { Err(format!("{found:?}")) }
-    })
-    .await;
+        metrics.lines().find_map(|line| line.strip_prefix(name)?.trim().parse::<usize>().ok()).unwrap_or(0)
+    };
+    let looked = "controller_runtime_reconcile_total{controller=\"twofactoruser\",result=\"success\"}";
+    eventually(BOUND, "all users to be looked at", async || count(looked).await >= users).await;
     let took = began.elapsed();
+    let ready = async || count("twofactor_users{ready=\"true\"}").await == users;
+    eventually(Duration::from_secs(5), "all users to be ready", ready).await;
     let pid = operator.process().id();
 
     let mut connection = redis.connect().await;
