@@ -308,12 +308,6 @@ impl Realms {
         state.abandon(name, None);
     }
 
-    /// Whether a namespace exists, as far as it is known here.
-    #[must_use]
-    pub fn namespace_exists(&self, name: &str) -> bool {
-        self.state().namespaces.contains_key(name)
-    }
-
     /// Of `realms`, those that are of no namespace: to be cleared. Call it only with a complete list of namespaces.
     #[must_use]
     pub fn strangers(&self, realms: impl IntoIterator<Item = RealmId>) -> Vec<RealmId> {

@@ -175,10 +175,14 @@ async fn pass(user: &TwoFactorUser, context: &Context) -> Result<(Action, Waitin
     Ok(looking_again)
 }
 
+/// Characters of a request for a new seed that tell it from others: an annotation may be as long as a book, a record not.
+const ROTATION_CHARACTERS: usize = 128;
+
 /// Whose seed it is that a record holds.
 #[must_use]
 pub fn provenance(user: &TwoFactorUser, rotation: Option<&str>) -> Provenance {
-    Provenance { owner: user.uid().unwrap_or_default(), rotation: rotation.map(str::to_owned) }
+    let rotation = rotation.map(|rotation| rotation.chars().take(ROTATION_CHARACTERS).collect());
+    Provenance { owner: user.uid().unwrap_or_default(), rotation }
 }
 
 /// Disables a user whose Secret is in the way: that must not wait. The published record keeps its seed.

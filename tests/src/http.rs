@@ -6,6 +6,9 @@ use reqwest::header::{CONTENT_TYPE, HeaderMap};
 use reqwest::{Client, ClientBuilder, Method, Url};
 use serde_json::{Value, json};
 
+use crate::process::Process;
+use crate::wait::eventually;
+
 /// Longer than the product may take for anything.
 const TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -71,6 +74,19 @@ impl ApiClient {
     /// `GET path`.
     pub async fn get(&self, path: &str) -> Reply {
         self.raw("GET", path, &[], "").await
+    }
+
+    /// Waits until `GET path` answers 200, as long as the process that answers runs.
+    pub async fn wait_until_ok(&self, path: &str, process: &Process, bound: Duration) {
+        eventually(bound, format_args!("{path} to answer 200"), async || {
+            process.assert_running();
+            match self.try_raw("GET", path, &[], "").await {
+                Ok(reply) if reply.status == 200 => Ok(()),
+                Ok(reply) => Err(format!("it answers {}: {}", reply.status, reply.body)),
+                Err(error) => Err(format!("{error:?}")),
+            }
+        })
+        .await;
     }
 
     /// `POST path` with a JSON body.

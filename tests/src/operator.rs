@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use crate::http::ApiClient;
 use crate::process::{Launch, Process};
-use crate::wait::eventually;
 use crate::{ports, tools};
 
 const START: Duration = Duration::from_secs(30);
@@ -44,16 +43,7 @@ impl OperatorBuilder {
     /// Starts the operator, and returns when it is ready.
     pub async fn start(self) -> OperatorProcess {
         let operator = self.launch();
-        let admin = operator.admin();
-        eventually(START, "the operator to be ready", async || {
-            operator.process.assert_running();
-            match admin.try_raw("GET", "/readyz", &[], "").await {
-                Ok(reply) if reply.status == 200 => Ok(()),
-                Ok(reply) => Err(format!("/readyz answers {}: {}", reply.status, reply.body)),
-                Err(error) => Err(format!("{error:?}")),
-            }
-        })
-        .await;
+        operator.admin().wait_until_ok("/readyz", &operator.process, START).await;
         operator
     }
 }

@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use crate::http::ApiClient;
 use crate::process::{Launch, Process};
-use crate::wait::eventually;
 use crate::{ports, tools};
 
 const START: Duration = Duration::from_secs(20);
@@ -40,16 +39,7 @@ impl SidecarBuilder {
             .args(["--admin-listen".to_owned(), format!("127.0.0.1:{admin_port}")])
             .start();
         let sidecar = SidecarProcess { process, api_port, admin_port };
-        let admin = sidecar.admin();
-        eventually(START, "the sidecar to be alive", async || {
-            sidecar.process.assert_running();
-            match admin.try_raw("GET", "/livez", &[], "").await {
-                Ok(reply) if reply.status == 200 => Ok(()),
-                Ok(reply) => Err(format!("/livez answers {}", reply.status)),
-                Err(error) => Err(format!("{error:?}")),
-            }
-        })
-        .await;
+        sidecar.admin().wait_until_ok("/livez", &sidecar.process, START).await;
         sidecar
     }
 }

@@ -326,3 +326,25 @@ async fn yesterdays_record_is_renewed_also_when_nothing_in_it_has_changed() {
     cluster.redis.restart().await;
     sidecar.wait_accepted("carol", &seed).await;
 }
+
+#[tokio::test]
+async fn a_namespace_of_the_same_name_is_another_realm() {
+    let cluster = Cluster::on_own_server(&["namespace-controller", "garbage-collector-controller"]).await;
+    let _operator = cluster.operator().start().await;
+    cluster.apply(&app_user("carol"));
+    cluster.wait_ready("carol").await;
+    let (old_sidecar, old_seed) = (cluster.sidecar().await, cluster.seed("carol"));
+    let _ = cluster.server.kubectl(&["delete", "namespace", &cluster.namespace, "--timeout=60s"]);
+    let _ = cluster.server.kubectl(&["create", "namespace", &cluster.namespace]);
+    cluster.apply(&app_user("carol"));
+    cluster.wait_ready("carol").await;
+    let seed = cluster.seed("carol");
+    assert_ne!(seed, old_seed);
+    // The credentials that the operator writes now are those of the new realm.
+    eventually(BOUND, "a code to be accepted with the new credentials", async || {
+        let reply = cluster.sidecar().await.verify_seed("carol", &seed).await;
+        if reply.status == 200 { Ok(()) } else { Err(reply.body) }
+    })
+    .await;
+    assert_ne!(old_sidecar.verify_seed("carol", &old_seed).await.status, 200);
+}
