@@ -11,6 +11,19 @@ pub const API_VERSION: &str = "twofactor.fountainai.io/v1alpha1";
 /// On a pod template: `"true"` asks for the sidecar, `"false"` does not.
 pub const INJECT_LABEL: &str = "twofactor.fountainai.io/inject";
 
+/// On a pod: the namespace whose users it verifies; its own when absent.
+pub const REALM_ANNOTATION: &str = "twofactor.fountainai.io/realm";
+/// On a pod with the sidecar: the version of the operator that injected it.
+pub const INJECTED_ANNOTATION: &str = "twofactor.fountainai.io/injected";
+/// The sidecar's container.
+pub const SIDECAR_CONTAINER: &str = "twofactor-sidecar";
+/// The name of the sidecar's port with health and metrics.
+pub const SIDECAR_ADMIN_PORT: &str = "twofactor-admin";
+/// The volume with a realm's credentials, mounted into the sidecar's container only.
+pub const CREDENTIALS_VOLUME: &str = "twofactor-credentials";
+/// Where the sidecar finds it.
+pub const CREDENTIALS_PATH: &str = "/var/run/secrets/twofactor";
+
 /// Says which program an object belongs to (a recommended label of Kubernetes).
 pub const MANAGED_BY_LABEL: &str = "app.kubernetes.io/managed-by";
 /// What [`MANAGED_BY_LABEL`] is on everything that the operator creates, and its field manager.

@@ -1,6 +1,7 @@
 //! The realm as the publisher hands it to sidecars: policy and provider credentials. Enters: what an
 //! administrator configured. Leaves: a sealed record, or the same values read back from one.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use rand_core::CryptoRng;
@@ -96,12 +97,20 @@ pub struct RealmRecord {
     /// Absent: this realm sends no mail.
     #[serde(default)]
     pub smtp: Option<SmtpSettings>,
+    /// The namespaces that are let in, where the publisher keeps such a list. A sidecar of another one does not serve.
+    #[serde(default)]
+    pub callers: Option<BTreeSet<String>>,
 }
 
 impl Default for RealmRecord {
     /// The contract's defaults, and no way to deliver anything.
     fn default() -> Self {
-        Self { issuer: "FountainAI".to_owned(), otp_lifetime: OtpLifetime::default(), smtp: None }
+        Self {
+            issuer: "FountainAI".to_owned(),
+            otp_lifetime: OtpLifetime::default(),
+            smtp: None,
+            callers: None,
+        }
     }
 }
 

@@ -51,6 +51,7 @@ pub fn realm(lookup: impl Fn(&str) -> Option<String>) -> Result<RealmRecord, Set
         issuer: issuer(variable("ISSUER"))?.unwrap_or(defaults.issuer),
         otp_lifetime: lifetime(variable("OTP_EXPIRATION_MINUTES"))?.unwrap_or(defaults.otp_lifetime),
         smtp: smtp(variable)?,
+        callers: None,
     })
 }
 
