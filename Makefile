@@ -4,7 +4,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help run test tools check bench
+.PHONY: help run test tools check bench images e2e cluster
 
 # Everything that is downloaded or built lies in one cache outside the checkout, so a second clone is quick.
 TOOLS_BIN := $(shell tests/tools/install --print-bin)
@@ -50,6 +50,15 @@ check: ## check format, lints, generated files, dependencies and scripts
 	@git ls-files -z --cached --others --exclude-standard | while IFS= read -r -d '' file; do \
 	  if [[ -f $$file ]] && head -n 1 -- "$$file" | grep -aqE '^#!.*[/ ](ba)?sh$$'; then bash -n -- "$$file"; fi; \
 	done
+
+images: ## build the container images with docker, podman or buildah
+	images/build $(ARGS)
+
+e2e: ## the whole story on a one-node cluster, or on the one that KUBECONFIG names
+	tests/cluster/e2e $(ARGS)
+
+cluster: ## leave a one-node cluster with the chart installed up, to play with
+	tests/cluster/play
 
 bench: ## measure verify rate and latency, beside Redis alone
 	tests/tools/install verifier
