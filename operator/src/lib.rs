@@ -33,3 +33,4 @@ pub mod seed;
 pub mod status;
 pub mod sweep;
 pub mod watch;
+pub mod webhook;

@@ -1,0 +1,262 @@
+//! What a pod asks for in its annotations. Enters: annotations and defaults. Leaves: settings that cannot be wrong, or a
+//! refusal that names the annotation.
+
+use std::collections::BTreeMap;
+
+use twofactor_api::labels::REALM_ANNOTATION;
+
+use super::defaults::{self, Range, SidecarDefaults, check_image, is_dns_label};
+use super::quantity::{Quantity, Resource};
+use super::quoted;
+use super::reason::{Reason, Refusal};
+
+/// On a pod: the port of the sidecar's API, 1 to 65535.
+pub const PORT_ANNOTATION: &str = "twofactor.fountainai.io/port";
+/// On a pod: the port of the sidecar's health and metrics, 1 to 65535.
+pub const ADMIN_PORT_ANNOTATION: &str = "twofactor.fountainai.io/admin-port";
+/// On a pod: the filter of the sidecar's log.
+pub const LOG_ANNOTATION: &str = "twofactor.fountainai.io/log";
+/// On a pod: the sidecar's image.
+pub const IMAGE_ANNOTATION: &str = "twofactor.fountainai.io/image";
+/// On a pod: the processor time that is kept free for the sidecar.
+pub const CPU_REQUEST_ANNOTATION: &str = "twofactor.fountainai.io/cpu-request";
+/// On a pod: the processor time that the sidecar may use.
+pub const CPU_LIMIT_ANNOTATION: &str = "twofactor.fountainai.io/cpu-limit";
+/// On a pod: the memory that is kept free for the sidecar.
+pub const MEMORY_REQUEST_ANNOTATION: &str = "twofactor.fountainai.io/memory-request";
+/// On a pod: the memory that the sidecar may use.
+pub const MEMORY_LIMIT_ANNOTATION: &str = "twofactor.fountainai.io/memory-limit";
+
+const LONGEST_LOG_FILTER: usize = 256;
+const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+
+/// What the sidecar of one pod is to be.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The namespace whose users the pod verifies.
+    pub realm: String,
+    pub(super) port: u16,
+    pub(super) admin_port: u16,
+    pub(super) log: String,
+    pub(super) image: String,
+    pub(super) cpu: Range,
+    pub(super) memory: Range,
+}
+
+/// Reads the annotations of a pod in `namespace`.
+///
+/// # Errors
+/// The first annotation that is wrong.
+pub fn settings(
+    annotations: &BTreeMap<String, String>,
+    namespace: &str,
+    defaults: &SidecarDefaults,
+) -> Result<Settings, Refusal> {
+    let realm = annotations.get(REALM_ANNOTATION).map_or(namespace, String::as_str);
+    if !is_dns_label(realm) {
+        return Err(wrong(REALM_ANNOTATION, "must be the name of a namespace", realm));
+    }
+    let port = port(annotations, PORT_ANNOTATION, defaults::PORT)?;
+    let admin_port = self::port(annotations, ADMIN_PORT_ANNOTATION, defaults::ADMIN_PORT)?;
+    if port == admin_port {
+        return Err(Refusal::new(
+            Reason::Annotation,
+            format!(
+                "annotations {PORT_ANNOTATION} and {ADMIN_PORT_ANNOTATION}: must be two different ports, not \
+                 both {port}"
+            ),
+        ));
+    }
+    let log = annotations.get(LOG_ANNOTATION).map_or(defaults::LOG, String::as_str);
+    if !is_log_filter(log) {
+        let rule = "must be error, warn, info, debug, trace or off, or a list such as info,audit=off";
+        return Err(wrong(LOG_ANNOTATION, rule, log));
+    }
+    let image = annotations.get(IMAGE_ANNOTATION).unwrap_or(&defaults.image);
+    check_image(image).map_err(|rule| wrong(IMAGE_ANNOTATION, rule, image))?;
+    let cpu = range(annotations, Resource::Cpu, CPU_REQUEST_ANNOTATION, CPU_LIMIT_ANNOTATION, &defaults.cpu)?;
+    let memory = range(
+        annotations,
+        Resource::Memory,
+        MEMORY_REQUEST_ANNOTATION,
+        MEMORY_LIMIT_ANNOTATION,
+        &defaults.memory,
+    )?;
+    Ok(Settings {
+        realm: realm.to_owned(),
+        port,
+        admin_port,
+        log: log.to_owned(),
+        image: image.clone(),
+        cpu,
+        memory,
+    })
+}
+
+fn wrong(annotation: &str, rule: impl std::fmt::Display, value: &str) -> Refusal {
+    Refusal::new(Reason::Annotation, format!("annotation {annotation}: {rule}; it is {}", quoted(value)))
+}
+
+fn port(
+    annotations: &BTreeMap<String, String>,
+    annotation: &'static str,
+    default: u16,
+) -> Result<u16, Refusal> {
+    let Some(text) = annotations.get(annotation) else {
+        return Ok(default);
+    };
+    // `parse` alone would take a sign.
+    let digits = text.bytes().all(|byte| byte.is_ascii_digit());
+    match text.parse() {
+        Ok(port) if digits && port != 0 => Ok(port),
+        _ => Err(wrong(annotation, "must be a port from 1 to 65535", text)),
+    }
+}
+
+fn range(
+    annotations: &BTreeMap<String, String>,
+    resource: Resource,
+    request_annotation: &'static str,
+    limit_annotation: &'static str,
+    defaults: &Range,
+) -> Result<Range, Refusal> {
+    let parse = |annotation: &'static str, default: &Quantity| {
+        annotations.get(annotation).map_or(Ok(default.clone()), |text| {
+            Quantity::parse(text, resource).map_err(|problem| wrong(annotation, problem, text))
+        })
+    };
+    let request = parse(request_annotation, &defaults.request)?;
+    let limit = parse(limit_annotation, &defaults.limit)?;
+    if limit.is_zero() {
+        return Err(wrong(limit_annotation, "must be more than 0", limit.as_str()));
+    }
+    if request.exceeds(&limit) {
+        // Either may be a default that nobody sees in the pod: so both are named, with their values.
+        return Err(Refusal::new(
+            Reason::Annotation,
+            format!(
+                "annotation {request_annotation}: must not be more than {limit_annotation}; they are {} and {}, \
+                 defaults included",
+                request.as_str(),
+                limit.as_str()
+            ),
+        ));
+    }
+    Ok(Range { request, limit })
+}
+
+/// A list of levels and of `target=level`. The sidecar would take more, such as a bare target, but there a misspelt level
+/// becomes a target, and nothing is logged.
+fn is_log_filter(text: &str) -> bool {
+    let is_level = |word: &str| LEVELS.iter().any(|level| level.eq_ignore_ascii_case(word));
+    let is_target = |word: &str| {
+        !word.is_empty() && word.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_:-.".contains(&byte))
+    };
+    text.len() <= LONGEST_LOG_FILTER
+        && text.split(',').all(|part| match part.split_once('=') {
+            Some((target, level)) => is_target(target) && is_level(level),
+            None => is_level(part),
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::samples::{annotations, defaults};
+    use super::*;
+
+    fn read(pairs: &[(&str, &str)]) -> Result<Settings, Refusal> {
+        settings(&annotations(pairs), "kms", &defaults())
+    }
+
+    #[test]
+    fn a_pod_without_annotations_gets_the_defaults_and_its_own_realm() {
+        let settings = read(&[]).unwrap();
+        assert_eq!(settings.realm, "kms");
+        assert_eq!((settings.port, settings.admin_port), (8004, 18004));
+        assert_eq!(settings.log, "info");
+        assert_eq!(settings.image, "fountainai/twofactor-sidecar:0.1.0");
+        assert_eq!(settings.cpu.limit.as_str(), "500m");
+    }
+
+    #[test]
+    fn every_annotation_is_taken_over() {
+        let settings = read(&[
+            (REALM_ANNOTATION, "people"),
+            (PORT_ANNOTATION, "9004"),
+            (ADMIN_PORT_ANNOTATION, "65535"),
+            (LOG_ANNOTATION, "warn,twofactor_sidecar::verify=debug"),
+            (IMAGE_ANNOTATION, "registry.example:5000/sidecar@sha256:abc"),
+            (CPU_REQUEST_ANNOTATION, "0"),
+            (CPU_LIMIT_ANNOTATION, "1"),
+            (MEMORY_REQUEST_ANNOTATION, "32Mi"),
+            (MEMORY_LIMIT_ANNOTATION, "0.5Gi"),
+        ])
+        .unwrap();
+        assert_eq!(settings.realm, "people");
+        assert_eq!((settings.port, settings.admin_port), (9004, 65535));
+        assert_eq!(settings.log, "warn,twofactor_sidecar::verify=debug");
+        assert_eq!(settings.image, "registry.example:5000/sidecar@sha256:abc");
+        assert_eq!((settings.cpu.request.as_str(), settings.cpu.limit.as_str()), ("0", "1"));
+        assert_eq!((settings.memory.request.as_str(), settings.memory.limit.as_str()), ("32Mi", "0.5Gi"));
+    }
+
+    #[test]
+    fn a_wrong_annotation_is_named_with_what_would_be_right() {
+        let table: &[(&str, &[&str], &str)] = &[
+            (REALM_ANNOTATION, &["", "People", "a/b", "a.b", "-"], "the name of a namespace"),
+            (
+                PORT_ANNOTATION,
+                &["", "0", "65536", "-1", "+80", " 80", "80 ", "http", "8e3", "0x50", "99999999999999999999"],
+                "a port from 1 to 65535",
+            ),
+            (ADMIN_PORT_ANNOTATION, &["0", "x"], "a port from 1 to 65535"),
+            (
+                LOG_ANNOTATION,
+                &[
+                    "",
+                    "loud",
+                    "info\nwarn",
+                    "info,",
+                    "a=b",
+                    "=info",
+                    "[span]=info",
+                    "info audit=off",
+                    &"info,".repeat(60),
+                ],
+                "or a list such as info,audit=off",
+            ),
+            (IMAGE_ANNOTATION, &["", " ", "a b", "a\n", "ä", &"a".repeat(1025)], "must"),
+            (CPU_REQUEST_ANNOTATION, &["", "-1", "much", "1u"], "must"),
+            (CPU_LIMIT_ANNOTATION, &["0", "0m", "many"], "must"),
+            (MEMORY_REQUEST_ANNOTATION, &["16m", "16MB"], "must"),
+            (MEMORY_LIMIT_ANNOTATION, &["0", "64m"], "must"),
+        ];
+        for (annotation, values, rule) in table {
+            for value in *values {
+                let refusal = read(&[(annotation, value)]).unwrap_err();
+                assert_eq!(refusal.reason, Reason::Annotation);
+                assert!(refusal.sentence.contains(annotation), "{}", refusal.sentence);
+                assert!(refusal.sentence.contains(rule), "{}", refusal.sentence);
+                assert!(!refusal.sentence.contains('\n'), "{}", refusal.sentence);
+                assert!(refusal.sentence.len() < 400, "{}", refusal.sentence);
+            }
+        }
+    }
+
+    #[test]
+    fn a_request_above_the_limit_is_refused_also_when_one_of_them_is_a_default() {
+        let sentence = read(&[(MEMORY_LIMIT_ANNOTATION, "8Mi")]).unwrap_err().sentence;
+        assert!(sentence.contains("they are 16Mi and 8Mi, defaults included"), "{sentence}");
+        assert!(read(&[(CPU_REQUEST_ANNOTATION, "501m")]).is_err());
+        assert!(read(&[(CPU_REQUEST_ANNOTATION, "0.5")]).is_ok());
+    }
+
+    #[test]
+    fn the_two_ports_must_differ_also_when_one_of_them_is_a_default() {
+        for (annotation, port) in [(PORT_ANNOTATION, "18004"), (ADMIN_PORT_ANNOTATION, "8004")] {
+            let sentence = read(&[(annotation, port)]).unwrap_err().sentence;
+            assert!(sentence.contains("two different ports"), "{sentence}");
+        }
+        assert!(read(&[(PORT_ANNOTATION, "18004"), (ADMIN_PORT_ANNOTATION, "8004")]).is_ok());
+    }
+}

@@ -1,0 +1,182 @@
+//! What a pod must not be when it asks for a sidecar. Enters: a pod and its settings. Leaves: nothing, or a refusal that names
+//! the field and what would be right.
+
+use k8s_openapi::api::core::v1::{
+    Container, ContainerPort, EphemeralContainer, Lifecycle, LifecycleHandler, PodSpec, Probe,
+};
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+
+use super::annotations::{ADMIN_PORT_ANNOTATION, PORT_ANNOTATION, Settings};
+use super::quoted;
+use super::reason::{Reason, Refusal};
+
+/// Refuses pods whose processes or network somebody shares who must not.
+///
+/// # Errors
+/// A field of the pod that must not be as it is.
+pub fn isolation(spec: &PodSpec) -> Result<(), Refusal> {
+    if spec.host_network == Some(true) {
+        let why = "the sidecar answers whoever reaches its loopback address, which would be the node's";
+        return Err(must_be_false(Reason::HostNetwork, "hostNetwork", why));
+    }
+    let why = "other processes could read the sidecar's keys under /proc";
+    if spec.host_pid == Some(true) {
+        return Err(must_be_false(Reason::HostProcesses, "hostPID", why));
+    }
+    if spec.share_process_namespace == Some(true) {
+        return Err(must_be_false(Reason::SharedProcesses, "shareProcessNamespace", why));
+    }
+    Ok(())
+}
+
+fn must_be_false(reason: Reason, field: &str, why: &str) -> Refusal {
+    Refusal::new(reason, format!("spec.{field}: must be false or absent in a pod with the sidecar: {why}"))
+}
+
+/// Refuses pods that run where the sidecar does not.
+///
+/// # Errors
+/// The field that says so.
+pub fn operating_system(spec: &PodSpec) -> Result<(), Refusal> {
+    let named = spec.os.as_ref().map(|os| ("spec.os.name", os.name.as_str()));
+    let label = "kubernetes.io/os";
+    let selected = spec.node_selector.as_ref().and_then(|labels| labels.get(label));
+    let selected = selected.map(|name| ("spec.nodeSelector[kubernetes.io/os]", name.as_str()));
+    match named.into_iter().chain(selected).find(|(_, name)| *name != "linux") {
+        None => Ok(()),
+        Some((field, name)) => Err(Refusal::new(
+            Reason::OperatingSystem,
+            format!("{field}: must be \"linux\" in a pod with the sidecar, not {}", quoted(name)),
+        )),
+    }
+}
+
+/// Refuses pods in which another container uses one of the sidecar's ports, as far as the pod tells.
+///
+/// # Errors
+/// The container and the port.
+pub fn ports<'a>(
+    others: impl Iterator<Item = ContainerView<'a>>,
+    settings: &Settings,
+) -> Result<(), Refusal> {
+    let mine = [
+        (settings.port, "API", PORT_ANNOTATION),
+        (settings.admin_port, "health and metrics", ADMIN_PORT_ANNOTATION),
+    ];
+    for container in others {
+        for (port, what, annotation) in mine {
+            if let Some(field) = container.uses(port) {
+                return Err(Refusal::new(
+                    Reason::PortTaken,
+                    format!(
+                        "{}: {field} is port {port}, which is that of the sidecar's {what}; use another one, or \
+                         give the sidecar another one with the annotation {annotation}",
+                        container.place()
+                    ),
+                ));
+            }
+        }
+        // A probe comes from the node, which reaches what listens on the pod's address: not the sidecar's API.
+        if container.probes().any(|probed| probed == IntOrString::Int(settings.port.into())) {
+            return Err(Refusal::new(
+                Reason::PortTaken,
+                format!(
+                    "{}: a probe or lifecycle hook asks port {}, which is that of the sidecar's API and answers \
+                     inside the pod only; if the container listens there, use another port, or give the sidecar \
+                     another one with the annotation {PORT_ANNOTATION}",
+                    container.place(),
+                    settings.port
+                ),
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// What init, app and ephemeral containers have in common.
+#[derive(Clone, Copy, Debug)]
+pub struct ContainerView<'a> {
+    list: &'static str,
+    /// The container's name.
+    pub name: &'a str,
+    pub(super) env: Option<&'a Vec<k8s_openapi::api::core::v1::EnvVar>>,
+    pub(super) env_from: Option<&'a Vec<k8s_openapi::api::core::v1::EnvFromSource>>,
+    pub(super) volume_mounts: Option<&'a Vec<k8s_openapi::api::core::v1::VolumeMount>>,
+    pub(super) volume_devices: Option<&'a Vec<k8s_openapi::api::core::v1::VolumeDevice>>,
+    ports: Option<&'a Vec<ContainerPort>>,
+    probes: [Option<&'a Probe>; 3],
+    lifecycle: Option<&'a Lifecycle>,
+}
+
+macro_rules! view {
+    ($function:ident, $container:ident) => {
+        fn $function<'a>(list: &'static str, container: &'a $container) -> ContainerView<'a> {
+            ContainerView {
+                list,
+                name: &container.name,
+                env: container.env.as_ref(),
+                env_from: container.env_from.as_ref(),
+                volume_mounts: container.volume_mounts.as_ref(),
+                volume_devices: container.volume_devices.as_ref(),
+                ports: container.ports.as_ref(),
+                probes: [
+                    container.liveness_probe.as_ref(),
+                    container.readiness_probe.as_ref(),
+                    container.startup_probe.as_ref(),
+                ],
+                lifecycle: container.lifecycle.as_ref(),
+            }
+        }
+    };
+}
+
+view!(view, Container);
+view!(view_ephemeral, EphemeralContainer);
+
+/// All containers of a pod, of every kind.
+pub fn containers(spec: &PodSpec) -> impl Iterator<Item = ContainerView<'_>> {
+    let init = spec.init_containers.iter().flatten().map(|container| view("spec.initContainers", container));
+    let app = spec.containers.iter().map(|container| view("spec.containers", container));
+    let ephemeral = spec.ephemeral_containers.iter().flatten();
+    let ephemeral = ephemeral.map(|container| view_ephemeral("spec.ephemeralContainers", container));
+    init.chain(app).chain(ephemeral)
+}
+
+impl ContainerView<'_> {
+    /// Where it stands, for a sentence.
+    #[must_use]
+    pub fn place(&self) -> String {
+        format!("{}[{}]", self.list, quoted(self.name))
+    }
+
+    fn uses(&self, port: u16) -> Option<&'static str> {
+        let port = i32::from(port);
+        // The sidecar listens with TCP only. Absent means TCP.
+        let tcp = |declared: &&ContainerPort| declared.protocol.as_deref().is_none_or(|name| name == "TCP");
+        self.ports.into_iter().flatten().filter(tcp).find_map(|declared| {
+            if declared.container_port == port {
+                Some("a containerPort")
+            } else if declared.host_port == Some(port) {
+                Some("a hostPort")
+            } else {
+                None
+            }
+        })
+    }
+
+    /// The ports of the pod that the node asks.
+    fn probes(&self) -> impl Iterator<Item = IntOrString> {
+        let by_probe = self.probes.into_iter().flatten().filter_map(|probe| {
+            let http = probe.http_get.as_ref().filter(|get| get.host.is_none()).map(|get| get.port.clone());
+            let tcp = probe.tcp_socket.as_ref().filter(|tcp| tcp.host.is_none()).map(|tcp| tcp.port.clone());
+            let grpc = probe.grpc.as_ref().map(|grpc| IntOrString::Int(grpc.port));
+            http.or(tcp).or(grpc)
+        });
+        let hooks = self.lifecycle.into_iter();
+        let hooks = hooks.flat_map(|hooks| [hooks.post_start.as_ref(), hooks.pre_stop.as_ref()]).flatten();
+        let by_hook = hooks.filter_map(|hook: &LifecycleHandler| {
+            hook.http_get.as_ref().filter(|get| get.host.is_none()).map(|get| get.port.clone())
+        });
+        by_probe.chain(by_hook)
+    }
+}

@@ -1,0 +1,231 @@
+//! What a sidecar gets unless its pod asks for something else. Enters: the operator's flags, as texts. Leaves: values that
+//! cannot be wrong, or an error that names the flag. Done once, at the start.
+
+use thiserror::Error;
+use twofactor_server::logging::Format;
+
+use super::quantity::{Quantity, QuantityError, Resource};
+
+/// The port of the sidecar's API on the pod's loopback addresses.
+pub const PORT: u16 = 8004;
+/// The port of the sidecar's health and metrics.
+pub const ADMIN_PORT: u16 = 18004;
+/// The filter of the sidecar's log.
+pub const LOG: &str = "info";
+/// No registry takes a longer name.
+const LONGEST_IMAGE: usize = 1024;
+
+/// The flags, as they were typed.
+#[derive(Clone, Debug)]
+pub struct SidecarOptions {
+    /// `--sidecar-image`
+    pub image: String,
+    /// `--sidecar-image-pull-policy`: `Always`, `IfNotPresent` or `Never`; Kubernetes decides by the tag when absent.
+    pub image_pull_policy: Option<String>,
+    /// `--sidecar-image-pull-secret`: names of Secrets in the pods' namespaces.
+    pub image_pull_secrets: Vec<String>,
+    /// `--sidecar-cpu-request`
+    pub cpu_request: String,
+    /// `--sidecar-cpu-limit`
+    pub cpu_limit: String,
+    /// `--sidecar-memory-request`
+    pub memory_request: String,
+    /// `--sidecar-memory-limit`
+    pub memory_limit: String,
+    /// `--sidecar-log-format`
+    pub log_format: Format,
+}
+
+/// What a sidecar gets unless its pod asks for something else.
+#[derive(Clone, Debug)]
+pub struct SidecarDefaults {
+    pub(super) image: String,
+    pub(super) image_pull_policy: Option<&'static str>,
+    pub(super) image_pull_secrets: Vec<String>,
+    pub(super) cpu: Range,
+    pub(super) memory: Range,
+    pub(super) log_format: &'static str,
+}
+
+/// What a container may use of a resource, and what is kept free for it: a limit above 0 and a request not above it.
+#[derive(Clone, Debug)]
+pub(super) struct Range {
+    pub(super) request: Quantity,
+    pub(super) limit: Quantity,
+}
+
+/// Which flag is wrong, and how.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+pub enum DefaultsError {
+    /// Not an image's name.
+    #[error("--sidecar-image: {0}")]
+    Image(&'static str),
+    /// Not a policy.
+    #[error("--sidecar-image-pull-policy: must be `Always`, `IfNotPresent` or `Never`")]
+    ImagePullPolicy,
+    /// Not a Secret's name.
+    #[error("--sidecar-image-pull-secret: must be the name of a Secret: a DNS subdomain")]
+    ImagePullSecret,
+    /// Not a quantity.
+    #[error("{flag}: {problem}")]
+    Quantity {
+        /// The flag.
+        flag: &'static str,
+        /// What is wrong.
+        problem: QuantityError,
+    },
+    /// A limit of 0 would mean that there is none.
+    #[error("{0}: must be more than 0")]
+    NoLimit(&'static str),
+    /// A request above the limit.
+    #[error("{request}: must not be more than {limit}")]
+    RequestAboveLimit {
+        /// The flag of the request.
+        request: &'static str,
+        /// The flag of the limit.
+        limit: &'static str,
+    },
+}
+
+impl SidecarDefaults {
+    /// Checks the flags.
+    ///
+    /// # Errors
+    /// The first flag that is wrong.
+    pub fn parse(options: SidecarOptions) -> Result<Self, DefaultsError> {
+        check_image(&options.image).map_err(DefaultsError::Image)?;
+        let image_pull_policy = match options.image_pull_policy.as_deref() {
+            None | Some("") => None,
+            Some("Always") => Some("Always"),
+            Some("IfNotPresent") => Some("IfNotPresent"),
+            Some("Never") => Some("Never"),
+            Some(_) => return Err(DefaultsError::ImagePullPolicy),
+        };
+        if !options.image_pull_secrets.iter().all(|name| is_dns_subdomain(name)) {
+            return Err(DefaultsError::ImagePullSecret);
+        }
+        let cpu = range(
+            Resource::Cpu,
+            ("--sidecar-cpu-request", &options.cpu_request),
+            ("--sidecar-cpu-limit", &options.cpu_limit),
+        )?;
+        let memory = range(
+            Resource::Memory,
+            ("--sidecar-memory-request", &options.memory_request),
+            ("--sidecar-memory-limit", &options.memory_limit),
+        )?;
+        let log_format = match options.log_format {
+            Format::Json => "json",
+            Format::Text => "text",
+        };
+        Ok(Self {
+            image: options.image,
+            image_pull_policy,
+            image_pull_secrets: options.image_pull_secrets,
+            cpu,
+            memory,
+            log_format,
+        })
+    }
+}
+
+fn range(
+    resource: Resource,
+    (request_flag, request): (&'static str, &str),
+    (limit_flag, limit): (&'static str, &str),
+) -> Result<Range, DefaultsError> {
+    let parse = |flag, text| {
+        Quantity::parse(text, resource).map_err(|problem| DefaultsError::Quantity { flag, problem })
+    };
+    let (request, limit) = (parse(request_flag, request)?, parse(limit_flag, limit)?);
+    if limit.is_zero() {
+        return Err(DefaultsError::NoLimit(limit_flag));
+    }
+    if request.exceeds(&limit) {
+        return Err(DefaultsError::RequestAboveLimit { request: request_flag, limit: limit_flag });
+    }
+    Ok(Range { request, limit })
+}
+
+/// Says what is wrong with an image's name. Whether there is such an image only the node finds out.
+pub(super) fn check_image(image: &str) -> Result<(), &'static str> {
+    if image.is_empty() {
+        Err("must not be empty")
+    } else if image.len() > LONGEST_IMAGE {
+        Err("must not be longer than 1024 characters")
+    } else if !image.bytes().all(|byte| byte.is_ascii_graphic()) {
+        Err("must be an image such as `fountainai/twofactor-sidecar:0.1.0`, without spaces")
+    } else {
+        Ok(())
+    }
+}
+
+/// Whether a text can be the name of a namespace.
+pub(super) fn is_dns_label(text: &str) -> bool {
+    let inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    (1..=63).contains(&text.len())
+        && text.bytes().all(inner)
+        && !text.starts_with('-')
+        && !text.ends_with('-')
+}
+
+fn is_dns_subdomain(text: &str) -> bool {
+    text.len() <= 253 && text.split('.').all(is_dns_label)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::samples::options;
+    use super::*;
+
+    #[expect(clippy::needless_pass_by_value, reason = "reads better where it is called")]
+    fn message(change: impl Fn(&mut SidecarOptions)) -> String {
+        let mut options = options();
+        change(&mut options);
+        SidecarDefaults::parse(options).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn good_flags_are_taken_over() {
+        let defaults = SidecarDefaults::parse(options()).unwrap();
+        assert_eq!(defaults.image, "fountainai/twofactor-sidecar:0.1.0");
+        assert_eq!(defaults.cpu.request.as_str(), "10m");
+        assert_eq!(defaults.memory.limit.as_str(), "64Mi");
+        assert_eq!(defaults.log_format, "json");
+    }
+
+    #[test]
+    fn an_error_names_the_flag_and_what_would_be_right() {
+        assert_eq!(message(|o| o.image.clear()), "--sidecar-image: must not be empty");
+        assert!(message(|o| o.image = "a b".into()).starts_with("--sidecar-image: must be an image such as"));
+        assert!(
+            message(|o| o.image_pull_policy = Some("always".into()))
+                .starts_with("--sidecar-image-pull-policy: must be `Always`")
+        );
+        assert!(
+            message(|o| o.image_pull_secrets = vec!["A".into()]).starts_with("--sidecar-image-pull-secret: ")
+        );
+        assert_eq!(
+            message(|o| o.cpu_request = "x".into()),
+            "--sidecar-cpu-request: must be a quantity such as `500m` or `1`"
+        );
+        assert!(
+            message(|o| o.memory_limit = "64m".into()).starts_with("--sidecar-memory-limit: must be whole")
+        );
+        assert_eq!(message(|o| o.cpu_limit = "0".into()), "--sidecar-cpu-limit: must be more than 0");
+        assert_eq!(
+            message(|o| o.memory_request = "1Gi".into()),
+            "--sidecar-memory-request: must not be more than --sidecar-memory-limit"
+        );
+    }
+
+    #[test]
+    fn names_of_namespaces_are_dns_labels() {
+        for good in ["a", "people", "0", "a-b", &"a".repeat(63)] {
+            assert!(is_dns_label(good), "{good}");
+        }
+        for bad in ["", "-a", "a-", "A", "a.b", "a/b", "a\n", "ä", &"a".repeat(64)] {
+            assert!(!is_dns_label(bad), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,81 @@
+//! Who else would read a realm's credentials. Enters: a pod and a way to tell which Secrets are credentials. Leaves: nothing, or
+//! a refusal that names the container.
+//!
+//! Whoever may create pods in a namespace can read its Secrets in a pod without the label. This is no wall against them: it
+//! stops the container of a service from being handed, by mistake, what it must not have.
+
+use std::collections::HashSet;
+
+use k8s_openapi::api::core::v1::{PodSpec, Volume};
+use twofactor_api::labels::CREDENTIALS_VOLUME;
+
+use super::checks::ContainerView;
+use super::quoted;
+use super::reason::{Reason, Refusal};
+
+/// Refuses pods in which one of `others`, which are all containers but the sidecar, sees credentials.
+///
+/// # Errors
+/// The container, and how it sees them.
+pub fn check<'a>(
+    spec: &PodSpec,
+    others: impl Iterator<Item = ContainerView<'a>>,
+    is_credentials: &dyn Fn(&str) -> bool,
+) -> Result<(), Refusal> {
+    let mut volumes: HashSet<&str> = spec
+        .volumes
+        .iter()
+        .flatten()
+        .filter(|volume| secrets(volume).any(is_credentials))
+        .map(|volume| volume.name.as_str())
+        .collect();
+    // It may not be there yet: then a mount of it would become valid by our patch.
+    volumes.insert(CREDENTIALS_VOLUME);
+    for container in others {
+        if let Some(how) = sees(&container, &volumes, is_credentials) {
+            return Err(Refusal::new(
+                Reason::CredentialsExposed,
+                format!(
+                    "{}: {how} holds the credentials of a realm, which only the sidecar may have; remove it",
+                    container.place()
+                ),
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// The Secrets that a volume shows.
+pub(super) fn secrets(volume: &Volume) -> impl Iterator<Item = &str> {
+    let direct = volume.secret.iter().filter_map(|source| source.secret_name.as_deref());
+    let sources = volume.projected.iter().flat_map(|source| source.sources.iter().flatten());
+    let projected = sources.filter_map(|source| Some(source.secret.as_ref()?.name.as_str()));
+    direct.chain(projected)
+}
+
+fn sees(
+    container: &ContainerView<'_>,
+    volumes: &HashSet<&str>,
+    is_credentials: &dyn Fn(&str) -> bool,
+) -> Option<String> {
+    let mounts = container.volume_mounts.into_iter().flatten().map(|mount| mount.name.as_str());
+    let devices = container.volume_devices.into_iter().flatten().map(|device| device.name.as_str());
+    let from_volume = mounts.chain(devices).find(|name| volumes.contains(name));
+    if let Some(name) = from_volume {
+        return Some(format!("the volume {}, which it mounts,", quoted(name)));
+    }
+    let from_secret = container.env_from.into_iter().flatten().find_map(|source| {
+        let name = source.secret_ref.as_ref()?.name.as_str();
+        is_credentials(name).then_some(name)
+    });
+    if let Some(name) = from_secret {
+        return Some(format!("the Secret {} in its envFrom", quoted(name)));
+    }
+    container.env.into_iter().flatten().find_map(|variable| {
+        let source = variable.value_from.as_ref()?;
+        let key = source.secret_key_ref.as_ref().map(|key| key.name.as_str());
+        let file = source.file_key_ref.as_ref().map(|file| file.volume_name.as_str());
+        let shown = key.is_some_and(is_credentials) || file.is_some_and(|name| volumes.contains(name));
+        shown.then(|| format!("its environment variable {}", quoted(&variable.name)))
+    })
+}

@@ -1,0 +1,223 @@
+//! The decision about a pod. Enters: a pod that is to be created, its namespace, the defaults, and who lets whom in. Leaves: a
+//! patch, or a reason to leave the pod alone, or a refusal. No I/O.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
+use serde_json::Value;
+use twofactor_api::labels::{
+    CREDENTIALS_PATH, CREDENTIALS_VOLUME, INJECT_LABEL, INJECTED_ANNOTATION, SIDECAR_CONTAINER,
+    credentials_name,
+};
+
+use super::Access;
+use super::annotations::{Settings, settings};
+use super::checks::{self, ContainerView};
+use super::defaults::{SidecarDefaults, is_dns_label};
+use super::exposure;
+use super::patch::{Additions, patch};
+use super::quoted;
+use super::reason::{Reason, Refusal};
+use super::sidecar;
+
+/// On the API server's picture of a static pod.
+const MIRROR_ANNOTATION: &str = "kubernetes.io/config.mirror";
+
+/// What is to become of a pod.
+#[derive(Clone, Debug)]
+pub enum Decision {
+    /// It gets the sidecar.
+    Inject(Injection),
+    /// It is let through as it is.
+    Skip {
+        /// Why.
+        reason: Reason,
+        /// The realm of the sidecar that it has.
+        realm: Option<String>,
+    },
+    /// It is not let through.
+    Refuse(Refusal),
+}
+
+/// How a pod gets the sidecar.
+#[derive(Clone, Debug)]
+pub struct Injection {
+    /// A JSON Patch.
+    pub patch: Value,
+    /// For whoever creates the pod.
+    pub warnings: Vec<String>,
+    /// The namespace whose users it verifies.
+    pub realm: String,
+    /// Whether it will be let in at once.
+    pub reason: Reason,
+}
+
+impl Decision {
+    /// Why.
+    #[must_use]
+    pub const fn reason(&self) -> Reason {
+        match self {
+            Self::Inject(injection) => injection.reason,
+            Self::Skip { reason, .. } => *reason,
+            Self::Refuse(refusal) => refusal.reason,
+        }
+    }
+
+    /// The namespace whose users the pod verifies, where it has or gets the sidecar.
+    #[must_use]
+    pub fn realm(&self) -> Option<&str> {
+        match self {
+            Self::Inject(injection) => Some(&injection.realm),
+            Self::Skip { realm, .. } => realm.as_deref(),
+            Self::Refuse(_) => None,
+        }
+    }
+}
+
+/// Decides about a pod that is to be created in `namespace`. `access` is asked with a realm and a namespace.
+#[must_use]
+pub fn inject(
+    pod: &Pod,
+    namespace: &str,
+    defaults: &SidecarDefaults,
+    access: &dyn Fn(&str, &str) -> Access,
+) -> Decision {
+    decide(pod, namespace, defaults, access).unwrap_or_else(Decision::Refuse)
+}
+
+fn decide(
+    pod: &Pod,
+    namespace: &str,
+    defaults: &SidecarDefaults,
+    access: &dyn Fn(&str, &str) -> Access,
+) -> Result<Decision, Refusal> {
+    match pod.metadata.labels.as_ref().and_then(|labels| labels.get(INJECT_LABEL)).map(String::as_str) {
+        Some("true") => {}
+        None => return Ok(Decision::Skip { reason: Reason::NotAsked, realm: None }),
+        Some("false") => return Ok(Decision::Skip { reason: Reason::SwitchedOff, realm: None }),
+        Some(other) => {
+            let sentence =
+                format!("label {INJECT_LABEL}: must be \"true\" or \"false\", not {}", quoted(other));
+            return Err(Refusal::new(Reason::Label, sentence));
+        }
+    }
+    let spec =
+        pod.spec.as_ref().ok_or_else(|| Refusal::new(Reason::Unreadable, "spec: is missing in the pod"))?;
+    if !is_dns_label(namespace) {
+        let sentence = format!("namespace: must be the name of a namespace, not {}", quoted(namespace));
+        return Err(Refusal::new(Reason::Unreadable, sentence));
+    }
+    let none = BTreeMap::new();
+    let annotations = pod.metadata.annotations.as_ref().unwrap_or(&none);
+    if annotations.contains_key(MIRROR_ANNOTATION) {
+        return Err(Refusal::new(
+            Reason::StaticPod,
+            format!(
+                "label {INJECT_LABEL}: must not stand in a static pod, which can use no Secret; remove it, or run \
+                 the pod another way"
+            ),
+        ));
+    }
+    checks::operating_system(spec)?;
+    checks::isolation(spec)?;
+    let settings = settings(annotations, namespace, defaults)?;
+    let present = present(spec, annotations, &settings.realm)?;
+    // By its name: `present` has made sure that nothing else is called so.
+    let others = || checks::containers(spec).filter(|container| container.name != SIDECAR_CONTAINER);
+    checks::ports(others(), &settings)?;
+    let own = credentials_name(&settings.realm);
+    let is_credentials = |secret: &str| {
+        let of = secret.strip_prefix(credentials_name("").as_str());
+        secret == own || of.is_some_and(|realm| access(realm, namespace) == Access::Granted)
+    };
+    exposure::check(spec, others(), &is_credentials)?;
+    if present {
+        return Ok(Decision::Skip { reason: Reason::AlreadyInjected, realm: Some(settings.realm) });
+    }
+    Ok(Decision::Inject(injection(pod, spec, settings, defaults, namespace, access)))
+}
+
+/// Whether an earlier pass gave the pod its sidecar. What other webhooks may have changed of it since (its image, resources,
+/// environment, place) does not matter.
+///
+/// # Errors
+/// When the pod brings a container or a volume that only has the name.
+fn present(spec: &PodSpec, annotations: &BTreeMap<String, String>, realm: &str) -> Result<bool, Refusal> {
+    let mut named = checks::containers(spec).filter(|container| container.name == SIDECAR_CONTAINER);
+    let first = named.next();
+    if let Some(taken) = named.next() {
+        return Err(name_taken(&taken));
+    }
+    let mine = format!("must be the Secret {}", credentials_name(realm));
+    let volume = spec.volumes.iter().flatten().find(|volume| volume.name == CREDENTIALS_VOLUME);
+    let Some(view) = first else {
+        return match volume {
+            None => Ok(false),
+            Some(_) => Err(volume_taken("is the name of the sidecar's volume; use another one")),
+        };
+    };
+    let mut init = spec.init_containers.iter().flatten();
+    let injected = init.any(|container| container.name == SIDECAR_CONTAINER && looks_injected(container));
+    if !injected || !annotations.contains_key(INJECTED_ANNOTATION) {
+        return Err(name_taken(&view));
+    }
+    match volume.and_then(|volume| volume.secret.as_ref()).and_then(|source| source.secret_name.as_deref()) {
+        Some(name) if name == credentials_name(realm) => Ok(true),
+        _ => Err(volume_taken(&mine)),
+    }
+}
+
+fn looks_injected(container: &Container) -> bool {
+    container.restart_policy.as_deref() == Some("Always")
+        && container
+            .volume_mounts
+            .iter()
+            .flatten()
+            .any(|mount| mount.name == CREDENTIALS_VOLUME && mount.mount_path == CREDENTIALS_PATH)
+}
+
+fn name_taken(container: &ContainerView<'_>) -> Refusal {
+    let sentence =
+        format!("{}: is the name of the sidecar; give your own container another one", container.place());
+    Refusal::new(Reason::ContainerNameTaken, sentence)
+}
+
+fn volume_taken(rule: &str) -> Refusal {
+    Refusal::new(Reason::VolumeNameTaken, format!("spec.volumes[\"{CREDENTIALS_VOLUME}\"]: {rule}"))
+}
+
+fn injection(
+    pod: &Pod,
+    spec: &PodSpec,
+    settings: Settings,
+    defaults: &SidecarDefaults,
+    namespace: &str,
+    access: &dyn Fn(&str, &str) -> Access,
+) -> Injection {
+    let additions = Additions {
+        annotations: sidecar::annotations(&settings.realm),
+        container: sidecar::container(spec, &settings, defaults),
+        volume: sidecar::volume(&settings.realm),
+        image_pull_secrets: defaults.image_pull_secrets.clone(),
+    };
+    let realm = settings.realm;
+    let secret = credentials_name(&realm);
+    let (reason, warning) = match access(&realm, namespace) {
+        Access::Granted => (Reason::LetIn, None),
+        Access::NotLetIn => (
+            Reason::NotLetIn,
+            Some(format!(
+                "this pod will wait for the Secret {secret} until the TwoFactorRealm `default` in the namespace \
+                 {realm} lets {namespace} in"
+            )),
+        ),
+        Access::NoSuchNamespace => (
+            Reason::NoSuchNamespace,
+            Some(format!(
+                "this pod will wait for the Secret {secret}: there is no namespace {realm}, whose TwoFactorRealm \
+                 `default` would have to let {namespace} in"
+            )),
+        ),
+    };
+    Injection { patch: patch(pod, additions), warnings: warning.into_iter().collect(), realm, reason }
+}

@@ -1,0 +1,339 @@
+//! `POST /inject`. Enters: an HTTP request. Leaves: an answer, a line in the log and a count in the metrics, for every one.
+//!
+//! Of a pod, the line has the name, the owner's name and the realm; nothing else of it is ever logged.
+
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::{Buf, BufMut, BytesMut};
+use futures_util::{Stream, StreamExt};
+use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use k8s_openapi::api::core::v1::Pod;
+use tokio::sync::Semaphore;
+use warp::Filter;
+use warp::filters::BoxedFilter;
+use warp::reply::{Reply, Response};
+
+use super::AccessLookup;
+use super::defaults::SidecarDefaults;
+use super::metrics::AdmissionMetrics;
+use super::pod::{Decision, inject};
+use super::reason::{Reason, Verdict};
+use super::review::{self, Request, ReviewError};
+
+/// The most bytes of a body: what an API server takes for an object, and the review around it.
+pub const LARGEST_BODY: usize = 3 * 1024 * 1024 + 64 * 1024;
+/// Hardly a pod is larger.
+const USUAL_BODY: usize = 256 * 1024;
+/// How many bodies may be larger than usual at the same time: anybody in the cluster can send some, and memory is limited.
+const LARGE_BODIES: usize = 8;
+/// For a body to arrive. An API server waits 10 s by default.
+const BODY_TIMEOUT: Duration = Duration::from_secs(5);
+/// The longest name of an object.
+const LONGEST_NAME: usize = 253;
+
+struct Webhook {
+    defaults: Arc<SidecarDefaults>,
+    access: AccessLookup,
+    metrics: AdmissionMetrics,
+    large_bodies: Semaphore,
+}
+
+/// Why a request has no decision.
+enum Failure {
+    Method,
+    ContentType,
+    TooLarge,
+    BrokenOff(StatusCode, &'static str),
+    NotAReview(ReviewError),
+}
+
+/// The webhook's routes.
+#[must_use]
+pub fn routes(
+    defaults: Arc<SidecarDefaults>,
+    access: AccessLookup,
+    metrics: AdmissionMetrics,
+) -> BoxedFilter<(Response,)> {
+    let webhook = Arc::new(Webhook { defaults, access, metrics, large_bodies: Semaphore::new(LARGE_BODIES) });
+    warp::path!("inject")
+        .and(warp::any().map(move || webhook.clone()))
+        .and(warp::method())
+        .and(warp::header::headers_cloned())
+        .and(warp::body::stream())
+        .then(|webhook: Arc<Webhook>, method: Method, headers: HeaderMap, body| async move {
+            let start = Instant::now();
+            let (reason, response) = webhook.respond(&method, &headers, body).await;
+            webhook.metrics.decided(reason, start.elapsed());
+            response
+        })
+        .boxed()
+}
+
+impl Webhook {
+    async fn respond(
+        &self,
+        method: &Method,
+        headers: &HeaderMap,
+        body: impl Stream<Item = Result<impl Buf, warp::Error>>,
+    ) -> (Reason, Response) {
+        match self.request(method, headers, body).await {
+            Ok(request) => {
+                let decision = self.decide(&request);
+                log(&request, &decision);
+                let answer = review::answer(&request.uid, &decision);
+                let json = HeaderValue::from_static("application/json");
+                (
+                    decision.reason(),
+                    warp::reply::with_header(answer, header::CONTENT_TYPE, json).into_response(),
+                )
+            }
+            Err(failure) => {
+                let reason = failure.reason();
+                tracing::warn!(decision = reason.verdict().name(), reason = reason.name(), "admission");
+                (reason, failure.into_response())
+            }
+        }
+    }
+
+    fn decide(&self, request: &Request) -> Decision {
+        match &request.pod {
+            Ok(pod) => inject(pod, &request.namespace, &self.defaults, &*self.access),
+            Err(refusal) => Decision::Refuse(refusal.clone()),
+        }
+    }
+
+    async fn request(
+        &self,
+        method: &Method,
+        headers: &HeaderMap,
+        body: impl Stream<Item = Result<impl Buf, warp::Error>>,
+    ) -> Result<Request, Failure> {
+        if method != Method::POST {
+            return Err(Failure::Method);
+        }
+        if !is_json(headers) {
+            return Err(Failure::ContentType);
+        }
+        let length = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
+        if length.is_some_and(|length: u64| length > LARGEST_BODY as u64) {
+            return Err(Failure::TooLarge);
+        }
+        let late = Failure::BrokenOff(StatusCode::REQUEST_TIMEOUT, "the body did not arrive in time");
+        let read = async {
+            let mut body = pin!(body);
+            let mut bytes = BytesMut::new();
+            let mut permit = None;
+            while let Some(part) = body.next().await {
+                let part =
+                    part.map_err(|_| Failure::BrokenOff(StatusCode::BAD_REQUEST, "the body broke off"))?;
+                let length = bytes.len() + part.remaining();
+                if length > LARGEST_BODY {
+                    return Err(Failure::TooLarge);
+                }
+                if length > USUAL_BODY && permit.is_none() {
+                    permit = self.large_bodies.acquire().await.ok();
+                }
+                bytes.put(part);
+            }
+            review::read(&bytes).map_err(Failure::NotAReview)
+        };
+        tokio::time::timeout(BODY_TIMEOUT, read).await.unwrap_or(Err(late))
+    }
+}
+
+fn is_json(headers: &HeaderMap) -> bool {
+    let value = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    value.split(';').next().unwrap_or_default().trim().eq_ignore_ascii_case("application/json")
+}
+
+impl Failure {
+    const fn reason(&self) -> Reason {
+        match self {
+            Self::Method => Reason::Method,
+            Self::ContentType => Reason::ContentType,
+            Self::TooLarge => Reason::TooLarge,
+            Self::BrokenOff(..) => Reason::BrokenOff,
+            Self::NotAReview(_) => Reason::NotAReview,
+        }
+    }
+
+    fn into_response(self) -> Response {
+        let (status, sentence) = match self {
+            Self::Method => {
+                let answer = "only POST is answered\n";
+                let response = warp::reply::with_status(answer, StatusCode::METHOD_NOT_ALLOWED);
+                return warp::reply::with_header(response, header::ALLOW, "POST").into_response();
+            }
+            Self::ContentType => {
+                (StatusCode::UNSUPPORTED_MEDIA_TYPE, "Content-Type: must be application/json".to_owned())
+            }
+            Self::TooLarge => (
+                StatusCode::PAYLOAD_TOO_LARGE,
+                format!("the body must not be larger than {LARGEST_BODY} bytes"),
+            ),
+            Self::BrokenOff(status, sentence) => (status, sentence.to_owned()),
+            Self::NotAReview(error) => (StatusCode::BAD_REQUEST, error.to_string()),
+        };
+        warp::reply::with_status(format!("{sentence}\n"), status).into_response()
+    }
+}
+
+fn log(request: &Request, decision: &Decision) {
+    let pod = request.pod.as_deref().ok();
+    let reason = decision.reason();
+    let fields = (
+        name_in_log(&request.namespace),
+        name_in_log(pod_name(request, pod)),
+        pod.map(owner).unwrap_or_default(),
+        decision.realm().unwrap_or_default(),
+    );
+    let (namespace, pod, owner, realm) = &fields;
+    let (verdict, reason_name) = (reason.verdict(), reason.name());
+    // A macro's level is a constant: so there are two.
+    if verdict == Verdict::Refuse {
+        tracing::warn!(%namespace, %pod, %owner, decision = verdict.name(), reason = reason_name, realm, dry_run = request.dry_run, "admission");
+    } else {
+        tracing::info!(%namespace, %pod, %owner, decision = verdict.name(), reason = reason_name, realm, dry_run = request.dry_run, "admission");
+    }
+}
+
+fn pod_name<'a>(request: &'a Request, pod: Option<&'a Pod>) -> &'a str {
+    let metadata = pod.map(|pod| &pod.metadata);
+    request
+        .name
+        .as_deref()
+        .or_else(|| metadata?.name.as_deref())
+        .or_else(|| metadata?.generate_name.as_deref())
+        .unwrap_or_default()
+}
+
+fn owner(pod: &Pod) -> String {
+    let mut owners = pod.metadata.owner_references.iter().flatten();
+    owners
+        .find(|owner| owner.controller == Some(true))
+        .map(|owner| format!("{}/{}", name_in_log(&owner.kind), name_in_log(&owner.name)))
+        .unwrap_or_default()
+}
+
+/// A name as it may stand in a log line: nothing was validated yet, so it could be anything.
+fn name_in_log(name: &str) -> String {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_');
+    name.chars().take(LONGEST_NAME).map(|c| if allowed(c) { c } else { '?' }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use prometheus::{Registry, TextEncoder};
+    use serde_json::Value;
+    use warp::test::RequestBuilder;
+
+    use super::super::Access;
+    use super::super::samples::{self, defaults};
+    use super::*;
+
+    struct Served {
+        routes: BoxedFilter<(Response,)>,
+        registry: Registry,
+    }
+
+    fn served() -> Served {
+        let registry = Registry::new();
+        let metrics = AdmissionMetrics::new(&registry).unwrap();
+        let access: AccessLookup =
+            Arc::new(|realm, namespace| if realm == namespace { Access::Granted } else { Access::NotLetIn });
+        Served { routes: routes(Arc::new(defaults()), access, metrics), registry }
+    }
+
+    fn post(body: impl AsRef<[u8]>) -> RequestBuilder {
+        warp::test::request()
+            .method("POST")
+            .path("/inject?timeout=10s")
+            .header("content-type", "application/json")
+            .body(body)
+    }
+
+    impl Served {
+        async fn status(&self, request: RequestBuilder) -> u16 {
+            request.reply(&self.routes).await.status().as_u16()
+        }
+
+        fn counted(&self, decision: &str, reason: &str) -> bool {
+            let text = TextEncoder::new().encode_to_string(&self.registry.gather()).unwrap();
+            let line =
+                format!("twofactor_admission_total{{decision=\"{decision}\",reason=\"{reason}\"}} 1\n");
+            text.contains(&line)
+        }
+    }
+
+    #[tokio::test]
+    async fn a_pod_is_given_the_sidecar_and_it_is_counted() {
+        let served = served();
+        let review = samples::review(&samples::pod()).to_string();
+        let reply = post(review).reply(&served.routes).await;
+        assert_eq!(reply.status(), 200);
+        assert_eq!(reply.headers()["content-type"], "application/json");
+        let answer: Value = serde_json::from_slice(reply.body()).unwrap();
+        assert_eq!(answer["response"]["allowed"], true);
+        assert!(served.counted("inject", "let_in"));
+        assert!(!served.counted("refuse", "port_taken"));
+        let text = TextEncoder::new().encode_to_string(&served.registry.gather()).unwrap();
+        assert!(text.contains("twofactor_admission_total{decision=\"refuse\",reason=\"port_taken\"} 0\n"));
+        assert!(text.contains("twofactor_admission_seconds_bucket{le=\"0.0001\"}"));
+        assert!(text.contains("twofactor_admission_seconds_count 1\n"));
+    }
+
+    #[tokio::test]
+    async fn what_is_not_a_review_is_refused_with_its_own_status_and_counted() {
+        let served = served();
+        let get = warp::test::request().method("GET").path("/inject");
+        assert_eq!(served.status(get).await, 405);
+        assert!(served.counted("invalid", "method"));
+        let text = warp::test::request().method("POST").path("/inject").header("content-type", "text/plain");
+        assert_eq!(served.status(text.body("{}")).await, 415);
+        assert!(served.counted("invalid", "content_type"));
+        assert_eq!(served.status(post("not json")).await, 400);
+        assert!(served.counted("invalid", "not_a_review"));
+        assert_eq!(served.status(post(vec![b' '; LARGEST_BODY + 1])).await, 413);
+        assert!(served.counted("invalid", "too_large"));
+        let elsewhere = warp::test::request().method("POST").path("/other");
+        assert_eq!(served.status(elsewhere).await, 404);
+    }
+
+    #[tokio::test]
+    async fn a_body_that_does_not_tell_its_length_is_not_read_beyond_the_limit() {
+        let mut sent = 0_usize;
+        let endless = futures_util::stream::repeat_with(|| {
+            sent += 1;
+            Ok::<_, warp::Error>(bytes::Bytes::from_static(&[b'['; 1024]))
+        });
+        let webhook = Webhook {
+            defaults: Arc::new(defaults()),
+            access: Arc::new(|_, _| Access::Granted),
+            metrics: AdmissionMetrics::new(&Registry::new()).unwrap(),
+            large_bodies: Semaphore::new(LARGE_BODIES),
+        };
+        let mut headers = HeaderMap::new();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json; charset=utf-8"));
+        let (reason, response) = webhook.respond(&Method::POST, &headers, endless).await;
+        assert_eq!((reason, response.status()), (Reason::TooLarge, StatusCode::PAYLOAD_TOO_LARGE));
+        assert!(sent <= LARGEST_BODY / 1024 + 1, "{sent}");
+    }
+
+    #[tokio::test]
+    async fn a_large_pod_within_the_limit_is_decided_about() {
+        let served = served();
+        let mut pod = samples::pod();
+        pod["metadata"]["annotations"] = serde_json::json!({"large": "x".repeat(3 * 1024 * 1024)});
+        assert_eq!(served.status(post(samples::review(&pod).to_string())).await, 200);
+        assert!(served.counted("inject", "let_in"));
+    }
+
+    #[test]
+    fn a_name_in_the_log_is_one_short_word() {
+        assert_eq!(name_in_log("kms-7d9c.x_Y"), "kms-7d9c.x_Y");
+        assert_eq!(name_in_log("a\nINFO fake=\u{1b}[31m\""), "a?INFO?fake???31m?");
+        assert_eq!(name_in_log(&"a".repeat(1000)).len(), LONGEST_NAME);
+    }
+}
