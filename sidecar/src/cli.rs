@@ -7,6 +7,7 @@
 use std::error::Error;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 use tokio_util::sync::CancellationToken;
@@ -14,9 +15,14 @@ use twofactor_core::names::{Caller, RealmId};
 use twofactor_server::logging::{self, Format};
 
 use crate::dev::{DevOptions, dev};
-use crate::run::Addresses;
+use crate::listen::{API_PORT, Addresses, AdminAddress, ApiAddress};
 use crate::serve::serve;
 use crate::settings::RealmOptions;
+
+/// Threads that answer requests, unless another number is asked for.
+const MOST_THREADS: usize = 4;
+/// For what still runs at the end and cannot be told to stop, such as looking up a name.
+const LAST: Duration = Duration::from_millis(100);
 
 const VARIABLES: &str = "\
 Passwords of others come from the environment only:
@@ -48,7 +54,11 @@ enum Command {
 
 #[derive(Args)]
 struct CommonArguments {
-    /// Address of the API [default: 127.0.0.1:8004 and [::1]:8004]
+    /// Port of the API, on 127.0.0.1 and, where there is IPv6, on ::1 [default: 8004]
+    #[arg(long, env = "TWOFACTOR_PORT", value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
+    port: Option<u16>,
+
+    /// Address of the API, in place of --port: this address and no other
     #[arg(long, env = "TWOFACTOR_LISTEN", value_name = "ADDRESS:PORT")]
     listen: Option<SocketAddr>,
 
@@ -56,14 +66,18 @@ struct CommonArguments {
     #[arg(long, env = "TWOFACTOR_ALLOW_NON_LOOPBACK")]
     allow_non_loopback: bool,
 
-    /// Address of /livez, /readyz and /metrics
+    /// Address of /livez, /readyz and /metrics; *:PORT is every address of this machine, IPv6 and IPv4
     #[arg(
         long,
         env = "TWOFACTOR_ADMIN_LISTEN",
         value_name = "ADDRESS:PORT",
         default_value = "127.0.0.1:18004"
     )]
-    admin_listen: SocketAddr,
+    admin_listen: AdminAddress,
+
+    /// Threads that answer requests [default: one for each core, at most 4]
+    #[arg(long, env = "TWOFACTOR_THREADS", value_name = "NUMBER", value_parser = clap::value_parser!(u8).range(1..))]
+    threads: Option<u8>,
 
     /// Log lines as json or text
     #[arg(long, env = "TWOFACTOR_LOG_FORMAT", default_value = "text")]
@@ -124,8 +138,23 @@ struct DevArguments {
 }
 
 impl CommonArguments {
-    fn addresses(&self) -> Addresses {
-        Addresses { api: self.listen, allow_non_loopback: self.allow_non_loopback, admin: self.admin_listen }
+    fn addresses(&self) -> Result<Addresses, &'static str> {
+        let api = match (self.listen, self.port) {
+            (Some(_), Some(_)) => {
+                return Err("--port (TWOFACTOR_PORT) and --listen (TWOFACTOR_LISTEN) exclude each other: \
+                     the first is a port on both loopback addresses, the second one address only");
+            }
+            (Some(address), None) => ApiAddress::One(address),
+            (None, port) => ApiAddress::Loopback(port.unwrap_or(API_PORT)),
+        };
+        Ok(Addresses { api, allow_non_loopback: self.allow_non_loopback, admin: self.admin_listen })
+    }
+
+    /// A sidecar has a small part of a node: a thread for each of its cores would wait for nothing, with a stack and a heap
+    /// of its own. Four answer more than any service asks.
+    fn threads(&self) -> usize {
+        let cores = || std::thread::available_parallelism().map_or(1, usize::from);
+        self.threads.map_or_else(|| cores().min(MOST_THREADS), usize::from)
     }
 }
 
@@ -141,14 +170,15 @@ pub fn start() -> Result<(), Box<dyn Error>> {
         Command::Dev(arguments) => &arguments.common,
     };
     logging::start(common.log_format, &common.log).map_err(|error| format!("--log: {error}"))?;
-    let addresses = common.addresses();
+    let addresses = common.addresses()?;
+    let threads = common.threads();
     // Fails only when another provider was installed before; there is no other in this program.
     let _ = rustls::crypto::ring::default_provider().install_default();
 
     let stop = CancellationToken::new();
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    match command {
-        Command::Serve(arguments) => runtime.block_on(serve(&addresses, &arguments.credentials, stop))?,
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build()?;
+    let result = match command {
+        Command::Serve(arguments) => runtime.block_on(serve(&addresses, &arguments.credentials, stop)),
         Command::Dev(arguments) => {
             let realm = arguments.realm_options.realm(|name| std::env::var(name).ok())?;
             let options = DevOptions {
@@ -160,10 +190,11 @@ pub fn start() -> Result<(), Box<dyn Error>> {
                 caller: arguments.caller,
                 realm,
             };
-            runtime.block_on(dev(&addresses, options, stop))?;
+            runtime.block_on(dev(&addresses, options, stop))
         }
-    }
-    Ok(())
+    };
+    runtime.shutdown_timeout(LAST);
+    Ok(result?)
 }
 
 /// Reads `.env`, before there is any other thread. What it says is never repeated: it holds passwords.

@@ -5,7 +5,6 @@ use std::fs;
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 
 use rand::rngs::SysRng;
@@ -25,11 +24,12 @@ use twofactor_store::redis::RedisStore;
 use twofactor_store::{Store, StoreError};
 
 use crate::delivery::Delivery;
+use crate::listen::{Addresses, Listeners};
 use crate::manifests::{self, SeedBook, Users};
 use crate::metrics::Metrics;
 use crate::records::Records;
-use crate::run::{Addresses, Listeners, RunError, run};
-use crate::service::Service;
+use crate::run::{Background, RunError, run};
+use crate::service::{Current, Service};
 
 /// How often the manifests are looked at and the store is checked.
 const WATCH: Duration = Duration::from_secs(1);
@@ -64,7 +64,7 @@ pub async fn dev(
     options: DevOptions,
     stop: CancellationToken,
 ) -> Result<(), RunError> {
-    let listeners = Listeners::bind(addresses).await?;
+    let listeners = Listeners::bind(addresses)?;
     let master = match &options.redis_url {
         Some(_) => kept_master_key(options.master_key_file.as_deref())?,
         // The records go with the process, and so may their key.
@@ -82,7 +82,7 @@ pub async fn dev(
         None => Store::Memory(MemoryStore::new(Clock::System)),
     };
     let metrics = Metrics::new().map_err(|error| RunError::Configuration(error.to_string()))?;
-    let service = Arc::new(Service {
+    let current = Current::new(Service {
         records: Records::new(store.clone(), keys(), metrics.clone()),
         store: store.clone(),
         delivery: Delivery::new(true),
@@ -110,8 +110,8 @@ pub async fn dev(
     }
     source.fill().await;
     announce(&source, &listeners, options.expose_codes);
-    let publishing = source.watch(stop.clone());
-    run(service, listeners, Some(("publisher", publishing)), stop).await
+    let publishing = Background { name: "publisher", task: source.watch(stop.clone()), check: None };
+    run(current, listeners, publishing, stop).await
 }
 
 /// Manifests, and the store that they are published into.

@@ -50,8 +50,8 @@ struct Issued {
 }
 
 async fn issue(service: &Service, username: &Username) -> Result<Issued, Refusal> {
+    let realm = service.realm().await?;
     let mut user = service.records.enabled_user(username).await?;
-    let realm = service.records.realm().await?;
     if !service.can_send(&user.record, &realm.1) {
         // No decision would tell that this record is outdated, so it is read again before it is believed.
         user = service.records.reload_enabled(user.pseudonym).await?;

@@ -2,7 +2,8 @@
 //!
 //! A request goes one way: [`routes`] read it, [`generate`] or [`verify`] look up the user in [`records`] and ask
 //! the store for the decision, [`delivery`] sends a code, [`audit`] writes the record of it, and the answer or a
-//! [`refusal`] goes back. [`serve`] runs that on what the operator published, [`dev`] on manifests from disk.
+//! [`refusal`] goes back. [`serve`] runs that on what the operator published, with credentials that it follows
+//! ([`follow`]); [`dev`] on manifests from disk.
 
 /// Writes a line to standard output. Unlike `println!` it does not end the process when nobody reads any more.
 macro_rules! say {
@@ -17,10 +18,13 @@ pub mod cli;
 pub mod credentials;
 pub mod delivery;
 pub mod dev;
+pub mod follow;
 pub mod generate;
+pub mod listen;
 pub mod manifests;
 pub mod metrics;
 pub mod records;
+mod refresh;
 pub mod refusal;
 pub mod routes;
 pub mod run;

@@ -19,6 +19,11 @@ pub struct Metrics {
     decisions: IntCounterVec,
     deliveries: IntCounterVec,
     refused_records: IntCounterVec,
+    store_failures: IntCounterVec,
+    store_answers: IntGaugeVec,
+    let_in: IntGaugeVec,
+    credentials: IntGaugeVec,
+    credential_changes: IntCounterVec,
 }
 
 impl Metrics {
@@ -53,6 +58,30 @@ impl Metrics {
             "Records from Redis that were not used, by reason: any of these deserves a look.",
             &["reason"],
         )?;
+        let store_failures = counter(
+            "twofactor_store_failures_total",
+            "Looks at the store, one a second, that failed, by reason.",
+            &["reason"],
+        )?;
+        let credential_changes = counter(
+            "twofactor_credentials_changes_total",
+            "Changes of the mounted credentials, by outcome.",
+            &["outcome"],
+        )?;
+        // Without a label and yet a vector: what is not known yet is not shown.
+        let gauge = |name: &str, help: &str| {
+            let gauge = IntGaugeVec::new(Opts::new(name, help), &[])?;
+            registry.register(Box::new(gauge.clone()))?;
+            Ok::<_, prometheus::Error>(gauge)
+        };
+        let store_answers =
+            gauge("twofactor_store_answers", "1 when the store answered the last look at it, 0 when not.")?;
+        let let_in =
+            gauge("twofactor_let_in", "1 when the realm lets this sidecar's namespace in, 0 when not.")?;
+        let credentials = gauge(
+            "twofactor_credentials_current",
+            "1 when the credentials in use are those of the folder, 0 when those cannot be used.",
+        )?;
         let durations = HistogramVec::new(
             HistogramOpts::new(
                 "twofactor_http_request_duration_seconds",
@@ -68,7 +97,19 @@ impl Metrics {
         )?;
         registry.register(Box::new(build.clone()))?;
         build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
-        Ok(Self { registry, requests, durations, decisions, deliveries, refused_records })
+        Ok(Self {
+            registry,
+            requests,
+            durations,
+            decisions,
+            deliveries,
+            refused_records,
+            store_failures,
+            store_answers,
+            let_in,
+            credentials,
+            credential_changes,
+        })
     }
 
     /// What `/metrics` shows.
@@ -96,5 +137,30 @@ impl Metrics {
     /// A record was there and not used.
     pub fn refused_record(&self, reason: &'static str) {
         self.refused_records.with_label_values(&[reason]).inc();
+    }
+
+    /// A look at the store failed.
+    pub fn store_failure(&self, reason: &'static str) {
+        self.store_failures.with_label_values(&[reason]).inc();
+    }
+
+    /// Whether the store answered the last look at it.
+    pub fn store_answers(&self, answers: bool) {
+        self.store_answers.with_label_values::<&str>(&[]).set(answers.into());
+    }
+
+    /// Whether the realm lets this sidecar's namespace in.
+    pub fn let_in(&self, let_in: bool) {
+        self.let_in.with_label_values::<&str>(&[]).set(let_in.into());
+    }
+
+    /// Whether the credentials in use are those of the folder.
+    pub fn credentials_current(&self, current: bool) {
+        self.credentials.with_label_values::<&str>(&[]).set(current.into());
+    }
+
+    /// The mounted credentials changed, and were taken over or not.
+    pub fn credentials_changed(&self, outcome: &'static str) {
+        self.credential_changes.with_label_values(&[outcome]).inc();
     }
 }

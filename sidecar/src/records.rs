@@ -3,7 +3,8 @@
 //! Enters: a username. Leaves: the opened record, or the certainty that there is no such user. A record that does
 //! not open, or is older than one seen before, is never used: that is an answer of 503 and a metric.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
 use quick_cache::sync::Cache;
@@ -21,6 +22,10 @@ use crate::refusal::Refusal;
 
 /// Users whose opened records are kept; beyond that, those not asked about for longest are read again.
 const CACHED_USERS: usize = 100_000;
+
+/// For so long, what was last read of the realm is believed; then a request reads it again itself. It bounds how long a
+/// namespace that is no longer let in goes on, whatever keeps the sidecar from looking every second.
+const REALM_BELIEVED: Duration = Duration::from_secs(2);
 
 /// A user as they are now.
 #[derive(Clone, Debug)]
@@ -43,10 +48,17 @@ struct Seen {
 /// The records of one realm.
 pub struct Records {
     store: Store,
+    known: Arc<Known>,
+    /// When the store was last asked for the realm and answered.
+    looked_at: Mutex<Option<Instant>>,
+    metrics: Metrics,
+}
+
+/// What was seen with the keys of one realm. It outlives the connection that it was read over.
+struct Known {
     keys: RealmKeys,
     users: Cache<Pseudonym, Seen>,
     realm: ArcSwapOption<(Revision, RealmRecord)>,
-    metrics: Metrics,
 }
 
 /// Why a record that is there was not used.
@@ -75,13 +87,22 @@ impl Records {
     /// Records of the realm that `keys` open, read from `store`.
     #[must_use]
     pub fn new(store: Store, keys: RealmKeys, metrics: Metrics) -> Self {
-        Self { store, keys, users: Cache::new(CACHED_USERS), realm: ArcSwapOption::empty(), metrics }
+        let known = Known { keys, users: Cache::new(CACHED_USERS), realm: ArcSwapOption::empty() };
+        Self { store, known: Arc::new(known), looked_at: Mutex::default(), metrics }
+    }
+
+    /// The same realm's records, read from another store from now on. What is known stays known, and with it the
+    /// revisions below which nothing is accepted.
+    #[must_use]
+    pub fn moved_to(&self, store: Store) -> Self {
+        let known = self.known.clone();
+        Self { store, known, looked_at: Mutex::default(), metrics: self.metrics.clone() }
     }
 
     /// The keys of the realm.
     #[must_use]
     pub fn keys(&self) -> &RealmKeys {
-        &self.keys
+        &self.known.keys
     }
 
     /// An enabled user: the record last seen, which the decision checks, or a newly read one.
@@ -90,8 +111,8 @@ impl Records {
     /// [`Refusal::UnknownUser`] when it is certain that there is none or that they are disabled;
     /// [`Refusal::Unavailable`] when it is not.
     pub async fn enabled_user(&self, username: &Username) -> Result<CurrentUser, Refusal> {
-        let pseudonym = self.keys.pseudonym(username);
-        let user = match self.users.get(&pseudonym) {
+        let pseudonym = self.known.keys.pseudonym(username);
+        let user = match self.known.users.get(&pseudonym) {
             Some(Seen { highest, record: Some(record) }) => {
                 CurrentUser { pseudonym, revision: highest, record }
             }
@@ -116,7 +137,7 @@ impl Records {
     /// As in [`Records::enabled_user`].
     pub async fn reload(&self, pseudonym: Pseudonym) -> Result<CurrentUser, Refusal> {
         // Before the reading: of two that overlap, the one that ends later may have read what came earlier.
-        let seen = self.users.get(&pseudonym).map_or(Revision::default(), |seen| seen.highest);
+        let seen = self.known.users.get(&pseudonym).map_or(Revision::default(), |seen| seen.highest);
         let Some(sealed) = self.store.record(&pseudonym).await? else {
             return Err(self.missing(pseudonym).await?);
         };
@@ -124,13 +145,13 @@ impl Records {
             self.reject("user", rejected);
             Refusal::Unavailable
         })?;
-        if let Some(Seen { highest, record: Some(record) }) = self.users.get(&pseudonym)
+        if let Some(Seen { highest, record: Some(record) }) = self.known.users.get(&pseudonym)
             && highest > revision
         {
             return Ok(CurrentUser { pseudonym, revision: highest, record });
         }
         let record = Arc::new(record);
-        self.users.insert(pseudonym, Seen { highest: revision, record: Some(record.clone()) });
+        self.known.users.insert(pseudonym, Seen { highest: revision, record: Some(record.clone()) });
         Ok(CurrentUser { pseudonym, revision, record })
     }
 
@@ -140,7 +161,7 @@ impl Records {
         sealed: &[u8],
         seen: Revision,
     ) -> Result<(Revision, UserRecord), Rejected> {
-        let (revision, record) = UserRecord::open(&self.keys, pseudonym, sealed)?;
+        let (revision, record) = UserRecord::open(&self.known.keys, pseudonym, sealed)?;
         if revision < seen {
             return Err(Rejected::RolledBack { found: revision.0, seen: seen.0 });
         }
@@ -153,22 +174,32 @@ impl Records {
             // Published in this very moment: the next request finds it.
             return Ok(Refusal::Unavailable);
         }
-        if let Some(seen) = self.users.get(&pseudonym) {
-            self.users.insert(pseudonym, Seen { highest: seen.highest, record: None });
+        if let Some(seen) = self.known.users.get(&pseudonym) {
+            self.known.users.insert(pseudonym, Seen { highest: seen.highest, record: None });
         }
         Ok(Refusal::UnknownUser)
     }
 
-    /// The realm's policy and credentials, as last read.
+    /// The realm's policy and credentials, as they were at most two seconds ago.
     ///
     /// # Errors
-    /// When there are none: Redis was not reachable since the start, or nothing was published.
+    /// When there are none: Redis does not answer, or nothing was published.
     pub async fn realm(&self) -> Result<Arc<(Revision, RealmRecord)>, Refusal> {
-        if let Some(realm) = self.realm.load_full() {
-            return Ok(realm);
+        let looked_at = *self.looked_at.lock().unwrap_or_else(PoisonError::into_inner);
+        let believed = looked_at.is_some_and(|at| at.elapsed() < REALM_BELIEVED);
+        match self.known_realm() {
+            Some(realm) if believed => Ok(realm),
+            _ => {
+                self.refresh_realm().await?;
+                self.known_realm().ok_or(Refusal::Unavailable)
+            }
         }
-        self.refresh_realm().await?;
-        self.realm.load_full().ok_or(Refusal::Unavailable)
+    }
+
+    /// The realm as last read, however long ago.
+    #[must_use]
+    pub fn known_realm(&self) -> Option<Arc<(Revision, RealmRecord)>> {
+        self.known.realm.load_full()
     }
 
     /// Reads the realm's record again; keeps the one known when there is no better one.
@@ -176,16 +207,20 @@ impl Records {
     /// # Errors
     /// When Redis does not answer.
     pub async fn refresh_realm(&self) -> Result<(), StoreError> {
-        let Some(sealed) = self.store.realm().await?.sealed else { return Ok(()) };
-        let known = self.realm.load_full();
+        // The moment of the question: the answer may be as old as that.
+        let asked_at = Instant::now();
+        let snapshot = self.store.realm().await?;
+        *self.looked_at.lock().unwrap_or_else(PoisonError::into_inner) = Some(asked_at);
+        let Some(sealed) = snapshot.sealed else { return Ok(()) };
+        let known = self.known_realm();
         let seen = known.as_ref().map_or(Revision::default(), |known| known.0);
-        match RealmRecord::open(&self.keys, &sealed).map_err(Rejected::from) {
+        match RealmRecord::open(&self.known.keys, &sealed).map_err(Rejected::from) {
             Ok((revision, _)) if revision < seen => {
                 self.reject("realm", Rejected::RolledBack { found: revision.0, seen: seen.0 });
             }
             Ok((revision, record)) => {
                 if revision > seen || known.is_none() {
-                    self.realm.store(Some(Arc::new((revision, record))));
+                    self.known.realm.store(Some(Arc::new((revision, record))));
                 }
             }
             Err(rejected) => self.reject("realm", rejected),
@@ -201,6 +236,6 @@ impl Records {
 
 impl std::fmt::Debug for Records {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(formatter, "Records({:?})", self.keys)
+        write!(formatter, "Records({:?})", self.known.keys)
     }
 }

@@ -50,6 +50,9 @@ pub enum Refusal {
     /// Nothing can be decided at the moment, so nothing is accepted.
     #[error("The 2FA store is unavailable. Try again; if a code is refused then, ask for a new one.")]
     Unavailable,
+    /// The realm does not let the namespace of this sidecar in, or no longer does.
+    #[error("This namespace is not let in by the realm of these users.")]
+    NotLetIn,
     /// No such path.
     #[error("There is nothing at this path. The API is described at /docs.")]
     NoSuchPath,
@@ -100,7 +103,7 @@ impl Refusal {
             Self::WrongCode => StatusCode::UNAUTHORIZED,
             Self::CodeConsumed { .. } | Self::Blocked { .. } => StatusCode::TOO_MANY_REQUESTS,
             Self::NotDelivered(_) => StatusCode::BAD_GATEWAY,
-            Self::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Unavailable | Self::NotLetIn => StatusCode::SERVICE_UNAVAILABLE,
             Self::ForeignOrigin => StatusCode::FORBIDDEN,
             Self::WrongMethod(_) => StatusCode::METHOD_NOT_ALLOWED,
             Self::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
@@ -123,6 +126,7 @@ impl Refusal {
             Self::Blocked { .. } => "throttled",
             Self::NotDelivered(_) => "not-delivered",
             Self::Unavailable => "store-unavailable",
+            Self::NotLetIn => "not-let-in",
             Self::NoSuchPath => "no-such-path",
             Self::WrongMethod(_) => "wrong-method",
             Self::ForeignOrigin => "foreign-origin",
@@ -144,6 +148,7 @@ impl Refusal {
             Self::Blocked { .. } => "Too many failed attempts",
             Self::NotDelivered(_) => "Delivery failed",
             Self::Unavailable => "Store unavailable",
+            Self::NotLetIn => "Namespace not let in",
             Self::NoSuchPath => "No such path",
             Self::WrongMethod(_) => "Wrong method",
             Self::ForeignOrigin => "Foreign origin",
@@ -174,6 +179,10 @@ impl Refusal {
             Self::Unavailable => {
                 headers.insert(header::RETRY_AFTER, 1.into());
             }
+            // Somebody has to change something first.
+            Self::NotLetIn => {
+                headers.insert(header::RETRY_AFTER, 10.into());
+            }
             Self::WrongMethod(allowed) => {
                 headers.insert(header::ALLOW, HeaderValue::from_static(allowed));
             }
@@ -187,7 +196,11 @@ impl Refusal {
 impl From<StoreError> for Refusal {
     fn from(error: StoreError) -> Self {
         let cause = std::error::Error::source(&error).map(ToString::to_string);
-        tracing::warn!(%error, cause, "the store gave no decision");
+        if error.is_access_refused() {
+            tracing::warn!(cause, "Redis refuses access to this sidecar: there is no decision");
+        } else {
+            tracing::warn!(%error, cause, "the store gave no decision");
+        }
         Self::Unavailable
     }
 }

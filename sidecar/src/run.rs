@@ -2,24 +2,21 @@
 //! or with the reason. Every task is joined here, and the end of one ends all.
 
 use std::io;
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
-use std::sync::Arc;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use thiserror::Error;
-use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
-use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 use twofactor_server::admin::{self, Check};
 use twofactor_server::http::{self, Limits};
 
+use crate::listen::Listeners;
+use crate::refresh::{Checks, refresh};
 use crate::routes;
-use crate::service::Service;
+use crate::service::Current;
 
-/// How often the realm's record and the guards are read again.
-const REFRESH: Duration = Duration::from_secs(2);
 /// Probes and Prometheus: few connections are enough.
 const ADMIN_CONNECTIONS: usize = 64;
 /// For a probe or a scrape, answer included: nobody holds a slot for longer.
@@ -55,84 +52,29 @@ pub enum RunError {
     TaskEnded(&'static str),
 }
 
-/// Where to listen.
-#[derive(Clone, Debug)]
-pub struct Addresses {
-    /// The API's address; both loopback addresses on port 8004 when absent.
-    pub api: Option<SocketAddr>,
-    /// Whether `api` may be reached from other machines.
-    pub allow_non_loopback: bool,
-    /// The admin port's address.
-    pub admin: SocketAddr,
+/// A task beside those that serve.
+pub struct Background<F> {
+    /// Its name in messages.
+    pub name: &'static str,
+    /// The work; it must not end before it is told to stop.
+    pub task: F,
+    /// What it tells `/readyz?verbose`.
+    pub check: Option<Check>,
 }
 
-/// Bound listeners.
-#[derive(Debug)]
-pub struct Listeners {
-    api: Vec<TcpListener>,
-    admin: TcpListener,
-    loopback_only: bool,
-}
-
-/// The port of the API, unless another one is asked for.
-pub const API_PORT: u16 = 8004;
-
-impl Listeners {
-    /// Binds the addresses, before anything else is begun.
-    ///
-    /// # Errors
-    /// When an address is taken, or is not a loopback address without that being allowed.
-    pub async fn bind(addresses: &Addresses) -> Result<Self, RunError> {
-        let mut api = Vec::new();
-        if let Some(address) = addresses.api {
-            if !address.ip().is_loopback() && !addresses.allow_non_loopback {
-                return Err(RunError::NotLoopback(address));
-            }
-            api.push(listen(address, "--listen").await?);
-        } else {
-            api.push(listen(SocketAddr::from(([127, 0, 0, 1], API_PORT)), "--listen").await?);
-            // "localhost" may mean this one too. Machines without IPv6 do not have it.
-            let address = SocketAddr::new(IpAddr::V6(Ipv6Addr::LOCALHOST), API_PORT);
-            match TcpListener::bind(address).await {
-                Ok(listener) => api.push(listener),
-                // Whoever has it would be taken for this service.
-                Err(source) if source.kind() == io::ErrorKind::AddrInUse => {
-                    return Err(RunError::Listen { address, flag: "--listen", source });
-                }
-                Err(error) => tracing::debug!(%address, %error, "not listening on the IPv6 loopback address"),
-            }
-        }
-        Ok(Self {
-            api,
-            admin: listen(addresses.admin, "--admin-listen").await?,
-            loopback_only: addresses.api.is_none_or(|address| address.ip().is_loopback()),
-        })
-    }
-
-    /// The address of the API that is to be shown to people.
-    #[must_use]
-    pub fn api_address(&self) -> Option<SocketAddr> {
-        self.api.first().and_then(|listener| listener.local_addr().ok())
-    }
-}
-
-async fn listen(address: SocketAddr, flag: &'static str) -> Result<TcpListener, RunError> {
-    TcpListener::bind(address).await.map_err(|source| RunError::Listen { address, flag, source })
-}
-
-/// Serves until SIGTERM or SIGINT, together with `background`, a task that must not end before.
+/// Serves until SIGTERM or SIGINT, together with `background`.
 ///
 /// # Errors
 /// When a task ends early.
 pub async fn run(
-    service: Arc<Service>,
+    current: Current,
     listeners: Listeners,
-    background: Option<(&'static str, impl Future<Output = ()> + Send + 'static)>,
+    background: Background<impl Future<Output = ()> + Send + 'static>,
     stop: CancellationToken,
 ) -> Result<(), RunError> {
     let mut terminate = signal(SignalKind::terminate()).map_err(RunError::Signal)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(RunError::Signal)?;
-    let redis = Check::informational("redis");
+    let checks = Checks::new();
     let mut tasks = JoinSet::new();
     let mut spawn = |name: &'static str, task: std::pin::Pin<Box<dyn Future<Output = ()> + Send>>| {
         tasks.spawn(async move {
@@ -141,18 +83,17 @@ pub async fn run(
         });
     };
 
-    let api = routes::routes(service.clone(), listeners.loopback_only);
+    let api = routes::routes(&current, listeners.loopback_only);
     for listener in listeners.api {
         spawn("api", Box::pin(http::serve(listener, api.clone(), Limits::default(), stop.clone())));
     }
-    let admin = admin::routes(vec![redis.clone()], service.metrics.registry());
+    let shown = [checks.redis.clone(), checks.let_in.clone()].into_iter().chain(background.check).collect();
+    let admin = admin::routes(shown, current.load().metrics.registry());
     let limits =
         Limits { connections: ADMIN_CONNECTIONS, single_request: Some(ADMIN_LIFETIME), ..Limits::default() };
     spawn("admin", Box::pin(http::serve(listeners.admin, admin, limits, stop.clone())));
-    spawn("realm refresh", Box::pin(refresh(service, redis, stop.clone())));
-    if let Some((name, task)) = background {
-        spawn(name, Box::pin(task));
-    }
+    spawn("realm refresh", Box::pin(refresh(current, checks, stop.clone())));
+    spawn(background.name, Box::pin(background.task));
 
     let mut result = Ok(());
     tokio::select! {
@@ -166,23 +107,4 @@ pub async fn run(
     stop.cancel();
     while tasks.join_next().await.is_some() {}
     result
-}
-
-/// Keeps the realm's policy and the guards current, and knows whether Redis answers.
-async fn refresh(service: Arc<Service>, redis: Check, stop: CancellationToken) {
-    let mut ticks = tokio::time::interval(REFRESH);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    while stop.run_until_cancelled(ticks.tick()).await.is_some() {
-        let result = service.records.refresh_realm().await;
-        if let Err(error) = &result
-            && redis.is_good()
-        {
-            let cause = std::error::Error::source(error).map(ToString::to_string);
-            tracing::warn!(%error, cause, "Redis does not answer; requests are answered with 503 until it does");
-        }
-        if result.is_ok() && !redis.is_good() {
-            tracing::info!("the store answers");
-        }
-        redis.set(result.is_ok());
-    }
 }

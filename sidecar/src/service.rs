@@ -1,11 +1,15 @@
-//! What generate and verify work with. Enters: the parts, put together once. Leaves: one value that routes share.
+//! What generate and verify work with. Enters: the parts, put together once for each set of credentials. Leaves: the
+//! present value, which routes share.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use twofactor_core::decision::Undecided;
 use twofactor_core::names::Caller;
 use twofactor_core::realm::RealmRecord;
 use twofactor_core::record::UserRecord;
+use twofactor_core::seal::Revision;
 use twofactor_store::{Store, StoreError};
 
 use crate::delivery::Delivery;
@@ -36,7 +40,45 @@ pub struct Service {
     pub metrics: Metrics,
 }
 
+/// The service that the next request is answered by. Requests under way end with the one that they began with.
+#[derive(Clone, Debug)]
+pub struct Current(Arc<ArcSwap<Service>>);
+
+impl Current {
+    /// Begins with `service`.
+    #[must_use]
+    pub fn new(service: Service) -> Self {
+        Self(Arc::new(ArcSwap::from_pointee(service)))
+    }
+
+    /// The present service.
+    #[must_use]
+    pub fn load(&self) -> Arc<Service> {
+        self.0.load_full()
+    }
+
+    /// Goes over to another service.
+    pub fn replace(&self, service: Service) {
+        self.0.store(Arc::new(service));
+    }
+}
+
 impl Service {
+    /// Whether `realm` lets this sidecar's namespace in.
+    #[must_use]
+    pub fn is_let_in(&self, realm: &RealmRecord) -> bool {
+        realm.callers.as_ref().is_none_or(|callers| callers.contains(self.caller.as_str()))
+    }
+
+    /// The realm, if it lets this sidecar's namespace in: asked before anything is looked up or decided.
+    ///
+    /// # Errors
+    /// [`Refusal::NotLetIn`] when it does not; [`Refusal::Unavailable`] when that is not known.
+    pub async fn realm(&self) -> Result<Arc<(Revision, RealmRecord)>, Refusal> {
+        let realm = self.records.realm().await?;
+        if self.is_let_in(&realm.1) { Ok(realm) } else { Err(Refusal::NotLetIn) }
+    }
+
     /// Whether there is a code to send to this user, and a way to send it.
     #[must_use]
     pub fn can_send(&self, user: &UserRecord, realm: &RealmRecord) -> bool {

@@ -23,6 +23,7 @@ pub async fn verify(service: &Service, username: &Username, code: &Code) -> Resu
 }
 
 async fn decide(service: &Service, username: &Username, code: &Code) -> Result<Verdict, Refusal> {
+    service.realm().await?;
     let mut user = service.records.enabled_user(username).await?;
     for _ in 0..ATTEMPTS {
         let request = verification(service, &user, code);

@@ -78,6 +78,16 @@ fn manager(client: &Client) -> RedisResult<ConnectionManager> {
     ConnectionManager::new_lazy_with_config(client.clone(), configuration)
 }
 
+impl StoreError {
+    /// Whether Redis refused the login or a command, as it does when the user was removed or may do less than before.
+    #[must_use]
+    pub fn is_access_refused(&self) -> bool {
+        let Self::Unavailable(error) = self else { return false };
+        error.kind() == ErrorKind::AuthenticationFailed
+            || matches!(error.code(), Some("NOAUTH" | "NOPERM" | "WRONGPASS"))
+    }
+}
+
 /// Whether another connection could have a better result. What Redis answers about a command could not.
 fn may_be_the_connections(error: &RedisError) -> bool {
     match error.kind() {

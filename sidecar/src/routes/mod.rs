@@ -21,7 +21,7 @@ use crate::audit::{self, Event, Origin};
 use crate::delivery::rfc3339;
 use crate::generate::generate;
 use crate::refusal::{Problem, Refusal};
-use crate::service::Service;
+use crate::service::{Current, Service};
 use crate::verify::verify;
 
 /// The answer to `GET /`.
@@ -83,8 +83,9 @@ struct Request {
 
 /// All routes of the API. Where `loopback_only`, requests must name this machine as their host.
 #[must_use]
-pub fn routes(service: Arc<Service>, loopback_only: bool) -> BoxedFilter<(Response,)> {
-    let with_service = warp::any().map(move || service.clone());
+pub fn routes(current: &Current, loopback_only: bool) -> BoxedFilter<(Response,)> {
+    let current = current.clone();
+    let with_service = warp::any().map(move || current.load());
     let query = warp::query::raw().or(warp::any().map(String::new)).unify();
     let request = warp::method()
         .and(query)
@@ -139,7 +140,7 @@ async fn health_route(service: Arc<Service>, method: Method) -> Response {
         (status = 429, description = "Asked too soon.", body = Problem, content_type = "application/problem+json",
             headers(("Retry-After" = u64, description = "Seconds to wait."))),
         (status = 502, description = "The mail or SMS provider did not take the message.", body = Problem, content_type = "application/problem+json"),
-        (status = 503, description = "Redis is unreachable, or has lost data that is being restored.", body = Problem, content_type = "application/problem+json",
+        (status = 503, description = "Redis is unreachable or has lost data that is being restored, or the realm does not let this namespace in.", body = Problem, content_type = "application/problem+json",
             headers(("Retry-After" = u64, description = "Seconds to wait."))),
     )
 )]
@@ -179,7 +180,7 @@ async fn generate_route(service: Arc<Service>, request: Request) -> Response {
         (status = 422, description = "The request is malformed; `detail` names the field.", body = Problem, content_type = "application/problem+json"),
         (status = 429, description = "Too many failures; nothing was looked at.", body = Problem, content_type = "application/problem+json",
             headers(("Retry-After" = u64, description = "Seconds to wait."))),
-        (status = 503, description = "Redis is unreachable, or has lost data that is being restored.", body = Problem, content_type = "application/problem+json",
+        (status = 503, description = "Redis is unreachable or has lost data that is being restored, or the realm does not let this namespace in.", body = Problem, content_type = "application/problem+json",
             headers(("Retry-After" = u64, description = "Seconds to wait."))),
     )
 )]
