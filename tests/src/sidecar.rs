@@ -12,6 +12,7 @@ const START: Duration = Duration::from_secs(20);
 #[derive(Debug)]
 pub struct SidecarBuilder {
     launch: Launch,
+    in_pod: bool,
 }
 
 impl SidecarBuilder {
@@ -30,14 +31,26 @@ impl SidecarBuilder {
         self
     }
 
+    /// Listens as it does in a pod: on both loopback addresses, and for probes on every address.
+    #[must_use]
+    pub fn as_in_a_pod(mut self) -> Self {
+        self.in_pod = true;
+        self
+    }
+
     /// Starts the sidecar on ports of the harness' choice, and returns when it is alive.
     pub async fn start(self) -> SidecarProcess {
         let (api_port, admin_port) = (ports::free_port(), ports::free_port());
-        let process = self
-            .launch
-            .args(["--listen".to_owned(), format!("127.0.0.1:{api_port}")])
-            .args(["--admin-listen".to_owned(), format!("127.0.0.1:{admin_port}")])
-            .start();
+        let launch = if self.in_pod {
+            self.launch
+                .env("TWOFACTOR_PORT", api_port.to_string())
+                .env("TWOFACTOR_ADMIN_LISTEN", format!("*:{admin_port}"))
+        } else {
+            self.launch
+                .args(["--listen".to_owned(), format!("127.0.0.1:{api_port}")])
+                .args(["--admin-listen".to_owned(), format!("127.0.0.1:{admin_port}")])
+        };
+        let process = launch.start();
         let sidecar = SidecarProcess { process, api_port, admin_port };
         sidecar.admin().wait_until_ok("/livez", &sidecar.process, START).await;
         sidecar
@@ -56,7 +69,10 @@ impl SidecarProcess {
     /// A sidecar with options.
     #[must_use]
     pub fn builder() -> SidecarBuilder {
-        SidecarBuilder { launch: Launch::new(tools::project_binary("twofactor-sidecar")).isolated() }
+        SidecarBuilder {
+            launch: Launch::new(tools::project_binary("twofactor-sidecar")).isolated(),
+            in_pod: false,
+        }
     }
 
     /// A client of the API.

@@ -3,6 +3,7 @@
 
 mod conformance;
 mod contract;
+mod credentials;
 mod dev;
 mod email;
 mod harness;

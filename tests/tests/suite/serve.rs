@@ -11,9 +11,9 @@ use twofactor_core::seal::Revision;
 use twofactor_core::time::UnixMillis;
 use twofactor_core::user::DeliveryMethod::{App, Email};
 use twofactor_store::clock::Clock;
-use twofactor_tests::http::Reply;
+use twofactor_tests::http::{ApiClient, Reply};
 use twofactor_tests::mail::{MailServer, MailTls};
-use twofactor_tests::process::Launch;
+use twofactor_tests::process::{Launch, Signal};
 use twofactor_tests::redis::RedisServer;
 use twofactor_tests::sidecar::SidecarProcess;
 use twofactor_tests::tools;
@@ -35,7 +35,7 @@ async fn world() -> World {
 }
 
 /// A realm that sends its mail through `mail`.
-fn with_mail(mail: &MailServer) -> RealmRecord {
+pub(crate) fn with_mail(mail: &MailServer) -> RealmRecord {
     let smtp = SmtpSettings {
         server: "localhost".to_owned(),
         port: mail.port(),
@@ -49,11 +49,11 @@ fn with_mail(mail: &MailServer) -> RealmRecord {
 }
 
 /// The code that a person's app shows now.
-fn shown(person: &Person) -> String {
+pub(crate) fn shown(person: &Person) -> String {
     person.code_at(Clock::System.now(), 0).expose_secret().to_owned()
 }
 
-async fn metrics(sidecar: &SidecarProcess) -> String {
+pub(crate) async fn metrics(sidecar: &SidecarProcess) -> String {
     sidecar.admin().get("/metrics").await.body
 }
 
@@ -345,4 +345,90 @@ async fn a_realm_record_that_does_not_open_leaves_the_known_policy_in_force() {
     eventually(BOUND, "the refusal to be counted", async || metrics(&sidecar).await.contains("rolled-back"))
         .await;
     assert_eq!(detail(&sidecar.api().generate("alice").await), "No valid delivery method configured.");
+}
+
+#[tokio::test]
+async fn as_in_a_pod_it_answers_on_both_loopback_addresses_and_probes_on_every_address() {
+    let world = world().await;
+    let credentials = world.credentials("kms");
+    let path = credentials.path().to_str().unwrap();
+    let sidecar = SidecarProcess::builder()
+        .args(["serve"])
+        .env("TWOFACTOR_CREDENTIALS", path)
+        .env("TWOFACTOR_THREADS", "1")
+        .as_in_a_pod()
+        .start()
+        .await;
+    for host in ["127.0.0.1", "[::1]"] {
+        let port = |client: ApiClient| client.base_url().rsplit(':').next().unwrap().to_owned();
+        let (api, admin) = (port(sidecar.api()), port(sidecar.admin()));
+        let api = ApiClient::new(format!("http://{host}:{api}"));
+        assert_eq!(api.get("/").await.status, 200, "{host}");
+        assert_eq!(api.verify("nobody", "123456").await.status, 404, "{host}");
+        let admin = ApiClient::new(format!("http://{host}:{admin}"));
+        assert_eq!(admin.get("/livez").await.status, 200, "{host}");
+    }
+}
+
+#[tokio::test]
+async fn addresses_that_make_no_sense_are_told_with_what_would_be_right() {
+    let world = world().await;
+    let folder = world.credentials("kms");
+    for (variables, expected) in [
+        ([("TWOFACTOR_PORT", "9"), ("TWOFACTOR_LISTEN", "127.0.0.1:9")], "exclude each other"),
+        ([("TWOFACTOR_PORT", "70000"), ("TWOFACTOR_LOG", "info")], "70000 is not in 1..=65535"),
+        ([("TWOFACTOR_ADMIN_LISTEN", "*"), ("TWOFACTOR_LOG", "info")], "*:18004 for every address"),
+    ] {
+        let mut launch = Launch::new(tools::project_binary("twofactor-sidecar"))
+            .isolated()
+            .args(["serve", "--credentials"])
+            .arg(folder.path());
+        for (name, value) in variables {
+            launch = launch.env(name, value);
+        }
+        let process = launch.start();
+        assert!(!process.wait_exit(BOUND).await.success());
+        assert!(process.stderr().contains(expected), "{}", process.stderr());
+    }
+}
+
+#[tokio::test]
+async fn a_sidecar_starts_without_redis_and_serves_once_it_is_there() {
+    let world = world().await;
+    let person = world.person("alice", App).await;
+    world.redis().stop();
+    let (sidecar, _credentials) = sidecar(&world, "kms").await;
+    assert_unavailable(&sidecar.api().verify("alice", "000000").await);
+    assert_unavailable(&sidecar.api().generate("alice").await);
+    world.redis().restart().await;
+    eventually(BOUND, "the refill", async || {
+        let desired = twofactor_store::publisher::Desired { record: person.record.clone(), fresh: false };
+        let others = twofactor_store::publisher::Others::Remove;
+        world
+            .publisher
+            .fill(&RealmRecord::default(), &[desired], others, Clock::System.now(), &mut random())
+            .await
+    })
+    .await;
+    eventually(BOUND, "service", async || sidecar.api().verify("alice", "000000").await.status == 401).await;
+}
+
+#[tokio::test]
+async fn sigterm_ends_an_idle_sidecar_within_a_second_even_while_redis_is_silent() {
+    let world = world().await;
+    for silent in [false, true] {
+        let (sidecar, _credentials) = sidecar(&world, "kms").await;
+        // Its connection stays open.
+        let client = sidecar.api();
+        assert_eq!(client.get("/").await.status, 200);
+        if silent {
+            world.redis().pause().await;
+        }
+        sidecar.process().signal(Signal::Term);
+        let status = sidecar.process().wait_exit(Duration::from_secs(1)).await;
+        assert_eq!(status.code(), Some(0), "silent: {silent}");
+        if silent {
+            world.redis().resume();
+        }
+    }
 }
