@@ -20,8 +20,9 @@ use twofactor_store::{Store, StoreError};
 use crate::metrics::Metrics;
 use crate::refusal::Refusal;
 
-/// Users whose opened records are kept; beyond that, those not asked about for longest are read again.
-const CACHED_USERS: usize = 100_000;
+/// Users whose opened records are kept; beyond that, those not asked about for longest are read again. At about half a
+/// kilobyte each they are some ten megabytes, which has to fit into what a container next to every service may take.
+const CACHED_USERS: usize = 20_000;
 
 /// For so long, what was last read of the realm is believed; then a request reads it again itself. It bounds how long a
 /// namespace that is no longer let in goes on, whatever keeps the sidecar from looking every second.
