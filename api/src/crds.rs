@@ -1,9 +1,11 @@
 //! The CRDs as YAML. Enters: nothing. Leaves: the files of the folder `crds`, generated from the types.
 
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::CustomResourceExt;
 use serde_json::Value;
 use serde_saphyr::{SerializeError, ser_options};
 
+use crate::realm::TwoFactorRealm;
 use crate::user::TwoFactorUser;
 
 /// The command that writes the files anew, from the root of the workspace.
@@ -23,14 +25,21 @@ pub struct CrdFile {
 /// # Errors
 /// Never, as long as the tests of this module pass.
 pub fn crds() -> Result<Vec<CrdFile>, SerializeError> {
+    Ok(vec![
+        file("twofactorusers.yaml", &TwoFactorUser::crd())?,
+        file("twofactorrealms.yaml", &TwoFactorRealm::crd())?,
+    ])
+}
+
+fn file(name: &'static str, crd: &CustomResourceDefinition) -> Result<CrdFile, SerializeError> {
     // Sentences stay on one line: folded ones make a diff of the whole paragraph.
     let options = ser_options! { prefer_block_scalars: false };
-    let mut crd = serde_json::to_value(TwoFactorUser::crd()).map_err(|error| error.to_string())?;
+    let mut crd = serde_json::to_value(crd).map_err(|error| error.to_string())?;
     tidy(&mut crd);
     let yaml = serde_saphyr::to_string_with_options(&crd, options)?;
     let header =
         format!("# Generated from the types of the crate twofactor-api. Do not edit; run\n#   {GENERATE}\n");
-    Ok(vec![CrdFile { name: "twofactorusers.yaml", yaml: header + &yaml }])
+    Ok(CrdFile { name, yaml: header + &yaml })
 }
 
 /// Doc comments are wrapped where the source is; `kubectl explain` wraps for itself. And limits are floating point numbers in
@@ -59,8 +68,6 @@ fn tidy(value: &mut Value) {
 mod tests {
     use std::path::Path;
 
-    use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
-
     use super::*;
 
     #[test]
@@ -74,17 +81,19 @@ mod tests {
 
     #[test]
     fn the_yaml_is_read_back_as_the_same_crd() {
-        let yaml = &crds().unwrap()[0].yaml;
-        let mut expected = serde_json::to_value(TwoFactorUser::crd()).unwrap();
-        tidy(&mut expected);
-        assert_eq!(serde_saphyr::from_str::<Value>(yaml).unwrap(), expected);
-        let read: CustomResourceDefinition = serde_saphyr::from_str(yaml).unwrap();
-        assert_eq!(read, serde_json::from_value(expected).unwrap());
+        for (file, crd) in crds().unwrap().iter().zip([TwoFactorUser::crd(), TwoFactorRealm::crd()]) {
+            let mut expected = serde_json::to_value(crd).unwrap();
+            tidy(&mut expected);
+            assert_eq!(serde_saphyr::from_str::<Value>(&file.yaml).unwrap(), expected);
+            let read: CustomResourceDefinition = serde_saphyr::from_str(&file.yaml).unwrap();
+            assert_eq!(read, serde_json::from_value(expected).unwrap());
+        }
     }
 
     #[test]
     fn the_yaml_is_tidy() {
-        let yaml = &crds().unwrap()[0].yaml;
+        let files = crds().unwrap();
+        let yaml = &files.iter().map(|file| file.yaml.as_str()).collect::<String>();
         assert!(!yaml.contains(".0\n") && !yaml.contains("\\n") && !yaml.contains(": null"), "{yaml}");
         assert!(yaml.lines().all(|line| line == line.trim_end() && !line.contains('\t')), "{yaml}");
     }

@@ -36,12 +36,23 @@ pub const ROTATE_ANNOTATION: &str = "twofactor.fountainai.io/rotate";
 /// On a user's Secret: the value of [`ROTATE_ANNOTATION`] that its seed was made for.
 pub const ROTATED_ANNOTATION: &str = "twofactor.fountainai.io/rotated";
 
-/// Condition: the user can be verified; the sum of the others.
+/// The name of the one realm of a namespace.
+pub const REALM_NAME: &str = "default";
+
+/// Condition: the user can be verified, or the realm's users can; the sum of the others.
 pub const CONDITION_READY: &str = "Ready";
 /// Condition: the user's Secret exists and is ours.
 pub const CONDITION_SECRET_READY: &str = "SecretReady";
 /// Condition: sidecars can read the user's current record.
 pub const CONDITION_PUBLISHED: &str = "Published";
+/// Condition of a realm: codes can be delivered.
+pub const CONDITION_DELIVERY_READY: &str = "DeliveryReady";
+/// Condition of a realm: the credentials for services are where they should be.
+pub const CONDITION_CREDENTIALS_READY: &str = "CredentialsReady";
+/// Condition of a realm: Redis keeps the services of each namespace from the keys of others.
+pub const CONDITION_ISOLATED: &str = "Isolated";
+/// Condition of a realm: the names and the selector of the namespaces to let in find some.
+pub const CONDITION_NAMESPACES_MATCHED: &str = "NamespacesMatched";
 
 /// Key of the user's Secret: the seed in base32.
 pub const SECRET_KEY_SEED: &str = "secret";

@@ -22,6 +22,7 @@ use crate::validate::validate;
 use crate::yaml::{self, Node, Value};
 
 const USER_KIND: &str = "TwoFactorUser";
+const REALM_KIND: &str = "TwoFactorRealm";
 const USER_FIELDS: [&str; 5] = ["apiVersion", "kind", "metadata", "spec", "status"];
 const SECRET_FIELDS: [&str; 7] =
     ["apiVersion", "data", "immutable", "kind", "metadata", "stringData", "type"];
@@ -159,7 +160,8 @@ impl fmt::Display for Problem {
 
 impl std::error::Error for Problem {}
 
-/// Reads a file of YAML documents (or JSON, which is YAML too): of the kind `TwoFactorUser`, `Secret`, or a `List` of them.
+/// Reads a file of YAML documents (or JSON, which is YAML too): of the kind `TwoFactorUser`, `Secret`, or a `List` of them. A
+/// `TwoFactorRealm` may be among them, and is left out.
 #[must_use]
 pub fn read(file: &str, content: &[u8]) -> Manifests {
     let mut reader = Reader { file, found: Manifests::default() };
@@ -220,6 +222,8 @@ impl Reader<'_> {
         };
         let (expected, read): (_, fn(&mut Self, &Node)) = match kind {
             USER_KIND => (API_VERSION, Self::user),
+            // Says which namespaces are let in and where providers are: nothing of that is here.
+            REALM_KIND => (API_VERSION, |_, _| {}),
             "Secret" => ("v1", Self::secret),
             "List" => ("v1", Self::list),
             _ => {

@@ -285,7 +285,7 @@ fn algorithm_schema(_: &mut SchemaGenerator) -> Schema {
 }
 
 /// The schema that Kubernetes documents for `metav1.Condition`.
-fn conditions_schema(_: &mut SchemaGenerator) -> Schema {
+pub(crate) fn conditions_schema(_: &mut SchemaGenerator) -> Schema {
     json_schema!({
         "type": "array",
         "items": {

@@ -3,6 +3,8 @@
 //! The API server gets the same constants and the same sentences: the schema of [`user`](crate::user) is built from what
 //! stands here. It refuses early and where the administrator looks; [`validate`] is what the rest of the system relies on.
 
+pub mod realm;
+
 use std::fmt;
 use std::ops::RangeInclusive;
 

@@ -315,3 +315,12 @@ fn the_examples_are_valid() {
     let secret = manifests.secret(Some("people"), &importing.name).unwrap();
     twofactor_core::seed::Seed::from_base32(secret.values[&importing.key].expose_secret()).unwrap();
 }
+
+#[test]
+fn a_realm_among_the_users_is_left_out_without_a_word() {
+    let found = read(
+        "users.yaml",
+        b"apiVersion: twofactor.fountainai.io/v1alpha1\nkind: TwoFactorRealm\nmetadata: {name: default}\nspec: {}\n",
+    );
+    assert!(found.problems.is_empty() && found.users.is_empty(), "{:?}", found.problems);
+}

@@ -1,0 +1,333 @@
+//! [`TwoFactorRealm`]: what an administrator writes about all users of a namespace, and what the operator answers.
+//!
+//! Enters: a manifest. Leaves: its fields as they were written, for [`validate::realm`](crate::validate::realm) to judge.
+
+// `KubeSchema` copies each type into a function, where its `pub` reaches nobody.
+#![allow(unreachable_pub)]
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::{CustomResource, KubeSchema};
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::{Deserialize, Serialize};
+
+use crate::user::conditions_schema;
+use crate::validate as shared;
+use crate::validate::realm as rules;
+
+// The doc comments of the fields are what `kubectl explain` prints: plain text, for an administrator.
+
+/// What an administrator says about the users of a namespace.
+#[derive(CustomResource, KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[kube(
+    group = "twofactor.fountainai.io",
+    version = "v1alpha1",
+    kind = "TwoFactorRealm",
+    plural = "twofactorrealms",
+    singular = "twofactorrealm",
+    shortname = "tfr",
+    category = "fountainai",
+    namespaced,
+    status = "TwoFactorRealmStatus",
+    derive = "PartialEq",
+    doc = "What holds for all users of a namespace: which other namespaces may verify them, and how codes are delivered. There \
+           is at most one in a namespace, named default; without one, only the namespace itself is let in, and the operator's \
+           own settings hold.",
+    printcolumn(
+        name = "Ready",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"Ready\")].status",
+        description = "Whether services can verify the users as this realm says"
+    ),
+    printcolumn(
+        name = "Namespaces",
+        type_ = "integer",
+        json_path = ".status.namespacesServed",
+        description = "How many namespaces are let in, this one included"
+    ),
+    printcolumn(
+        name = "Users",
+        type_ = "integer",
+        json_path = ".status.users",
+        description = "How many users there are"
+    ),
+    printcolumn(
+        name = "Outdated",
+        type_ = "integer",
+        json_path = ".status.outdatedSidecars",
+        description = "How many pods run a sidecar of another version than the operator's"
+    ),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
+    printcolumn(
+        name = "Reason",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"Ready\")].reason",
+        description = "Why the realm is ready, or is not",
+        priority = 1
+    ),
+    printcolumn(
+        name = "Message",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"Ready\")].message",
+        description = "What there is to say about that",
+        priority = 1
+    ),
+    validation = rules::name_rule()
+)]
+#[serde(rename_all = "camelCase")]
+pub struct TwoFactorRealmSpec {
+    /// Who asks for the code, as mails and authenticator apps show it: 1 to 100 characters, no colon, no control characters. A
+    /// user's own issuer comes first. It defaults to the operator's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(
+        with = "String",
+        length(min = 1, max = shared::ISSUER_CHARACTERS),
+        regex(pattern = shared::ISSUER_PATTERN)
+    )]
+    #[x_kube(validation = shared::pattern_rule(shared::ISSUER_PATTERN, shared::ISSUER_MESSAGE))]
+    pub issuer: Option<String>,
+
+    /// For how many minutes a delivered code is accepted: 1 to 10. It defaults to the operator's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "i32", range(min = *rules::EXPIRATION_MINUTES.start(), max = *rules::EXPIRATION_MINUTES.end()))]
+    pub otp_expiration_minutes: Option<i32>,
+
+    /// The namespaces whose services may verify the users of this one, which is always let in itself. Everybody there who may
+    /// read Secrets, create pods or run commands in them is trusted with that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "AllowedNamespaces")]
+    pub allowed_namespaces: Option<AllowedNamespaces>,
+
+    /// How codes reach the users. Without it, the operator's own providers are used.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Delivery")]
+    pub delivery: Option<Delivery>,
+}
+
+/// The namespaces that are let in: those that are named, and those that the selector chooses.
+#[derive(JsonSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AllowedNamespaces {
+    /// Names of namespaces, at most 256. They need not exist yet.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "names_schema")]
+    pub names: Vec<String>,
+
+    /// Chooses namespaces by their labels. Every requirement must hold, and there must be at least one. Whoever may label
+    /// namespaces decides who is chosen.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "NamespaceSelector")]
+    pub selector: Option<NamespaceSelector>,
+}
+
+/// A label selector with at least one requirement.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[x_kube(validation = rules::selector_rule())]
+#[serde(rename_all = "camelCase")]
+pub struct NamespaceSelector {
+    /// Labels that a namespace must have, with their values.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(schema_with = "match_labels_schema")]
+    #[x_kube(validation = rules::label_keys_rule())]
+    pub match_labels: BTreeMap<String, String>,
+
+    /// Requirements that a namespace's labels must meet.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = rules::REQUIREMENTS))]
+    pub match_expressions: Vec<Requirement>,
+}
+
+/// Something that a namespace's labels must meet.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[x_kube(validation = rules::values_rule())]
+#[serde(rename_all = "camelCase")]
+pub struct Requirement {
+    /// The label's key.
+    #[schemars(length(min = 1, max = rules::LABEL_KEY_CHARACTERS), regex(pattern = rules::LABEL_KEY_PATTERN))]
+    pub key: String,
+
+    /// How the label's value and values belong together: In, NotIn (true without the label, too), Exists or DoesNotExist.
+    #[schemars(schema_with = "operator_schema")]
+    pub operator: Operator,
+
+    /// The values for In and NotIn; none for the others.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "values_schema")]
+    pub values: Vec<String>,
+}
+
+/// What a requirement asks of a label.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Operator {
+    /// It has one of the values.
+    In,
+    /// It has none of the values, or is not there.
+    NotIn,
+    /// It is there.
+    Exists,
+    /// It is not there.
+    DoesNotExist,
+}
+
+/// How codes reach the users.
+#[derive(JsonSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Delivery {
+    /// A Secret in the same namespace with the providers' settings under these keys: SMTP_SERVER, SMTP_PORT, SMTP_SECURITY,
+    /// SMTP_USERNAME, SMTP_PASSWORD, SMTP_FROM_EMAIL, SMTP_CA. The operator's own providers are not used then.
+    pub secret_ref: DeliverySecret,
+}
+
+/// A Secret in the realm's own namespace.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DeliverySecret {
+    /// The name of the Secret.
+    #[schemars(length(min = 1, max = shared::NAME_CHARACTERS), regex(pattern = shared::NAME_PATTERN))]
+    #[x_kube(validation = shared::pattern_rule(shared::NAME_PATTERN, shared::NAME_MESSAGE))]
+    pub name: String,
+}
+
+/// What the operator says about a realm.
+#[derive(JsonSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct TwoFactorRealmStatus {
+    /// The generation of the realm that this status is about.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "i64")]
+    pub observed_generation: Option<i64>,
+
+    /// What is known about the realm. Ready sums up what services need; Isolated says whether Redis itself keeps the services
+    /// of one namespace from the keys of others.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "conditions_schema")]
+    pub conditions: Vec<Condition>,
+
+    /// The namespaces that are let in, this one included: the first 100 by name.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub namespaces: Vec<String>,
+
+    /// How many namespaces are let in, this one included.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "i64")]
+    pub namespaces_served: Option<i64>,
+
+    /// How many users there are.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "i64")]
+    pub users: Option<i64>,
+
+    /// How many of them services can verify.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "i64")]
+    pub users_ready: Option<i64>,
+
+    /// How many pods that verify these users run a sidecar of another version than the operator's. They change when they are
+    /// made anew.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "i64")]
+    pub outdated_sidecars: Option<i64>,
+}
+
+impl Operator {
+    /// All of them, in the order of the documentation.
+    pub const ALL: [Self; 4] = [Self::In, Self::NotIn, Self::Exists, Self::DoesNotExist];
+
+    /// The name that manifests use.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::In => "In",
+            Self::NotIn => "NotIn",
+            Self::Exists => "Exists",
+            Self::DoesNotExist => "DoesNotExist",
+        }
+    }
+}
+
+fn names_schema(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "type": "array",
+        "maxItems": rules::NAMES,
+        "items": {
+            "type": "string",
+            "minLength": 1,
+            "maxLength": rules::NAMESPACE_CHARACTERS,
+            "pattern": rules::NAMESPACE_PATTERN
+        },
+        "x-kubernetes-list-type": "set"
+    })
+}
+
+fn match_labels_schema(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "type": "object",
+        "maxProperties": rules::REQUIREMENTS,
+        "additionalProperties": label_value()
+    })
+}
+
+fn values_schema(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({ "type": "array", "maxItems": rules::VALUES, "items": label_value() })
+}
+
+fn label_value() -> serde_json::Value {
+    serde_json::json!({
+        "type": "string", "maxLength": rules::LABEL_VALUE_CHARACTERS, "pattern": rules::LABEL_VALUE_PATTERN
+    })
+}
+
+fn operator_schema(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({ "type": "string", "enum": Operator::ALL.map(Operator::name) })
+}
+
+#[cfg(test)]
+mod tests {
+    use kube::{CustomResourceExt, Resource};
+    use serde_json::json;
+
+    use super::*;
+    use crate::labels;
+
+    #[test]
+    fn the_kind_has_the_names_that_people_type() {
+        let crd = TwoFactorRealm::crd();
+        assert_eq!(TwoFactorRealm::api_version(&()), labels::API_VERSION);
+        assert_eq!(crd.metadata.name.as_deref(), Some("twofactorrealms.twofactor.fountainai.io"));
+        assert_eq!(crd.spec.scope, "Namespaced");
+        // Kubernetes wants a letter at the beginning of a short name.
+        assert_eq!(crd.spec.names.short_names, Some(vec!["tfr".to_owned()]));
+        assert!(crd.spec.versions[0].subresources.as_ref().unwrap().status.is_some());
+    }
+
+    #[test]
+    fn the_columns_are_what_an_administrator_asks() {
+        let columns = TwoFactorRealm::crd().spec.versions.remove(0).additional_printer_columns.unwrap();
+        let shown: Vec<&str> = columns
+            .iter()
+            .filter(|column| column.priority.is_none())
+            .map(|column| column.name.as_str())
+            .collect();
+        assert_eq!(shown, ["Ready", "Namespaces", "Users", "Outdated", "Age"]);
+    }
+
+    #[test]
+    fn nothing_in_the_status_is_required_and_an_empty_one_is_nothing() {
+        let crd = serde_json::to_value(TwoFactorRealm::crd()).unwrap();
+        let status = &crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["status"];
+        assert!(status.get("required").is_none());
+        assert_eq!(serde_json::to_value(TwoFactorRealmStatus::default()).unwrap(), json!({}));
+    }
+
+    #[test]
+    fn an_empty_spec_is_read_and_fields_of_a_newer_version_do_not_disturb() {
+        let realm: TwoFactorRealm = serde_json::from_value(json!({
+            "apiVersion": labels::API_VERSION, "kind": "TwoFactorRealm", "metadata": { "name": "default" },
+            "spec": { "fromTheFuture": 1 }, "status": { "fromTheFuture": 1, "users": 3 }
+        }))
+        .unwrap();
+        assert_eq!(realm.spec, TwoFactorRealmSpec::default());
+        assert_eq!(realm.status.unwrap().users, Some(3));
+    }
+}

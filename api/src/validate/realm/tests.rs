@@ -1,0 +1,128 @@
+use kube::CustomResourceExt;
+use regex::Regex;
+use serde_json::{Value, json};
+
+use super::*;
+
+fn realm(spec: Value) -> TwoFactorRealm {
+    TwoFactorRealm::new("default", serde_json::from_value(spec).unwrap())
+}
+
+fn errors(spec: Value) -> Vec<String> {
+    validate(&realm(spec)).err().unwrap_or_default().iter().map(ToString::to_string).collect()
+}
+
+fn labels_of(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
+    pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
+}
+
+#[test]
+fn a_valid_realm_becomes_a_policy() {
+    let policy = validate(&realm(json!({
+        "issuer": "FountainAI",
+        "otpExpirationMinutes": 3,
+        "allowedNamespaces": { "names": ["kms"], "selector": { "matchLabels": { "team": "payments" } } },
+        "delivery": { "secretRef": { "name": "providers" } }
+    })))
+    .unwrap();
+    assert_eq!(policy.issuer.as_deref(), Some("FountainAI"));
+    assert_eq!(policy.otp_lifetime, OtpLifetime::try_from(3).ok());
+    assert_eq!(policy.delivery_secret.as_deref(), Some("providers"));
+    assert!(policy.lets_in("kms", &BTreeMap::new()));
+    assert!(policy.lets_in("x", &labels_of(&[("team", "payments")])));
+    assert!(!policy.lets_in("x", &labels_of(&[("team", "other")])));
+    assert_eq!(validate(&realm(json!({}))).unwrap(), RealmPolicy::default());
+}
+
+#[test]
+fn every_requirement_of_a_selector_must_hold() {
+    let policy = validate(&realm(json!({ "allowedNamespaces": { "selector": {
+        "matchLabels": { "a": "1" },
+        "matchExpressions": [
+            { "key": "b", "operator": "In", "values": ["1", "2"] },
+            { "key": "c", "operator": "NotIn", "values": ["1"] },
+            { "key": "d", "operator": "Exists" },
+            { "key": "e", "operator": "DoesNotExist" }
+        ]
+    }}})))
+    .unwrap();
+    let good = [("a", "1"), ("b", "2"), ("d", "")];
+    assert!(policy.lets_in("x", &labels_of(&good)));
+    for bad in [("a", "2"), ("b", "3"), ("c", "1"), ("e", "")] {
+        let mut labels = labels_of(&good);
+        labels.insert(bad.0.to_owned(), bad.1.to_owned());
+        assert!(!policy.lets_in("x", &labels), "{bad:?}");
+    }
+    assert!(!policy.lets_in("x", &labels_of(&good[..2])));
+}
+
+#[test]
+fn an_empty_selector_is_refused_because_it_would_mean_everybody() {
+    for selector in [json!({}), json!({ "matchLabels": {}, "matchExpressions": [] })] {
+        let errors = errors(json!({ "allowedNamespaces": { "selector": selector } }));
+        assert_eq!(errors.len(), 1);
+        assert!(errors[0].starts_with("spec.allowedNamespaces.selector: must have"), "{errors:?}");
+    }
+}
+
+#[test]
+fn each_wrong_field_is_named() {
+    let expressions = |expression: Value| json!({ "allowedNamespaces": { "selector": { "matchExpressions": [expression] } } });
+    for (spec, field) in [
+        (json!({ "issuer": "a:b" }), "spec.issuer"),
+        (json!({ "issuer": "" }), "spec.issuer"),
+        (json!({ "issuer": "x".repeat(101) }), "spec.issuer"),
+        (json!({ "otpExpirationMinutes": 0 }), "spec.otpExpirationMinutes"),
+        (json!({ "otpExpirationMinutes": 11 }), "spec.otpExpirationMinutes"),
+        (json!({ "otpExpirationMinutes": -1 }), "spec.otpExpirationMinutes"),
+        (json!({ "allowedNamespaces": { "names": ["kms", "K"] } }), "spec.allowedNamespaces.names[1]"),
+        (json!({ "allowedNamespaces": { "names": ["a.b"] } }), "spec.allowedNamespaces.names[0]"),
+        (json!({ "allowedNamespaces": { "names": vec!["a"; 257] } }), "spec.allowedNamespaces.names"),
+        (
+            json!({ "allowedNamespaces": { "selector": { "matchLabels": { "a b": "1" } } } }),
+            "spec.allowedNamespaces.selector.matchLabels",
+        ),
+        (
+            json!({ "allowedNamespaces": { "selector": { "matchLabels": { "a": "-" } } } }),
+            "spec.allowedNamespaces.selector.matchLabels",
+        ),
+        (
+            expressions(json!({ "key": "/a", "operator": "Exists" })),
+            "spec.allowedNamespaces.selector.matchExpressions[0].key",
+        ),
+        (
+            expressions(json!({ "key": "a", "operator": "In" })),
+            "spec.allowedNamespaces.selector.matchExpressions[0].values",
+        ),
+        (
+            expressions(json!({ "key": "a", "operator": "Exists", "values": ["b"] })),
+            "spec.allowedNamespaces.selector.matchExpressions[0].values",
+        ),
+        (json!({ "delivery": { "secretRef": { "name": "A" } } }), "spec.delivery.secretRef.name"),
+    ] {
+        let found = errors(spec.clone());
+        assert!(found.len() == 1 && found[0].starts_with(&format!("{field}: ")), "{spec}: {found:?}");
+    }
+    let mut other = realm(json!({}));
+    other.metadata.name = Some("other".to_owned());
+    assert_eq!(validate(&other).unwrap_err()[0].field, "metadata.name");
+}
+
+#[test]
+fn the_patterns_of_the_schema_and_the_checks_agree() {
+    let longest = "x".repeat(63);
+    for text in [
+        "", "a", "A", "a-b", "-a", "a-", "a.b", "a_b", "_a", "a b", "é", "a/b", "x.y/a", "/a", "a/", "X/a",
+        "a/b/c", &longest,
+    ] {
+        let matches = |pattern: &str| Regex::new(pattern).unwrap().is_match(text);
+        assert_eq!(matches(LABEL_VALUE_PATTERN), is_label_value(text), "value {text:?}");
+        assert_eq!(matches(LABEL_KEY_PATTERN), is_label_key(text), "key {text:?}");
+        let name = !text.contains('.') && is_object_name(text);
+        assert_eq!(matches(NAMESPACE_PATTERN), name, "namespace {text:?}");
+    }
+    let crd = serde_json::to_string(&TwoFactorRealm::crd()).unwrap();
+    for bound in [r#""maxItems":256"#, r#""maximum":10.0"#, r#""maxProperties":16"#] {
+        assert!(crd.contains(bound), "{bound}");
+    }
+}
