@@ -4,6 +4,8 @@
 
 // `KubeSchema` copies each type into a function, where its `pub` reaches nobody.
 #![allow(unreachable_pub)]
+// What `kubectl explain` prints is plain text.
+#![allow(clippy::doc_markdown)]
 
 use std::collections::BTreeMap;
 
