@@ -5,11 +5,11 @@
 
 use std::fmt;
 
-use data_encoding::BASE64;
+use data_encoding::{BASE64, HEXLOWER};
 use hkdf::Hkdf;
 use hmac::{Hmac, KeyInit, Mac};
 use rand_core::CryptoRng;
-use sha2::Sha256;
+use sha2::{Digest, Sha256};
 use thiserror::Error;
 use zeroize::{Zeroize, Zeroizing};
 
@@ -37,6 +37,15 @@ pub struct RealmKeys {
     pub(crate) sealing: KeyBytes,
     naming: KeyBytes,
     tagging: KeyBytes,
+}
+
+/// How the services of one namespace log in to Redis for one realm. It is derived, so it is kept nowhere but where they read it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Login {
+    /// Tells the logins of a realm apart. No secret.
+    pub tag: [u8; 16],
+    /// The password: 64 hexadecimal digits.
+    pub password: SecretText,
 }
 
 /// Why a text is not a key. The text is not part of the message.
@@ -121,6 +130,27 @@ impl MasterKey {
     pub fn realm_key(&self, realm: &RealmId, generation: u32) -> RealmKey {
         let bytes = derive(&self.0, &[b"realm", realm.as_str().as_bytes(), &generation.to_be_bytes()]);
         RealmKey { bytes, generation }
+    }
+
+    /// How the services of the namespace with the UID `namespace` log in for a realm. Another namespace of the same name has
+    /// another login.
+    #[must_use]
+    pub fn login(&self, realm: &RealmId, generation: u32, namespace: &str) -> Login {
+        let part = |purpose: &[u8]| {
+            let generation = generation.to_be_bytes();
+            derive(&self.0, &[purpose, realm.as_str().as_bytes(), &generation, namespace.as_bytes()])
+        };
+        let mut tag = [0; 16];
+        tag.copy_from_slice(&part(b"redis-login")[..16]);
+        Login { tag, password: SecretText::new(HEXLOWER.encode(part(b"redis-password").as_slice())) }
+    }
+}
+
+impl Login {
+    /// The SHA-256 of the password in hexadecimal digits, as Redis keeps it. Of 256 random bits, that tells nothing.
+    #[must_use]
+    pub fn password_hash(&self) -> String {
+        HEXLOWER.encode(&Sha256::digest(self.password.expose_secret().as_bytes()))
     }
 }
 
@@ -236,6 +266,22 @@ mod tests {
         names.sort();
         names.dedup();
         assert_eq!(names.len(), 3);
+    }
+
+    #[test]
+    fn every_realm_generation_and_namespace_has_its_own_login() {
+        let mut logins = Vec::new();
+        for (name, generation, namespace) in [("a", 1, "x"), ("a", 2, "x"), ("b", 1, "x"), ("a", 1, "y")] {
+            let login = master().login(&realm(name), generation, namespace);
+            assert_eq!(login, master().login(&realm(name), generation, namespace));
+            assert!(!format!("{login:?}").contains(login.password.expose_secret()));
+            assert_eq!(login.password.expose_secret().len(), 64);
+            assert_eq!(login.password_hash().len(), 64);
+            logins.push((login.tag, login.password_hash()));
+        }
+        logins.sort();
+        logins.dedup_by(|a, b| a.0 == b.0 || a.1 == b.1);
+        assert_eq!(logins.len(), 4);
     }
 
     #[test]

@@ -174,6 +174,39 @@ impl RealmNames {
         rest.split_once(":{")?.0.parse().ok()
     }
 
+    /// The name of an ACL user of this realm.
+    #[must_use]
+    pub fn login(&self, tag: &[u8; 16]) -> String {
+        format!("{}:{}", self.prefix, data_encoding::HEXLOWER.encode(tag))
+    }
+
+    /// The realm of an ACL user; nothing for those of other installations and of others.
+    #[must_use]
+    pub fn realm_of_login(installation: &Installation, name: &str) -> Option<RealmId> {
+        let rest = name.strip_prefix(LAYOUT)?.strip_prefix(':')?;
+        let rest = rest.strip_prefix(installation.as_str())?.strip_prefix(':')?;
+        let (realm, tag) = rest.split_once(':')?;
+        tag.parse::<Pseudonym>().ok()?;
+        realm.parse().ok()
+    }
+
+    /// The glob patterns of the keys that sidecars only read: the realm's own, and the users' records.
+    #[must_use]
+    pub fn keys_to_read(&self) -> Vec<String> {
+        // Nothing in the prefix or a realm's id means anything in a pattern, and braces do not either.
+        vec![self.realm_record(), self.realm_meta(), self.pattern_of_every("rec")]
+    }
+
+    /// The glob patterns of the keys that sidecars write.
+    #[must_use]
+    pub fn keys_to_write(&self) -> Vec<String> {
+        ["state", "otp", "log"].map(|kind| self.pattern_of_every(kind)).into()
+    }
+
+    fn pattern_of_every(&self, kind: &str) -> String {
+        format!("{}:{{{}}}:{kind}", self.prefix, "?".repeat(32))
+    }
+
     /// The start of every key of this realm, and of no other's.
     #[must_use]
     pub fn prefix(&self) -> &str {
@@ -260,6 +293,29 @@ mod tests {
             assert_eq!(RealmNames::realm_of(&"cluste".parse().unwrap(), &key), None);
         }
         assert_eq!(RealmNames::realm_of(&installation, "2fa1:cluster:"), None);
+    }
+
+    #[test]
+    fn the_realm_of_a_login_is_found_again_and_of_nobody_elses() {
+        let installation = "cluster".parse().unwrap();
+        let login = names().login(&[0xab; 16]);
+        assert_eq!(login, format!("2fa1:cluster:a-realm:{}", "ab".repeat(16)));
+        assert_eq!(RealmNames::realm_of_login(&installation, &login), Some("a-realm".parse().unwrap()));
+        assert_eq!(RealmNames::realm_of_login(&"cluster-2".parse().unwrap(), &login), None);
+        for other in ["default", "2fa1:cluster:a-realm", "2fa1:cluster:a-realm:ab", "2fa1:cluster::abab"] {
+            assert_eq!(RealmNames::realm_of_login(&installation, other), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn what_sidecars_may_touch_is_described_by_patterns() {
+        let user = names().user(&Pseudonym::from_bytes([0xab; 16]));
+        let pattern = |key: &str| key.replace(&"ab".repeat(16), &"?".repeat(32));
+        assert_eq!(
+            names().keys_to_read(),
+            [names().realm_record(), names().realm_meta(), pattern(&user.record)]
+        );
+        assert_eq!(names().keys_to_write(), [&user.state, &user.otp, &user.log].map(|key| pattern(key)));
     }
 
     #[test]

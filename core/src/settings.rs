@@ -22,6 +22,17 @@ pub struct SettingsError {
     pub message: String,
 }
 
+/// The variables that tell how to reach providers.
+pub const PROVIDERS: [&str; 7] = [
+    "SMTP_SERVER",
+    "SMTP_PORT",
+    "SMTP_SECURITY",
+    "SMTP_USERNAME",
+    "SMTP_PASSWORD",
+    "SMTP_FROM_EMAIL",
+    "SMTP_CA",
+];
+
 fn wrong(variable: &'static str, message: impl Into<String>) -> SettingsError {
     SettingsError { variable, message: message.into() }
 }

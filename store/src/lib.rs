@@ -4,6 +4,7 @@
 //! decisions that were made and remembered in one step. [`redis::RedisStore`] is the real one;
 //! [`memory::MemoryStore`] keeps to the same rules within one process. [`publisher`] fills either of them.
 
+pub mod acl;
 pub mod clock;
 mod link;
 pub mod memory;

@@ -40,6 +40,7 @@ pub struct RedisStore {
     link: Arc<Link>,
     names: RealmNames,
     clock: Clock,
+    selects_database: bool,
     scripts: Arc<Scripts>,
     learned: Arc<Learned>,
 }
@@ -97,7 +98,10 @@ impl RedisStore {
     /// When `url` is not a Redis URL.
     pub fn new(url: &str, names: RealmNames, clock: Clock) -> Result<Self, RedisUrlError> {
         let information: ConnectionInfo = url.into_connection_info().map_err(|_| RedisUrlError)?;
-        let client = Client::open(information).map_err(|_| RedisUrlError)?;
+        // Its name is nothing that Redis has to know, and telling it needs a permission.
+        let settings = information.redis_settings().clone().set_skip_set_lib_name();
+        let selects_database = settings.db() != 0;
+        let client = Client::open(information.set_redis_settings(settings)).map_err(|_| RedisUrlError)?;
         let link = Arc::new(Link::new(client)?);
         let publish_text = text(include_str!("scripts/publish.lua"));
         let scripts = Scripts {
@@ -107,7 +111,7 @@ impl RedisStore {
             publish_text,
             stamp: Script::new(&text(include_str!("scripts/stamp.lua"))),
         };
-        Ok(Self { link, names, clock, scripts: Arc::new(scripts), learned: Arc::default() })
+        Ok(Self { link, names, clock, selects_database, scripts: Arc::new(scripts), learned: Arc::default() })
     }
 
     /// The store of another realm, over the same connection.
@@ -433,7 +437,12 @@ impl RedisStore {
         }
     }
 
-    async fn query<T: FromRedisValue>(&self, command: &redis::Cmd) -> Result<T, StoreError> {
+    /// Whether connections begin with the choice of another database than the first.
+    pub(crate) const fn selects_database(&self) -> bool {
+        self.selects_database
+    }
+
+    pub(crate) async fn query<T: FromRedisValue>(&self, command: &redis::Cmd) -> Result<T, StoreError> {
         self.link.run(OPERATION_TIMEOUT, async |mut link| command.query_async(&mut link).await).await
     }
 
