@@ -16,6 +16,7 @@ use crate::crash::{self, Step};
 use crate::events::Notice;
 use crate::fetch::{self, FetchError, Fetched, Own};
 use crate::realms::Realm;
+use crate::records;
 use crate::seed::{Decision, Found, Origin, Refusal, Situation, decide};
 
 /// How often a Secret may come and go between looking and creating before this is left for later.
@@ -106,7 +107,9 @@ pub async fn apply(
     definition: &UserDefinition,
     fetched: Fetched,
 ) -> Result<Applied, ApplyError> {
-    let applying = Applying { context, realm, user, definition, name: labels::secret_name(&user.name_any()) };
+    let name = labels::secret_name(&user.name_any());
+    let issuer = records::issuer(context, &realm.namespace);
+    let applying = Applying { context, realm, user, definition, name, issuer };
     let had_secret = fetched.had_secret;
     let rotated = user.status.as_ref().and_then(|status| status.rotated.as_deref());
     let mut own = fetched.own;
@@ -165,6 +168,8 @@ struct Applying<'a> {
     user: &'a TwoFactorUser,
     definition: &'a UserDefinition,
     name: String,
+    /// Of users who have none of their own.
+    issuer: String,
 }
 
 impl Applying<'_> {
@@ -177,13 +182,7 @@ impl Applying<'_> {
     }
 
     fn wanted<'a>(&'a self, seed: &'a Seed, rotated: Option<&'a str>) -> Wanted<'a> {
-        Wanted {
-            user: self.user,
-            definition: self.definition,
-            issuer: &self.context.realm_record.issuer,
-            seed,
-            rotated,
-        }
+        Wanted { user: self.user, definition: self.definition, issuer: &self.issuer, seed, rotated }
     }
 
     fn failed(&self, source: ApiError) -> ApplyError {

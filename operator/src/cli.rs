@@ -49,9 +49,15 @@ struct RunArguments {
     #[arg(long = "namespace", env = "TWOFACTOR_NAMESPACES", value_name = "NAME", value_delimiter = ',')]
     namespaces: Vec<String>,
 
-    /// Redis, for the operator and for the sidecars, which are told this URL
+    /// Redis, for the operator and for the sidecars, which are told this URL with a login of their own where Redis lets the
+    /// operator make one
     #[arg(long, env = "REDIS_URL", hide_env_values = true, value_name = "URL")]
     redis_url: String,
+
+    /// Secret in the operator's namespace with the password of Redis under the key password, which is made when it is missing. The URL
+    /// then holds none
+    #[arg(long, env = "TWOFACTOR_REDIS_PASSWORD_SECRET", value_name = "NAME")]
+    redis_password_secret: Option<String>,
 
     /// Namespace of the operator itself, where the master key is kept
     #[arg(long, env = "POD_NAMESPACE", value_name = "NAME")]
@@ -130,6 +136,7 @@ fn start_operator(arguments: RunArguments) -> Result<(), Box<dyn Error>> {
     let configuration = Configuration {
         namespaces: arguments.namespaces.into_iter().filter(|name| !name.is_empty()).collect(),
         redis_url: SecretText::new(arguments.redis_url),
+        redis_password_secret: arguments.redis_password_secret.filter(|name| !name.is_empty()),
         operator_namespace: arguments.operator_namespace,
         instance: arguments.instance,
         installation: arguments.installation,

@@ -3,12 +3,13 @@
 
 use std::collections::{HashMap, HashSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kube::runtime::reflector::Store;
 use kube::{Client, ResourceExt};
 use rand::rngs::SysRng;
 use rand_core::UnwrapErr;
+use tokio::sync::watch;
 use twofactor_api::TwoFactorUser;
 use twofactor_api::user::TwoFactorUserStatus;
 use twofactor_core::realm::RealmRecord;
@@ -16,12 +17,16 @@ use twofactor_core::secret::SecretText;
 use twofactor_core::user::Username;
 use twofactor_store::clock::Clock;
 
+use crate::access::Isolation;
 use crate::backoff::Backoff;
+use crate::credentials::{InTheWay, Request};
 use crate::events::Events;
 use crate::index::Index;
 use crate::metrics::Metrics;
+use crate::policies::Policies;
 use crate::queue::{Queue, UserRef, user_ref};
 use crate::realms::Realms;
+use crate::records::Records;
 use crate::watch::Scopes;
 
 /// Shared by everything in the process.
@@ -34,14 +39,28 @@ pub struct Context {
     pub index: Mutex<Index>,
     /// The realms.
     pub realms: Realms,
-    /// Policy and providers of every realm.
-    pub realm_record: RealmRecord,
+    /// Policy and providers of realms that say nothing themselves.
+    pub defaults: RealmRecord,
+    /// What the realms say, and whom they let in.
+    pub policies: Arc<Policies>,
+    /// The realms' own providers.
+    pub records: Records,
+    /// Which Redis node answered last; empty before.
+    pub node: watch::Sender<String>,
+    /// How well Redis keeps services apart.
+    pub isolation: watch::Sender<Isolation>,
+    /// Credentials that somebody else's Secret is in the way of.
+    pub in_the_way: InTheWay,
+    /// Users by namespace: how many, and how many of them are ready.
+    pub counts: Mutex<HashMap<String, (usize, usize)>>,
+    /// Pods with a sidecar of another version, by the realm that they verify.
+    pub outdated: Mutex<HashMap<String, usize>>,
     /// What services are told to connect to.
     pub redis_url: SecretText,
     /// Who has to be looked at.
     pub queue: Queue,
-    /// Namespaces whose credentials have to be looked at.
-    pub credentials: tokio::sync::mpsc::UnboundedSender<String>,
+    /// Credentials that have to be looked at.
+    pub credentials: tokio::sync::mpsc::UnboundedSender<Request>,
     /// Wakes the removal of keys that belong to nobody.
     pub removals: tokio::sync::Notify,
     /// Who failed how often.
@@ -70,6 +89,21 @@ impl Context {
     /// The index.
     pub fn index(&self) -> MutexGuard<'_, Index> {
         self.index.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What the record of a realm should say has changed: it will be published, if there is such a realm.
+    pub fn outdate(&self, namespace: &str) {
+        if let Some(realm) = self.realms.get(namespace) {
+            realm.outdate();
+            self.realms.news.notify_one();
+        }
+    }
+
+    /// Users of a namespace: how many, and how many of them are ready.
+    #[must_use]
+    pub fn count(&self, namespace: &str) -> (usize, usize) {
+        let counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        counts.get(namespace).copied().unwrap_or_default()
     }
 
     /// The reference to a user.

@@ -1,10 +1,15 @@
-//! Lets the services of a namespace in. Enters: namespaces that got their first user, lost their last, or whose credentials somebody
-//! touched. Leaves: the Secret `twofactor-<namespace>` there, with all that a sidecar needs, and with nothing else; or none.
+//! Lets services in. Enters: namespaces that a realm lets in or does not any more, the first and the last user of a namespace, and
+//! Secrets that somebody touched. Leaves: a login to Redis for each realm and namespace let in, and there the Secret
+//! `twofactor-<realm>` with all that a sidecar needs, and with nothing else; or neither.
+//!
+//! A namespace has the credentials of its own users once it has some, and those of each realm that lets it in. Whoever is not let in
+//! any more loses the login first, with the connections made by it, and then the Secret.
 
-use std::collections::{BTreeMap, HashSet};
-use std::sync::Arc;
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use futures_util::StreamExt;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -13,93 +18,363 @@ use kube::{Api, ResourceExt};
 use serde_json::{Value, json};
 use thiserror::Error;
 use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use twofactor_api::labels;
-use twofactor_core::names::Installation;
+use twofactor_core::key::Login;
+use twofactor_core::names::{Installation, RealmId, RealmNames};
 use twofactor_core::secret::SecretText;
+use twofactor_store::acl::{self, AclUser};
 
+use crate::access::{Access, Isolation};
 use crate::api::{self, ApiError};
+use crate::backoff::jittered;
 use crate::context::Context;
+use crate::policies::Access as Policy;
 use crate::realms::{Realm, RealmError};
 
-/// How soon to try again.
+/// How soon to try again to write a Secret.
 const RETRY: Duration = Duration::from_secs(5);
+/// How soon to try Redis again.
+const RETRY_LOGINS: Duration = Duration::from_secs(1);
+/// How often to compare the logins that Redis knows, although nothing should have changed.
+const SAFETY_NET: Duration = Duration::from_mins(1);
+/// Secrets that are looked at at the same time.
+const CONCURRENT: usize = 8;
 
-/// Why a namespace's credentials are not as they should be.
+/// What there is to look at.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Request {
+    /// Something about the realm of this namespace has changed: whom it lets in, or whether it has users.
+    Realm(String),
+    /// Somebody touched, or there is, a Secret with credentials.
+    Secret {
+        /// The realm that they are of.
+        realm: String,
+        /// Where it is.
+        namespace: String,
+    },
+    /// Anything may have changed.
+    All,
+}
+
+/// A realm's credentials in a namespace: the realm, then the namespace.
+type Place = (String, String);
+
+/// Places where the credentials could not be written because somebody else's Secret is in the way.
+#[derive(Debug, Default)]
+pub struct InTheWay(Mutex<BTreeSet<Place>>);
+
+impl InTheWay {
+    /// The namespaces in which a realm's credentials are missing.
+    #[must_use]
+    pub fn of(&self, realm: &str) -> Vec<String> {
+        self.places().iter().filter(|(of, _)| of == realm).map(|(_, namespace)| namespace.clone()).collect()
+    }
+
+    /// Tells whether this is news.
+    fn set(&self, place: &Place, in_the_way: bool) -> bool {
+        let mut places = self.places();
+        if in_the_way { places.insert(place.clone()) } else { places.remove(place) }
+    }
+
+    fn places(&self) -> MutexGuard<'_, BTreeSet<Place>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Why credentials are not as they should be.
 #[derive(Debug, Error)]
 enum CredentialsError {
     #[error(transparent)]
     Realm(#[from] RealmError),
-    #[error("the Secret {0} is there, and not ours")]
+    #[error("the Secret {0} is there, and not ours: delete or rename it")]
     NotOurs(String),
     #[error(transparent)]
     Api(#[from] ApiError),
 }
 
 /// Looks after credentials until it is told to stop. Begins when the lists are complete.
-pub async fn run(context: Arc<Context>, mut requests: UnboundedReceiver<String>, stop: CancellationToken) {
-    let mut failed: HashSet<String> = HashSet::new();
+pub async fn run(context: Arc<Context>, mut requests: UnboundedReceiver<Request>, stop: CancellationToken) {
+    let mut node = context.node.subscribe();
+    let access = Access::new(context.realms.store().clone(), context.realms.installation.clone());
+    let mut keeper = Keeper {
+        context,
+        access,
+        next_logins: Instant::now(),
+        known: HashMap::new(),
+        pending: HashSet::new(),
+        failed: HashSet::new(),
+    };
+    keeper.note(Request::All);
     loop {
-        let mut namespaces = HashSet::new();
+        if Instant::now() >= keeper.next_logins {
+            keeper.logins().await;
+        }
+        keeper.secrets().await;
+        let retry = Instant::now() + RETRY;
         tokio::select! {
             () = stop.cancelled() => return,
             request = requests.recv() => match request {
-                Some(namespace) => { namespaces.insert(namespace); }
+                Some(request) => keeper.note(request),
                 None => return,
             },
-            () = tokio::time::sleep(RETRY), if !failed.is_empty() => namespaces = std::mem::take(&mut failed),
-        }
-        while let Ok(namespace) = requests.try_recv() {
-            namespaces.insert(namespace);
-        }
-        for namespace in namespaces {
-            match ensure(&context, &namespace).await {
-                Ok(()) | Err(CredentialsError::Realm(RealmError::Gone)) => {
-                    failed.remove(&namespace);
+            changed = node.changed() => {
+                if changed.is_err() {
+                    return;
                 }
-                Err(error) => {
-                    // A namespace that is being deleted takes nothing new.
-                    if failed.insert(namespace.clone()) {
-                        tracing::warn!(namespace, %error, "the credentials for services could not be written; trying again");
-                    }
+                // Another process, or one that was something else before.
+                keeper.access.forget();
+                keeper.next_logins = Instant::now();
+            }
+            () = tokio::time::sleep_until(keeper.next_logins) => {}
+            () = tokio::time::sleep_until(retry), if !keeper.failed.is_empty() => {
+                let failed: Vec<Place> = keeper.failed.iter().cloned().collect();
+                keeper.pending.extend(failed);
+            }
+        }
+        while let Ok(request) = requests.try_recv() {
+            keeper.note(request);
+        }
+    }
+}
+
+struct Keeper {
+    context: Arc<Context>,
+    access: Access,
+    /// When to compare the logins.
+    next_logins: Instant,
+    /// Where there are Secrets with credentials, or may be, by realm.
+    known: HashMap<String, BTreeSet<String>>,
+    /// What has to be looked at.
+    pending: HashSet<Place>,
+    /// What has to be looked at again.
+    failed: HashSet<Place>,
+}
+
+impl Keeper {
+    fn note(&mut self, request: Request) {
+        match request {
+            Request::Realm(realm) => self.note_realm(&realm),
+            Request::Secret { realm, namespace } => {
+                self.known.entry(realm.clone()).or_default().insert(namespace.clone());
+                self.pending.insert((realm, namespace));
+            }
+            Request::All => {
+                let known: Vec<String> = self.known.keys().cloned().collect();
+                for realm in realms(&self.context).into_iter().chain(known) {
+                    self.note_realm(&realm);
                 }
+                self.next_logins = Instant::now();
+            }
+        }
+    }
+
+    fn note_realm(&mut self, realm: &str) {
+        let mut namespaces = callers(&self.context, realm);
+        namespaces.extend(self.known.get(realm).into_iter().flatten().cloned());
+        self.pending.extend(namespaces.into_iter().map(|namespace| (realm.to_owned(), namespace)));
+        self.next_logins = Instant::now();
+    }
+
+    /// Makes Redis let in whom the realms let in.
+    async fn logins(&mut self) {
+        let context = self.context.clone();
+        let before = *context.isolation.borrow();
+        let has_place = login_url(&context, "x", &SecretText::new("x".to_owned())).is_some();
+        let isolation = if has_place {
+            let users = realms(&context).into_iter().flat_map(|realm| users(&context, &realm));
+            let wanted: HashMap<String, AclUser> = users.map(|user| (user.name.clone(), user)).collect();
+            // Those of other namespaces are somebody else's to look after.
+            let is_ours = |realm: &RealmId| {
+                context.realms.namespace_of(realm).is_none_or(|namespace| context.scopes.cover(&namespace))
+            };
+            self.access.apply(&wanted, is_ours).await
+        } else {
+            Ok(Isolation::NotPermitted)
+        };
+        match isolation {
+            Ok(isolation) => {
+                self.next_logins = Instant::now() + jittered(SAFETY_NET, &mut context.random());
+                if isolation != before {
+                    tell(isolation);
+                    context.isolation.send_replace(isolation);
+                    // Another login has to be told to services.
+                    self.note(Request::All);
+                    self.next_logins = Instant::now() + jittered(SAFETY_NET, &mut context.random());
+                }
+            }
+            Err(error) => {
+                // The guard says that Redis does not answer.
+                tracing::debug!(%error, "the logins for services are not known to be right; trying again");
+                self.next_logins = Instant::now() + RETRY_LOGINS;
+            }
+        }
+    }
+
+    /// Looks at what is pending.
+    async fn secrets(&mut self) {
+        let context = self.context.clone();
+        let places = std::mem::take(&mut self.pending);
+        let looks = places.into_iter().map(|place| {
+            let context = context.clone();
+            async move { (ensure(&context, &place).await, place) }
+        });
+        let results: Vec<_> = futures_util::stream::iter(looks).buffer_unordered(CONCURRENT).collect().await;
+        for (result, place) in results {
+            self.looked(result, place);
+        }
+    }
+
+    fn looked(&mut self, result: Result<bool, CredentialsError>, place: Place) {
+        let (realm, namespace) = &place;
+        let known = self.known.entry(realm.clone()).or_default();
+        match &result {
+            Ok(false) | Err(CredentialsError::NotOurs(_)) => known.remove(namespace),
+            Ok(true) | Err(_) => known.insert(namespace.clone()),
+        };
+        if known.is_empty() {
+            self.known.remove(realm);
+        }
+        let in_the_way = matches!(result, Err(CredentialsError::NotOurs(_)));
+        let news = self.context.in_the_way.set(&place, in_the_way);
+        match result {
+            Ok(_) | Err(CredentialsError::Realm(RealmError::Gone)) => {
+                self.failed.remove(&place);
+            }
+            Err(error) => {
+                if news || !self.failed.contains(&place) {
+                    tracing::warn!(realm, namespace, %error, "the credentials for services could not be written; trying again");
+                }
+                self.failed.insert(place);
             }
         }
     }
 }
 
-async fn ensure(context: &Context, namespace: &str) -> Result<(), CredentialsError> {
-    let secrets = Api::<Secret>::namespaced(context.client.clone(), namespace);
-    let name = labels::credentials_name(namespace);
-    let found = api::optional(api::within(secrets.get(&name)).await)?;
-    if !context.index().has_users(namespace) {
-        return match found.filter(|found| is_ours(found, namespace)) {
-            Some(found) => remove(&secrets, &found).await,
-            None => Ok(()),
-        };
+fn tell(isolation: Isolation) {
+    match isolation {
+        Isolation::Isolated | Isolation::Unknown => {
+            tracing::info!("services log in to Redis with users of their own");
+        }
+        Isolation::RealmsOnly => tracing::warn!(
+            "Redis is older than version 7: services can overwrite the records of the realm that lets them in"
+        ),
+        Isolation::NotPermitted => tracing::warn!(
+            "the operator may not use ACL in Redis: services get its own login, and are not kept apart by Redis"
+        ),
     }
-    let realm = context.realms.of(namespace).await?;
-    let wanted = secret(&realm, &context.realms.installation, &context.redis_url, namespace);
+}
+
+/// The namespaces whose users somebody may verify.
+fn realms(context: &Context) -> BTreeSet<String> {
+    let mut realms: BTreeSet<String> = context.index().namespaces().into_iter().collect();
+    realms.extend(context.policies.namespaces_with_policy());
+    realms.retain(|realm| context.scopes.cover(realm) && context.policies.namespace(realm).is_some());
+    realms
+}
+
+/// The namespaces that need the credentials of a realm.
+fn callers(context: &Context, realm: &str) -> BTreeSet<String> {
+    let mut callers = context.policies.namespaces_of(realm);
+    callers.retain(|namespace| needs(context, realm, namespace));
+    callers
+}
+
+/// Whether a namespace needs the credentials of a realm.
+fn needs(context: &Context, realm: &str, namespace: &str) -> bool {
+    context.scopes.cover(realm)
+        && context.policies.namespace(realm).is_some()
+        && context.policies.lets_in(realm, namespace) == Policy::Granted
+        && (realm != namespace || context.index().has_users(realm))
+}
+
+/// The Redis users of a realm.
+fn users(context: &Context, realm: &str) -> Vec<AclUser> {
+    let Some(id) = context.policies.namespace(realm).and_then(|(uid, _)| uid.parse::<RealmId>().ok()) else {
+        return Vec::new();
+    };
+    let names = RealmNames::new(&context.realms.installation, &id);
+    let uids =
+        callers(context, realm).into_iter().filter_map(|name| Some(context.policies.namespace(&name)?.0));
+    uids.map(|uid| {
+        let login = context.realms.login(&id, &uid);
+        AclUser { name: names.login(&login.tag), password_hash: login.password_hash(), realm: names.clone() }
+    })
+    .collect()
+}
+
+fn login_url(context: &Context, name: &str, password: &SecretText) -> Option<SecretText> {
+    acl::with_login(context.redis_url.expose_secret(), name, password)
+}
+
+/// What services are told to connect to.
+fn redis_url(context: &Context, realm: &Realm, login: &Login) -> SecretText {
+    let name = RealmNames::new(&context.realms.installation, &realm.id).login(&login.tag);
+    let own = context.isolation.borrow().has_logins().then(|| login_url(context, &name, &login.password));
+    own.flatten().unwrap_or_else(|| context.redis_url.clone())
+}
+
+/// Makes the credentials of a realm in a namespace what they should be. Tells whether there are any.
+async fn ensure(context: &Context, (realm, namespace): &Place) -> Result<bool, CredentialsError> {
+    let secrets = Api::<Secret>::namespaced(context.client.clone(), namespace);
+    let name = labels::credentials_name(realm);
+    let place = context.policies.namespace(namespace);
+    let found = api::optional(api::within(secrets.get(&name)).await)?;
+    let Some((uid, ending)) = place.filter(|_| needs(context, realm, namespace)) else {
+        if let Some(found) = found.filter(|found| is_ours(found, realm)) {
+            remove(&secrets, &found).await?;
+            tracing::info!(realm, namespace, secret = name, "removed the credentials for services");
+        }
+        return Ok(false);
+    };
+    if found.is_none() && ending {
+        // It takes nothing new.
+        return Ok(false);
+    }
+    let realm = context.realms.of(realm).await?;
+    let login = context.realms.login(&realm.id, &uid);
+    let url = match &found {
+        // What Redis can do is not known yet, and was known when this was written.
+        Some(found) if *context.isolation.borrow() == Isolation::Unknown => {
+            told_url(found).unwrap_or_else(|| redis_url(context, &realm, &login))
+        }
+        _ => redis_url(context, &realm, &login),
+    };
+    let wanted = secret(&realm, &context.realms.installation, &url, namespace);
     match found {
         None => {
             api::within(secrets.create(&PostParams::default(), &wanted)).await?;
-            tracing::info!(namespace, secret = name, "wrote the credentials for the services of a namespace");
+            tracing::info!(
+                realm = realm.namespace,
+                namespace,
+                secret = name,
+                "wrote the credentials for services"
+            );
         }
-        Some(found) if !is_ours(&found, namespace) => return Err(CredentialsError::NotOurs(name)),
+        Some(found) if !is_ours(&found, &realm.namespace) => return Err(CredentialsError::NotOurs(name)),
         Some(found) => {
             if let Some(patch) = difference(&found, &wanted) {
                 let parameters = PatchParams::default();
                 let request = async { secrets.patch(&name, &parameters, &Patch::Merge(&patch)).await };
                 api::within(request).await?;
                 tracing::info!(
+                    realm = realm.namespace,
                     namespace,
                     secret = name,
-                    "repaired the credentials for the services of a namespace"
+                    "brought the credentials for services up to date"
                 );
             }
         }
     }
-    Ok(())
+    Ok(true)
+}
+
+/// What the services of a namespace have been told to connect to.
+fn told_url(secret: &Secret) -> Option<SecretText> {
+    let bytes = secret.data.as_ref()?.get(labels::CREDENTIALS_KEY_REDIS_URL)?;
+    let text = std::str::from_utf8(&bytes.0).ok().filter(|text| !text.is_empty())?;
+    Some(SecretText::new(text.to_owned()))
 }
 
 async fn remove(secrets: &Api<Secret>, found: &Secret) -> Result<(), CredentialsError> {

@@ -2,9 +2,10 @@
 //! be ready, being refilled, or out of reach.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
+use kube::ResourceExt;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -14,6 +15,7 @@ use twofactor_store::Inspection;
 use crate::context::Context;
 use crate::metrics::Metrics;
 use crate::realms::{Readiness, Realm};
+use crate::records;
 use crate::refill::refill;
 
 /// How often to look.
@@ -65,6 +67,7 @@ impl Guard {
         match self.context.realms.store().inspect_realms(&names).await {
             Ok(inspections) => {
                 self.tell(true, None);
+                self.show_node(inspections.first());
                 for (realm, inspection) in realms.into_iter().zip(inspections) {
                     if inspection.ready && !realm.is_introduced() && !self.introduce(&realm).await {
                         continue;
@@ -81,16 +84,39 @@ impl Guard {
         }
     }
 
-    /// Publishes the realm's own record: the configuration may be another than that of the process before.
+    /// Publishes the realm's own record: the configuration may be another than that of the process before, or have changed since.
+    /// Tells whether the realm can be looked at.
     async fn introduce(&self, realm: &Realm) -> bool {
         let (now, random) = (self.context.clock.now(), &mut self.context.random());
-        match realm.publisher.publish_realm(&self.context.realm_record, now, random).await {
-            Ok(_) => realm.introduce(),
+        let changes = realm.changes();
+        // Its providers are being read, and this is done again when they are; until then the record stays what it was.
+        let Some(record) = records::known(&self.context, &realm.namespace) else { return true };
+        match realm.publisher.publish_realm(&record, now, random).await {
+            Ok(written) => {
+                if written {
+                    tracing::info!(namespace = realm.namespace, "published the realm's policy");
+                }
+                realm.introduce(changes);
+                true
+            }
             Err(error) => {
                 tracing::warn!(namespace = realm.namespace, %error, "the realm's policy could not be published");
+                false
             }
         }
-        realm.is_introduced()
+    }
+
+    /// Another node knows nothing of the services' logins.
+    fn show_node(&self, inspection: Option<&Inspection>) {
+        if let Some(inspection) = inspection {
+            self.context.node.send_if_modified(|node| {
+                let changed = *node != inspection.node;
+                if changed {
+                    node.clone_from(&inspection.node);
+                }
+                changed
+            });
+        }
     }
 
     fn tell(&mut self, up: bool, error: Option<&twofactor_store::StoreError>) {
@@ -145,18 +171,20 @@ impl Guard {
 
     fn count_users(&self) {
         let users = self.context.users.state();
-        let ready = users
-            .iter()
-            .filter(|user| {
-                user.status.as_ref().is_some_and(|status| {
-                    let mut conditions = status.conditions.iter();
-                    conditions.any(|condition| {
-                        condition.type_ == labels::CONDITION_READY && condition.status == "True"
-                    })
-                })
-            })
-            .count();
+        let mut counts: HashMap<String, (usize, usize)> = HashMap::new();
+        for user in &users {
+            let is_ready = user.status.as_ref().is_some_and(|status| {
+                let mut conditions = status.conditions.iter();
+                conditions
+                    .any(|condition| condition.type_ == labels::CONDITION_READY && condition.status == "True")
+            });
+            let (all, ready) = counts.entry(user.namespace().unwrap_or_default()).or_default();
+            *all += 1;
+            *ready += usize::from(is_ready);
+        }
+        let ready = counts.values().map(|(_, ready)| ready).sum();
         self.context.metrics.show_users(ready, users.len() - ready);
+        *self.context.counts.lock().unwrap_or_else(PoisonError::into_inner) = counts;
     }
 }
 

@@ -7,8 +7,13 @@
 //! from, [`build`] (without I/O) what the Secret should be, [`apply`] writes it, [`publish`] hands the record to the
 //! sidecars, [`status`] tells. [`reconcile`] reads as these steps. Around them: [`watch`] keeps the [`index`] of users and
 //! fills the [`queue`]; [`realms`] knows the keys of each namespace; [`guard`] notices a Redis that has lost something and
-//! has it [`refill`]ed; [`sweep`] removes what belongs to nobody; [`credentials`] lets a namespace's services in.
+//! has it [`refill`]ed; [`sweep`] removes what belongs to nobody.
+//!
+//! Whom a realm lets in: every replica knows it from [`policies`]. The leader works out each realm's own record in [`records`], with
+//! the providers of its [`delivery`] Secret; [`credentials`] lets services in, by a login to Redis ([`access`]) and a Secret;
+//! [`realm_status`] tells what came of it; and [`watch::pods`] reports pods that wait for something.
 
+pub mod access;
 pub mod api;
 pub mod apply;
 pub mod backoff;
@@ -17,16 +22,22 @@ pub mod cli;
 pub mod context;
 pub mod crash;
 pub mod credentials;
+pub mod delivery;
 pub mod events;
 pub mod fetch;
 pub mod guard;
 pub mod index;
 pub mod master_key;
 pub mod metrics;
+pub mod pods;
+pub mod policies;
 pub mod publish;
 pub mod queue;
+pub mod realm_status;
 pub mod realms;
 pub mod reconcile;
+pub mod records;
+pub mod redis_password;
 pub mod refill;
 pub mod run;
 pub mod seed;

@@ -45,6 +45,12 @@ pub struct Metrics {
     pub sweeps: IntCounterVec,
     /// Whether the store answers.
     pub store_up: IntGauge,
+    /// `TwoFactorRealm`s that could not be read.
+    pub realms_unreadable: IntCounter,
+    /// Pods that ask for the sidecar and have none.
+    pub pods_not_injected: IntGauge,
+    /// Pods whose realm does not let their namespace in.
+    pub pods_waiting: IntGauge,
     /// Events that were not told because too many were waiting.
     pub events_dropped: IntCounter,
 }
@@ -56,6 +62,14 @@ fn registered<C: Collector + Clone + 'static>(
     let collector = collector?;
     registry.register(Box::new(collector.clone()))?;
     Ok(collector)
+}
+
+fn counter(registry: &Registry, name: &str, help: &str) -> prometheus::Result<IntCounter> {
+    registered(registry, IntCounter::new(name, help))
+}
+
+fn gauge(registry: &Registry, name: &str, help: &str) -> prometheus::Result<IntGauge> {
+    registered(registry, IntGauge::new(name, help))
 }
 
 impl Metrics {
@@ -119,12 +133,10 @@ impl Metrics {
                 ),
             )?,
             queue_depth: depth.with_label_values(&[CONTROLLER]),
-            unreadable: registered(
+            unreadable: counter(
                 r,
-                IntCounter::new(
-                    "twofactor_users_unreadable_total",
-                    "Times that a TwoFactorUser was seen that this version cannot read.",
-                ),
+                "twofactor_users_unreadable_total",
+                "Times that a TwoFactorUser was seen that this version cannot read.",
             )?,
             refills: registered(
                 r,
@@ -136,12 +148,10 @@ impl Metrics {
                     &["result"],
                 ),
             )?,
-            swept: registered(
+            swept: counter(
                 r,
-                IntCounter::new(
-                    "twofactor_swept_users_total",
-                    "Users removed from the store because they exist no more.",
-                ),
+                "twofactor_swept_users_total",
+                "Users removed from the store because they exist no more.",
             )?,
             sweeps: registered(
                 r,
@@ -150,13 +160,26 @@ impl Metrics {
                     &["result"],
                 ),
             )?,
-            store_up: registered(r, IntGauge::new("twofactor_store_up", "Whether Redis answers."))?,
-            events_dropped: registered(
+            store_up: gauge(r, "twofactor_store_up", "Whether Redis answers.")?,
+            realms_unreadable: counter(
                 r,
-                IntCounter::new(
-                    "twofactor_events_dropped_total",
-                    "Events not told because too many were waiting.",
-                ),
+                "twofactor_realms_unreadable_total",
+                "Times that a TwoFactorRealm was seen that this version cannot read.",
+            )?,
+            pods_not_injected: gauge(
+                r,
+                "twofactor_pods_not_injected",
+                "Pods that ask for the sidecar by their label and run without it.",
+            )?,
+            pods_waiting: gauge(
+                r,
+                "twofactor_pods_waiting",
+                "Pods with the sidecar whose namespace the realm does not let in.",
+            )?,
+            events_dropped: counter(
+                r,
+                "twofactor_events_dropped_total",
+                "Events not told because too many were waiting.",
             )?,
             registry,
         };

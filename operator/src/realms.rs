@@ -10,7 +10,7 @@ use k8s_openapi::api::core::v1::Namespace;
 use kube::{Api, Client, ResourceExt};
 use thiserror::Error;
 use tokio::sync::{Notify, RwLock, watch};
-use twofactor_core::key::{MasterKey, RealmKey};
+use twofactor_core::key::{Login, MasterKey, RealmKey};
 use twofactor_core::names::{Installation, Pseudonym, RealmId, RealmNames};
 use twofactor_store::Store;
 use twofactor_store::publisher::Publisher;
@@ -60,8 +60,10 @@ struct Memory {
     settled: HashSet<String>,
     /// Whether a refill is under way.
     refilling: bool,
-    /// Whether this process has published the realm's own record.
-    introduced: bool,
+    /// How often the realm's own record has become another one.
+    changes: u64,
+    /// The changes that had happened when this process last published it.
+    introduced: Option<u64>,
 }
 
 impl Realm {
@@ -130,15 +132,27 @@ impl Realm {
         self.memory().settled.contains(uid)
     }
 
-    /// Whether this process has published the realm's own record.
+    /// Whether this process has published the realm's own record as it should be now.
     #[must_use]
     pub fn is_introduced(&self) -> bool {
-        self.memory().introduced
+        let memory = self.memory();
+        memory.introduced == Some(memory.changes)
     }
 
-    /// The realm's own record is as this process wants it.
-    pub fn introduce(&self) {
-        self.memory().introduced = true;
+    /// The realm's own record should be another one.
+    pub fn outdate(&self) {
+        self.memory().changes += 1;
+    }
+
+    /// Ask before working out what the realm's own record should be, and give it to [`Realm::introduce`] when that is published.
+    #[must_use]
+    pub fn changes(&self) -> u64 {
+        self.memory().changes
+    }
+
+    /// The realm's own record is published as it should have been after so many changes.
+    pub fn introduce(&self, changes: u64) {
+        self.memory().introduced = Some(changes);
     }
 
     /// Begins a refill, unless one is under way.
@@ -244,6 +258,12 @@ impl Realms {
             readiness: watch::Sender::new(Readiness::Pending),
             memory: Mutex::default(),
         }
+    }
+
+    /// How the services of the namespace with this UID log in to Redis for a realm.
+    #[must_use]
+    pub fn login(&self, id: &RealmId, namespace: &str) -> Login {
+        self.master.login(id, GENERATION, namespace)
     }
 
     fn names(&self, id: &RealmId) -> RealmNames {

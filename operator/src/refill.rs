@@ -26,6 +26,7 @@ use crate::fetch::{self, FetchError};
 use crate::queue::user_ref;
 use crate::realms::Realm;
 use crate::reconcile::provenance;
+use crate::records;
 use crate::seed::Found;
 use crate::sweep;
 
@@ -40,6 +41,9 @@ pub enum RefillError {
     /// The API server does not tell what is in the Secrets.
     #[error("cannot list the Secrets: {0}")]
     List(#[from] ApiError),
+    /// The API server does not tell what the realm's providers are.
+    #[error("cannot read the providers: {0}")]
+    Providers(#[source] ApiError),
     /// The API server does not tell what is imported.
     #[error(transparent)]
     Fetch(#[from] FetchError),
@@ -59,8 +63,10 @@ pub async fn refill(context: &Context, realm: &Realm) -> Result<usize, RefillErr
     if inspection.ready {
         return Ok(0);
     }
-    realm.publisher.publish_realm(&context.realm_record, now, &mut context.random()).await?;
-    realm.introduce();
+    let changes = realm.changes();
+    let record = records::read(context, &realm.namespace).await.map_err(RefillError::Providers)?;
+    realm.publisher.publish_realm(&record, now, &mut context.random()).await?;
+    realm.introduce(changes);
 
     let mut done = HashSet::new();
     if has_anybody(context, realm) {

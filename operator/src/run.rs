@@ -16,6 +16,7 @@ use rand_core::UnwrapErr;
 use thiserror::Error;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc::{self, UnboundedReceiver};
+use tokio::sync::watch as watch_channel;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use twofactor_api::TwoFactorUser;
@@ -27,16 +28,21 @@ use twofactor_server::http::{self, Limits};
 use twofactor_store::clock::Clock;
 use twofactor_store::redis::{RedisStore, RedisUrlError};
 
+use crate::access::Isolation;
 use crate::api::{self, ApiError};
 use crate::context::{Context, Ledger};
+use crate::credentials::{InTheWay, Request};
 use crate::events::{self, Events};
 use crate::master_key::{self, MasterKeyError};
 use crate::metrics::Metrics;
+use crate::policies::Policies;
 use crate::queue::{self, Queue, Requests};
 use crate::realms::Realms;
 use crate::reconcile::{ReconcileError, failed, reconcile};
+use crate::records::{self, Records};
+use crate::redis_password::{self, RedisPasswordError};
 use crate::watch::{self, Scopes, Synced};
-use crate::{backoff, credentials, guard, sweep};
+use crate::{backoff, credentials, guard, realm_status, sweep};
 
 /// How long work under way may take at the end.
 const DRAIN: Duration = Duration::from_secs(10);
@@ -52,6 +58,8 @@ pub struct Configuration {
     pub namespaces: Vec<String>,
     /// Redis. May hold a password.
     pub redis_url: SecretText,
+    /// The Secret with the password of Redis, in the operator's namespace; the URL holds it when absent.
+    pub redis_password_secret: Option<String>,
     /// Where the operator's own Secrets are.
     pub operator_namespace: String,
     /// The name of this process in Events.
@@ -62,7 +70,7 @@ pub struct Configuration {
     pub admin_listen: SocketAddr,
     /// Users who are looked at at the same time.
     pub concurrency: u16,
-    /// Policy and providers of every realm.
+    /// Policy and providers of realms that say nothing themselves.
     pub realm: RealmRecord,
 }
 
@@ -83,6 +91,9 @@ pub enum RunError {
     /// There is no master key.
     #[error(transparent)]
     MasterKey(#[from] MasterKeyError),
+    /// There is no password for Redis.
+    #[error(transparent)]
+    RedisPassword(#[from] RedisPasswordError),
     /// The installation has no name.
     #[error("the UID of the namespace {CLUSTER_NAMESPACE} cannot be read ({0}): set --installation")]
     Installation(ApiError),
@@ -110,15 +121,18 @@ pub async fn run(
     let listener = TcpListener::bind(address).await.map_err(|source| RunError::Listen { address, source })?;
     let metrics = Metrics::new()?;
     let (users_synced, namespaces_synced) = (Synced::default(), Synced::default());
+    let replica = Replica::default();
     let mut tasks = Tasks::default();
 
     // First of all, so that a probe finds somebody while the API server or its answers are late.
-    let checks = [Check::required("users"), Check::required("namespaces")];
+    let checks = [Check::required("users"), Check::required("namespaces"), Check::required("realms")];
     let redis = Check::informational("redis");
-    let routes = admin::routes(vec![checks[0].clone(), checks[1].clone(), redis.clone()], metrics.registry());
+    let shown = checks.iter().cloned().chain([redis.clone()]).collect();
+    let routes = admin::routes(shown, metrics.registry());
     let limits = Limits { connections: ADMIN_CONNECTIONS, drain: DRAIN, ..Limits::default() };
     tasks.spawn("admin", http::serve(listener, routes, limits, stop.clone()));
-    for (check, synced) in checks.into_iter().zip([users_synced.clone(), namespaces_synced.clone()]) {
+    let synced = [users_synced.clone(), namespaces_synced.clone(), replica.realms.clone()];
+    for (check, synced) in checks.into_iter().zip(synced) {
         let stop = stop.clone();
         tasks.spawn("readiness", async move {
             stop.run_until_cancelled(synced.wait()).await;
@@ -127,7 +141,10 @@ pub async fn run(
         });
     }
 
-    let prepared = stop.run_until_cancelled(prepare(&configuration, &client, metrics)).await;
+    replica.spawn(&mut tasks, &client, &configuration, &metrics, &stop);
+
+    let policies = replica.policies.clone();
+    let prepared = stop.run_until_cancelled(prepare(&configuration, &client, metrics, policies)).await;
     let Some(prepared) = prepared else { return tasks.join(Ok(()), &stop).await };
     let Prepared { context, writer, queue, credentials, events } = match prepared {
         Ok(prepared) => prepared,
@@ -139,6 +156,8 @@ pub async fn run(
         async move {
             users.wait().await;
             namespaces.wait().await;
+            replica.realms.wait().await;
+            replica.namespaces.wait().await;
         }
         .shared()
     };
@@ -156,14 +175,18 @@ pub async fn run(
     }
     tasks.spawn(
         "user watch",
-        watch::users(context.clone(), writer, scopes.clone(), users_synced, stop.clone()),
+        watch::users::run(context.clone(), writer, scopes.clone(), users_synced, stop.clone()),
     );
-    tasks.spawn("namespace watch", watch::namespaces(context.clone(), namespaces_synced, stop.clone()));
-    tasks.spawn("secret watch", watch::secrets(context.clone(), scopes, stop.clone()));
+    tasks.spawn("namespace watch", watch::namespaces::run(context.clone(), namespaces_synced, stop.clone()));
+    tasks.spawn("secret watch", watch::secrets::users(context.clone(), scopes.clone(), stop.clone()));
+    tasks.spawn("credentials watch", watch::secrets::credentials(context.clone(), scopes, stop.clone()));
     tasks.spawn("events", events::write(client, events, stop.clone()));
     tasks.spawn("redis check", show_store(context.clone(), redis, stop.clone()));
     after_the_lists!("guard", guard::run(context.clone(), stop.clone()));
     after_the_lists!("sweep", sweep::run(context.clone(), stop.clone()));
+    after_the_lists!("records", records::run(context.clone(), stop.clone()));
+    after_the_lists!("realm status", realm_status::run(context.clone(), stop.clone()));
+    after_the_lists!("pod watch", watch::pods::run(context.clone(), stop.clone()));
     after_the_lists!("credentials", credentials::run(context.clone(), credentials, stop.clone()));
     after_the_lists!(
         "reconciler",
@@ -172,11 +195,51 @@ pub async fn run(
     tasks.supervise(&stop).await
 }
 
+/// What every replica does, whoever leads.
+#[derive(Default)]
+struct Replica {
+    policies: Arc<Policies>,
+    realms: Synced,
+    namespaces: Synced,
+}
+
+impl Replica {
+    fn spawn(
+        &self,
+        tasks: &mut Tasks,
+        client: &Client,
+        configuration: &Configuration,
+        metrics: &Metrics,
+        stop: &CancellationToken,
+    ) {
+        tasks.spawn(
+            "policies: realms",
+            watch::policies::realms(
+                client.clone(),
+                self.policies.clone(),
+                Scopes(configuration.namespaces.clone()),
+                metrics.realms_unreadable.clone(),
+                self.realms.clone(),
+                stop.clone(),
+            ),
+        );
+        tasks.spawn(
+            "policies: namespaces",
+            watch::policies::namespaces(
+                client.clone(),
+                self.policies.clone(),
+                self.namespaces.clone(),
+                stop.clone(),
+            ),
+        );
+    }
+}
+
 struct Prepared {
     context: Arc<Context>,
     writer: reflector::store::Writer<TwoFactorUser>,
     queue: Requests,
-    credentials: UnboundedReceiver<String>,
+    credentials: UnboundedReceiver<Request>,
     events: mpsc::Receiver<k8s_openapi::api::events::v1::Event>,
 }
 
@@ -185,6 +248,7 @@ async fn prepare(
     configuration: &Configuration,
     client: &Client,
     metrics: Metrics,
+    policies: Arc<Policies>,
 ) -> Result<Prepared, RunError> {
     let installation = match &configuration.installation {
         Some(installation) => installation.clone(),
@@ -200,8 +264,9 @@ async fn prepare(
     };
     // Of no realm in particular; its connection is that of all.
     let nobody: RealmId = "none".parse().map_err(|_| RunError::InstallationName)?;
-    let url = configuration.redis_url.expose_secret();
-    let store = RedisStore::new(url, RealmNames::new(&installation, &nobody), Clock::System)?;
+    let redis_url = redis_url(configuration, client).await?;
+    let store =
+        RedisStore::new(redis_url.expose_secret(), RealmNames::new(&installation, &nobody), Clock::System)?;
     let (users, writer) = reflector::store();
     let (queue_in, queue) = Queue::new(configuration.concurrency, metrics.queue_depth.clone());
     let (credentials_in, credentials) = mpsc::unbounded_channel();
@@ -213,8 +278,15 @@ async fn prepare(
         users,
         index: Mutex::default(),
         realms: Realms::new(client.clone(), master, installation, store),
-        realm_record: configuration.realm.clone(),
-        redis_url: configuration.redis_url.clone(),
+        defaults: configuration.realm.clone(),
+        policies,
+        records: Records::default(),
+        node: watch_channel::Sender::new(String::new()),
+        isolation: watch_channel::Sender::new(Isolation::Unknown),
+        in_the_way: InTheWay::default(),
+        counts: Mutex::default(),
+        outdated: Mutex::default(),
+        redis_url,
         queue: queue_in,
         credentials: credentials_in,
         removals: tokio::sync::Notify::new(),
@@ -227,6 +299,21 @@ async fn prepare(
         scopes: Scopes(configuration.namespaces.clone()),
     });
     Ok(Prepared { context, writer, queue, credentials, events })
+}
+
+/// The URL of Redis with its password. It is what services are told, with another login where there can be one.
+async fn redis_url(configuration: &Configuration, client: &Client) -> Result<SecretText, RunError> {
+    let Some(secret) = &configuration.redis_password_secret else {
+        return Ok(configuration.redis_url.clone());
+    };
+    let namespace = &configuration.operator_namespace;
+    loop {
+        match redis_password::load_or_create(client, namespace, secret, &mut UnwrapErr(SysRng)).await {
+            Ok(password) => return Ok(redis_password::put_into(&configuration.redis_url, &password)?),
+            Err(error @ RedisPasswordError::Api { .. }) if error.is_temporary() => pause(&error).await,
+            Err(error) => return Err(error.into()),
+        }
+    }
 }
 
 async fn installation(client: &Client) -> Result<Installation, RunError> {

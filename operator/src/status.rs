@@ -93,7 +93,9 @@ fn ready(report: &Report) -> Told {
     }
 }
 
-fn condition(
+/// The condition that says this, with the time of the last transition.
+#[must_use]
+pub fn condition(
     old: &[Condition],
     kind: &str,
     told: Told,

@@ -1,0 +1,257 @@
+//! What the sealed record of each realm should say. Enters: the operator's own settings, the realm's `TwoFactorRealm`, and the Secret
+//! with its providers. Leaves: the record, for whoever publishes it; and everybody woken who has to act on a change.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use twofactor_api::validate::realm::RealmPolicy;
+use twofactor_core::realm::RealmRecord;
+
+use crate::api::ApiError;
+use crate::backoff::jittered;
+use crate::context::Context;
+use crate::credentials::Request;
+use crate::delivery::{self, Delivery};
+use crate::queue::user_ref;
+
+/// How often to read Secrets with providers: they are not watched, since nothing marks them.
+const READ_AGAIN: Duration = Duration::from_secs(30);
+/// How soon to read one again that the API server did not give.
+const RETRY: Duration = Duration::from_secs(2);
+
+/// What is known of the realms' providers.
+#[derive(Debug, Default)]
+pub struct Records(Mutex<HashMap<String, Delivery>>);
+
+impl Records {
+    /// What became of the Secret that a realm refers to, if it was read.
+    #[must_use]
+    pub fn delivery(&self, realm: &str, secret: &str) -> Option<Delivery> {
+        self.deliveries().get(realm).filter(|delivery| delivery.secret == secret).cloned()
+    }
+
+    /// Remembers what was read. Tells whether it is something else than before.
+    fn remember(&self, realm: &str, delivery: Option<Delivery>) -> bool {
+        let mut deliveries = self.deliveries();
+        let same = deliveries.get(realm) == delivery.as_ref();
+        match delivery {
+            Some(delivery) => deliveries.insert(realm.to_owned(), delivery),
+            None => deliveries.remove(realm),
+        };
+        !same
+    }
+
+    fn deliveries(&self) -> MutexGuard<'_, HashMap<String, Delivery>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The record of a realm; nothing while its providers are not known yet.
+#[must_use]
+pub fn known(context: &Context, realm: &str) -> Option<RealmRecord> {
+    let policy = context.policies.policy(realm).unwrap_or_default();
+    let delivery = match &policy.delivery_secret {
+        Some(secret) => Some(context.records.delivery(realm, secret)?),
+        None => None,
+    };
+    let callers = context.policies.namespaces_of(realm);
+    Some(build(&context.defaults, &policy, delivery.as_ref(), callers))
+}
+
+/// The record of a realm, for which its providers are read when they are not known yet.
+///
+/// # Errors
+/// When the API server does not give the Secret.
+pub async fn read(context: &Context, realm: &str) -> Result<RealmRecord, ApiError> {
+    loop {
+        if let Some(record) = known(context, realm) {
+            return Ok(record);
+        }
+        read_delivery(context, realm).await?;
+    }
+}
+
+/// The issuer of a realm's users who have none of their own.
+#[must_use]
+pub fn issuer(context: &Context, realm: &str) -> String {
+    let policy = context.policies.policy(realm);
+    policy.and_then(|policy| policy.issuer).unwrap_or_else(|| context.defaults.issuer.clone())
+}
+
+/// A realm that refers to a Secret has the providers of that Secret, and no others.
+fn build(
+    defaults: &RealmRecord,
+    policy: &RealmPolicy,
+    delivery: Option<&Delivery>,
+    callers: BTreeSet<String>,
+) -> RealmRecord {
+    RealmRecord {
+        issuer: policy.issuer.clone().unwrap_or_else(|| defaults.issuer.clone()),
+        otp_lifetime: policy.otp_lifetime.unwrap_or(defaults.otp_lifetime),
+        smtp: match delivery {
+            Some(delivery) => delivery.smtp.clone(),
+            None => defaults.smtp.clone(),
+        },
+        callers: Some(callers),
+    }
+}
+
+/// Reads the Secret that a realm refers to. Tells whether it is something else than before.
+async fn read_delivery(context: &Context, realm: &str) -> Result<bool, ApiError> {
+    let secret = context.policies.policy(realm).and_then(|policy| policy.delivery_secret);
+    let delivery = match secret {
+        Some(secret) => Some(delivery::read(&context.client, realm, &secret).await?),
+        None => None,
+    };
+    if let Some(bad) = delivery.as_ref().filter(|delivery| !delivery.told.good)
+        && context.records.delivery(realm, &bad.secret).as_ref() != Some(bad)
+    {
+        tracing::warn!(
+            namespace = realm,
+            reason = bad.told.reason,
+            "codes of this realm cannot be delivered: {}",
+            bad.told.message
+        );
+    }
+    Ok(context.records.remember(realm, delivery))
+}
+
+/// Follows the realms until it is told to stop. Begins when the lists are complete.
+pub async fn run(context: Arc<Context>, stop: CancellationToken) {
+    let mut following = Following { context, failed: HashSet::new(), issuers: HashMap::new() };
+    // What has changed before this process led: everything may have.
+    let _ = following.context.policies.take_changes();
+    let everything: HashSet<String> = following
+        .context
+        .index()
+        .namespaces()
+        .into_iter()
+        .chain(following.context.policies.namespaces_with_policy())
+        .collect();
+    following.follow(everything).await;
+    let mut next_look = Instant::now() + READ_AGAIN;
+    loop {
+        let patience =
+            if following.failed.is_empty() { next_look } else { next_look.min(Instant::now() + RETRY) };
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = following.context.policies.changed() => {}
+            () = tokio::time::sleep_until(patience) => {
+                let failed = std::mem::take(&mut following.failed);
+                following.follow(failed).await;
+            }
+        }
+        let changed = following.context.policies.take_changes();
+        following.follow(changed).await;
+        if Instant::now() >= next_look {
+            following.read_again().await;
+            next_look = Instant::now() + jittered(READ_AGAIN, &mut following.context.random());
+        }
+    }
+}
+
+struct Following {
+    context: Arc<Context>,
+    /// Realms whose providers could not be read.
+    failed: HashSet<String>,
+    /// The issuers that users' Secrets were last made with.
+    issuers: HashMap<String, String>,
+}
+
+impl Following {
+    /// Something about these realms has changed.
+    async fn follow(&mut self, realms: HashSet<String>) {
+        let context = self.context.clone();
+        // At first what is quick, and matters most: who is let in.
+        for realm in realms.iter().filter(|realm| context.scopes.cover(realm)) {
+            if context.policies.has_policy(realm) && context.policies.namespace(realm).is_some() {
+                // Services that are let in wait for it, also when there is no user yet.
+                let _ = context.realms.of(realm).await;
+            }
+            let _ = context.credentials.send(Request::Realm(realm.clone()));
+            context.outdate(realm);
+            self.renew_issuer(realm);
+        }
+        for realm in realms.into_iter().filter(|realm| context.scopes.cover(realm)) {
+            self.read(&realm).await;
+        }
+    }
+
+    async fn read(&mut self, realm: &str) {
+        match read_delivery(&self.context, realm).await {
+            Ok(true) => self.context.outdate(realm),
+            Ok(false) => {}
+            Err(error) => {
+                tracing::warn!(namespace = realm, %error, "the providers of a realm cannot be read; trying again");
+                self.failed.insert(realm.to_owned());
+            }
+        }
+    }
+
+    async fn read_again(&mut self) {
+        for realm in self.context.policies.namespaces_with_policy() {
+            let has_secret =
+                self.context.policies.policy(&realm).is_some_and(|policy| policy.delivery_secret.is_some());
+            if has_secret && self.context.scopes.cover(&realm) {
+                self.read(&realm).await;
+            }
+        }
+    }
+
+    /// The issuer is part of what the users' Secrets hold.
+    fn renew_issuer(&mut self, realm: &str) {
+        let issuer = issuer(&self.context, realm);
+        let old = self.issuers.insert(realm.to_owned(), issuer.clone());
+        if old.is_some_and(|old| old != issuer) {
+            for user in self.context.index().names(realm) {
+                self.context.queue.push(user_ref(realm, &user));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use twofactor_core::realm::{OtpLifetime, SmtpSecurity, SmtpSettings};
+
+    use super::*;
+    use crate::status::Told;
+
+    fn mail(server: &str) -> SmtpSettings {
+        SmtpSettings {
+            server: server.to_owned(),
+            port: 25,
+            security: SmtpSecurity::Starttls,
+            username: None,
+            password: None,
+            from: "a@b".to_owned(),
+            ca_certificates: None,
+        }
+    }
+
+    #[test]
+    fn what_a_realm_says_comes_before_the_operators_settings() {
+        let defaults = RealmRecord { smtp: Some(mail("operators")), ..RealmRecord::default() };
+        let callers: BTreeSet<String> = ["people".to_owned()].into();
+        let plain = build(&defaults, &RealmPolicy::default(), None, callers.clone());
+        assert_eq!(plain, RealmRecord { callers: Some(callers.clone()), ..defaults.clone() });
+        let policy = RealmPolicy {
+            issuer: Some("A".to_owned()),
+            otp_lifetime: OtpLifetime::try_from(2).ok(),
+            ..RealmPolicy::default()
+        };
+        let delivery = Delivery {
+            secret: "providers".to_owned(),
+            smtp: Some(mail("realms")),
+            told: Told::yes("Available", ""),
+        };
+        let record = build(&defaults, &policy, Some(&delivery), callers.clone());
+        assert_eq!((record.issuer.as_str(), u8::from(record.otp_lifetime)), ("A", 2));
+        assert_eq!(record.smtp, Some(mail("realms")));
+        let broken = Delivery { smtp: None, told: Told::no("SecretNotFound", ""), ..delivery };
+        assert_eq!(build(&defaults, &policy, Some(&broken), callers).smtp, None, "never the operator's");
+    }
+}

@@ -1,0 +1,202 @@
+//! The watch of users. Enters: users as they come and go. Leaves: the store of users and the index up to date, and everybody in
+//! the queue who has to be looked at.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use futures_util::StreamExt;
+use kube::Resource;
+use kube::ResourceExt;
+use kube::core::DeserializeGuard;
+use kube::runtime::reflector::store::Writer;
+use kube::runtime::watcher::{self, Event};
+use tokio_util::sync::CancellationToken;
+use twofactor_api::{TwoFactorUser, labels};
+
+use super::{Events, Scopes, Synced, watch};
+use crate::context::Context;
+use crate::credentials::Request;
+use crate::index::Entry;
+use crate::queue::{Urgency, UserRef, user_ref};
+
+/// Keeps users, index and queue up to date until it is told to stop.
+pub async fn run(
+    context: Arc<Context>,
+    writer: Writer<TwoFactorUser>,
+    scopes: Scopes,
+    synced: Synced,
+    stop: CancellationToken,
+) {
+    let mut events: Events<DeserializeGuard<TwoFactorUser>> =
+        watch(&context.client, &scopes, &watcher::Config::default());
+    let mut watching = Users {
+        context,
+        writer,
+        known: HashSet::new(),
+        listed: vec![HashSet::new(); scopes.lists()],
+        complete: HashSet::new(),
+    };
+    // What comes before the lists are complete goes into the same place, but nobody is looked at before.
+    watching.writer.apply_watcher_event(&Event::Init);
+    watching.writer.apply_watcher_event(&Event::InitDone);
+    while let Some(Some((list, event))) = stop.run_until_cancelled(events.next()).await {
+        watching.event(list, event, &scopes).await;
+        if watching.complete.len() == scopes.lists() && !synced.is_set() {
+            tracing::info!(users = watching.known.len(), "the list of users is complete");
+            synced.set();
+        }
+    }
+}
+
+struct Users {
+    context: Arc<Context>,
+    writer: Writer<TwoFactorUser>,
+    /// Every object, readable or not.
+    known: HashSet<UserRef>,
+    /// What has come of a list that is being made.
+    listed: Vec<HashSet<UserRef>>,
+    /// The lists that were complete once.
+    complete: HashSet<usize>,
+}
+
+impl Users {
+    async fn event(&mut self, list: usize, event: Event<DeserializeGuard<TwoFactorUser>>, scopes: &Scopes) {
+        match event {
+            Event::Init => self.listed[list].clear(),
+            Event::InitApply(object) => {
+                self.listed[list].insert(reference(&object));
+                self.seen(object).await;
+            }
+            Event::InitDone => {
+                let listed = std::mem::take(&mut self.listed[list]);
+                let missed: Vec<UserRef> = self
+                    .known
+                    .iter()
+                    .filter(|user| scopes.contains(list, user.namespace.as_deref()) && !listed.contains(user))
+                    .cloned()
+                    .collect();
+                for user in missed {
+                    self.gone(&user).await;
+                }
+                self.complete.insert(list);
+            }
+            Event::Apply(object) => self.seen(object).await,
+            Event::Delete(object) => self.gone(&reference(&object)).await,
+        }
+    }
+
+    async fn seen(&mut self, DeserializeGuard(object): DeserializeGuard<TwoFactorUser>) {
+        let user = match object {
+            Ok(user) => user,
+            Err(invalid) => {
+                let (namespace, name) = (
+                    invalid.metadata.namespace.unwrap_or_default(),
+                    invalid.metadata.name.unwrap_or_default(),
+                );
+                // The error may quote the object.
+                tracing::error!(
+                    namespace,
+                    name,
+                    "a TwoFactorUser cannot be read by this version, and is left as it is"
+                );
+                self.context.metrics.unreadable.inc();
+                self.context.index().apply_unreadable(&namespace, &name);
+                self.known.insert(user_ref(&namespace, &name));
+                return;
+            }
+        };
+        let reference = self.context.reference(&user);
+        // One that is being deleted, and is only waited for by somebody, is revoked already.
+        if user.metadata.deletion_timestamp.is_some() {
+            return self.gone(&reference).await;
+        }
+        let mut old = self.context.users.get(&reference);
+        if old.as_ref().is_some_and(|old| old.metadata.uid != user.metadata.uid) {
+            self.gone(&reference).await;
+            old = None;
+        }
+        let namespace = user.namespace().unwrap_or_default();
+        let (first, affected) = {
+            let mut index = self.context.index();
+            let first = !index.has_users(&namespace);
+            (first, index.apply(&namespace, Entry::of(&user)))
+        };
+        if old.is_none() {
+            // Whoever was asked for under this name before was somebody else.
+            self.context.queue.taken(&reference);
+        }
+        let news = old.is_none_or(|old| self.is_news(&reference, &old, &user));
+        // After a start everybody is looked at, but nobody new should wait for that.
+        let urgency = if is_settled(&user) { Urgency::Later } else { Urgency::Now };
+        self.writer.apply_watcher_event(&Event::Apply(user));
+        self.known.insert(reference.clone());
+        if first {
+            let _ = self.context.credentials.send(Request::Realm(namespace.clone()));
+        }
+        if news {
+            self.context.queue.push_with(reference, urgency);
+        }
+        self.push(&namespace, affected);
+    }
+
+    /// Whether a change of a user is something to act on.
+    fn is_news(&self, reference: &UserRef, old: &TwoFactorUser, new: &TwoFactorUser) -> bool {
+        let rotate = |user: &TwoFactorUser| user.annotations().get(labels::ROTATE_ANNOTATION).cloned();
+        let status_changed =
+            old.status != new.status && !self.context.ledger.is_own_status(reference, new.status.as_ref());
+        old.metadata.generation != new.metadata.generation || rotate(old) != rotate(new) || status_changed
+    }
+
+    async fn gone(&mut self, reference: &UserRef) {
+        self.known.remove(reference);
+        let namespace = reference.namespace.clone().unwrap_or_default();
+        let (departure, uid, last) = {
+            let mut index = self.context.index();
+            let uid = index.uid(&namespace, &reference.name).map(str::to_owned);
+            let had_users = index.has_users(&namespace);
+            let departure = index.remove(&namespace, &reference.name);
+            (departure, uid, had_users && !index.has_users(&namespace))
+        };
+        if let Some(old) = self.context.users.get(reference) {
+            self.writer.apply_watcher_event(&Event::Delete(TwoFactorUser::clone(&old)));
+        }
+        self.context.queue.taken(reference);
+        self.context.queue.done(reference);
+        self.context.ledger.forget(reference);
+        self.context.backoff.forget(reference);
+        // Where there is no realm any more, all of it is removed.
+        if let Ok(realm) = self.context.realms.of(&namespace).await {
+            if let Some(uid) = uid {
+                realm.unsettle(&uid);
+            }
+            if let Some(username) = departure.vacated {
+                realm.vacate(realm.publisher.keys().pseudonym(&username));
+                self.context.removals.notify_one();
+            }
+        }
+        if last {
+            let _ = self.context.credentials.send(Request::Realm(namespace.clone()));
+        }
+        self.push(&namespace, departure.affected);
+    }
+
+    fn push(&self, namespace: &str, names: Vec<String>) {
+        for name in names {
+            self.context.queue.push(user_ref(namespace, &name));
+        }
+    }
+}
+
+/// Whether the status says that all is well with the user as they are written now.
+fn is_settled(user: &TwoFactorUser) -> bool {
+    let Some(status) = &user.status else { return false };
+    let rotate = user.annotations().get(labels::ROTATE_ANNOTATION);
+    status.observed_generation == user.metadata.generation
+        && (rotate.is_none() || rotate == status.rotated.as_ref())
+        && status.conditions.iter().any(|it| it.type_ == labels::CONDITION_PUBLISHED && it.status == "True")
+}
+
+fn reference(object: &DeserializeGuard<TwoFactorUser>) -> UserRef {
+    let metadata = object.meta();
+    user_ref(metadata.namespace.as_deref().unwrap_or_default(), metadata.name.as_deref().unwrap_or_default())
+}
