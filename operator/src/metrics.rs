@@ -72,6 +72,13 @@ fn gauge(registry: &Registry, name: &str, help: &str) -> prometheus::Result<IntG
     registered(registry, IntGauge::new(name, help))
 }
 
+fn show_version(registry: &Registry) -> prometheus::Result<()> {
+    let options = Opts::new("twofactor_build_info", "Always 1; the version is a label.");
+    let build = registered(registry, IntGaugeVec::new(options, &["version"]))?;
+    build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
+    Ok(())
+}
+
 impl Metrics {
     /// New metrics in a registry of their own.
     ///
@@ -94,14 +101,7 @@ impl Metrics {
             r,
             IntGaugeVec::new(Opts::new("workqueue_depth", "Current depth of workqueue"), &["name"]),
         )?;
-        let build = registered(
-            r,
-            IntGaugeVec::new(
-                Opts::new("twofactor_build_info", "Always 1; the version is a label."),
-                &["version"],
-            ),
-        )?;
-        build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
+        show_version(r)?;
         let metrics = Self {
             reconciles: registered(
                 r,
