@@ -12,12 +12,16 @@
 //! Whom a realm lets in: every replica knows it from [`policies`]. The leader works out each realm's own record in [`records`], with
 //! the providers of its [`delivery`] Secret; [`credentials`] lets services in, by a login to Redis ([`access`]) and a Secret;
 //! [`realm_status`] tells what came of it; and [`watch::pods`] reports pods that wait for something.
+//!
+//! Of several operators one leads, which the [`lease`] decides. All admit pods: [`webhook`] decides about them, with
+//! [`certificates`] that the API server trusts.
 
 pub mod access;
 pub mod api;
 pub mod apply;
 pub mod backoff;
 pub mod build;
+pub mod certificates;
 pub mod cli;
 pub mod context;
 pub mod crash;
@@ -27,6 +31,7 @@ pub mod events;
 pub mod fetch;
 pub mod guard;
 pub mod index;
+pub mod lease;
 pub mod master_key;
 pub mod metrics;
 pub mod pods;

@@ -1,0 +1,276 @@
+//! A certificate authority and what it signs. Enters: a lifetime and a moment, or the PEM text of before. Leaves: certificates of
+//! ECDSA P-256 keys. The keys' randomness is that of ring, the operating system's.
+
+use std::fmt;
+use std::time::Duration;
+
+use rcgen::{
+    BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType, ExtendedKeyUsagePurpose,
+    IsCa, Issuer, KeyPair, KeyUsagePurpose, PublicKeyData,
+};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use thiserror::Error;
+use time::OffsetDateTime;
+use twofactor_core::secret::SecretText;
+use twofactor_core::time::UnixMillis;
+use x509_parser::prelude::{FromDer, X509Certificate};
+
+/// How much earlier than now a certificate begins: clocks of machines differ.
+const BACKDATED: Duration = Duration::from_mins(5);
+
+/// Why there is no authority, or no certificate.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+pub enum AuthorityError {
+    /// Not a certificate of an authority.
+    #[error("is not a certificate of an authority in PEM")]
+    NotACertificate,
+    /// Not a key.
+    #[error("is not a private key in PEM")]
+    NotAKey,
+    /// Of something else.
+    #[error("is not the key of the certificate")]
+    OtherKey,
+    /// It cannot sign: names that are none, or the operating system has no randomness.
+    #[error("cannot sign a certificate")]
+    CannotSign,
+}
+
+/// The certificate of an authority.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Root {
+    der: CertificateDer<'static>,
+    from: UnixMillis,
+    until: UnixMillis,
+}
+
+impl Root {
+    /// Reads a certificate.
+    ///
+    /// # Errors
+    /// When it is none, or not of an authority.
+    pub fn from_der(der: CertificateDer<'static>) -> Result<Self, AuthorityError> {
+        let (_, parsed) = X509Certificate::from_der(&der).map_err(|_| AuthorityError::NotACertificate)?;
+        if !parsed.is_ca() {
+            return Err(AuthorityError::NotACertificate);
+        }
+        let moment = |seconds: i64| UnixMillis::from_seconds(u64::try_from(seconds).unwrap_or(0));
+        let validity = parsed.validity();
+        let (from, until) =
+            (moment(validity.not_before.timestamp()), moment(validity.not_after.timestamp()));
+        Ok(Self { der, from, until })
+    }
+
+    /// Every certificate of an authority in a text; what is none is left out.
+    #[must_use]
+    pub fn all_in(pem: &[u8]) -> Vec<Self> {
+        CertificateDer::pem_slice_iter(pem).filter_map(|der| Self::from_der(der.ok()?).ok()).collect()
+    }
+
+    /// The certificate as PEM.
+    #[must_use]
+    pub fn pem(&self) -> String {
+        let body = data_encoding::BASE64.encode(&self.der);
+        let lines: Vec<_> = body.as_bytes().chunks(64).map(String::from_utf8_lossy).collect();
+        format!("-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n", lines.join("\n"))
+    }
+
+    /// Whether it is good at this moment.
+    #[must_use]
+    pub fn is_valid(&self, now: UnixMillis) -> bool {
+        self.from <= now && now < self.until
+    }
+
+    /// The end of it.
+    #[must_use]
+    pub const fn until(&self) -> UnixMillis {
+        self.until
+    }
+
+    /// From beginning to end.
+    #[must_use]
+    pub const fn lifetime(&self) -> Duration {
+        self.from.until(self.until)
+    }
+}
+
+impl fmt::Debug for Root {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Root").field("from", &self.from).field("until", &self.until).finish_non_exhaustive()
+    }
+}
+
+/// A certificate authority with its key.
+pub struct Authority {
+    root: Root,
+    key: SecretText,
+    issuer: Issuer<'static, KeyPair>,
+}
+
+impl fmt::Debug for Authority {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Authority").field("root", &self.root).finish_non_exhaustive()
+    }
+}
+
+/// A server's certificate with its key.
+pub struct Leaf {
+    /// The certificate.
+    pub certificate: CertificateDer<'static>,
+    /// Its key.
+    pub key: PrivateKeyDer<'static>,
+    /// The end of it, at most that of its authority.
+    pub until: UnixMillis,
+}
+
+impl fmt::Debug for Leaf {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Leaf").field("until", &self.until).finish_non_exhaustive()
+    }
+}
+
+impl Authority {
+    /// A new authority that is good for `lifetime` from `now`, in whole seconds.
+    ///
+    /// # Errors
+    /// When there is no randomness.
+    pub fn generate(lifetime: Duration, now: UnixMillis) -> Result<Self, AuthorityError> {
+        let mut params = CertificateParams::default();
+        // A name of its own, so that old and new are not mixed up by anybody who goes by names.
+        params.distinguished_name = common_name(&format!("twofactor-operator webhook {}", now.millis()));
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        validity(&mut params, lifetime, ends(now, lifetime))?;
+        let key = KeyPair::generate().map_err(|_| AuthorityError::CannotSign)?;
+        let text = SecretText::new(key.serialize_pem());
+        let issuer = CertifiedIssuer::self_signed(params, key).map_err(|_| AuthorityError::CannotSign)?;
+        Self::from_pem(issuer.pem().as_bytes(), text)
+    }
+
+    /// The authority of before.
+    ///
+    /// # Errors
+    /// When the texts are not a certificate of an authority and its key.
+    pub fn from_pem(certificate: &[u8], key: SecretText) -> Result<Self, AuthorityError> {
+        let der =
+            CertificateDer::from_pem_slice(certificate).map_err(|_| AuthorityError::NotACertificate)?;
+        let root = Root::from_der(der)?;
+        let pair = KeyPair::from_pem(key.expose_secret()).map_err(|_| AuthorityError::NotAKey)?;
+        let (_, parsed) =
+            X509Certificate::from_der(&root.der).map_err(|_| AuthorityError::NotACertificate)?;
+        if parsed.public_key().raw != pair.subject_public_key_info() {
+            return Err(AuthorityError::OtherKey);
+        }
+        let issuer = Issuer::from_ca_cert_der(&root.der, pair).map_err(|_| AuthorityError::NotACertificate)?;
+        Ok(Self { root, key, issuer })
+    }
+
+    /// Its certificate.
+    #[must_use]
+    pub const fn root(&self) -> &Root {
+        &self.root
+    }
+
+    /// Its key as PEM.
+    #[must_use]
+    pub const fn key(&self) -> &SecretText {
+        &self.key
+    }
+
+    /// A server's certificate for `names`, good for `lifetime` from `now`, but no longer than the authority.
+    ///
+    /// # Errors
+    /// When the names are none.
+    pub fn sign(
+        &self,
+        names: &[String],
+        lifetime: Duration,
+        now: UnixMillis,
+    ) -> Result<Leaf, AuthorityError> {
+        let mut params = CertificateParams::new(names).map_err(|_| AuthorityError::CannotSign)?;
+        params.distinguished_name = common_name("twofactor-operator");
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        params.use_authority_key_identifier_extension = true;
+        let until = ends(now, lifetime).min(self.root.until);
+        validity(&mut params, lifetime, until)?;
+        let key = KeyPair::generate().map_err(|_| AuthorityError::CannotSign)?;
+        let certificate = params.signed_by(&key, &self.issuer).map_err(|_| AuthorityError::CannotSign)?;
+        let key = PrivatePkcs8KeyDer::from(key.serialize_der()).into();
+        Ok(Leaf { certificate: certificate.der().clone(), key, until })
+    }
+}
+
+fn common_name(name: &str) -> DistinguishedName {
+    let mut distinguished = DistinguishedName::new();
+    distinguished.push(DnType::CommonName, name);
+    distinguished
+}
+
+fn ends(now: UnixMillis, lifetime: Duration) -> UnixMillis {
+    let later = now.millis().saturating_add(u64::try_from(lifetime.as_millis()).unwrap_or(u64::MAX));
+    // Certificates know whole seconds.
+    UnixMillis::from_seconds(later.div_ceil(1000))
+}
+
+/// Begins earlier by as much as the lifetime, at most: short ones are for tests.
+fn validity(
+    params: &mut CertificateParams,
+    lifetime: Duration,
+    until: UnixMillis,
+) -> Result<(), AuthorityError> {
+    let moment = |seconds: u64| {
+        let seconds = i64::try_from(seconds).map_err(|_| AuthorityError::CannotSign)?;
+        OffsetDateTime::from_unix_timestamp(seconds).map_err(|_| AuthorityError::CannotSign)
+    };
+    let before = lifetime + BACKDATED.min(lifetime);
+    params.not_after = moment(until.seconds())?;
+    params.not_before = moment(until.seconds().saturating_sub(before.as_secs()))?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: UnixMillis = UnixMillis::from_seconds(1_800_000_000);
+
+    #[test]
+    fn an_authority_comes_back_from_its_text_and_signs_no_longer_than_it_lives() {
+        let made = Authority::generate(Duration::from_hours(1), NOW).unwrap();
+        let again = Authority::from_pem(made.root().pem().as_bytes(), made.key().clone()).unwrap();
+        assert_eq!(again.root(), made.root());
+        assert_eq!(again.root().until(), UnixMillis::from_seconds(1_800_003_600));
+        assert!(again.root().is_valid(NOW) && !again.root().is_valid(again.root().until()));
+        let names = ["operator.system.svc".to_owned()];
+        let leaf = again.sign(&names, Duration::from_mins(1), NOW).unwrap();
+        assert_eq!(leaf.until, UnixMillis::from_seconds(1_800_000_060));
+        let long = again.sign(&names, Duration::from_hours(24), NOW).unwrap();
+        assert_eq!(long.until, again.root().until());
+    }
+
+    #[test]
+    fn what_is_no_authority_is_refused_and_no_key_is_shown() {
+        let one = Authority::generate(Duration::from_hours(1), NOW).unwrap();
+        let other = Authority::generate(Duration::from_hours(1), NOW).unwrap();
+        let pem = one.root().pem();
+        let refused = |certificate: &str, key: &SecretText| {
+            Authority::from_pem(certificate.as_bytes(), key.clone()).unwrap_err()
+        };
+        assert_eq!(refused(&pem, other.key()), AuthorityError::OtherKey);
+        assert_eq!(refused("none", one.key()), AuthorityError::NotACertificate);
+        assert_eq!(refused(&pem, &SecretText::new("none".to_owned())), AuthorityError::NotAKey);
+        let leaf = one.sign(&["a.b.svc".to_owned()], Duration::from_mins(1), NOW).unwrap();
+        assert_eq!(Root::from_der(leaf.certificate.clone()), Err(AuthorityError::NotACertificate));
+        assert!(!format!("{one:?} {leaf:?}").contains("PRIVATE"));
+    }
+
+    #[test]
+    fn certificates_are_found_in_a_bundle_and_the_rest_is_left_out() {
+        let one = Authority::generate(Duration::from_hours(1), NOW).unwrap();
+        let other = Authority::generate(Duration::from_hours(1), NOW).unwrap();
+        let bundle = format!("{}nonsense\n{}", one.root().pem(), other.root().pem());
+        assert_eq!(Root::all_in(bundle.as_bytes()), [one.root().clone(), other.root().clone()]);
+        assert!(Root::all_in(b"nonsense").is_empty());
+    }
+}
