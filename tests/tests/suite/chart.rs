@@ -1,0 +1,508 @@
+//! The chart as people use it: the real helm, and a real API server that takes what helm sends. No node runs here, so its pods
+//! never start; what they do is tested in a cluster. What Redis' pod runs is run here by itself.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use data_encoding::BASE64;
+use serde_json::{Value, json};
+use tokio::sync::OnceCell;
+use twofactor_tests::apiserver::ApiServer;
+use twofactor_tests::process::{Launch, Process};
+use twofactor_tests::wait::eventually;
+use twofactor_tests::{ports, scratch, tools};
+
+const NAMESPACE: &str = "twofactor-system";
+const WEBHOOK: &str = "mutatingwebhookconfiguration/twofactor-operator";
+/// More than any command takes on a busy machine.
+const BOUND: Duration = Duration::from_mins(2);
+
+fn project() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+fn chart() -> String {
+    project().join("charts/fountainai-2fa").display().to_string()
+}
+
+fn read(path: impl AsRef<Path>) -> String {
+    let path = project().join(path);
+    fs::read_to_string(&path).unwrap_or_else(|error| panic!("cannot read {}: {error}", path.display()))
+}
+
+/// One of its own: it gets cluster-wide objects, which the tests of the operator have too.
+async fn server() -> &'static ApiServer {
+    static SERVER: OnceCell<ApiServer> = OnceCell::const_new();
+    SERVER.get_or_init(ApiServer::start).await
+}
+
+async fn run(launch: Launch) -> Result<Process, String> {
+    let process = launch.start();
+    let status = process.wait_exit(BOUND).await;
+    if status.success() { Ok(process) } else { Err(format!("({status}): {}", process.output())) }
+}
+
+/// Without the settings and repositories of whoever runs the tests.
+async fn try_helm(args: &[&str]) -> Result<String, String> {
+    run(Launch::new(tools::find("helm")).isolated().args(args)).await.map(|process| process.stdout())
+}
+
+async fn helm(args: &[&str]) -> String {
+    try_helm(args).await.unwrap_or_else(|error| panic!("helm {args:?} failed: {error}"))
+}
+
+async fn helm_on(server: &ApiServer, args: &[&str]) -> String {
+    let kubeconfig = server.kubeconfig_path().display().to_string();
+    helm(&[&["--kubeconfig", &kubeconfig, "--namespace", NAMESPACE], args].concat()).await
+}
+
+/// The whole chart as text; `values` as for `--set`.
+async fn render(values: &str) -> Result<String, String> {
+    try_helm(&["template", "trial", &chart(), "--namespace", NAMESPACE, "--set", values]).await
+}
+
+fn json_of(text: &str) -> Value {
+    serde_json::from_str(text).unwrap_or_else(|error| panic!("{error}: {text}"))
+}
+
+fn get(server: &ApiServer, args: &[&str]) -> Value {
+    json_of(&server.kubectl(&[&["get", "--output", "json"], args].concat()))
+}
+
+#[tokio::test]
+async fn helm_has_nothing_to_say_against_the_chart() {
+    let said = helm(&["lint", "--strict", &chart()]).await;
+    assert!(said.contains("0 chart(s) failed") && !said.contains("[WARNING]"), "{said}");
+}
+
+#[test]
+fn the_chart_holds_what_the_project_made() {
+    let same = |original: String, copy: String| {
+        assert_eq!(read(&original), read(&copy), "the copy is out of date; run: cp {original} {copy}");
+    };
+    let copies = "charts/fountainai-2fa/files";
+    same("operator/rbac.yaml".to_owned(), format!("{copies}/rbac.yaml"));
+    let names = |folder: &str| -> BTreeSet<String> {
+        let entries = fs::read_dir(project().join(folder)).expect("a folder");
+        entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+    };
+    assert_eq!(names("crds"), names(&format!("{copies}/crds")), "run: cp crds/*.yaml {copies}/crds/");
+    for name in names("crds") {
+        same(format!("crds/{name}"), format!("{copies}/crds/{name}"));
+    }
+    let manifest = read("charts/fountainai-2fa/Chart.yaml");
+    let version = env!("CARGO_PKG_VERSION");
+    assert!(manifest.contains(&format!("\nversion: {version}\n")), "Chart.yaml: version must be {version}");
+    assert!(
+        manifest.contains(&format!("\nappVersion: \"{version}\"\n")),
+        "Chart.yaml: appVersion must be {version}"
+    );
+}
+
+#[test]
+fn the_dockerfile_knows_every_crate_of_the_workspace() {
+    let manifest = read("Cargo.toml");
+    let members =
+        manifest.lines().find_map(|line| line.strip_prefix("members = ")).expect("members on a line");
+    let dockerfile = read("Dockerfile");
+    for member in json_of(members).as_array().expect("a list").iter().map(|member| member.as_str().unwrap()) {
+        let line = format!("COPY {member}/Cargo.toml {member}/\n");
+        assert!(dockerfile.contains(&line), "Dockerfile lacks: {line}");
+        let line = format!("COPY {member}/src {member}/src\n");
+        assert!(member == "tests" || dockerfile.contains(&line), "Dockerfile lacks: {line}");
+    }
+}
+
+#[tokio::test]
+async fn values_that_cannot_work_are_refused_by_name() {
+    for (values, name) in [
+        ("operator.adminPort=0", "'/operator/adminPort'"),
+        ("operator.webhookPort=65536", "'/operator/webhookPort'"),
+        ("operator.replicas=-1", "'/operator/replicas'"),
+        ("operator.replicas=0", "'/operator/replicas'"),
+        ("operator.replicas=two", "'/operator/replicas'"),
+        ("operator.resorces.limits.cpu=1", "'resorces'"),
+        ("sidecars.logFormat=json", "'sidecars'"),
+        ("sidecar.resources.limits.memory=lots", "'/sidecar/resources/limits/memory'"),
+        ("sidecar.image.pullPolicy=Sometimes", "'/sidecar/image/pullPolicy'"),
+        ("sidecar.image.digest=sha256:beef", "'/sidecar/image/digest'"),
+        ("webhook.failurePolicy=Maybe", "'/webhook/failurePolicy'"),
+        ("webhook.timeoutSeconds=31", "'/webhook/timeoutSeconds'"),
+        ("webhook.caLifetime=1 year", "'/webhook/caLifetime'"),
+        ("defaults.otpExpirationMinutes=11", "'/defaults/otpExpirationMinutes'"),
+        ("defaults.issuer=a:b", "'/defaults/issuer'"),
+        // Both, none, half, and a password where everybody can read it.
+        ("redis.existing.url=redis://elsewhere:6379", "'/redis/existing/url'"),
+        ("redis.existing.secretRef.name=mine", "'/redis/existing/secretRef/name'"),
+        ("redis.enabled=false", "'/redis/existing/secretRef/name'"),
+        ("redis.enabled=false,redis.existing.url=redis://:secret@elsewhere", "'/redis/existing/url'"),
+        ("redis.enabled=false,redis.existing.url=http://elsewhere", "'/redis/existing/url'"),
+        (
+            "redis.enabled=false,redis.existing.url=redis://a,redis.existing.secretRef.name=b",
+            "'/redis/existing/secretRef/name'",
+        ),
+        ("redis.maxmemory=lots", "'/redis/maxmemory'"),
+        ("redis.user=0", "'/redis/user'"),
+        ("smtp.server=mail", "'/smtp/fromEmail'"),
+        ("smtp.fromEmail=otp@example.org", "'/smtp/fromEmail'"),
+        ("smtp.port=0", "'/smtp/port'"),
+        ("smtp.server=mail,smtp.fromEmail=otp@example.org,smtp.username=otp", "'/smtp/password'"),
+        (
+            "smtp.server=mail,smtp.fromEmail=otp@example.org,smtp.username=otp,smtp.password=x,smtp.security=plain",
+            "'/smtp/security'",
+        ),
+        ("twilio.accountSid=AC1", "'/twilio/authToken'"),
+        ("providers.existingSecret=mine,smtp.server=mail,smtp.fromEmail=otp@example.org", "'/smtp/server'"),
+    ] {
+        let said = render(values).await.expect_err(values);
+        assert!(said.contains(name), "{values}: {said}");
+        assert!(!said.contains("nil pointer"), "{values}: {said}");
+    }
+}
+
+#[tokio::test]
+async fn what_is_rendered_is_the_same_each_time_and_holds_nothing_that_the_operator_makes() {
+    let first = render("").await.unwrap();
+    assert_eq!(first, render("").await.unwrap());
+    for absent in ["caBundle:", "kind: Secret\n", "stringData:"] {
+        assert!(!first.contains(absent), "{absent}");
+    }
+    let mail = "smtp.server=mail.example.org,smtp.fromEmail=otp@example.org";
+    let with_mail = render(mail).await.unwrap();
+    assert_eq!(with_mail.matches("kind: Secret\n").count(), 1, "what was given, and no more");
+    assert!(with_mail.contains(&format!("SMTP_SERVER: {}", BASE64.encode(b"mail.example.org"))));
+    assert!(with_mail.contains("SMTP_PORT: NTg3\n"));
+    assert_eq!(with_mail, render(mail).await.unwrap());
+    let monitored =
+        render("metrics.podMonitor.enabled=true,metrics.serviceMonitor.enabled=true").await.unwrap();
+    assert!(monitored.contains("kind: PodMonitor\n") && monitored.contains("kind: ServiceMonitor\n"));
+    assert!(!first.contains("monitoring.coreos.com"), "a cluster may not know that");
+}
+
+#[tokio::test]
+async fn images_are_named_as_the_values_say() {
+    let digest = format!("sha256:{}", "0".repeat(64));
+    let text = render(&format!(
+        "image.registry=mirror.example.org:5000,operator.image.tag=1.2.3-rc.1,sidecar.image.digest={digest}"
+    ))
+    .await
+    .unwrap();
+    for expected in [
+        "image: mirror.example.org:5000/fountainai/twofactor-operator:1.2.3-rc.1\n".to_owned(),
+        "image: mirror.example.org:5000/library/redis:7.2\n".to_owned(),
+        format!("value: mirror.example.org:5000/fountainai/twofactor-sidecar@{digest}\n"),
+    ] {
+        assert!(text.contains(&expected), "{expected}");
+    }
+    let default = render("").await.unwrap();
+    let version = env!("CARGO_PKG_VERSION");
+    assert!(default.contains(&format!("image: docker.io/fountainai/twofactor-operator:{version}\n")));
+}
+
+#[tokio::test]
+async fn a_second_operator_may_have_another_name() {
+    let text = render("name=people-operator,operator.namespaces={people,staff}").await.unwrap();
+    let rules =
+        text.split("resourceNames:").skip(1).map(|rest| rest.split("verbs:").next().unwrap_or_default());
+    assert!(rules.into_iter().all(|names| !names.contains("twofactor-operator")));
+    assert!(text.contains("value: people-operator\n") && text.contains("value: \"people,staff\"\n"));
+    // The label that its pods are selected by stays: it names the program.
+    let named = text.lines().filter(|line| line.trim_start().starts_with("name: twofactor-operator"));
+    assert_eq!(named.collect::<Vec<_>>(), Vec::<&str>::new());
+}
+
+#[tokio::test]
+async fn every_pod_of_the_chart_is_admitted_where_pod_security_is_restricted() {
+    let server = server().await;
+    let folder = scratch::folder("chart-restricted");
+    let _ = server.kubectl(&["create", "namespace", "restricted"]);
+    let level = ["enforce", "warn"].map(|mode| format!("pod-security.kubernetes.io/{mode}=restricted"));
+    let _ = server.kubectl(&["label", "namespace", "restricted", &level[0], &level[1]]);
+    let kubeconfig = server.kubeconfig_path();
+    let kubectl = |args: &[&str]| {
+        let launch = Launch::new(tools::find_kubernetes("kubectl")).arg("--kubeconfig").arg(&kubeconfig);
+        run(launch.args(["--namespace", "restricted"]).args(args))
+    };
+    let careless = kubectl(&["create", "deployment", "careless", "--image=any", "--dry-run=server"]).await;
+    assert!(careless.unwrap().stderr().contains("would violate PodSecurity"), "the server would say so");
+    for (template, kind) in
+        [("deployment", "deployment.apps"), ("redis", "statefulset.apps"), ("tests/test", "pod/")]
+    {
+        let show = format!("templates/{template}.yaml");
+        let text =
+            helm(&["template", "x", &chart(), "--namespace", "restricted", "--show-only", &show]).await;
+        let file = folder.path().join(template.replace('/', "-") + ".yaml");
+        fs::write(&file, text).unwrap();
+        let done = kubectl(&["apply", "--dry-run=server", "-f", file.to_str().unwrap()]).await.unwrap();
+        assert!(done.stdout().contains(kind), "{}", done.output());
+        assert_eq!(done.stderr(), "", "{template}");
+    }
+}
+
+#[tokio::test]
+async fn a_release_is_installed_upgraded_and_removed_and_what_people_made_stays() {
+    let server = server().await;
+    let _ = server.kubectl(&["create", "namespace", NAMESPACE]);
+    let said = helm_on(server, &["install", "trial", &chart()]).await;
+    assert!(said.contains("What to do next") && said.contains("What `helm uninstall trial` keeps"), "{said}");
+    let _ = server.kubectl(&["wait", "crd", "--all", "--for=condition=Established", "--timeout=60s"]);
+
+    the_rules_are_those_that_the_operator_is_tested_with(server);
+    definitions_are_those_of_the_project(server);
+    people_get_what_their_role_says(server);
+    only_pods_that_asked_meet_the_webhook(server).await;
+    redis_runs_as_its_pod_would_run_it(server).await;
+    an_upgrade_leaves_alone_what_the_operator_wrote(server).await;
+    without_the_release_users_stay_and_pods_start(server).await;
+}
+
+fn the_rules_are_those_that_the_operator_is_tested_with(server: &ApiServer) {
+    let file = project().join("operator/rbac.yaml");
+    let tested = server.kubectl(&[
+        "create",
+        "--dry-run=client",
+        "--namespace",
+        NAMESPACE,
+        "--output=jsonpath={.kind} {.rules}{\"\\n\"}",
+        "-f",
+        file.to_str().unwrap(),
+    ]);
+    assert_eq!(tested.lines().count(), 2, "{tested}");
+    for line in tested.lines() {
+        let (kind, rules) = line.split_once(' ').unwrap();
+        let installed = get(server, &[kind, "twofactor-operator", "--namespace", NAMESPACE]);
+        assert_eq!(installed["rules"], json_of(rules), "{kind}");
+        let binding =
+            get(server, &[&format!("{kind}Binding"), "twofactor-operator", "--namespace", NAMESPACE]);
+        assert_eq!(binding["roleRef"]["kind"], kind);
+        assert_eq!(
+            binding["subjects"],
+            json!([{ "kind": "ServiceAccount", "name": "twofactor-operator", "namespace": NAMESPACE }])
+        );
+    }
+}
+
+fn definitions_are_those_of_the_project(server: &ApiServer) {
+    let folder = project().join("crds");
+    // Fails, and shows them, when applying the originals would change anything.
+    let changes = server.try_kubectl(&[
+        "diff",
+        "--server-side",
+        "--force-conflicts",
+        "--field-manager=helm",
+        "-f",
+        folder.to_str().unwrap(),
+    ]);
+    let changes = changes.err().unwrap_or_default();
+    // The originals carry neither the chart's labels nor its annotations.
+    let of_the_chart =
+        ["helm.sh/", "app.kubernetes.io/", "meta.helm.sh/", "annotations:", "labels:", "generation:"];
+    let strange: Vec<&str> = changes
+        .lines()
+        .filter(|line| {
+            (line.starts_with('-') || line.starts_with('+'))
+                && !line.starts_with("---")
+                && !line.starts_with("+++")
+        })
+        .filter(|line| !of_the_chart.iter().any(|known| line.contains(known)))
+        .collect();
+    assert!(strange.is_empty(), "{changes}");
+}
+
+fn people_get_what_their_role_says(server: &ApiServer) {
+    for role in ["viewer", "editor"] {
+        let name = format!("chart-{role}");
+        let clusterrole = format!("--clusterrole=twofactor-operator-{role}");
+        let user = format!("--user={name}");
+        let _ = server.kubectl(&["create", "clusterrolebinding", &name, &clusterrole, &user]);
+    }
+    let kinds = "twofactorusers.twofactor.fountainai.io";
+    for (role, verb, what, expected) in [
+        ("viewer", "list", kinds, true),
+        ("viewer", "create", kinds, false),
+        ("viewer", "list", "secrets", false),
+        ("editor", "create", kinds, true),
+        ("editor", "delete", kinds, true),
+        ("editor", "patch", "twofactorusers.twofactor.fountainai.io/status", false),
+        ("editor", "get", "secrets", false),
+    ] {
+        let (resource, subresource) = what.split_once('/').unwrap_or((what, ""));
+        let answer = server.try_kubectl(&[
+            "auth",
+            "can-i",
+            verb,
+            resource,
+            &format!("--subresource={subresource}"),
+            &format!("--as=chart-{role}"),
+            "--namespace=default",
+        ]);
+        assert_eq!(answer.is_ok(), expected, "{role} {verb} {what}: {answer:?}");
+    }
+    let role = get(server, &["clusterrole", "twofactor-operator-viewer"]);
+    assert_eq!(role["metadata"]["labels"]["rbac.authorization.k8s.io/aggregate-to-view"], "true");
+    assert!(!role["rules"].to_string().contains("secrets"));
+}
+
+/// There is no pod behind the webhook's Service, so whoever meets it is refused.
+async fn only_pods_that_asked_meet_the_webhook(server: &ApiServer) {
+    let start = |namespace: &str, labels: &str| {
+        let (namespace, labels) = (format!("--namespace={namespace}"), format!("--labels={labels}"));
+        server.try_kubectl(&["run", "any", "--image=any", "--dry-run=server", &namespace, &labels])
+    };
+    let label = "twofactor.fountainai.io/inject";
+    // The API server learns of a new webhook after a moment.
+    let refusal = eventually(BOUND, "a labelled pod to meet the webhook", async || {
+        start("default", &format!("{label}=true")).err()
+    })
+    .await;
+    assert!(refusal.contains("inject.twofactor.fountainai.io"), "{refusal}");
+    let refusal =
+        start("default", &format!("{label}=yes")).expect_err("a value that the webhook is to judge");
+    assert!(refusal.contains("inject.twofactor.fountainai.io"), "{refusal}");
+    for (namespace, labels) in [
+        ("default", "app=any".to_owned()),
+        ("default", format!("{label}=false")),
+        ("kube-system", format!("{label}=true")),
+        (NAMESPACE, format!("{label}=true")),
+    ] {
+        start(namespace, &labels).unwrap_or_else(|error| panic!("{namespace} {labels}: {error}"));
+    }
+}
+
+/// The scripts of the ConfigMap, with their folders moved.
+async fn redis_runs_as_its_pod_would_run_it(server: &ApiServer) {
+    let password = r#"pass "word\ #1"#;
+    let folder = scratch::folder("chart-redis");
+    let port = ports::free_port();
+    let at = |name: &str| folder.path().join(name);
+    for name in ["data", "run", "config", "password"] {
+        fs::create_dir(at(name)).unwrap();
+    }
+    fs::write(at("password/password"), password).unwrap();
+    let config = get(server, &["configmap", "twofactor-redis", "--namespace", NAMESPACE]);
+    for (name, text) in config["data"].as_object().unwrap() {
+        let mut text = text.as_str().unwrap().to_owned();
+        for (pod, here) in [
+            ("/var/run/secrets/redis", at("password")),
+            ("/run/redis", at("run")),
+            ("/etc/redis", at("config")),
+            ("dir /data", at("data")),
+        ] {
+            let here = here.display().to_string();
+            text = text.replace(pod, &if pod.starts_with("dir") { format!("dir {here}") } else { here });
+        }
+        let text = text
+            .replace("bind * -::*", "bind 127.0.0.1")
+            .replace("port 6379", &format!("port {port}"))
+            .replace("redis-cli -h 127.0.0.1", &format!("redis-cli -h 127.0.0.1 -p {port}"));
+        fs::write(at("config").join(name), text).unwrap();
+    }
+    let script = |name: &str| Launch::new("sh").arg(at("config").join(name));
+    let redis = script("start.sh").named("redis of the chart").start();
+    eventually(BOUND, "Redis to answer the probe", async || {
+        redis.assert_running();
+        run(script("ask.sh").arg("PONG")).await.map(|_| ())
+    })
+    .await;
+    let refused = run(script("ask.sh").arg("LOADING")).await.expect_err("it is not loading");
+    assert!(refused.contains("PONG"), "{refused}");
+    for file in ["cmdline", "environ"] {
+        let seen = fs::read(format!("/proc/{}/{file}", redis.id())).unwrap_or_default();
+        assert!(!String::from_utf8_lossy(&seen).contains("word"), "the password is in {file}");
+    }
+    assert!(!redis.output().contains("word"));
+
+    let ask = async |args: &[&str]| {
+        let cli = Launch::new(tools::find("redis-cli")).env("REDISCLI_AUTH", password);
+        let cli = cli.args(["-h", "127.0.0.1", "-p", &port.to_string()]).args(args);
+        run(cli).await.unwrap().stdout().split_whitespace().last().unwrap_or_default().to_owned()
+    };
+    for (name, value) in [
+        ("appendonly", "yes"),
+        ("appendfsync", "always"),
+        ("maxmemory-policy", "noeviction"),
+        ("save", "save"),
+    ] {
+        assert_eq!(ask(&["config", "get", name]).await, value, "{name}");
+    }
+    // As the operator does for each realm and namespace.
+    let user = ask(&["acl", "setuser", "someone", "on", ">secret", "~twofactor:*", "+get"]).await;
+    assert_eq!(user, "OK");
+    assert_eq!(ask(&["set", "used", "this-code"]).await, "OK");
+    redis.kill();
+    let redis = script("start.sh").named("redis of the chart, again").start();
+    eventually(BOUND, "Redis to be back", async || {
+        redis.assert_running();
+        run(script("ask.sh").arg("PONG")).await.map(|_| ())
+    })
+    .await;
+    assert_eq!(ask(&["get", "used"]).await, "this-code");
+}
+
+async fn an_upgrade_leaves_alone_what_the_operator_wrote(server: &ApiServer) {
+    let bundle = BASE64.encode(&fs::read(server.ca_path()).unwrap());
+    let patch =
+        json!([{ "op": "add", "path": "/webhooks/0/clientConfig/caBundle", "value": bundle }]).to_string();
+    let manager = "--field-manager=twofactor-operator";
+    let _ = server.kubectl(&["patch", WEBHOOK, "--type=json", manager, "--patch", &patch]);
+    for replicas in [3, 2] {
+        let value = format!("operator.replicas={replicas}");
+        let timeout = format!("webhook.timeoutSeconds={}", replicas + 1);
+        let _ = helm_on(server, &["upgrade", "trial", &chart(), "--set", &value, "--set", &timeout]).await;
+        let deployment = get(server, &["deployment", "twofactor-operator", "--namespace", NAMESPACE]);
+        assert_eq!(deployment["spec"]["replicas"], replicas);
+        let webhook = &get(server, &[WEBHOOK])["webhooks"][0];
+        assert_eq!(webhook["timeoutSeconds"], replicas + 1);
+        assert_eq!(webhook["clientConfig"]["caBundle"].as_str(), Some(bundle.as_str()));
+    }
+}
+
+async fn without_the_release_users_stay_and_pods_start(server: &ApiServer) {
+    let folder = scratch::folder("chart-user");
+    let file = folder.path().join("user.yaml");
+    let user = json!({
+        "apiVersion": "twofactor.fountainai.io/v1alpha1",
+        "kind": "TwoFactorUser",
+        "metadata": { "name": "alice", "namespace": "default" },
+        "spec": { "deliveryMethod": "app" },
+    });
+    fs::write(&file, user.to_string()).unwrap();
+    let _ = server.kubectl(&["apply", "-f", file.to_str().unwrap()]);
+    let uid = get(server, &["twofactoruser", "alice"])["metadata"]["uid"].clone();
+    // The operator's own: no part of the release.
+    let secret =
+        ["create", "secret", "generic", "twofactor-master-key", "--from-literal=key=x", "--namespace"];
+    let _ = server.kubectl(&[&secret[..], &[NAMESPACE]].concat());
+
+    let _ = helm_on(server, &["uninstall", "trial"]).await;
+    let left = server.kubectl(&[
+        "get",
+        "all,configmaps,secrets,serviceaccounts,roles,rolebindings,poddisruptionbudgets,networkpolicies",
+        "--namespace",
+        NAMESPACE,
+        "--output=name",
+    ]);
+    let left: Vec<&str> = left.lines().filter(|name| !name.ends_with("/kube-root-ca.crt")).collect();
+    assert_eq!(left, ["secret/twofactor-master-key"]);
+    let cluster_wide = "mutatingwebhookconfigurations,clusterroles,clusterrolebindings";
+    let left = server.kubectl(&[
+        "get",
+        cluster_wide,
+        "--selector=app.kubernetes.io/part-of=fountainai-2fa",
+        "--output=name",
+    ]);
+    assert_eq!(left, "");
+    assert_eq!(get(server, &["twofactoruser", "alice"])["metadata"]["uid"], uid);
+    eventually(BOUND, "a labelled pod to start", async || {
+        let label = "--labels=twofactor.fountainai.io/inject=true";
+        server.try_kubectl(&["run", "any", "--image=any", "--dry-run=server", label])
+    })
+    .await;
+
+    // And again, with everything that stayed.
+    let _ = helm_on(server, &["install", "trial", &chart()]).await;
+    assert_eq!(get(server, &["twofactoruser", "alice"])["metadata"]["uid"], uid);
+    let _ = helm_on(server, &["uninstall", "trial"]).await;
+}
