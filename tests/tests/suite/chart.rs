@@ -371,7 +371,7 @@ async fn only_pods_that_asked_meet_the_webhook(server: &ApiServer) {
     }
 }
 
-/// The scripts of the ConfigMap, with their folders moved.
+/// The scripts of the `ConfigMap`, with their folders moved.
 async fn redis_runs_as_its_pod_would_run_it(server: &ApiServer) {
     let password = r#"pass "word\ #1"#;
     let folder = scratch::folder("chart-redis");
