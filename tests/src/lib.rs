@@ -10,6 +10,7 @@ pub mod apiserver;
 pub mod certificates;
 pub mod faults;
 pub mod http;
+pub mod kubernetes;
 pub mod mail;
 pub mod operator;
 pub mod ports;

@@ -1,0 +1,157 @@
+//! What the webhook lets through, what it refuses, and what its absence means.
+
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use twofactor_tests::wait::eventually_blocking;
+
+use crate::manifests::{self, INJECT, SIDECAR};
+use crate::release::{NAMESPACE, OPERATOR, OPERATOR_LABEL};
+use crate::scene::Scene;
+use crate::{START, finally};
+
+/// Creations that have to succeed after what disturbs is over: certificates go on changing for a moment.
+const CREATIONS_AFTER: u32 = 100;
+
+pub(crate) fn the_restricted_level_admits_pods_with_the_sidecar(scene: &Scene<'_>) {
+    let namespace = scene.restricted_namespace("restricted");
+    scene.users(&namespace, &[("carol", json!({ "deliveryMethod": "app" }))]);
+    scene.start(&manifests::client_with_sidecar(&namespace, "service", &namespace));
+    let pod = scene.kubectl().get(&["pod", "service", "--namespace", &namespace]);
+    let sidecar = &pod["spec"]["initContainers"][0];
+    assert_eq!(
+        (&sidecar["name"], &sidecar["restartPolicy"]),
+        (&json!(SIDECAR), &json!("Always")),
+        "{sidecar}"
+    );
+    for (list, name) in [("requests", "cpu"), ("requests", "memory"), ("limits", "cpu"), ("limits", "memory")]
+    {
+        assert!(sidecar["resources"][list][name].is_string(), "no {list} of {name}: {sidecar}");
+    }
+    let reply = scene.verify(&namespace, "service", "carol", "000000");
+    assert!([401, 503].contains(&reply.status), "{reply:?}");
+}
+
+pub(crate) fn what_a_pod_gets_wrong_is_refused_with_a_sentence(scene: &Scene<'_>) {
+    let namespace = scene.namespace("wrong");
+    let right = manifests::client_with_sidecar(&namespace, "service", &namespace);
+    assert!(scene.kubectl().create_dry(&right).success, "a pod with nothing wrong is refused");
+    let port = |port: u16| json!([{ "containerPort": port }]);
+    let credentials =
+        json!([{ "name": "mine", "secret": { "secretName": format!("twofactor-{namespace}") } }]);
+    let mount = json!([{ "name": "mine", "mountPath": "/mine" }]);
+    type Change<'a> = &'a dyn Fn(&mut Value);
+    let cases: [(&str, Change<'_>); 7] = [
+        (INJECT, &|pod| pod["metadata"]["labels"][INJECT] = json!("yes")),
+        ("hostNetwork", &|pod| pod["spec"]["hostNetwork"] = json!(true)),
+        ("shareProcessNamespace", &|pod| pod["spec"]["shareProcessNamespace"] = json!(true)),
+        ("8004", &|pod| pod["spec"]["containers"][0]["ports"] = port(8004)),
+        ("18004", &|pod| pod["spec"]["containers"][0]["ports"] = port(18004)),
+        (SIDECAR, &|pod| pod["spec"]["containers"][0]["name"] = json!(SIDECAR)),
+        ("twofactor-", &|pod| {
+            pod["spec"]["volumes"] = credentials.clone();
+            pod["spec"]["containers"][0]["volumeMounts"] = mount.clone();
+        }),
+    ];
+    for (word, change) in cases {
+        let mut pod = right.clone();
+        change(&mut pod);
+        let said = scene.kubectl().create_dry(&pod);
+        assert!(!said.success, "a pod with a wrong {word} is admitted");
+        assert!(said.stderr.contains("denied the request"), "not refused by the webhook: {said}");
+        let sentence = said.stderr.split("denied the request:").nth(1).unwrap_or_default();
+        assert!(sentence.contains(word), "the sentence does not say {word}: {said}");
+    }
+}
+
+pub(crate) fn while_the_webhook_is_down_only_labelled_pods_are_refused(scene: &Scene<'_>) {
+    let namespace = scene.namespace("outage");
+    let kubectl = scene.kubectl();
+    scene.users(&namespace, &[("carol", json!({ "deliveryMethod": "app" }))]);
+    let operator = kubectl.get(&[OPERATOR, "--namespace", NAMESPACE]);
+    let replicas = format!("--replicas={}", operator["spec"]["replicas"]);
+    let labelled = manifests::client_with_sidecar(&namespace, "labelled", &namespace);
+
+    kubectl.run(&["scale", OPERATOR, "--replicas=0", "--namespace", NAMESPACE]);
+    let outage = || {
+        kubectl
+            .wait(START, &["pods", "--selector", OPERATOR_LABEL, "--for=delete", "--namespace", NAMESPACE]);
+        let said = eventually_blocking(Duration::from_secs(30), "a labelled pod to be refused", || {
+            let said = kubectl.create_dry(&labelled);
+            if said.success { Err("it is admitted".to_owned()) } else { Ok(said) }
+        });
+        assert!(
+            said.stderr.contains("failed calling webhook") && said.stderr.contains("twofactor"),
+            "{said}"
+        );
+        scene.start(&manifests::client(&namespace, "unlabelled"));
+    };
+    finally(outage, || {
+        kubectl.run(&["scale", OPERATOR, &replicas, "--namespace", NAMESPACE]);
+        kubectl.wait_for_rollout(START, NAMESPACE, OPERATOR);
+    });
+    eventually_blocking(Duration::from_secs(30), "the labelled pod to be admitted", || {
+        kubectl.create(&labelled).into_result().map(drop)
+    });
+    scene.wait_for_pod(&namespace, "labelled");
+}
+
+pub(crate) fn a_rotated_ca_fails_no_creation(scene: &Scene<'_>) {
+    let kubectl = scene.kubectl();
+    let bundle = || {
+        let hook = kubectl.try_get(&["mutatingwebhookconfiguration", "twofactor-operator"])?;
+        Ok::<_, String>(
+            hook["webhooks"][0]["clientConfig"]["caBundle"].as_str().unwrap_or_default().to_owned(),
+        )
+    };
+    let before = bundle().expect("the webhook's bundle");
+    let created = creations_during(scene, || {
+        kubectl.run(&["delete", "secret", "twofactor-webhook-ca", "--namespace", NAMESPACE]);
+        eventually_blocking(Duration::from_secs(120), "a bundle with another CA", || {
+            let now = bundle()?;
+            if now == before || now.is_empty() { Err("the same as before".to_owned()) } else { Ok(()) }
+        });
+    });
+    println!("          {created} creations while the CA was rotated");
+}
+
+pub(crate) fn a_rolling_restart_fails_no_creation(scene: &Scene<'_>) {
+    let kubectl = scene.kubectl();
+    let created = creations_during(scene, || {
+        kubectl.run(&["rollout", "restart", OPERATOR, "--namespace", NAMESPACE]);
+        kubectl.wait_for_rollout(START, NAMESPACE, OPERATOR);
+    });
+    println!("          {created} creations while the operator was restarted");
+}
+
+/// Creates labelled pods one after the other while `disturb` runs and for a while after it. Panics when one is refused.
+fn creations_during(scene: &Scene<'_>, disturb: impl FnOnce()) -> u32 {
+    let namespace = scene.namespace("stream");
+    let pod = manifests::client_with_sidecar(&namespace, "stream", &namespace);
+    let (over, created) = (AtomicBool::new(false), AtomicU32::new(0));
+    let refused = thread::scope(|scope| {
+        let stream = scope.spawn(|| {
+            let mut refused = Vec::new();
+            while !over.load(Ordering::Relaxed) {
+                let said = scene.kubectl().create_dry(&pod);
+                if !said.success {
+                    refused.push(said.to_string());
+                }
+                created.fetch_add(1, Ordering::Relaxed);
+            }
+            refused
+        });
+        let disturbed = || {
+            disturb();
+            let soon = created.load(Ordering::Relaxed) + CREATIONS_AFTER;
+            eventually_blocking(START, "more creations", || created.load(Ordering::Relaxed) >= soon);
+        };
+        finally(disturbed, || over.store(true, Ordering::Relaxed));
+        stream.join().expect("the stream of creations")
+    });
+    let created = created.into_inner();
+    assert!(refused.is_empty(), "{} of {created} creations failed:\n{}", refused.len(), refused.join("\n"));
+    created
+}

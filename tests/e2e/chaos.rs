@@ -1,0 +1,96 @@
+//! Parts are killed while a service verifies all the time: no answer is wrong, no code is accepted twice, and there is an outage only
+//! while Redis is away or being checked.
+
+use std::time::Duration;
+
+use serde_json::Value;
+use twofactor_tests::wait::eventually_blocking;
+
+use crate::load::{Load, now};
+use crate::release::{NAMESPACE, OPERATOR, REDIS_LABEL};
+use crate::scene::Scene;
+use crate::{START, finally};
+
+/// From a ready Redis to the first decision: the operator checks the node and stamps its guard, the sidecars reconnect.
+const CHECK: u64 = 30;
+
+pub(crate) fn a_killed_operator_changes_no_answer(scene: &Scene<'_>) {
+    let load = Load::start(scene);
+    let kubectl = scene.kubectl();
+    let leader = || {
+        let lease = kubectl.try_get(&["lease", "twofactor-operator", "--namespace", NAMESPACE])?;
+        let holder = lease["spec"]["holderIdentity"].as_str().filter(|holder| !holder.is_empty());
+        holder.map(str::to_owned).ok_or_else(|| "nobody leads".to_owned())
+    };
+    let killed = leader().expect("a leader");
+    // The lease names the pod, perhaps with something after it.
+    let pods = kubectl.get(&["pods", "--namespace", NAMESPACE]);
+    let names =
+        pods["items"].as_array().into_iter().flatten().filter_map(|pod| pod["metadata"]["name"].as_str());
+    let pod = names.into_iter().find(|name| killed.starts_with(*name)).expect("the leader's pod").to_owned();
+    let at = now();
+    kubectl.run(&["delete", "pod", &pod, "--grace-period=0", "--force", "--namespace", NAMESPACE]);
+    eventually_blocking(Duration::from_secs(60), "another leader", || {
+        let leads = leader()?;
+        if leads == killed { Err(format!("{leads} still leads")) } else { Ok(()) }
+    });
+    let took = now().saturating_sub(at);
+    kubectl.wait_for_rollout(START, NAMESPACE, OPERATOR);
+    load.wait_until_accepted_after(now());
+    let (answers, _) = load.check(&[]);
+    scene.world.figure(
+        "another operator leads after a kill",
+        format!("{took} s ({answers} answers, none wrong, no outage)"),
+    );
+}
+
+pub(crate) fn a_killed_redis_is_an_outage_and_nothing_else(scene: &Scene<'_>) {
+    let load = Load::start(scene);
+    let kubectl = scene.kubectl();
+    let redis = || -> Result<Value, String> {
+        let pods = kubectl.try_get(&["pods", "--selector", REDIS_LABEL, "--namespace", NAMESPACE])?;
+        pods["items"].as_array().and_then(|pods| pods.first()).cloned().ok_or_else(|| "no pod".to_owned())
+    };
+    let before = redis().expect("the chart's own Redis");
+    let name = before["metadata"]["name"].as_str().expect("its name").to_owned();
+    let restarts = load.restarts();
+    let from = now().saturating_sub(1);
+    kubectl.run(&["delete", "pod", &name, "--grace-period=0", "--force", "--namespace", NAMESPACE]);
+    eventually_blocking(START, "another pod of Redis", || {
+        let pod = redis()?;
+        let ready = pod["status"]["conditions"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .any(|condition| condition["type"] == "Ready" && condition["status"] == "True");
+        let another = pod["metadata"]["uid"] != before["metadata"]["uid"];
+        if ready && another { Ok(()) } else { Err(pod["status"].to_string()) }
+    });
+    let ready = now();
+    load.wait_until_accepted_after(ready);
+    let (answers, refused) = load.check(&[(from, ready + CHECK)]);
+    assert_eq!(load.restarts(), restarts, "an outage of Redis restarted something");
+    let first = refused.iter().map(|answer| answer.second).min().unwrap_or(ready);
+    let last = refused.iter().map(|answer| answer.second).max().unwrap_or(ready);
+    let value = format!("{} s ({} of {answers} answers were 503)", last.saturating_sub(first), refused.len());
+    scene.world.figure("outage when the pod of Redis is killed", value);
+}
+
+pub(crate) fn a_killed_kubelet_changes_no_answer(scene: &Scene<'_>) {
+    let load = Load::start(scene);
+    let restarts = load.restarts();
+    scene.world.control_node(&["kill", "kubelet"]);
+    let gone = || {
+        // Logs come through the kubelet.
+        eventually_blocking(Duration::from_secs(30), "the kubelet to be gone", || match load.answers() {
+            Ok(_) => Err("it still answers"),
+            Err(_) => Ok(()),
+        });
+    };
+    finally(gone, || scene.world.control_node(&["start", "kubelet"]));
+    let back = now();
+    load.wait_until_answered_after(back);
+    load.wait_until_accepted_after(back);
+    load.check(&[]);
+    assert_eq!(load.restarts(), restarts, "a restart of the kubelet restarted something");
+}

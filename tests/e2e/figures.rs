@@ -1,0 +1,245 @@
+//! What it costs. Nothing is asserted about time: the figures are printed at the end, to be compared with each other.
+
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use twofactor_tests::wait::eventually_blocking;
+
+use crate::START;
+use crate::manifests::{self, SIDECAR};
+use crate::release::{NAMESPACE, OPERATOR_LABEL};
+use crate::scene::Scene;
+
+/// Pod starts of each kind.
+const RUNS: usize = 7;
+/// Pods that are admitted.
+const PODS: usize = 50;
+/// How long the sidecar's use of the processor is looked at.
+const REST: Duration = Duration::from_secs(30);
+
+pub(crate) fn pod_start_with_and_without_the_sidecar(scene: &Scene<'_>) {
+    let namespace = scene.namespace("starts");
+    scene.users(&namespace, &[("carol", json!({ "deliveryMethod": "app" }))]);
+    // The first ones find nothing in any cache.
+    scene.start(&manifests::client(&namespace, "warm-up"));
+    scene.start(&manifests::client_with_sidecar(&namespace, "warm-up-with-sidecar", &namespace));
+    let (mut without, mut with, mut answering) = (Vec::new(), Vec::new(), Vec::new());
+    for run in 0..RUNS {
+        without.push(time_to_ready(scene, &manifests::client(&namespace, &format!("without-{run}"))));
+        let name = format!("with-{run}");
+        with.push(time_to_ready(scene, &manifests::client_with_sidecar(&namespace, &name, &namespace)));
+        answering.extend(time_to_serve(scene, &namespace, &name));
+        for name in [format!("without-{run}"), name] {
+            scene.kubectl().run(&["delete", "pod", &name, "--namespace", &namespace]);
+        }
+    }
+    let (without, with) = (median(without), median(with));
+    let world = scene.world;
+    world.figure("pod ready without the sidecar, median", format!("{without:.2} s"));
+    world.figure("pod ready with the sidecar, median", format!("{with:.2} s"));
+    world.figure("so the sidecar adds (goal: under 2.5 s)", format!("{:.2} s", with - without));
+    match answering.is_empty() {
+        true => world.figure("sidecar: from its first log line to serving", "its log has no times"),
+        false => world.figure(
+            "sidecar: from its first log line to serving (goal: under 50 ms)",
+            format!("{:.1} ms", median(answering) * 1000.0),
+        ),
+    }
+}
+
+/// Seconds from the request to create the pod until `kubectl` sees it ready.
+fn time_to_ready(scene: &Scene<'_>, pod: &Value) -> f64 {
+    let begun = Instant::now();
+    scene.start(pod);
+    begun.elapsed().as_secs_f64()
+}
+
+/// Seconds between the first line that the sidecar wrote and the one that says that it serves, by the times that the container
+/// runtime noted.
+fn time_to_serve(scene: &Scene<'_>, namespace: &str, pod: &str) -> Option<f64> {
+    let args = ["logs", pod, "--container", SIDECAR, "--timestamps", "--namespace", namespace];
+    let log = scene.kubectl().run(&args);
+    let second_of = |line: &str| seconds_of_the_hour(line.split(' ').next()?);
+    let first = second_of(log.lines().next()?)?;
+    let serving = second_of(log.lines().find(|line| line.contains("serving"))?)?;
+    Some((serving - first).rem_euclid(3600.0))
+}
+
+/// Of `2026-11-22T16:59:57.123456789Z`.
+fn seconds_of_the_hour(time: &str) -> Option<f64> {
+    let (_, time) = time.split_once('T')?;
+    let mut parts = time.trim_end_matches('Z').split(':').skip(1);
+    let minutes: f64 = parts.next()?.parse().ok()?;
+    let seconds: f64 = parts.next()?.get(..9)?.parse().ok()?;
+    Some(minutes * 60.0 + seconds)
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+pub(crate) fn admission_of_fifty_pods(scene: &Scene<'_>) {
+    let namespace = scene.namespace("admission");
+    let pods = |kind: &str| {
+        let pod = |index| manifests::client_with_sidecar(&namespace, &format!("{kind}-{index}"), &namespace);
+        json!({ "apiVersion": "v1", "kind": "List", "items": (0..PODS).map(pod).collect::<Vec<_>>() })
+    };
+    let histograms = || {
+        let api_server = scene.kubectl().try_raw("/metrics").expect("the API server's metrics");
+        let is_ours = |line: &str| line.contains("twofactor") && line.contains("operation=\"CREATE\"");
+        let seen = histogram(&api_server, "apiserver_admission_webhook_admission_duration_seconds", is_ours);
+        let operator: Vec<_> = operator_metrics(scene)
+            .iter()
+            .map(|text| histogram(text, "twofactor_admission_seconds", |_| true))
+            .collect();
+        (seen, operator.into_iter().fold(Vec::new(), sum))
+    };
+    // Connections and caches are there when it counts.
+    let said = scene.kubectl().create_dry(&pods("warm-up"));
+    assert!(said.success, "{said}");
+    let before = histograms();
+    let said = scene.kubectl().create_dry(&pods("counted"));
+    assert!(said.success, "{said}");
+    let after = histograms();
+    for (what, before, after) in
+        [("by the operator", before.1, after.1), ("by the API server, network included", before.0, after.0)]
+    {
+        let counted = difference(&after, &before);
+        let (p50, p99) = (quantile(&counted, 0.50), quantile(&counted, 0.99));
+        let show =
+            |bound: Option<f64>| bound.map_or("?".to_owned(), |bound| format!("{:.1} ms", bound * 1000.0));
+        let total = counted.last().map_or(0.0, |(_, count)| *count);
+        let what = format!("admission of {PODS} pods {what} (goal: p99 under 20 ms)");
+        scene
+            .world
+            .figure(&what, format!("p50 {}, p99 {} of {total} (within its bucket)", show(p50), show(p99)));
+    }
+}
+
+fn operator_metrics(scene: &Scene<'_>) -> Vec<String> {
+    let pods = scene.kubectl().get(&["pods", "--selector", OPERATOR_LABEL, "--namespace", NAMESPACE]);
+    let names =
+        pods["items"].as_array().into_iter().flatten().filter_map(|pod| pod["metadata"]["name"].as_str());
+    let metrics = |name: &str| {
+        let path = format!("/api/v1/namespaces/{NAMESPACE}/pods/{name}:18005/proxy/metrics");
+        scene.kubectl().try_raw(&path).expect("the operator's metrics")
+    };
+    names.map(metrics).collect()
+}
+
+/// Upper bounds and how many were at or below them, summed over all other labels.
+type Histogram = Vec<(f64, f64)>;
+
+fn histogram(text: &str, name: &str, is_wanted: impl Fn(&str) -> bool) -> Histogram {
+    let prefix = format!("{name}_bucket{{");
+    text.lines()
+        .filter(|line| line.starts_with(&prefix) && is_wanted(line))
+        .filter_map(bucket)
+        .fold(Vec::new(), add)
+}
+
+fn bucket(line: &str) -> Option<(f64, f64)> {
+    let bound = line.split_once("le=\"")?.1.split_once('"')?.0;
+    let count = line.rsplit_once(' ')?.1.parse().ok()?;
+    Some((if bound == "+Inf" { f64::INFINITY } else { bound.parse().ok()? }, count))
+}
+
+fn add(mut histogram: Histogram, (bound, count): (f64, f64)) -> Histogram {
+    match histogram.iter_mut().find(|(known, _)| known.total_cmp(&bound).is_eq()) {
+        Some((_, sum)) => *sum += count,
+        None => histogram.push((bound, count)),
+    }
+    histogram.sort_by(|one, other| one.0.total_cmp(&other.0));
+    histogram
+}
+
+fn sum(one: Histogram, other: Histogram) -> Histogram {
+    other.into_iter().fold(one, add)
+}
+
+fn difference(after: &Histogram, before: &Histogram) -> Histogram {
+    let negative = before.iter().map(|(bound, count)| (*bound, -count)).collect();
+    sum(after.clone(), negative)
+}
+
+/// As Prometheus estimates it: along a line within the bucket that the quantile falls into.
+fn quantile(histogram: &Histogram, quantile: f64) -> Option<f64> {
+    let rank = histogram.last()?.1 * quantile;
+    let (mut lower, mut below) = (0.0, 0.0);
+    for (bound, count) in histogram {
+        if *count >= rank && *count > 0.0 {
+            return Some(if bound.is_finite() {
+                lower + (bound - lower) * (rank - below) / (count - below)
+            } else {
+                lower
+            });
+        }
+        (lower, below) = (*bound, *count);
+    }
+    None
+}
+
+pub(crate) fn a_sidecar_at_rest(scene: &Scene<'_>) {
+    let namespace = scene.namespace("rest");
+    scene.users(&namespace, &[("carol", json!({ "deliveryMethod": "app" }))]);
+    scene.start(&manifests::client_with_sidecar(&namespace, "service", &namespace));
+    // It has read its realm and a user.
+    eventually_blocking(START, "a decision", || {
+        let reply = scene.verify(&namespace, "service", "carol", "000000");
+        if reply.status == 401 { Ok(()) } else { Err(format!("{reply:?}")) }
+    });
+    let pod = scene.kubectl().get(&["pod", "service", "--namespace", &namespace]);
+    let node = pod["spec"]["nodeName"].as_str().expect("a node");
+    let begun = Instant::now();
+    let first = usage(scene, node, &namespace).expect("the kubelet's figures");
+    let (last, seconds) = eventually_blocking(REST + START, "newer figures of the kubelet", || {
+        let now = usage(scene, node, &namespace)?;
+        let elapsed = begun.elapsed();
+        if elapsed > REST && now.cpu_seconds >= first.cpu_seconds && now.time != first.time {
+            Ok((now, elapsed.as_secs_f64()))
+        } else {
+            Err("not yet".to_owned())
+        }
+    });
+    let mebibytes = last.memory_bytes / 1024.0 / 1024.0;
+    scene.world.figure(
+        "sidecar at rest, memory (goal: under 10 MiB)",
+        format!("{mebibytes:.1} MiB {}", last.memory_of),
+    );
+    let millicores = (last.cpu_seconds - first.cpu_seconds) / seconds * 1000.0;
+    scene.world.figure(
+        "sidecar at rest, processor (goal: under 1 millicore)",
+        format!("{millicores:.2} millicores"),
+    );
+}
+
+struct Usage {
+    time: String,
+    memory_bytes: f64,
+    memory_of: &'static str,
+    cpu_seconds: f64,
+}
+
+fn usage(scene: &Scene<'_>, node: &str, namespace: &str) -> Result<Usage, String> {
+    let text = scene.kubectl().try_raw(&format!("/api/v1/nodes/{node}/proxy/stats/summary"))?;
+    let summary: Value = serde_json::from_str(&text).map_err(|error| error.to_string())?;
+    let mut pods = summary["pods"].as_array().into_iter().flatten();
+    let pod = pods
+        .find(|pod| pod["podRef"]["namespace"] == namespace && pod["podRef"]["name"] == "service")
+        .ok_or("the kubelet has no figures of the pod so far")?;
+    let mut containers = pod["containers"].as_array().into_iter().flatten();
+    let container = containers
+        .find(|container| container["name"] == SIDECAR)
+        .ok_or("it has no figures of the sidecar so far")?;
+    // What the process really holds, where the kubelet knows it: the working set counts cached files too.
+    let (memory_bytes, memory_of) =
+        match container["memory"]["rssBytes"].as_f64().filter(|bytes| *bytes > 0.0) {
+            Some(bytes) => (bytes, "(resident)"),
+            None => (container["memory"]["workingSetBytes"].as_f64().ok_or("no memory")?, "(working set)"),
+        };
+    let nanoseconds =
+        container["cpu"]["usageCoreNanoSeconds"].as_f64().ok_or("no use of the processor so far")?;
+    let time = container["cpu"]["time"].to_string();
+    Ok(Usage { time, memory_bytes, memory_of, cpu_seconds: nanoseconds / 1e9 })
+}

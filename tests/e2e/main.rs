@@ -1,0 +1,211 @@
+//! `make e2e`: the whole system in a cluster where pods really run, as its users meet it.
+//!
+//! Enters: the cluster that `KUBECONFIG` names, with the images in it; arguments, each a part of the names of the tests to run
+//! (none: all). Leaves: a line for each test, what the cluster had to say about those that failed, figures, and exit code 1
+//! when one failed. The tests run one after the other, in the order of the list: they share one release of the chart,
+//! and take parts of it down.
+//!
+//! With `TWOFACTOR_CLUSTER_CONTROL` (the path of `tests/cluster/cluster`), components of the node are killed too, and a
+//! release that was there before may be uninstalled and installed again. Without it, those tests are left out, and the
+//! end says so. Use a cluster that is there for testing.
+
+#![allow(clippy::print_stdout, reason = "a test runner prints")]
+
+mod admission;
+mod chaos;
+mod figures;
+mod isolation;
+mod load;
+mod manifests;
+mod metrics;
+mod release;
+mod scene;
+mod story;
+mod upgrade;
+mod world;
+
+use std::panic::AssertUnwindSafe;
+use std::process::ExitCode;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use twofactor_tests::kubernetes::Kubectl;
+
+use crate::scene::Scene;
+use crate::world::World;
+
+/// What a test needs besides the cluster.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Needs {
+    Nothing,
+    /// `TWOFACTOR_CLUSTER_CONTROL`.
+    ClusterControl,
+    /// A release that this run installed, or a cluster that is ours.
+    OwnRelease,
+}
+
+struct Entry {
+    name: &'static str,
+    needs: Needs,
+    run: fn(&Scene<'_>),
+}
+
+macro_rules! entries {
+    ($($needs:ident: $group:ident::$name:ident,)*) => {
+        &[$(Entry {
+            name: concat!(stringify!($group), "::", stringify!($name)),
+            needs: Needs::$needs,
+            run: $group::$name,
+        }),*]
+    };
+}
+
+/// In this order: what uninstalls comes last.
+const TESTS: &[Entry] = entries![
+    Nothing: story::the_key_management_story_is_as_its_readme_tells_it,
+    Nothing: story::a_pod_without_the_label_is_left_alone,
+    Nothing: story::a_job_with_the_sidecar_completes,
+    Nothing: story::a_namespace_that_is_not_let_in_waits_until_it_is,
+    Nothing: story::a_sidecar_of_another_realm_does_not_know_these_people,
+    Nothing: story::a_code_mailed_for_one_namespace_does_not_verify_in_another,
+    Nothing: isolation::the_app_finds_no_secret_in_its_files_environment_or_processes,
+    Nothing: isolation::the_apps_service_account_may_read_nothing_of_ours,
+    Nothing: isolation::the_network_gives_the_app_nothing_but_its_own_sidecar,
+    Nothing: admission::the_restricted_level_admits_pods_with_the_sidecar,
+    Nothing: admission::what_a_pod_gets_wrong_is_refused_with_a_sentence,
+    Nothing: admission::while_the_webhook_is_down_only_labelled_pods_are_refused,
+    Nothing: admission::a_rotated_ca_fails_no_creation,
+    Nothing: admission::a_rolling_restart_fails_no_creation,
+    Nothing: metrics::prometheus_scrapes_operator_and_sidecars_by_the_charts_labels,
+    Nothing: figures::pod_start_with_and_without_the_sidecar,
+    Nothing: figures::admission_of_fifty_pods,
+    Nothing: figures::a_sidecar_at_rest,
+    Nothing: chaos::a_killed_operator_changes_no_answer,
+    Nothing: chaos::a_killed_redis_is_an_outage_and_nothing_else,
+    ClusterControl: chaos::a_killed_kubelet_changes_no_answer,
+    Nothing: upgrade::an_upgrade_keeps_seeds_and_fails_no_verify,
+    OwnRelease: upgrade::what_is_uninstalled_leaves_users_who_verify_again_when_it_is_back,
+];
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let keep = arguments.iter().any(|argument| argument == "--keep");
+    let filters: Vec<_> = arguments.iter().filter(|argument| !argument.starts_with("--")).collect();
+    if let Some(unknown) = arguments
+        .iter()
+        .find(|argument| argument.starts_with("--") && !["--keep", "--list"].contains(&argument.as_str()))
+    {
+        eprintln!(
+            "{unknown} is not known. Arguments: parts of names of tests, --list, --keep (what failed is not removed)"
+        );
+        return ExitCode::from(2);
+    }
+    let chosen: Vec<&Entry> = TESTS
+        .iter()
+        .filter(|entry| {
+            filters.is_empty() || filters.iter().any(|filter| entry.name.contains(filter.as_str()))
+        })
+        .collect();
+    if arguments.iter().any(|argument| argument == "--list") {
+        chosen.iter().for_each(|entry| println!("{}", entry.name));
+        return ExitCode::SUCCESS;
+    }
+    if chosen.is_empty() {
+        eprintln!("no test has {filters:?} in its name; see --list");
+        return ExitCode::from(2);
+    }
+    let Some(kubectl) = Kubectl::from_environment() else {
+        eprintln!(
+            "KUBECONFIG is not set: name the cluster to test in. `make cluster` starts one on this machine"
+        );
+        return ExitCode::from(2);
+    };
+    run(&chosen, kubectl, keep)
+}
+
+fn run(chosen: &[&Entry], kubectl: Kubectl, keep: bool) -> ExitCode {
+    let begun = Instant::now();
+    let Some(world) = in_thread("setup", || World::set_up(kubectl)) else {
+        println!("\nthe setup FAILED: no test was run");
+        return ExitCode::FAILURE;
+    };
+    println!("set up in {:.1} s\n", begun.elapsed().as_secs_f64());
+    let (mut failed, mut left_out, mut passed) = (Vec::new(), Vec::new(), 0);
+    for entry in chosen {
+        if let Some(reason) = why_not(entry.needs, &world) {
+            println!("left out  {}: {reason}", entry.name);
+            left_out.push((entry.name, reason));
+            continue;
+        }
+        println!("running   {}", entry.name);
+        if run_one(entry, &world, keep) {
+            passed += 1;
+        } else {
+            failed.push(entry.name);
+        }
+    }
+    world.print_figures();
+    let removed = (keep && !failed.is_empty()) || in_thread("tear down", || world.tear_down()).is_some();
+    println!(
+        "\n{passed} passed, {} failed, {} left out, in {:.0} s",
+        failed.len(),
+        left_out.len(),
+        begun.elapsed().as_secs_f64()
+    );
+    left_out.iter().for_each(|(name, reason)| println!("LEFT OUT  {name}: {reason}"));
+    failed.iter().for_each(|name| println!("FAILED    {name}"));
+    if !removed {
+        println!("FAILED    to remove what the tests made");
+    }
+    if failed.is_empty() && removed { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn why_not(needs: Needs, world: &World) -> Option<&'static str> {
+    match needs {
+        Needs::ClusterControl if world.control().is_none() => {
+            Some("TWOFACTOR_CLUSTER_CONTROL is not set, so nothing of the node can be killed")
+        }
+        Needs::OwnRelease if world.was_installed() && world.control().is_none() => {
+            Some("the release was there before this run, which does not uninstall it")
+        }
+        _ => None,
+    }
+}
+
+fn run_one(entry: &Entry, world: &World, keep: bool) -> bool {
+    let begun = Instant::now();
+    let scene = Scene::new(world);
+    let passed = in_thread(entry.name, || (entry.run)(&scene)).is_some();
+    let took = begun.elapsed();
+    if !passed {
+        scene.print_diagnosis();
+    }
+    if passed || !keep {
+        scene.remove();
+    }
+    println!(
+        "{}  {} ({:.1} s)\n",
+        if passed { "ok      " } else { "FAILED  " },
+        entry.name,
+        took.as_secs_f64()
+    );
+    passed
+}
+
+/// A panic ends the thread, is printed with the thread's name, and is nothing more.
+fn in_thread<T: Send>(name: &str, run: impl FnOnce() -> T + Send) -> Option<T> {
+    thread::scope(|scope| {
+        let thread = thread::Builder::new().name(name.to_owned()).spawn_scoped(scope, run).expect("a thread");
+        thread.join().ok()
+    })
+}
+
+/// Runs `run` and then `after`, whatever came of it: what was taken down is put back before a failure is told.
+fn finally<T>(run: impl FnOnce() -> T, after: impl FnOnce()) -> T {
+    let outcome = std::panic::catch_unwind(AssertUnwindSafe(run));
+    after();
+    outcome.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}
+
+/// For a pod to start.
+const START: Duration = Duration::from_secs(120);

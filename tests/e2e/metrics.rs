@@ -1,0 +1,130 @@
+//! A real Prometheus finds operator and sidecars by the labels and port names that the chart and the webhook give them.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use twofactor_tests::wait::eventually_blocking;
+
+use crate::manifests::{self, PROMETHEUS_IMAGE};
+use crate::release::NAMESPACE;
+use crate::scene::Scene;
+
+const SCRAPED: Duration = Duration::from_secs(90);
+
+/// What somebody without the Prometheus operator would write.
+const CONFIGURATION: &str = r"
+global: {scrape_interval: 2s, scrape_timeout: 2s}
+scrape_configs:
+  - job_name: operator
+    kubernetes_sd_configs: [{role: pod}]
+    relabel_configs:
+      - {source_labels: [__meta_kubernetes_pod_label_app_kubernetes_io_name], regex: twofactor-operator, action: keep}
+      - {source_labels: [__meta_kubernetes_pod_container_port_number], regex: '18005', action: keep}
+      - {source_labels: [__meta_kubernetes_namespace], target_label: namespace}
+      - {source_labels: [__meta_kubernetes_pod_name], target_label: pod}
+  - job_name: sidecars
+    kubernetes_sd_configs: [{role: pod}]
+    relabel_configs:
+      - {source_labels: [__meta_kubernetes_pod_label_twofactor_fountainai_io_inject], regex: 'true', action: keep}
+      - {source_labels: [__meta_kubernetes_pod_container_port_name], regex: twofactor-admin, action: keep}
+      - {source_labels: [__meta_kubernetes_namespace], target_label: namespace}
+      - {source_labels: [__meta_kubernetes_pod_name], target_label: pod}
+";
+
+pub(crate) fn prometheus_scrapes_operator_and_sidecars_by_the_charts_labels(scene: &Scene<'_>) {
+    let (services, own) = (scene.namespace("services"), scene.restricted_namespace("prometheus"));
+    scene.users(&services, &[("carol", json!({ "deliveryMethod": "app" }))]);
+    for name in ["service-1", "service-2"] {
+        scene.start(&manifests::client_with_sidecar(&services, name, &services));
+    }
+    // Something to count.
+    eventually_blocking(Duration::from_secs(20), "a decision", || {
+        let reply = scene.verify(&services, "service-1", "carol", "000000");
+        if reply.status == 401 { Ok(()) } else { Err(format!("{reply:?}")) }
+    });
+    start_prometheus(scene, &own);
+
+    let operators = pods(scene, NAMESPACE, crate::release::OPERATOR_LABEL);
+    let expected: BTreeSet<_> =
+        operators.union(&pods(scene, &services, manifests::INJECT)).cloned().collect();
+    let up = format!("up{{job=\"operator\"}} == 1 or up{{job=\"sidecars\",namespace=\"{services}\"}} == 1");
+    eventually_blocking(SCRAPED, "all targets to be up", || {
+        let found: BTreeSet<_> = query(scene, &own, &up)?.iter().map(pod_of).collect();
+        if found == expected { Ok(()) } else { Err(format!("{found:?} in place of {expected:?}")) }
+    });
+    for (what, query_text) in [
+        ("users", "sum(twofactor_users) > 0".to_owned()),
+        ("reconciliations", "sum(controller_runtime_reconcile_total{job=\"operator\"}) > 0".to_owned()),
+        ("admissions", "sum(twofactor_admission_seconds_count{job=\"operator\"}) > 0".to_owned()),
+        (
+            "decisions",
+            format!(
+                "twofactor_decisions_total{{pod=\"service-1\",namespace=\"{services}\",operation=\"verify\"}} > 0"
+            ),
+        ),
+        ("versions", format!("count(twofactor_build_info{{namespace=\"{services}\"}}) == 2")),
+    ] {
+        eventually_blocking(SCRAPED, format_args!("{what} ({query_text})"), || {
+            query(scene, &own, &query_text)
+                .map(|results| !results.is_empty())?
+                .then_some(())
+                .ok_or("nothing".to_owned())
+        });
+    }
+}
+
+fn start_prometheus(scene: &Scene<'_>, namespace: &str) {
+    // It reads the names and labels of pods, and nothing else.
+    let metadata = json!({ "name": namespace });
+    let rule = json!({ "apiGroups": [""], "resources": ["pods"], "verbs": ["get", "list", "watch"] });
+    let (group, api) = ("rbac.authorization.k8s.io", "rbac.authorization.k8s.io/v1");
+    scene.apply_for_all(
+        &json!({ "apiVersion": api, "kind": "ClusterRole", "metadata": metadata, "rules": [rule] }),
+    );
+    scene.apply_for_all(&json!({
+        "apiVersion": api,
+        "kind": "ClusterRoleBinding",
+        "metadata": metadata,
+        "roleRef": { "apiGroup": group, "kind": "ClusterRole", "name": namespace },
+        "subjects": [{ "kind": "ServiceAccount", "name": "default", "namespace": namespace }],
+    }));
+    scene.kubectl().apply(&json!({
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": { "namespace": namespace, "name": "prometheus" },
+        "data": { "prometheus.yml": CONFIGURATION },
+    }));
+    let mut pod = manifests::client(namespace, "prometheus");
+    pod["spec"] = manifests::pod_spec(PROMETHEUS_IMAGE, &[]);
+    pod["spec"]["securityContext"]["runAsUser"] = json!(65534);
+    pod["spec"]["volumes"] = json!([{ "name": "configuration", "configMap": { "name": "prometheus" } }, { "name": "data", "emptyDir": {} }]);
+    let container = &mut pod["spec"]["containers"][0];
+    container["volumeMounts"] = json!([
+        { "name": "configuration", "mountPath": "/etc/prometheus" },
+        { "name": "data", "mountPath": "/prometheus" },
+    ]);
+    container["readinessProbe"] =
+        json!({ "httpGet": { "path": "/-/ready", "port": 9090 }, "periodSeconds": 1 });
+    scene.start(&pod);
+}
+
+fn pods(scene: &Scene<'_>, namespace: &str, selector: &str) -> BTreeSet<String> {
+    let pods = scene.kubectl().get(&["pods", "--selector", selector, "--namespace", namespace]);
+    let name = |pod: &Value| pod["metadata"]["name"].as_str().expect("a name").to_owned();
+    pods["items"].as_array().expect("pods").iter().map(name).collect()
+}
+
+fn pod_of(result: &Value) -> String {
+    result["metric"]["pod"].as_str().unwrap_or_default().to_owned()
+}
+
+/// The results of an instant query.
+fn query(scene: &Scene<'_>, namespace: &str, text: &str) -> Result<Vec<Value>, String> {
+    let encoded: String = text.bytes().map(|byte| format!("%{byte:02X}")).collect();
+    let path =
+        format!("/api/v1/namespaces/{namespace}/pods/prometheus:9090/proxy/api/v1/query?query={encoded}");
+    let answer: Value = serde_json::from_str(&scene.kubectl().try_raw(&path)?)
+        .map_err(|error| format!("no JSON: {error}"))?;
+    answer["data"]["result"].as_array().cloned().ok_or_else(|| answer.to_string())
+}

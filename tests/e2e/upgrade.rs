@@ -1,0 +1,92 @@
+//! The chart is upgraded, and taken away and brought back, with users in it.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use twofactor_tests::wait::eventually_blocking;
+
+use crate::load::{Load, now};
+use crate::manifests;
+use crate::release::{self, CRDS, NAMESPACE, OPERATOR_LABEL};
+use crate::scene::Scene;
+use crate::{START, finally};
+
+fn seeds(scene: &Scene<'_>, namespace: &str) -> BTreeMap<String, String> {
+    let users = scene.kubectl().get(&["twofactorusers", "--namespace", namespace]);
+    let names = users["items"]
+        .as_array()
+        .expect("users")
+        .iter()
+        .map(|user| user["metadata"]["name"].as_str().expect("a name"));
+    names.map(|name| (name.to_owned(), scene.seed(namespace, name))).collect()
+}
+
+fn operators(scene: &Scene<'_>) -> Vec<Value> {
+    let pods = scene.kubectl().get(&["pods", "--selector", OPERATOR_LABEL, "--namespace", NAMESPACE]);
+    pods["items"].as_array().expect("pods").iter().map(|pod| pod["metadata"]["uid"].clone()).collect()
+}
+
+pub(crate) fn an_upgrade_keeps_seeds_and_fails_no_verify(scene: &Scene<'_>) {
+    let load = Load::start(scene);
+    let (before, old, restarts) = (seeds(scene, &load.people), operators(scene), load.restarts());
+    let value = format!("operator.podAnnotations.upgraded=at-{}", now());
+    release::install(&[&value]);
+    eventually_blocking(START, "only new operators", || {
+        let new = operators(scene);
+        if new.iter().any(|uid| old.contains(uid)) || new.is_empty() {
+            Err(format!("{new:?}"))
+        } else {
+            Ok(())
+        }
+    });
+    load.wait_until_accepted_after(now());
+    let (answers, _) = load.check(&[]);
+    assert_eq!(seeds(scene, &load.people), before, "an upgrade changed a seed");
+    assert_eq!(load.restarts(), restarts, "an upgrade restarted a service");
+    scene.users(&load.people, &[("late", json!({ "deliveryMethod": "app" }))]);
+    println!("          {answers} answers meanwhile, none failed");
+}
+
+pub(crate) fn what_is_uninstalled_leaves_users_who_verify_again_when_it_is_back(scene: &Scene<'_>) {
+    let load = Load::start(scene);
+    let kubectl = scene.kubectl();
+    let short_lived = scene.namespace("short-lived");
+    scene.users(&short_lived, &[("carol", json!({ "deliveryMethod": "app" }))]);
+    let before = seeds(scene, &load.people);
+    let master_key = kubectl.get(&["secret", "twofactor-master-key", "--namespace", NAMESPACE]);
+    let from = now().saturating_sub(1);
+
+    let said = release::uninstall();
+    let without = || {
+        for crd in CRDS {
+            assert!(kubectl.try_run(&["get", "crd", crd]).is_ok(), "{crd} is gone; helm said: {said}");
+        }
+        assert_eq!(seeds(scene, &load.people), before, "an uninstall changed users; helm said: {said}");
+        let kept = kubectl.get(&["secret", "twofactor-master-key", "--namespace", NAMESPACE]);
+        assert_eq!(kept["data"], master_key["data"], "the master key has changed");
+        let hook = kubectl.try_run(&["get", "mutatingwebhookconfiguration", "twofactor-operator"]);
+        assert!(hook.is_err(), "the webhook is still there, and nobody answers it");
+        let left = kubectl.run(&[
+            "get",
+            "deployments,services,serviceaccounts",
+            "--output=name",
+            "--namespace",
+            NAMESPACE,
+        ]);
+        assert!(!left.contains("twofactor"), "left behind: {left}");
+
+        // Nothing waits for an operator that is not there any more.
+        let said = kubectl.say_within(Duration::from_secs(60), &["delete", "namespace", &short_lived], "");
+        assert!(said.success, "a namespace with users is not deleted without the operator: {said}");
+        // A labelled pod is not held up either, and has no sidecar.
+        scene.start(&manifests::client_with_sidecar(&load.namespace, "without", &load.people));
+        let pod = kubectl.get(&["pod", "without", "--namespace", &load.namespace]);
+        assert_eq!(pod["spec"]["initContainers"], Value::Null, "{pod}");
+    };
+    finally(without, || release::install(&[]));
+    let back = now();
+    load.wait_until_accepted_after(back);
+    load.check(&[(from, back + 60)]);
+    assert_eq!(seeds(scene, &load.people), before, "coming back changed a seed");
+}

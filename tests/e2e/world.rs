@@ -1,0 +1,110 @@
+//! What all tests share: the cluster, the release and the figures. Enters: `kubectl`. Leaves: a system to test, and a cluster as
+//! it was before.
+
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use serde_json::json;
+use twofactor_tests::kubernetes::{Kubectl, finish};
+
+use crate::release::{self, CRDS, NAMESPACE};
+
+/// On every namespace that a test makes.
+pub(crate) const MARK: &str = "twofactor.fountainai.io/e2e";
+
+const REMOVAL: Duration = Duration::from_secs(180);
+
+pub(crate) struct World {
+    pub(crate) kubectl: Kubectl,
+    control: Option<PathBuf>,
+    was_installed: bool,
+    had_crds: bool,
+    figures: Mutex<Vec<[String; 2]>>,
+}
+
+impl World {
+    /// Removes what a run left that was killed, and installs the chart.
+    pub(crate) fn set_up(kubectl: Kubectl) -> Self {
+        let control =
+            std::env::var_os("TWOFACTOR_CLUSTER_CONTROL").filter(|path| !path.is_empty()).map(PathBuf::from);
+        kubectl.run(&["get", "nodes"]);
+        let was_installed = release::is_installed();
+        let had_crds = kubectl.try_run(&["get", "crd", CRDS[0]]).is_ok();
+        let world = Self { kubectl, control, was_installed, had_crds, figures: Mutex::default() };
+        world.remove_namespaces();
+        if !was_installed {
+            let namespace = json!({
+                "apiVersion": "v1",
+                "kind": "Namespace",
+                "metadata": { "name": NAMESPACE, "labels": { "pod-security.kubernetes.io/enforce": "restricted" } },
+            });
+            world.kubectl.apply(&namespace);
+            release::install(&[]);
+        }
+        world
+    }
+
+    /// The script that kills and starts components of the node.
+    pub(crate) fn control(&self) -> Option<&PathBuf> {
+        self.control.as_ref()
+    }
+
+    /// Runs the script of the node.
+    pub(crate) fn control_node(&self, args: &[&str]) {
+        let mut command = Command::new(self.control.as_ref().expect("TWOFACTOR_CLUSTER_CONTROL"));
+        command.args(args);
+        let said = finish(command, "", Duration::from_secs(120));
+        assert!(said.success, "{args:?} of the node failed: {said}");
+    }
+
+    /// Whether the release was there before this run.
+    pub(crate) const fn was_installed(&self) -> bool {
+        self.was_installed
+    }
+
+    /// Keeps a figure for the end.
+    pub(crate) fn figure(&self, what: &str, value: impl Into<String>) {
+        let value = value.into();
+        println!("          {what}: {value}");
+        self.figures.lock().unwrap_or_else(PoisonError::into_inner).push([what.to_owned(), value]);
+    }
+
+    pub(crate) fn print_figures(&self) {
+        let figures = self.figures.lock().unwrap_or_else(PoisonError::into_inner);
+        let width = figures.iter().map(|[what, _]| what.len()).max().unwrap_or_default();
+        if !figures.is_empty() {
+            println!("| {:width$} | figure |\n| {:-<width$} | --- |", "what", "");
+        }
+        figures.iter().for_each(|[what, value]| println!("| {what:width$} | {value} |"));
+    }
+
+    /// Removes all that this run made. A release that was there before stays.
+    pub(crate) fn tear_down(&self) {
+        self.remove_namespaces();
+        if self.was_installed {
+            return;
+        }
+        if release::is_installed() {
+            release::uninstall();
+        }
+        if !self.had_crds {
+            let args = [&["delete", "crd", "--ignore-not-found"], CRDS.as_slice()].concat();
+            let said = self.kubectl.say_within(REMOVAL, &args, "");
+            assert!(said.success, "{said}");
+        }
+        let said =
+            self.kubectl.say_within(REMOVAL, &["delete", "namespace", "--ignore-not-found", NAMESPACE], "");
+        assert!(said.success, "{said}");
+        if self.control.is_some() {
+            // The node makes no volumes by itself: it takes back the one that Redis had.
+            self.control_node(&["volumes"]);
+        }
+    }
+
+    fn remove_namespaces(&self) {
+        let said = self.kubectl.say_within(REMOVAL, &["delete", "namespace", "--selector", MARK], "");
+        assert!(said.success, "{said}");
+    }
+}

@@ -1,0 +1,218 @@
+//! A cluster that is there already. Enters: `KUBECONFIG`, and what to do with the cluster. Leaves: what `kubectl`, `helm`
+//! or a script said, always within a bound.
+
+use std::ffi::OsStr;
+use std::fmt::{self, Display};
+use std::io::{Read, Write};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process_group};
+use serde_json::Value;
+
+use crate::tools;
+use crate::wait::try_blocking;
+
+/// For a command that asks for one thing.
+const BOUND: Duration = Duration::from_secs(60);
+/// Added to what `kubectl wait` is told, so that its own sentence comes first.
+const GRACE: Duration = Duration::from_secs(15);
+
+/// How a program ended, and what it said.
+#[derive(Clone, Debug)]
+pub struct Said {
+    /// Whether it ended with a success, and in time.
+    pub success: bool,
+    /// Its standard output.
+    pub stdout: String,
+    /// Its standard error; warnings of the API server are in there.
+    pub stderr: String,
+}
+
+impl Said {
+    /// The standard output of a success; otherwise, all that was said.
+    ///
+    /// # Errors
+    /// When it was no success.
+    pub fn into_result(self) -> Result<String, String> {
+        if self.success { Ok(self.stdout) } else { Err(self.to_string()) }
+    }
+}
+
+impl Display for Said {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{}{}", self.stdout, self.stderr)
+    }
+}
+
+/// Runs a program to its end, but not beyond `bound`: it is killed then, with all that it started.
+#[must_use]
+pub fn finish(mut command: Command, input: &str, bound: Duration) -> Said {
+    let program = command.get_program().to_owned();
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .process_group(0)
+        .spawn()
+        .unwrap_or_else(|error| panic!("cannot start {}: {error}", Path::new(&program).display()));
+    let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
+    thread::scope(|scope| {
+        scope.spawn(move || {
+            // A program that does not read its input has ended, or does not care.
+            stdin.expect("a pipe").write_all(input.as_bytes()).ok();
+        });
+        let stdout = scope.spawn(move || all_of(stdout.expect("a pipe")));
+        let stderr = scope.spawn(move || all_of(stderr.expect("a pipe")));
+        let ended = try_blocking(bound, || child.try_wait().expect("the state of a child process"));
+        if ended.is_err() {
+            end_group(&mut child);
+        }
+        let mut stderr = stderr.join().expect("the error output");
+        if ended.is_err() {
+            stderr += &format!("\n(killed after {bound:?})");
+        }
+        let success = ended.is_ok_and(|status| status.success());
+        Said { success, stdout: stdout.join().expect("the output"), stderr }
+    })
+}
+
+fn all_of(mut pipe: impl Read) -> String {
+    let mut bytes = Vec::new();
+    pipe.read_to_end(&mut bytes).ok();
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+/// What it started holds the pipes open otherwise.
+fn end_group(child: &mut Child) {
+    if let Some(group) = i32::try_from(child.id()).ok().and_then(Pid::from_raw) {
+        kill_process_group(group, Signal::KILL).ok();
+    }
+    child.wait().ok();
+}
+
+/// `kubectl` for the cluster that `KUBECONFIG` names.
+#[derive(Clone, Debug)]
+pub struct Kubectl {
+    program: PathBuf,
+}
+
+impl Kubectl {
+    /// The `kubectl` that `make tools` installs. None without `KUBECONFIG`: nobody's everyday cluster is meant by accident.
+    #[must_use]
+    pub fn from_environment() -> Option<Self> {
+        std::env::var_os("KUBECONFIG")
+            .filter(|path| !path.is_empty())
+            .map(|_| Self { program: tools::find_kubernetes("kubectl") })
+    }
+
+    /// The folder that the program lies in.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        self.program.parent().unwrap_or(Path::new("/"))
+    }
+
+    /// Runs `kubectl` with an input, and hands on what it said, whether that was a success or not.
+    #[must_use]
+    pub fn say(&self, args: &[&str], input: &str) -> Said {
+        self.say_within(BOUND, args, input)
+    }
+
+    /// [`Kubectl::say`] for what may take longer, or not as long.
+    #[must_use]
+    pub fn say_within(&self, bound: Duration, args: &[&str], input: &str) -> Said {
+        finish(command(&self.program, args), input, bound)
+    }
+
+    /// Runs `kubectl` and hands on its standard output.
+    ///
+    /// # Errors
+    /// What it said, when it was no success.
+    pub fn try_run(&self, args: &[&str]) -> Result<String, String> {
+        self.say(args, "").into_result()
+    }
+
+    /// Runs `kubectl` and hands on its standard output; panics when it fails.
+    #[track_caller]
+    pub fn run(&self, args: &[&str]) -> String {
+        self.try_run(args).unwrap_or_else(|error| panic!("kubectl {} failed: {error}", args.join(" ")))
+    }
+
+    /// An object or a list, as `get` shows it.
+    ///
+    /// # Errors
+    /// What it said, when it was no success.
+    pub fn try_get(&self, args: &[&str]) -> Result<Value, String> {
+        let text = self.try_run(&[&["get", "--output=json"], args].concat())?;
+        serde_json::from_str(&text).map_err(|error| format!("not JSON ({error}): {text}"))
+    }
+
+    /// An object or a list, as `get` shows it; panics when there is none.
+    #[must_use]
+    #[track_caller]
+    pub fn get(&self, args: &[&str]) -> Value {
+        self.try_get(args).unwrap_or_else(|error| panic!("kubectl get {} failed: {error}", args.join(" ")))
+    }
+
+    /// The answer to `GET path` of the API server.
+    ///
+    /// # Errors
+    /// What it said, when it was no success.
+    pub fn try_raw(&self, path: &str) -> Result<String, String> {
+        self.try_run(&["get", "--raw", path])
+    }
+
+    /// Applies a manifest; panics when it is refused.
+    #[track_caller]
+    pub fn apply(&self, manifest: &Value) {
+        let said = self.say(&["apply", "--filename=-"], &manifest.to_string());
+        assert!(said.success, "kubectl apply failed: {said}");
+    }
+
+    /// Creates an object, and hands on what was said to that.
+    #[must_use]
+    pub fn create(&self, manifest: &Value) -> Said {
+        self.say(&["create", "--filename=-"], &manifest.to_string())
+    }
+
+    /// Has the API server go through a creation, admission included, without keeping anything.
+    #[must_use]
+    pub fn create_dry(&self, manifest: &Value) -> Said {
+        self.say(&["create", "--dry-run=server", "--filename=-"], &manifest.to_string())
+    }
+
+    /// Waits for what `kubectl wait` can wait for, such as `--for=condition=Ready`; panics when it does not come.
+    #[track_caller]
+    pub fn wait(&self, bound: Duration, args: &[&str]) {
+        let timeout = format!("--timeout={}s", bound.as_secs());
+        let said = self.say_within(bound + GRACE, &[&["wait", timeout.as_str()], args].concat(), "");
+        assert!(said.success, "waited {bound:?} for {}: {said}", args.join(" "));
+    }
+
+    /// Waits for a Deployment or StatefulSet to be rolled out; panics when it is not.
+    #[track_caller]
+    pub fn wait_for_rollout(&self, bound: Duration, namespace: &str, what: &str) {
+        let timeout = format!("--timeout={}s", bound.as_secs());
+        let said = self.say_within(
+            bound + GRACE,
+            &["rollout", "status", "--namespace", namespace, what, timeout.as_str()],
+            "",
+        );
+        assert!(said.success, "waited {bound:?} for the rollout of {what} in {namespace}: {said}");
+    }
+}
+
+/// Runs `helm`, and hands on what it said. It finds the cluster as `kubectl` does.
+#[must_use]
+pub fn helm(bound: Duration, args: &[&str]) -> Said {
+    finish(command(tools::find("helm"), args), "", bound)
+}
+
+fn command(program: impl AsRef<OsStr>, args: &[&str]) -> Command {
+    let mut command = Command::new(program);
+    command.args(args);
+    command
+}
