@@ -34,6 +34,9 @@ pub(crate) fn the_restricted_level_admits_pods_with_the_sidecar(scene: &Scene<'_
     assert!([401, 503].contains(&reply.status), "{reply:?}");
 }
 
+/// What makes a right pod wrong.
+type Change<'a> = &'a dyn Fn(&mut Value);
+
 pub(crate) fn what_a_pod_gets_wrong_is_refused_with_a_sentence(scene: &Scene<'_>) {
     let namespace = scene.namespace("wrong");
     let right = manifests::client_with_sidecar(&namespace, "service", &namespace);
@@ -42,7 +45,6 @@ pub(crate) fn what_a_pod_gets_wrong_is_refused_with_a_sentence(scene: &Scene<'_>
     let credentials =
         json!([{ "name": "mine", "secret": { "secretName": format!("twofactor-{namespace}") } }]);
     let mount = json!([{ "name": "mine", "mountPath": "/mine" }]);
-    type Change<'a> = &'a dyn Fn(&mut Value);
     let cases: [(&str, Change<'_>); 7] = [
         (INJECT, &|pod| pod["metadata"]["labels"][INJECT] = json!("yes")),
         ("hostNetwork", &|pod| pod["spec"]["hostNetwork"] = json!(true)),
@@ -109,7 +111,7 @@ pub(crate) fn a_rotated_ca_fails_no_creation(scene: &Scene<'_>) {
     let before = bundle().expect("the webhook's bundle");
     let created = creations_during(scene, || {
         kubectl.run(&["delete", "secret", "twofactor-webhook-ca", "--namespace", NAMESPACE]);
-        eventually_blocking(Duration::from_secs(120), "a bundle with another CA", || {
+        eventually_blocking(Duration::from_mins(2), "a bundle with another CA", || {
             let now = bundle()?;
             if now == before || now.is_empty() { Err("the same as before".to_owned()) } else { Ok(()) }
         });

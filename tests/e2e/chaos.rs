@@ -30,7 +30,7 @@ pub(crate) fn a_killed_operator_changes_no_answer(scene: &Scene<'_>) {
     let pod = names.into_iter().find(|name| killed.starts_with(*name)).expect("the leader's pod").to_owned();
     let at = now();
     kubectl.run(&["delete", "pod", &pod, "--grace-period=0", "--force", "--namespace", NAMESPACE]);
-    eventually_blocking(Duration::from_secs(60), "another leader", || {
+    eventually_blocking(Duration::from_mins(1), "another leader", || {
         let leads = leader()?;
         if leads == killed { Err(format!("{leads} still leads")) } else { Ok(()) }
     });

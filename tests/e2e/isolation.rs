@@ -106,10 +106,8 @@ pub(crate) fn the_app_finds_no_secret_in_its_files_environment_or_processes(scen
 
     // The search finds what is there: otherwise, finding nothing would mean nothing.
     let planted = random_text() + &random_text();
-    let plant = format!(
-        "mkdir -p /opt/deep && cat >/opt/deep/file && PLANTED=$(cat /opt/deep/file) && export PLANTED && (sleep 600 >/dev/null 2>&1 </dev/null &)"
-    );
-    assert!(scene.exec_with(services, SERVICE, &["bash", "-c", &plant], &planted).success);
+    let plant = "mkdir -p /opt/deep && cat >/opt/deep/file && PLANTED=$(cat /opt/deep/file) && export PLANTED && (sleep 600 >/dev/null 2>&1 </dev/null &)";
+    assert!(scene.exec_with(services, SERVICE, &["bash", "-c", plant], &planted).success);
     let found = search(&planted);
     assert!(found.contains("/opt/deep/file"), "the search missed a file: {found:?}");
     assert!(

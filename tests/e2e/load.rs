@@ -21,7 +21,7 @@ const RIGHT: [&str; 4] = ["user-1", "user-2", "user-3", "user-4"];
 const WRONG: &str = "mallory";
 const SELECTOR: &str = "app=load";
 /// After Redis has been lost, a minute passes in which an authenticator's codes are refused.
-const ACCEPTED_AGAIN: Duration = Duration::from_secs(240);
+const ACCEPTED_AGAIN: Duration = Duration::from_mins(4);
 
 /// One line for each answer: second, step, user, right or wrong, status, problem.
 const SCRIPT: &str = r#"

@@ -208,4 +208,4 @@ fn finally<T>(run: impl FnOnce() -> T, after: impl FnOnce()) -> T {
 }
 
 /// For a pod to start.
-const START: Duration = Duration::from_secs(120);
+const START: Duration = Duration::from_mins(2);

@@ -15,7 +15,7 @@ use crate::world::{MARK, World};
 use crate::{START, manifests, release};
 
 /// For the operator to publish a user or a realm.
-const PUBLISHED: Duration = Duration::from_secs(60);
+const PUBLISHED: Duration = Duration::from_mins(1);
 
 /// A reply of a sidecar.
 #[derive(Clone, Debug)]

@@ -13,7 +13,7 @@ use crate::scene::Scene;
 
 /// The example's own namespaces.
 const NAMESPACES: [&str; 3] = ["people", "kms", "mail"];
-const STORY: Duration = Duration::from_secs(600);
+const STORY: Duration = Duration::from_mins(10);
 /// A mounted Secret that was missing is looked for again after up to two minutes.
 const LET_IN: Duration = Duration::from_secs(150);
 
@@ -124,7 +124,7 @@ pub(crate) fn a_job_with_the_sidecar_completes(scene: &Scene<'_>) {
     scene.create(&job);
     scene
         .kubectl()
-        .wait(Duration::from_secs(120), &["job/once", "--namespace", &namespace, "--for=condition=Complete"]);
+        .wait(Duration::from_mins(2), &["job/once", "--namespace", &namespace, "--for=condition=Complete"]);
     let log =
         scene.kubectl().run(&["logs", "job/once", "--container", manifests::APP, "--namespace", &namespace]);
     assert!(log.contains("\"success\":true"), "{log}");

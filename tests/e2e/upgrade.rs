@@ -77,7 +77,7 @@ pub(crate) fn what_is_uninstalled_leaves_users_who_verify_again_when_it_is_back(
         assert!(!left.contains("twofactor"), "left behind: {left}");
 
         // Nothing waits for an operator that is not there any more.
-        let said = kubectl.say_within(Duration::from_secs(60), &["delete", "namespace", &short_lived], "");
+        let said = kubectl.say_within(Duration::from_mins(1), &["delete", "namespace", &short_lived], "");
         assert!(said.success, "a namespace with users is not deleted without the operator: {said}");
         // A labelled pod is not held up either, and has no sidecar.
         scene.start(&manifests::client_with_sidecar(&load.namespace, "without", &load.people));

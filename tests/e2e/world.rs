@@ -14,7 +14,7 @@ use crate::release::{self, CRDS, NAMESPACE};
 /// On every namespace that a test makes.
 pub(crate) const MARK: &str = "twofactor.fountainai.io/e2e";
 
-const REMOVAL: Duration = Duration::from_secs(180);
+const REMOVAL: Duration = Duration::from_mins(3);
 
 pub(crate) struct World {
     pub(crate) kubectl: Kubectl,
@@ -55,7 +55,7 @@ impl World {
     pub(crate) fn control_node(&self, args: &[&str]) {
         let mut command = Command::new(self.control.as_ref().expect("TWOFACTOR_CLUSTER_CONTROL"));
         command.args(args);
-        let said = finish(command, "", Duration::from_secs(120));
+        let said = finish(command, "", Duration::from_mins(2));
         assert!(said.success, "{args:?} of the node failed: {said}");
     }
 

@@ -17,7 +17,7 @@ use crate::tools;
 use crate::wait::try_blocking;
 
 /// For a command that asks for one thing.
-const BOUND: Duration = Duration::from_secs(60);
+const BOUND: Duration = Duration::from_mins(1);
 /// Added to what `kubectl wait` is told, so that its own sentence comes first.
 const GRACE: Duration = Duration::from_secs(15);
 
@@ -73,7 +73,7 @@ pub fn finish(mut command: Command, input: &str, bound: Duration) -> Said {
         }
         let mut stderr = stderr.join().expect("the error output");
         if ended.is_err() {
-            stderr += &format!("\n(killed after {bound:?})");
+            stderr.push_str("\n(killed: it took too long)");
         }
         let success = ended.is_ok_and(|status| status.success());
         Said { success, stdout: stdout.join().expect("the output"), stderr }
@@ -137,6 +137,7 @@ impl Kubectl {
 
     /// Runs `kubectl` and hands on its standard output; panics when it fails.
     #[track_caller]
+    #[allow(clippy::must_use_candidate, reason = "what is done often says more than what is printed")]
     pub fn run(&self, args: &[&str]) -> String {
         self.try_run(args).unwrap_or_else(|error| panic!("kubectl {} failed: {error}", args.join(" ")))
     }
@@ -192,7 +193,7 @@ impl Kubectl {
         assert!(said.success, "waited {bound:?} for {}: {said}", args.join(" "));
     }
 
-    /// Waits for a Deployment or StatefulSet to be rolled out; panics when it is not.
+    /// Waits for a Deployment or `StatefulSet` to be rolled out; panics when it is not.
     #[track_caller]
     pub fn wait_for_rollout(&self, bound: Duration, namespace: &str, what: &str) {
         let timeout = format!("--timeout={}s", bound.as_secs());
