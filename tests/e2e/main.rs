@@ -107,7 +107,9 @@ fn main() -> ExitCode {
         })
         .collect();
     if arguments.iter().any(|argument| argument == "--list") {
-        chosen.iter().for_each(|entry| println!("{}", entry.name));
+        for entry in chosen {
+            println!("{}", entry.name);
+        }
         return ExitCode::SUCCESS;
     }
     if chosen.is_empty() {
@@ -152,8 +154,12 @@ fn run(chosen: &[&Entry], kubectl: Kubectl, keep: bool) -> ExitCode {
         left_out.len(),
         begun.elapsed().as_secs_f64()
     );
-    left_out.iter().for_each(|(name, reason)| println!("LEFT OUT  {name}: {reason}"));
-    failed.iter().for_each(|name| println!("FAILED    {name}"));
+    for (name, reason) in &left_out {
+        println!("LEFT OUT  {name}: {reason}");
+    }
+    for name in &failed {
+        println!("FAILED    {name}");
+    }
     if !removed {
         println!("FAILED    to remove what the tests made");
     }

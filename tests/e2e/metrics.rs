@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use reqwest::Url;
 use serde_json::{Value, json};
 use twofactor_tests::wait::eventually_blocking;
 
@@ -121,9 +122,9 @@ fn pod_of(result: &Value) -> String {
 
 /// The results of an instant query.
 fn query(scene: &Scene<'_>, namespace: &str, text: &str) -> Result<Vec<Value>, String> {
-    let encoded: String = text.bytes().map(|byte| format!("%{byte:02X}")).collect();
-    let path =
-        format!("/api/v1/namespaces/{namespace}/pods/prometheus:9090/proxy/api/v1/query?query={encoded}");
+    let url = Url::parse_with_params("http://prometheus/", [("query", text)]).expect("a URL");
+    let query = url.query().unwrap_or_default();
+    let path = format!("/api/v1/namespaces/{namespace}/pods/prometheus:9090/proxy/api/v1/query?{query}");
     let answer: Value = serde_json::from_str(&scene.kubectl().try_raw(&path)?)
         .map_err(|error| format!("no JSON: {error}"))?;
     answer["data"]["result"].as_array().cloned().ok_or_else(|| answer.to_string())

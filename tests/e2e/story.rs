@@ -30,10 +30,9 @@ pub(crate) fn the_key_management_story_is_as_its_readme_tells_it(scene: &Scene<'
     let steps = steps(&std::fs::read_to_string(&path).expect("the story"));
     assert!(steps.len() > 5, "{} has only {} blocks of commands", path.display(), steps.len());
 
-    let mut script = "set -eo pipefail\ntrap 'kill $(jobs -p) 2>/dev/null || true' EXIT\n".to_owned();
-    for (index, step) in steps.iter().enumerate() {
-        script += &format!("echo '{MARK} {index}'\n{}", step.commands);
-    }
+    let marked =
+        steps.iter().enumerate().map(|(index, step)| format!("echo '{MARK} {index}'\n{}", step.commands));
+    let script = PREAMBLE.to_owned() + &marked.collect::<Vec<_>>().concat();
     let mut bash = Command::new("bash");
     bash.arg("-c").arg(script).current_dir(checkout());
     let search = std::env::var("PATH").unwrap_or_default();
@@ -57,6 +56,8 @@ pub(crate) fn the_key_management_story_is_as_its_readme_tells_it(scene: &Scene<'
     }
 }
 
+/// The first failure ends it, and whatever the story left running in the background ends with it.
+const PREAMBLE: &str = "set -eo pipefail\ntrap 'kill $(jobs -p) 2>/dev/null || true' EXIT\n";
 const MARK: &str = "@@@ step";
 
 /// A block of commands, and what the page shows after it.
