@@ -7,31 +7,56 @@ use reqwest::Url;
 use serde_json::{Value, json};
 use twofactor_tests::wait::eventually_blocking;
 
-use crate::manifests::{self, PROMETHEUS_IMAGE};
+use crate::manifests::{self, CLIENT_IMAGE, PROMETHEUS_IMAGE};
 use crate::release::NAMESPACE;
 use crate::scene::Scene;
 
 const SCRAPED: Duration = Duration::from_secs(90);
 
-/// What somebody without the Prometheus operator would write.
+/// What somebody without the Prometheus operator would write, with `kubernetes_sd_configs: [{role: pod}]` in place of the file:
+/// Debian's Prometheus is built without that.
 const CONFIGURATION: &str = r"
 global: {scrape_interval: 2s, scrape_timeout: 2s}
 scrape_configs:
   - job_name: operator
-    kubernetes_sd_configs: [{role: pod}]
+    file_sd_configs: [{files: [/targets/pods.json], refresh_interval: 1s}]
     relabel_configs:
       - {source_labels: [__meta_kubernetes_pod_label_app_kubernetes_io_name], regex: twofactor-operator, action: keep}
       - {source_labels: [__meta_kubernetes_pod_container_port_number], regex: '18005', action: keep}
       - {source_labels: [__meta_kubernetes_namespace], target_label: namespace}
       - {source_labels: [__meta_kubernetes_pod_name], target_label: pod}
   - job_name: sidecars
-    kubernetes_sd_configs: [{role: pod}]
+    file_sd_configs: [{files: [/targets/pods.json], refresh_interval: 1s}]
     relabel_configs:
       - {source_labels: [__meta_kubernetes_pod_label_twofactor_fountainai_io_inject], regex: 'true', action: keep}
       - {source_labels: [__meta_kubernetes_pod_container_port_name], regex: twofactor-admin, action: keep}
       - {source_labels: [__meta_kubernetes_namespace], target_label: namespace}
       - {source_labels: [__meta_kubernetes_pod_name], target_label: pod}
 ";
+
+/// Writes that file: each declared port of each pod, with the labels that Prometheus' own discovery gives it.
+const DISCOVERY: &str = r#"
+account=/var/run/secrets/kubernetes.io/serviceaccount
+trap exit TERM
+while :; do
+  curl --silent --fail --max-time 10 --cacert "$account/ca.crt" --header "Authorization: Bearer $(cat "$account/token")" \
+    "https://$KUBERNETES_SERVICE_HOST:$KUBERNETES_SERVICE_PORT/api/v1/pods" | jq --compact-output '
+      [.items[] | select(.status.podIP) | . as $pod
+        | .status.podIP | (if contains(":") then "[\(.)]" else . end) as $address
+        | $pod.spec | (.containers[], .initContainers[]?) | .ports[]?
+        | {
+            targets: ["\($address):\(.containerPort)"],
+            labels: ({
+              __meta_kubernetes_namespace: $pod.metadata.namespace,
+              __meta_kubernetes_pod_name: $pod.metadata.name,
+              __meta_kubernetes_pod_container_port_name: (.name // ""),
+              __meta_kubernetes_pod_container_port_number: (.containerPort | tostring)
+            } + ($pod.metadata.labels // {}
+              | with_entries(.key |= "__meta_kubernetes_pod_label_" + gsub("[^a-zA-Z0-9_]"; "_"))))
+          }]' >/targets/new && mv /targets/new /targets/pods.json
+  sleep 1
+done
+"#;
 
 pub(crate) fn prometheus_scrapes_operator_and_sidecars_by_the_charts_labels(scene: &Scene<'_>) {
     let (services, own) = (scene.namespace("services"), scene.restricted_namespace("prometheus"));
@@ -99,14 +124,24 @@ fn start_prometheus(scene: &Scene<'_>, namespace: &str) {
     let mut pod = manifests::client(namespace, "prometheus");
     pod["spec"] = manifests::pod_spec(PROMETHEUS_IMAGE, &[]);
     pod["spec"]["securityContext"]["runAsUser"] = json!(65534);
-    pod["spec"]["volumes"] = json!([{ "name": "configuration", "configMap": { "name": "prometheus" } }, { "name": "data", "emptyDir": {} }]);
+    pod["spec"]["volumes"] = json!([
+        { "name": "configuration", "configMap": { "name": "prometheus" } },
+        { "name": "data", "emptyDir": {} },
+        { "name": "targets", "emptyDir": {} },
+    ]);
+    let targets = json!({ "name": "targets", "mountPath": "/targets" });
+    let mut discovery = manifests::pod_spec(CLIENT_IMAGE, &["bash", "-c", DISCOVERY])["containers"][0].take();
+    discovery["name"] = json!("discovery");
+    discovery["volumeMounts"] = json!([targets]);
     let container = &mut pod["spec"]["containers"][0];
     container["volumeMounts"] = json!([
         { "name": "configuration", "mountPath": "/etc/prometheus" },
         { "name": "data", "mountPath": "/prometheus" },
+        targets,
     ]);
     container["readinessProbe"] =
         json!({ "httpGet": { "path": "/-/ready", "port": 9090 }, "periodSeconds": 1 });
+    pod["spec"]["containers"].as_array_mut().expect("containers").push(discovery);
     scene.start(&pod);
 }
 
