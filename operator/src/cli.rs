@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 use kube::Client;
+use rand::rngs::SysRng;
+use rand_core::{Rng, UnwrapErr};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use twofactor_api::crds;
@@ -15,6 +17,7 @@ use twofactor_core::settings;
 use twofactor_server::logging::{self, Format};
 
 use crate::run::{Configuration, run};
+use crate::webhook::cli::WebhookArguments;
 
 const VARIABLES: &str = "\
 Policy and providers, which sidecars get from the operator, come from the environment:
@@ -63,9 +66,14 @@ struct RunArguments {
     #[arg(long, env = "POD_NAMESPACE", value_name = "NAME")]
     operator_namespace: String,
 
-    /// Name of this process in Events
-    #[arg(long, env = "POD_NAME", value_name = "NAME", default_value = "twofactor-operator")]
-    instance: String,
+    /// Name of this process in Events and in the Lease. A process of the same name is taken for this one, restarted
+    /// [default: a new name each time]
+    #[arg(long, env = "POD_NAME", value_name = "NAME")]
+    instance: Option<String>,
+
+    /// Lease in the operator's namespace. Of the operators that share it, one leads
+    #[arg(long, env = "TWOFACTOR_LEASE", value_name = "NAME", default_value = "twofactor-operator")]
+    lease: String,
 
     /// Which installation this is, so that two can share a Redis [default: the UID of the namespace kube-system]
     #[arg(long, env = "TWOFACTOR_INSTALLATION", value_name = "ID")]
@@ -89,6 +97,9 @@ struct RunArguments {
         value_parser = clap::value_parser!(u16).range(1..=256)
     )]
     concurrency: u16,
+
+    #[command(flatten)]
+    webhook: WebhookArguments,
 
     /// Log lines as json or text
     #[arg(long, env = "TWOFACTOR_LOG_FORMAT", default_value = "text")]
@@ -138,11 +149,13 @@ fn start_operator(arguments: RunArguments) -> Result<(), Box<dyn Error>> {
         redis_url: SecretText::new(arguments.redis_url),
         redis_password_secret: arguments.redis_password_secret.filter(|name| !name.is_empty()),
         operator_namespace: arguments.operator_namespace,
-        instance: arguments.instance,
+        instance: arguments.instance.filter(|name| !name.is_empty()).unwrap_or_else(new_instance),
         installation: arguments.installation,
         admin_listen: arguments.admin_listen,
         concurrency: arguments.concurrency,
         realm: settings::realm(|name| std::env::var(name).ok())?,
+        lease: arguments.lease,
+        webhook: arguments.webhook.configuration()?,
     };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let result = runtime.block_on(async {
@@ -154,6 +167,11 @@ fn start_operator(arguments: RunArguments) -> Result<(), Box<dyn Error>> {
     // What is still under way now had its time.
     runtime.shutdown_timeout(Duration::from_millis(100));
     result
+}
+
+/// A name that no other process has.
+fn new_instance() -> String {
+    format!("twofactor-operator-{:08x}", UnwrapErr(SysRng).next_u32())
 }
 
 /// A client that does not try again for minutes by itself: whoever asks knows better when to.

@@ -9,7 +9,7 @@
 //! request that hangs use up all the time there is for renewing, does not tell who is waited for, and brings a second framework
 //! for controllers along.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
@@ -348,7 +348,9 @@ impl Observation {
         };
         // What the holder promised counts, which may be of another version than this process.
         let promised = spec.lease_duration_seconds.and_then(|seconds| u64::try_from(seconds).ok());
-        let duration = promised.map_or(settings.duration, Duration::from_secs).min(settings.duration.max(LONGEST_DURATION));
+        let duration = promised
+            .map_or(settings.duration, Duration::from_secs)
+            .min(settings.duration.max(LONGEST_DURATION));
         let left = (since + duration).saturating_duration_since(now);
         if left.is_zero() { Judgement::Take } else { Judgement::Wait { holder: holder.to_owned(), left } }
     }

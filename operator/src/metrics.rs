@@ -43,6 +43,8 @@ pub struct Metrics {
     pub swept: IntCounter,
     /// Sweeps.
     pub sweeps: IntCounterVec,
+    /// Whether this replica leads.
+    pub leader: IntGauge,
     /// Whether the store answers.
     pub store_up: IntGauge,
     /// `TwoFactorRealm`s that could not be read.
@@ -160,6 +162,7 @@ impl Metrics {
                     &["result"],
                 ),
             )?,
+            leader: gauge(r, "twofactor_leader", "Whether this replica leads.")?,
             store_up: gauge(r, "twofactor_store_up", "Whether Redis answers.")?,
             realms_unreadable: counter(
                 r,

@@ -46,10 +46,8 @@ impl ResolvesServerCert for CurrentCertificate {
 
 impl fmt::Debug for CurrentCertificate {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str(match self.0.load().is_some() {
-            true => "CurrentCertificate(one)",
-            false => "CurrentCertificate(none)",
-        })
+        let state = if self.0.load().is_some() { "one" } else { "none" };
+        write!(formatter, "CurrentCertificate({state})")
     }
 }
 

@@ -56,8 +56,7 @@ impl Root {
         }
         let moment = |seconds: i64| UnixMillis::from_seconds(u64::try_from(seconds).unwrap_or(0));
         let validity = parsed.validity();
-        let (from, until) =
-            (moment(validity.not_before.timestamp()), moment(validity.not_after.timestamp()));
+        let (from, until) = (moment(validity.not_before.timestamp()), moment(validity.not_after.timestamp()));
         Ok(Self { der, from, until })
     }
 
@@ -96,7 +95,11 @@ impl Root {
 
 impl fmt::Debug for Root {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.debug_struct("Root").field("from", &self.from).field("until", &self.until).finish_non_exhaustive()
+        formatter
+            .debug_struct("Root")
+            .field("from", &self.from)
+            .field("until", &self.until)
+            .finish_non_exhaustive()
     }
 }
 
@@ -152,8 +155,7 @@ impl Authority {
     /// # Errors
     /// When the texts are not a certificate of an authority and its key.
     pub fn from_pem(certificate: &[u8], key: SecretText) -> Result<Self, AuthorityError> {
-        let der =
-            CertificateDer::from_pem_slice(certificate).map_err(|_| AuthorityError::NotACertificate)?;
+        let der = CertificateDer::from_pem_slice(certificate).map_err(|_| AuthorityError::NotACertificate)?;
         let root = Root::from_der(der)?;
         let pair = KeyPair::from_pem(key.expose_secret()).map_err(|_| AuthorityError::NotAKey)?;
         let (_, parsed) =
@@ -161,7 +163,8 @@ impl Authority {
         if parsed.public_key().raw != pair.subject_public_key_info() {
             return Err(AuthorityError::OtherKey);
         }
-        let issuer = Issuer::from_ca_cert_der(&root.der, pair).map_err(|_| AuthorityError::NotACertificate)?;
+        let issuer =
+            Issuer::from_ca_cert_der(&root.der, pair).map_err(|_| AuthorityError::NotACertificate)?;
         Ok(Self { root, key, issuer })
     }
 

@@ -8,6 +8,7 @@
 
 pub mod annotations;
 pub mod checks;
+pub mod cli;
 pub mod defaults;
 pub mod exposure;
 pub mod metrics;
@@ -26,16 +27,7 @@ mod tests;
 
 use std::sync::Arc;
 
-/// Whether the users of a realm may be verified from a namespace.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Access {
-    /// The realm lets the namespace in. A namespace is always let in to its own realm.
-    Granted,
-    /// There is such a namespace, but its realm does not let the other one in.
-    NotLetIn,
-    /// There is no namespace of the realm's name.
-    NoSuchNamespace,
-}
+use crate::policies::Access;
 
 /// Answers from memory: first the realm's namespace, then the namespace of the pod.
 pub type AccessLookup = Arc<dyn Fn(&str, &str) -> Access + Send + Sync>;

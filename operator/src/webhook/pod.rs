@@ -10,7 +10,7 @@ use twofactor_api::labels::{
     credentials_name,
 };
 
-use super::Access;
+use crate::policies::Access;
 use super::annotations::{Settings, settings};
 use super::checks::{self, ContainerView};
 use super::defaults::{SidecarDefaults, is_dns_label};

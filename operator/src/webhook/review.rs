@@ -157,7 +157,7 @@ fn status(refusal: &Refusal) -> Value {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Access;
+    use crate::policies::Access;
     use super::super::pod::inject;
     use super::super::samples::{self, defaults};
     use super::*;

@@ -229,7 +229,7 @@ mod tests {
     use serde_json::Value;
     use warp::test::RequestBuilder;
 
-    use super::super::Access;
+    use crate::policies::Access;
     use super::super::samples::{self, defaults};
     use super::*;
 

@@ -7,7 +7,7 @@ use twofactor_api::labels::{
     CREDENTIALS_VOLUME, INJECT_LABEL, INJECTED_ANNOTATION, REALM_ANNOTATION, SIDECAR_CONTAINER,
 };
 
-use super::Access;
+use crate::policies::Access;
 use super::defaults::SidecarDefaults;
 use super::pod::{Decision, Injection, inject};
 use super::reason::Reason;
