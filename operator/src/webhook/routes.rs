@@ -226,7 +226,7 @@ fn name_in_log(name: &str) -> String {
 #[cfg(test)]
 mod tests {
     use prometheus::{Registry, TextEncoder};
-    use serde_json::Value;
+    use serde_json::{Value, json};
     use warp::test::RequestBuilder;
 
     use crate::policies::Access;
@@ -325,9 +325,87 @@ mod tests {
     async fn a_large_pod_within_the_limit_is_decided_about() {
         let served = served();
         let mut pod = samples::pod();
-        pod["metadata"]["annotations"] = serde_json::json!({"large": "x".repeat(3 * 1024 * 1024)});
+        pod["metadata"]["annotations"] = json!({"large": "x".repeat(3 * 1024 * 1024)});
         assert_eq!(served.status(post(samples::review(&pod).to_string())).await, 200);
         assert!(served.counted("inject", "let_in"));
+    }
+
+    #[derive(Clone, Default)]
+    struct Lines(Arc<std::sync::Mutex<Vec<u8>>>);
+
+    impl std::io::Write for Lines {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().write(bytes)
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// What is logged while these reviews are answered, a line each.
+    async fn logged(reviews: &[Value]) -> Vec<Value> {
+        let lines = Lines::default();
+        let writer = lines.clone();
+        let subscriber = tracing_subscriber::fmt()
+            .json()
+            .flatten_event(true)
+            .with_max_level(tracing::Level::TRACE)
+            .with_writer(move || writer.clone())
+            .finish();
+        let guard = tracing::subscriber::set_default(subscriber);
+        let served = served();
+        for review in reviews {
+            post(review.to_string()).reply(&served.routes).await;
+        }
+        drop(guard);
+        let bytes = lines.0.lock().unwrap().clone();
+        let text = String::from_utf8(bytes).unwrap();
+        let lines = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+        lines.filter(|line| line["message"] == "admission").collect()
+    }
+
+    #[tokio::test]
+    async fn every_decision_is_one_line_with_names_and_nothing_else_of_the_pod() {
+        let mut pod = samples::pod();
+        pod["metadata"]["annotations"] = json!({"note": "hush-annotation"});
+        pod["metadata"]["ownerReferences"] = json!([
+            {"apiVersion": "v1", "kind": "Other", "name": "other", "uid": "1"},
+            {"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "kms-7d9c", "uid": "2", "controller": true},
+        ]);
+        pod["spec"]["containers"][0]["env"] = json!([{"name": "PASSWORD", "value": "hush-value"}]);
+        pod["spec"]["containers"][0]["image"] = "hush-image".into();
+        let injected = samples::review(&pod);
+        let mut dry = injected.clone();
+        dry["request"]["dryRun"] = true.into();
+        dry["request"]["name"] = "kms-1".into();
+        pod["metadata"]["labels"]["twofactor.fountainai.io/inject"] = "hush-label".into();
+        let refused = samples::review(&pod);
+        let mut unreadable = injected.clone();
+        unreadable["request"]["object"]["spec"]["containers"] = "hush-containers".into();
+        let no_review = json!({"apiVersion": "hush-version"});
+
+        let lines = logged(&[injected, dry, refused, unreadable, no_review]).await;
+
+        assert_eq!(lines.len(), 5, "{lines:?}");
+        let seen: Vec<_> =
+            lines.iter().map(|line| (line["decision"].clone(), line["reason"].clone())).collect();
+        let expected = [
+            ("inject", "let_in"),
+            ("inject", "let_in"),
+            ("refuse", "label"),
+            ("refuse", "unreadable_pod"),
+            ("invalid", "not_a_review"),
+        ];
+        assert_eq!(seen, expected.map(|(decision, reason)| (decision.into(), reason.into())));
+        assert_eq!(lines[0]["namespace"], "kms");
+        assert_eq!(lines[0]["pod"], "kms-");
+        assert_eq!(lines[0]["owner"], "ReplicaSet/kms-7d9c");
+        assert_eq!(lines[0]["realm"], "kms");
+        assert_eq!(lines[0]["dry_run"], false);
+        assert_eq!((&lines[1]["pod"], &lines[1]["dry_run"]), (&"kms-1".into(), &true.into()));
+        let text = Value::from(lines).to_string();
+        assert!(!text.contains("hush") && !text.contains("PASSWORD"), "{text}");
     }
 
     #[test]
