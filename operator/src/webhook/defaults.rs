@@ -178,7 +178,6 @@ mod tests {
     use super::super::samples::options;
     use super::*;
 
-    #[expect(clippy::needless_pass_by_value, reason = "reads better where it is called")]
     fn message(change: impl Fn(&mut SidecarOptions)) -> String {
         let mut options = options();
         change(&mut options);

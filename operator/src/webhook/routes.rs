@@ -181,21 +181,26 @@ impl Failure {
 }
 
 fn log(request: &Request, decision: &Decision) {
-    let pod = request.pod.as_deref().ok();
-    let reason = decision.reason();
-    let fields = (
-        name_in_log(&request.namespace),
-        name_in_log(pod_name(request, pod)),
-        pod.map(owner).unwrap_or_default(),
-        decision.realm().unwrap_or_default(),
-    );
-    let (namespace, pod, owner, realm) = &fields;
-    let (verdict, reason_name) = (reason.verdict(), reason.name());
-    // A macro's level is a constant: so there are two.
-    if verdict == Verdict::Refuse {
-        tracing::warn!(%namespace, %pod, %owner, decision = verdict.name(), reason = reason_name, realm, dry_run = request.dry_run, "admission");
+    /// A macro's level is a constant, so there are two of it.
+    macro_rules! line {
+        ($level:ident, $reason:ident, $pod:ident) => {
+            tracing::$level!(
+                namespace = name_in_log(&request.namespace),
+                pod = name_in_log(pod_name(request, $pod)),
+                owner = $pod.map(owner).unwrap_or_default(),
+                decision = $reason.verdict().name(),
+                reason = $reason.name(),
+                realm = decision.realm().unwrap_or_default(),
+                dry_run = request.dry_run,
+                "admission"
+            )
+        };
+    }
+    let (reason, pod) = (decision.reason(), request.pod.as_deref().ok());
+    if reason.verdict() == Verdict::Refuse {
+        line!(warn, reason, pod);
     } else {
-        tracing::info!(%namespace, %pod, %owner, decision = verdict.name(), reason = reason_name, realm, dry_run = request.dry_run, "admission");
+        line!(info, reason, pod);
     }
 }
 
