@@ -93,7 +93,8 @@ struct ServeArguments {
     #[command(flatten)]
     common: CommonArguments,
 
-    /// Folder with the realm's credentials, mounted from a Secret: redis-url, realm-key, installation, realm, caller
+    /// Folder with the realm's credentials, mounted from a Secret: redis-url, realm-key, installation, realm, caller.
+    /// A change of them needs no restart
     #[arg(
         long,
         env = "TWOFACTOR_CREDENTIALS",
