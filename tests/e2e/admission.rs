@@ -1,5 +1,6 @@
 //! What the webhook lets through, what it refuses, and what its absence means.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread;
 use std::time::Duration;
@@ -8,10 +9,12 @@ use serde_json::{Value, json};
 use twofactor_tests::wait::eventually_blocking;
 
 use crate::manifests::{self, INJECT, SIDECAR};
-use crate::release::{NAMESPACE, OPERATOR, OPERATOR_LABEL};
-use crate::scene::Scene;
+use crate::release::{self, NAMESPACE, OPERATOR, OPERATOR_LABEL};
+use crate::scene::{Scene, decoded};
 use crate::{START, finally};
 
+/// For an authority to be replaced, grace times included.
+const ROTATION: Duration = Duration::from_mins(6);
 /// Creations that have to succeed after what disturbs is over: certificates go on changing for a moment.
 const CREATIONS_AFTER: u32 = 100;
 
@@ -100,23 +103,56 @@ pub(crate) fn while_the_webhook_is_down_only_labelled_pods_are_refused(scene: &S
     scene.wait_for_pod(&namespace, "labelled");
 }
 
-pub(crate) fn a_rotated_ca_fails_no_creation(scene: &Scene<'_>) {
-    let kubectl = scene.kubectl();
-    let bundle = || {
-        let hook = kubectl.try_get(&["mutatingwebhookconfiguration", "twofactor-operator"])?;
-        Ok::<_, String>(
-            hook["webhooks"][0]["clientConfig"]["caBundle"].as_str().unwrap_or_default().to_owned(),
-        )
-    };
-    let before = bundle().expect("the webhook's bundle");
-    let created = creations_during(scene, || {
-        kubectl.run(&["delete", "secret", "twofactor-webhook-ca", "--namespace", NAMESPACE]);
-        eventually_blocking(Duration::from_mins(2), "a bundle with another CA", || {
-            let now = bundle()?;
-            if now == before || now.is_empty() { Err("the same as before".to_owned()) } else { Ok(()) }
+/// The roots that API servers trust for the webhook: whole PEM blocks.
+fn trusted(scene: &Scene<'_>) -> Result<BTreeSet<String>, String> {
+    let hook = scene.kubectl().try_get(&["mutatingwebhookconfiguration", "twofactor-operator"])?;
+    let bundle = decoded(&hook["webhooks"][0]["clientConfig"]["caBundle"]).ok_or("the bundle is empty")?;
+    let roots = bundle.split_inclusive("-----END CERTIFICATE-----").map(str::trim);
+    Ok(roots.filter(|root| !root.is_empty()).map(str::to_owned).collect())
+}
+
+/// Waits until a root is trusted that was not before, and then until none of those before is.
+fn wait_for_rotation(scene: &Scene<'_>, before: &BTreeSet<String>) {
+    for (what, is_done) in [
+        (
+            "another root to be trusted",
+            (|now, before| !now.is_subset(before)) as fn(&BTreeSet<_>, &BTreeSet<_>) -> bool,
+        ),
+        ("the roots of before to be trusted no more", |now, before| now.is_disjoint(before)),
+    ] {
+        eventually_blocking(ROTATION, what, || {
+            let now = trusted(scene)?;
+            if is_done(&now, before) {
+                Ok(())
+            } else {
+                Err(format!("{} of {} are new", now.difference(before).count(), now.len()))
+            }
         });
+    }
+}
+
+pub(crate) fn a_lost_ca_is_made_anew_and_fails_no_creation(scene: &Scene<'_>) {
+    let before = trusted(scene).expect("the webhook's bundle");
+    let created = creations_during(scene, || {
+        scene.kubectl().run(&["delete", "secret", "twofactor-webhook-ca", "--namespace", NAMESPACE]);
+        wait_for_rotation(scene, &before);
     });
-    println!("          {created} creations while the CA was rotated");
+    println!("          {created} creations while the CA was lost and replaced");
+}
+
+pub(crate) fn a_rotated_ca_fails_no_creation(scene: &Scene<'_>) {
+    let created = creations_during(scene, || {
+        let short = || {
+            release::install(&["webhook.caLifetime=100s", "webhook.certificateLifetime=20s"]);
+            // Those of now may be the long-lived ones: the second rotation is of a short one for certain.
+            for _ in 0..2 {
+                let before = trusted(scene).expect("the webhook's bundle");
+                wait_for_rotation(scene, &before);
+            }
+        };
+        finally(short, || release::install(&["webhook.caLifetime=", "webhook.certificateLifetime="]));
+    });
+    println!("          {created} creations while the CA was rotated twice");
 }
 
 pub(crate) fn a_rolling_restart_fails_no_creation(scene: &Scene<'_>) {

@@ -59,9 +59,10 @@ fn time_to_serve(scene: &Scene<'_>, namespace: &str, pod: &str) -> Option<f64> {
     let args = ["logs", pod, "--container", SIDECAR, "--timestamps", "--namespace", namespace];
     let log = scene.kubectl().run(&args);
     let second_of = |line: &str| seconds_of_the_hour(line.split(' ').next()?);
-    let first = second_of(log.lines().next()?)?;
-    let serving = second_of(log.lines().find(|line| line.contains("serving"))?)?;
-    Some((serving - first).rem_euclid(3600.0))
+    let (index, serving) = log.lines().enumerate().find(|(_, line)| line.contains("serving"))?;
+    // When it says nothing before, there is nothing to compare with.
+    let first = log.lines().next().filter(|_| index > 0)?;
+    Some((second_of(serving)? - second_of(first)?).rem_euclid(3600.0))
 }
 
 /// Of `2026-11-22T16:59:57.123456789Z`.
@@ -69,7 +70,7 @@ fn seconds_of_the_hour(time: &str) -> Option<f64> {
     let (_, time) = time.split_once('T')?;
     let mut parts = time.trim_end_matches('Z').split(':').skip(1);
     let minutes: f64 = parts.next()?.parse().ok()?;
-    let seconds: f64 = parts.next()?.get(..9)?.parse().ok()?;
+    let seconds: f64 = parts.next()?.parse().ok()?;
     Some(minutes * 60.0 + seconds)
 }
 
@@ -190,16 +191,11 @@ pub(crate) fn a_sidecar_at_rest(scene: &Scene<'_>) {
     });
     let pod = scene.kubectl().get(&["pod", "service", "--namespace", &namespace]);
     let node = pod["spec"]["nodeName"].as_str().expect("a node");
-    let begun = Instant::now();
-    let first = usage(scene, node, &namespace).expect("the kubelet's figures");
+    let first = eventually_blocking(START, "the kubelet's figures", || usage(scene, node, &namespace));
     let (last, seconds) = eventually_blocking(REST + START, "newer figures of the kubelet", || {
         let now = usage(scene, node, &namespace)?;
-        let elapsed = begun.elapsed();
-        if elapsed > REST && now.cpu_seconds >= first.cpu_seconds && now.time != first.time {
-            Ok((now, elapsed.as_secs_f64()))
-        } else {
-            Err("not yet".to_owned())
-        }
+        let seconds = (now.second - first.second).rem_euclid(3600.0);
+        if seconds >= REST.as_secs_f64() { Ok((now, seconds)) } else { Err(format!("{seconds} s newer")) }
     });
     let mebibytes = last.memory_bytes / 1024.0 / 1024.0;
     scene.world.figure(
@@ -214,7 +210,8 @@ pub(crate) fn a_sidecar_at_rest(scene: &Scene<'_>) {
 }
 
 struct Usage {
-    time: String,
+    /// When the processor's use was read, as a second of the hour.
+    second: f64,
     memory_bytes: f64,
     memory_of: &'static str,
     cpu_seconds: f64,
@@ -239,6 +236,11 @@ fn usage(scene: &Scene<'_>, node: &str, namespace: &str) -> Result<Usage, String
         };
     let nanoseconds =
         container["cpu"]["usageCoreNanoSeconds"].as_f64().ok_or("no use of the processor so far")?;
-    let time = container["cpu"]["time"].to_string();
-    Ok(Usage { time, memory_bytes, memory_of, cpu_seconds: nanoseconds / 1e9 })
+    let time = container["cpu"]["time"].as_str().and_then(seconds_of_the_hour);
+    Ok(Usage {
+        second: time.ok_or("no time of it")?,
+        memory_bytes,
+        memory_of,
+        cpu_seconds: nanoseconds / 1e9,
+    })
 }

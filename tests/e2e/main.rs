@@ -63,6 +63,7 @@ macro_rules! entries {
 /// In this order: what uninstalls comes last.
 const TESTS: &[Entry] = entries![
     Nothing: story::the_key_management_story_is_as_its_readme_tells_it,
+    Nothing: story::the_charts_own_test_passes,
     Nothing: story::a_pod_without_the_label_is_left_alone,
     Nothing: story::a_job_with_the_sidecar_completes,
     Nothing: story::a_namespace_that_is_not_let_in_waits_until_it_is,
@@ -74,8 +75,9 @@ const TESTS: &[Entry] = entries![
     Nothing: admission::the_restricted_level_admits_pods_with_the_sidecar,
     Nothing: admission::what_a_pod_gets_wrong_is_refused_with_a_sentence,
     Nothing: admission::while_the_webhook_is_down_only_labelled_pods_are_refused,
-    Nothing: admission::a_rotated_ca_fails_no_creation,
+    Nothing: admission::a_lost_ca_is_made_anew_and_fails_no_creation,
     Nothing: admission::a_rolling_restart_fails_no_creation,
+    Nothing: admission::a_rotated_ca_fails_no_creation,
     Nothing: metrics::prometheus_scrapes_operator_and_sidecars_by_the_charts_labels,
     Nothing: figures::pod_start_with_and_without_the_sidecar,
     Nothing: figures::admission_of_fifty_pods,

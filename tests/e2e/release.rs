@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use twofactor_tests::kubernetes::helm;
+use twofactor_tests::kubernetes::{Said, helm};
 
 /// The release's name.
 pub(crate) const NAME: &str = "twofactor";
@@ -41,6 +41,17 @@ pub(crate) fn install(values: &[&str]) {
     }
     let said = helm(BOUND, &args);
     assert!(said.success, "helm {} failed: {said}", args.join(" "));
+}
+
+/// Runs the tests that the chart brings along, and hands on what helm said.
+pub(crate) fn test() -> Said {
+    helm(BOUND, &["test", NAME, "--namespace", NAMESPACE, "--logs"])
+}
+
+/// What the chart told whoever installed it.
+pub(crate) fn notes() -> String {
+    let said = helm(BOUND, &["get", "notes", NAME, "--namespace", NAMESPACE]);
+    said.into_result().unwrap_or_else(|error| panic!("helm get notes failed: {error}"))
 }
 
 /// Whether the release is there.

@@ -8,7 +8,7 @@ use twofactor_tests::kubernetes::finish;
 use twofactor_tests::wait::eventually_blocking;
 
 use crate::manifests::{self, SIDECAR};
-use crate::release::checkout;
+use crate::release::{self, checkout};
 use crate::scene::Scene;
 
 /// The example's own namespaces.
@@ -95,6 +95,11 @@ fn comparable(line: &str) -> String {
         }
     }
     text
+}
+
+pub(crate) fn the_charts_own_test_passes(_: &Scene<'_>) {
+    let said = release::test();
+    assert!(said.success, "{said}");
 }
 
 pub(crate) fn a_pod_without_the_label_is_left_alone(scene: &Scene<'_>) {

@@ -12,6 +12,17 @@ use crate::release::{self, CRDS, NAMESPACE, OPERATOR_LABEL};
 use crate::scene::Scene;
 use crate::{START, finally};
 
+/// What stays of a release, as its notes say.
+const KEPT: [(&str, &str); 4] = [
+    ("secret", "twofactor-master-key"),
+    ("secret", "twofactor-webhook-ca"),
+    ("secret", "twofactor-redis"),
+    ("persistentvolumeclaim", "data-twofactor-redis-0"),
+];
+/// What goes.
+const NAMESPACED: &str = "deployments,statefulsets,services,serviceaccounts,configmaps,poddisruptionbudgets,networkpolicies,roles,rolebindings";
+const CLUSTER_WIDE: &str = "mutatingwebhookconfigurations,clusterroles,clusterrolebindings";
+
 fn seeds(scene: &Scene<'_>, namespace: &str) -> BTreeMap<String, String> {
     let users = scene.kubectl().get(&["twofactorusers", "--namespace", namespace]);
     let names = users["items"]
@@ -57,6 +68,7 @@ pub(crate) fn what_is_uninstalled_leaves_users_who_verify_again_when_it_is_back(
     let master_key = kubectl.get(&["secret", "twofactor-master-key", "--namespace", NAMESPACE]);
     let from = now().saturating_sub(1);
 
+    let notes = release::notes();
     let said = release::uninstall();
     let without = || {
         for crd in CRDS {
@@ -65,16 +77,19 @@ pub(crate) fn what_is_uninstalled_leaves_users_who_verify_again_when_it_is_back(
         assert_eq!(seeds(scene, &load.people), before, "an uninstall changed users; helm said: {said}");
         let kept = kubectl.get(&["secret", "twofactor-master-key", "--namespace", NAMESPACE]);
         assert_eq!(kept["data"], master_key["data"], "the master key has changed");
-        let hook = kubectl.try_run(&["get", "mutatingwebhookconfiguration", "twofactor-operator"]);
-        assert!(hook.is_err(), "the webhook is still there, and nobody answers it");
-        let left = kubectl.run(&[
-            "get",
-            "deployments,services,serviceaccounts",
-            "--output=name",
-            "--namespace",
-            NAMESPACE,
-        ]);
-        assert!(!left.contains("twofactor"), "left behind: {left}");
+        for (kind, name) in KEPT {
+            assert!(
+                notes.contains(name),
+                "the chart's notes do not say that {kind} {name} is kept:\n{notes}"
+            );
+            kubectl.run(&["get", kind, name, "--namespace", NAMESPACE]);
+        }
+        let gone = [(NAMESPACED, NAMESPACE), (CLUSTER_WIDE, "")];
+        for (kinds, namespace) in gone {
+            let left = kubectl.run(&["get", kinds, "--output=name", "--namespace", namespace]);
+            let left: Vec<_> = left.lines().filter(|name| name.contains("/twofactor")).collect();
+            assert!(left.is_empty(), "left behind: {left:?}");
+        }
 
         // Nothing waits for an operator that is not there any more.
         let said = kubectl.say_within(Duration::from_mins(1), &["delete", "namespace", &short_lived], "");
