@@ -45,12 +45,13 @@ pub(crate) fn what_a_pod_gets_wrong_is_refused_with_a_sentence(scene: &Scene<'_>
     let right = manifests::client_with_sidecar(&namespace, "service", &namespace);
     assert!(scene.kubectl().create_dry(&right).success, "a pod with nothing wrong is refused");
     let port = |port: u16| json!([{ "containerPort": port }]);
-    let credentials =
-        json!([{ "name": "mine", "secret": { "secretName": format!("twofactor-{namespace}") } }]);
+    let secret = format!("twofactor-{namespace}");
+    let credentials = json!([{ "name": "mine", "secret": { "secretName": secret } }]);
     let mount = json!([{ "name": "mine", "mountPath": "/mine" }]);
-    let cases: [(&str, Change<'_>); 7] = [
+    let cases: [(&str, Change<'_>); 10] = [
         (INJECT, &|pod| pod["metadata"]["labels"][INJECT] = json!("yes")),
         ("hostNetwork", &|pod| pod["spec"]["hostNetwork"] = json!(true)),
+        ("hostPID", &|pod| pod["spec"]["hostPID"] = json!(true)),
         ("shareProcessNamespace", &|pod| pod["spec"]["shareProcessNamespace"] = json!(true)),
         ("8004", &|pod| pod["spec"]["containers"][0]["ports"] = port(8004)),
         ("18004", &|pod| pod["spec"]["containers"][0]["ports"] = port(18004)),
@@ -58,6 +59,13 @@ pub(crate) fn what_a_pod_gets_wrong_is_refused_with_a_sentence(scene: &Scene<'_>
         ("twofactor-", &|pod| {
             pod["spec"]["volumes"] = credentials.clone();
             pod["spec"]["containers"][0]["volumeMounts"] = mount.clone();
+        }),
+        ("twofactor-", &|pod| {
+            let key = json!({ "secretKeyRef": { "name": secret, "key": "redis-url" } });
+            pod["spec"]["containers"][0]["env"] = json!([{ "name": "URL", "valueFrom": key }]);
+        }),
+        ("twofactor-", &|pod| {
+            pod["spec"]["containers"][0]["envFrom"] = json!([{ "secretRef": { "name": secret } }]);
         }),
     ];
     for (word, change) in cases {

@@ -2,6 +2,7 @@
 //! credentials. The app here is root in its container and may use every capability that a container has by default.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use data_encoding::BASE64;
 use serde_json::{Value, json};
@@ -226,6 +227,9 @@ pub(crate) fn the_network_gives_the_app_nothing_but_its_own_sidecar(scene: &Scen
         assert!(!text.contains("alice"), "the metrics tell a name: {text}");
     }
 
+    // Redis itself keeps services apart, too.
+    let isolated = ["twofactorrealm", "default", "--namespace", people, "--for=condition=Isolated"];
+    scene.kubectl().wait(Duration::from_secs(30), &isolated);
     let target = scene.secret(services, &format!("twofactor-{people}"), "redis-url");
     let place = target.rsplit_once('@').map_or(target.as_str(), |(_, place)| place);
     let place = place.split('/').next().unwrap_or(place);

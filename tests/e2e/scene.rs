@@ -17,6 +17,9 @@ use crate::{START, manifests, release};
 /// For the operator to publish a user or a realm.
 const PUBLISHED: Duration = Duration::from_mins(1);
 
+/// For the operator to notice a pod.
+const TOLD: Duration = Duration::from_secs(90);
+
 /// A reply of a sidecar.
 #[derive(Clone, Debug)]
 pub(crate) struct Reply {
@@ -149,6 +152,21 @@ impl<'a> Scene<'a> {
     pub(crate) fn wait_for_pod(&self, namespace: &str, pod: &str) {
         let pod = format!("pod/{pod}");
         self.kubectl().wait(START, &[&pod, "--namespace", namespace, "--for=condition=Ready"]);
+    }
+
+    /// Waits until the operator has told an Event about this object, with this word in its sentence.
+    pub(crate) fn wait_for_event(&self, namespace: &str, object: &str, word: &str) {
+        eventually_blocking(TOLD, format_args!("an Event about {object} that says {word}"), || {
+            let events = self.kubectl().try_get(&["events", "--namespace", namespace])?;
+            let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+            let is_wanted = |event: &Value| {
+                event["involvedObject"]["name"] == object
+                    && text(&event["reportingComponent"]).contains("twofactor")
+                    && text(&event["message"]).contains(word)
+            };
+            let found = events["items"].as_array().is_some_and(|events| events.iter().any(is_wanted));
+            if found { Ok(()) } else { Err(events["items"].to_string()) }
+        });
     }
 
     /// What a command in the pod's own container says.

@@ -146,15 +146,7 @@ pub(crate) fn a_namespace_that_is_not_let_in_waits_until_it_is(scene: &Scene<'_>
         said.stderr.contains("Warning:") && said.stderr.contains(&people),
         "no warning was given: {said}"
     );
-    eventually_blocking(Duration::from_secs(90), "an Event that says why the pod waits", || {
-        let events = scene.kubectl().try_get(&["events", "--namespace", &other])?;
-        let ours = events["items"].as_array().into_iter().flatten().find(|event| {
-            let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-            text(&event["reportingComponent"]).contains("twofactor")
-                && event["message"].to_string().contains(&people)
-        });
-        ours.map(|_| ()).ok_or_else(|| events["items"].to_string())
-    });
+    scene.wait_for_event(&other, "waiting", &people);
     let pod = scene.kubectl().get(&["pod", "waiting", "--namespace", &other]);
     assert_eq!(pod["status"]["phase"], "Pending", "{pod}");
 

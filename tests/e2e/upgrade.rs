@@ -101,6 +101,7 @@ pub(crate) fn what_is_uninstalled_leaves_users_who_verify_again_when_it_is_back(
     };
     finally(without, || release::install(&[]));
     let back = now();
+    scene.wait_for_event(&load.namespace, "without", "sidecar");
     load.wait_until_accepted_after(back);
     load.check(&[(from, back + 60)]);
     assert_eq!(seeds(scene, &load.people), before, "coming back changed a seed");
