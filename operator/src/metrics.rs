@@ -186,10 +186,15 @@ impl Metrics {
             )?,
             registry,
         };
-        for outcome in [Outcome::Success, Outcome::RequeueAfter, Outcome::Error] {
-            metrics.reconciles.with_label_values(&[CONTROLLER, outcome.name()]);
-        }
+        metrics.show_outcomes();
         Ok(metrics)
+    }
+
+    /// Those that did not happen yet too, so that a rate can be told from the first one on.
+    fn show_outcomes(&self) {
+        for outcome in [Outcome::Success, Outcome::RequeueAfter, Outcome::Error] {
+            self.reconciles.with_label_values(&[CONTROLLER, outcome.name()]);
+        }
     }
 
     /// What `/metrics` shows.

@@ -1,4 +1,5 @@
-//! What every store must do: each test runs against memory and against a real Redis, with a clock that is moved.
+//! What every store must do: each test runs against memory and against a real Redis, with a clock that is moved, and there also
+//! with a service's login.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,7 +15,7 @@ use crate::world::{Person, START, STEP, World};
 
 const LIFETIME: Duration = Duration::from_mins(5);
 
-/// Two tests of each rule: one a store.
+/// Three tests of each rule: one a store, and one more with the few permissions that a service has in Redis.
 macro_rules! both_stores {
     ($($rule:ident),+ $(,)?) => {
         mod memory {
@@ -22,6 +23,9 @@ macro_rules! both_stores {
         }
         mod redis {
             $(#[tokio::test] async fn $rule() { super::$rule(super::World::in_redis().await).await; })+
+        }
+        mod service_in_redis {
+            $(#[tokio::test] async fn $rule() { super::$rule(super::World::in_redis_as_a_service().await).await; })+
         }
     };
 }
@@ -401,14 +405,14 @@ async fn a_realm_that_was_emptied_while_it_was_filled_is_not_complete(world: Wor
     let inspection = world.publisher.begin(&mut crate::world::random()).await.unwrap();
     world.publish(alice.record.clone(), false).await;
     empty().await;
-    assert!(world.store.stamp(&inspection).await.is_err());
+    assert!(world.publisher.store().stamp(&inspection).await.is_err());
     assert!(world.store.confirm_absence(&alice.pseudonym).await.is_err());
-    assert!(!world.store.inspect().await.unwrap().ready);
+    assert!(!world.publisher.store().inspect().await.unwrap().ready);
     // Nor does a filling that began before another one speak for that.
     let first = world.publisher.begin(&mut crate::world::random()).await.unwrap();
     let second = world.publisher.begin(&mut crate::world::random()).await.unwrap();
-    assert!(world.store.stamp(&first).await.is_err());
-    world.store.stamp(&second).await.unwrap();
+    assert!(world.publisher.store().stamp(&first).await.is_err());
+    world.publisher.store().stamp(&second).await.unwrap();
 }
 
 async fn a_seed_that_is_not_fresh_refuses_whatever_could_have_been_used(world: World) {
@@ -461,12 +465,12 @@ async fn a_removed_user_leaves_nothing(world: World) {
         world.verify(person, "kms", &person.wrong_code(world.now())).await.unwrap();
     }
     world.publisher.remove(alice.pseudonym).await.unwrap();
-    assert_eq!(world.store.users().await.unwrap(), [bob.pseudonym]);
+    assert_eq!(world.publisher.store().users().await.unwrap(), [bob.pseudonym]);
     let code = alice.code_at(world.now(), 0);
     assert_eq!(undecided(world.verify(&alice, "kms", &code).await), Undecided::NoState);
     assert!(world.store.confirm_absence(&alice.pseudonym).await.unwrap());
     let swept = world.publisher.sweep(&[alice.pseudonym].into()).await.unwrap();
-    assert_eq!((swept, world.store.users().await.unwrap()), (1, vec![]));
+    assert_eq!((swept, world.publisher.store().users().await.unwrap()), (1, vec![]));
 }
 
 async fn two_publishers_do_not_overwrite_each_other(world: World) {
@@ -490,7 +494,7 @@ async fn two_publishers_do_not_overwrite_each_other(world: World) {
         publication(Some(Revision(1)), next),
         publication(Some(person.revision), next),
     ];
-    let results = world.store.publish(&batch).await.unwrap();
+    let results = world.publisher.store().publish(&batch).await.unwrap();
     assert!(
         matches!(results[..], [Err(StoreError::Conflict), Err(StoreError::Conflict), Ok(())]),
         "{results:?}"

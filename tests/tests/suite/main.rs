@@ -1,6 +1,7 @@
 //! Every test that starts real parts, in one binary: linking dominates on two cores.
 #![allow(clippy::unwrap_used, reason = "in a test, a panic is how a failure is told")]
 
+mod acl;
 mod chart;
 mod conformance;
 mod contract;

@@ -20,6 +20,7 @@ use twofactor_core::seed::Seed;
 use twofactor_core::time::{Step, UnixMillis};
 use twofactor_core::totp::{Totp, TotpParameters};
 use twofactor_core::user::{DeliveryMethod, UserDefinition};
+use twofactor_store::acl::{self, AclUser, Separation};
 use twofactor_store::clock::Clock;
 use twofactor_store::memory::MemoryStore;
 use twofactor_store::publisher::{Desired, Others, Outcome, Publisher};
@@ -98,6 +99,29 @@ impl World {
         Self::new(Store::Redis(store), Some(redis), clock).await
     }
 
+    /// As [`World::in_redis`], where whoever asks is a service with a login of its own, and only the publisher may do everything.
+    pub(crate) async fn in_redis_as_a_service() -> Self {
+        let world = Self::in_redis().await;
+        let store = world.service_store(names()).await;
+        Self { store: Store::Redis(store), ..world }
+    }
+
+    /// The store as a service sees it that has a login for a realm.
+    pub(crate) async fn service_store(&self, realm: RealmNames) -> RedisStore {
+        let url = self.service_url(realm).await;
+        RedisStore::new(&url, names(), self.clock.clone()).unwrap()
+    }
+
+    /// The URL of Redis with a login for a realm, which is made.
+    pub(crate) async fn service_url(&self, realm: RealmNames) -> String {
+        let login = MasterKey::generate(&mut random()).login(&realm_id(), 1, "a-namespace");
+        let name = realm.login(&login.tag);
+        let user = AclUser { name: name.clone(), password_hash: login.password_hash(), realm };
+        let Store::Redis(store) = self.publisher.store() else { panic!("a world in Redis") };
+        store.acl_set(&user, Separation::ReadAndWrite).await.unwrap();
+        acl::with_login(&self.redis().url(), &name, &login.password).unwrap().expose_secret().to_owned()
+    }
+
     /// A realm in a real Redis that runs with the real time.
     pub(crate) async fn in_redis_with_real_time(redis: RedisServer) -> Self {
         let store = RedisStore::new(&redis.url(), names(), Clock::System).unwrap();
@@ -138,7 +162,7 @@ impl World {
         let outcomes = self.publisher.publish(&[desired], self.now(), &mut random()).await.unwrap();
         assert_ne!(outcomes, [Outcome::Conflict]);
         let pseudonym = self.keys().pseudonym(&record.definition.username);
-        let revision = self.store.published(&[pseudonym]).await.unwrap()[0].revision.unwrap();
+        let revision = self.publisher.store().published(&[pseudonym]).await.unwrap()[0].revision.unwrap();
         Person { record, pseudonym, revision }
     }
 
@@ -161,7 +185,7 @@ impl World {
 
     /// The person as published now.
     pub(crate) async fn current(&self, person: &Person) -> Person {
-        let published = self.store.published(&[person.pseudonym]).await.unwrap();
+        let published = self.publisher.store().published(&[person.pseudonym]).await.unwrap();
         Person { revision: published[0].revision.unwrap(), ..person.clone() }
     }
 

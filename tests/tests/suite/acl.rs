@@ -1,0 +1,150 @@
+//! What a service's login to Redis can do, and everything else that it cannot. That it can do what a sidecar does, the
+//! conformance suite shows.
+
+use redis::{Client, ErrorKind, RedisResult, ServerErrorKind, Value};
+use twofactor_core::names::{Pseudonym, RealmNames};
+use twofactor_core::user::DeliveryMethod::App;
+use twofactor_store::Store;
+use twofactor_store::acl::AclError;
+
+use crate::world::{World, installation, names};
+
+async fn connect(url: &str) -> redis::aio::MultiplexedConnection {
+    Client::open(url).unwrap().get_multiplexed_async_connection().await.unwrap()
+}
+
+async fn call(connection: &mut redis::aio::MultiplexedConnection, words: &[&str]) -> RedisResult<Value> {
+    let mut command = redis::cmd(words[0]);
+    command.arg(&words[1..]).query_async(connection).await
+}
+
+fn is_refused(result: &RedisResult<Value>) -> bool {
+    let Err(error) = result else { return false };
+    // Within a script, Redis wraps the refusal.
+    error.kind() == ErrorKind::Server(ServerErrorKind::NoPerm) || error.to_string().contains("can't access")
+}
+
+#[tokio::test]
+async fn every_other_command_is_refused() {
+    let world = World::in_redis().await;
+    let person = world.person("alice", App).await;
+    let url = world.service_url(names()).await;
+    let mut connection = connect(&url).await;
+    let user = names().user(&person.pseudonym);
+    assert!(call(&mut connection, &["GET", &user.record]).await.is_ok());
+    assert!(call(&mut connection, &["HGETALL", &names().realm_meta()]).await.is_ok());
+    for words in [
+        &["KEYS", "*"][..],
+        &["SCAN", "0"],
+        &["DBSIZE"],
+        &["FLUSHALL"],
+        &["FLUSHDB"],
+        &["CONFIG", "GET", "*"],
+        &["ACL", "LIST"],
+        &["ACL", "WHOAMI"],
+        &["SCRIPT", "FLUSH"],
+        &["SCRIPT", "KILL"],
+        &["EVAL", "return 1", "0"],
+        &["SHUTDOWN"],
+        &["DEBUG", "SLEEP", "0"],
+        &["MONITOR"],
+        &["CLIENT", "LIST"],
+        &["CLIENT", "KILL", "ID", "1"],
+        &["REPLICAOF", "NO", "ONE"],
+        &["SUBSCRIBE", "x"],
+        &["PUBLISH", "x", "y"],
+        &["SELECT", "1"],
+        &["DEL", &user.state],
+        &["UNLINK", &user.state],
+        &["RENAME", &user.state, &user.otp],
+        &["DUMP", &user.record],
+        &["SET", &user.record, "forged"],
+        &["COPY", &user.record, &user.otp],
+        &["EXPIRE", &user.state, "1"],
+        &["XADD", &user.log, "*", "a", "b"],
+    ] {
+        let result = call(&mut connection, words).await;
+        assert!(is_refused(&result), "{words:?}: {result:?}");
+    }
+}
+
+#[tokio::test]
+async fn other_keys_are_refused_and_records_cannot_be_written_not_even_by_a_script() {
+    let world = World::in_redis().await;
+    let person = world.person("alice", App).await;
+    let mut connection = connect(&world.service_url(names()).await).await;
+    let user = names().user(&person.pseudonym);
+    let other = RealmNames::new(&installation(), &"realm-under-test-2".parse().unwrap());
+    let foreign = RealmNames::new(&"installation".parse().unwrap(), &"realm-under-test".parse().unwrap());
+    let others = other.user(&Pseudonym::from_bytes([7; 16]));
+    for key in [
+        &other.realm_record(),
+        &other.realm_meta(),
+        &others.record,
+        &others.state,
+        &foreign.realm_record(),
+        "something",
+    ] {
+        for words in [&["GET", key][..], &["HGETALL", key], &["EXISTS", key], &["HSET", key, "a", "b"]] {
+            let result = call(&mut connection, words).await;
+            assert!(is_refused(&result), "{words:?}: {result:?}");
+        }
+    }
+    // The same through a script, which a service may load.
+    let script = "return redis.call(ARGV[1], ARGV[2], unpack(ARGV, 3))";
+    let hash: String =
+        redis::cmd("SCRIPT").arg("LOAD").arg(script).query_async(&mut connection).await.unwrap();
+    for words in [
+        &["SET", &user.record, "forged"][..],
+        &["HSET", &names().realm_meta(), "complete", "1"],
+        &["HSET", &user.record, "a", "b"],
+        &["HGETALL", &others.state],
+        &["DEL", &user.state],
+    ] {
+        let call_of: Vec<&str> = [&["EVALSHA", &hash, "0"], words].concat();
+        let result = call(&mut connection, &call_of).await;
+        assert!(result.is_err(), "{words:?}: {result:?}");
+    }
+    assert_eq!(world.publisher.current(person.pseudonym).await.unwrap().unwrap(), person.record);
+}
+
+#[tokio::test]
+async fn a_login_that_is_removed_loses_its_connections_and_comes_back_as_it_was() {
+    let world = World::in_redis().await;
+    let Store::Redis(admin) = world.publisher.store().clone() else { panic!() };
+    let url = world.service_url(names()).await;
+    let mut connection = connect(&url).await;
+    let name = admin.acl_users().await.unwrap().into_iter().find(|name| name != "default").unwrap();
+    assert_eq!(RealmNames::realm_of_login(&installation(), &name), Some("realm-under-test".parse().unwrap()));
+    admin.acl_delete(std::slice::from_ref(&name)).await.unwrap();
+    assert!(call(&mut connection, &["GET", &names().realm_record()]).await.is_err());
+    assert!(Client::open(url.as_str()).unwrap().get_multiplexed_async_connection().await.is_err());
+    assert_eq!(admin.acl_users().await.unwrap(), ["default"]);
+    // A service cannot let itself, or anybody, in.
+    let service = world.service_store(names()).await;
+    assert!(matches!(service.acl_users().await, Err(AclError::NotPermitted)));
+    assert!(matches!(service.acl_delete(&[name]).await, Err(AclError::NotPermitted)));
+}
+
+#[tokio::test]
+async fn another_database_can_be_chosen_where_the_url_says_so() {
+    let world = World::in_redis().await;
+    let url = world.redis().url().replace("/0", "/3");
+    let store = twofactor_store::redis::RedisStore::new(&url, names(), twofactor_store::clock::Clock::System)
+        .unwrap();
+    let user = twofactor_store::acl::AclUser {
+        name: names().login(&[1; 16]),
+        // Of the empty password.
+        password_hash: "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855".to_owned(),
+        realm: names(),
+    };
+    store.acl_set(&user, twofactor_store::acl::Separation::ReadAndWrite).await.unwrap();
+    let mut rules: Vec<Value> = redis::cmd("ACL")
+        .arg("GETUSER")
+        .arg(&user.name)
+        .query_async(&mut world.redis().connect().await)
+        .await
+        .unwrap();
+    let commands = format!("{:?}", rules.remove(5));
+    assert!(commands.contains("+select") && commands.contains("-@all"), "{commands}");
+}
