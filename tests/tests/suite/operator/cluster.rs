@@ -160,10 +160,20 @@ impl Cluster {
     }
 
     pub(crate) fn condition(&self, user: &str, kind: &str) -> Option<(String, String, String)> {
-        let user = self.get("tfu", user)?;
-        let conditions = user["status"]["conditions"].as_array()?.clone();
+        self.condition_of("tfu", user, kind)
+    }
+
+    /// A condition of any object, if it is about the object as it is now.
+    pub(crate) fn condition_of(
+        &self,
+        resource: &str,
+        name: &str,
+        kind: &str,
+    ) -> Option<(String, String, String)> {
+        let object = self.get(resource, name)?;
+        let conditions = object["status"]["conditions"].as_array()?.clone();
         let condition = conditions.into_iter().find(|condition| condition["type"] == kind)?;
-        if condition["observedGeneration"].as_i64()? < user["metadata"]["generation"].as_i64()? {
+        if condition["observedGeneration"].as_i64()? < object["metadata"]["generation"].as_i64()? {
             return None;
         }
         let text = |field: &str| condition[field].as_str().unwrap_or_default().to_owned();
@@ -214,16 +224,39 @@ impl Cluster {
 
     /// A sidecar with the credentials that the operator wrote.
     pub(crate) async fn sidecar(&self) -> Sidecar {
-        let name = format!("twofactor-{}", self.namespace);
+        self.sidecar_in(&self.namespace).await
+    }
+
+    /// A sidecar in another namespace, with the credentials that the operator wrote there.
+    pub(crate) async fn sidecar_in(&self, namespace: &str) -> Sidecar {
         let folder = scratch::folder("credentials");
         for key in ["redis-url", "realm-key", "installation", "realm", "caller"] {
-            let value =
-                eventually(BOUND, format_args!("{key} of {name}"), async || self.secret(&name, key)).await;
+            let what = format!("{key} of the credentials in {namespace}");
+            let value = eventually(BOUND, what, async || self.credentials_in(namespace, key)).await;
             fs::write(folder.path().join(key), value).unwrap();
         }
         let path = folder.path().to_str().unwrap().to_owned();
         let process = SidecarProcess::builder().args(["serve", "--credentials", &path]).start().await;
         Sidecar { api: process.api(), _process: process, _folder: folder }
+    }
+
+    /// A value of the credentials of this realm in a namespace.
+    pub(crate) fn credentials_in(&self, namespace: &str, key: &str) -> Option<String> {
+        let name = format!("twofactor-{}", self.namespace);
+        let text = self
+            .server
+            .try_kubectl(&["--namespace", namespace, "get", "secret", &name, "-o", "json"])
+            .ok()?;
+        let secret: Value = serde_json::from_str(&text).unwrap();
+        let bytes = BASE64.decode(secret["data"][key].as_str()?.as_bytes()).unwrap();
+        Some(String::from_utf8(bytes).unwrap())
+    }
+
+    /// Another namespace, named after the users' one.
+    pub(crate) fn another_namespace(&self, prefix: &str) -> String {
+        let name = format!("{prefix}-{}", self.namespace);
+        let _ = self.server.kubectl(&["create", "namespace", &name]);
+        name
     }
 }
 

@@ -4,6 +4,7 @@ mod cluster;
 mod crashes;
 mod days;
 mod imports;
+mod realms;
 mod schema;
 mod seeds;
 mod users;

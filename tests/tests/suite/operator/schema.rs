@@ -17,7 +17,18 @@ async fn the_examples_are_accepted_by_a_server() {
 #[tokio::test]
 async fn every_field_is_described() {
     let cluster = Cluster::start().await;
-    for path in ["tfu.spec", "tfu.spec.totp", "tfu.spec.secretRef", "tfu.status"] {
+    for path in [
+        "tfu.spec",
+        "tfu.spec.totp",
+        "tfu.spec.secretRef",
+        "tfu.status",
+        "tfr.spec",
+        "tfr.spec.allowedNamespaces",
+        "tfr.spec.allowedNamespaces.selector",
+        "tfr.spec.allowedNamespaces.selector.matchExpressions",
+        "tfr.spec.delivery.secretRef",
+        "tfr.status",
+    ] {
         let text = cluster.server.kubectl(&["explain", path]);
         let fields = text.split("FIELDS:").nth(1).unwrap_or_else(|| panic!("{text}"));
         // A field is "  name<TAB><type>", its description the lines below, indented by four.

@@ -1,0 +1,491 @@
+//! Realms: whom they let in, what they say about delivery, and what Redis lets whom do.
+
+use std::time::{Duration, Instant};
+
+use redis::AsyncCommands;
+use serde_json::Value;
+use twofactor_tests::mail::MailServer;
+use twofactor_tests::redis::RedisServer;
+use twofactor_tests::wait::eventually;
+
+use super::cluster::{BOUND, Cluster, app_user, code_of, user};
+
+/// What is promised after a withdrawal.
+const WITHDRAWN: Duration = Duration::from_secs(2);
+
+fn realm(spec: &str) -> String {
+    realm_named("default", spec)
+}
+
+fn realm_named(name: &str, spec: &str) -> String {
+    format!(
+        "apiVersion: twofactor.fountainai.io/v1alpha1\nkind: TwoFactorRealm\nmetadata:\n  name: {name}\nspec:\n  {spec}\n---\n"
+    )
+}
+
+fn letting_in(namespace: &str) -> String {
+    realm(&format!("allowedNamespaces: {{names: [{namespace}]}}"))
+}
+
+async fn wait_condition(cluster: &Cluster, kind: &str, status: &str, reason: &str) -> String {
+    // Secrets with providers are read every 30 seconds.
+    let bound = BOUND + Duration::from_secs(30);
+    eventually(bound, format_args!("{kind} to be {status}, {reason}"), async || {
+        match cluster.condition_of("tfr", "default", kind) {
+            Some((found, why, message)) if found == status && why == reason => Ok(message),
+            other => Err(format!("{other:?}")),
+        }
+    })
+    .await
+}
+
+/// The Redis users other than the one who may do everything.
+async fn logins(redis: &RedisServer) -> Vec<String> {
+    let users: Vec<String> =
+        redis::cmd("ACL").arg("USERS").query_async(&mut redis.connect().await).await.unwrap();
+    users.into_iter().filter(|name| name != "default").collect()
+}
+
+#[tokio::test]
+async fn a_namespace_that_is_let_in_by_name_verifies_until_it_is_not_any_more() {
+    let cluster = Cluster::start().await;
+    let _operator = cluster.operator().start().await;
+    let kms = cluster.another_namespace("kms");
+    cluster.apply(&[app_user("carol"), letting_in(&kms)].concat());
+    cluster.wait_ready("carol").await;
+    let (sidecar, seed) = (cluster.sidecar_in(&kms).await, cluster.seed("carol"));
+    let code = code_of(&seed);
+    assert_eq!(sidecar.api.verify("carol", &code).await.status, 200);
+    assert_eq!(sidecar.api.verify("carol", &code).await.status, 400);
+    // The credentials are of that service, and hold nothing of the operator's.
+    let url = cluster.credentials_in(&kms, "redis-url").unwrap();
+    assert_ne!(url, cluster.redis.url());
+    assert_ne!(
+        url,
+        cluster.secret(&format!("twofactor-{}", cluster.namespace), "redis-url").map(text).unwrap()
+    );
+    assert_eq!(cluster.credentials_in(&kms, "caller").unwrap(), kms);
+    assert_eq!(logins(&cluster.redis).await.len(), 2);
+    wait_condition(&cluster, "Ready", "True", "Ready").await;
+    wait_condition(&cluster, "Isolated", "True", "AclApplied").await;
+    let status = eventually(BOUND, "the counts", async || {
+        let status = cluster.get("tfr", "default")?["status"].clone();
+        (status["usersReady"] == 1).then_some(status)
+    })
+    .await;
+    assert_eq!((&status["namespacesServed"], &status["users"]), (&Value::from(2), &Value::from(1)));
+    assert_eq!(status["namespaces"], serde_json::json!([kms, cluster.namespace]));
+    let table = cluster.kubectl(&["get", "tfr"]);
+    let lines: Vec<Vec<&str>> = table.lines().map(|line| line.split_whitespace().collect()).collect();
+    assert_eq!(lines[0], ["NAME", "READY", "NAMESPACES", "USERS", "OUTDATED", "AGE"], "{table}");
+    assert_eq!(lines[1][..5], ["default", "True", "2", "1", "0"], "{table}");
+
+    cluster.apply(&realm("issuer: Somebody"));
+    let began = Instant::now();
+    eventually(BOUND, "the withdrawal", async || {
+        let reply = sidecar.api.verify("carol", &code).await;
+        if reply.status == 503 { Ok(()) } else { Err(reply.body) }
+    })
+    .await;
+    assert!(began.elapsed() < WITHDRAWN, "{:?}", began.elapsed());
+    eventually(BOUND, "the credentials to go", async || cluster.credentials_in(&kms, "caller").is_none())
+        .await;
+    assert_eq!(logins(&cluster.redis).await.len(), 1);
+
+    // The same sidecar, with the credentials that it has, is let in again.
+    cluster.apply(&letting_in(&kms));
+    sidecar.wait_accepted("carol", &seed).await;
+    assert_eq!(cluster.credentials_in(&kms, "redis-url").unwrap(), url);
+}
+
+fn text(bytes: Vec<u8>) -> String {
+    String::from_utf8(bytes).unwrap()
+}
+
+#[tokio::test]
+async fn a_label_lets_a_namespace_in_and_takes_it_out_again() {
+    let cluster = Cluster::start().await;
+    let _operator = cluster.operator().start().await;
+    let kms = cluster.another_namespace("kms");
+    let label = format!("team={}", cluster.namespace);
+    cluster.apply(
+        &[
+            app_user("carol"),
+            realm(&format!(
+                "allowedNamespaces: {{selector: {{matchExpressions: [{{key: team, operator: In, values: [{}]}}]}}}}",
+                cluster.namespace
+            )),
+        ]
+        .concat(),
+    );
+    let message = wait_condition(&cluster, "NamespacesMatched", "False", "SelectorMatchesNothing").await;
+    assert!(message.contains("chooses no namespace"), "{message}");
+    wait_condition(&cluster, "Ready", "True", "Ready").await;
+    assert!(cluster.credentials_in(&kms, "caller").is_none());
+
+    let _ = cluster.server.kubectl(&["label", "namespace", &kms, &label]);
+    cluster.wait_ready("carol").await;
+    let sidecar = cluster.sidecar_in(&kms).await;
+    assert_eq!(sidecar.verify_seed("carol", &cluster.seed("carol")).await.status, 200);
+    wait_condition(&cluster, "NamespacesMatched", "True", "Matched").await;
+
+    let _ = cluster.server.kubectl(&["label", "namespace", &kms, "team-"]);
+    let began = Instant::now();
+    eventually(BOUND, "the withdrawal", async || sidecar.api.verify("carol", "000000").await.status == 503)
+        .await;
+    assert!(began.elapsed() < WITHDRAWN, "{:?}", began.elapsed());
+    eventually(BOUND, "the credentials to go", async || cluster.credentials_in(&kms, "caller").is_none())
+        .await;
+}
+
+#[tokio::test]
+async fn a_namespace_that_comes_later_is_let_in_and_one_that_goes_leaves_no_login() {
+    let cluster = Cluster::on_own_server(&["namespace", "garbagecollector"]).await;
+    let _operator = cluster.operator().start().await;
+    let kms = format!("kms-{}", cluster.namespace);
+    cluster.apply(&[app_user("carol"), letting_in(&kms)].concat());
+    let message = wait_condition(&cluster, "NamespacesMatched", "False", "NamespaceNotFound").await;
+    assert!(message.contains(&kms), "{message}");
+    cluster.another_namespace("kms");
+    cluster.wait_ready("carol").await;
+    let sidecar = cluster.sidecar_in(&kms).await;
+    assert_eq!(sidecar.verify_seed("carol", &cluster.seed("carol")).await.status, 200);
+    let _ = cluster.server.kubectl(&["delete", "namespace", &kms]);
+    eventually(BOUND, "the login to go", async || logins(&cluster.redis).await.len() == 1).await;
+    // A realm whose namespace goes takes everything with it, wherever it is.
+    let other = cluster.another_namespace("other");
+    cluster.apply(&letting_in(&other));
+    eventually(BOUND, "the credentials", async || cluster.credentials_in(&other, "caller")).await;
+    let _ = cluster.server.kubectl(&["delete", "namespace", &cluster.namespace]);
+    eventually(BOUND, "the credentials to go", async || cluster.credentials_in(&other, "caller").is_none())
+        .await;
+    eventually(BOUND, "the logins to go", async || logins(&cluster.redis).await.is_empty()).await;
+}
+
+#[tokio::test]
+async fn a_redis_that_was_restarted_lets_services_in_again() {
+    let cluster = Cluster::start().await;
+    let _operator = cluster.operator().start().await;
+    let kms = cluster.another_namespace("kms");
+    cluster.apply(&[app_user("carol"), letting_in(&kms)].concat());
+    cluster.wait_ready("carol").await;
+    let sidecar = cluster.sidecar_in(&kms).await;
+    assert_eq!(sidecar.api.verify("nobody", "000000").await.status, 404);
+    cluster.redis.restart().await;
+    let began = Instant::now();
+    eventually(BOUND, "the sidecar to be let in again", async || {
+        let reply = sidecar.api.verify("nobody", "000000").await;
+        if reply.status == 404 { Ok(()) } else { Err(reply.body) }
+    })
+    .await;
+    assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+    assert_eq!(logins(&cluster.redis).await.len(), 2);
+}
+
+#[tokio::test]
+async fn a_login_reaches_neither_another_realm_nor_the_records() {
+    let cluster = Cluster::start().await;
+    let _operator = cluster.operator().start().await;
+    let kms = cluster.another_namespace("kms");
+    cluster.apply(&[app_user("carol"), letting_in(&kms)].concat());
+    cluster.wait_ready("carol").await;
+    let url = eventually(BOUND, "the credentials", async || cluster.credentials_in(&kms, "redis-url")).await;
+    let mut service = redis::Client::open(url).unwrap().get_multiplexed_async_connection().await.unwrap();
+    let mut admin = cluster.redis.connect().await;
+    let keys: Vec<String> = admin.keys("*").await.unwrap();
+    let record = keys.iter().find(|key| key.ends_with(":rec")).unwrap();
+    assert!(service.get::<_, Vec<u8>>(record).await.is_ok());
+    let refused = |error: redis::RedisError| error.to_string().to_uppercase().contains("NOPERM");
+    assert!(refused(service.set::<_, _, ()>(record, "forged").await.unwrap_err()));
+    // The key of a realm with another UID.
+    let uid = cluster.credentials_in(&kms, "realm").unwrap();
+    let theirs = record.replace(&uid, "00000000-0000-0000-0000-000000000000");
+    admin.set::<_, _, ()>(&theirs, "sealed").await.unwrap();
+    assert!(refused(service.get::<_, Vec<u8>>(&theirs).await.unwrap_err()));
+    assert!(refused(service.keys::<_, Vec<String>>("*").await.unwrap_err()));
+}
+
+#[tokio::test]
+async fn what_is_wrong_with_the_providers_is_told_until_it_is_mended_and_then_mail_goes_their_way() {
+    let cluster = Cluster::start().await;
+    let _operator = cluster
+        .operator()
+        .env("SMTP_SERVER", "nowhere.invalid")
+        .env("SMTP_FROM_EMAIL", "operator@example.org")
+        .start()
+        .await;
+    let mail = MailServer::start().await;
+    let spec = "issuer: Realm\n  otpExpirationMinutes: 2\n  delivery: {secretRef: {name: providers}}";
+    cluster.apply(&[user("alice", "email: alice@example.org"), realm(spec)].concat());
+    let message = wait_condition(&cluster, "DeliveryReady", "False", "SecretNotFound").await;
+    assert!(message.contains("providers"), "{message}");
+    wait_condition(&cluster, "Ready", "False", "SecretNotFound").await;
+    // The users are verified all the same; only sending fails.
+    cluster.wait_ready("alice").await;
+    let sidecar = cluster.sidecar().await;
+    assert_eq!(sidecar.api.generate("alice").await.status, 400);
+
+    let secret = |data: &str| {
+        format!(
+            "apiVersion: v1\nkind: Secret\nmetadata: {{name: providers}}\nstringData:\n  SMTP_SERVER: localhost\n{data}"
+        )
+    };
+    let port = mail.port();
+    cluster.apply(&secret(&format!("  SMTP_PORT: \"{port}\"\n  SMTP_SECURITY: plain\n")));
+    let message = wait_condition(&cluster, "DeliveryReady", "False", "SecretKeyMissing").await;
+    assert!(message.contains("SMTP_FROM_EMAIL"), "{message}");
+    cluster.apply(&secret(&format!(
+        "  SMTP_PORT: \"{port}\"\n  SMTP_SECURITY: plain\n  SMTP_FROM_EMAIL: realm@example.org\n"
+    )));
+    wait_condition(&cluster, "DeliveryReady", "True", "Available").await;
+    wait_condition(&cluster, "Ready", "True", "Ready").await;
+    eventually(BOUND, "a code to be sent", async || {
+        let reply = sidecar.api.generate("alice").await;
+        if reply.status == 200 { Ok(()) } else { Err(reply.body) }
+    })
+    .await;
+    let message = mail.wait_for_message("alice@example.org", BOUND).await;
+    assert_eq!(message.from, "realm@example.org");
+    let uri = text(cluster.secret("alice-totp", "otpauth-uri").unwrap());
+    assert!(uri.starts_with("otpauth://totp/Realm:alice?"), "{uri}");
+    // Another issuer, and the users' Secrets follow.
+    cluster.apply(&realm("issuer: Other"));
+    eventually(BOUND, "the Secret to follow", async || {
+        let uri = text(cluster.secret("alice-totp", "otpauth-uri").unwrap());
+        if uri.starts_with("otpauth://totp/Other:alice?") { Ok(()) } else { Err(uri) }
+    })
+    .await;
+    wait_condition(&cluster, "DeliveryReady", "True", "OperatorDefaults").await;
+    let events = cluster.kubectl(&["get", "events", "-o", "json"]);
+    for reason in ["SecretNotFound", "SecretKeyMissing", "Available"] {
+        assert!(events.contains(reason), "{reason}: {events}");
+    }
+}
+
+#[tokio::test]
+async fn a_realm_that_could_mean_everybody_or_nothing_is_refused() {
+    let cluster = Cluster::start().await;
+    let expressions = |text: &str| format!("allowedNamespaces: {{selector: {{matchExpressions: [{text}]}}}}");
+    for (manifest, sentence) in [
+        (realm_named("other", "issuer: A"), "must be default"),
+        (realm("allowedNamespaces: {selector: {}}"), "an empty selector would let every namespace in"),
+        (realm("allowedNamespaces: {selector: {matchLabels: {}}}"), "an empty selector"),
+        (realm(&expressions("{key: a, operator: In}")), "must be there for In and NotIn"),
+        (realm(&expressions("{key: a, operator: Exists, values: [b]}")), "must be there for In and NotIn"),
+        (realm(&expressions("{key: a, operator: Equals, values: [b]}")), "operator"),
+        (realm(&expressions("{key: /a, operator: Exists}")), "key"),
+        (realm("allowedNamespaces: {selector: {matchLabels: {\"a b\": c}}}"), "is not the key of a label"),
+        (realm("allowedNamespaces: {names: [Kms]}"), "names"),
+        (realm("otpExpirationMinutes: 0"), "otpExpirationMinutes"),
+        (realm("otpExpirationMinutes: 11"), "otpExpirationMinutes"),
+        (realm("issuer: \"a:b\""), "issuer"),
+        (realm("delivery: {}"), "secretRef"),
+        (realm("allowedNamespace: {names: [kms]}"), "allowedNamespace"),
+    ] {
+        let error = cluster.try_apply(&manifest, &["--dry-run=server"]).expect_err(&manifest);
+        assert!(error.contains(sentence), "{manifest}: {error}");
+    }
+    let good = "issuer: A\n  otpExpirationMinutes: 10\n  allowedNamespaces: {names: [kms], selector: {matchLabels: {a/b: c}}}";
+    let answer = cluster.try_apply(&realm(good), &["--dry-run=server"]);
+    assert!(answer.is_ok(), "{answer:?}");
+}
+
+#[tokio::test]
+async fn an_older_crd_lets_another_name_through_and_the_operator_says_that_it_has_no_effect() {
+    let cluster = Cluster::on_own_server(&[]).await;
+    let _ = cluster.server.kubectl(&[
+        "patch",
+        "crd",
+        "twofactorrealms.twofactor.fountainai.io",
+        "--type=json",
+        "-p",
+        r#"[{"op":"remove","path":"/spec/versions/0/schema/openAPIV3Schema/x-kubernetes-validations"}]"#,
+    ]);
+    let _operator = cluster.operator().start().await;
+    let kms = cluster.another_namespace("kms");
+    let manifest = realm_named("other", &format!("allowedNamespaces: {{names: [{kms}]}}"));
+    eventually(BOUND, "the patched CRD to hold", async || cluster.try_apply(&manifest, &[]).map(drop)).await;
+    cluster.apply(&app_user("carol"));
+    cluster.wait_ready("carol").await;
+    let told =
+        eventually(BOUND, "the realm to be told", async || cluster.condition_of("tfr", "other", "Ready"))
+            .await;
+    assert_eq!((told.0.as_str(), told.1.as_str()), ("False", "NameNotDefault"));
+    assert!(cluster.credentials_in(&kms, "caller").is_none());
+}
+
+#[tokio::test]
+async fn what_a_former_operator_left_behind_is_removed_and_what_is_not_ours_is_left_alone() {
+    let cluster = Cluster::start().await;
+    let installation = {
+        let uid =
+            cluster.server.kubectl(&["get", "namespace", "kube-system", "-o", "jsonpath={.metadata.uid}"]);
+        uid.trim().to_owned()
+    };
+    let mut connection = cluster.redis.connect().await;
+    let stranger = format!("2fa1:{installation}:00000000-0000-0000-0000-000000000000:{}", "ab".repeat(16));
+    let others = [format!("2fa1:another-installation:realm:{}", "ab".repeat(16)), "somebody".to_owned()];
+    for name in others.iter().chain([&stranger]) {
+        redis::cmd("ACL").arg("SETUSER").arg(name).exec_async(&mut connection).await.unwrap();
+    }
+    let (kms, foreign) = (cluster.another_namespace("kms"), cluster.another_namespace("foreign"));
+    let name = format!("twofactor-{}", cluster.namespace);
+    let leftover = |labels: &str| {
+        format!(
+            "apiVersion: v1\nkind: Secret\nmetadata: {{name: {name}, labels: {{{labels}}}}}\nstringData: {{caller: x}}\n"
+        )
+    };
+    let ours = format!(
+        "app.kubernetes.io/managed-by: twofactor-operator, twofactor.fountainai.io/credentials: {}",
+        cluster.namespace
+    );
+    for (namespace, labels) in [(&kms, ours.as_str()), (&foreign, "somebody: else")] {
+        let folder = twofactor_tests::scratch::folder("leftover");
+        let path = folder.path().join("secret.yaml");
+        std::fs::write(&path, leftover(labels)).unwrap();
+        let _ = cluster.server.kubectl(&["apply", "--namespace", namespace, "-f", path.to_str().unwrap()]);
+    }
+    cluster.apply(&[app_user("carol"), letting_in(&foreign)].concat());
+    let operator = cluster.operator().start().await;
+    eventually(BOUND, "the leftover to go", async || cluster.credentials_in(&kms, "caller").is_none()).await;
+    eventually(BOUND, "the stranger to go", async || !logins(&cluster.redis).await.contains(&stranger)).await;
+    let left = logins(&cluster.redis).await;
+    assert!(others.iter().all(|name| left.contains(name)), "{left:?}");
+
+    let message = wait_condition(&cluster, "CredentialsReady", "False", "SecretNotOurs").await;
+    assert!(message.contains(&foreign), "{message}");
+    assert_eq!(cluster.credentials_in(&foreign, "caller").unwrap(), "x");
+    assert!(cluster.credentials_in(&foreign, "realm-key").is_none());
+    assert!(operator.process().output().contains("not ours"));
+    let _ = cluster.server.kubectl(&["--namespace", &foreign, "delete", "secret", &name]);
+    wait_condition(&cluster, "CredentialsReady", "True", "Written").await;
+    assert_eq!(cluster.credentials_in(&foreign, "caller").unwrap(), foreign);
+}
+
+#[tokio::test]
+async fn where_acl_is_not_permitted_services_get_the_operators_login_and_the_realm_says_so() {
+    let redis = RedisServer::builder()
+        .args(["--user", "default", "on", "nopass", "~*", "&*", "+@all", "-acl"])
+        .start()
+        .await;
+    let cluster = Cluster::with_redis(redis).await;
+    let operator = cluster.operator().start().await;
+    let kms = cluster.another_namespace("kms");
+    cluster.apply(&[app_user("carol"), letting_in(&kms)].concat());
+    cluster.wait_ready("carol").await;
+    wait_condition(&cluster, "Isolated", "False", "AclNotPermitted").await;
+    wait_condition(&cluster, "Ready", "True", "Ready").await;
+    eventually(BOUND, "the operator's URL", async || {
+        cluster.credentials_in(&kms, "redis-url").is_some_and(|url| url == cluster.redis.url())
+    })
+    .await;
+    let sidecar = cluster.sidecar_in(&kms).await;
+    assert_eq!(sidecar.verify_seed("carol", &cluster.seed("carol")).await.status, 200);
+    assert!(operator.process().output().contains("may not use ACL"));
+}
+
+#[tokio::test]
+async fn pods_without_the_sidecar_and_pods_that_wait_are_reported() {
+    let cluster = Cluster::start().await;
+    let operator = cluster.operator().start().await;
+    let kms = cluster.another_namespace("kms");
+    cluster.apply(&[app_user("carol"), realm("issuer: A")].concat());
+    let pod = |name: &str, label: &str, injected: &str| {
+        format!(
+            "apiVersion: v1\nkind: Pod\nmetadata:\n  name: {name}\n  labels: {{twofactor.fountainai.io/inject: \"{label}\"}}\n  \
+             annotations: {{twofactor.fountainai.io/realm: {}{injected}}}\nspec: {{containers: [{{name: app, image: app}}]}}\n---\n",
+            cluster.namespace
+        )
+    };
+    let injected = ", twofactor.fountainai.io/injected: \"0.0.1\"";
+    let manifest =
+        [pod("bare", "true", ""), pod("waiting", "true", injected), pod("unasked", "false", "")].concat();
+    let folder = twofactor_tests::scratch::folder("pods");
+    let path = folder.path().join("pods.yaml");
+    std::fs::write(&path, manifest).unwrap();
+    let _ = cluster.server.kubectl(&["apply", "--namespace", &kms, "-f", path.to_str().unwrap()]);
+    let note = async |pod: &str, reason: &str| {
+        eventually(BOUND, format_args!("the event {reason} of {pod}"), async || {
+            let text = cluster.server.kubectl(&["--namespace", &kms, "get", "events", "-o", "json"]);
+            let events: Value = serde_json::from_str(&text).unwrap();
+            let found = events["items"]
+                .as_array()?
+                .iter()
+                .find(|event| event["involvedObject"]["name"] == pod && event["reason"] == reason)?;
+            Some((found["type"].clone(), found["message"].as_str().unwrap_or_default().to_owned()))
+        })
+        .await
+    };
+    let (kind, message) = note("bare", "NotInjected").await;
+    assert_eq!(kind, "Warning");
+    assert!(message.contains("delete the pod"), "{message}");
+    let (kind, message) = note("waiting", "NotLetIn").await;
+    assert_eq!(kind, "Warning");
+    assert!(message.contains("TwoFactorRealm default") && message.contains(&cluster.namespace), "{message}");
+    let metric = async |line: &str| {
+        eventually(BOUND, line, async || {
+            let metrics = operator.admin().get("/metrics").await.body;
+            metrics.lines().any(|found| found == line)
+        })
+        .await;
+    };
+    metric("twofactor_pods_not_injected 1").await;
+    metric("twofactor_pods_waiting 1").await;
+    eventually(BOUND, "the outdated sidecar", async || {
+        cluster.get("tfr", "default").is_some_and(|realm| realm["status"]["outdatedSidecars"] == 1)
+    })
+    .await;
+    cluster.apply(&letting_in(&kms));
+    metric("twofactor_pods_waiting 0").await;
+    let _ = cluster.server.kubectl(&[
+        "--namespace",
+        &kms,
+        "delete",
+        "pod",
+        "bare",
+        "--grace-period=0",
+        "--force",
+    ]);
+    metric("twofactor_pods_not_injected 0").await;
+    assert!(
+        !cluster.server.kubectl(&["--namespace", &kms, "get", "events", "-o", "json"]).contains("unasked")
+    );
+}
+
+#[tokio::test]
+async fn the_password_of_an_own_redis_is_made_once_and_kept() {
+    let mut cluster = Cluster::start().await;
+    let start = async |cluster: &Cluster| {
+        cluster
+            .operator()
+            .args(["--redis-password-secret", "twofactor-redis"])
+            .env("REDIS_URL", &format!("redis://127.0.0.1:{}/0", cluster.redis.port()))
+            .start()
+            .await
+    };
+    let password = |cluster: &Cluster| {
+        let arguments = [
+            "--namespace",
+            &cluster.home,
+            "get",
+            "secret",
+            "twofactor-redis",
+            "-o",
+            "jsonpath={.data.password}",
+        ];
+        let encoded = cluster.server.kubectl(&arguments);
+        text(data_encoding::BASE64.decode(encoded.trim().as_bytes()).unwrap())
+    };
+    drop(start(&cluster).await);
+    let first = password(&cluster);
+    assert!(first.len() >= 32);
+    cluster.redis = RedisServer::builder().password(&first).start().await;
+    let operator = start(&cluster).await;
+    assert_eq!(password(&cluster), first);
+    cluster.apply(&app_user("carol"));
+    cluster.wait_ready("carol").await;
+    let sidecar = cluster.sidecar().await;
+    assert_eq!(sidecar.verify_seed("carol", &cluster.seed("carol")).await.status, 200);
+    assert!(!cluster.credentials_in(&cluster.namespace, "redis-url").unwrap().contains(&first));
+    assert!(!operator.process().output().contains(&first));
+}
