@@ -1,5 +1,5 @@
 // The Kubernetes programs that the tests run against, and etcd.
-// One more program is one more line in the tool block.
+// One more program is one more line in the tool block; `only_for_node` in ../install names those that few tests need.
 module fountainai-2fa/tests/tools/kubernetes
 
 go 1.26.0

@@ -1,4 +1,4 @@
-"""An SMTP server on loopback that keeps what it receives, for the tests. Run it with tools-python.
+"""An SMTP server that keeps what it receives, for the tests. Run it with tools-python.
 
 The protocol is aiosmtpd's. This file adds what tests need around it: a REST API to read the mail, and
 switchable faults. On start it prints one line of JSON with its ports: {"smtp": 40001, "http": 40002}.
@@ -15,8 +15,6 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from aiosmtpd.controller import Controller
 from aiosmtpd.smtp import AuthResult
-
-LOOPBACK = "127.0.0.1"
 
 
 class Mailbox:
@@ -151,6 +149,7 @@ def main():
     parser.add_argument("--cert", help="PEM certificate chain, for starttls and implicit")
     parser.add_argument("--key", help="PEM private key, for starttls and implicit")
     parser.add_argument("--auth", metavar="USER:PASSWORD", help="require this login (530 without, 535 when wrong)")
+    parser.add_argument("--listen", metavar="ADDRESS", default="127.0.0.1", help="default: %(default)s")
     parser.add_argument("--smtp-port", type=int, default=0, help="default: a free one")
     parser.add_argument("--http-port", type=int, default=0, help="default: a free one")
     options = parser.parse_args()
@@ -179,10 +178,10 @@ def main():
     if options.tls == "starttls":
         smtp.update(tls_context=context, require_starttls=True)
 
-    server = Server(Handler(mailbox), hostname=LOOPBACK, port=options.smtp_port,
+    server = Server(Handler(mailbox), hostname=options.listen, port=options.smtp_port,
                     ssl_context=context if options.tls == "implicit" else None, **smtp)
     server.start()
-    http = ThreadingHTTPServer((LOOPBACK, options.http_port), rest(mailbox))
+    http = ThreadingHTTPServer((options.listen, options.http_port), rest(mailbox))
     print(json.dumps({"smtp": server.port, "http": http.server_address[1]}), flush=True)
     try:
         http.serve_forever()
