@@ -1,9 +1,11 @@
 //! The operator against a real API server, under its real RBAC rules.
 
+mod certificates;
 mod cluster;
 mod crashes;
 mod days;
 mod imports;
+mod lease;
 mod realms;
 mod schema;
 mod seeds;

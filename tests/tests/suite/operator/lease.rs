@@ -1,0 +1,79 @@
+//! One leader at a time: handed over, inherited, and lost in time.
+
+use std::time::{Duration, Instant};
+
+use tokio_util::sync::CancellationToken;
+use twofactor_operator::lease::{Held, Settings, acquire};
+use twofactor_store::clock::Clock;
+use twofactor_tests::apiserver::ApiServer;
+
+use super::certificates::{Home, client};
+
+const NAME: &str = "twofactor-operator";
+
+async fn candidate(client: &kube::Client, namespace: &str, identity: &str) -> Held {
+    let settings = Settings::new(namespace, NAME, identity);
+    acquire(client, settings, Clock::System, &CancellationToken::new()).await.unwrap()
+}
+
+/// Waits for the leadership, and tells how long that took.
+async fn within(bound: u64, home: &Home, identity: &str) -> Held {
+    let (began, bound) = (Instant::now(), Duration::from_secs(bound));
+    let held = tokio::time::timeout(bound, candidate(&home.client, &home.namespace, identity)).await;
+    held.unwrap_or_else(|_| panic!("{identity} does not lead after {:?}", began.elapsed()))
+}
+
+#[tokio::test]
+async fn a_released_lease_is_taken_in_five_seconds_and_that_of_a_vanished_leader_in_twenty() {
+    let home = Home::new().await;
+    let first = within(5, &home, "first").await;
+    let second = candidate(&home.client, &home.namespace, "second");
+    tokio::pin!(second);
+    let waiting = tokio::time::timeout(Duration::from_secs(4), &mut second).await;
+    assert!(waiting.is_err(), "two lead at the same time");
+    first.release().await;
+    let second = tokio::time::timeout(Duration::from_secs(5), second).await.expect("a hand-over in 5 s");
+
+    // It does not give the lease back: as if it had been killed.
+    drop(second);
+    let began = Instant::now();
+    let third = within(20, &home, "third").await;
+    assert!(began.elapsed() > Duration::from_secs(10), "the lease was still good: {:?}", began.elapsed());
+
+    // A container that is started again in the same pod.
+    drop(third);
+    let third = within(3, &home, "third").await;
+    let lease = home.json(&["get", "lease", NAME]);
+    assert_eq!(lease["spec"]["holderIdentity"], "third");
+    assert_eq!(lease["spec"]["leaseTransitions"], 3, "{lease}");
+    third.release().await;
+    assert_eq!(home.json(&["get", "lease", NAME])["spec"]["holderIdentity"], "");
+}
+
+#[tokio::test]
+async fn a_leader_keeps_a_lease_that_is_edited_or_removed_and_notices_one_that_is_taken_away() {
+    let home = Home::new().await;
+    let held = within(5, &home, "first").await;
+    let (lost, still) = (held.lost(), Duration::from_secs(7));
+    tokio::pin!(lost);
+    let _ = home.kubectl(&["annotate", "lease", NAME, "somebody=here"]);
+    let _ = home.kubectl(&["delete", "lease", NAME]);
+    assert!(tokio::time::timeout(still, &mut lost).await.is_err(), "nobody else can have it");
+    assert_eq!(home.json(&["get", "lease", NAME])["spec"]["holderIdentity"], "first");
+    let taken = r#"{"spec":{"holderIdentity":"somebody"}}"#;
+    let _ = home.kubectl(&["patch", "lease", NAME, "--type=merge", "-p", taken]);
+    tokio::time::timeout(Duration::from_secs(7), lost).await.expect("to notice");
+    held.release().await;
+    assert_eq!(home.json(&["get", "lease", NAME])["spec"]["holderIdentity"], "somebody");
+}
+
+#[tokio::test]
+async fn without_an_api_server_a_leader_gives_up_before_anybody_else_could_lead() {
+    let server = ApiServer::start().await;
+    let client = client(&server.kubeconfig_path()).await;
+    let held = candidate(&client, "default", "first").await;
+    server.kill_apiserver();
+    let killed = Instant::now();
+    tokio::time::timeout(Duration::from_secs(12), held.lost()).await.expect("to give up in 10 s");
+    assert!(killed.elapsed() > Duration::from_secs(5), "after trying again: {:?}", killed.elapsed());
+}
