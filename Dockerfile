@@ -1,7 +1,7 @@
 # The images of the operator and of the sidecar. `images/build` (make images) builds both; by hand it is
 #   docker build --target operator --tag fountainai/twofactor-operator:0.1.0 .
 #   docker build --target sidecar  --tag fountainai/twofactor-sidecar:0.1.0 .
-# No instruction needs BuildKit: podman and buildah build the same.
+# No instruction needs BuildKit: podman and buildah build the same (older buildah wants --build-arg BINARIES=build).
 #
 # BINARIES and BASE say where programs and base come from. The defaults build in here. `images/build` can also fill a
 # folder images/host with programs that cargo built on the host and with the libraries that these need, and then builds
