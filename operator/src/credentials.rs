@@ -41,6 +41,8 @@ const RETRY_LOGINS: Duration = Duration::from_secs(1);
 const SAFETY_NET: Duration = Duration::from_mins(1);
 /// Secrets that are looked at at the same time.
 const CONCURRENT: usize = 8;
+/// Secrets that are looked at before the logins are, again: a withdrawal does not wait for more.
+const BATCH: usize = 64;
 
 /// What there is to look at.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -105,6 +107,7 @@ pub async fn run(context: Arc<Context>, mut requests: UnboundedReceiver<Request>
         known: HashMap::new(),
         pending: HashSet::new(),
         failed: HashSet::new(),
+        next_retry: Instant::now(),
     };
     keeper.note(Request::All);
     loop {
@@ -112,7 +115,6 @@ pub async fn run(context: Arc<Context>, mut requests: UnboundedReceiver<Request>
             keeper.logins().await;
         }
         keeper.secrets().await;
-        let retry = Instant::now() + RETRY;
         tokio::select! {
             () = stop.cancelled() => return,
             request = requests.recv() => match request {
@@ -128,10 +130,12 @@ pub async fn run(context: Arc<Context>, mut requests: UnboundedReceiver<Request>
                 keeper.next_logins = Instant::now();
             }
             () = tokio::time::sleep_until(keeper.next_logins) => {}
-            () = tokio::time::sleep_until(retry), if !keeper.failed.is_empty() => {
+            () = tokio::time::sleep_until(keeper.next_retry), if !keeper.failed.is_empty() => {
                 let failed: Vec<Place> = keeper.failed.iter().cloned().collect();
                 keeper.pending.extend(failed);
+                keeper.next_retry = Instant::now() + RETRY;
             }
+            () = std::future::ready(()), if !keeper.pending.is_empty() => {}
         }
         while let Ok(request) = requests.try_recv() {
             keeper.note(request);
@@ -150,6 +154,8 @@ struct Keeper {
     pending: HashSet<Place>,
     /// What has to be looked at again.
     failed: HashSet<Place>,
+    /// When.
+    next_retry: Instant,
 }
 
 impl Keeper {
@@ -212,10 +218,13 @@ impl Keeper {
         }
     }
 
-    /// Looks at what is pending.
+    /// Looks at some of what is pending.
     async fn secrets(&mut self) {
         let context = self.context.clone();
-        let places = std::mem::take(&mut self.pending);
+        let places: Vec<Place> = self.pending.iter().take(BATCH).cloned().collect();
+        for place in &places {
+            self.pending.remove(place);
+        }
         let looks = places.into_iter().map(|place| {
             let context = context.clone();
             async move { (ensure(&context, &place).await, place) }
@@ -245,6 +254,9 @@ impl Keeper {
             Err(error) => {
                 if news || !self.failed.contains(&place) {
                     tracing::warn!(realm, namespace, %error, "the credentials for services could not be written; trying again");
+                }
+                if self.failed.is_empty() {
+                    self.next_retry = Instant::now() + RETRY;
                 }
                 self.failed.insert(place);
             }

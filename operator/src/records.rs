@@ -5,6 +5,7 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use futures_util::StreamExt;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use twofactor_api::validate::realm::RealmPolicy;
@@ -19,6 +20,8 @@ use crate::queue::user_ref;
 
 /// How often to read Secrets with providers: they are not watched, since nothing marks them.
 const READ_AGAIN: Duration = Duration::from_secs(30);
+/// Secrets that are read at the same time.
+const CONCURRENT: usize = 8;
 /// How soon to read one again that the API server did not give.
 const RETRY: Duration = Duration::from_secs(2);
 
@@ -175,37 +178,42 @@ impl Following {
             context.outdate(realm);
             self.renew_issuer(realm);
         }
-        for realm in realms.into_iter().filter(|realm| context.scopes.cover(realm)) {
-            self.read(&realm).await;
-        }
+        self.read(realms.into_iter().filter(|realm| context.scopes.cover(realm)).collect()).await;
     }
 
-    async fn read(&mut self, realm: &str) {
-        match read_delivery(&self.context, realm).await {
-            Ok(true) => self.context.outdate(realm),
-            Ok(false) => {}
-            Err(error) => {
-                tracing::warn!(namespace = realm, %error, "the providers of a realm cannot be read; trying again");
-                self.failed.insert(realm.to_owned());
+    /// Reads the providers of these realms.
+    async fn read(&mut self, realms: Vec<String>) {
+        let context = &self.context;
+        let reads =
+            realms.into_iter().map(|realm| async move { (read_delivery(context, &realm).await, realm) });
+        let results: Vec<_> = futures_util::stream::iter(reads).buffer_unordered(CONCURRENT).collect().await;
+        for (result, realm) in results {
+            match result {
+                Ok(true) => self.context.outdate(&realm),
+                Ok(false) => {}
+                Err(error) => {
+                    tracing::warn!(namespace = realm, %error, "the providers of a realm cannot be read; trying again");
+                    self.failed.insert(realm);
+                }
             }
         }
     }
 
     async fn read_again(&mut self) {
-        for realm in self.context.policies.namespaces_with_policy() {
-            let has_secret =
-                self.context.policies.policy(&realm).is_some_and(|policy| policy.delivery_secret.is_some());
-            if has_secret && self.context.scopes.cover(&realm) {
-                self.read(&realm).await;
-            }
-        }
+        let policies = &self.context.policies;
+        let has_secret =
+            |realm: &String| policies.policy(realm).is_some_and(|policy| policy.delivery_secret.is_some());
+        let realms = policies.namespaces_with_policy().into_iter();
+        let realms = realms.filter(|realm| has_secret(realm) && self.context.scopes.cover(realm)).collect();
+        self.read(realms).await;
     }
 
     /// The issuer is part of what the users' Secrets hold.
     fn renew_issuer(&mut self, realm: &str) {
         let issuer = issuer(&self.context, realm);
         let old = self.issuers.insert(realm.to_owned(), issuer.clone());
-        if old.is_some_and(|old| old != issuer) {
+        // Before anything was known of a realm, its users were looked at as those of a realm that says nothing.
+        if old.unwrap_or_else(|| self.context.defaults.issuer.clone()) != issuer {
             for user in self.context.index().names(realm) {
                 self.context.queue.push(user_ref(realm, &user));
             }

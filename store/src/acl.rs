@@ -53,7 +53,7 @@ pub enum Separation {
 /// Why Redis does not do it.
 #[derive(Debug, thiserror::Error)]
 pub enum AclError {
-    /// This login may not change users, or this Redis has none.
+    /// This login may not change users, or this Redis has none, or not such ones.
     #[error("Redis does not let this login use ACL")]
     NotPermitted,
     /// Redis does not know the difference between reading and writing.
@@ -112,9 +112,11 @@ fn error(error: StoreError) -> AclError {
     let StoreError::Unavailable(cause) = &error else { return error.into() };
     let detail = cause.detail().unwrap_or_default();
     match cause.kind() {
-        ErrorKind::Server(ServerErrorKind::NoPerm) => AclError::NotPermitted,
-        ErrorKind::Server(_) if detail.starts_with("unknown command") => AclError::NotPermitted,
-        ErrorKind::Server(_) if detail.contains("ACL SETUSER modifier '%R~") => AclError::NoReadOnlyKeys,
+        ErrorKind::Server(ServerErrorKind::ResponseError) if detail.contains("ACL SETUSER modifier '%R~") => {
+            AclError::NoReadOnlyKeys
+        }
+        // Refused, or unknown, wholly or in part: something that is not Redis, or older than 6.2.
+        ErrorKind::Server(ServerErrorKind::NoPerm | ServerErrorKind::ResponseError) => AclError::NotPermitted,
         _ => error.into(),
     }
 }

@@ -232,6 +232,8 @@ async fn what_is_wrong_with_the_providers_is_told_until_it_is_mended_and_then_ma
     };
     let port = mail.port();
     cluster.apply(&secret(&format!("  SMTP_PORT: \"{port}\"\n  SMTP_SECURITY: plain\n")));
+    // A change of the realm has it read at once, otherwise it is every 30 seconds.
+    cluster.apply(&realm(&spec.replace("otpExpirationMinutes: 2", "otpExpirationMinutes: 3")));
     let message = wait_condition(&cluster, "DeliveryReady", "False", "SecretKeyMissing").await;
     assert!(message.contains("SMTP_FROM_EMAIL"), "{message}");
     cluster.apply(&secret(&format!(
