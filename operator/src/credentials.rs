@@ -282,6 +282,7 @@ fn tell(isolation: Isolation) {
 fn realms(context: &Context) -> BTreeSet<String> {
     let mut realms: BTreeSet<String> = context.index().namespaces().into_iter().collect();
     realms.extend(context.policies.namespaces_with_policy());
+    realms.extend(context.realms.all().iter().map(|realm| realm.namespace.clone()));
     realms.retain(|realm| context.scopes.cover(realm) && context.policies.namespace(realm).is_some());
     realms
 }
@@ -301,14 +302,18 @@ fn needs(context: &Context, realm: &str, namespace: &str) -> bool {
         && (realm != namespace || context.index().has_users(realm))
 }
 
-/// The Redis users of a realm.
+/// The Redis users of a realm. That of its own services stays when the last of its users goes: the sidecars there still have to learn,
+/// and to say, that there is nobody.
 fn users(context: &Context, realm: &str) -> Vec<AclUser> {
     let Some(id) = context.policies.namespace(realm).and_then(|(uid, _)| uid.parse::<RealmId>().ok()) else {
         return Vec::new();
     };
     let names = RealmNames::new(&context.realms.installation, &id);
-    let uids =
-        callers(context, realm).into_iter().filter_map(|name| Some(context.policies.namespace(&name)?.0));
+    let mut callers = callers(context, realm);
+    if context.realms.get(realm).is_some() {
+        callers.insert(realm.to_owned());
+    }
+    let uids = callers.into_iter().filter_map(|name| Some(context.policies.namespace(&name)?.0));
     uids.map(|uid| {
         let login = context.realms.login(&id, &uid);
         AclUser { name: names.login(&login.tag), password_hash: login.password_hash(), realm: names.clone() }

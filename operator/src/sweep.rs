@@ -13,6 +13,7 @@ use twofactor_store::StoreError;
 
 use crate::backoff::jittered;
 use crate::context::Context;
+use crate::credentials::Request;
 use crate::metrics::Metrics;
 use crate::queue::user_ref;
 use crate::realms::{Readiness, Realm};
@@ -131,7 +132,11 @@ async fn sweep_all(context: &Context) -> Result<bool, StoreError> {
         if let Some(namespace) = context.realms.namespace_of(realm)
             && context.scopes.cover(&namespace)
         {
-            let _ = context.realms.of(&namespace).await;
+            let is_new = context.realms.get(&namespace).is_none();
+            if context.realms.of(&namespace).await.is_ok() && is_new {
+                // Its services have a login, too.
+                let _ = context.credentials.send(Request::Realm(namespace));
+            }
         }
     }
     for realm in context.realms.strangers(known) {
