@@ -5,33 +5,36 @@
 //! A namespace has the credentials of its own users once it has some, and those of each realm that lets it in. Whoever is not let in
 //! any more loses the login first, with the connections made by it, and then the Secret.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+//!
+//! [`grants`] says who needs which login and which Secret, [`secret`] what is in one; here both are carried out.
+
+mod grants;
+mod secret;
+
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::{Api, ResourceExt};
-use serde_json::{Value, json};
 use thiserror::Error;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use twofactor_api::labels;
-use twofactor_core::key::Login;
-use twofactor_core::names::{Installation, RealmId, RealmNames};
+use twofactor_core::names::RealmId;
 use twofactor_core::secret::SecretText;
-use twofactor_store::acl::{self, AclUser};
+use twofactor_store::acl::AclUser;
 
+use self::grants::{callers, login_url, needs, realms, redis_url, users};
+use self::secret::{difference, is_ours, secret, told_url};
 use crate::access::{Access, Isolation};
 use crate::api::{self, ApiError};
 use crate::backoff::jittered;
 use crate::context::Context;
-use crate::policies::Access as Policy;
-use crate::realms::{Realm, RealmError};
+use crate::realms::RealmError;
 
 /// How soon to try again to write a Secret.
 const RETRY: Duration = Duration::from_secs(5);
@@ -278,60 +281,6 @@ fn tell(isolation: Isolation) {
     }
 }
 
-/// The namespaces whose users somebody may verify.
-fn realms(context: &Context) -> BTreeSet<String> {
-    let mut realms: BTreeSet<String> = context.index().namespaces().into_iter().collect();
-    realms.extend(context.policies.namespaces_with_policy());
-    realms.extend(context.realms.all().iter().map(|realm| realm.namespace.clone()));
-    realms.retain(|realm| context.scopes.cover(realm) && context.policies.namespace(realm).is_some());
-    realms
-}
-
-/// The namespaces that need the credentials of a realm.
-fn callers(context: &Context, realm: &str) -> BTreeSet<String> {
-    let mut callers = context.policies.namespaces_of(realm);
-    callers.retain(|namespace| needs(context, realm, namespace));
-    callers
-}
-
-/// Whether a namespace needs the credentials of a realm.
-fn needs(context: &Context, realm: &str, namespace: &str) -> bool {
-    context.scopes.cover(realm)
-        && context.policies.namespace(realm).is_some()
-        && context.policies.lets_in(realm, namespace) == Policy::Granted
-        && (realm != namespace || context.index().has_users(realm))
-}
-
-/// The Redis users of a realm. That of its own services stays when the last of its users goes: the sidecars there still have to learn,
-/// and to say, that there is nobody.
-fn users(context: &Context, realm: &str) -> Vec<AclUser> {
-    let Some(id) = context.policies.namespace(realm).and_then(|(uid, _)| uid.parse::<RealmId>().ok()) else {
-        return Vec::new();
-    };
-    let names = RealmNames::new(&context.realms.installation, &id);
-    let mut callers = callers(context, realm);
-    if context.realms.get(realm).is_some() {
-        callers.insert(realm.to_owned());
-    }
-    let uids = callers.into_iter().filter_map(|name| Some(context.policies.namespace(&name)?.0));
-    uids.map(|uid| {
-        let login = context.realms.login(&id, &uid);
-        AclUser { name: names.login(&login.tag), password_hash: login.password_hash(), realm: names.clone() }
-    })
-    .collect()
-}
-
-fn login_url(context: &Context, name: &str, password: &SecretText) -> Option<SecretText> {
-    acl::with_login(context.redis_url.expose_secret(), name, password)
-}
-
-/// What services are told to connect to.
-fn redis_url(context: &Context, realm: &Realm, login: &Login) -> SecretText {
-    let name = RealmNames::new(&context.realms.installation, &realm.id).login(&login.tag);
-    let own = context.isolation.borrow().has_logins().then(|| login_url(context, &name, &login.password));
-    own.flatten().unwrap_or_else(|| context.redis_url.clone())
-}
-
 /// Makes the credentials of a realm in a namespace what they should be. Tells whether there are any.
 async fn ensure(context: &Context, (realm, namespace): &Place) -> Result<bool, CredentialsError> {
     let secrets = Api::<Secret>::namespaced(context.client.clone(), namespace);
@@ -387,13 +336,6 @@ async fn ensure(context: &Context, (realm, namespace): &Place) -> Result<bool, C
     Ok(true)
 }
 
-/// What the services of a namespace have been told to connect to.
-fn told_url(secret: &Secret) -> Option<SecretText> {
-    let bytes = secret.data.as_ref()?.get(labels::CREDENTIALS_KEY_REDIS_URL)?;
-    let text = std::str::from_utf8(&bytes.0).ok().filter(|text| !text.is_empty())?;
-    Some(SecretText::new(text.to_owned()))
-}
-
 async fn remove(secrets: &Api<Secret>, found: &Secret) -> Result<(), CredentialsError> {
     let parameters = DeleteParams {
         preconditions: Some(Preconditions { uid: found.uid(), resource_version: found.resource_version() }),
@@ -403,86 +345,4 @@ async fn remove(secrets: &Api<Secret>, found: &Secret) -> Result<(), Credentials
     let request = async { secrets.delete(&name, &parameters).await };
     api::optional(api::within(request).await)?;
     Ok(())
-}
-
-/// Whether a Secret holds credentials of the realm of `namespace`. They are found by label: an owner in another namespace is not
-/// possible, and a namespace that is let in is one.
-fn is_ours(secret: &Secret, namespace: &str) -> bool {
-    let label = |name: &str| secret.labels().get(name).map(String::as_str);
-    label(labels::MANAGED_BY_LABEL) == Some(labels::MANAGED_BY)
-        && label(labels::CREDENTIALS_LABEL) == Some(namespace)
-}
-
-/// The credentials of `realm` for the services of the namespace `caller`.
-fn secret(realm: &Realm, installation: &Installation, redis_url: &SecretText, caller: &str) -> Secret {
-    let key = realm.key.to_text();
-    let data = [
-        (labels::CREDENTIALS_KEY_REDIS_URL, redis_url.expose_secret()),
-        (labels::CREDENTIALS_KEY_REALM_KEY, key.expose_secret()),
-        (labels::CREDENTIALS_KEY_INSTALLATION, installation.as_str()),
-        (labels::CREDENTIALS_KEY_REALM, realm.id.as_str()),
-        (labels::CREDENTIALS_KEY_CALLER, caller),
-    ];
-    let bytes = |text: &str| ByteString(text.as_bytes().to_vec());
-    Secret {
-        metadata: ObjectMeta {
-            name: Some(labels::credentials_name(&realm.namespace)),
-            namespace: Some(caller.to_owned()),
-            labels: Some(BTreeMap::from([
-                (labels::MANAGED_BY_LABEL.to_owned(), labels::MANAGED_BY.to_owned()),
-                (labels::CREDENTIALS_LABEL.to_owned(), realm.namespace.clone()),
-            ])),
-            ..ObjectMeta::default()
-        },
-        data: Some(data.into_iter().map(|(key, value)| (key.to_owned(), bytes(value))).collect()),
-        type_: Some("Opaque".to_owned()),
-        ..Secret::default()
-    }
-}
-
-/// The merge patch that makes `found` what it should be; keys that nobody asked for go, so that none is mounted.
-fn difference(found: &Secret, wanted: &Secret) -> Option<Value> {
-    if found.data == wanted.data {
-        return None;
-    }
-    let wanted_data = wanted.data.clone().unwrap_or_default();
-    let mut data: serde_json::Map<String, Value> =
-        wanted_data.iter().map(|(key, value)| (key.clone(), json!(value))).collect();
-    for key in found.data.iter().flat_map(BTreeMap::keys).filter(|key| !wanted_data.contains_key(*key)) {
-        data.insert(key.clone(), Value::Null);
-    }
-    Some(json!({
-        "metadata": { "uid": found.uid(), "resourceVersion": found.resource_version() },
-        "data": data,
-    }))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn with(entries: &[(&str, &str)]) -> Secret {
-        let data =
-            entries.iter().map(|(key, value)| ((*key).to_owned(), ByteString(value.as_bytes().to_vec())));
-        Secret { data: Some(data.collect()), ..Secret::default() }
-    }
-
-    #[test]
-    fn a_change_is_undone_and_what_was_added_goes() {
-        let wanted = with(&[("realm", "a"), ("caller", "b")]);
-        assert_eq!(difference(&wanted, &wanted), None);
-        let patch = difference(&with(&[("realm", "x"), ("more", "y")]), &wanted).unwrap();
-        assert_eq!(patch["data"], json!({ "realm": "YQ==", "caller": "Yg==", "more": null }));
-    }
-
-    #[test]
-    fn a_secret_without_our_labels_is_not_ours() {
-        let mut secret = with(&[]);
-        assert!(!is_ours(&secret, "people"));
-        secret.labels_mut().insert(labels::MANAGED_BY_LABEL.to_owned(), labels::MANAGED_BY.to_owned());
-        assert!(!is_ours(&secret, "people"));
-        secret.labels_mut().insert(labels::CREDENTIALS_LABEL.to_owned(), "people".to_owned());
-        assert!(is_ours(&secret, "people"));
-        assert!(!is_ours(&secret, "others"));
-    }
 }
