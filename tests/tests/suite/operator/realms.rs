@@ -491,3 +491,33 @@ async fn the_password_of_an_own_redis_is_made_once_and_kept() {
     assert!(!cluster.credentials_in(&cluster.namespace, "redis-url").unwrap().contains(&first));
     assert!(!operator.process().output().contains(&first));
 }
+
+#[tokio::test]
+async fn logins_that_somebody_removed_or_added_are_put_right_within_a_minute() {
+    let cluster = Cluster::start().await;
+    let _operator = cluster.operator().start().await;
+    let kms = cluster.another_namespace("kms");
+    cluster.apply(&[app_user("carol"), letting_in(&kms)].concat());
+    cluster.wait_ready("carol").await;
+    let sidecar = cluster.sidecar_in(&kms).await;
+    assert_eq!(sidecar.api.verify("nobody", "000000").await.status, 404);
+    let before = logins(&cluster.redis).await;
+    let mut connection = cluster.redis.connect().await;
+    redis::cmd("ACL").arg("DELUSER").arg(&before).exec_async(&mut connection).await.unwrap();
+    let (stem, _) = before[0].rsplit_once(':').unwrap();
+    let stranger = format!("{stem}:{}", "ab".repeat(16));
+    redis::cmd("ACL").arg("SETUSER").arg(&stranger).exec_async(&mut connection).await.unwrap();
+    let bound = Duration::from_secs(100);
+    eventually(bound, "the logins to be as before", async || {
+        let mut now = logins(&cluster.redis).await;
+        now.sort();
+        let mut expected = before.clone();
+        expected.sort();
+        if now == expected { Ok(()) } else { Err(format!("{now:?}")) }
+    })
+    .await;
+    eventually(BOUND, "the sidecar to be let in again", async || {
+        sidecar.api.verify("nobody", "000000").await.status == 404
+    })
+    .await;
+}
