@@ -26,7 +26,7 @@ from pathlib import Path
 
 SIDECAR = os.environ.get("TWOFACTOR_URL", "http://127.0.0.1:8004")
 KEYS = Path(os.environ.get("KMS_KEYS", "/var/run/secrets/kms"))
-PORT = int(os.environ.get("KMS_PORT", "8080"))
+PORT = int(os.environ.get("KMS_LISTEN_PORT", "8080"))
 
 PATH = re.compile(r"/keys/([a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?)/(request|reveal)")
 LARGEST_BODY = 4096
