@@ -56,15 +56,15 @@ pub(crate) fn what_a_pod_gets_wrong_is_refused_with_a_sentence(scene: &Scene<'_>
         ("8004", &|pod| pod["spec"]["containers"][0]["ports"] = port(8004)),
         ("18004", &|pod| pod["spec"]["containers"][0]["ports"] = port(18004)),
         (SIDECAR, &|pod| pod["spec"]["containers"][0]["name"] = json!(SIDECAR)),
-        ("twofactor-", &|pod| {
+        ("credentials of a realm", &|pod| {
             pod["spec"]["volumes"] = credentials.clone();
             pod["spec"]["containers"][0]["volumeMounts"] = mount.clone();
         }),
-        ("twofactor-", &|pod| {
+        ("credentials of a realm", &|pod| {
             let key = json!({ "secretKeyRef": { "name": secret, "key": "redis-url" } });
             pod["spec"]["containers"][0]["env"] = json!([{ "name": "URL", "valueFrom": key }]);
         }),
-        ("twofactor-", &|pod| {
+        ("credentials of a realm", &|pod| {
             pod["spec"]["containers"][0]["envFrom"] = json!([{ "secretRef": { "name": secret } }]);
         }),
     ];
@@ -139,28 +139,28 @@ fn wait_for_rotation(scene: &Scene<'_>, before: &BTreeSet<String>) {
     }
 }
 
-pub(crate) fn a_lost_ca_is_made_anew_and_fails_no_creation(scene: &Scene<'_>) {
-    let before = trusted(scene).expect("the webhook's bundle");
-    let created = creations_during(scene, || {
-        scene.kubectl().run(&["delete", "secret", "twofactor-webhook-ca", "--namespace", NAMESPACE]);
-        wait_for_rotation(scene, &before);
-    });
-    println!("          {created} creations while the CA was lost and replaced");
-}
-
-pub(crate) fn a_rotated_ca_fails_no_creation(scene: &Scene<'_>) {
+pub(crate) fn a_lost_ca_and_a_rotated_one_fail_no_creation(scene: &Scene<'_>) {
     let created = creations_during(scene, || {
         let short = || {
-            release::install(&["webhook.caLifetime=100s", "webhook.certificateLifetime=20s"]);
-            // Those of now may be the long-lived ones: the second rotation is of a short one for certain.
-            for _ in 0..2 {
+            release::install(&["webhook.caLifetime=45s", "webhook.certificateLifetime=15s"]);
+            // The first one makes a CA with a short life, the second one is its end.
+            for lose in [true, false] {
                 let before = trusted(scene).expect("the webhook's bundle");
+                if lose {
+                    scene.kubectl().run(&[
+                        "delete",
+                        "secret",
+                        "twofactor-webhook-ca",
+                        "--namespace",
+                        NAMESPACE,
+                    ]);
+                }
                 wait_for_rotation(scene, &before);
             }
         };
         finally(short, || release::install(&["webhook.caLifetime=", "webhook.certificateLifetime="]));
     });
-    println!("          {created} creations while the CA was rotated twice");
+    println!("          {created} creations while the CA was lost and replaced, and then rotated");
 }
 
 pub(crate) fn a_rolling_restart_fails_no_creation(scene: &Scene<'_>) {

@@ -128,7 +128,11 @@ pub(crate) fn the_app_finds_no_secret_in_its_files_environment_or_processes(scen
     assert!(!processes.contains(SIDECAR), "the app sees the sidecar's process:\n{processes}");
     let mounts =
         scene.exec(services, SERVICE, &["cat", "/proc/self/mountinfo"]).into_result().expect("the mounts");
-    assert!(!mounts.contains("twofactor"), "something of ours is mounted:\n{mounts}");
+    // The fifth field is where it is mounted; what the node calls its disks is its own affair.
+    let ours = mounts
+        .lines()
+        .filter(|mount| mount.split(' ').nth(4).is_some_and(|place| place.contains("twofactor")));
+    assert_eq!(ours.collect::<Vec<_>>(), Vec::<&str>::new(), "something of ours is mounted");
     let folder = scene.exec(services, SERVICE, &["ls", "/var/run/secrets/twofactor"]);
     assert!(!folder.success, "the credentials are there: {folder}");
 

@@ -19,7 +19,12 @@ pub struct WebhookArguments {
     webhook_listen: Option<SocketAddr>,
 
     /// Service in the operator's namespace through which the API servers call the webhook
-    #[arg(long, env = "TWOFACTOR_WEBHOOK_SERVICE", value_name = "NAME", default_value = "twofactor-operator")]
+    #[arg(
+        long,
+        env = "TWOFACTOR_WEBHOOK_SERVICE",
+        value_name = "NAME",
+        default_value = "twofactor-operator"
+    )]
     webhook_service: String,
 
     /// MutatingWebhookConfiguration, of which the operator keeps the caBundle
@@ -91,7 +96,8 @@ pub struct WebhookArguments {
 
 /// A time such as `90s`, `24h` or `1h 30m`.
 fn lifetime(text: &str) -> Result<Duration, String> {
-    let span: jiff::SignedDuration = text.parse().map_err(|_| "must be a time such as 90s or 24h".to_owned())?;
+    let span: jiff::SignedDuration =
+        text.parse().map_err(|_| "must be a time such as 90s or 24h".to_owned())?;
     Duration::try_from(span)
         .ok()
         .filter(|time| *time >= Duration::from_secs(10))

@@ -10,7 +10,6 @@ use twofactor_api::labels::{
     credentials_name,
 };
 
-use crate::policies::Access;
 use super::annotations::{Settings, settings};
 use super::checks::{self, ContainerView};
 use super::defaults::{SidecarDefaults, is_dns_label};
@@ -19,6 +18,7 @@ use super::patch::{Additions, patch};
 use super::quoted;
 use super::reason::{Reason, Refusal};
 use super::sidecar;
+use crate::policies::Access;
 
 /// On the API server's picture of a static pod.
 const MIRROR_ANNOTATION: &str = "kubernetes.io/config.mirror";

@@ -157,10 +157,10 @@ fn status(refusal: &Refusal) -> Value {
 
 #[cfg(test)]
 mod tests {
-    use crate::policies::Access;
     use super::super::pod::inject;
     use super::super::samples::{self, defaults};
     use super::*;
+    use crate::policies::Access;
 
     fn read_value(review: &Value) -> Result<Request, ReviewError> {
         read(review.to_string().as_bytes())

@@ -234,9 +234,9 @@ mod tests {
     use serde_json::{Value, json};
     use warp::test::RequestBuilder;
 
-    use crate::policies::Access;
     use super::super::samples::{self, defaults};
     use super::*;
+    use crate::policies::Access;
 
     struct Served {
         routes: BoxedFilter<(Response,)>,
