@@ -81,6 +81,14 @@ fn show_version(registry: &Registry) -> prometheus::Result<()> {
     Ok(())
 }
 
+fn durations(registry: &Registry) -> prometheus::Result<HistogramVec> {
+    let options = HistogramOpts::new(
+        "controller_runtime_reconcile_time_seconds",
+        "Length of time per reconciliation per controller",
+    );
+    registered(registry, HistogramVec::new(options.buckets(BUCKETS.to_vec()), &["controller"]))
+}
+
 impl Metrics {
     /// New metrics in a registry of their own.
     ///
@@ -116,17 +124,7 @@ impl Metrics {
                 ),
             )?,
             errors: errors.with_label_values(&[CONTROLLER]),
-            durations: registered(
-                r,
-                HistogramVec::new(
-                    HistogramOpts::new(
-                        "controller_runtime_reconcile_time_seconds",
-                        "Length of time per reconciliation per controller",
-                    )
-                    .buckets(BUCKETS.to_vec()),
-                    &["controller"],
-                ),
-            )?,
+            durations: durations(r)?,
             users: registered(
                 r,
                 IntGaugeVec::new(

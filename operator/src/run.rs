@@ -43,7 +43,7 @@ const WEBHOOK_CONNECTIONS: usize = 256;
 /// For a review: API servers wait for 10 s by default.
 const REVIEW_TIMEOUT: Duration = Duration::from_secs(8);
 /// For an API server's connection to be kept: longer than it keeps one itself without a request (90 s).
-const WEBHOOK_IDLE: Duration = Duration::from_secs(120);
+const WEBHOOK_IDLE: Duration = Duration::from_mins(2);
 /// For a connection to be used: then it is made anew, with the newest certificate.
 const WEBHOOK_LIFETIME: Duration = Duration::from_mins(5);
 /// How long work under way may take at the end.
@@ -102,7 +102,7 @@ impl WebhookConfiguration {
         let mut settings = certificates::Settings::new(namespace, &self.service, &self.configuration);
         // A tenth of a certificate's life is early enough to notice everything; so are three seconds.
         settings.poll = settings.poll.min(self.lifetimes.leaf / 10);
-        settings.lifetimes = self.lifetimes.clone();
+        settings.lifetimes = self.lifetimes;
         settings
     }
 }

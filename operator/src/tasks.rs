@@ -3,14 +3,17 @@
 
 use std::time::Duration;
 
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use crate::run::RunError;
 
+/// A task's name, and how it ended.
+type Ended = (&'static str, Result<(), RunError>);
+
 /// Tasks that belong together.
 #[derive(Debug, Default)]
-pub struct Tasks(JoinSet<(&'static str, Result<(), RunError>)>);
+pub struct Tasks(JoinSet<Ended>);
 
 impl Tasks {
     /// Begins a task that goes on until all are told to stop.
@@ -59,10 +62,7 @@ impl Tasks {
 }
 
 /// What the end of a task means that nobody has waited for.
-fn judge(
-    ended: Option<Result<(&'static str, Result<(), RunError>), tokio::task::JoinError>>,
-    stop: &CancellationToken,
-) -> Result<(), RunError> {
+fn judge(ended: Option<Result<Ended, JoinError>>, stop: &CancellationToken) -> Result<(), RunError> {
     let name = match ended {
         Some(Ok((_, Err(error)))) => return Err(error),
         // When both are true at once, it was told to.

@@ -14,12 +14,14 @@ use crate::run::{Background, RunError, run};
 /// # Errors
 /// When the credentials are unusable, or an address is.
 pub async fn serve(addresses: &Addresses, directory: &Path, stop: CancellationToken) -> Result<(), RunError> {
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), "starting");
     let wrong = |error: &dyn ToString| RunError::Configuration(error.to_string());
     let metrics = Metrics::new().map_err(|error| wrong(&error))?;
     let follower = Follower::start(directory, &metrics).map_err(|error| wrong(&error))?;
     let listeners = Listeners::bind(addresses)?;
     let current = follower.current();
-    tracing::info!(address = ?listeners.api_address(), caller = %current.load().caller, "serving");
+    let address = listeners.api_address().map(tracing::field::display);
+    tracing::info!(address, caller = %current.load().caller, "serving");
     let check = Some(follower.check());
     let following = Background { name: "credentials", task: follower.follow(stop.clone()), check };
     run(current, listeners, following, stop).await

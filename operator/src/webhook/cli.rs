@@ -1,4 +1,8 @@
 //! The webhook's part of the command line. Enters: arguments and the environment. Leaves: its configuration, or the flag that is wrong.
+#![expect(
+    clippy::doc_markdown,
+    reason = "clap shows these comments in a terminal, where backticks are noise"
+)]
 
 use std::error::Error;
 use std::net::SocketAddr;
