@@ -40,7 +40,7 @@ tools: ## get the programs that tests and checks need, as far as they are missin
 check: ## check format, lints, generated files, dependencies and scripts
 	tests/tools/install check
 	cargo fmt --all --check
-	cargo clippy --locked --workspace --all-targets -- -D warnings
+	cargo clippy --locked --workspace --all-targets --features twofactor-tests/e2e -- -D warnings
 	@echo 'crds/ is what the types say'
 	@folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; \
 	cargo run --quiet --locked -p twofactor-api --bin twofactor-crds -- "$$folder"; \

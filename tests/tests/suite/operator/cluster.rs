@@ -125,6 +125,8 @@ impl Cluster {
         OperatorProcess::builder(kubeconfig)
             .args(["--namespace", &self.namespace, "--operator-namespace", &self.home])
             .env("REDIS_URL", &self.redis.url())
+            // As of a container that is started again in its pod.
+            .env("POD_NAME", "operator-0")
     }
 
     /// `kubectl` in the users' namespace.

@@ -7,6 +7,7 @@ mod days;
 mod imports;
 mod lease;
 mod realms;
+mod replicas;
 mod schema;
 mod seeds;
 mod users;
