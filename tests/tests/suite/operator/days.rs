@@ -287,12 +287,20 @@ async fn a_changed_configuration_is_published_by_the_next_process() {
 #[tokio::test]
 async fn operators_of_different_namespaces_leave_each_others_users_alone() {
     let (one, two) = (Cluster::start().await, Cluster::start().await);
-    // One Redis and one installation: only the namespaces differ.
+    // One Redis and one installation: only the namespaces differ, and so the Lease.
+    let lease = "twofactor-other";
+    let rights = ["--verb=get,update", "--resource=leases.coordination.k8s.io", "--resource-name", lease];
+    let home = ["--namespace", &one.home];
+    let _ = one.server.kubectl(&[&home[..], &["create", "role", lease], &rights].concat());
+    let account = format!("--serviceaccount={}:twofactor-operator", one.home);
+    let binding = ["create", "rolebinding", lease, "--role", lease, &account];
+    let _ = one.server.kubectl(&[&home[..], &binding].concat());
     let other = || {
-        let arguments = ["--namespace", &two.namespace, "--operator-namespace", &one.home];
+        let arguments = ["--namespace", &two.namespace, "--operator-namespace", &one.home, "--lease", lease];
         twofactor_tests::operator::OperatorProcess::builder(&one.kubeconfig)
             .args(arguments)
             .env("REDIS_URL", &one.redis.url())
+            .env("POD_NAME", "other-0")
             .start()
     };
     let _first = one.operator().start().await;
