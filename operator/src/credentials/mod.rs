@@ -4,7 +4,6 @@
 //!
 //! A namespace has the credentials of its own users once it has some, and those of each realm that lets it in. Whoever is not let in
 //! any more loses the login first, with the connections made by it, and then the Secret.
-
 //!
 //! [`grants`] says who needs which login and which Secret, [`secret`] what is in one; here both are carried out.
 
