@@ -20,9 +20,21 @@ pub enum Isolation {
     RealmsOnly,
     /// Every service has the operator's own login.
     NotPermitted,
+    /// Services have logins of their own, which the operator may not look after any more. They are not given the operator's.
+    Withheld,
 }
 
 impl Isolation {
+    /// What it is now, when it was `before`. Whoever had a login of its own is never given the operator's, which could use the keys of
+    /// every realm, and would be known for good.
+    #[must_use]
+    pub const fn after(self, before: Self) -> Self {
+        match (self, before) {
+            (Self::NotPermitted, Self::Isolated | Self::RealmsOnly | Self::Withheld) => Self::Withheld,
+            (now, _) => now,
+        }
+    }
+
     /// Whether services have logins of their own; presumed while nobody knows.
     #[must_use]
     pub const fn has_logins(self) -> bool {
@@ -116,5 +128,20 @@ impl Access {
             }
             result => result,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_had_a_login_of_its_own_does_not_get_the_operators() {
+        let now = Isolation::NotPermitted;
+        assert!(!now.after(Isolation::Unknown).has_logins());
+        for before in [Isolation::Isolated, Isolation::RealmsOnly, Isolation::Withheld] {
+            assert!(now.after(before).has_logins());
+        }
+        assert_eq!(Isolation::Isolated.after(Isolation::Withheld), Isolation::Isolated);
     }
 }

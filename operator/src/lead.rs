@@ -14,6 +14,7 @@ use rand_core::UnwrapErr;
 use tokio::sync::mpsc::{self, UnboundedReceiver};
 use tokio::sync::watch as watch_channel;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 use twofactor_api::TwoFactorUser;
 use twofactor_core::names::{Installation, RealmId, RealmNames};
 use twofactor_core::secret::SecretText;
@@ -91,6 +92,12 @@ impl Leader {
                 () = told.cancelled() => Ok(()),
             }
         });
+        // First: pods are admitted also while the rest has to wait for something.
+        if let Some(webhook) = &self.configuration.webhook {
+            let settings = webhook.certificates(&self.configuration.operator_namespace);
+            let keep = certificates::keep(self.client.clone(), settings, Clock::System, stop.clone());
+            tasks.spawn("webhook authority", keep);
+        }
         match stop.run_until_cancelled(prepare(&self)).await {
             Some(Ok(prepared)) => self.begin(prepared, &mut tasks, stop),
             Some(Err(error)) => tasks.spawn_fallible("preparation", async { Err(error) }),
@@ -125,11 +132,6 @@ impl Leader {
                     }
                 });
             };
-        }
-        if let Some(webhook) = &configuration.webhook {
-            let settings = webhook.certificates(&configuration.operator_namespace);
-            let keep = certificates::keep(client.clone(), settings, Clock::System, stop.clone());
-            tasks.spawn("webhook authority", keep);
         }
         tasks.spawn(
             "user watch",
@@ -261,7 +263,8 @@ async fn pause(error: &impl std::fmt::Display) {
 async fn reconcile_users(context: Arc<Context>, queue: Requests, concurrency: u16, stop: CancellationToken) {
     // A task for each, so that all processors are used: drawing QR codes takes time.
     let reconciler = |user: Arc<TwoFactorUser>, context: Arc<Context>| {
-        tokio::spawn(reconcile(user, context))
+        // Ended with the leadership at the latest: what is written later would be written beside another leader.
+        AbortOnDropHandle::new(tokio::spawn(reconcile(user, context)))
             .map(|joined| joined.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic())))
             .boxed()
     };

@@ -26,6 +26,8 @@ pub enum Trouble {
     NotInjected,
     /// It waits for credentials that it is not going to get.
     NotLetIn,
+    /// It waits for the first user of its own namespace, or its author has forgotten to name another one.
+    NoUsers,
 }
 
 /// What there is to tell about one pod.
@@ -93,9 +95,14 @@ impl Pods {
         self.pods.keys().cloned().collect()
     }
 
-    /// Looks at all pods: the counts, and what was not told yet. `lets_in` is asked with a realm and a namespace, `version` is the
-    /// operator's.
-    pub fn judge(&mut self, lets_in: impl Fn(&str, &str) -> Access, version: &str) -> (Counts, Vec<Finding>) {
+    /// Looks at all pods: the counts, and what was not told yet. `lets_in` is asked with a realm and a namespace, `has_users` with a
+    /// realm; `version` is the operator's.
+    pub fn judge(
+        &mut self,
+        lets_in: impl Fn(&str, &str) -> Access,
+        has_users: impl Fn(&str) -> bool,
+        version: &str,
+    ) -> (Counts, Vec<Finding>) {
         let mut counts = Counts::default();
         let mut findings = Vec::new();
         for ((namespace, name), pod) in &self.pods {
@@ -109,13 +116,16 @@ impl Pods {
                     if injected != version {
                         *counts.outdated.entry(pod.realm.clone()).or_default() += 1;
                     }
-                    if access == Access::Granted {
+                    // Other realms' credentials are there before they have users.
+                    let without_users = pod.realm == *namespace && !has_users(&pod.realm);
+                    if access == Access::Granted && !without_users {
                         // It may be shut out once more, and that is news then.
                         self.told.remove(&(pod.uid.clone(), Trouble::NotLetIn));
+                        self.told.remove(&(pod.uid.clone(), Trouble::NoUsers));
                         continue;
                     }
                     counts.waiting += 1;
-                    Trouble::NotLetIn
+                    if access == Access::Granted { Trouble::NoUsers } else { Trouble::NotLetIn }
                 }
             };
             if self.told.insert((pod.uid.clone(), trouble)) {
@@ -139,6 +149,13 @@ fn notice(namespace: &str, pod: &Pod, trouble: Trouble, access: Access) -> Notic
             "NotInjected",
             "The pod asks for the two-factor sidecar by its label, but was created while the webhook was not installed, and runs \
              without it: delete the pod, so that it is created anew",
+        ),
+        (Trouble::NoUsers, _) => Notice::warning(
+            "NoUsers",
+            format!(
+                "The pod is to verify the users of its own namespace, where there is no TwoFactorUser: create one, or name the namespace of \
+                 the users with the annotation {REALM_ANNOTATION}"
+            ),
         ),
         (Trouble::NotLetIn, Access::NoSuchNamespace) => Notice::warning(
             "NotLetIn",
@@ -182,27 +199,38 @@ mod tests {
         pods.seen("kms", "old", pod("2", None, Some("1")));
         pods.seen("kms", "bare", pod("3", None, None));
         pods.seen("kms", "waiting", pod("4", Some("people"), Some("2")));
-        let (counts, mut findings) = pods.judge(own_only, "2");
+        let (counts, mut findings) = pods.judge(own_only, |_| true, "2");
         assert_eq!((counts.not_injected, counts.waiting), (1, 1));
         assert_eq!(counts.outdated, HashMap::from([("kms".to_owned(), 1)]));
         findings.sort_by(|a, b| a.name.cmp(&b.name));
         let told: Vec<_> = findings.iter().map(|it| (it.name.as_str(), it.notice.reason)).collect();
         assert_eq!(told, [("bare", "NotInjected"), ("waiting", "NotLetIn")]);
         assert!(findings[1].notice.note.contains("TwoFactorRealm default in people"));
-        let (again, findings) = pods.judge(own_only, "2");
+        let (again, findings) = pods.judge(own_only, |_| true, "2");
         assert_eq!((again, findings.len()), (counts, 0));
-        let (counts, _) = pods.judge(|_, _| Access::Granted, "2");
+        let (counts, _) = pods.judge(|_, _| Access::Granted, |_| true, "2");
         assert_eq!(counts.waiting, 0);
-        assert_eq!(pods.judge(own_only, "2").1.len(), 1, "shut out once more");
+        assert_eq!(pods.judge(own_only, |_| true, "2").1.len(), 1, "shut out once more");
         pods.gone("kms", "bare");
-        assert_eq!(pods.judge(own_only, "2").0.not_injected, 0);
+        assert_eq!(pods.judge(own_only, |_| true, "2").0.not_injected, 0);
     }
 
     #[test]
     fn a_realm_without_a_namespace_is_told_as_such() {
         let mut pods = Pods::default();
         pods.seen("kms", "pod", pod("1", Some("peeple"), Some("1")));
-        let (_, findings) = pods.judge(|_, _| Access::NoSuchNamespace, "1");
+        let (_, findings) = pods.judge(|_, _| Access::NoSuchNamespace, |_| true, "1");
         assert!(findings[0].notice.note.contains("peeple, which does not exist"));
+    }
+
+    #[test]
+    fn a_pod_that_forgot_to_name_its_realm_is_told_that_there_are_no_users() {
+        let mut pods = Pods::default();
+        let annotations = BTreeMap::from([(INJECTED_ANNOTATION.to_owned(), "1".to_owned())]);
+        pods.seen("kms", "service", Pod::of("kms", "1".to_owned(), &annotations));
+        let (counts, findings) = pods.judge(|_, _| Access::Granted, |_| false, "1");
+        assert_eq!((counts.waiting, findings[0].trouble), (1, Trouble::NoUsers));
+        assert!(findings[0].notice.note.contains(REALM_ANNOTATION), "{findings:?}");
+        assert_eq!(pods.judge(|_, _| Access::Granted, |_| true, "1").0.waiting, 0);
     }
 }

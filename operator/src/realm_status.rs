@@ -91,11 +91,14 @@ async fn tell(context: &Context, realm: &KnownRealm, written: &mut Written) {
     if old.as_ref() == Some(&new) {
         return;
     }
-    for notice in notices(old.as_ref(), &new) {
-        context.events.tell(&object.object_ref(&()), notice);
-    }
     match write(context, object, &new).await {
-        Ok(()) => written.0 = Some((new, Instant::now())),
+        Ok(()) => {
+            // Not before: what cannot be written is tried again and again.
+            for notice in notices(old.as_ref(), &new) {
+                context.events.tell(&object.object_ref(&()), notice);
+            }
+            written.0 = Some((new, Instant::now()));
+        }
         Err(error) => {
             tracing::debug!(namespace = namespace(realm), %error, "the status of a realm could not be written");
         }
@@ -250,6 +253,11 @@ fn isolated(isolation: Isolation) -> Option<Told> {
         Isolation::RealmsOnly => Some(Told::no(
             "RedisTooOld",
             "Redis is older than version 7: services that are let in could overwrite the records of this realm",
+        )),
+        Isolation::Withheld => Some(Told::no(
+            "AclNotPermitted",
+            "The operator's login may not use ACL in Redis any more: services keep their logins, but new ones are not let in and \
+             nobody is shut out",
         )),
         Isolation::NotPermitted => Some(Told::no(
             "AclNotPermitted",

@@ -19,7 +19,7 @@ use twofactor_server::admin::{self, Check};
 use twofactor_server::http::{self, Limits};
 use twofactor_server::tls::{self, CurrentCertificate};
 use twofactor_store::clock::Clock;
-use twofactor_store::redis::RedisUrlError;
+use twofactor_store::redis::{RedisStore, RedisUrlError};
 
 use crate::api::ApiError;
 use crate::certificates::rotation::Lifetimes;
@@ -158,6 +158,8 @@ pub async fn run(
     client: Client,
     stop: CancellationToken,
 ) -> Result<(), RunError> {
+    // Now, and not when this replica leads for the first time: a new version with a wrong one does not become ready.
+    RedisStore::check_url(configuration.redis_url.expose_secret())?;
     let admin = listen(configuration.admin_listen, "--admin-listen").await?;
     let webhook = match &configuration.webhook {
         Some(webhook) => Some((webhook.clone(), listen(webhook.listen, "--webhook-listen").await?)),

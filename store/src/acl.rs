@@ -115,8 +115,13 @@ fn error(error: StoreError) -> AclError {
         ErrorKind::Server(ServerErrorKind::ResponseError) if detail.contains("ACL SETUSER modifier '%R~") => {
             AclError::NoReadOnlyKeys
         }
-        // Refused, or unknown, wholly or in part: something that is not Redis, or older than 6.2.
-        ErrorKind::Server(ServerErrorKind::NoPerm | ServerErrorKind::ResponseError) => AclError::NotPermitted,
+        ErrorKind::Server(ServerErrorKind::NoPerm) => AclError::NotPermitted,
+        // Unknown, wholly or in part: something that is not Redis, or older than 6.2. Any other error may pass.
+        ErrorKind::Server(ServerErrorKind::ResponseError)
+            if detail.to_ascii_lowercase().contains("unknown") =>
+        {
+            AclError::NotPermitted
+        }
         _ => error.into(),
     }
 }

@@ -91,6 +91,14 @@ fn moment(number: i64) -> UnixMillis {
 }
 
 impl RedisStore {
+    /// Whether this is the URL of a Redis. Nobody is asked.
+    ///
+    /// # Errors
+    /// When it is not.
+    pub fn check_url(url: &str) -> Result<(), RedisUrlError> {
+        url.into_connection_info().map(drop).map_err(|_| RedisUrlError)
+    }
+
     /// Prepares the connection to `url`; it is made, and made again, when it is needed. Must be called within a
     /// tokio runtime.
     ///

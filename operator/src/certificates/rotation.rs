@@ -51,6 +51,12 @@ impl Lifetimes {
     }
 }
 
+/// How long before the end it is better to be early than to wait for the whole grace time: that of a configuration with longer
+/// lifetimes may be more than what is left of an authority that was made under the one before.
+fn hurry(root: &Root) -> Duration {
+    Duration::from_secs(10).min(root.lifetime() / 5)
+}
+
 /// What the Secret holds.
 #[derive(Debug)]
 pub struct Authorities {
@@ -151,7 +157,9 @@ impl Authorities {
             return if next.is_some() { Step::Promote } else { Step::StartOver };
         }
         if let Some(next) = next {
-            return if shown.for_as_long(next, lifetimes.grace(), now) { Step::Promote } else { Step::Rest };
+            let seen = shown.for_as_long(next, lifetimes.grace(), now);
+            let late = now.until(root.until()) < hurry(root) && shown.since(next).is_some();
+            return if seen || late { Step::Promote } else { Step::Rest };
         }
         if now.until(root.until()) < lifetimes.authority.min(root.lifetime()) / 3 {
             return Step::Prepare;
@@ -259,7 +267,11 @@ impl Signed {
             return now.until(self.until) < lifetimes.leaf / 3 && self.until < current.until();
         }
         let worthless = !self.is_valid(now) || shown.since(&self.root).is_none();
-        worthless || shown.for_as_long(current, lifetimes.grace(), now)
+        // One that lasts as long as its root cannot be signed anew.
+        let ends_with_root = self.until >= self.root.until();
+        let late =
+            ends_with_root && now.until(self.until) < hurry(&self.root) && shown.since(current).is_some();
+        worthless || late || shown.for_as_long(current, lifetimes.grace(), now)
     }
 }
 
@@ -313,6 +325,26 @@ mod tests {
         assert_eq!(first.step(&Shown::default(), &LIFETIMES, at(0).offset(-86_400_000)), Step::StartOver);
         let prepared = first.after(Step::Prepare, &LIFETIMES, at(890)).unwrap();
         assert_eq!(prepared.step(&Shown::default(), &LIFETIMES, at(901)), Step::Promote);
+    }
+
+    #[test]
+    fn an_authority_made_under_shorter_lifetimes_is_replaced_before_its_end() {
+        let short = Lifetimes { authority: Duration::from_secs(45), leaf: Duration::from_secs(15) };
+        let after = |seconds: u64| UnixMillis::from_seconds(START.seconds() + seconds);
+        let first = Authorities::start(Vec::new(), &short, START).unwrap();
+        let signed = Signed { root: first.current.root().clone(), until: first.current.root().until() };
+        assert_eq!(first.step(&shown(&first, START), &LIFETIMES, after(31)), Step::Prepare);
+        let prepared = first.after(Step::Prepare, &LIFETIMES, after(31)).unwrap();
+        let seen = shown(&prepared, after(32));
+        assert_eq!(prepared.step(&seen, &LIFETIMES, after(35)), Step::Rest);
+        assert_eq!(
+            prepared.step(&Shown::default(), &LIFETIMES, after(37)),
+            Step::Rest,
+            "nobody would trust it"
+        );
+        assert_eq!(prepared.step(&seen, &LIFETIMES, after(37)), Step::Promote);
+        let promoted = prepared.after(Step::Promote, &LIFETIMES, after(37)).unwrap();
+        assert!(signed.is_due(promoted.current.root(), &seen, &LIFETIMES, after(38)));
     }
 
     #[test]

@@ -106,6 +106,7 @@ pub async fn run(context: Arc<Context>, mut requests: UnboundedReceiver<Request>
         context,
         access,
         next_logins: Instant::now(),
+        next_renewal: Instant::now(),
         known: HashMap::new(),
         pending: HashSet::new(),
         failed: HashSet::new(),
@@ -150,6 +151,8 @@ struct Keeper {
     access: Access,
     /// When to compare the logins.
     next_logins: Instant,
+    /// When to set all of them anew.
+    next_renewal: Instant,
     /// Where there are Secrets with credentials, or may be, by realm.
     known: HashMap<String, BTreeSet<String>>,
     /// What has to be looked at.
@@ -189,6 +192,11 @@ impl Keeper {
     async fn logins(&mut self) {
         let context = self.context.clone();
         let before = *context.isolation.borrow();
+        if Instant::now() >= self.next_renewal {
+            // Somebody may have altered one, which its name does not tell.
+            self.access.forget();
+            self.next_renewal = Instant::now() + SAFETY_NET;
+        }
         let has_place = login_url(&context, "x", &SecretText::new("x".to_owned())).is_some();
         let isolation = if has_place {
             let users = realms(&context).into_iter().flat_map(|realm| users(&context, &realm));
@@ -203,6 +211,7 @@ impl Keeper {
         };
         match isolation {
             Ok(isolation) => {
+                let isolation = isolation.after(before);
                 self.next_logins = Instant::now() + jittered(SAFETY_NET, &mut context.random());
                 if isolation != before {
                     tell(isolation);
@@ -274,6 +283,9 @@ fn tell(isolation: Isolation) {
         Isolation::RealmsOnly => tracing::warn!(
             "Redis is older than version 7: services can overwrite the records of the realm that lets them in"
         ),
+        Isolation::Withheld => tracing::error!(
+            "the operator may not use ACL in Redis any more: services keep their logins, but no new ones come and none go"
+        ),
         Isolation::NotPermitted => tracing::warn!(
             "the operator may not use ACL in Redis: services get its own login, and are not kept apart by Redis"
         ),
@@ -304,6 +316,10 @@ async fn ensure(context: &Context, (realm, namespace): &Place) -> Result<bool, C
         Some(found) if *context.isolation.borrow() == Isolation::Unknown => {
             told_url(found).unwrap_or_else(|| redis_url(context, &realm, &login))
         }
+        // Another process of the operator has given a login: see `Isolation::after`.
+        Some(found) if *context.isolation.borrow() == Isolation::NotPermitted => told_url(found)
+            .filter(|told| told.expose_secret().contains(&data_encoding::HEXLOWER.encode(&login.tag)))
+            .unwrap_or_else(|| redis_url(context, &realm, &login)),
         _ => redis_url(context, &realm, &login),
     };
     let wanted = secret(&realm, &context.realms.installation, &url, namespace);

@@ -24,7 +24,10 @@ const PERIOD: Duration = Duration::from_secs(1);
 pub async fn run(context: Arc<Context>, stop: CancellationToken) {
     let selector = format!("{label},{label}!=false", label = labels::INJECT_LABEL);
     let api = Api::<PartialObjectMeta<CorePod>>::all(context.client.clone());
-    let mut events = std::pin::pin!(events(api, watcher::Config::default().labels(&selector)));
+    // Those that have ended need nothing any more.
+    let running = "status.phase!=Succeeded,status.phase!=Failed";
+    let watched = watcher::Config::default().labels(&selector).fields(running);
+    let mut events = std::pin::pin!(events(api, watched));
     let mut pods = Pods::default();
     let mut listed = HashSet::new();
     let mut listing = true;
@@ -77,7 +80,8 @@ fn seen(context: &Context, pods: &mut Pods, object: &PartialObjectMeta<CorePod>)
 
 fn look(context: &Context, pods: &mut Pods) {
     let lets_in = |realm: &str, namespace: &str| context.policies.lets_in(realm, namespace);
-    let (counts, findings) = pods.judge(lets_in, env!("CARGO_PKG_VERSION"));
+    let has_users = |realm: &str| context.index().has_users(realm);
+    let (counts, findings) = pods.judge(lets_in, has_users, env!("CARGO_PKG_VERSION"));
     let number = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
     context.metrics.pods_not_injected.set(number(counts.not_injected));
     context.metrics.pods_waiting.set(number(counts.waiting));
@@ -86,6 +90,9 @@ fn look(context: &Context, pods: &mut Pods) {
         match trouble {
             Trouble::NotInjected => {
                 tracing::warn!(namespace, pod = name, "a pod asks for the sidecar and runs without it");
+            }
+            Trouble::NoUsers => {
+                tracing::warn!(namespace, pod = name, "a pod waits: there are no users in its namespace");
             }
             Trouble::NotLetIn => {
                 let realm = pod.realm;
