@@ -11,11 +11,11 @@ use crate::release::{NAMESPACE, OPERATOR_LABEL};
 use crate::scene::Scene;
 
 /// Pod starts of each kind.
-const RUNS: usize = 7;
+const RUNS: usize = 5;
 /// Pods that are admitted.
 const PODS: usize = 50;
 /// How long the sidecar's use of the processor is looked at.
-const REST: Duration = Duration::from_secs(30);
+const REST: Duration = Duration::from_secs(20);
 
 pub(crate) fn pod_start_with_and_without_the_sidecar(scene: &Scene<'_>) {
     let namespace = scene.namespace("starts");

@@ -8,6 +8,7 @@ import argparse
 import email
 import email.policy
 import json
+import signal
 import ssl
 import sys
 import threading
@@ -153,6 +154,8 @@ def main():
     parser.add_argument("--smtp-port", type=int, default=0, help="default: a free one")
     parser.add_argument("--http-port", type=int, default=0, help="default: a free one")
     options = parser.parse_args()
+    # In a container this is process 1, which SIGTERM does not end by itself.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     context = None
     if options.tls != "none":
         if not (options.cert and options.key):
