@@ -5,7 +5,8 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use futures_util::StreamExt;
+use tokio::sync::Semaphore;
+use tokio::task::{JoinError, JoinSet};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use twofactor_api::validate::realm::RealmPolicy;
@@ -124,7 +125,14 @@ async fn read_delivery(context: &Context, realm: &str) -> Result<bool, ApiError>
 
 /// Follows the realms until it is told to stop. Begins when the lists are complete.
 pub async fn run(context: Arc<Context>, stop: CancellationToken) {
-    let mut following = Following { context, failed: HashSet::new(), issuers: HashMap::new() };
+    let mut following = Following {
+        context,
+        failed: HashSet::new(),
+        issuers: HashMap::new(),
+        reads: JoinSet::new(),
+        reading: HashMap::new(),
+        slots: Arc::new(Semaphore::new(CONCURRENT)),
+    };
     // What has changed before this process led: everything may have.
     let _ = following.context.policies.take_changes();
     let everything: HashSet<String> = following
@@ -142,6 +150,7 @@ pub async fn run(context: Arc<Context>, stop: CancellationToken) {
         tokio::select! {
             () = stop.cancelled() => return,
             () = following.context.policies.changed() => {}
+            Some(read) = following.reads.join_next(), if !following.reads.is_empty() => following.was_read(read),
             () = tokio::time::sleep_until(patience) => {
                 let failed = std::mem::take(&mut following.failed);
                 following.follow(failed).await;
@@ -150,7 +159,7 @@ pub async fn run(context: Arc<Context>, stop: CancellationToken) {
         let changed = following.context.policies.take_changes();
         following.follow(changed).await;
         if Instant::now() >= next_look {
-            following.read_again().await;
+            following.read_again();
             next_look = Instant::now() + jittered(READ_AGAIN, &mut following.context.random());
         }
     }
@@ -162,7 +171,15 @@ struct Following {
     failed: HashSet<String>,
     /// The issuers that users' Secrets were last made with.
     issuers: HashMap<String, String>,
+    /// Reads of providers, each beside the rest: whoever is not let in any more does not wait for a Secret.
+    reads: JoinSet<Read>,
+    /// The realms of these, and whether to read once more when they are over.
+    reading: HashMap<String, bool>,
+    slots: Arc<Semaphore>,
 }
+
+/// The realm whose providers were read, and whether they are others than before.
+type Read = (String, Result<bool, ApiError>);
 
 impl Following {
     /// Something about these realms has changed.
@@ -178,34 +195,56 @@ impl Following {
             context.outdate(realm);
             self.renew_issuer(realm);
         }
-        self.read(realms.into_iter().filter(|realm| context.scopes.cover(realm)).collect()).await;
-    }
-
-    /// Reads the providers of these realms.
-    async fn read(&mut self, realms: Vec<String>) {
-        let context = &self.context;
-        let reads =
-            realms.into_iter().map(|realm| async move { (read_delivery(context, &realm).await, realm) });
-        let results: Vec<_> = futures_util::stream::iter(reads).buffer_unordered(CONCURRENT).collect().await;
-        for (result, realm) in results {
-            match result {
-                Ok(true) => self.context.outdate(&realm),
-                Ok(false) => {}
-                Err(error) => {
-                    tracing::warn!(namespace = realm, %error, "the providers of a realm cannot be read; trying again");
-                    self.failed.insert(realm);
-                }
-            }
+        for realm in realms.into_iter().filter(|realm| context.scopes.cover(realm)) {
+            self.read(realm);
         }
     }
 
-    async fn read_again(&mut self) {
+    /// Begins to read the providers of a realm.
+    fn read(&mut self, realm: String) {
+        if let Some(again) = self.reading.get_mut(&realm) {
+            // The realm may refer to another Secret by now.
+            *again = true;
+            return;
+        }
+        self.reading.insert(realm.clone(), false);
+        let (context, slots) = (self.context.clone(), self.slots.clone());
+        self.reads.spawn(async move {
+            let _slot = slots.acquire().await;
+            let result = read_delivery(&context, &realm).await;
+            (realm, result)
+        });
+    }
+
+    fn was_read(&mut self, read: Result<Read, JoinError>) {
+        let (realm, result) = match read {
+            Ok(read) => read,
+            Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+            Err(_) => return,
+        };
+        match result {
+            Ok(true) => self.context.outdate(&realm),
+            Ok(false) => {}
+            Err(error) => {
+                tracing::warn!(namespace = realm, %error, "the providers of a realm cannot be read; trying again");
+                self.failed.insert(realm.clone());
+            }
+        }
+        if self.reading.remove(&realm) == Some(true) {
+            self.read(realm);
+        }
+    }
+
+    fn read_again(&mut self) {
         let policies = &self.context.policies;
         let has_secret =
             |realm: &String| policies.policy(realm).is_some_and(|policy| policy.delivery_secret.is_some());
         let realms = policies.namespaces_with_policy().into_iter();
-        let realms = realms.filter(|realm| has_secret(realm) && self.context.scopes.cover(realm)).collect();
-        self.read(realms).await;
+        let realms: Vec<String> =
+            realms.filter(|realm| has_secret(realm) && self.context.scopes.cover(realm)).collect();
+        for realm in realms {
+            self.read(realm);
+        }
     }
 
     /// The issuer is part of what the users' Secrets hold.
