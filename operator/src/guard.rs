@@ -196,6 +196,10 @@ async fn fill(context: &Context, realm: &Realm, slots: &Semaphore) -> bool {
     match result {
         Ok(users) => {
             realm.set_readiness(Readiness::Ready);
+            if !realm.is_introduced() {
+                // Its policy has changed meanwhile: somebody may wait to be let in.
+                context.realms.news.notify_one();
+            }
             tracing::info!(namespace = realm.namespace, users, took = ?begun.elapsed(), "the realm is complete in Redis");
             true
         }

@@ -62,7 +62,11 @@ async fn a_rotation_is_finished_whichever_step_the_operator_dies_after() {
         if early != old {
             assert_eq!(new, early, "{step}: a third seed");
         }
-        cluster.wait_ready(&name).await;
+        // The status of before says that the user is ready, too.
+        eventually(BOUND, "the rotation to be told", async || {
+            cluster.get("tfu", &name).is_some_and(|user| user["status"]["rotated"] == "now")
+        })
+        .await;
         sidecar.wait_accepted(&name, &new).await;
         assert_eq!(sidecar.verify_seed(&name, &old).await.status, 401, "{step}");
         let _ = cluster.kubectl(&["delete", "tfu", &name, "--wait=false"]);
