@@ -46,7 +46,7 @@ FROM scratch AS host-binaries
 COPY images/host/programs/ /programs/
 
 FROM scratch AS host-base
-COPY images/host/root/ /
+COPY images/host/base/ /
 
 FROM ${BINARIES} AS binaries
 

@@ -179,7 +179,7 @@ pub fn validate(user: &TwoFactorUser) -> Result<UserDefinition, Vec<FieldError>>
     }
     let totp = check_totp(&spec.totp, &mut findings);
     if let Some(issuer) = &spec.issuer {
-        findings.keep("spec.issuer", check_issuer(issuer));
+        findings.keep("spec.issuer", check_issuer(issuer, "realm"));
     }
 
     match (username, totp) {
@@ -239,10 +239,11 @@ fn check_totp(totp: &TotpSpec, findings: &mut Findings) -> Option<TotpParameters
     findings.keep("spec.totp", TotpParameters::new(totp.algorithm, digits, period, skew))
 }
 
-fn check_issuer(issuer: &str) -> Result<(), String> {
+/// `fallback`: whose issuer counts where there is none.
+fn check_issuer(issuer: &str, fallback: &str) -> Result<(), String> {
     let characters = issuer.chars().count();
     if characters == 0 {
-        return Err("must not be empty: leave the field out to use the realm's issuer".to_owned());
+        return Err(format!("must not be empty: leave the field out to use the {fallback}'s issuer"));
     }
     if characters > ISSUER_CHARACTERS {
         return Err(format!("has {characters} characters, at most {ISSUER_CHARACTERS} are allowed"));

@@ -98,7 +98,14 @@ impl Leader {
             let keep = certificates::keep(self.client.clone(), settings, Clock::System, stop.clone());
             tasks.spawn("webhook authority", keep);
         }
-        match stop.run_until_cancelled(prepare(&self)).await {
+        // It may wait for long, and must not begin anything when the leadership is lost meanwhile.
+        let prepared = async {
+            tokio::select! {
+                () = held.lost() => Err(RunError::LeadershipLost),
+                prepared = prepare(&self) => prepared,
+            }
+        };
+        match stop.run_until_cancelled(prepared).await {
             Some(Ok(prepared)) => self.begin(prepared, &mut tasks, stop),
             Some(Err(error)) => tasks.spawn_fallible("preparation", async { Err(error) }),
             None => {}

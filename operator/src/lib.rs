@@ -35,6 +35,7 @@ pub mod lead;
 pub mod lease;
 pub mod master_key;
 pub mod metrics;
+pub mod own_secret;
 pub mod pods;
 pub mod policies;
 pub mod publish;

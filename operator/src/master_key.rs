@@ -1,19 +1,14 @@
 //! The master key, from which the keys of all realms are derived. Enters: the operator's namespace. Leaves: the key in the Secret
 //! `twofactor-master-key` there, made at the very first start and never written over.
 
-use std::collections::BTreeMap;
-
-use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use kube::api::PostParams;
 use kube::{Api, Client};
 use rand_core::CryptoRng;
 use thiserror::Error;
-use twofactor_api::labels;
 use twofactor_core::key::{KeyError, MasterKey};
 
-use crate::api::{self, ApiError};
+use crate::api::ApiError;
+use crate::own_secret::{get_or_create, with_key};
 
 /// The Secret.
 pub const SECRET: &str = "twofactor-master-key";
@@ -52,25 +47,16 @@ pub async fn load_or_create(
 ) -> Result<MasterKey, MasterKeyError> {
     let secrets = Api::<Secret>::namespaced(client.clone(), namespace);
     let failed = |source| MasterKeyError::Api { namespace: namespace.to_owned(), source };
-    if let Some(found) = api::optional(api::within(secrets.get(SECRET)).await).map_err(failed)? {
-        return read(&found, namespace);
+    let make = || secret(&MasterKey::generate(random));
+    let (found, is_new) = get_or_create(&secrets, SECRET, make).await.map_err(failed)?;
+    if is_new {
+        tracing::info!(
+            namespace,
+            secret = SECRET,
+            "made the master key; keep a copy of it with your backups"
+        );
     }
-    let key = MasterKey::generate(random);
-    match api::within(secrets.create(&PostParams::default(), &secret(&key))).await {
-        Ok(_) => {
-            tracing::info!(
-                namespace,
-                secret = SECRET,
-                "made the master key; keep a copy of it with your backups"
-            );
-            Ok(key)
-        }
-        // Another process was quicker; its key is the key.
-        Err(ApiError::AlreadyExists(_)) => {
-            read(&api::within(secrets.get(SECRET)).await.map_err(failed)?, namespace)
-        }
-        Err(error) => Err(failed(error)),
-    }
+    read(&found, namespace)
 }
 
 fn read(secret: &Secret, namespace: &str) -> Result<MasterKey, MasterKeyError> {
@@ -80,26 +66,13 @@ fn read(secret: &Secret, namespace: &str) -> Result<MasterKey, MasterKeyError> {
     MasterKey::from_base64(text).map_err(wrong)
 }
 
-/// Without the label of what the operator watches: nobody has to be woken by it.
 fn secret(key: &MasterKey) -> Secret {
-    let value = ByteString(key.to_base64().expose_secret().as_bytes().to_vec());
-    Secret {
-        metadata: ObjectMeta {
-            name: Some(SECRET.to_owned()),
-            labels: Some(BTreeMap::from([(
-                "app.kubernetes.io/part-of".to_owned(),
-                labels::MANAGED_BY.to_owned(),
-            )])),
-            ..ObjectMeta::default()
-        },
-        data: Some(BTreeMap::from([(KEY.to_owned(), value)])),
-        type_: Some("Opaque".to_owned()),
-        ..Secret::default()
-    }
+    with_key(SECRET, KEY, key.to_base64().expose_secret())
 }
 
 #[cfg(test)]
 mod tests {
+    use k8s_openapi::ByteString;
     use rand::rngs::SysRng;
     use rand_core::UnwrapErr;
 

@@ -256,8 +256,8 @@ fn isolated(isolation: Isolation) -> Option<Told> {
         )),
         Isolation::Withheld => Some(Told::no(
             "AclNotPermitted",
-            "The operator's login may not use ACL in Redis any more: services keep their logins, but new ones are not let in and \
-             nobody is shut out",
+            "The operator's login may not use ACL in Redis any more: services keep their logins, but Redis lets no new ones in and \
+             shuts nobody out",
         )),
         Isolation::NotPermitted => Some(Told::no(
             "AclNotPermitted",

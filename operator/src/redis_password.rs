@@ -1,21 +1,16 @@
 //! The password of a Redis that came with the operator. Enters: the operator's namespace and the name of a Secret. Leaves: the
 //! password in it, made when there is no such Secret, and never written over: Redis reads the same Secret.
 
-use std::collections::BTreeMap;
-
 use data_encoding::HEXLOWER;
-use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use kube::api::PostParams;
 use kube::{Api, Client};
 use rand_core::CryptoRng;
 use thiserror::Error;
-use twofactor_api::labels;
 use twofactor_core::secret::SecretText;
 use twofactor_store::acl;
 
-use crate::api::{self, ApiError};
+use crate::api::ApiError;
+use crate::own_secret::{get_or_create, with_key};
 
 /// The key of the Secret.
 pub const KEY: &str = "password";
@@ -73,21 +68,12 @@ pub async fn load_or_create(
         |source| RedisPasswordError::Api { secret: name.to_owned(), namespace: namespace.to_owned(), source };
     let wrong =
         || RedisPasswordError::NotAPassword { secret: name.to_owned(), namespace: namespace.to_owned() };
-    if let Some(found) = api::optional(api::within(secrets.get(name)).await).map_err(failed)? {
-        return read(&found).ok_or_else(wrong);
+    let make = || with_key(name, KEY, generate(random).expose_secret());
+    let (secret, is_new) = get_or_create(&secrets, name, make).await.map_err(failed)?;
+    if is_new {
+        tracing::info!(namespace, secret = name, "made the password of Redis");
     }
-    let password = generate(random);
-    match api::within(secrets.create(&PostParams::default(), &secret(name, &password))).await {
-        Ok(_) => {
-            tracing::info!(namespace, secret = name, "made the password of Redis");
-            Ok(password)
-        }
-        // Another process was quicker; its password is the password.
-        Err(ApiError::AlreadyExists(_)) => {
-            read(&api::within(secrets.get(name)).await.map_err(failed)?).ok_or_else(wrong)
-        }
-        Err(error) => Err(failed(error)),
-    }
+    read(&secret).ok_or_else(wrong)
 }
 
 /// The URL with the password in it.
@@ -113,24 +99,6 @@ fn read(secret: &Secret) -> Option<SecretText> {
     (!text.is_empty()).then(|| SecretText::new(text.to_owned()))
 }
 
-/// Without the label of what the operator watches: nobody has to be woken by it.
-fn secret(name: &str, password: &SecretText) -> Secret {
-    let value = ByteString(password.expose_secret().as_bytes().to_vec());
-    Secret {
-        metadata: ObjectMeta {
-            name: Some(name.to_owned()),
-            labels: Some(BTreeMap::from([(
-                "app.kubernetes.io/part-of".to_owned(),
-                labels::MANAGED_BY.to_owned(),
-            )])),
-            ..ObjectMeta::default()
-        },
-        data: Some(BTreeMap::from([(KEY.to_owned(), value)])),
-        type_: Some("Opaque".to_owned()),
-        ..Secret::default()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use rand::rngs::SysRng;
@@ -141,7 +109,7 @@ mod tests {
     #[test]
     fn the_password_comes_back_from_its_secret_and_goes_into_the_url() {
         let password = generate(&mut UnwrapErr(SysRng));
-        assert_eq!(read(&secret("twofactor-redis", &password)).unwrap(), password);
+        assert_eq!(read(&with_key("twofactor-redis", KEY, password.expose_secret())).unwrap(), password);
         assert!(read(&Secret::default()).is_none());
         let text = |text: &str| SecretText::new(text.to_owned());
         let url = put_into(&text("redis://redis:6379/1"), &text("p/w")).unwrap();

@@ -8,7 +8,7 @@ use std::ops::RangeInclusive;
 use kube::core::{Expression, Message, Rule, Selector, SelectorExt};
 use twofactor_core::realm::OtpLifetime;
 
-use super::{FieldError, Findings, ISSUER_CHARACTERS, ISSUER_MESSAGE, NAME_MESSAGE, is_object_name};
+use super::{FieldError, Findings, NAME_MESSAGE, check_issuer, is_object_name};
 use crate::labels;
 use crate::realm::{AllowedNamespaces, NamespaceSelector, Operator, Requirement, TwoFactorRealm};
 
@@ -108,7 +108,7 @@ pub fn validate(realm: &TwoFactorRealm) -> Result<RealmPolicy, Vec<FieldError>> 
         findings.add("metadata.name", NAME_NOT_DEFAULT);
     }
     if let Some(issuer) = &spec.issuer {
-        findings.keep("spec.issuer", check_issuer(issuer));
+        findings.keep("spec.issuer", check_issuer(issuer, "operator"));
     }
     let otp_lifetime = spec.otp_expiration_minutes.and_then(|minutes| {
         let lifetime = u8::try_from(minutes).ok().and_then(|minutes| OtpLifetime::try_from(minutes).ok());
@@ -132,20 +132,6 @@ pub fn validate(realm: &TwoFactorRealm) -> Result<RealmPolicy, Vec<FieldError>> 
     } else {
         Err(findings.0)
     }
-}
-
-fn check_issuer(issuer: &str) -> Result<(), String> {
-    let characters = issuer.chars().count();
-    if characters == 0 {
-        return Err("must not be empty: leave the field out to use the operator's issuer".to_owned());
-    }
-    if characters > ISSUER_CHARACTERS {
-        return Err(format!("has {characters} characters, at most {ISSUER_CHARACTERS} are allowed"));
-    }
-    if issuer.chars().any(|c| c == ':' || c.is_control()) {
-        return Err(ISSUER_MESSAGE.to_owned());
-    }
-    Ok(())
 }
 
 fn check_allowed(

@@ -12,19 +12,18 @@ use std::time::Duration;
 
 use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
 use k8s_openapi::api::core::v1::Secret;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{Patch, PatchParams, PostParams};
 use kube::{Api, Client};
 use serde_json::json;
 use thiserror::Error;
 use tokio_util::sync::CancellationToken;
-use twofactor_api::labels;
 use twofactor_core::time::UnixMillis;
 use twofactor_server::admin::Check;
 use twofactor_server::tls::CurrentCertificate;
 use twofactor_store::clock::Clock;
 
 use crate::api::{self, ApiError};
+use crate::own_secret::own_secret;
 
 pub mod authority;
 pub mod rotation;
@@ -236,17 +235,7 @@ impl Keeper {
 
     async fn create(&self, shown: Vec<Root>, now: UnixMillis) -> Result<Option<Authorities>, RoundError> {
         let authorities = Authorities::start(shown, &self.objects.settings.lifetimes, now)?;
-        let part_of = ("app.kubernetes.io/part-of".to_owned(), labels::MANAGED_BY.to_owned());
-        let secret = Secret {
-            metadata: ObjectMeta {
-                name: Some(SECRET.to_owned()),
-                labels: Some(BTreeMap::from([part_of])),
-                ..ObjectMeta::default()
-            },
-            data: Some(authorities.data()),
-            type_: Some("Opaque".to_owned()),
-            ..Secret::default()
-        };
+        let secret = own_secret(SECRET, authorities.data());
         match api::within(self.objects.secrets.create(&PostParams::default(), &secret)).await {
             Ok(_) => {
                 tracing::info!(secret = SECRET, "made the webhook's authority");
