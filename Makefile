@@ -4,7 +4,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help run test tools check bench images e2e cluster
+.PHONY: help run test tools check bench images e2e cluster own-target
 
 # Everything that is downloaded or built lies in one cache outside the checkout, so a second clone is quick.
 TOOLS_BIN := $(shell tests/tools/install --print-bin)
@@ -20,16 +20,16 @@ LISTEN ?= 127.0.0.1:8004
 ARGS ?=
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo '  LISTEN=ADDRESS:PORT   where `make run` listens (default: $(LISTEN))'
 	@echo '  ARGS=...              more arguments for run (see: make run ARGS=--help), test and bench'
 	@echo '  CARGO_TARGET_DIR=...  where cargo builds (default: $(CARGO_TARGET_DIR))'
 
-run: ## build the sidecar and start it with the users in examples/, without Kubernetes
+run: own-target ## build the sidecar and start it with the users in examples/, without Kubernetes
 	cargo run -p twofactor-sidecar -- dev examples/ --listen $(LISTEN) $(ARGS)
 
-test: ## run all tests, after getting the programs that they need
+test: own-target ## run all tests, after getting the programs that they need
 	tests/tools/install verifier cluster
 	cargo build --workspace --bins
 	cargo test --workspace $(ARGS)
@@ -37,7 +37,7 @@ test: ## run all tests, after getting the programs that they need
 tools: ## get the programs that tests and checks need, as far as they are missing
 	tests/tools/install
 
-check: ## check format, lints, generated files, dependencies and scripts
+check: own-target ## check format, lints, generated files, dependencies and scripts
 	tests/tools/install check
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets --features twofactor-tests/e2e -- -D warnings
@@ -51,16 +51,19 @@ check: ## check format, lints, generated files, dependencies and scripts
 	  if [[ -f $$file ]] && head -n 1 -- "$$file" | grep -aqE '^#!.*[/ ](ba)?sh$$'; then bash -n -- "$$file"; fi; \
 	done
 
-images: ## build the container images with docker, podman or buildah
+images: own-target ## build the container images with docker, podman or buildah
 	images/build $(ARGS)
 
-e2e: ## the whole story on a one-node cluster, or on the one that KUBECONFIG names
+e2e: own-target ## the whole story on a one-node cluster, or on the one that KUBECONFIG names
 	tests/cluster/e2e $(ARGS)
 
-cluster: ## leave a one-node cluster with the chart installed up, to play with
+cluster: own-target ## leave a one-node cluster with the chart installed up, to play with
 	tests/cluster/play
 
-bench: ## measure verify rate and latency, beside Redis alone
+bench: own-target ## measure verify rate and latency, beside Redis alone
 	tests/tools/install verifier
 	cargo build --release -p twofactor-sidecar
 	cargo run --release -p twofactor-tests --bin bench -- $(ARGS)
+
+own-target:
+	@tests/tools/own-target
