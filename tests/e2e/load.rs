@@ -20,8 +20,10 @@ const RIGHT: [&str; 4] = ["user-1", "user-2", "user-3", "user-4"];
 /// Only wrong codes are submitted for this one.
 const WRONG: &str = "mallory";
 const SELECTOR: &str = "app=load";
-/// After Redis has been lost, a minute passes in which an authenticator's codes are refused.
-const ACCEPTED_AGAIN: Duration = Duration::from_mins(4);
+/// How long a code of theirs lasts, in seconds: the shortest that there is, so that nobody waits long for the next one. After Redis
+/// has been lost, two of these pass in which codes are refused.
+const PERIOD: u64 = 15;
+const ACCEPTED_AGAIN: Duration = Duration::from_mins(3);
 
 /// One line for each answer: second, step, user, right or wrong, status, problem.
 const SCRIPT: &str = r#"
@@ -29,10 +31,10 @@ trap 'exit 0' TERM
 ask() {
   local now answer problem=none code
   now=$(date +%s)
-  code=$(oathtool --totp --base32 --now="@$((now - $4))" "$2")
+  code=$(oathtool --totp --base32 --time-step-size="${PERIOD}s" --now="@$((now - $4))" "$2")
   answer=$(curl --silent --max-time 5 --write-out '\n%{http_code}' --json "{\"username\":\"$1\",\"otp_code\":\"$code\"}" http://127.0.0.1:8004/auth/verify)
   if [[ $answer =~ urn:fountainai:2fa:([a-z-]+) ]]; then problem=${BASH_REMATCH[1]}; fi
-  echo "answer $now $((now / 30)) $1 $3 ${answer##*$'\n'} $problem"
+  echo "answer $now $((now / PERIOD)) $1 $3 ${answer##*$'\n'} $problem"
 }
 round=0
 while :; do
@@ -73,14 +75,18 @@ impl<'a> Load<'a> {
     pub(crate) fn start(scene: &'a Scene<'a>) -> Self {
         let (people, namespace) = (scene.namespace("people"), scene.restricted_namespace("load"));
         let mut load = Self { scene, people, namespace, since: 0 };
-        let users: Vec<_> =
-            RIGHT.iter().chain([&WRONG]).map(|name| (*name, json!({ "deliveryMethod": "app" }))).collect();
+        let app = json!({ "deliveryMethod": "app", "totp": { "periodSeconds": PERIOD } });
+        let users: Vec<_> = RIGHT.iter().chain([&WRONG]).map(|name| (*name, app.clone())).collect();
         scene.users(&load.people, &users);
         scene.realm(&load.people, &[&load.namespace], None);
         let seed_of = |name: &&str| format!("{name}={}", scene.seed(&load.people, name));
         let right: Vec<_> = RIGHT.iter().map(seed_of).collect();
         let mut spec = manifests::pod_spec(CLIENT_IMAGE, &["bash", "-c", SCRIPT]);
-        spec["containers"][0]["env"] = json!([{ "name": "RIGHT", "value": right.join(" ") }, { "name": "WRONG", "value": seed_of(&WRONG) }]);
+        spec["containers"][0]["env"] = json!([
+            { "name": "RIGHT", "value": right.join(" ") },
+            { "name": "WRONG", "value": seed_of(&WRONG) },
+            { "name": "PERIOD", "value": PERIOD.to_string() },
+        ]);
         let metadata = json!({ "labels": { "app": "load" }, "annotations": {} });
         let template = manifests::with_sidecar(json!({ "metadata": metadata, "spec": spec }), &load.people);
         scene.create(&json!({

@@ -2,8 +2,8 @@
 //!
 //! Enters: the cluster that `KUBECONFIG` names, with the images in it; arguments, each a part of the names of the tests to run
 //! (none: all). Leaves: a line for each test, what the cluster had to say about those that failed, figures, and exit code 1
-//! when one failed. The tests run one after the other, in the order of the list: they share one release of the chart,
-//! and take parts of it down.
+//! when one failed. The tests run in the order of the list and share one release of the chart. Those that take parts of it down, or
+//! measure something, run alone; the others a few at a time, since most of what they do is to wait.
 //!
 //! With `TWOFACTOR_CLUSTER_CONTROL` (the path of `tests/cluster/cluster`), components of the node are killed too, and a
 //! release that was there before may be uninstalled and installed again. Without it, those tests are left out, and the
@@ -24,8 +24,10 @@ mod story;
 mod upgrade;
 mod world;
 
+use std::collections::VecDeque;
 use std::panic::AssertUnwindSafe;
 use std::process::ExitCode;
+use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -44,48 +46,62 @@ enum Needs {
     OwnRelease,
 }
 
+/// What may run beside a test.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Company {
+    /// Others of this kind: each has namespaces of its own and leaves the release alone.
+    Together,
+    /// Nothing.
+    Alone,
+}
+
 struct Entry {
     name: &'static str,
+    company: Company,
     needs: Needs,
     run: fn(&Scene<'_>),
 }
 
 macro_rules! entries {
-    ($($needs:ident: $group:ident::$name:ident,)*) => {
+    ($($company:ident $needs:ident: $group:ident::$name:ident,)*) => {
         &[$(Entry {
             name: concat!(stringify!($group), "::", stringify!($name)),
+            company: Company::$company,
             needs: Needs::$needs,
             run: $group::$name,
         }),*]
     };
 }
 
-/// In this order: what uninstalls comes last.
+/// Tests that run at the same time, where they may: more would wait for the processor in place of the cluster.
+const LANES: usize = 4;
+
+/// In this order: the longest of those that run together first, and what uninstalls last.
 const TESTS: &[Entry] = entries![
-    Nothing: story::the_key_management_story_is_as_its_readme_tells_it,
-    Nothing: story::the_charts_own_test_passes,
-    Nothing: story::a_pod_without_the_label_is_left_alone,
-    Nothing: story::a_job_with_the_sidecar_completes,
-    Nothing: story::a_namespace_that_is_not_let_in_waits_until_it_is,
-    Nothing: story::a_sidecar_of_another_realm_does_not_know_these_people,
-    Nothing: story::a_code_mailed_for_one_namespace_does_not_verify_in_another,
-    Nothing: isolation::the_app_finds_no_secret_in_its_files_environment_or_processes,
-    Nothing: isolation::the_apps_service_account_may_read_nothing_of_ours,
-    Nothing: isolation::the_network_gives_the_app_nothing_but_its_own_sidecar,
-    Nothing: admission::the_restricted_level_admits_pods_with_the_sidecar,
-    Nothing: admission::what_a_pod_gets_wrong_is_refused_with_a_sentence,
-    Nothing: admission::while_the_webhook_is_down_only_labelled_pods_are_refused,
-    Nothing: admission::a_lost_ca_and_a_rotated_one_fail_no_creation,
-    Nothing: admission::a_rolling_restart_fails_no_creation,
-    Nothing: metrics::prometheus_scrapes_operator_and_sidecars_by_the_charts_labels,
-    Nothing: figures::pod_start_with_and_without_the_sidecar,
-    Nothing: figures::admission_of_fifty_pods,
-    Nothing: figures::a_sidecar_at_rest,
-    Nothing: chaos::a_killed_operator_changes_no_answer,
-    Nothing: chaos::a_killed_redis_is_an_outage_and_nothing_else,
-    ClusterControl: chaos::a_killed_kubelet_changes_no_answer,
-    Nothing: upgrade::an_upgrade_keeps_seeds_and_fails_no_verify,
-    OwnRelease: upgrade::what_is_uninstalled_leaves_users_who_verify_again_when_it_is_back,
+    Together Nothing: story::the_key_management_story_is_as_its_readme_tells_it,
+    Together Nothing: figures::a_sidecar_at_rest,
+    Together Nothing: story::a_namespace_that_is_not_let_in_waits_until_it_is,
+    Together Nothing: metrics::prometheus_scrapes_operator_and_sidecars_by_the_charts_labels,
+    Together Nothing: isolation::the_network_gives_the_app_nothing_but_its_own_sidecar,
+    Together Nothing: isolation::the_app_finds_no_secret_in_its_files_environment_or_processes,
+    Together Nothing: isolation::the_apps_service_account_may_read_nothing_of_ours,
+    Together Nothing: story::a_code_mailed_for_one_namespace_does_not_verify_in_another,
+    Together Nothing: story::a_sidecar_of_another_realm_does_not_know_these_people,
+    Together Nothing: story::a_job_with_the_sidecar_completes,
+    Together Nothing: story::the_charts_own_test_passes,
+    Together Nothing: story::a_pod_without_the_label_is_left_alone,
+    Together Nothing: admission::the_restricted_level_admits_pods_with_the_sidecar,
+    Together Nothing: admission::what_a_pod_gets_wrong_is_refused_with_a_sentence,
+    Alone Nothing: figures::pod_start_with_and_without_the_sidecar,
+    Alone Nothing: figures::admission_of_fifty_pods,
+    Alone Nothing: admission::while_the_webhook_is_down_only_labelled_pods_are_refused,
+    Alone Nothing: admission::a_lost_ca_and_a_rotated_one_fail_no_creation,
+    Alone Nothing: admission::a_rolling_restart_fails_no_creation,
+    Alone Nothing: chaos::a_killed_operator_changes_no_answer,
+    Alone Nothing: chaos::a_killed_redis_is_an_outage_and_nothing_else,
+    Alone ClusterControl: chaos::a_killed_kubelet_changes_no_answer,
+    Alone Nothing: upgrade::an_upgrade_keeps_seeds_and_fails_no_verify,
+    Alone OwnRelease: upgrade::what_is_uninstalled_leaves_users_who_verify_again_when_it_is_back,
 ];
 
 fn main() -> ExitCode {
@@ -134,17 +150,24 @@ fn run(chosen: &[&Entry], kubectl: Kubectl, keep: bool) -> ExitCode {
     };
     println!("set up in {:.1} s\n", begun.elapsed().as_secs_f64());
     let (mut failed, mut left_out, mut passed) = (Vec::new(), Vec::new(), 0);
-    for entry in chosen {
-        if let Some(reason) = why_not(entry.needs, &world) {
-            println!("left out  {}: {reason}", entry.name);
-            left_out.push((entry.name, reason));
-            continue;
+    for group in
+        chosen.chunk_by(|one, next| [one, next].iter().all(|entry| entry.company == Company::Together))
+    {
+        let mut runnable = VecDeque::new();
+        for entry in group {
+            if let Some(reason) = why_not(entry.needs, &world) {
+                println!("left out  {}: {reason}", entry.name);
+                left_out.push((entry.name, reason));
+            } else {
+                runnable.push_back(*entry);
+            }
         }
-        println!("running   {}", entry.name);
-        if run_one(entry, &world, keep) {
-            passed += 1;
-        } else {
-            failed.push(entry.name);
+        for (name, is_passed) in run_together(runnable, &world, keep) {
+            if is_passed {
+                passed += 1;
+            } else {
+                failed.push(name);
+            }
         }
     }
     world.print_figures();
@@ -177,6 +200,22 @@ fn why_not(needs: Needs, world: &World) -> Option<&'static str> {
         }
         _ => None,
     }
+}
+
+/// Runs tests in [`LANES`] lanes; hands on which of them passed.
+fn run_together(entries: VecDeque<&Entry>, world: &World, keep: bool) -> Vec<(&'static str, bool)> {
+    let (waiting, done) = (Mutex::new(entries), Mutex::new(Vec::new()));
+    let lane = || {
+        loop {
+            let next = waiting.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+            let Some(entry) = next else { return };
+            println!("running   {}", entry.name);
+            let passed = run_one(entry, world, keep);
+            done.lock().unwrap_or_else(PoisonError::into_inner).push((entry.name, passed));
+        }
+    };
+    thread::scope(|scope| (0..LANES).for_each(|_| drop(scope.spawn(lane))));
+    done.into_inner().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn run_one(entry: &Entry, world: &World, keep: bool) -> bool {
