@@ -38,6 +38,11 @@ use crate::{certificates, webhook};
 /// How long the webhook goes on after the signal to stop: until the API servers have noticed that it will be gone. A request that nobody
 /// answers is a pod that is refused.
 const FAREWELL: Duration = Duration::from_secs(5);
+/// For TLS to be agreed on, and for the first request's head to arrive: whoever asks here asks at once. Strangers in the cluster's
+/// network, who can reach these ports, hold a slot for no longer by sending nothing.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(3);
+/// For a scraper's connection to be kept.
+const ADMIN_IDLE: Duration = Duration::from_secs(15);
 /// API servers keep their connections; some hundred of them are many.
 const WEBHOOK_CONNECTIONS: usize = 256;
 /// For a review: API servers wait for 10 s by default.
@@ -176,7 +181,13 @@ pub async fn run(
     let (leading, redis) = (Check::informational("leading"), Check::informational("redis"));
     let shown = lists.iter().map(|(check, _)| check).chain(&certificate).chain([&leading, &redis]);
     let routes = admin::routes(shown.cloned().collect(), metrics.registry());
-    let limits = Limits { connections: ADMIN_CONNECTIONS, drain: DRAIN, ..Limits::default() };
+    let limits = Limits {
+        connections: ADMIN_CONNECTIONS,
+        header_timeout: HEAD_TIMEOUT,
+        idle: Some(ADMIN_IDLE),
+        drain: DRAIN,
+        ..Limits::default()
+    };
     tasks.spawn("admin", http::serve(admin, routes, limits, stop.clone()));
     for (check, synced) in lists {
         let stop = stop.clone();
@@ -219,6 +230,7 @@ async fn listen(address: SocketAddr, flag: &'static str) -> Result<TcpListener, 
 fn webhook_limits() -> Limits {
     Limits {
         connections: WEBHOOK_CONNECTIONS,
+        header_timeout: HEAD_TIMEOUT,
         drain: DRAIN,
         idle: Some(WEBHOOK_IDLE),
         request: Some(REVIEW_TIMEOUT),

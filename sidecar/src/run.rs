@@ -19,6 +19,8 @@ use crate::service::Current;
 
 /// Probes and Prometheus: few connections are enough.
 const ADMIN_CONNECTIONS: usize = 64;
+/// For a probe's or a scrape's head to arrive: strangers in the cluster's network can reach this port.
+const ADMIN_HEAD_TIMEOUT: Duration = Duration::from_secs(3);
 /// For a probe or a scrape, answer included: nobody holds a slot for longer.
 const ADMIN_LIFETIME: Duration = Duration::from_secs(15);
 
@@ -89,8 +91,12 @@ pub async fn run(
     }
     let shown = [checks.redis.clone(), checks.let_in.clone()].into_iter().chain(background.check).collect();
     let admin = admin::routes(shown, current.load().metrics.registry());
-    let limits =
-        Limits { connections: ADMIN_CONNECTIONS, single_request: Some(ADMIN_LIFETIME), ..Limits::default() };
+    let limits = Limits {
+        connections: ADMIN_CONNECTIONS,
+        header_timeout: ADMIN_HEAD_TIMEOUT,
+        single_request: Some(ADMIN_LIFETIME),
+        ..Limits::default()
+    };
     spawn("admin", Box::pin(http::serve(listeners.admin, admin, limits, stop.clone())));
     spawn("realm refresh", Box::pin(refresh(current, checks, stop.clone())));
     spawn(background.name, Box::pin(background.task));
