@@ -68,25 +68,6 @@ fn assert_unavailable(reply: &Reply) {
 }
 
 #[tokio::test]
-async fn fifty_parallel_verifies_through_two_sidecars_are_one_success_two_hundred_times() {
-    let world = world().await;
-    let (one, two) = (sidecar(&world, "kms").await, sidecar(&world, "kms").await);
-    let apis = [one.0.api(), two.0.api()];
-    for round in 0..200 {
-        let person = world.person(&format!("user{round}"), App).await;
-        let (name, code) = (person.record.definition.username.to_string(), shown(&person));
-        let mut requests = tokio::task::JoinSet::new();
-        for number in 0..50 {
-            let (api, name, code) = (apis[number % 2].clone(), name.clone(), code.clone());
-            requests.spawn(async move { api.verify(&name, &code).await.status });
-        }
-        let statuses = requests.join_all().await;
-        let count = |status: u16| statuses.iter().filter(|found| **found == status).count();
-        assert_eq!((count(200), count(400)), (1, 49), "round {round}: {statuses:?}");
-    }
-}
-
-#[tokio::test]
 async fn a_code_mailed_for_one_service_is_not_accepted_from_another() {
     let world = world().await;
     let mail = MailServer::builder().tls(MailTls::StartTls).start().await;

@@ -1,0 +1,127 @@
+//! One code is one success, whoever asks for it at the same moment through whichever sidecar, and whatever happens to Redis
+//! meanwhile. Real programs on a real Redis.
+
+use std::time::Duration;
+
+use tempfile::TempDir;
+use tokio::task::JoinSet;
+use twofactor_core::time::UnixMillis;
+use twofactor_core::user::DeliveryMethod::App;
+use twofactor_tests::http::ApiClient;
+use twofactor_tests::redis::{AppendFsync, RedisServer};
+use twofactor_tests::sidecar::SidecarProcess;
+use twofactor_tests::wait::eventually;
+
+use crate::serve::shown;
+use crate::world::World;
+
+const BOUND: Duration = Duration::from_secs(10);
+const SIDECARS: usize = 3;
+const PARALLEL: usize = 50;
+const ROUNDS: usize = 1000;
+/// Rounds in the middle of which Redis is killed.
+const RESTARTS: usize = 20;
+/// After a restart, codes of this time are refused at most.
+const SAFE: Duration = Duration::from_secs(90);
+
+async fn sidecars(world: &World) -> Vec<(SidecarProcess, TempDir)> {
+    let mut sidecars = Vec::new();
+    for _ in 0..SIDECARS {
+        let credentials = world.credentials("kms");
+        let path = credentials.path().to_str().unwrap().to_owned();
+        let arguments = ["serve", "--log", "error", "--credentials", &path];
+        sidecars.push((SidecarProcess::builder().args(arguments).start().await, credentials));
+    }
+    sidecars
+}
+
+/// Submits one code many times at once, through all sidecars.
+fn submit(apis: &[ApiClient], name: &str, code: &str) -> JoinSet<u16> {
+    let mut requests = JoinSet::new();
+    for number in 0..PARALLEL {
+        let (api, name, code) = (apis[number % apis.len()].clone(), name.to_owned(), code.to_owned());
+        requests.spawn(async move { api.verify(&name, &code).await.status });
+    }
+    requests
+}
+
+fn count(statuses: &[u16], status: u16) -> usize {
+    statuses.iter().filter(|found| **found == status).count()
+}
+
+#[tokio::test]
+async fn fifty_parallel_verifies_through_three_sidecars_are_one_success_a_thousand_times() {
+    let world = World::in_redis_with_real_time(RedisServer::start().await).await;
+    let sidecars = sidecars(&world).await;
+    let apis: Vec<_> = sidecars.iter().map(|(sidecar, _)| sidecar.api()).collect();
+    for round in 0..ROUNDS {
+        let person = world.person(&format!("user{round}"), App).await;
+        let statuses =
+            submit(&apis, person.record.definition.username.as_str(), &shown(&person)).join_all().await;
+        assert_eq!(
+            (count(&statuses, 200), count(&statuses, 400)),
+            (1, PARALLEL - 1),
+            "round {round}: {statuses:?}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn fifty_parallel_wrong_guesses_through_three_sidecars_are_five_failures() {
+    let world = World::in_redis_with_real_time(RedisServer::start().await).await;
+    let sidecars = sidecars(&world).await;
+    let apis: Vec<_> = sidecars.iter().map(|(sidecar, _)| sidecar.api()).collect();
+    for round in 0..RESTARTS {
+        let person = world.person(&format!("user{round}"), App).await;
+        let name = person.record.definition.username.as_str();
+        // Seven digits are never a code of a user with six.
+        let statuses = submit(&apis, name, "0000000").join_all().await;
+        assert_eq!(
+            (count(&statuses, 401), count(&statuses, 429)),
+            (5, PARALLEL - 5),
+            "round {round}: {statuses:?}"
+        );
+        // The right code is not looked at either.
+        assert_eq!(apis[0].verify(name, &shown(&person)).await.status, 429);
+    }
+}
+
+#[tokio::test]
+async fn a_redis_that_is_killed_in_the_middle_makes_no_second_success() {
+    let redis = RedisServer::builder().append_only(AppendFsync::Always).with_movable_clock().start().await;
+    let world = World::in_redis_with_real_time(redis).await;
+    let sidecars = sidecars(&world).await;
+    let apis: Vec<_> = sidecars.iter().map(|(sidecar, _)| sidecar.api()).collect();
+    let redis = world.redis.as_ref().unwrap();
+    let mut decided = 0;
+    for round in 0..RESTARTS {
+        // Later than everything that the check of the restarted node refuses.
+        redis.clock().advance(SAFE).await;
+        let now = UnixMillis::new(redis.clock().unix_millis().await);
+        let person = world.person(&format!("user{round}"), App).await;
+        let (name, code) = (
+            person.record.definition.username.to_string(),
+            person.code_at(now, 0).expose_secret().to_owned(),
+        );
+        let mut requests = submit(&apis, &name, &code);
+        // Once the first has its answer, others are under way.
+        let mut statuses = vec![requests.join_next().await.unwrap().unwrap()];
+        redis.kill();
+        statuses.extend(requests.join_all().await);
+        redis.restart().await;
+        // The publisher's connection is made anew first.
+        eventually(BOUND, "Redis to answer again", async || {
+            world.publisher.store().inspect().await.map_err(|error| error.to_string())
+        })
+        .await;
+        world.fill(&[&person]).await;
+        statuses.extend(submit(&apis, &name, &code).join_all().await);
+        assert!(count(&statuses, 200) <= 1, "round {round}: {statuses:?}");
+        assert!(
+            statuses.iter().all(|status| [200, 400, 503].contains(status)),
+            "round {round}: {statuses:?}"
+        );
+        decided += count(&statuses, 200);
+    }
+    assert!(decided > RESTARTS / 2, "only {decided} codes were accepted at all: little was shown");
+}
