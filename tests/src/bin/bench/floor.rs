@@ -24,13 +24,14 @@ pub(crate) async fn run(
     let trial = benchmark(redis, arguments, connections, 20_000);
     let calls = trial.per_second * duration.as_secs_f64();
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a number of calls")]
-    benchmark(redis, arguments, connections, calls as u64)
+    benchmark(redis, arguments, connections, calls as usize)
 }
 
-fn benchmark(redis: &RedisServer, arguments: &[String], connections: usize, calls: u64) -> Figures {
-    let (port, connections, calls) = (redis.port().to_string(), connections.to_string(), calls.to_string());
+fn benchmark(redis: &RedisServer, arguments: &[String], connections: usize, calls: usize) -> Figures {
+    let (port, connections) = (redis.port().to_string(), connections.to_string());
+    let number = calls.to_string();
     let mut words =
-        vec!["-h", "127.0.0.1", "-p", &port, "-c", &connections, "-n", &calls, "--csv", "EVALSHA"];
+        vec!["-h", "127.0.0.1", "-p", &port, "-c", &connections, "-n", &number, "--csv", "EVALSHA"];
     words.extend(arguments.iter().map(String::as_str));
     let table = run_program(tools::find("redis-benchmark"), &words);
     // "test","rps","avg_latency_ms","min_latency_ms","p50_latency_ms","p95_latency_ms","p99_latency_ms",…
@@ -42,6 +43,7 @@ fn benchmark(redis: &RedisServer, arguments: &[String], connections: usize, call
         panic!("unknown figures: {line}")
     };
     Figures {
+        count: calls,
         per_second,
         median: Duration::from_secs_f64(p50 / 1000.0),
         p99: Duration::from_secs_f64(p99 / 1000.0),

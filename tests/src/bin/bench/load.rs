@@ -26,7 +26,7 @@ pub(crate) async fn run(base_url: &str, body: &str, connections: usize, duration
     let at = |hundredth: usize| latencies[(latencies.len() - 1) * hundredth / 100];
     #[expect(clippy::cast_precision_loss, reason = "a number of requests")]
     let per_second = latencies.len() as f64 / took.as_secs_f64();
-    Figures { per_second, median: at(50), p99: at(99) }
+    Figures { count: latencies.len(), per_second, median: at(50), p99: at(99) }
 }
 
 async fn connection(address: String, request: String, until: Instant) -> Vec<Duration> {

@@ -1,10 +1,11 @@
 //! `make bench`: what a verify costs, beside what Redis alone takes for the same script, and what the operator takes
 //! for many users, beside a bare client that makes the same writes; all on the same machine in the same run.
 //!
-//! Enters: release binaries, a real Redis and a real API server; `verify` or `operator` as an argument chooses one
+//! Enters: release binaries, a real Redis and a real API server; `verify`, `footprint` or `operator` as an argument chooses one
 //! part. Leaves: tables. Absolute figures depend on the machine; the ratios should not.
 
 mod floor;
+mod footprint;
 mod load;
 mod operator;
 mod realm;
@@ -21,6 +22,7 @@ const DURATION: Duration = Duration::from_secs(5);
 
 /// What was measured.
 struct Figures {
+    count: usize,
     per_second: f64,
     median: Duration,
     p99: Duration,
@@ -34,6 +36,11 @@ async fn main() {
     let is_wanted = |name: &str| part.as_deref().is_none_or(|part| part == name);
     if is_wanted("verify") {
         verify().await;
+    }
+    if is_wanted("footprint") {
+        let redis = RedisServer::start().await;
+        let realm = Realm::publish(&redis).await;
+        footprint::run(&realm, realm.credentials(&redis).path()).await;
     }
     if is_wanted("operator") {
         operator::print_head();
@@ -71,7 +78,6 @@ async fn verify() {
             ours.p99.as_secs_f64() / floor.p99.as_secs_f64(),
         );
     }
-    println!("\nmemory of the sidecar: {} MiB", load::resident_mebibytes(sidecar.process().id()));
 }
 
 fn show(duration: Duration) -> String {
