@@ -4,23 +4,26 @@
 //! that counts is Redis'; the difference to the local one is learned from a refused request and kept, so that
 //! the next one is right at once. The guards of checked nodes are kept in the same way.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
+
+mod inspect;
+mod publish;
 
 use arc_swap::ArcSwap;
 use redis::{Client, ConnectionInfo, FromRedisValue, IntoConnectionInfo, Pipeline, Script};
 use twofactor_core::decision::{
     CLOCK_TOLERANCE, Factor, Issuance, Issue, THROTTLE, Undecided, Verdict, Verification,
 };
-use twofactor_core::names::{Installation, Pseudonym, RealmId, RealmNames, UserNames};
+use twofactor_core::names::{Pseudonym, RealmNames, UserNames};
 use twofactor_core::seal::Revision;
 use twofactor_core::time::UnixMillis;
 
 use crate::clock::Clock;
 use crate::link::Link;
-use crate::{Inspection, Publication, Published, RealmSnapshot, StoreError};
+use crate::{RealmSnapshot, StoreError};
 
 /// How long one operation may take, retries included: a service behind us has its answer within a second.
 const OPERATION_TIMEOUT: Duration = Duration::from_millis(700);
@@ -68,14 +71,14 @@ type Answer = (String, i64);
 type Fields = HashMap<String, String>;
 
 fn text(body: &str) -> String {
-    format!("{}{body}", include_str!("scripts/ground.lua"))
+    format!("{}{body}", include_str!("../scripts/ground.lua"))
 }
 
 /// The script that decides about a submitted code, for measuring what Redis alone takes for it. Its arguments are
 /// described at its beginning.
 #[must_use]
 pub fn verify_script() -> String {
-    text(include_str!("scripts/verify.lua"))
+    text(include_str!("../scripts/verify.lua"))
 }
 
 fn millis(duration: Duration) -> u64 {
@@ -111,13 +114,13 @@ impl RedisStore {
         let selects_database = settings.db() != 0;
         let client = Client::open(information.set_redis_settings(settings)).map_err(|_| RedisUrlError)?;
         let link = Arc::new(Link::new(client)?);
-        let publish_text = text(include_str!("scripts/publish.lua"));
+        let publish_text = text(include_str!("../scripts/publish.lua"));
         let scripts = Scripts {
             verify: Script::new(&verify_script()),
-            issue: Script::new(&text(include_str!("scripts/issue.lua"))),
+            issue: Script::new(&text(include_str!("../scripts/issue.lua"))),
             publish: Script::new(&publish_text),
             publish_text,
-            stamp: Script::new(&text(include_str!("scripts/stamp.lua"))),
+            stamp: Script::new(&text(include_str!("../scripts/stamp.lua"))),
         };
         Ok(Self { link, names, clock, selects_database, scripts: Arc::new(scripts), learned: Arc::default() })
     }
@@ -134,24 +137,6 @@ impl RedisStore {
 
     pub(crate) async fn record(&self, user: &Pseudonym) -> Result<Option<Vec<u8>>, StoreError> {
         self.query(redis::cmd("GET").arg(self.names.user(user).record)).await
-    }
-
-    pub(crate) async fn confirm_absence(&self, user: &Pseudonym) -> Result<bool, StoreError> {
-        let UserNames { record, state, .. } = self.names.user(user);
-        let mut pipeline = redis::pipe();
-        // In one transaction: a refill between two of these would make a loss look like an absence.
-        pipeline.atomic().cmd("INFO").arg("server").cmd("INFO").arg("replication");
-        pipeline.exists(&record).exists(&state).hgetall(self.names.realm_meta());
-        let (server, replication, record, state, meta): (String, String, bool, bool, Fields) =
-            self.query_pipeline(&pipeline, OPERATION_TIMEOUT).await?;
-        if !meta.contains_key(&format!("guard:{}", node_identity(&server, &replication)?)) {
-            return Err(Undecided::Unguarded.into());
-        }
-        // Half a user, or a realm that is being filled, is a loss and not an absence.
-        if !meta.contains_key("complete") || record != state {
-            return Err(Undecided::NoState.into());
-        }
-        Ok(!record)
     }
 
     pub(crate) async fn realm(&self) -> Result<RealmSnapshot, StoreError> {
@@ -273,178 +258,6 @@ impl RedisStore {
         }
     }
 
-    pub(crate) async fn inspect(&self) -> Result<Inspection, StoreError> {
-        self.inspect_realms(std::slice::from_ref(&self.names)).await?.pop().ok_or(StoreError::Protocol)
-    }
-
-    /// [`crate::Store::inspect`] for several realms at once, in their order.
-    ///
-    /// # Errors
-    /// When Redis does not answer.
-    pub async fn inspect_realms(&self, realms: &[RealmNames]) -> Result<Vec<Inspection>, StoreError> {
-        let mut node = redis::pipe();
-        node.cmd("INFO").arg("server").cmd("INFO").arg("replication").cmd("DBSIZE");
-        let (server, replication, keys): (String, String, u64) =
-            self.query_pipeline(&node, BATCH_TIMEOUT).await?;
-        let node = node_identity(&server, &replication)?;
-        let guard = format!("guard:{node}");
-        let mut inspections = Vec::with_capacity(realms.len());
-        for part in realms.chunks(BATCH) {
-            let mut pipeline = redis::pipe();
-            for realm in part {
-                pipeline.cmd("HMGET").arg(realm.realm_meta()).arg("complete").arg(&guard);
-                pipeline.exists(realm.realm_record());
-            }
-            let answers: Vec<redis::Value> = self.query_pipeline(&pipeline, BATCH_TIMEOUT).await?;
-            for pair in answers.chunks_exact(2) {
-                let (complete, guard): (Option<String>, Option<String>) = read(&pair[0])?;
-                // A realm that was stamped after it was flushed has no record of its own.
-                let ready = complete.is_some() && guard.is_some() && read(&pair[1])?;
-                inspections.push(Inspection {
-                    node: node.clone(),
-                    ready,
-                    empty: keys == 0,
-                    filling: String::new(),
-                });
-            }
-        }
-        Ok(inspections)
-    }
-
-    /// Every realm of an installation of which there is any key.
-    ///
-    /// # Errors
-    /// When Redis does not answer.
-    pub async fn realms(&self, installation: &Installation) -> Result<BTreeSet<RealmId>, StoreError> {
-        let mut realms = BTreeSet::new();
-        self.scan(&RealmNames::every_key_of(installation), |key| {
-            realms.extend(RealmNames::realm_of(installation, key));
-        })
-        .await?;
-        Ok(realms)
-    }
-
-    /// Leaves nothing of this store's realm: neither users nor the realm's own record and guards. Only for a realm that is gone.
-    ///
-    /// # Errors
-    /// When Redis does not answer; part of it may be gone then.
-    pub async fn remove_realm(&self) -> Result<(), StoreError> {
-        // First what makes the realm complete: half a realm is a loss and not an absence.
-        let own = [self.names.realm_meta(), self.names.realm_record()];
-        self.query::<()>(redis::cmd("UNLINK").arg(&own)).await?;
-        self.remove(&self.users().await?).await
-    }
-
-    pub(crate) async fn begin_filling(&self, mark: &str) -> Result<(), StoreError> {
-        self.query(redis::cmd("HSET").arg(self.names.realm_meta()).arg("filling").arg(mark)).await
-    }
-
-    pub(crate) async fn published(&self, users: &[Pseudonym]) -> Result<Vec<Published>, StoreError> {
-        let mut all = Vec::with_capacity(users.len());
-        for batch in users.chunks(BATCH) {
-            let mut pipeline = redis::pipe();
-            for user in batch {
-                let UserNames { record, state, .. } = self.names.user(user);
-                pipeline.hget(state, "revision").get(record);
-            }
-            let replies: Vec<redis::Value> = self.query_pipeline(&pipeline, BATCH_TIMEOUT).await?;
-            for pair in replies.chunks_exact(2) {
-                all.push(Published {
-                    revision: read::<Option<u64>>(&pair[0])?.map(Revision),
-                    sealed: read(&pair[1])?,
-                });
-            }
-        }
-        Ok(all)
-    }
-
-    pub(crate) async fn publish(
-        &self,
-        batch: &[Publication],
-    ) -> Result<Vec<Result<(), StoreError>>, StoreError> {
-        let mut results = Vec::with_capacity(batch.len());
-        for part in batch.chunks(BATCH) {
-            let mut pipeline = redis::pipe();
-            // Every time, for a pipeline cannot be repeated when Redis does not know the script.
-            pipeline.cmd("SCRIPT").arg("LOAD").arg(&self.scripts.publish_text).ignore();
-            for publication in part {
-                let UserNames { record, state, otp, .. } = self.names.user(&publication.pseudonym);
-                pipeline
-                    .cmd("EVALSHA")
-                    .arg(self.scripts.publish.get_hash())
-                    .arg(3)
-                    .arg(&[record, state, otp]);
-                pipeline
-                    .arg(publication.expected.map(|revision| revision.0.to_string()).unwrap_or_default())
-                    .arg(publication.revision.0)
-                    .arg(publication.sealed.as_slice())
-                    .arg(u8::from(publication.fresh))
-                    .arg(u8::from(publication.revoke));
-            }
-            let answers: Vec<Answer> = self.query_pipeline(&pipeline, BATCH_TIMEOUT).await?;
-            results.extend(answers.into_iter().map(|(word, _)| match word.as_str() {
-                "published" => Ok(()),
-                "conflict" => Err(StoreError::Conflict),
-                _ => Err(StoreError::Protocol),
-            }));
-        }
-        Ok(results)
-    }
-
-    pub(crate) async fn publish_realm(&self, sealed: &[u8]) -> Result<(), StoreError> {
-        self.query(redis::cmd("SET").arg(self.names.realm_record()).arg(sealed)).await
-    }
-
-    pub(crate) async fn users(&self) -> Result<Vec<Pseudonym>, StoreError> {
-        let mut users = BTreeSet::new();
-        self.scan(&self.names.every_user_key(), |key| users.extend(self.names.user_of(key))).await?;
-        Ok(users.into_iter().collect())
-    }
-
-    async fn scan(&self, pattern: &str, mut found: impl FnMut(&str)) -> Result<(), StoreError> {
-        let mut cursor = 0_u64;
-        loop {
-            let mut scan = redis::cmd("SCAN");
-            scan.arg(cursor).arg("MATCH").arg(pattern).arg("COUNT").arg(1000);
-            let (next, keys): (u64, Vec<String>) = self.query(&scan).await?;
-            for key in &keys {
-                found(key);
-            }
-            cursor = next;
-            if cursor == 0 {
-                return Ok(());
-            }
-        }
-    }
-
-    pub(crate) async fn remove(&self, users: &[Pseudonym]) -> Result<(), StoreError> {
-        for batch in users.chunks(BATCH) {
-            let mut pipeline = redis::pipe();
-            for user in batch {
-                let UserNames { record, state, otp, log } = self.names.user(user);
-                pipeline.cmd("UNLINK").arg(&[record, state, otp, log]).ignore();
-            }
-            self.query_pipeline::<()>(&pipeline, BATCH_TIMEOUT).await?;
-        }
-        Ok(())
-    }
-
-    pub(crate) async fn stamp(&self, inspection: &Inspection) -> Result<(), StoreError> {
-        let mut call = self.scripts.stamp.prepare_invoke();
-        call.key(self.names.realm_meta())
-            .arg(&inspection.node)
-            .arg(u8::from(inspection.empty))
-            .arg(&inspection.filling);
-        let (word, _): Answer =
-            self.link.run(OPERATION_TIMEOUT, async |mut link| call.invoke_async(&mut link).await).await?;
-        match word.as_str() {
-            "stamped" => Ok(()),
-            "another-node" => Err(Undecided::Unguarded.into()),
-            "lost" => Err(Undecided::NoState.into()),
-            _ => Err(StoreError::Protocol),
-        }
-    }
-
     /// Whether connections begin with the choice of another database than the first.
     pub(crate) const fn selects_database(&self) -> bool {
         self.selects_database
@@ -471,27 +284,4 @@ impl std::fmt::Debug for RedisStore {
 
 fn read<T: FromRedisValue>(value: &redis::Value) -> Result<T, StoreError> {
     T::from_redis_value(value.clone()).map_err(|_| StoreError::Protocol)
-}
-
-/// Who a node is: its process, and its reign as a master. The scripts compute the same.
-fn node_identity(server: &str, replication: &str) -> Result<String, StoreError> {
-    let field = |information: &str, name: &str| {
-        information
-            .lines()
-            .find_map(|line| line.strip_prefix(name).map(str::to_owned))
-            .ok_or(StoreError::Protocol)
-    };
-    Ok(format!("{}.{}", field(server, "run_id:")?, field(replication, "master_replid:")?))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_node_is_known_by_its_process_and_its_reign() {
-        let identity =
-            node_identity("# Server\r\nrun_id:ab12\r\n", "role:master\r\nmaster_replid:cd34\r\n").unwrap();
-        assert_eq!(identity, "ab12.cd34");
-    }
 }
