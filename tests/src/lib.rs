@@ -7,6 +7,7 @@
 #![allow(clippy::missing_panics_doc, reason = "in a test, a panic is how a failure is told")]
 
 pub mod apiserver;
+pub mod browser;
 pub mod certificates;
 pub mod faults;
 pub mod http;
