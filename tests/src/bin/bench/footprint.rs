@@ -44,7 +44,7 @@ pub(crate) async fn run(realm: &Realm, credentials: &Path) {
     let (pid, mut done, mut shown) = (sidecar.process().id(), 0, Vec::new());
     while done < VERIFIES {
         let code = realm.use_up_the_current_code(&sidecar.api()).await;
-        let figures = load::run(sidecar.api().base_url(), &realm::body(&code), CONNECTIONS, ROUND).await;
+        let figures = load::run(sidecar.api().base_url(), &realm::used_up(&code), CONNECTIONS, ROUND).await;
         done += figures.count;
         shown.push(format!("{} MiB after {} thousand", load::resident_mebibytes(pid), done / 1000));
     }

@@ -8,17 +8,31 @@ use tokio::task::JoinSet;
 
 use crate::Figures;
 
-/// Sends the same verify over and over, on `connections` connections for `duration`.
-pub(crate) async fn run(base_url: &str, body: &str, connections: usize, duration: Duration) -> Figures {
+/// What is asked, and how it has to be answered.
+#[derive(Clone, Debug)]
+pub(crate) struct Asked {
+    pub(crate) method: &'static str,
+    pub(crate) path: &'static str,
+    pub(crate) body: String,
+    pub(crate) status: u16,
+}
+
+/// What the server answers without Redis: what HTTP and the client themselves take.
+pub(crate) const HEALTH: Asked = Asked { method: "GET", path: "/", body: String::new(), status: 200 };
+
+/// Asks the same over and over, on `connections` connections for `duration`.
+pub(crate) async fn run(base_url: &str, asked: &Asked, connections: usize, duration: Duration) -> Figures {
     let address = base_url.strip_prefix("http://").expect("a base URL").to_owned();
+    let Asked { method, path, body, status } = asked;
     let request = format!(
-        "POST /auth/verify HTTP/1.1\r\nHost: {address}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+        "{method} {path} HTTP/1.1\r\nHost: {address}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
         body.len()
     );
+    let answer = format!("HTTP/1.1 {status}");
     let began = Instant::now();
     let mut tasks = JoinSet::new();
     for _ in 0..connections {
-        tasks.spawn(connection(address.clone(), request.clone(), began + duration));
+        tasks.spawn(connection(address.clone(), request.clone(), answer.clone(), began + duration));
     }
     let mut latencies: Vec<Duration> = tasks.join_all().await.into_iter().flatten().collect();
     let took = began.elapsed();
@@ -29,7 +43,7 @@ pub(crate) async fn run(base_url: &str, body: &str, connections: usize, duration
     Figures { count: latencies.len(), per_second, median: at(50), p99: at(99) }
 }
 
-async fn connection(address: String, request: String, until: Instant) -> Vec<Duration> {
+async fn connection(address: String, request: String, expected: String, until: Instant) -> Vec<Duration> {
     let mut stream = TcpStream::connect(address).await.expect("a connection");
     stream.set_nodelay(true).expect("TCP_NODELAY");
     let mut latencies = Vec::new();
@@ -43,7 +57,7 @@ async fn connection(address: String, request: String, until: Instant) -> Vec<Dur
             assert!(read > 0, "the server closed a kept connection");
             filled += read;
         }
-        assert!(buffer.starts_with(b"HTTP/1.1 400"), "{}", String::from_utf8_lossy(&buffer[..filled]));
+        assert!(buffer.starts_with(expected.as_bytes()), "{}", String::from_utf8_lossy(&buffer[..filled]));
         latencies.push(began.elapsed());
     }
     latencies

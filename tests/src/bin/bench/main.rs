@@ -59,25 +59,28 @@ async fn verify() {
         SidecarProcess::builder().args(["serve", "--log", "warn", "--credentials", &path]).start().await;
     println!("A verify that is decided (the code is used up, so nothing is counted), {DURATION:?} each.\n");
     println!(
-        "connections |      sidecar: rate   p50       p99 |   the script: rate   p50       p99 | ratio: rate   p99"
+        "connections |      sidecar: rate   p50       p99 |   the script: rate   p50       p99 | ratio: rate   p99 |   HTTP alone: rate   p50"
     );
     for connections in CONNECTIONS {
         let code = realm.use_up_the_current_code(&sidecar.api()).await;
-        let ours = load::run(sidecar.api().base_url(), &realm::body(&code), connections, DURATION).await;
+        let ours = load::run(sidecar.api().base_url(), &realm::used_up(&code), connections, DURATION).await;
         let code = realm.use_up_the_current_code(&sidecar.api()).await;
         let floor = floor::run(&redis, &realm.script_arguments(&code), connections, DURATION).await;
+        let http = load::run(sidecar.api().base_url(), &load::HEALTH, connections, DURATION).await;
         println!(
-            "{connections:>11} | {:>12.0}/s  {:>8}  {:>8} | {:>14.0}/s  {:>8}  {:>8} | {:>11.2}  {:>4.1}",
-            ours.per_second,
-            show(ours.median),
-            show(ours.p99),
-            floor.per_second,
-            show(floor.median),
-            show(floor.p99),
+            "{connections:>11} | {} | {} | {:>11.2}  {:>4.1} | {:>14.0}/s  {:>8}",
+            shown(&ours),
+            shown(&floor),
             ours.per_second / floor.per_second,
             ours.p99.as_secs_f64() / floor.p99.as_secs_f64(),
+            http.per_second,
+            show(http.median),
         );
     }
+}
+
+fn shown(figures: &Figures) -> String {
+    format!("{:>12.0}/s  {:>8}  {:>8}", figures.per_second, show(figures.median), show(figures.p99))
 }
 
 fn show(duration: Duration) -> String {

@@ -23,6 +23,8 @@ use twofactor_tests::http::ApiClient;
 use twofactor_tests::redis::RedisServer;
 use twofactor_tests::scratch;
 
+use crate::load::Asked;
+
 const INSTALLATION: &str = "bench";
 const CALLER: &str = "kms";
 /// Longer than the benchmark: the script is given one moment for all of its calls.
@@ -128,7 +130,8 @@ impl Realm {
     }
 }
 
-/// A verify request's body.
-pub(crate) fn body(code: &Code) -> String {
-    format!("{{\"username\":\"carol\",\"otp_code\":\"{}\"}}", code.expose_secret())
+/// A verify of a code that is used up.
+pub(crate) fn used_up(code: &Code) -> Asked {
+    let body = format!("{{\"username\":\"carol\",\"otp_code\":\"{}\"}}", code.expose_secret());
+    Asked { method: "POST", path: "/auth/verify", body, status: 400 }
 }
