@@ -105,6 +105,51 @@ pub struct TwoFactorRealmSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Delivery")]
     pub delivery: Option<Delivery>,
+
+    /// How often codes are made and sent. What is not said is as the operator's own settings have it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "LimitsSpec")]
+    pub limits: Option<LimitsSpec>,
+
+    /// What is kept of each request in the users' histories. What is not said is as the operator's own settings have it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "AuditSpec")]
+    pub audit: Option<AuditSpec>,
+}
+
+/// How often codes are made and sent.
+#[derive(JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LimitsSpec {
+    /// How many seconds pass from one code for a user to the next, whoever asks: 0 to 3600. 0 is no limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "i32", range(min = *rules::GENERATE_INTERVAL_SECONDS.start(), max = *rules::GENERATE_INTERVAL_SECONDS.end()))]
+    pub generate_interval_seconds: Option<i32>,
+
+    /// How many codes there are for a user within an hour, whoever asks: 0 to 100. 0 is no limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "i32", range(min = *rules::GENERATES_PER_HOUR.start(), max = *rules::GENERATES_PER_HOUR.end()))]
+    pub generates_per_hour: Option<i32>,
+
+    /// How many codes are sent for all users of the realm within an hour: 0 to 1000000. 0 is no limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "i32", range(min = *rules::DELIVERIES_PER_HOUR.start(), max = *rules::DELIVERIES_PER_HOUR.end()))]
+    pub deliveries_per_hour: Option<i32>,
+}
+
+/// What is kept of each request.
+#[derive(JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AuditSpec {
+    /// For how many days: 1 to 365.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "i32", range(min = *rules::RETENTION_DAYS.start(), max = *rules::RETENTION_DAYS.end()))]
+    pub retention_days: Option<i32>,
+
+    /// Whether the end user's address and program are kept, in the history and in the sidecars' log, where services pass them on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "bool")]
+    pub origin: Option<bool>,
 }
 
 /// The namespaces that are let in: those that are named, and those that the selector chooses.

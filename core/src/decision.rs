@@ -14,12 +14,20 @@
 //!    anything that could have been accepted before the store was lost.
 //! 5. A success burns the step for everybody and all outstanding codes of its caller.
 //! 6. A wrong, expired or never issued code counts; a used one and a request while blocked do not.
+//! 7. A hundred failures in a row, those of all callers together, disable the user until somebody resets it. A success
+//!    ends the run of its caller only.
+//! 8. How often a code may be asked for is looked at before one is made or sent again; what is in flight stays as it is.
+//! 9. What came of it is in the user's history (`crate::audit`) when the decision is made, and with it.
 
-use std::collections::HashMap;
+mod state;
+
 use std::time::Duration;
 
 use thiserror::Error;
 
+pub use self::state::UserState;
+use crate::audit::{Operation, Trace};
+use crate::limits::Limits;
 use crate::names::{Caller, CodeTag};
 use crate::seal::Revision;
 use crate::time::{Step, UnixMillis};
@@ -36,11 +44,18 @@ pub struct Throttle {
     pub first_block: Duration,
     /// The longest block.
     pub longest_block: Duration,
+    /// Failures in a row, those of all callers together, from which on the user is disabled.
+    pub disable_after: u32,
 }
 
-/// The throttle of every realm: five failures, then 30 seconds, doubling to an hour.
-pub const THROTTLE: Throttle =
-    Throttle { threshold: 5, first_block: Duration::from_secs(30), longest_block: Duration::from_hours(1) };
+/// The throttle of every realm: five failures, then 30 seconds, doubling to an hour; disabled after the hundred in a row
+/// that NIST SP 800-63B allows at most.
+pub const THROTTLE: Throttle = Throttle {
+    threshold: 5,
+    first_block: Duration::from_secs(30),
+    longest_block: Duration::from_hours(1),
+    disable_after: 100,
+};
 
 impl Throttle {
     /// How long the caller is blocked after this many failures in a row.
@@ -103,6 +118,8 @@ pub struct Verification {
     pub period: u32,
     /// Steps before and after the current one that are accepted.
     pub skew: u8,
+    /// What the history says beside the verdict.
+    pub trace: Trace,
 }
 
 /// What a submitted code is worth.
@@ -123,6 +140,24 @@ pub enum Verdict {
         /// Until the next try is looked at.
         retry_after: Duration,
     },
+    /// Not looked at: so many failures that somebody has to look into it first.
+    Disabled,
+}
+
+impl Verdict {
+    /// The name in the history.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Accepted => "accepted",
+            Self::Used => "used",
+            Self::NeverIssued => "never-issued",
+            Self::Wrong => "wrong",
+            Self::Expired => "expired",
+            Self::Blocked { .. } => "blocked",
+            Self::Disabled => "disabled-by-failures",
+        }
+    }
 }
 
 /// A code that is to be delivered.
@@ -142,6 +177,10 @@ pub struct Issuance {
     pub period: u32,
     /// How long the code is accepted.
     pub lifetime: Duration,
+    /// How often one may be asked for.
+    pub limits: Limits,
+    /// What the history says beside the outcome.
+    pub trace: Trace,
 }
 
 /// Whether a code may be delivered.
@@ -151,210 +190,90 @@ pub enum Issue {
     Issued {
         /// Until when it is accepted; a whole second.
         expires_at: UnixMillis,
+        /// When it was asked for, by the store's clock: what [`Aftermath`] needs to give it back.
+        asked_at: UnixMillis,
     },
     /// The code of this step is used up; the next step has another one.
     Consumed {
         /// Until the next step.
         retry_after: Duration,
     },
+    /// One was asked for a moment ago, or too many within the hour. Nothing that is in flight has changed.
+    TooSoon {
+        /// Until one may be asked for again.
+        retry_after: Duration,
+        /// Until when this caller's last code is accepted, while it is.
+        in_flight: Option<UnixMillis>,
+    },
+    /// So many failures that somebody has to look into it first.
+    Disabled,
 }
 
-/// An entry of the OTP log.
-#[derive(Clone, Debug)]
-struct IssuedCode {
-    step: Step,
-    issued_at: UnixMillis,
-    expires_at: UnixMillis,
-    period: u32,
-    consumed: bool,
-}
-
-#[derive(Clone, Copy, Debug, Default)]
-struct FailureRun {
-    count: u32,
-    blocked_until: UnixMillis,
-}
-
-/// What is remembered of a user between decisions.
-#[derive(Clone, Debug)]
-pub struct UserState {
-    revision: Revision,
-    /// Codes of steps up to this moment, and codes issued up to it, may have been used before the store was lost.
-    since: UnixMillis,
-    /// Steps that begin before this moment are burned.
-    accepted_until: UnixMillis,
-    failures: HashMap<Caller, FailureRun>,
-    issued: HashMap<(Caller, CodeTag), IssuedCode>,
-}
-
-fn start_of(step: Step, period: u32) -> UnixMillis {
-    UnixMillis::from_seconds(step.number().saturating_mul(u64::from(period)))
-}
-
-fn end_of(step: Step, period: u32) -> UnixMillis {
-    start_of(Step::new(step.number().saturating_add(1)), period)
-}
-
-fn step_at(now: UnixMillis, period: u32) -> u64 {
-    now.seconds() / u64::from(period)
-}
-
-impl UserState {
-    /// The state of a user who is published for the first time, or again after the store was lost.
-    ///
-    /// `since` is the epoch only for a seed that was just generated: nothing of it can have been used.
+impl Issue {
+    /// The name in the history.
     #[must_use]
-    pub fn new(revision: Revision, since: UnixMillis) -> Self {
-        Self {
-            revision,
-            since,
-            accepted_until: UnixMillis::default(),
-            failures: HashMap::new(),
-            issued: HashMap::new(),
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Issued { .. } => "issued",
+            Self::Consumed { .. } => "consumed",
+            Self::TooSoon { .. } => "too-soon",
+            Self::Disabled => "disabled-by-failures",
         }
     }
+}
 
-    /// The revision of the record that decisions must be based on.
+/// What happened after a decision, or kept it from being asked for: for the history, and to give back what came to nothing.
+#[derive(Clone, Debug)]
+pub struct Aftermath {
+    /// Who asked.
+    pub caller: Caller,
+    /// What happened.
+    pub event: Event,
+    /// What the history says beside it.
+    pub trace: Trace,
+}
+
+/// Something that happened beside decisions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// The code was sent.
+    Sent,
+    /// The provider refused it. The user may ask again at once; for the hour it counts.
+    Refused {
+        /// When it was asked for, as [`Issue::Issued`] has it.
+        asked_at: UnixMillis,
+    },
+    /// It was not sent, because the realm has sent as many as it may. Nothing counts.
+    DeliveriesUsedUp {
+        /// When it was asked for, as [`Issue::Issued`] has it.
+        asked_at: UnixMillis,
+    },
+    /// A code was asked for by a user without a seed.
+    NoSecret,
+    /// A code was asked for by a user whom nothing can be sent to.
+    NoDeliveryMethod,
+}
+
+impl Event {
+    /// What was asked for.
     #[must_use]
-    pub fn revision(&self) -> Revision {
-        self.revision
-    }
-
-    /// A new record is current. With `revoke`, the codes in flight are burned: the seed or the destination changed.
-    pub fn publish(&mut self, revision: Revision, revoke: bool) {
-        self.revision = revision;
-        if revoke {
-            // Burned with their steps: the same digits must not be issued, or come from an authenticator, once more.
-            for code in self.issued.values_mut() {
-                code.consumed = true;
-                self.accepted_until = self.accepted_until.max(end_of(code.step, code.period));
-            }
+    pub const fn operation(self) -> Operation {
+        match self {
+            Self::Sent | Self::Refused { .. } | Self::DeliveriesUsedUp { .. } => Operation::Delivery,
+            Self::NoSecret | Self::NoDeliveryMethod => Operation::Generate,
         }
     }
 
-    fn check(&self, revision: Revision, asked_at: UnixMillis, now: UnixMillis) -> Result<(), Undecided> {
-        if asked_at.distance(now) > CLOCK_TOLERANCE {
-            return Err(Undecided::ClockOff { now });
+    /// The name in the history.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Sent => "sent",
+            Self::Refused { .. } => "refused",
+            Self::DeliveriesUsedUp { .. } => "deliveries-used-up",
+            Self::NoSecret => "no-secret",
+            Self::NoDeliveryMethod => "no-delivery-method",
         }
-        if revision != self.revision {
-            return Err(Undecided::Stale { current: self.revision });
-        }
-        Ok(())
-    }
-
-    /// Decides about a submitted code.
-    ///
-    /// # Errors
-    /// When nothing can be decided on this ground; nothing is counted then.
-    pub fn verify(
-        &mut self,
-        request: &Verification,
-        throttle: &Throttle,
-        now: UnixMillis,
-    ) -> Result<Verdict, Undecided> {
-        self.check(request.revision, request.asked_at, now)?;
-        let run = self.failures.get(&request.caller).copied().unwrap_or_default();
-        if run.blocked_until > now {
-            return Ok(Verdict::Blocked { retry_after: now.until(run.blocked_until) });
-        }
-        let verdict = match request.factor {
-            Factor::Delivered => self.verify_delivered(request, now),
-            Factor::Authenticator => self.verify_authenticator(request, now),
-        };
-        match verdict {
-            Verdict::Accepted => {
-                self.failures.remove(&request.caller);
-            }
-            Verdict::Wrong | Verdict::Expired | Verdict::NeverIssued => {
-                let count = run.count.saturating_add(1);
-                let blocked_until = throttle.block_after(count).map_or(UnixMillis::default(), |block| {
-                    now.offset(i64::try_from(block.as_millis()).unwrap_or(i64::MAX))
-                });
-                self.failures.insert(request.caller.clone(), FailureRun { count, blocked_until });
-            }
-            Verdict::Used | Verdict::Blocked { .. } => {}
-        }
-        Ok(verdict)
-    }
-
-    fn verify_delivered(&mut self, request: &Verification, now: UnixMillis) -> Verdict {
-        let Some(entry) = self.issued.get(&(request.caller.clone(), request.tag)) else {
-            let current = step_at(now, request.period);
-            let right_now =
-                request.matches.iter().any(|step| step.number().abs_diff(current) <= u64::from(request.skew));
-            return if right_now { Verdict::NeverIssued } else { Verdict::Wrong };
-        };
-        if entry.consumed || (self.since.millis() > 0 && entry.issued_at <= self.since) {
-            return Verdict::Used;
-        }
-        if now > entry.expires_at {
-            return Verdict::Expired;
-        }
-        let (step, period) = (entry.step, entry.period);
-        for ((caller, _), other) in &mut self.issued {
-            if *caller == request.caller || other.step == step {
-                other.consumed = true;
-            }
-        }
-        self.accepted_until = self.accepted_until.max(end_of(step, period));
-        Verdict::Accepted
-    }
-
-    fn verify_authenticator(&mut self, request: &Verification, now: UnixMillis) -> Verdict {
-        let current = step_at(now, request.period);
-        let skew = u64::from(request.skew);
-        // The latest matching step: burning it burns the earlier one with the same code as well.
-        let Some(step) = request.matches.iter().filter(|step| step.number().abs_diff(current) <= skew).max()
-        else {
-            return Verdict::Wrong;
-        };
-        let possibly_used =
-            self.since.millis() > 0 && step.number() <= step_at(self.since, request.period) + skew;
-        if possibly_used || start_of(*step, request.period) < self.accepted_until {
-            return Verdict::Used;
-        }
-        self.accepted_until = end_of(*step, request.period);
-        Verdict::Accepted
-    }
-
-    /// Puts a code into the OTP log, unless it is used up.
-    ///
-    /// # Errors
-    /// When nothing can be decided on this ground. A step that is not the store's current one is an error of
-    /// the clock too: the one who asks computes the code again for the step that is.
-    pub fn issue(&mut self, request: &Issuance, now: UnixMillis) -> Result<Issue, Undecided> {
-        self.check(request.revision, request.asked_at, now)?;
-        let current = step_at(now, request.period);
-        if request.step.number() != current {
-            return Err(Undecided::ClockOff { now });
-        }
-        let possibly_used = self.since.millis() > 0 && current <= step_at(self.since, request.period);
-        if possibly_used || start_of(request.step, request.period) < self.accepted_until {
-            return Ok(Issue::Consumed { retry_after: now.until(end_of(request.step, request.period)) });
-        }
-        // An entry is kept while it could be accepted or its step come again.
-        self.issued.retain(|_, code| code.expires_at.max(end_of(code.step, code.period)) >= now);
-        let key = (request.caller.clone(), request.tag);
-        if let Some(entry) = self.issued.get(&key)
-            && entry.step == request.step
-            && entry.expires_at >= now
-        {
-            return Ok(if entry.consumed {
-                Issue::Consumed { retry_after: now.until(end_of(request.step, request.period)) }
-            } else {
-                Issue::Issued { expires_at: entry.expires_at }
-            });
-        }
-        let expires_at = UnixMillis::from_seconds(now.seconds() + request.lifetime.as_secs());
-        let entry = IssuedCode {
-            step: request.step,
-            issued_at: now,
-            expires_at,
-            period: request.period,
-            consumed: false,
-        };
-        self.issued.insert(key, entry);
-        Ok(Issue::Issued { expires_at })
     }
 }
 

@@ -6,11 +6,13 @@
 //!
 //! The way of a user through the modules: [`user`] and [`seed`] describe one, [`record`] makes that a value
 //! which [`seal`] encrypts under a [`key`], [`names`] says where it is stored, [`totp`] computes and compares
-//! its codes, and [`decision`] says what a submitted code is worth.
+//! its codes, and [`decision`] says what a submitted code is worth, within the [`limits`] and for the [`audit`].
 
+pub mod audit;
 pub mod code;
 pub mod decision;
 pub mod key;
+pub mod limits;
 pub mod names;
 pub mod otpauth;
 pub mod qr;

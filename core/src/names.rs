@@ -145,7 +145,7 @@ pub struct RealmNames {
 pub struct UserNames {
     /// The sealed record. Sidecars only read it. No expiry.
     pub record: String,
-    /// Hash: revision, since, until, failures and blocks. Only the publisher creates it. No expiry.
+    /// Hash: revision, since, until, failures and blocks, when codes were asked for. Only the publisher creates it. No expiry.
     pub state: String,
     /// Hash: the OTP log, the codes that were issued. Expires with the last of them.
     pub otp: String,
@@ -200,7 +200,10 @@ impl RealmNames {
     /// The glob patterns of the keys that sidecars write.
     #[must_use]
     pub fn keys_to_write(&self) -> Vec<String> {
-        ["state", "otp", "log"].map(|kind| self.pattern_of_every(kind)).into()
+        let mut patterns: Vec<String> =
+            ["state", "otp", "log"].map(|kind| self.pattern_of_every(kind)).into();
+        patterns.push(self.realm_deliveries());
+        patterns
     }
 
     fn pattern_of_every(&self, kind: &str) -> String {
@@ -223,6 +226,12 @@ impl RealmNames {
     #[must_use]
     pub fn realm_meta(&self) -> String {
         format!("{}:{{{}}}:meta", self.prefix, self.realm)
+    }
+
+    /// Hash: how many codes were sent, by the minute. Expires an hour after the last one.
+    #[must_use]
+    pub fn realm_deliveries(&self) -> String {
+        format!("{}:{{{}}}:sent", self.prefix, self.realm)
     }
 
     /// The keys of a user.
@@ -280,6 +289,7 @@ mod tests {
         assert_eq!(names.user_of(&user.state), Some(pseudonym));
         assert_eq!(names.user_of(&user.log), Some(pseudonym));
         assert_eq!(names.user_of(&names.realm_meta()), None);
+        assert_eq!(names.user_of(&names.realm_deliveries()), None);
         let other = RealmNames::new(&"cluster".parse().unwrap(), &"a-realm-2".parse().unwrap());
         assert_eq!(other.user_of(&user.state), None);
     }
@@ -315,7 +325,9 @@ mod tests {
             names().keys_to_read(),
             [names().realm_record(), names().realm_meta(), pattern(&user.record)]
         );
-        assert_eq!(names().keys_to_write(), [&user.state, &user.otp, &user.log].map(|key| pattern(key)));
+        let mut written = [&user.state, &user.otp, &user.log].map(|key| pattern(key)).to_vec();
+        written.push(names().realm_deliveries());
+        assert_eq!(names().keys_to_write(), written);
     }
 
     #[test]
@@ -324,6 +336,7 @@ mod tests {
         let names = RealmNames::new(&"cluster".parse().unwrap(), &realm);
         assert_eq!(names.user_of(&names.realm_record()), None);
         assert_eq!(names.user_of(&names.realm_meta()), None);
+        assert_eq!(names.user_of(&names.realm_deliveries()), None);
     }
 
     #[test]

@@ -8,7 +8,9 @@ use rand_core::CryptoRng;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use crate::audit::AuditPolicy;
 use crate::key::RealmKeys;
+use crate::limits::Limits;
 use crate::record::{RecordError, from_plaintext, to_plaintext};
 use crate::seal::{self, Revision, Subject};
 use crate::secret::SecretText;
@@ -100,6 +102,12 @@ pub struct RealmRecord {
     /// The namespaces that are let in, where the publisher keeps such a list. A sidecar of another one does not serve.
     #[serde(default)]
     pub callers: Option<BTreeSet<String>>,
+    /// How often codes are made and sent.
+    #[serde(default)]
+    pub limits: Limits,
+    /// What is kept of each request, and for how long.
+    #[serde(default)]
+    pub audit: AuditPolicy,
 }
 
 impl Default for RealmRecord {
@@ -110,6 +118,8 @@ impl Default for RealmRecord {
             otp_lifetime: OtpLifetime::default(),
             smtp: None,
             callers: None,
+            limits: Limits::default(),
+            audit: AuditPolicy::default(),
         }
     }
 }

@@ -3,6 +3,8 @@
 //! Enters: a way to look a variable up, be it the environment or a Secret. Leaves: the realm's record, or a
 //! sentence that names the variable and says what would be right. No value is ever part of a sentence.
 
+mod limits;
+
 use thiserror::Error;
 
 use crate::realm::{OtpLifetime, RealmRecord, SmtpSecurity, SmtpSettings};
@@ -63,6 +65,8 @@ pub fn realm(lookup: impl Fn(&str) -> Option<String>) -> Result<RealmRecord, Set
         otp_lifetime: lifetime(variable("OTP_EXPIRATION_MINUTES"))?.unwrap_or(defaults.otp_lifetime),
         smtp: smtp(variable)?,
         callers: None,
+        limits: limits::limits(variable)?,
+        audit: limits::audit(variable)?,
     })
 }
 
@@ -184,6 +188,11 @@ mod tests {
             (&[("OTP_EXPIRATION_MINUTES", "0")], "OTP_EXPIRATION_MINUTES"),
             (&[("OTP_EXPIRATION_MINUTES", "11")], "OTP_EXPIRATION_MINUTES"),
             (&[("OTP_EXPIRATION_MINUTES", "soon")], "OTP_EXPIRATION_MINUTES"),
+            (&[("OTP_GENERATE_INTERVAL_SECONDS", "3601")], "OTP_GENERATE_INTERVAL_SECONDS"),
+            (&[("OTP_GENERATES_PER_HOUR", "101")], "OTP_GENERATES_PER_HOUR"),
+            (&[("OTP_DELIVERIES_PER_HOUR", "-1")], "OTP_DELIVERIES_PER_HOUR"),
+            (&[("AUDIT_RETENTION_DAYS", "0")], "AUDIT_RETENTION_DAYS"),
+            (&[("AUDIT_ORIGIN", "no")], "AUDIT_ORIGIN"),
             (&[("ISSUER", "a:b")], "ISSUER"),
             (&[("SMTP_PORT", "0")], "SMTP_PORT"),
             (&[("SMTP_SECURITY", "ssl")], "SMTP_SECURITY"),

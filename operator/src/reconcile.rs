@@ -163,7 +163,8 @@ async fn pass(user: &TwoFactorUser, context: &Context) -> Result<(Action, Waitin
     let fresh = matches!(applied.outcome, Seeding::Seed { fresh: true, .. });
     let uid = user.uid().unwrap_or_default();
     let published =
-        publish::publish(context, &realm, &uid, Desired { record, fresh }, applied.newcomer).await;
+        publish::publish(context, &realm, &uid, Desired { record, fresh, reset: None }, applied.newcomer)
+            .await;
     if matches!(published, Ok(Published::Gone)) {
         return Ok((Action::await_change(), Waiting::Settled));
     }
@@ -194,7 +195,8 @@ async fn disable(context: &Context, realm: &Realm, user: &TwoFactorUser, definit
     let Ok(Some(record)) = realm.publisher.current(pseudonym).await else { return };
     let record = UserRecord { definition: definition.clone(), ..record };
     let uid = user.uid().unwrap_or_default();
-    if let Err(error) = publish::publish(context, realm, &uid, Desired { record, fresh: false }, false).await
+    if let Err(error) =
+        publish::publish(context, realm, &uid, Desired { record, fresh: false, reset: None }, false).await
     {
         tracing::debug!(%error, "a user could not be disabled yet");
     }

@@ -100,6 +100,8 @@ fn build(
             None => defaults.smtp.clone(),
         },
         callers: Some(callers),
+        limits: policy.limits.over(defaults.limits),
+        audit: policy.audit.over(defaults.audit),
     }
 }
 

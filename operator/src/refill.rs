@@ -98,7 +98,7 @@ async fn fill_from_secrets(
                 && let Some(record) = record(context, realm, &user, seed)
             {
                 done.insert(user.uid().unwrap_or_default());
-                desired.push(Desired { record, fresh: false });
+                desired.push(Desired { record, fresh: false, reset: None });
             }
         }
         publish(context, realm, &desired).await?;
@@ -183,7 +183,7 @@ async fn fill_others(context: &Context, realm: &Realm, done: &HashSet<String>) -
         // A record may be all that is left of a seed whose Secret is gone: it is not overwritten, and the user is looked at.
         let is_known = realm.publisher.current(pseudonym).await?.is_some();
         if imported.is_some() || !is_known {
-            publish(context, realm, &[Desired { record, fresh: false }]).await?;
+            publish(context, realm, &[Desired { record, fresh: false, reset: None }]).await?;
             count += 1;
         }
         context.queue.push(user_ref(&realm.namespace, &name));

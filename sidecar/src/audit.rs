@@ -1,7 +1,11 @@
-//! The record of what happened. Enters: an event. Leaves: a log line, without any code, seed or address.
+//! The record of what happened. Enters: an event. Leaves: a log line, without any code, seed or destination; and for the store
+//! what the user's history says beside an outcome.
 
 use http::HeaderMap;
+use twofactor_core::audit::Trace;
 use twofactor_core::names::Caller;
+use twofactor_core::realm::RealmRecord;
+use twofactor_core::user::DeliveryMethod;
 
 /// Longest text taken over from a header, in characters.
 const LONGEST: usize = 200;
@@ -40,6 +44,14 @@ impl Origin {
         let forwarded_for = text("x-forwarded-for").and_then(|list| list.split(',').next());
         let address = forwarded_for.or_else(|| text("forwarded").and_then(first_forwarded));
         Self { address: address.and_then(shortened), user_agent: text("user-agent").and_then(shortened) }
+    }
+
+    /// What the history of a user of `realm` says beside an outcome.
+    #[must_use]
+    pub fn trace(&self, realm: &RealmRecord, channel: DeliveryMethod) -> Trace {
+        let retention = realm.audit.retention();
+        let kept = if realm.audit.origin { self.clone() } else { Self::default() };
+        Trace { channel, address: kept.address, user_agent: kept.user_agent, retention }
     }
 }
 

@@ -4,12 +4,14 @@
 use std::sync::Arc;
 
 use twofactor_core::code::Code;
-use twofactor_core::decision::{Issuance, Issue};
+use twofactor_core::decision::{Aftermath, Event, Issuance, Issue};
+use twofactor_core::limits::Allowance;
 use twofactor_core::realm::RealmRecord;
 use twofactor_core::seal::Revision;
 use twofactor_core::time::UnixMillis;
 use twofactor_core::user::{DeliveryMethod, Username};
 
+use crate::audit::Origin;
 use crate::delivery::Message;
 use crate::records::CurrentUser;
 use crate::refusal::Refusal;
@@ -26,17 +28,21 @@ pub struct Generated {
     pub channel: DeliveryMethod,
 }
 
-/// Makes and delivers a code. Asked again within the same time step, it delivers the same one again.
+/// Makes and delivers a code. Asked again within the same time step, it delivers the same one again, where the limits allow that.
 ///
 /// # Errors
 /// Every reason that the contract names.
-pub async fn generate(service: &Service, username: &Username) -> Result<Generated, Refusal> {
-    let issued = within_bound(issue(service, username)).await?;
+pub async fn generate(service: &Service, username: &Username, origin: &Origin) -> Result<Generated, Refusal> {
+    let issued = within_bound(issue(service, username, origin)).await?;
     let (definition, realm) = (&issued.user.record.definition, &issued.realm.1);
     let message = Message { code: &issued.code, expires_at: issued.expires_at, issuer: &realm.issuer };
     let result = service.delivery.deliver(definition, realm, &message).await;
-    let outcome = if result.is_ok() { "sent" } else { "refused" };
-    service.metrics.delivery(definition.delivery_method.name(), outcome);
+    let event = match result {
+        Ok(()) => Event::Sent,
+        Err(_) => Event::Refused { asked_at: issued.asked_at },
+    };
+    service.metrics.delivery(definition.delivery_method.name(), event.name());
+    conclude(service, &issued.user, realm, origin, event).await;
     result.map_err(|error| Refusal::NotDelivered(error.reason()))?;
     Ok(Generated { code: issued.code, expires_at: issued.expires_at, channel: definition.delivery_method })
 }
@@ -47,9 +53,10 @@ struct Issued {
     realm: Arc<(Revision, RealmRecord)>,
     code: Code,
     expires_at: UnixMillis,
+    asked_at: UnixMillis,
 }
 
-async fn issue(service: &Service, username: &Username) -> Result<Issued, Refusal> {
+async fn issue(service: &Service, username: &Username, origin: &Origin) -> Result<Issued, Refusal> {
     let realm = service.realm().await?;
     let mut user = service.records.enabled_user(username).await?;
     if !service.can_send(&user.record, &realm.1) {
@@ -59,8 +66,12 @@ async fn issue(service: &Service, username: &Username) -> Result<Issued, Refusal
     for _ in 0..ATTEMPTS {
         // What cannot be sent is not issued.
         let definition = &user.record.definition;
-        let totp = user.record.totp().ok_or(Refusal::NoSeed)?;
+        let Some(totp) = user.record.totp() else {
+            conclude(service, &user, &realm.1, origin, Event::NoSecret).await;
+            return Err(Refusal::NoSeed);
+        };
         if !service.can_send(&user.record, &realm.1) {
+            conclude(service, &user, &realm.1, origin, Event::NoDeliveryMethod).await;
             return Err(Refusal::NoDelivery);
         }
         let now = service.store.now();
@@ -74,12 +85,52 @@ async fn issue(service: &Service, username: &Username) -> Result<Issued, Refusal
             tag: service.records.keys().code_tag(&user.pseudonym, &service.caller, &code),
             period: definition.totp.period(),
             lifetime: realm.1.otp_lifetime.duration(),
+            limits: realm.1.limits,
+            trace: origin.trace(&realm.1, definition.delivery_method),
         };
         match service.store.issue(&user.pseudonym, &request).await {
-            Ok(Issue::Issued { expires_at }) => return Ok(Issued { user, realm, code, expires_at }),
+            Ok(Issue::Issued { expires_at, asked_at }) => {
+                let issued = Issued { user, realm, code, expires_at, asked_at };
+                return count(service, issued, origin).await;
+            }
             Ok(Issue::Consumed { retry_after }) => return Err(Refusal::CodeConsumed { retry_after }),
+            Ok(Issue::TooSoon { retry_after, in_flight }) => {
+                return Err(Refusal::TooSoon { retry_after, in_flight });
+            }
+            Ok(Issue::Disabled) => return Err(Refusal::Disabled),
             Err(why) => user = service.new_ground(user, why).await?,
         }
     }
     Err(Refusal::Unavailable)
+}
+
+/// Counts the delivery that is about to be made, if the realm may still make one.
+async fn count(service: &Service, issued: Issued, origin: &Origin) -> Result<Issued, Refusal> {
+    let realm = &issued.realm.1;
+    let most = realm.limits.deliveries_per_hour;
+    if most == 0 {
+        return Ok(issued);
+    }
+    match service.store.count_delivery(most).await? {
+        Allowance::Granted => Ok(issued),
+        Allowance::UsedUp { retry_after } => {
+            tracing::warn!(
+                most,
+                "the realm has sent as many codes within an hour as it may: this one is not sent"
+            );
+            let event = Event::DeliveriesUsedUp { asked_at: issued.asked_at };
+            conclude(service, &issued.user, realm, origin, event).await;
+            Err(Refusal::DeliveriesUsedUp { retry_after })
+        }
+    }
+}
+
+/// Tells the store what happened. Nothing depends on its answer: without it, a history has less, or a user waits a minute.
+async fn conclude(service: &Service, user: &CurrentUser, realm: &RealmRecord, origin: &Origin, event: Event) {
+    let trace = origin.trace(realm, user.record.definition.delivery_method);
+    let aftermath = Aftermath { caller: service.caller.clone(), event, trace };
+    if let Err(error) = service.store.conclude(&user.pseudonym, &aftermath).await {
+        let cause = std::error::Error::source(&error).map(ToString::to_string);
+        tracing::warn!(event = event.name(), %error, cause, "the store did not take note");
+    }
 }

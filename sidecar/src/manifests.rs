@@ -216,6 +216,7 @@ impl Users {
             desired.push(Desired {
                 record: UserRecord { definition: definition.clone(), seed, provenance: None },
                 fresh,
+                reset: None,
             });
         }
         Ok(desired)

@@ -7,9 +7,12 @@ use std::time::Duration;
 use http::{HeaderValue, StatusCode, header};
 use serde::Serialize;
 use thiserror::Error;
+use twofactor_core::time::UnixMillis;
 use twofactor_store::StoreError;
 use utoipa::ToSchema;
 use warp::reply::{Reply, Response};
+
+use crate::delivery::rfc3339;
 
 /// Why a request was refused.
 #[derive(Debug, Error)]
@@ -17,6 +20,9 @@ pub enum Refusal {
     /// There is no such user, or they are disabled: nobody learns which.
     #[error("User not found or 2FA not enabled.")]
     UnknownUser,
+    /// So many failures that an administrator has to look into it first. Answered like an unknown user.
+    #[error("User not found or 2FA not enabled.")]
+    Disabled,
     /// The user has no usable seed.
     #[error("OTP secret not configured.")]
     NoSeed,
@@ -36,6 +42,20 @@ pub enum Refusal {
     #[error("The OTP of this moment has been used. Ask again in {} seconds.", whole_seconds(*retry_after))]
     CodeConsumed {
         /// Until the next time step.
+        retry_after: Duration,
+    },
+    /// A code was asked for a moment ago, or too many were within the hour.
+    #[error("{}", too_soon(*retry_after, *in_flight))]
+    TooSoon {
+        /// Until one may be asked for again.
+        retry_after: Duration,
+        /// Until when the last one is accepted, while it is.
+        in_flight: Option<UnixMillis>,
+    },
+    /// The realm has sent as many codes within the hour as it may.
+    #[error("Too many codes have been sent within an hour. Ask again in {} seconds.", whole_seconds(*retry_after))]
+    DeliveriesUsedUp {
+        /// Until the next one may be sent.
         retry_after: Duration,
     },
     /// Too many failures.
@@ -85,6 +105,21 @@ pub struct Problem {
     pub status: u16,
     /// What happened this time, in a sentence.
     pub detail: String,
+    /// Asked too soon: until when the code that was sent last is accepted, while it is. RFC 3339, in UTC.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(example = "2026-01-01T12:05:00Z", format = DateTime, nullable = false)]
+    pub code_in_flight_until: Option<String>,
+}
+
+fn too_soon(retry_after: Duration, in_flight: Option<UnixMillis>) -> String {
+    let seconds = whole_seconds(retry_after);
+    match in_flight {
+        Some(until) => format!(
+            "A code was asked for already, and is accepted until {}. Ask for another one in {seconds} seconds.",
+            rfc3339(until)
+        ),
+        None => format!("Codes were asked for too often. Ask again in {seconds} seconds."),
+    }
 }
 
 /// Whole seconds, rounded up: a client that waits this long comes late enough.
@@ -97,11 +132,14 @@ impl Refusal {
     #[must_use]
     pub const fn status(&self) -> StatusCode {
         match self {
-            Self::UnknownUser | Self::NoSuchPath => StatusCode::NOT_FOUND,
+            Self::UnknownUser | Self::Disabled | Self::NoSuchPath => StatusCode::NOT_FOUND,
             Self::NoSeed | Self::NoDelivery | Self::UsedCode => StatusCode::BAD_REQUEST,
             Self::Malformed(_) => StatusCode::UNPROCESSABLE_ENTITY,
             Self::WrongCode => StatusCode::UNAUTHORIZED,
-            Self::CodeConsumed { .. } | Self::Blocked { .. } => StatusCode::TOO_MANY_REQUESTS,
+            Self::CodeConsumed { .. }
+            | Self::TooSoon { .. }
+            | Self::DeliveriesUsedUp { .. }
+            | Self::Blocked { .. } => StatusCode::TOO_MANY_REQUESTS,
             Self::NotDelivered(_) => StatusCode::BAD_GATEWAY,
             Self::Unavailable | Self::NotLetIn => StatusCode::SERVICE_UNAVAILABLE,
             Self::ForeignOrigin => StatusCode::FORBIDDEN,
@@ -112,17 +150,29 @@ impl Refusal {
         }
     }
 
-    /// The name in logs, in metrics and in the problem's `type`.
+    /// The name in the problem's `type`: what a caller may know.
+    #[must_use]
+    pub const fn kind(&self) -> &'static str {
+        match self {
+            Self::Disabled => Self::UnknownUser.name(),
+            other => other.name(),
+        }
+    }
+
+    /// The name in logs and in metrics.
     #[must_use]
     pub const fn name(&self) -> &'static str {
         match self {
             Self::UnknownUser => "unknown-user",
+            Self::Disabled => "disabled-by-failures",
             Self::NoSeed => "no-secret",
             Self::NoDelivery => "no-delivery-method",
             Self::Malformed(_) => "malformed-request",
             Self::WrongCode => "invalid-code",
             Self::UsedCode => "used-code",
             Self::CodeConsumed { .. } => "code-consumed",
+            Self::TooSoon { .. } => "asked-too-soon",
+            Self::DeliveriesUsedUp { .. } => "deliveries-used-up",
             Self::Blocked { .. } => "throttled",
             Self::NotDelivered(_) => "not-delivered",
             Self::Unavailable => "store-unavailable",
@@ -138,13 +188,15 @@ impl Refusal {
 
     const fn title(&self) -> &'static str {
         match self {
-            Self::UnknownUser => "Unknown user",
+            Self::UnknownUser | Self::Disabled => "Unknown user",
             Self::NoSeed => "No OTP secret",
             Self::NoDelivery => "No delivery method",
             Self::Malformed(_) => "Malformed request",
             Self::WrongCode => "Invalid code",
             Self::UsedCode => "Used code",
             Self::CodeConsumed { .. } => "Code already used in this time step",
+            Self::TooSoon { .. } => "Code asked for too soon",
+            Self::DeliveriesUsedUp { .. } => "Too many codes sent",
             Self::Blocked { .. } => "Too many failed attempts",
             Self::NotDelivered(_) => "Delivery failed",
             Self::Unavailable => "Store unavailable",
@@ -162,10 +214,14 @@ impl Refusal {
     #[must_use]
     pub fn into_response(self) -> Response {
         let problem = Problem {
-            kind: format!("urn:fountainai:2fa:{}", self.name()),
+            kind: format!("urn:fountainai:2fa:{}", self.kind()),
             title: self.title().to_owned(),
             status: self.status().as_u16(),
             detail: self.to_string(),
+            code_in_flight_until: match self {
+                Self::TooSoon { in_flight, .. } => in_flight.map(rfc3339),
+                _ => None,
+            },
         };
         let mut response =
             warp::reply::with_status(warp::reply::json(&problem), self.status()).into_response();
@@ -173,7 +229,10 @@ impl Refusal {
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
         match self {
-            Self::CodeConsumed { retry_after } | Self::Blocked { retry_after } => {
+            Self::CodeConsumed { retry_after }
+            | Self::TooSoon { retry_after, .. }
+            | Self::DeliveriesUsedUp { retry_after }
+            | Self::Blocked { retry_after } => {
                 headers.insert(header::RETRY_AFTER, whole_seconds(retry_after).into());
             }
             Self::Unavailable => {

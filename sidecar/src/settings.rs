@@ -24,6 +24,26 @@ pub struct RealmOptions {
     #[arg(long, env = "OTP_EXPIRATION_MINUTES", value_name = "MINUTES")]
     otp_expiration_minutes: Option<String>,
 
+    /// Seconds from one code for a user to the next, 0 to 3600; 0 is no limit [default: 60]
+    #[arg(long, env = "OTP_GENERATE_INTERVAL_SECONDS", value_name = "SECONDS")]
+    otp_generate_interval_seconds: Option<String>,
+
+    /// Codes for a user within an hour, 0 to 100; 0 is no limit [default: 10]
+    #[arg(long, env = "OTP_GENERATES_PER_HOUR", value_name = "NUMBER")]
+    otp_generates_per_hour: Option<String>,
+
+    /// Codes for all users together that are sent within an hour, 0 to 1000000; 0 is no limit [default: 1000]
+    #[arg(long, env = "OTP_DELIVERIES_PER_HOUR", value_name = "NUMBER")]
+    otp_deliveries_per_hour: Option<String>,
+
+    /// Days for which each user's history is kept, 1 to 365 [default: 30]
+    #[arg(long, env = "AUDIT_RETENTION_DAYS", value_name = "DAYS")]
+    audit_retention_days: Option<String>,
+
+    /// Whether the end user's address and program are kept, true or false [default: true]
+    #[arg(long, env = "AUDIT_ORIGIN", value_name = "true|false")]
+    audit_origin: Option<String>,
+
     /// Mail server; without one, codes are shown on the console
     #[arg(long, env = "SMTP_SERVER", value_name = "HOST")]
     smtp_server: Option<String>,
@@ -73,6 +93,11 @@ impl RealmOptions {
         let variable = |name: &str| match name {
             "ISSUER" => self.issuer.clone(),
             "OTP_EXPIRATION_MINUTES" => self.otp_expiration_minutes.clone(),
+            "OTP_GENERATE_INTERVAL_SECONDS" => self.otp_generate_interval_seconds.clone(),
+            "OTP_GENERATES_PER_HOUR" => self.otp_generates_per_hour.clone(),
+            "OTP_DELIVERIES_PER_HOUR" => self.otp_deliveries_per_hour.clone(),
+            "AUDIT_RETENTION_DAYS" => self.audit_retention_days.clone(),
+            "AUDIT_ORIGIN" => self.audit_origin.clone(),
             "SMTP_SERVER" => self.smtp_server.clone(),
             "SMTP_PORT" => self.smtp_port.clone(),
             "SMTP_SECURITY" => self.smtp_security.clone(),

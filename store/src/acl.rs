@@ -11,8 +11,8 @@ use twofactor_core::secret::SecretText;
 use crate::StoreError;
 use crate::redis::RedisStore;
 
-/// What the store sends of itself, and what its two deciding scripts call. Logging in needs no permission.
-const COMMANDS: [&str; 14] = [
+/// What the store sends of itself, and what its deciding scripts call. Logging in needs no permission.
+const COMMANDS: [&str; 15] = [
     "+get",
     "+exists",
     "+hgetall",
@@ -28,6 +28,7 @@ const COMMANDS: [&str; 14] = [
     "+hset",
     "+hdel",
     "+pexpireat",
+    "+xadd",
 ];
 
 /// A user as Redis should know them.

@@ -12,7 +12,9 @@ pub mod publisher;
 pub mod redis;
 
 use thiserror::Error;
-use twofactor_core::decision::{Issuance, Issue, Undecided, Verdict, Verification};
+use twofactor_core::audit::Entry;
+use twofactor_core::decision::{Aftermath, Issuance, Issue, Undecided, Verdict, Verification};
+use twofactor_core::limits::Allowance;
 use twofactor_core::names::Pseudonym;
 use twofactor_core::seal::Revision;
 use twofactor_core::time::UnixMillis;
@@ -60,6 +62,8 @@ pub struct RealmSnapshot {
 pub struct Published {
     /// The revision in the state; absent when the state is missing, though a record may be there.
     pub revision: Option<Revision>,
+    /// The last request to reset the user's failures that was carried out.
+    pub reset: Option<String>,
     /// The sealed record.
     pub sealed: Option<Vec<u8>>,
 }
@@ -79,6 +83,8 @@ pub struct Publication {
     pub fresh: bool,
     /// Whether codes in flight are burned: the seed or the destination changed.
     pub revoke: bool,
+    /// The request to reset the user's failures: carried out unless it was the last one that was.
+    pub reset: Option<String>,
 }
 
 /// The store as the publisher finds it.
@@ -170,6 +176,41 @@ impl Store {
             Self::Memory(store) => store.issue(user, request),
             Self::Redis(store) => store.issue(user, request).await,
         }
+    }
+
+    /// Takes note of what happened after a decision, or in place of one.
+    ///
+    /// # Errors
+    /// When there is no such user any more, or Redis does not answer.
+    pub async fn conclude(&self, user: &Pseudonym, aftermath: &Aftermath) -> Result<(), StoreError> {
+        match self {
+            Self::Memory(store) => store.conclude(user, aftermath),
+            Self::Redis(store) => store.conclude(user, aftermath).await,
+        }
+    }
+
+    /// Counts one more delivery of the realm, unless there were `most` within the hour.
+    ///
+    /// # Errors
+    /// When Redis does not answer.
+    pub async fn count_delivery(&self, most: u32) -> Result<Allowance, StoreError> {
+        delegate!(self, store => store.count_delivery(most))
+    }
+
+    /// For the publisher: what happened to a user, the oldest first.
+    ///
+    /// # Errors
+    /// When Redis does not answer.
+    pub async fn history(&self, user: &Pseudonym) -> Result<Vec<Entry>, StoreError> {
+        delegate!(self, store => store.history(user))
+    }
+
+    /// For the publisher: whether failures have disabled these users, in their order.
+    ///
+    /// # Errors
+    /// When Redis does not answer.
+    pub async fn disabled(&self, users: &[Pseudonym]) -> Result<Vec<bool>, StoreError> {
+        delegate!(self, store => store.disabled(users))
     }
 
     /// For the publisher: the state that the store is in.

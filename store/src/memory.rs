@@ -5,7 +5,11 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use twofactor_core::decision::{Issuance, Issue, THROTTLE, Undecided, UserState, Verdict, Verification};
+use twofactor_core::audit::Entry;
+use twofactor_core::decision::{
+    Aftermath, Issuance, Issue, THROTTLE, Undecided, UserState, Verdict, Verification,
+};
+use twofactor_core::limits::{Allowance, Deliveries};
 use twofactor_core::names::Pseudonym;
 use twofactor_core::time::UnixMillis;
 
@@ -24,6 +28,7 @@ struct Content {
     users: HashMap<Pseudonym, (Vec<u8>, UserState)>,
     realm: RealmSnapshot,
     filling: String,
+    deliveries: Deliveries,
 }
 
 impl MemoryStore {
@@ -76,6 +81,28 @@ impl MemoryStore {
         Ok(state.issue(request, self.clock.now())?)
     }
 
+    pub(crate) fn conclude(&self, user: &Pseudonym, aftermath: &Aftermath) -> Result<(), StoreError> {
+        let mut content = self.content();
+        let (_, state) = content.users.get_mut(user).ok_or(Undecided::NoState)?;
+        state.conclude(aftermath, self.clock.now());
+        Ok(())
+    }
+
+    pub(crate) fn count_delivery(&self, most: u32) -> Allowance {
+        self.content().deliveries.take(most, self.clock.now())
+    }
+
+    pub(crate) fn history(&self, user: &Pseudonym) -> Vec<Entry> {
+        self.content().users.get(user).map(|(_, state)| state.history()).unwrap_or_default()
+    }
+
+    pub(crate) fn disabled(&self, users: &[Pseudonym]) -> Vec<bool> {
+        let content = self.content();
+        let is_disabled =
+            |user: &Pseudonym| content.users.get(user).is_some_and(|(_, state)| state.is_disabled());
+        users.iter().map(is_disabled).collect()
+    }
+
     pub(crate) fn inspect(&self) -> Inspection {
         let content = self.content();
         Inspection {
@@ -89,10 +116,12 @@ impl MemoryStore {
     pub(crate) fn published(&self, users: &[Pseudonym]) -> Vec<Published> {
         let content = self.content();
         let published = |user: &Pseudonym| match content.users.get(user) {
-            Some((sealed, state)) => {
-                Published { revision: Some(state.revision()), sealed: Some(sealed.clone()) }
-            }
-            None => Published { revision: None, sealed: None },
+            Some((sealed, state)) => Published {
+                revision: Some(state.revision()),
+                reset: state.reset().map(str::to_owned),
+                sealed: Some(sealed.clone()),
+            },
+            None => Published { revision: None, reset: None, sealed: None },
         };
         users.iter().map(published).collect()
     }
@@ -101,17 +130,18 @@ impl MemoryStore {
         let mut content = self.content();
         let now = self.clock.now();
         let mut publish = |publication: &Publication| {
-            let known = content.users.get_mut(&publication.pseudonym);
-            if known.as_ref().map(|(_, state)| state.revision()) != publication.expected {
+            let known = content.users.get(&publication.pseudonym);
+            if known.map(|(_, state)| state.revision()) != publication.expected {
                 return Err(StoreError::Conflict);
             }
-            if let Some((sealed, state)) = known {
-                sealed.clone_from(&publication.sealed);
-                state.publish(publication.revision, publication.revoke);
-            } else {
+            let (sealed, state) = content.users.entry(publication.pseudonym).or_insert_with(|| {
                 let since = if publication.fresh { UnixMillis::default() } else { now };
-                let state = UserState::new(publication.revision, since);
-                content.users.insert(publication.pseudonym, (publication.sealed.clone(), state));
+                (Vec::new(), UserState::new(publication.revision, since))
+            });
+            sealed.clone_from(&publication.sealed);
+            state.publish(publication.revision, publication.revoke);
+            if let Some(request) = &publication.reset {
+                state.reset_failures(request);
             }
             Ok(())
         };

@@ -22,6 +22,8 @@ pub struct Desired {
     pub record: UserRecord,
     /// Whether the seed was made just now, so that no code of it can have been used.
     pub fresh: bool,
+    /// The request to reset the user's failures, if there is one: carried out once for each value.
+    pub reset: Option<String>,
 }
 
 /// What publishing a user came to.
@@ -159,6 +161,7 @@ impl Publisher {
             && let Some((revision, record)) = &known
             && Some(*revision) == published.revision
             && *record == desired.record
+            && (desired.reset.is_none() || desired.reset == published.reset)
         {
             return None;
         }
@@ -171,6 +174,7 @@ impl Publisher {
             sealed: desired.record.seal(&self.keys, pseudonym, revision, random),
             fresh: desired.fresh,
             revoke: known.is_none_or(|(_, record)| destination_changed(&record, &desired.record)),
+            reset: desired.reset.clone(),
         })
     }
 

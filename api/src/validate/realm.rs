@@ -8,6 +8,12 @@ use std::ops::RangeInclusive;
 use kube::core::{Expression, Message, Rule, Selector, SelectorExt};
 use twofactor_core::realm::OtpLifetime;
 
+mod limits;
+
+pub use self::limits::{
+    AuditOverrides, DELIVERIES_PER_HOUR, GENERATE_INTERVAL_SECONDS, GENERATES_PER_HOUR, LimitsPolicy,
+    RETENTION_DAYS,
+};
 use super::{FieldError, Findings, NAME_MESSAGE, check_issuer, is_object_name};
 use crate::labels;
 use crate::realm::{AllowedNamespaces, NamespaceSelector, Operator, Requirement, TwoFactorRealm};
@@ -80,6 +86,10 @@ pub struct RealmPolicy {
     pub selector: Option<Selector>,
     /// The Secret with the providers, in the realm's own namespace.
     pub delivery_secret: Option<String>,
+    /// How often codes are made and sent.
+    pub limits: LimitsPolicy,
+    /// What is kept of each request.
+    pub audit: AuditOverrides,
 }
 
 impl RealmPolicy {
@@ -127,8 +137,11 @@ pub fn validate(realm: &TwoFactorRealm) -> Result<RealmPolicy, Vec<FieldError>> 
     if delivery_secret.as_ref().is_some_and(|name| !is_object_name(name)) {
         findings.add("spec.delivery.secretRef.name", NAME_MESSAGE);
     }
+    let limits = limits::check_limits(spec.limits.as_ref(), &mut findings);
+    let audit = limits::check_audit(spec.audit.as_ref(), &mut findings);
     if findings.0.is_empty() {
-        Ok(RealmPolicy { issuer: spec.issuer.clone(), otp_lifetime, names, selector, delivery_secret })
+        let issuer = spec.issuer.clone();
+        Ok(RealmPolicy { issuer, otp_lifetime, names, selector, delivery_secret, limits, audit })
     } else {
         Err(findings.0)
     }

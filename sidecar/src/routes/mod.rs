@@ -122,7 +122,7 @@ async fn health_route(service: Arc<Service>, method: Method) -> Response {
 
 /// Makes a one-time code, remembers it and delivers it to the user.
 ///
-/// Asked again within the same time step, the same code is delivered again. The username may stand in the query
+/// Limited: by default one a minute and ten an hour for a user. The username may stand in the query
 /// or in a JSON body; prefer the body, since query strings end up in access logs.
 #[utoipa::path(
     post, path = "/auth/generate", tag = "2FA Authentication", operation_id = "generateOtp", summary = "Deliver a code",
@@ -137,7 +137,7 @@ async fn health_route(service: Arc<Service>, method: Method) -> Response {
         (status = 408, description = "The body did not arrive in time.", body = Problem, content_type = "application/problem+json"),
         (status = 413, description = "The body is too large.", body = Problem, content_type = "application/problem+json"),
         (status = 422, description = "The request is malformed; `detail` names the field.", body = Problem, content_type = "application/problem+json"),
-        (status = 429, description = "Asked too soon.", body = Problem, content_type = "application/problem+json",
+        (status = 429, description = "Asked too soon; a code that is in flight stays good.", body = Problem, content_type = "application/problem+json",
             headers(("Retry-After" = u64, description = "Seconds to wait."))),
         (status = 502, description = "The mail or SMS provider did not take the message.", body = Problem, content_type = "application/problem+json"),
         (status = 503, description = "Redis is unreachable or has lost data that is being restored, or the realm does not let this namespace in.", body = Problem, content_type = "application/problem+json",
@@ -151,7 +151,7 @@ async fn generate_route(service: Arc<Service>, request: Request) -> Response {
         let username = body::generate_request(&request.query, &request.headers, &request.body?)?;
         let work = service.clone();
         let generated = to_its_end(async move {
-            let result = generate(&work, &username).await;
+            let result = generate(&work, &username, &origin).await;
             let outcome = result.as_ref().map_or_else(Refusal::name, |_| "delivered");
             let channel = result.as_ref().ok().map(|generated| generated.channel.name());
             conclude(&work, "generate", outcome, username.as_str(), channel, &origin);
@@ -193,7 +193,7 @@ async fn verify_route(service: Arc<Service>, request: Request) -> Response {
         fields.finish()?;
         let work = service.clone();
         to_its_end(async move {
-            let result = verify(&work, &username, &code).await;
+            let result = verify(&work, &username, &code, &origin).await;
             let outcome = result.as_ref().map_or_else(Refusal::name, |()| "accepted");
             conclude(&work, "verify", outcome, username.as_str(), None, &origin);
             result
@@ -259,5 +259,9 @@ fn conclude(
     origin: &Origin,
 ) {
     service.metrics.decision(operation, outcome);
+    // Where the realm is not known, nobody has asked for less.
+    let nothing = Origin::default();
+    let kept = service.records.known_realm().is_none_or(|realm| realm.1.audit.origin);
+    let origin = if kept { origin } else { &nothing };
     audit::record(&Event { operation, outcome, username, channel, caller: &service.caller, origin });
 }

@@ -9,18 +9,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
+mod decide;
 mod inspect;
 mod publish;
 
 use arc_swap::ArcSwap;
 use redis::{Client, ConnectionInfo, FromRedisValue, IntoConnectionInfo, Pipeline, Script};
-use twofactor_core::decision::{
-    CLOCK_TOLERANCE, Factor, Issuance, Issue, THROTTLE, Undecided, Verdict, Verification,
-};
-use twofactor_core::names::{Pseudonym, RealmNames, UserNames};
-use twofactor_core::seal::Revision;
+use twofactor_core::names::{Pseudonym, RealmNames};
 use twofactor_core::time::UnixMillis;
 
+pub use self::decide::verify_script;
 use crate::clock::Clock;
 use crate::link::Link;
 use crate::{RealmSnapshot, StoreError};
@@ -49,8 +47,7 @@ pub struct RedisStore {
 }
 
 struct Scripts {
-    verify: Script,
-    issue: Script,
+    deciding: decide::Scripts,
     publish: Script,
     publish_text: String,
     stamp: Script,
@@ -65,32 +62,13 @@ struct Learned {
     guards: ArcSwap<String>,
 }
 
-/// What every script answers: a word and a number.
+/// What the publisher's scripts answer: a word and a number.
 type Answer = (String, i64);
 /// The fields of a hash.
 type Fields = HashMap<String, String>;
 
 fn text(body: &str) -> String {
     format!("{}{body}", include_str!("../scripts/ground.lua"))
-}
-
-/// The script that decides about a submitted code, for measuring what Redis alone takes for it. Its arguments are
-/// described at its beginning.
-#[must_use]
-pub fn verify_script() -> String {
-    text(include_str!("../scripts/verify.lua"))
-}
-
-fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
-}
-
-fn duration(number: i64) -> Duration {
-    Duration::from_millis(u64::try_from(number).unwrap_or_default())
-}
-
-fn moment(number: i64) -> UnixMillis {
-    UnixMillis::new(u64::try_from(number).unwrap_or_default())
 }
 
 impl RedisStore {
@@ -116,8 +94,7 @@ impl RedisStore {
         let link = Arc::new(Link::new(client)?);
         let publish_text = text(include_str!("../scripts/publish.lua"));
         let scripts = Scripts {
-            verify: Script::new(&verify_script()),
-            issue: Script::new(&text(include_str!("../scripts/issue.lua"))),
+            deciding: decide::Scripts::default(),
             publish: Script::new(&publish_text),
             publish_text,
             stamp: Script::new(&text(include_str!("../scripts/stamp.lua"))),
@@ -154,108 +131,6 @@ impl RedisStore {
             .filter_map(|(field, since)| Some(format!("{}={since}", field.strip_prefix("guard:")?)))
             .collect();
         self.learned.guards.store(Arc::new(guards.join(" ")));
-    }
-
-    pub(crate) async fn verify(
-        &self,
-        user: &Pseudonym,
-        request: &Verification,
-    ) -> Result<Verdict, StoreError> {
-        let UserNames { state, otp, .. } = self.names.user(user);
-        let matches: Vec<String> = request.matches.iter().map(|step| step.number().to_string()).collect();
-        let factor = match request.factor {
-            Factor::Delivered => "delivered",
-            Factor::Authenticator => "authenticator",
-        };
-        let (word, number) = self
-            .decide(&self.scripts.verify, [&state, &otp], request.revision, request.asked_at, |call| {
-                call.arg(factor)
-                    .arg(request.caller.as_str())
-                    .arg(request.tag.to_string())
-                    .arg(matches.join(","))
-                    .arg(request.period)
-                    .arg(request.skew)
-                    .arg(THROTTLE.threshold)
-                    .arg(millis(THROTTLE.first_block))
-                    .arg(millis(THROTTLE.longest_block));
-            })
-            .await?;
-        match word.as_str() {
-            "accepted" => Ok(Verdict::Accepted),
-            "used" => Ok(Verdict::Used),
-            "never-issued" => Ok(Verdict::NeverIssued),
-            "wrong" => Ok(Verdict::Wrong),
-            "expired" => Ok(Verdict::Expired),
-            "blocked" => Ok(Verdict::Blocked { retry_after: duration(number) }),
-            _ => Err(StoreError::Protocol),
-        }
-    }
-
-    pub(crate) async fn issue(&self, user: &Pseudonym, request: &Issuance) -> Result<Issue, StoreError> {
-        let UserNames { state, otp, .. } = self.names.user(user);
-        let (word, number) = self
-            .decide(&self.scripts.issue, [&state, &otp], request.revision, request.asked_at, |call| {
-                call.arg(request.caller.as_str())
-                    .arg(request.tag.to_string())
-                    .arg(request.step.number())
-                    .arg(request.period)
-                    .arg(millis(request.lifetime));
-            })
-            .await?;
-        match word.as_str() {
-            "issued" => Ok(Issue::Issued { expires_at: moment(number) }),
-            "consumed" => Ok(Issue::Consumed { retry_after: duration(number) }),
-            _ => Err(StoreError::Protocol),
-        }
-    }
-
-    /// Runs a deciding script. A node that is not among the guards known here may have been checked since they
-    /// were read, so they are read again once.
-    async fn decide(
-        &self,
-        script: &Script,
-        keys: [&str; 2],
-        revision: Revision,
-        asked_at: UnixMillis,
-        arguments: impl Fn(&mut redis::ScriptInvocation<'_>),
-    ) -> Result<Answer, StoreError> {
-        let run = async || {
-            let mut call = script.prepare_invoke();
-            call.key(&keys)
-                .arg(self.learned.guards.load().as_str())
-                .arg(revision.0)
-                .arg(asked_at.millis())
-                .arg(millis(CLOCK_TOLERANCE));
-            arguments(&mut call);
-            self.link
-                .run(OPERATION_TIMEOUT, async |mut link| call.invoke_async::<Answer>(&mut link).await)
-                .await
-        };
-        let mut answer = run().await?;
-        if answer.0 == "unguarded" {
-            self.realm().await?;
-            answer = run().await?;
-        }
-        match answer.0.as_str() {
-            "unguarded" => {
-                // It may be a former master, while new connections lead to the present one.
-                self.link.renew();
-                Err(Undecided::Unguarded.into())
-            }
-            "no-state" => Err(Undecided::NoState.into()),
-            "stale" => {
-                Err(Undecided::Stale { current: Revision(answer.1.try_into().unwrap_or_default()) }.into())
-            }
-            "clock-off" => {
-                let now = moment(answer.1);
-                let ours = self.clock.now();
-                let offset = i64::try_from(now.millis()).unwrap_or_default()
-                    - i64::try_from(ours.millis()).unwrap_or_default();
-                self.learned.offset.store(offset, Ordering::Relaxed);
-                Err(Undecided::ClockOff { now }.into())
-            }
-            _ => Ok(answer),
-        }
     }
 
     /// Whether connections begin with the choice of another database than the first.

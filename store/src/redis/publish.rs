@@ -28,7 +28,7 @@ impl RedisStore {
     /// When Redis does not answer; part of it may be gone then.
     pub async fn remove_realm(&self) -> Result<(), StoreError> {
         // First what makes the realm complete: half a realm is a loss and not an absence.
-        let own = [self.names.realm_meta(), self.names.realm_record()];
+        let own = [self.names.realm_meta(), self.names.realm_record(), self.names.realm_deliveries()];
         self.query::<()>(redis::cmd("UNLINK").arg(&own)).await?;
         self.remove(&self.users().await?).await
     }
@@ -39,15 +39,25 @@ impl RedisStore {
             let mut pipeline = redis::pipe();
             for user in batch {
                 let UserNames { record, state, .. } = self.names.user(user);
-                pipeline.hget(state, "revision").get(record);
+                pipeline.cmd("HMGET").arg(state).arg("revision").arg("reset").get(record);
             }
             let replies: Vec<redis::Value> = self.query_pipeline(&pipeline, BATCH_TIMEOUT).await?;
             for pair in replies.chunks_exact(2) {
-                all.push(Published {
-                    revision: read::<Option<u64>>(&pair[0])?.map(Revision),
-                    sealed: read(&pair[1])?,
-                });
+                let (revision, reset): (Option<u64>, Option<String>) = read(&pair[0])?;
+                all.push(Published { revision: revision.map(Revision), reset, sealed: read(&pair[1])? });
             }
+        }
+        Ok(all)
+    }
+
+    pub(crate) async fn disabled(&self, users: &[Pseudonym]) -> Result<Vec<bool>, StoreError> {
+        let mut all = Vec::with_capacity(users.len());
+        for batch in users.chunks(BATCH) {
+            let mut pipeline = redis::pipe();
+            for user in batch {
+                pipeline.hexists(self.names.user(user).state, "disabled");
+            }
+            all.extend(self.query_pipeline::<Vec<bool>>(&pipeline, BATCH_TIMEOUT).await?);
         }
         Ok(all)
     }
@@ -73,7 +83,8 @@ impl RedisStore {
                     .arg(publication.revision.0)
                     .arg(publication.sealed.as_slice())
                     .arg(u8::from(publication.fresh))
-                    .arg(u8::from(publication.revoke));
+                    .arg(u8::from(publication.revoke))
+                    .arg(publication.reset.as_deref().unwrap_or_default());
             }
             let answers: Vec<Answer> = self.query_pipeline(&pipeline, BATCH_TIMEOUT).await?;
             results.extend(answers.into_iter().map(|(word, _)| match word.as_str() {

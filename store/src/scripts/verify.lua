@@ -1,17 +1,26 @@
 -- Decides about a submitted code; the rules are those of `twofactor_core::decision`.
--- KEYS: state, otp
--- ARGV: guards, revision, asked_at, tolerance, factor, caller, tag, matches, period, skew, threshold,
---       first_block, longest_block (moments and durations in ms, the period in s)
+-- KEYS: state, otp, log
+-- ARGV: guards, revision, asked_at, tolerance, factor, caller, tag, matches, period, skew, threshold, first_block,
+--       longest_block, disable_after, retention, channel, address, user agent (moments and durations in ms, the period in s)
 local state_key, otp_key = KEYS[1], KEYS[2]
 local factor, caller, field = ARGV[5], ARGV[6], ARGV[6] .. ':' .. ARGV[7]
 local period, skew = tonumber(ARGV[9]), tonumber(ARGV[10])
 
 local undecided, now, since, accepted_until, state = ground(
-  state_key, ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4]), { 'failures:' .. caller, 'blocked:' .. caller })
+  state_key, ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4]),
+  { 'failures:' .. caller, 'blocked:' .. caller, 'disabled', 'counted:' .. caller })
 if undecided then return undecided end
 
+local function done(verdict, number)
+  local keys = { state = state_key, log = KEYS[3] }
+  local trace = { retention = tonumber(ARGV[15]), channel = ARGV[16], address = ARGV[17], user_agent = ARGV[18] }
+  return { verdict, number, 0, write_entry_of_history(keys, now, caller, trace, state[7], 'verify', verdict) }
+end
+
+if state[6] then return done('disabled-by-failures', 0) end
+
 local failures, blocked = tonumber(state[4] or 0), tonumber(state[5] or 0)
-if blocked > now then return { 'blocked', blocked - now } end
+if blocked > now then return done('blocked', blocked - now) end
 
 local current = math.floor(now / 1000 / period)
 local latest = nil
@@ -24,7 +33,16 @@ local function accept(step, step_period)
   -- First of all what burns the code: where Redis is out of memory, this is refused, and nothing was accepted.
   redis.call('HSET', state_key, 'until', whole(math.max(accepted_until, end_of(step, step_period))))
   if state[4] then redis.call('HDEL', state_key, 'failures:' .. caller, 'blocked:' .. caller) end
-  return { 'accepted', 0 }
+  return done('accepted', 0)
+end
+
+-- Failures in a row, those of all callers together, this one's being `failures`.
+local function all_failures()
+  local all, fields = 0, redis.call('HGETALL', state_key)
+  for index = 1, #fields, 2 do
+    if string.sub(fields[index], 1, 9) == 'failures:' then all = all + tonumber(fields[index + 1]) end
+  end
+  return all + failures - tonumber(state[4] or 0)
 end
 
 local function fail(verdict)
@@ -35,21 +53,24 @@ local function fail(verdict)
     local block = math.min(tonumber(ARGV[12]) * 2 ^ math.min(doublings, 31), tonumber(ARGV[13]))
     changes[3], changes[4] = 'blocked:' .. caller, whole(now + block)
   end
+  if all_failures() >= tonumber(ARGV[14]) then
+    changes[#changes + 1], changes[#changes + 2] = 'disabled', whole(now)
+  end
   redis.call('HSET', state_key, unpack(changes))
-  return { verdict, 0 }
+  return done(verdict, 0)
 end
 
 if factor == 'authenticator' then
   if not latest then return fail('wrong') end
   local possibly_used = since > 0 and latest <= math.floor(since / 1000 / period) + skew
-  if possibly_used or latest * period * 1000 < accepted_until then return { 'used', 0 } end
+  if possibly_used or latest * period * 1000 < accepted_until then return done('used', 0) end
   return accept(latest, period)
 end
 
 local text = redis.call('HGET', otp_key, field)
 if not text then return fail(latest and 'never-issued' or 'wrong') end
 local entry = read_entry(text)
-if entry.consumed or (since > 0 and entry.issued <= since) then return { 'used', 0 } end
+if entry.consumed or (since > 0 and entry.issued <= since) then return done('used', 0) end
 if now > entry.expires then return fail('expired') end
 
 -- The step is burned for every caller, and this caller's other codes with it.

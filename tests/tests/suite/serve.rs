@@ -226,7 +226,11 @@ async fn without_redis_the_answer_is_503_within_a_second_and_recovery_needs_no_r
             .publisher
             .fill(
                 &RealmRecord::default(),
-                &[twofactor_store::publisher::Desired { record: person.record.clone(), fresh: false }],
+                &[twofactor_store::publisher::Desired {
+                    record: person.record.clone(),
+                    fresh: false,
+                    reset: None,
+                }],
                 twofactor_store::publisher::Others::Remove,
                 Clock::System.now(),
                 &mut random(),
@@ -383,7 +387,8 @@ async fn a_sidecar_starts_without_redis_and_serves_once_it_is_there() {
     assert_unavailable(&sidecar.api().generate("alice").await);
     world.redis().restart().await;
     eventually(BOUND, "the refill", async || {
-        let desired = twofactor_store::publisher::Desired { record: person.record.clone(), fresh: false };
+        let desired =
+            twofactor_store::publisher::Desired { record: person.record.clone(), fresh: false, reset: None };
         let others = twofactor_store::publisher::Others::Remove;
         world
             .publisher

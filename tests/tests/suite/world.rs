@@ -9,9 +9,11 @@ use std::time::Duration;
 use rand::rngs::SysRng;
 use rand_core::UnwrapErr;
 use tempfile::TempDir;
+use twofactor_core::audit::{AuditPolicy, Trace};
 use twofactor_core::code::Code;
 use twofactor_core::decision::{Factor, Issuance, Issue, Verdict, Verification};
 use twofactor_core::key::{MasterKey, RealmKey, RealmKeys};
+use twofactor_core::limits::Limits;
 use twofactor_core::names::{Caller, Installation, Pseudonym, RealmId, RealmNames};
 use twofactor_core::realm::RealmRecord;
 use twofactor_core::record::UserRecord;
@@ -158,7 +160,7 @@ impl World {
 
     /// Publishes somebody; `fresh` as for a seed that was just made.
     pub(crate) async fn publish(&self, record: UserRecord, fresh: bool) -> Person {
-        let desired = Desired { record: record.clone(), fresh };
+        let desired = Desired { record: record.clone(), fresh, reset: None };
         let outcomes = self.publisher.publish(&[desired], self.now(), &mut random()).await.unwrap();
         assert_ne!(outcomes, [Outcome::Conflict]);
         let pseudonym = self.keys().pseudonym(&record.definition.username);
@@ -178,8 +180,10 @@ impl World {
 
     /// Makes the whole realm current, with a policy.
     pub(crate) async fn fill_with(&self, realm: &RealmRecord, people: &[&Person]) {
-        let users: Vec<Desired> =
-            people.iter().map(|person| Desired { record: person.record.clone(), fresh: false }).collect();
+        let users: Vec<Desired> = people
+            .iter()
+            .map(|person| Desired { record: person.record.clone(), fresh: false, reset: None })
+            .collect();
         self.publisher.fill(realm, &users, Others::Remove, self.now(), &mut random()).await.unwrap();
     }
 
@@ -210,6 +214,9 @@ impl World {
             caller,
             period: person.record.definition.totp.period(),
             lifetime,
+            // The tests of the limits set them.
+            limits: Limits::NONE,
+            trace: trace(person.record.definition.delivery_method),
         }
     }
 
@@ -238,6 +245,7 @@ impl World {
             caller,
             period: totp.period(),
             skew: totp.skew(),
+            trace: trace(person.record.definition.delivery_method),
         }
     }
 
@@ -247,6 +255,11 @@ impl World {
         write_credentials(folder.path(), &self.redis().url(), &self.realm_key, from);
         folder
     }
+}
+
+/// What the history says of a request that nobody passed anything on for.
+pub(crate) fn trace(channel: DeliveryMethod) -> Trace {
+    Trace { channel, retention: AuditPolicy::default().retention(), ..Trace::default() }
 }
 
 pub(crate) fn names() -> RealmNames {

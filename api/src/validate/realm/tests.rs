@@ -22,12 +22,19 @@ fn a_valid_realm_becomes_a_policy() {
         "issuer": "FountainAI",
         "otpExpirationMinutes": 3,
         "allowedNamespaces": { "names": ["kms"], "selector": { "matchLabels": { "team": "payments" } } },
-        "delivery": { "secretRef": { "name": "providers" } }
+        "delivery": { "secretRef": { "name": "providers" } },
+        "limits": { "generatesPerHour": 0 },
+        "audit": { "retentionDays": 7, "origin": false }
     })))
     .unwrap();
     assert_eq!(policy.issuer.as_deref(), Some("FountainAI"));
     assert_eq!(policy.otp_lifetime, OtpLifetime::try_from(3).ok());
     assert_eq!(policy.delivery_secret.as_deref(), Some("providers"));
+    let defaults = twofactor_core::limits::Limits::default();
+    let limits = policy.limits.over(defaults);
+    assert_eq!(limits, twofactor_core::limits::Limits { generates_per_hour: 0, ..defaults });
+    let audit = policy.audit.over(twofactor_core::audit::AuditPolicy::default());
+    assert_eq!((audit.retention_days, audit.origin), (7, false));
     assert!(policy.lets_in("kms", &BTreeMap::new()));
     assert!(policy.lets_in("x", &labels_of(&[("team", "payments")])));
     assert!(!policy.lets_in("x", &labels_of(&[("team", "other")])));
@@ -75,6 +82,10 @@ fn each_wrong_field_is_named() {
         (json!({ "otpExpirationMinutes": 0 }), "spec.otpExpirationMinutes"),
         (json!({ "otpExpirationMinutes": 11 }), "spec.otpExpirationMinutes"),
         (json!({ "otpExpirationMinutes": -1 }), "spec.otpExpirationMinutes"),
+        (json!({ "limits": { "generateIntervalSeconds": 3601 } }), "spec.limits.generateIntervalSeconds"),
+        (json!({ "limits": { "generatesPerHour": -1 } }), "spec.limits.generatesPerHour"),
+        (json!({ "limits": { "deliveriesPerHour": 1_000_001 } }), "spec.limits.deliveriesPerHour"),
+        (json!({ "audit": { "retentionDays": 0 } }), "spec.audit.retentionDays"),
         (json!({ "allowedNamespaces": { "names": ["kms", "K"] } }), "spec.allowedNamespaces.names[1]"),
         (json!({ "allowedNamespaces": { "names": ["a.b"] } }), "spec.allowedNamespaces.names[0]"),
         (json!({ "allowedNamespaces": { "names": vec!["a"; 257] } }), "spec.allowedNamespaces.names"),

@@ -6,6 +6,7 @@ use rand::rngs::SysRng;
 use rand_core::UnwrapErr;
 use redis::Script;
 use tempfile::TempDir;
+use twofactor_core::audit::AuditPolicy;
 use twofactor_core::code::Code;
 use twofactor_core::decision::THROTTLE;
 use twofactor_core::key::{MasterKey, RealmKey};
@@ -61,7 +62,7 @@ impl Realm {
         let store =
             Store::Redis(RedisStore::new(&redis.url(), names.clone(), Clock::System).expect("a Redis URL"));
         let publisher = Publisher::new(store, key.keys(&id));
-        let user = Desired { record: record.clone(), fresh: true };
+        let user = Desired { record: record.clone(), fresh: true, reset: None };
         publisher
             .fill(&RealmRecord::default(), &[user], Others::Remove, Clock::System.now(), random)
             .await
@@ -109,9 +110,10 @@ impl Realm {
         let steps: Vec<String> = steps.iter().map(|step| step.number().to_string()).collect();
         [
             Script::new(&verify_script()).get_hash().to_owned(),
-            "2".to_owned(),
+            "3".to_owned(),
             user.state,
             user.otp,
+            user.log,
             self.guards.clone(),
             self.revision.to_string(),
             now.millis().to_string(),
@@ -125,6 +127,11 @@ impl Realm {
             THROTTLE.threshold.to_string(),
             THROTTLE.first_block.as_millis().to_string(),
             THROTTLE.longest_block.as_millis().to_string(),
+            THROTTLE.disable_after.to_string(),
+            AuditPolicy::default().retention().as_millis().to_string(),
+            "app".to_owned(),
+            String::new(),
+            String::new(),
         ]
         .into()
     }

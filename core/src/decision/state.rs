@@ -1,0 +1,299 @@
+//! What is remembered of a user, and the rules by which it changes. Enters: a request and a moment. Leaves: an outcome, and the
+//! state changed by it.
+
+use std::collections::HashMap;
+
+use super::{
+    Aftermath, CLOCK_TOLERANCE, Event, Factor, Issuance, Issue, Throttle, Undecided, Verdict, Verification,
+};
+use crate::audit::{Entry, History, Operation};
+use crate::limits::{Asked, GivenBack};
+use crate::names::{Caller, CodeTag};
+use crate::seal::Revision;
+use crate::time::{Step, UnixMillis};
+
+/// An entry of the OTP log.
+#[derive(Clone, Debug)]
+struct IssuedCode {
+    step: Step,
+    issued_at: UnixMillis,
+    expires_at: UnixMillis,
+    period: u32,
+    consumed: bool,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct FailureRun {
+    count: u32,
+    blocked_until: UnixMillis,
+}
+
+/// What is remembered of a user between decisions.
+#[derive(Clone, Debug)]
+pub struct UserState {
+    revision: Revision,
+    /// Codes of steps up to this moment, and codes issued up to it, may have been used before the store was lost.
+    since: UnixMillis,
+    /// Steps that begin before this moment are burned.
+    accepted_until: UnixMillis,
+    failures: HashMap<Caller, FailureRun>,
+    /// Too many failures in a row.
+    disabled: bool,
+    /// The last request to reset the failures that was carried out.
+    reset: Option<String>,
+    issued: HashMap<(Caller, CodeTag), IssuedCode>,
+    asked: Asked,
+    history: History,
+}
+
+fn start_of(step: Step, period: u32) -> UnixMillis {
+    UnixMillis::from_seconds(step.number().saturating_mul(u64::from(period)))
+}
+
+fn end_of(step: Step, period: u32) -> UnixMillis {
+    start_of(Step::new(step.number().saturating_add(1)), period)
+}
+
+fn step_at(now: UnixMillis, period: u32) -> u64 {
+    now.seconds() / u64::from(period)
+}
+
+impl UserState {
+    /// The state of a user who is published for the first time, or again after the store was lost.
+    ///
+    /// `since` is the epoch only for a seed that was just generated: nothing of it can have been used.
+    #[must_use]
+    pub fn new(revision: Revision, since: UnixMillis) -> Self {
+        Self {
+            revision,
+            since,
+            accepted_until: UnixMillis::default(),
+            failures: HashMap::new(),
+            disabled: false,
+            reset: None,
+            issued: HashMap::new(),
+            asked: Asked::default(),
+            history: History::default(),
+        }
+    }
+
+    /// The revision of the record that decisions must be based on.
+    #[must_use]
+    pub fn revision(&self) -> Revision {
+        self.revision
+    }
+
+    /// A new record is current. With `revoke`, the codes in flight are burned: the seed or the destination changed.
+    pub fn publish(&mut self, revision: Revision, revoke: bool) {
+        self.revision = revision;
+        if revoke {
+            // Burned with their steps: the same digits must not be issued, or come from an authenticator, once more.
+            for code in self.issued.values_mut() {
+                code.consumed = true;
+                self.accepted_until = self.accepted_until.max(end_of(code.step, code.period));
+            }
+        }
+    }
+
+    /// Forgets all failures, unless this request to do so has been carried out already.
+    pub fn reset_failures(&mut self, request: &str) {
+        if self.reset.as_deref() != Some(request) {
+            self.reset = Some(request.to_owned());
+            self.failures.clear();
+            self.disabled = false;
+        }
+    }
+
+    /// The last request to reset the failures that was carried out.
+    #[must_use]
+    pub fn reset(&self) -> Option<&str> {
+        self.reset.as_deref()
+    }
+
+    /// Whether failures have disabled the user.
+    #[must_use]
+    pub fn is_disabled(&self) -> bool {
+        self.disabled
+    }
+
+    /// What happened, the oldest first.
+    #[must_use]
+    pub fn history(&self) -> Vec<Entry> {
+        self.history.entries()
+    }
+
+    fn check(&self, revision: Revision, asked_at: UnixMillis, now: UnixMillis) -> Result<(), Undecided> {
+        if asked_at.distance(now) > CLOCK_TOLERANCE {
+            return Err(Undecided::ClockOff { now });
+        }
+        if revision != self.revision {
+            return Err(Undecided::Stale { current: self.revision });
+        }
+        Ok(())
+    }
+
+    /// Decides about a submitted code.
+    ///
+    /// # Errors
+    /// When nothing can be decided on this ground; nothing is counted then.
+    pub fn verify(
+        &mut self,
+        request: &Verification,
+        throttle: &Throttle,
+        now: UnixMillis,
+    ) -> Result<Verdict, Undecided> {
+        self.check(request.revision, request.asked_at, now)?;
+        let verdict = self.judge(request, throttle, now);
+        self.history.add(Operation::Verify, verdict.name(), &request.caller, &request.trace, now);
+        Ok(verdict)
+    }
+
+    fn judge(&mut self, request: &Verification, throttle: &Throttle, now: UnixMillis) -> Verdict {
+        if self.disabled {
+            return Verdict::Disabled;
+        }
+        let run = self.failures.get(&request.caller).copied().unwrap_or_default();
+        if run.blocked_until > now {
+            return Verdict::Blocked { retry_after: now.until(run.blocked_until) };
+        }
+        let verdict = match request.factor {
+            Factor::Delivered => self.verify_delivered(request, now),
+            Factor::Authenticator => self.verify_authenticator(request, now),
+        };
+        match verdict {
+            Verdict::Accepted => {
+                self.failures.remove(&request.caller);
+            }
+            Verdict::Wrong | Verdict::Expired | Verdict::NeverIssued => {
+                let count = run.count.saturating_add(1);
+                let blocked_until = throttle.block_after(count).map_or(UnixMillis::default(), |block| {
+                    now.offset(i64::try_from(block.as_millis()).unwrap_or(i64::MAX))
+                });
+                self.failures.insert(request.caller.clone(), FailureRun { count, blocked_until });
+                let all = self.failures.values().fold(0_u32, |sum, run| sum.saturating_add(run.count));
+                self.disabled = all >= throttle.disable_after;
+            }
+            Verdict::Used | Verdict::Blocked { .. } | Verdict::Disabled => {}
+        }
+        verdict
+    }
+
+    fn verify_delivered(&mut self, request: &Verification, now: UnixMillis) -> Verdict {
+        let Some(entry) = self.issued.get(&(request.caller.clone(), request.tag)) else {
+            let current = step_at(now, request.period);
+            let right_now =
+                request.matches.iter().any(|step| step.number().abs_diff(current) <= u64::from(request.skew));
+            return if right_now { Verdict::NeverIssued } else { Verdict::Wrong };
+        };
+        if entry.consumed || (self.since.millis() > 0 && entry.issued_at <= self.since) {
+            return Verdict::Used;
+        }
+        if now > entry.expires_at {
+            return Verdict::Expired;
+        }
+        let (step, period) = (entry.step, entry.period);
+        for ((caller, _), other) in &mut self.issued {
+            if *caller == request.caller || other.step == step {
+                other.consumed = true;
+            }
+        }
+        self.accepted_until = self.accepted_until.max(end_of(step, period));
+        Verdict::Accepted
+    }
+
+    fn verify_authenticator(&mut self, request: &Verification, now: UnixMillis) -> Verdict {
+        let current = step_at(now, request.period);
+        let skew = u64::from(request.skew);
+        // The latest matching step: burning it burns the earlier one with the same code as well.
+        let Some(step) = request.matches.iter().filter(|step| step.number().abs_diff(current) <= skew).max()
+        else {
+            return Verdict::Wrong;
+        };
+        let possibly_used =
+            self.since.millis() > 0 && step.number() <= step_at(self.since, request.period) + skew;
+        if possibly_used || start_of(*step, request.period) < self.accepted_until {
+            return Verdict::Used;
+        }
+        self.accepted_until = end_of(*step, request.period);
+        Verdict::Accepted
+    }
+
+    /// Puts a code into the OTP log, unless it is used up.
+    ///
+    /// # Errors
+    /// When nothing can be decided on this ground. A step that is not the store's current one is an error of
+    /// the clock too: the one who asks computes the code again for the step that is.
+    pub fn issue(&mut self, request: &Issuance, now: UnixMillis) -> Result<Issue, Undecided> {
+        self.check(request.revision, request.asked_at, now)?;
+        if request.step.number() != step_at(now, request.period) {
+            return Err(Undecided::ClockOff { now });
+        }
+        let issue = self.issue_within_limits(request, now);
+        self.history.add(Operation::Generate, issue.name(), &request.caller, &request.trace, now);
+        Ok(issue)
+    }
+
+    fn issue_within_limits(&mut self, request: &Issuance, now: UnixMillis) -> Issue {
+        if self.disabled {
+            return Issue::Disabled;
+        }
+        if let Some(retry_after) = self.asked.wait(request.limits, now) {
+            return Issue::TooSoon { retry_after, in_flight: self.in_flight(&request.caller, now) };
+        }
+        let issue = self.issue_now(request, now);
+        if matches!(issue, Issue::Issued { .. }) {
+            self.asked.add(now);
+        }
+        issue
+    }
+
+    /// Until when this caller's last code is accepted, while it is.
+    fn in_flight(&self, caller: &Caller, now: UnixMillis) -> Option<UnixMillis> {
+        let lost = |code: &IssuedCode| self.since.millis() > 0 && code.issued_at <= self.since;
+        let codes = self.issued.iter().filter(|((of, _), _)| of == caller).map(|(_, code)| code);
+        codes
+            .filter(|code| !code.consumed && !lost(code) && code.expires_at >= now)
+            .map(|code| code.expires_at)
+            .max()
+    }
+
+    fn issue_now(&mut self, request: &Issuance, now: UnixMillis) -> Issue {
+        let (current, asked_at) = (request.step.number(), now);
+        let consumed = Issue::Consumed { retry_after: now.until(end_of(request.step, request.period)) };
+        let possibly_used = self.since.millis() > 0 && current <= step_at(self.since, request.period);
+        if possibly_used || start_of(request.step, request.period) < self.accepted_until {
+            return consumed;
+        }
+        // An entry is kept while it could be accepted or its step come again.
+        self.issued.retain(|_, code| code.expires_at.max(end_of(code.step, code.period)) >= now);
+        let key = (request.caller.clone(), request.tag);
+        if let Some(entry) = self.issued.get(&key)
+            && entry.step == request.step
+            && entry.expires_at >= now
+        {
+            let expires_at = entry.expires_at;
+            return if entry.consumed { consumed } else { Issue::Issued { expires_at, asked_at } };
+        }
+        let expires_at = UnixMillis::from_seconds(now.seconds() + request.lifetime.as_secs());
+        let entry = IssuedCode {
+            step: request.step,
+            issued_at: now,
+            expires_at,
+            period: request.period,
+            consumed: false,
+        };
+        self.issued.insert(key, entry);
+        Issue::Issued { expires_at, asked_at }
+    }
+
+    /// Takes note of what happened after a decision, or in place of one.
+    pub fn conclude(&mut self, aftermath: &Aftermath, now: UnixMillis) {
+        match aftermath.event {
+            Event::Refused { asked_at } => self.asked.give_back(asked_at, GivenBack::Pause),
+            Event::DeliveriesUsedUp { asked_at } => self.asked.give_back(asked_at, GivenBack::Everything),
+            Event::Sent | Event::NoSecret | Event::NoDeliveryMethod => {}
+        }
+        let event = aftermath.event;
+        self.history.add(event.operation(), event.name(), &aftermath.caller, &aftermath.trace, now);
+    }
+}

@@ -1,0 +1,221 @@
+//! How often codes may be asked for. Enters: the moments of earlier requests. Leaves: how long to wait.
+//!
+//! Windows slide: what counts is the last hour, not the present one, so that nobody gets twice as much around the full
+//! hour, and the time to wait is exact. A moment that lies further ahead than its window was told by a clock that has
+//! been put back since, and does not count; one that is nearer does. So no clock locks anybody out for good.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::time::UnixMillis;
+
+const HOUR: Duration = Duration::from_hours(1);
+const MINUTE_MILLIS: u64 = 60_000;
+const MINUTES_OF_AN_HOUR: u64 = 60;
+
+/// The longest pause between two codes that can be asked for, in seconds.
+pub const LONGEST_INTERVAL_SECONDS: u16 = 3600;
+/// The most codes an hour for a user that can be asked for: each is remembered for an hour.
+pub const MOST_GENERATES_PER_HOUR: u16 = 100;
+/// The most deliveries an hour for a realm that can be asked for.
+pub const MOST_DELIVERIES_PER_HOUR: u32 = 1_000_000;
+
+/// How often codes are made and sent. 0 is no limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Limits {
+    /// Seconds from one code for a user to the next, whoever asks.
+    pub generate_interval_seconds: u16,
+    /// Codes for a user within an hour, whoever asks.
+    pub generates_per_hour: u16,
+    /// Deliveries for all users of a realm within an hour: what a mistake, or somebody who knows many names, can cost.
+    pub deliveries_per_hour: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { generate_interval_seconds: 60, generates_per_hour: 10, deliveries_per_hour: 1000 }
+    }
+}
+
+impl Limits {
+    /// No limits at all.
+    pub const NONE: Self =
+        Self { generate_interval_seconds: 0, generates_per_hour: 0, deliveries_per_hour: 0 };
+
+    /// The pause between two codes.
+    #[must_use]
+    pub const fn generate_interval(&self) -> Duration {
+        Duration::from_secs(self.generate_interval_seconds as u64)
+    }
+}
+
+/// When codes were asked for, for one user.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Asked {
+    /// The last one, unless its delivery was refused.
+    last: Option<UnixMillis>,
+    /// Those of the last hour.
+    moments: Vec<UnixMillis>,
+}
+
+/// What a request that came to nothing gives back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum GivenBack {
+    /// The pause: the user has no code, and may ask again at once. It was tried, and counts for the hour.
+    Pause,
+    /// Everything: nothing was tried.
+    Everything,
+}
+
+impl Asked {
+    /// How long to wait until the next code; nothing when it may be made now.
+    pub(crate) fn wait(&self, limits: Limits, now: UnixMillis) -> Option<Duration> {
+        let interval = limits.generate_interval();
+        let pause =
+            self.last.filter(|last| counts(*last, interval, now)).map(|last| left(last, interval, now));
+        let mut within: Vec<UnixMillis> =
+            self.moments.iter().copied().filter(|moment| counts(*moment, HOUR, now)).collect();
+        within.sort_unstable();
+        let most = usize::from(limits.generates_per_hour);
+        // As many have to leave the window as are too many for one more.
+        let hour = match within.len().checked_sub(most) {
+            Some(surplus) if most > 0 => Some(left(within[surplus], HOUR, now)),
+            _ => None,
+        };
+        pause.max(hour)
+    }
+
+    /// A code is made now.
+    pub(crate) fn add(&mut self, now: UnixMillis) {
+        self.moments.retain(|moment| counts(*moment, HOUR, now));
+        self.moments.push(now);
+        self.last = Some(now);
+    }
+
+    /// The code that was made at `moment` reached nobody.
+    pub(crate) fn give_back(&mut self, moment: UnixMillis, what: GivenBack) {
+        if self.last == Some(moment) {
+            self.last = None;
+        }
+        if what == GivenBack::Everything
+            && let Some(position) = self.moments.iter().position(|known| *known == moment)
+        {
+            self.moments.remove(position);
+        }
+    }
+}
+
+fn counts(moment: UnixMillis, window: Duration, now: UnixMillis) -> bool {
+    moment.distance(now) < window
+}
+
+fn left(moment: UnixMillis, window: Duration, now: UnixMillis) -> Duration {
+    now.until(moment.offset(i64::try_from(window.as_millis()).unwrap_or(i64::MAX)))
+}
+
+/// Whether one more code of a realm may be sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Allowance {
+    /// It may, and is counted.
+    Granted,
+    /// The realm has sent as many as it may within an hour.
+    UsedUp {
+        /// Until the next one may be sent.
+        retry_after: Duration,
+    },
+}
+
+/// How many codes of a realm were sent in each minute of the last hour.
+#[derive(Clone, Debug, Default)]
+pub struct Deliveries(BTreeMap<u64, u32>);
+
+impl Deliveries {
+    /// Counts one more, unless there were `most` within the hour.
+    pub fn take(&mut self, most: u32, now: UnixMillis) -> Allowance {
+        let current = now.millis() / MINUTE_MILLIS;
+        self.0.retain(|minute, _| minute.abs_diff(current) < MINUTES_OF_AN_HOUR);
+        let mut left: u64 = self.0.values().copied().map(u64::from).sum();
+        if left < u64::from(most) {
+            *self.0.entry(current).or_default() += 1;
+            return Allowance::Granted;
+        }
+        let freed = self.0.iter().find(|(_, count)| {
+            left -= u64::from(**count);
+            left < u64::from(most)
+        });
+        let next = freed.map_or(current, |(minute, _)| *minute) + MINUTES_OF_AN_HOUR;
+        Allowance::UsedUp { retry_after: now.until(UnixMillis::new(next * MINUTE_MILLIS)) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: u64 = 1_798_000_020_000;
+
+    fn seconds(seconds: u64) -> UnixMillis {
+        UnixMillis::new(NOW + seconds * 1000)
+    }
+
+    fn wait(asked: &Asked, limits: Limits, at: u64) -> Option<u64> {
+        asked.wait(limits, seconds(at)).map(|wait| wait.as_secs())
+    }
+
+    #[test]
+    fn one_a_minute_and_ten_within_any_hour() {
+        let mut asked = Asked::default();
+        for number in 0..10 {
+            assert_eq!(wait(&asked, Limits::default(), number * 60), None, "{number}");
+            asked.add(seconds(number * 60));
+            assert!(wait(&asked, Limits::default(), number * 60 + 1).is_some());
+        }
+        assert_eq!(wait(&asked, Limits::default(), 600), Some(3000));
+        assert_eq!(wait(&asked, Limits::default(), 3599), Some(1));
+        assert_eq!(wait(&asked, Limits::default(), 3600), None);
+        asked.add(seconds(3600));
+        assert_eq!(wait(&asked, Limits::default(), 3601), Some(59), "both hold, the longer wait counts");
+        assert_eq!(wait(&asked, Limits { generates_per_hour: 3, ..Limits::NONE }, 3600), Some(480));
+        assert_eq!(wait(&asked, Limits::NONE, 3600), None);
+    }
+
+    #[test]
+    fn what_is_given_back_can_be_asked_for_again() {
+        let limits = Limits { generates_per_hour: 1, ..Limits::default() };
+        let mut asked = Asked::default();
+        asked.add(seconds(0));
+        asked.give_back(seconds(1), GivenBack::Everything);
+        assert_eq!(wait(&asked, limits, 1), Some(3599), "another request's moment changes nothing");
+        asked.give_back(seconds(0), GivenBack::Pause);
+        assert_eq!(wait(&asked, Limits::default(), 1), None);
+        assert_eq!(wait(&asked, limits, 1), Some(3599));
+        asked.give_back(seconds(0), GivenBack::Everything);
+        assert_eq!(wait(&asked, limits, 1), None);
+    }
+
+    #[test]
+    fn a_clock_that_was_put_back_locks_nobody_out_for_good() {
+        let mut asked = Asked::default();
+        asked.add(seconds(100_000));
+        assert_eq!(wait(&asked, Limits::default(), 0), None);
+        let mut asked = Asked::default();
+        asked.add(seconds(30));
+        assert_eq!(wait(&asked, Limits::default(), 0), Some(90), "a little ahead counts");
+    }
+
+    #[test]
+    fn a_realm_sends_so_many_within_an_hour_and_is_told_when_it_goes_on() {
+        let mut deliveries = Deliveries::default();
+        for minute in [0, 0, 10] {
+            assert_eq!(deliveries.take(3, seconds(minute * 60)), Allowance::Granted);
+        }
+        let used_up = |seconds| Allowance::UsedUp { retry_after: Duration::from_secs(seconds) };
+        // NOW is the beginning of a minute.
+        assert_eq!(deliveries.take(3, seconds(600)), used_up(3000));
+        assert_eq!(deliveries.take(3, seconds(3600)), Allowance::Granted);
+        assert_eq!(deliveries.take(1, seconds(3600)), used_up(3600));
+    }
+}

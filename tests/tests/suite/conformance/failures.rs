@@ -1,0 +1,140 @@
+//! A hundred failures in a row, and what somebody does about them.
+
+use twofactor_core::decision::{Issue, Verdict};
+use twofactor_core::user::DeliveryMethod::{App, Email};
+use twofactor_store::Store;
+use twofactor_store::publisher::Desired;
+
+use super::LIFETIME;
+use crate::world::{Person, START, STEP, World, random};
+
+both_stores!(
+    a_hundred_failures_of_all_callers_together_disable_the_user,
+    a_success_ends_the_run_of_its_caller_and_of_no_other,
+    a_disabled_user_gets_no_codes_and_a_right_one_is_not_looked_at,
+    failures_are_reset_once_for_each_request_also_when_the_realm_is_filled_again,
+);
+
+/// Fails so often from a namespace, waiting for the end of each block.
+async fn fail(world: &World, person: &Person, from: &str, times: usize) {
+    for _ in 0..times {
+        loop {
+            let wrong = person.wrong_code(world.now());
+            match world.verify(person, from, &wrong).await.unwrap() {
+                Verdict::Wrong => break,
+                Verdict::Blocked { retry_after } => {
+                    let wait = u64::try_from(retry_after.as_millis()).unwrap();
+                    world.set_time(world.now().millis() + wait).await;
+                }
+                verdict => panic!("{verdict:?}"),
+            }
+        }
+    }
+}
+
+async fn is_disabled(world: &World, person: &Person) -> bool {
+    world.publisher.store().disabled(&[person.pseudonym]).await.unwrap() == [true]
+}
+
+async fn a_hundred_failures_of_all_callers_together_disable_the_user(world: World) {
+    let person = world.person("carol", App).await;
+    // Five from each of nineteen namespaces: nobody has waited for anything.
+    for number in 0..19 {
+        fail(&world, &person, &format!("ns-{number}"), 5).await;
+    }
+    fail(&world, &person, "last", 4).await;
+    assert!(!is_disabled(&world, &person).await);
+    fail(&world, &person, "last", 1).await;
+    assert!(is_disabled(&world, &person).await);
+    let right = person.code_at(world.now(), 0);
+    for from in ["ns-0", "last", "new"] {
+        assert_eq!(world.verify(&person, from, &right).await.unwrap(), Verdict::Disabled);
+    }
+    // Waiting does not help.
+    world.set_time(START + 30 * 24 * 3_600_000).await;
+    let right = person.code_at(world.now(), 0);
+    assert_eq!(world.verify(&person, "new", &right).await.unwrap(), Verdict::Disabled);
+}
+
+async fn a_success_ends_the_run_of_its_caller_and_of_no_other(world: World) {
+    let person = world.person("carol", App).await;
+    for number in 0..19 {
+        fail(&world, &person, &format!("ns-{number}"), 5).await;
+    }
+    // One namespace's success does not forgive the others' failures, and is forgiven its own.
+    fail(&world, &person, "kms", 4).await;
+    world.set_time(world.now().millis() + STEP).await;
+    let right = person.code_at(world.now(), 0);
+    assert_eq!(world.verify(&person, "kms", &right).await.unwrap(), Verdict::Accepted);
+    fail(&world, &person, "kms", 4).await;
+    assert!(!is_disabled(&world, &person).await);
+    fail(&world, &person, "shop", 1).await;
+    assert!(is_disabled(&world, &person).await);
+}
+
+async fn disable(world: &World, person: &Person) {
+    for number in 0..20 {
+        fail(world, person, &format!("ns-{number}"), 5).await;
+    }
+    assert!(is_disabled(world, person).await);
+}
+
+async fn a_disabled_user_gets_no_codes_and_a_right_one_is_not_looked_at(world: World) {
+    let person = world.person("alice", Email).await;
+    world.issue(&person, "kms", LIFETIME).await.unwrap();
+    let right = person.code_at(world.now(), 0);
+    disable(&world, &person).await;
+    assert_eq!(world.issue(&person, "kms", LIFETIME).await.unwrap(), Issue::Disabled);
+    assert_eq!(world.verify(&person, "kms", &right).await.unwrap(), Verdict::Disabled);
+    // An edit, such as a new address, does not enable anybody.
+    let mut record = person.record.clone();
+    record.definition.issuer = Some("Another".to_owned());
+    let person = world.publish(record, false).await;
+    assert_eq!(world.issue(&person, "kms", LIFETIME).await.unwrap(), Issue::Disabled);
+}
+
+async fn publish_with_reset(world: &World, person: &Person, request: &str) -> Person {
+    let reset = Some(request.to_owned());
+    let desired = Desired { record: person.record.clone(), fresh: false, reset };
+    world.publisher.publish(&[desired], world.now(), &mut random()).await.unwrap();
+    world.current(person).await
+}
+
+async fn failures_are_reset_once_for_each_request_also_when_the_realm_is_filled_again(world: World) {
+    let person = world.person("carol", App).await;
+    disable(&world, &person).await;
+    let person = publish_with_reset(&world, &person, "1").await;
+    assert!(!is_disabled(&world, &person).await);
+    // Blocks and counts are gone with it: five failures until the next block.
+    for _ in 0..5 {
+        let wrong = person.wrong_code(world.now());
+        assert_eq!(world.verify(&person, "ns-0", &wrong).await.unwrap(), Verdict::Wrong);
+    }
+    assert!(matches!(
+        world.verify(&person, "ns-0", &person.wrong_code(world.now())).await.unwrap(),
+        Verdict::Blocked { .. }
+    ));
+    // The same request once more, with an edit and with a refill, changes nothing.
+    let person = publish_with_reset(&world, &person, "1").await;
+    let reset = Some("1".to_owned());
+    let desired = [Desired { record: person.record.clone(), fresh: false, reset }];
+    world.publisher.renew(&desired, world.now(), &mut random()).await.unwrap();
+    let person = world.current(&person).await;
+    assert!(matches!(
+        world.verify(&person, "ns-0", &person.wrong_code(world.now())).await.unwrap(),
+        Verdict::Blocked { .. }
+    ));
+    let person = publish_with_reset(&world, &person, "2").await;
+    world.set_time(world.now().millis() + STEP).await;
+    let right = person.code_at(world.now(), 0);
+    assert_eq!(world.verify(&person, "ns-0", &right).await.unwrap(), Verdict::Accepted);
+    // A loss takes the failures with it, and the request is no news to the new state.
+    match &world.store {
+        Store::Memory(store) => store.clear(),
+        Store::Redis(_) => world.redis().flush_all().await,
+    }
+    world.fill(&[]).await;
+    let person = publish_with_reset(&world, &person, "2").await;
+    let published = world.publisher.store().published(&[person.pseudonym]).await.unwrap();
+    assert_eq!(published[0].reset.as_deref(), Some("2"));
+}

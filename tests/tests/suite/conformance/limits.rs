@@ -1,0 +1,181 @@
+//! How often codes are made and sent.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::task::JoinSet;
+use twofactor_core::decision::{Aftermath, Event, Issue, Verdict};
+use twofactor_core::limits::{Allowance, Limits};
+use twofactor_core::time::UnixMillis;
+use twofactor_core::user::DeliveryMethod::Email;
+
+use super::{LIFETIME, until};
+use crate::world::{Person, START, STEP, World, caller, trace};
+
+both_stores!(
+    a_user_gets_one_code_a_minute_whoever_asks,
+    a_user_gets_ten_codes_within_any_hour,
+    a_request_that_comes_too_soon_changes_nothing_about_the_code_in_flight,
+    fifty_parallel_requests_for_a_code_are_one_code,
+    a_refused_delivery_gives_back_the_minute_and_not_the_hour,
+    a_delivery_that_was_not_tried_gives_back_everything,
+    a_late_refusal_gives_nothing_back_that_another_request_has_taken,
+    a_clock_that_was_put_back_locks_nobody_out_for_good,
+    a_realm_sends_so_many_codes_within_an_hour,
+);
+
+async fn ask(world: &World, person: &Person, from: &str, limits: Limits) -> Issue {
+    let mut request = world.issuance(person, from, person.step(world.now()), LIFETIME);
+    request.limits = limits;
+    world.store.issue(&person.pseudonym, &request).await.unwrap()
+}
+
+async fn conclude(world: &World, person: &Person, event: Event) {
+    let aftermath = Aftermath { caller: caller("kms"), event, trace: trace(Email) };
+    world.store.conclude(&person.pseudonym, &aftermath).await.unwrap();
+}
+
+fn too_soon(seconds: u64, in_flight: Option<u64>) -> Issue {
+    Issue::TooSoon { retry_after: Duration::from_secs(seconds), in_flight: in_flight.map(UnixMillis::new) }
+}
+
+fn asked_at(issue: Issue) -> UnixMillis {
+    let Issue::Issued { asked_at, .. } = issue else { panic!("not issued: {issue:?}") };
+    asked_at
+}
+
+async fn a_user_gets_one_code_a_minute_whoever_asks(world: World) {
+    let person = world.person("alice", Email).await;
+    let expires = until(ask(&world, &person, "kms", Limits::default()).await).millis();
+    assert_eq!(ask(&world, &person, "kms", Limits::default()).await, too_soon(60, Some(expires)));
+    world.set_time(START + 59_000).await;
+    assert_eq!(ask(&world, &person, "kms", Limits::default()).await, too_soon(1, Some(expires)));
+    assert_eq!(ask(&world, &person, "shop", Limits::default()).await, too_soon(1, None));
+    world.set_time(START + 60_000).await;
+    until(ask(&world, &person, "shop", Limits::default()).await);
+    // Somebody else has a minute of their own.
+    let other = world.person("bob", Email).await;
+    until(ask(&world, &other, "shop", Limits::default()).await);
+}
+
+async fn a_user_gets_ten_codes_within_any_hour(world: World) {
+    let person = world.person("alice", Email).await;
+    for number in 0..10 {
+        world.set_time(START + number * 300_000).await;
+        until(ask(&world, &person, "kms", Limits::default()).await);
+    }
+    world.set_time(START + 3_000_000).await;
+    // The last one has just expired, in the very millisecond it was still good.
+    let in_flight = Some(START + 3_000_000);
+    assert_eq!(ask(&world, &person, "kms", Limits::default()).await, too_soon(600, in_flight));
+    world.set_time(START + 3_599_000).await;
+    assert_eq!(ask(&world, &person, "kms", Limits::default()).await, too_soon(1, None));
+    world.set_time(START + 3_600_000).await;
+    until(ask(&world, &person, "kms", Limits::default()).await);
+    // The second of the ten leaves the hour five minutes later.
+    world.set_time(START + 3_700_000).await;
+    let in_flight = Some(START + 3_900_000);
+    assert_eq!(ask(&world, &person, "kms", Limits::default()).await, too_soon(200, in_flight));
+}
+
+async fn a_request_that_comes_too_soon_changes_nothing_about_the_code_in_flight(world: World) {
+    let person = world.person("alice", Email).await;
+    until(ask(&world, &person, "kms", Limits::default()).await);
+    let code = person.code_at(world.now(), 0);
+    for millis in [1_000, STEP, 59_999] {
+        world.set_time(START + millis).await;
+        let limited = ask(&world, &person, "kms", Limits::default()).await;
+        assert!(matches!(limited, Issue::TooSoon { in_flight: Some(_), .. }), "{limited:?}");
+    }
+    assert_eq!(world.verify(&person, "kms", &code).await.unwrap(), Verdict::Accepted);
+    // Used up: nothing is in flight, and the minute goes on.
+    assert!(matches!(
+        ask(&world, &person, "kms", Limits::default()).await,
+        Issue::TooSoon { in_flight: None, .. }
+    ));
+}
+
+async fn fifty_parallel_requests_for_a_code_are_one_code(world: World) {
+    let person = world.person("alice", Email).await;
+    let mut request = world.issuance(&person, "kms", person.step(world.now()), LIFETIME);
+    request.limits = Limits::default();
+    let request = Arc::new(request);
+    let mut requests = JoinSet::new();
+    for _ in 0..50 {
+        let (store, user, request) = (world.store.clone(), person.pseudonym, request.clone());
+        requests.spawn(async move { store.issue(&user, &request).await.unwrap() });
+    }
+    let outcomes = requests.join_all().await;
+    let issued = outcomes.iter().filter(|issue| matches!(issue, Issue::Issued { .. })).count();
+    assert_eq!(issued, 1, "{outcomes:?}");
+}
+
+async fn a_refused_delivery_gives_back_the_minute_and_not_the_hour(world: World) {
+    let person = world.person("alice", Email).await;
+    let limits = Limits { generates_per_hour: 3, ..Limits::default() };
+    let first = ask(&world, &person, "kms", limits).await;
+    conclude(&world, &person, Event::Refused { asked_at: asked_at(first) }).await;
+    world.set_time(START + 1_000).await;
+    // Within the step the same entry, with the expiry that was promised.
+    let second = ask(&world, &person, "kms", limits).await;
+    assert_eq!(until(second), until(first));
+    conclude(&world, &person, Event::Refused { asked_at: asked_at(second) }).await;
+    world.set_time(START + 2_000).await;
+    let third = ask(&world, &person, "kms", limits).await;
+    conclude(&world, &person, Event::Refused { asked_at: asked_at(third) }).await;
+    assert_eq!(ask(&world, &person, "kms", limits).await, too_soon(3598, Some(until(first).millis())));
+}
+
+async fn a_delivery_that_was_not_tried_gives_back_everything(world: World) {
+    let person = world.person("alice", Email).await;
+    let limits = Limits { generates_per_hour: 1, ..Limits::default() };
+    for seconds in 0..5 {
+        world.set_time(START + seconds * 1000).await;
+        let asked_at = asked_at(ask(&world, &person, "kms", limits).await);
+        conclude(&world, &person, Event::DeliveriesUsedUp { asked_at }).await;
+    }
+    until(ask(&world, &person, "kms", limits).await);
+}
+
+async fn a_late_refusal_gives_nothing_back_that_another_request_has_taken(world: World) {
+    let person = world.person("alice", Email).await;
+    let first = asked_at(ask(&world, &person, "kms", Limits::default()).await);
+    world.set_time(START + 60_000).await;
+    until(ask(&world, &person, "kms", Limits::default()).await);
+    conclude(&world, &person, Event::Refused { asked_at: first }).await;
+    assert!(matches!(ask(&world, &person, "kms", Limits::default()).await, Issue::TooSoon { .. }));
+}
+
+async fn a_clock_that_was_put_back_locks_nobody_out_for_good(world: World) {
+    world.set_time(START + 100 * 3_600_000).await;
+    let person = world.person("alice", Email).await;
+    let limits = Limits { generates_per_hour: 1, ..Limits::default() };
+    until(ask(&world, &person, "kms", limits).await);
+    world.set_time(START).await;
+    until(ask(&world, &person, "kms", limits).await);
+    world.set_time(START - 1_000).await;
+    assert!(matches!(ask(&world, &person, "kms", limits).await, Issue::TooSoon { .. }));
+}
+
+async fn a_realm_sends_so_many_codes_within_an_hour(world: World) {
+    let take = async || world.store.count_delivery(3).await.unwrap();
+    let used_up = |seconds| Allowance::UsedUp { retry_after: Duration::from_secs(seconds) };
+    for minutes in [0, 0, 10] {
+        world.set_time(START + minutes * 60_000).await;
+        assert_eq!(take().await, Allowance::Granted);
+    }
+    assert_eq!(take().await, used_up(3000));
+    world.set_time(START + 3_599_000).await;
+    assert_eq!(take().await, used_up(1));
+    world.set_time(START + 3_600_000).await;
+    assert_eq!(take().await, Allowance::Granted);
+    assert_eq!(world.store.count_delivery(1).await.unwrap(), used_up(3600));
+    // Nothing is remembered for longer than it matters.
+    world.set_time(START + 3 * 3_600_000).await;
+    if let Some(redis) = &world.redis {
+        let key = crate::world::names().realm_deliveries();
+        let there: bool = ::redis::AsyncCommands::exists(&mut redis.connect().await, key).await.unwrap();
+        assert!(!there);
+    }
+    assert_eq!(take().await, Allowance::Granted);
+}
