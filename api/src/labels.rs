@@ -33,6 +33,8 @@ pub const MANAGED_BY: &str = "twofactor-operator";
 pub const CREDENTIALS_LABEL: &str = "twofactor.fountainai.io/credentials";
 /// On a user: another value than the last one asks for a new seed.
 pub const ROTATE_ANNOTATION: &str = "twofactor.fountainai.io/rotate";
+/// On a user: another value than the last one asks to forget their failed attempts, and with them blocks and disabling.
+pub const RESET_FAILURES_ANNOTATION: &str = "twofactor.fountainai.io/reset-failures";
 /// On a user's Secret: the value of [`ROTATE_ANNOTATION`] that its seed was made for.
 pub const ROTATED_ANNOTATION: &str = "twofactor.fountainai.io/rotated";
 

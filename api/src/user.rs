@@ -220,6 +220,12 @@ pub struct TwoFactorUserStatus {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "String")]
     pub rotated: Option<String>,
+
+    /// The value of the annotation twofactor.fountainai.io/reset-failures that was last acted on. Another value there asks to
+    /// forget the user's failed attempts, and to enable a user whom they have disabled.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "String")]
+    pub failures_reset: Option<String>,
 }
 
 impl Default for TwoFactorUserSpec {

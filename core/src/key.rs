@@ -37,6 +37,7 @@ pub struct RealmKeys {
     pub(crate) sealing: KeyBytes,
     naming: KeyBytes,
     tagging: KeyBytes,
+    requests: KeyBytes,
 }
 
 /// How the services of one namespace log in to Redis for one realm. It is derived, so it is kept nowhere but where they read it.
@@ -185,6 +186,7 @@ impl RealmKey {
             sealing: purpose(b"seal"),
             naming: purpose(b"pseudonym"),
             tagging: purpose(b"code-tag"),
+            requests: purpose(b"request-tag"),
         }
     }
 }
@@ -194,6 +196,12 @@ impl RealmKeys {
     #[must_use]
     pub fn pseudonym(&self, username: &Username) -> Pseudonym {
         Pseudonym::from_bytes(keyed_hash(&self.naming, &[username.as_str().as_bytes()]))
+    }
+
+    /// What a request of an administrator is called in Redis, where what they wrote has no place.
+    #[must_use]
+    pub fn request_tag(&self, request: &str) -> String {
+        HEXLOWER.encode(&keyed_hash(&self.requests, &[request.as_bytes()]))
     }
 
     /// What a code is called in Redis. It includes the user and the caller: the same digits of another user, or

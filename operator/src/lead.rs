@@ -39,7 +39,7 @@ use crate::redis_password::{self, RedisPasswordError};
 use crate::run::{CLUSTER_NAMESPACE, Configuration, RunError};
 use crate::tasks::Tasks;
 use crate::watch::{self, Scopes, Synced};
-use crate::{backoff, certificates, credentials, guard, realm_status, sweep};
+use crate::{backoff, certificates, credentials, failures, guard, realm_status, sweep};
 
 /// How long work under way may take when the leadership ends. Others take over after that.
 const DRAIN: Duration = Duration::from_secs(3);
@@ -155,6 +155,7 @@ impl Leader {
         after_the_lists!("leading", show_leading(leading, stop.clone()));
         after_the_lists!("guard", guard::run(context.clone(), stop.clone()));
         after_the_lists!("sweep", sweep::run(context.clone(), stop.clone()));
+        after_the_lists!("failures", failures::run(context.clone(), stop.clone()));
         after_the_lists!("records", records::run(context.clone(), stop.clone()));
         after_the_lists!("realm status", realm_status::run(context.clone(), stop.clone()));
         after_the_lists!("pod watch", watch::pods::run(context.clone(), stop.clone()));

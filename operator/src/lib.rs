@@ -28,6 +28,7 @@ pub mod crash;
 pub mod credentials;
 pub mod delivery;
 pub mod events;
+pub mod failures;
 pub mod fetch;
 pub mod guard;
 pub mod index;

@@ -18,6 +18,7 @@ use crate::apply::{self, Applied, ApplyError, Outcome as Seeding};
 use crate::backoff::{LONGEST, LONGEST_AWAY, jittered};
 use crate::context::Context;
 use crate::crash::{self, Step};
+use crate::failures;
 use crate::fetch::{self, FetchError};
 use crate::metrics::Outcome;
 use crate::publish::{self, PublishError, Published};
@@ -162,15 +163,24 @@ async fn pass(user: &TwoFactorUser, context: &Context) -> Result<(Action, Waitin
     };
     let fresh = matches!(applied.outcome, Seeding::Seed { fresh: true, .. });
     let uid = user.uid().unwrap_or_default();
-    let published =
-        publish::publish(context, &realm, &uid, Desired { record, fresh, reset: None }, applied.newcomer)
-            .await;
+    let reset = failures::request(&realm, user);
+    let desired = Desired { record, fresh, reset };
+    let published = publish::publish(context, &realm, &uid, desired, applied.newcomer).await;
     if matches!(published, Ok(Published::Gone)) {
         return Ok((Action::await_change(), Waiting::Settled));
     }
-    let report = report(user, &definition, &applied, &published);
+    let mut report = report(user, &definition, &applied, &published);
+    let mut notices = applied.notices.clone();
+    if published.is_ok() {
+        report.disabled_by_failures = failures::have_disabled(&realm, &definition).await?;
+        report.failures_reset = user.annotations().get(labels::RESET_FAILURES_ANNOTATION).cloned();
+        notices.extend(failures::notice(user, applied.newcomer));
+    } else {
+        // Nobody knows better for now.
+        report.disabled_by_failures = status::says_disabled_by_failures(user);
+    }
     let looking_again = next_look(user, context, &applied);
-    tell(user, context, &report, applied.notices).await?;
+    tell(user, context, &report, notices).await?;
     crash::point(Step::StatusWritten);
     published?;
     Ok(looking_again)
@@ -195,9 +205,8 @@ async fn disable(context: &Context, realm: &Realm, user: &TwoFactorUser, definit
     let Ok(Some(record)) = realm.publisher.current(pseudonym).await else { return };
     let record = UserRecord { definition: definition.clone(), ..record };
     let uid = user.uid().unwrap_or_default();
-    if let Err(error) =
-        publish::publish(context, realm, &uid, Desired { record, fresh: false, reset: None }, false).await
-    {
+    let desired = Desired { record, fresh: false, reset: failures::request(realm, user) };
+    if let Err(error) = publish::publish(context, realm, &uid, desired, false).await {
         tracing::debug!(%error, "a user could not be disabled yet");
     }
 }
@@ -209,6 +218,8 @@ fn admit(user: &TwoFactorUser, context: &Context, realm: &Realm) -> Result<UserD
             username: Some(user.spec.username.clone().unwrap_or_else(|| user.name_any())),
             secret_name: None,
             rotated: None,
+            failures_reset: None,
+            disabled_by_failures: false,
             secret: told.clone(),
             published: told,
             enabled: user.spec.enabled,
@@ -278,6 +289,8 @@ fn report(
         username: Some(definition.username.to_string()),
         secret_name: has_secret.then_some(name),
         rotated,
+        failures_reset: None,
+        disabled_by_failures: false,
         secret,
         published: match published {
             Ok(_) => Told::yes("Published", "Sidecars can read the user's record"),
@@ -359,6 +372,8 @@ async fn tell_refused(
         username: Some(definition.username.to_string()),
         secret_name: None,
         rotated: None,
+        failures_reset: None,
+        disabled_by_failures: false,
         secret: told.clone(),
         published: told,
         enabled: definition.enabled,

@@ -22,6 +22,7 @@ use twofactor_store::publisher::{Desired, Outcome};
 use crate::api::{self, ApiError};
 use crate::build;
 use crate::context::Context;
+use crate::failures;
 use crate::fetch::{self, FetchError};
 use crate::queue::user_ref;
 use crate::realms::Realm;
@@ -98,7 +99,8 @@ async fn fill_from_secrets(
                 && let Some(record) = record(context, realm, &user, seed)
             {
                 done.insert(user.uid().unwrap_or_default());
-                desired.push(Desired { record, fresh: false, reset: None });
+                let reset = failures::request(realm, &user);
+                desired.push(Desired { record, fresh: false, reset });
             }
         }
         publish(context, realm, &desired).await?;
@@ -183,7 +185,8 @@ async fn fill_others(context: &Context, realm: &Realm, done: &HashSet<String>) -
         // A record may be all that is left of a seed whose Secret is gone: it is not overwritten, and the user is looked at.
         let is_known = realm.publisher.current(pseudonym).await?.is_some();
         if imported.is_some() || !is_known {
-            publish(context, realm, &[Desired { record, fresh: false, reset: None }]).await?;
+            let reset = failures::request(realm, &user);
+            publish(context, realm, &[Desired { record, fresh: false, reset }]).await?;
             count += 1;
         }
         context.queue.push(user_ref(&realm.namespace, &name));

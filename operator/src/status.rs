@@ -52,6 +52,10 @@ pub struct Report {
     pub secret_name: Option<String>,
     /// The last request for a new seed that was acted on, if that is known anew.
     pub rotated: Option<String>,
+    /// The last request to reset failures that was acted on, if that is known anew.
+    pub failures_reset: Option<String>,
+    /// Whether failures have disabled the user.
+    pub disabled_by_failures: bool,
     /// The condition `SecretReady`.
     pub secret: Told,
     /// The condition `Published`.
@@ -80,7 +84,29 @@ pub fn build(user: &TwoFactorUser, report: &Report, now: Timestamp) -> TwoFactor
         secret_name: report.secret_name.clone().or(old.secret_name),
         username: report.username.clone(),
         rotated: report.rotated.clone().or(old.rotated),
+        failures_reset: report.failures_reset.clone().or(old.failures_reset),
     }
+}
+
+/// The reason of a user whom failures have disabled.
+pub const DISABLED_BY_FAILURES: &str = "DisabledByFailures";
+
+/// Whether the status says that failures have disabled the user.
+#[must_use]
+pub fn says_disabled_by_failures(user: &TwoFactorUser) -> bool {
+    ready_says(user, |condition| condition.reason == DISABLED_BY_FAILURES)
+}
+
+/// Whether the status says that services can verify the user.
+#[must_use]
+pub fn says_ready(user: &TwoFactorUser) -> bool {
+    ready_says(user, |condition| condition.status == "True")
+}
+
+fn ready_says(user: &TwoFactorUser, what: impl Fn(&Condition) -> bool) -> bool {
+    user.status.as_ref().is_some_and(|status| {
+        status.conditions.iter().any(|it| it.type_ == labels::CONDITION_READY && what(it))
+    })
 }
 
 /// The sum of the others.
@@ -89,6 +115,14 @@ fn ready(report: &Report) -> Told {
     match first_bad {
         Some(bad) => bad.clone(),
         None if !report.enabled => Told::no("Disabled", "The user is disabled (spec.enabled is false)"),
+        None if report.disabled_by_failures => Told::no(
+            DISABLED_BY_FAILURES,
+            format!(
+                "A hundred failed attempts in a row have disabled the user: look into it, and then enable them with another \
+                 value of the annotation {}",
+                labels::RESET_FAILURES_ANNOTATION
+            ),
+        ),
         None => Told::yes("Ready", "Services can verify the user"),
     }
 }
@@ -141,9 +175,10 @@ pub fn notices(old: Option<&TwoFactorUserStatus>, new: &TwoFactorUserStatus) -> 
 }
 
 /// The reasons that are told as events when they come up.
-const KNOWN_REASONS: [&str; 13] = [
+const KNOWN_REASONS: [&str; 14] = [
     "Conflict",
     "Disabled",
+    DISABLED_BY_FAILURES,
     "Invalid",
     "Published",
     "SecretInvalid",
@@ -173,6 +208,7 @@ pub async fn write(
         ("username", status.username.is_none()),
         ("secretName", status.secret_name.is_none()),
         ("rotated", status.rotated.is_none()),
+        ("failuresReset", status.failures_reset.is_none()),
     ] {
         if absent {
             body["status"][field] = serde_json::Value::Null;
@@ -201,6 +237,8 @@ mod tests {
             username: Some("alice".to_owned()),
             secret_name: Some("alice-totp".to_owned()),
             rotated: None,
+            failures_reset: None,
+            disabled_by_failures: false,
             secret: Told::yes("Available", "fine"),
             published: Told::yes("Published", "fine"),
             enabled: true,
@@ -237,6 +275,8 @@ mod tests {
         let away = Told::no("StoreUnavailable", "away");
         assert_eq!(ready_of(&status(Report { published: away, ..report() })), ("False", "StoreUnavailable"));
         assert_eq!(ready_of(&status(Report { enabled: false, ..report() })), ("False", "Disabled"));
+        let failed = Report { disabled_by_failures: true, ..report() };
+        assert_eq!(ready_of(&status(failed)), ("False", "DisabledByFailures"));
     }
 
     #[test]

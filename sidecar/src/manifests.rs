@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 
 use rand_core::CryptoRng;
 use thiserror::Error;
-use twofactor_api::TwoFactorUser;
 use twofactor_api::manifest::{self, Located, Manifests, Problem};
+use twofactor_api::{TwoFactorUser, labels};
 use twofactor_core::record::UserRecord;
 use twofactor_core::seed::Seed;
 use twofactor_core::user::{UserDefinition, Username};
@@ -129,9 +129,16 @@ impl SeedBook {
     }
 }
 
+struct User {
+    definition: UserDefinition,
+    source: SeedSource,
+    /// The request to forget failed attempts.
+    reset: Option<String>,
+}
+
 /// Users of manifests, validated.
 pub struct Users {
-    users: Vec<(UserDefinition, SeedSource)>,
+    users: Vec<User>,
     complete: bool,
 }
 
@@ -160,7 +167,9 @@ impl Users {
                 problems.push(wrong);
                 SeedSource::Missing
             });
-            users.push((definition, source));
+            let annotations = located.value.metadata.annotations.as_ref();
+            let reset = annotations.and_then(|all| all.get(labels::RESET_FAILURES_ANNOTATION)).cloned();
+            users.push(User { definition, source, reset });
         }
         (Self { users, complete: problems.is_empty() }, problems)
     }
@@ -195,7 +204,7 @@ impl Users {
         publisher: &Publisher,
     ) -> Result<Vec<Desired>, StoreError> {
         let mut desired = Vec::with_capacity(self.users.len());
-        for (definition, source) in &self.users {
+        for User { definition, source, reset } in &self.users {
             let username = &definition.username;
             let seed = match source {
                 SeedSource::Imported(seed) => Some(seed.clone()),
@@ -216,7 +225,7 @@ impl Users {
             desired.push(Desired {
                 record: UserRecord { definition: definition.clone(), seed, provenance: None },
                 fresh,
-                reset: None,
+                reset: reset.as_ref().map(|request| publisher.keys().request_tag(request)),
             });
         }
         Ok(desired)
@@ -225,12 +234,12 @@ impl Users {
     /// Whether anybody's seed comes from a Secret.
     #[must_use]
     pub fn has_imports(&self) -> bool {
-        self.users.iter().any(|(_, source)| matches!(source, SeedSource::Imported(_)))
+        self.users.iter().any(|user| matches!(user.source, SeedSource::Imported(_)))
     }
 
     /// The definitions, in the order of the manifests.
     pub fn definitions(&self) -> impl Iterator<Item = &UserDefinition> {
-        self.users.iter().map(|(definition, _)| definition)
+        self.users.iter().map(|user| &user.definition)
     }
 }
 

@@ -141,10 +141,13 @@ impl Users {
 
     /// Whether a change of a user is something to act on.
     fn is_news(&self, reference: &UserRef, old: &TwoFactorUser, new: &TwoFactorUser) -> bool {
-        let rotate = |user: &TwoFactorUser| user.annotations().get(labels::ROTATE_ANNOTATION).cloned();
+        let requests = |user: &TwoFactorUser| {
+            [labels::ROTATE_ANNOTATION, labels::RESET_FAILURES_ANNOTATION]
+                .map(|annotation| user.annotations().get(annotation).cloned())
+        };
         let status_changed =
             old.status != new.status && !self.context.ledger.is_own_status(reference, new.status.as_ref());
-        old.metadata.generation != new.metadata.generation || rotate(old) != rotate(new) || status_changed
+        old.metadata.generation != new.metadata.generation || requests(old) != requests(new) || status_changed
     }
 
     async fn gone(&mut self, reference: &UserRef) {
@@ -190,9 +193,13 @@ impl Users {
 /// Whether the status says that all is well with the user as they are written now.
 fn is_settled(user: &TwoFactorUser) -> bool {
     let Some(status) = &user.status else { return false };
-    let rotate = user.annotations().get(labels::ROTATE_ANNOTATION);
+    let answered = |annotation: &str, answer: Option<&String>| {
+        let request = user.annotations().get(annotation);
+        request.is_none() || request == answer
+    };
     status.observed_generation == user.metadata.generation
-        && (rotate.is_none() || rotate == status.rotated.as_ref())
+        && answered(labels::ROTATE_ANNOTATION, status.rotated.as_ref())
+        && answered(labels::RESET_FAILURES_ANNOTATION, status.failures_reset.as_ref())
         && status.conditions.iter().any(|it| it.type_ == labels::CONDITION_PUBLISHED && it.status == "True")
 }
 

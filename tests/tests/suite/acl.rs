@@ -60,7 +60,9 @@ async fn every_other_command_is_refused() {
         &["SET", &user.record, "forged"],
         &["COPY", &user.record, &user.otp],
         &["EXPIRE", &user.state, "1"],
-        &["XADD", &user.log, "*", "a", "b"],
+        &["XTRIM", &user.log, "MAXLEN", "0"],
+        &["XDEL", &user.log, "1-1"],
+        &["XRANGE", &user.log, "-", "+"],
     ] {
         let result = call(&mut connection, words).await;
         assert!(is_refused(&result), "{words:?}: {result:?}");
@@ -79,12 +81,20 @@ async fn other_keys_are_refused_and_records_cannot_be_written_not_even_by_a_scri
     for key in [
         &other.realm_record(),
         &other.realm_meta(),
+        &other.realm_deliveries(),
         &others.record,
         &others.state,
+        &others.log,
         &foreign.realm_record(),
         "something",
     ] {
-        for words in [&["GET", key][..], &["HGETALL", key], &["EXISTS", key], &["HSET", key, "a", "b"]] {
+        for words in [
+            &["GET", key][..],
+            &["HGETALL", key],
+            &["EXISTS", key],
+            &["HSET", key, "a", "b"],
+            &["XADD", key, "*", "a", "b"],
+        ] {
             let result = call(&mut connection, words).await;
             assert!(is_refused(&result), "{words:?}: {result:?}");
         }
@@ -97,6 +107,8 @@ async fn other_keys_are_refused_and_records_cannot_be_written_not_even_by_a_scri
         &["SET", &user.record, "forged"][..],
         &["HSET", &names().realm_meta(), "complete", "1"],
         &["HSET", &user.record, "a", "b"],
+        &["XADD", &user.record, "*", "a", "b"],
+        &["XADD", &names().realm_meta(), "*", "a", "b"],
         &["HGETALL", &others.state],
         &["DEL", &user.state],
     ] {

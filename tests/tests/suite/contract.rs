@@ -44,10 +44,15 @@ struct Dev {
 }
 
 async fn dev() -> Dev {
+    dev_with(&[]).await
+}
+
+async fn dev_with(arguments: &[&str]) -> Dev {
     let folder = scratch::folder("manifests");
     fs::write(folder.path().join("users.yaml"), USERS).unwrap();
     let path = folder.path().to_str().unwrap().to_owned();
-    let sidecar = SidecarProcess::builder().args(["dev", &path]).start().await;
+    let arguments = ["dev", &path].into_iter().chain(arguments.iter().copied());
+    let sidecar = SidecarProcess::builder().args(arguments).start().await;
     Dev { api: sidecar.api(), sidecar, _folder: folder }
 }
 
@@ -94,7 +99,83 @@ async fn a_generated_code_is_accepted_once() {
     let again = dev.api.generate("alice").await;
     assert_eq!(again.status, 429, "{}", again.body);
     let seconds: u64 = again.header("retry-after").unwrap().parse().unwrap();
-    assert!((1..=30).contains(&seconds));
+    assert!((50..=60).contains(&seconds), "{seconds}");
+    assert_problem(&again, 429, &format!("Codes were asked for too often. Ask again in {seconds} seconds."));
+    assert_eq!(again.json().get("code_in_flight_until"), None, "it is used up");
+}
+
+#[tokio::test]
+async fn a_code_that_is_asked_for_too_soon_is_refused_and_the_one_in_flight_stays_good() {
+    let dev = dev().await;
+    let first = dev.api.generate("alice").await;
+    let code = code(&first);
+    let again = dev.api.generate("alice").await;
+    let seconds: u64 = again.header("retry-after").unwrap().parse().unwrap();
+    let expires = first.json()["expires_at"].as_str().unwrap().to_owned();
+    assert_problem(
+        &again,
+        429,
+        &format!(
+            "A code was asked for already, and is accepted until {expires}. Ask for another one in {seconds} seconds."
+        ),
+    );
+    assert_eq!(again.json()["type"], "urn:fountainai:2fa:asked-too-soon");
+    assert_eq!(again.json()["code_in_flight_until"], expires);
+    assert_eq!(
+        dev.sidecar.process().stdout().matches("Your FountainAI OTP").count(),
+        1,
+        "nothing is sent again"
+    );
+    assert_eq!(dev.api.verify("alice", &code).await.status, 200);
+    let metrics = dev.sidecar.admin().get("/metrics").await.body;
+    let counted = r#"twofactor_decisions_total{operation="generate",outcome="asked-too-soon"} 1"#;
+    assert!(metrics.contains(counted), "{metrics}");
+}
+
+#[tokio::test]
+async fn without_a_pause_the_code_of_a_used_step_is_waited_for() {
+    let dev = dev_with(&["--otp-generate-interval-seconds", "0"]).await;
+    let used = code(&dev.api.generate("alice").await);
+    assert_eq!(dev.api.verify("alice", &used).await.status, 200);
+    let again = dev.api.generate("alice").await;
+    if again.status == 200 {
+        // The step has ended meanwhile.
+        assert_ne!(code(&again), used);
+    } else {
+        assert_eq!(again.json()["type"], "urn:fountainai:2fa:code-consumed", "{}", again.body);
+        let seconds: u64 = again.header("retry-after").unwrap().parse().unwrap();
+        assert!((1..=30).contains(&seconds), "{seconds}");
+    }
+}
+
+#[tokio::test]
+async fn a_realm_that_has_sent_as_many_codes_as_it_may_sends_no_more() {
+    let dev = dev_with(&["--otp-deliveries-per-hour", "1"]).await;
+    assert_eq!(dev.api.generate("alice").await.status, 200);
+    for _ in 0..2 {
+        let reply = dev.api.generate("Odd {name} [1]").await;
+        assert_eq!(reply.status, 429, "{}", reply.body);
+        assert_eq!(reply.json()["type"], "urn:fountainai:2fa:deliveries-used-up");
+        let seconds: u64 = reply.header("retry-after").unwrap().parse().unwrap();
+        assert!((3540..=3600).contains(&seconds), "{seconds}");
+    }
+    assert_eq!(dev.sidecar.process().stdout().matches("Your FountainAI OTP").count(), 1);
+    let log = dev.sidecar.process().stderr();
+    assert!(
+        log.contains("outcome=\"deliveries-used-up\"") && log.contains("as many codes within an hour"),
+        "{log}"
+    );
+}
+
+#[tokio::test]
+async fn an_end_users_address_and_program_are_not_logged_where_that_is_switched_off() {
+    let dev = dev_with(&["--audit-origin", "false"]).await;
+    let headers =
+        [("content-type", "application/json"), ("x-forwarded-for", "203.0.113.7"), ("user-agent", "kms/1.0")];
+    let body = json!({ "username": "alice", "otp_code": "000000" }).to_string();
+    dev.api.raw("POST", "/auth/verify", &headers, body).await;
+    let line = dev.sidecar.process().wait_for_line("operation=\"verify\"", Duration::from_secs(5)).await;
+    assert!(!line.contains("203.0.113.7") && !line.contains("kms/1.0"), "{line}");
 }
 
 #[tokio::test]
@@ -366,7 +447,8 @@ async fn web_pages_from_elsewhere_are_not_answered() {
         (&[("host", "rebound.example")], 403),
         (&[("origin", "null")], 403),
         (&[("origin", &own)], 200),
-        (&[("host", "localhost:8004")], 200),
+        // Let in, and too soon after the one before.
+        (&[("host", "localhost:8004")], 429),
     ] {
         let reply = dev.api.raw("POST", "/auth/generate?username=alice", headers, "").await;
         assert_eq!(reply.status, expected, "{headers:?}: {}", reply.body);

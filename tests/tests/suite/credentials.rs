@@ -26,7 +26,7 @@ const BOUND: Duration = Duration::from_secs(10);
 const FILES: [&str; 5] = ["redis-url", "realm-key", "installation", "realm", "caller"];
 /// What a sidecar does in Redis, and nothing more.
 const COMMANDS: &str = "+get +hget +hgetall +hmget +hkeys +hset +hsetnx +hdel +set +pexpireat +time +exists +info \
-                        +evalsha +script|load +multi +exec";
+                        +evalsha +script|load +multi +exec +xadd";
 
 /// A folder as the kubelet makes it: each file is a link through `..data`, which is swapped when the Secret changes.
 struct Mount {

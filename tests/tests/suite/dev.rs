@@ -245,6 +245,11 @@ async fn help_explains_every_flag_with_its_variable() {
         ("--redis-url", "REDIS_URL"),
         ("--master-key-file", "TWOFACTOR_MASTER_KEY_FILE"),
         ("--otp-expiration-minutes", "OTP_EXPIRATION_MINUTES"),
+        ("--otp-generate-interval-seconds", "OTP_GENERATE_INTERVAL_SECONDS"),
+        ("--otp-generates-per-hour", "OTP_GENERATES_PER_HOUR"),
+        ("--otp-deliveries-per-hour", "OTP_DELIVERIES_PER_HOUR"),
+        ("--audit-retention-days", "AUDIT_RETENTION_DAYS"),
+        ("--audit-origin", "AUDIT_ORIGIN"),
         ("--smtp-server", "SMTP_SERVER"),
         ("--smtp-port", "SMTP_PORT"),
         ("--smtp-username", "SMTP_USERNAME"),
@@ -343,6 +348,7 @@ async fn a_realm_of_another_master_key_is_left_alone() {
     let owner = SidecarProcess::builder()
         .args(["dev", &path, "--master-key-file", &key("one")])
         .env("REDIS_URL", &redis.url())
+        .env("OTP_GENERATE_INTERVAL_SECONDS", "0")
         .start()
         .await;
     assert_eq!(owner.api().generate("alice").await.status, 200);

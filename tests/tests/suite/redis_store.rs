@@ -1,17 +1,22 @@
 //! What only a real Redis can show: names of keys, expiry, round trips, restarts and failovers.
 
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use redis::AsyncCommands;
+use tokio::task::JoinSet;
+use twofactor_core::code::Code;
 use twofactor_core::decision::{Undecided, Verdict};
 use twofactor_core::user::DeliveryMethod::{App, Email};
-use twofactor_store::StoreError;
 use twofactor_store::clock::Clock;
+use twofactor_store::{Store, StoreError};
 use twofactor_tests::redis::{AppendFsync, RedisServer};
 
-use crate::world::{START, STEP, World};
+use crate::world::{Person, START, STEP, World, names};
 
 const LIFETIME: Duration = Duration::from_mins(5);
+/// For how long races are run.
+const ROUNDS: Duration = Duration::from_secs(3);
 
 async fn keys(redis: &RedisServer) -> Vec<String> {
     let mut keys: Vec<String> = redis.connect().await.keys("*").await.unwrap();
@@ -25,22 +30,31 @@ async fn keys_name_nobody_and_all_but_record_and_state_expire() {
     let person = world.person("alice{x}", Email).await;
     world.issue(&person, "kms", LIFETIME).await.unwrap();
     world.verify(&person, "kms", &person.wrong_code(world.now())).await.unwrap();
+    world.store.count_delivery(10).await.unwrap();
     let mut connection = world.redis().connect().await;
     let mut seen = Vec::new();
     for key in keys(world.redis()).await {
         assert!(!key.contains("alice"), "{key}");
         let kind = key.rsplit(':').next().unwrap().to_owned();
         let expires: i64 = connection.pttl(&key).await.unwrap();
-        assert_eq!(expires > 0, kind == "otp", "{key}: {expires}");
-        if kind == "otp" {
-            assert!(expires <= 301_000, "{expires}");
-        }
+        let longest = match kind.as_str() {
+            "otp" => 301_000,
+            "log" => 30 * 24 * 3_600_000,
+            "sent" => 3_600_000,
+            _ => 0,
+        };
+        assert!(
+            if longest > 0 { (1..=longest).contains(&expires) } else { expires == -1 },
+            "{key}: {expires}"
+        );
         seen.push(kind);
     }
     seen.sort();
-    assert_eq!(seen, ["meta", "otp", "rec", "rec", "state"].map(str::to_owned)[..seen.len()].to_vec());
+    assert_eq!(seen, ["log", "meta", "otp", "rec", "rec", "sent", "state"].map(str::to_owned));
     world.set_time(START + 302_000).await;
     assert!(!keys(world.redis()).await.iter().any(|key| key.ends_with(":otp")));
+    world.set_time(START + 30 * 24 * 3_600_000 + 1).await;
+    assert!(!keys(world.redis()).await.iter().any(|key| key.ends_with(":log") || key.ends_with(":sent")));
 }
 
 #[tokio::test]
@@ -78,7 +92,8 @@ async fn a_decision_is_one_round_trip() {
     let wrong = person.wrong_code(world.now());
     // The first one learns the guards and loads the script.
     world.verify(&person, "warm-up", &wrong).await.unwrap();
-    let commands = ["evalsha", "eval", "get", "hgetall", "script|load"];
+    // Nothing that the script does not do itself; what it does is counted too.
+    let commands = ["evalsha", "eval", "get", "multi", "script|load"];
     let mut before = Vec::new();
     for command in commands {
         before.push(calls(world.redis(), command).await);
@@ -91,6 +106,101 @@ async fn a_decision_is_one_round_trip() {
         made.push(calls(world.redis(), command).await - before);
     }
     assert_eq!(made, [20, 0, 0, 0, 0]);
+}
+
+/// What fifty requests at once come to, made through three stores with connections of their own.
+async fn fifty(world: &World, person: &Person, code: &Code) -> Vec<Verdict> {
+    let stores: Vec<Store> = vec![
+        Store::Redis(world.service_store(names()).await),
+        Store::Redis(world.service_store(names()).await),
+        world.store.clone(),
+    ];
+    let request = Arc::new(world.verification(person, "kms", code));
+    let mut requests = JoinSet::new();
+    for number in 0..50 {
+        let (store, user, request) =
+            (stores[number % stores.len()].clone(), person.pseudonym, request.clone());
+        requests.spawn(async move { store.verify(&user, &request).await.unwrap() });
+    }
+    requests.join_all().await
+}
+
+#[tokio::test]
+async fn of_fifty_parallel_verifies_one_is_a_success_and_of_fifty_guesses_five_count() {
+    let world = World::in_redis().await;
+    let count = |verdicts: &[Verdict], is: fn(&Verdict) -> bool| verdicts.iter().filter(|it| is(it)).count();
+    let began = Instant::now();
+    let mut rounds = 0;
+    while began.elapsed() < ROUNDS {
+        rounds += 1;
+        let person = world.person(&format!("carol-{rounds}"), App).await;
+        let verdicts = fifty(&world, &person, &person.code_at(world.now(), 0)).await;
+        let (accepted, used) = (
+            count(&verdicts, |verdict| matches!(verdict, Verdict::Accepted)),
+            count(&verdicts, |verdict| matches!(verdict, Verdict::Used)),
+        );
+        assert_eq!((accepted, used), (1, 49), "round {rounds}: {verdicts:?}");
+        let verdicts = fifty(&world, &person, &person.wrong_code(world.now())).await;
+        let (wrong, blocked) = (
+            count(&verdicts, |verdict| matches!(verdict, Verdict::Wrong)),
+            count(&verdicts, |verdict| matches!(verdict, Verdict::Blocked { .. })),
+        );
+        assert_eq!((wrong, blocked), (5, 45), "round {rounds}: {verdicts:?}");
+        // The history has the one, the five, and one of each kind that came again and again.
+        let outcomes: Vec<(String, Option<String>)> = world
+            .publisher
+            .store()
+            .history(&person.pseudonym)
+            .await
+            .unwrap()
+            .into_iter()
+            .map(|entry| (entry.outcome, entry.repeated))
+            .collect();
+        let told: Vec<&str> = outcomes.iter().map(|(outcome, _)| outcome.as_str()).collect();
+        assert_eq!(told, ["accepted", "used", "wrong", "wrong", "wrong", "wrong", "wrong", "blocked"]);
+        assert_eq!(outcomes[2].1.as_deref(), Some("verify/used=48"));
+    }
+    assert!(rounds > 3, "only {rounds} rounds");
+}
+
+#[tokio::test]
+async fn a_service_with_the_login_of_the_version_before_decides_all_the_same() {
+    let world = World::in_redis().await;
+    let person = world.person("carol", App).await;
+    let store = Store::Redis(world.service_store(names()).await);
+    let admin = world.redis().connect().await;
+    let name = acl_user(&world).await;
+    let acl = async |rule: &str| {
+        let mut command = redis::cmd("ACL");
+        command.arg("SETUSER").arg(&name).arg(rule).exec_async(&mut admin.clone()).await.unwrap();
+    };
+    // As an operator of the version before has set it: no histories, and no counting for the realm.
+    acl("-xadd").await;
+    acl("resetkeys").await;
+    for pattern in names().keys_to_read().into_iter().chain(names().keys_to_write()) {
+        if pattern != names().realm_deliveries() {
+            acl(&format!("~{pattern}")).await;
+        }
+    }
+    assert!(store.count_delivery(1).await.unwrap_err().is_access_refused());
+    let right = person.code_at(world.now(), 0);
+    let verify = async |code: &Code| {
+        let request = world.verification(&person, "kms", code);
+        store.verify(&person.pseudonym, &request).await.unwrap()
+    };
+    assert_eq!(verify(&right).await, Verdict::Accepted);
+    assert_eq!(verify(&right).await, Verdict::Used);
+    assert_eq!(world.publisher.store().history(&person.pseudonym).await.unwrap(), []);
+    acl("+xadd").await;
+    assert_eq!(verify(&person.wrong_code(world.now())).await, Verdict::Wrong);
+    assert_eq!(world.publisher.store().history(&person.pseudonym).await.unwrap().len(), 1);
+}
+
+async fn acl_user(world: &World) -> String {
+    let mut command = redis::cmd("ACL");
+    let users: Vec<String> =
+        command.arg("USERS").query_async(&mut world.redis().connect().await).await.unwrap();
+    users.into_iter().find(|name| name != "default").unwrap()
 }
 
 fn unguarded<T: std::fmt::Debug>(result: &Result<T, StoreError>) -> bool {
@@ -189,7 +299,7 @@ async fn a_redis_without_memory_accepts_nothing_rather_than_without_counting() {
 async fn a_login_that_was_refused_is_tried_again() {
     let redis = RedisServer::start().await;
     let url = redis.url().replace("redis://", "redis://late:a-password@");
-    let store = twofactor_store::redis::RedisStore::new(&url, crate::world::names(), Clock::System).unwrap();
+    let store = twofactor_store::redis::RedisStore::new(&url, names(), Clock::System).unwrap();
     let store = twofactor_store::Store::Redis(store);
     let refused = store.realm().await;
     assert!(matches!(refused, Err(StoreError::Unavailable(_))), "{refused:?}");

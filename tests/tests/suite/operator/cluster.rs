@@ -213,7 +213,9 @@ impl Cluster {
     /// Everything that is in Redis, without what is the realm's own.
     pub(crate) async fn user_keys(&self) -> Vec<String> {
         let keys: Vec<String> = self.redis.connect().await.keys("*").await.unwrap();
-        keys.into_iter().filter(|key| !key.ends_with(":meta") && !is_realm_record(key)).collect()
+        let is_the_realms =
+            |key: &String| key.ends_with(":meta") || key.ends_with(":sent") || is_realm_record(key);
+        keys.into_iter().filter(|key| !is_the_realms(key)).collect()
     }
 
     pub(crate) async fn wait_for_no_user_keys(&self) {

@@ -4,6 +4,7 @@ mod certificates;
 mod cluster;
 mod crashes;
 mod days;
+mod failures;
 mod imports;
 mod lease;
 mod realms;

@@ -263,6 +263,14 @@ async fn what_is_wrong_with_the_providers_is_told_until_it_is_mended_and_then_ma
     .await;
     let message = mail.wait_for_message("alice@example.org", BOUND).await;
     assert_eq!(message.from, "realm@example.org");
+    // The realm's limits are the operator's defaults until it says otherwise.
+    assert_eq!(sidecar.api.generate("alice").await.status, 429);
+    cluster.apply(&realm(&format!("{spec}\n  limits: {{generateIntervalSeconds: 0}}")));
+    eventually(BOUND, "a second code", async || {
+        let reply = sidecar.api.generate("alice").await;
+        if reply.status == 200 { Ok(()) } else { Err(reply.body) }
+    })
+    .await;
     let uri = text(cluster.secret("alice-totp", "otpauth-uri").unwrap());
     assert!(uri.starts_with("otpauth://totp/Realm:alice?"), "{uri}");
     // Another issuer, and the users' Secrets follow.
@@ -296,13 +304,18 @@ async fn a_realm_that_could_mean_everybody_or_nothing_is_refused() {
         (realm("otpExpirationMinutes: 0"), "otpExpirationMinutes"),
         (realm("otpExpirationMinutes: 11"), "otpExpirationMinutes"),
         (realm("issuer: \"a:b\""), "issuer"),
+        (realm("limits: {generateIntervalSeconds: 3601}"), "generateIntervalSeconds"),
+        (realm("limits: {generatesPerHour: 101}"), "generatesPerHour"),
+        (realm("limits: {deliveriesPerHour: -1}"), "deliveriesPerHour"),
+        (realm("audit: {retentionDays: 0}"), "retentionDays"),
+        (realm("audit: {origin: maybe}"), "origin"),
         (realm("delivery: {}"), "secretRef"),
         (realm("allowedNamespace: {names: [kms]}"), "allowedNamespace"),
     ] {
         let error = cluster.try_apply(&manifest, &["--dry-run=server"]).expect_err(&manifest);
         assert!(error.contains(sentence), "{manifest}: {error}");
     }
-    let good = "issuer: A\n  otpExpirationMinutes: 10\n  allowedNamespaces: {names: [kms], selector: {matchLabels: {a/b: c}}}";
+    let good = "issuer: A\n  otpExpirationMinutes: 10\n  limits: {generatesPerHour: 0}\n  audit: {retentionDays: 365, origin: false}\n  allowedNamespaces: {names: [kms], selector: {matchLabels: {a/b: c}}}";
     let answer = cluster.try_apply(&realm(good), &["--dry-run=server"]);
     assert!(answer.is_ok(), "{answer:?}");
 }

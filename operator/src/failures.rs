@@ -1,0 +1,93 @@
+//! Users whom failed attempts have disabled. Enters: an administrator's request to forget the failures, and what the store knows.
+//! Leaves: the request on its way to the store, and everybody looked at whose status says otherwise than the store.
+//!
+//! The store alone decides who is disabled. The request is part of what is published, as often as it has to be: the store carries
+//! each value out once, also when it comes again with a refill.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use kube::ResourceExt;
+use tokio_util::sync::CancellationToken;
+use twofactor_api::{TwoFactorUser, labels};
+use twofactor_core::names::Pseudonym;
+use twofactor_core::user::UserDefinition;
+use twofactor_store::StoreError;
+
+use crate::backoff::jittered;
+use crate::context::Context;
+use crate::events::Notice;
+use crate::publish::PublishError;
+use crate::queue::user_ref;
+use crate::realms::{Readiness, Realm};
+use crate::status;
+
+/// How often to look whom failures have disabled: nobody tells. One small question for each user.
+const PERIOD: Duration = Duration::from_secs(30);
+
+/// The request to forget the user's failures, as the store knows it.
+#[must_use]
+pub fn request(realm: &Realm, user: &TwoFactorUser) -> Option<String> {
+    let request = user.annotations().get(labels::RESET_FAILURES_ANNOTATION)?;
+    Some(realm.publisher.keys().request_tag(request))
+}
+
+/// Whether failures have disabled the user.
+///
+/// # Errors
+/// When the store does not answer.
+pub async fn have_disabled(realm: &Realm, definition: &UserDefinition) -> Result<bool, PublishError> {
+    let pseudonym = realm.publisher.keys().pseudonym(&definition.username);
+    Ok(realm.publisher.store().disabled(&[pseudonym]).await? == [true])
+}
+
+/// What there is to tell once the user is published: a request that is carried out now. A new user has nothing to forget.
+#[must_use]
+pub fn notice(user: &TwoFactorUser, newcomer: bool) -> Option<Notice> {
+    let request = user.annotations().get(labels::RESET_FAILURES_ANNOTATION)?;
+    let answered = user.status.as_ref().and_then(|status| status.failures_reset.as_ref());
+    (!newcomer && answered != Some(request)).then(|| {
+        Notice::normal(
+            "FailuresReset",
+            "Failed attempts were forgotten, as asked for: nobody is blocked, and the user is not disabled by them",
+        )
+    })
+}
+
+/// Looks until it is told to stop. Begins when the lists are complete.
+pub async fn run(context: Arc<Context>, stop: CancellationToken) {
+    let pause = || tokio::time::sleep(jittered(PERIOD, &mut context.random()));
+    while stop.run_until_cancelled(pause()).await.is_some() {
+        for realm in context.realms.all() {
+            if realm.readiness() != Readiness::Ready {
+                continue;
+            }
+            if let Err(error) = look(&context, &realm).await {
+                tracing::debug!(namespace = realm.namespace, %error, "nobody knows whom failures have disabled");
+            }
+        }
+    }
+}
+
+/// Has everybody looked at whose status says otherwise than the store.
+async fn look(context: &Context, realm: &Realm) -> Result<(), StoreError> {
+    let owners: Vec<(Pseudonym, String)> = {
+        let index = context.index();
+        let owners = index.owners(&realm.namespace).unwrap_or_default();
+        let keys = realm.publisher.keys();
+        owners.into_iter().map(|(username, claim)| (keys.pseudonym(username), claim.name.clone())).collect()
+    };
+    let (pseudonyms, names): (Vec<Pseudonym>, Vec<String>) = owners.into_iter().unzip();
+    let disabled = realm.publisher.store().disabled(&pseudonyms).await?;
+    for (name, disabled) in names.into_iter().zip(disabled) {
+        let reference = user_ref(&realm.namespace, &name);
+        let Some(user) = context.users.get(&reference) else { continue };
+        // Of somebody who is not ready for another reason, the status says that one.
+        let is_news =
+            if disabled { status::says_ready(&user) } else { status::says_disabled_by_failures(&user) };
+        if is_news {
+            context.queue.push(reference);
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,85 @@
+//! A hundred failures in a row: what an administrator sees, and what they do about it.
+
+use std::time::Duration;
+
+use redis::AsyncCommands;
+use twofactor_tests::wait::eventually;
+
+use super::cluster::{BOUND, Cluster, app_user, code_of, user};
+
+/// Nobody tells the operator who was disabled: it looks every half minute.
+const NOTICED: Duration = Duration::from_secs(75);
+
+/// One failure more after ninety-nine, which take some days otherwise.
+async fn fail_for_the_hundredth_time(cluster: &Cluster, sidecar: &super::cluster::Sidecar) {
+    let mut connection = cluster.redis.connect().await;
+    let states: Vec<String> = connection.keys("*:state").await.unwrap();
+    let [state] = &states[..] else { panic!("{states:?}") };
+    let () = connection.hset(state, "failures:another", 99).await.unwrap();
+    eventually(BOUND, "the hundredth failure", async || {
+        let reply = sidecar.api.verify("carol", "0000000").await;
+        if reply.status == 401 { Ok(()) } else { Err(reply.body) }
+    })
+    .await;
+    let reply = sidecar.api.verify("carol", "0000000").await;
+    assert_eq!((reply.status, reply.json()["type"].as_str()), (404, Some("urn:fountainai:2fa:unknown-user")));
+    assert_eq!(reply.json()["detail"], "User not found or 2FA not enabled.");
+}
+
+async fn wait_disabled(cluster: &Cluster) {
+    eventually(NOTICED, "carol to be disabled", async || match cluster.ready("carol") {
+        Some((status, reason, message)) if status == "False" && reason == "DisabledByFailures" => {
+            assert!(message.contains("twofactor.fountainai.io/reset-failures"), "{message}");
+            Ok(())
+        }
+        other => Err(format!("{other:?}")),
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_user_whom_failures_have_disabled_is_told_and_enabled_once_for_each_request() {
+    let cluster = Cluster::start().await;
+    let operator = cluster.operator().start().await;
+    cluster.apply(&app_user("carol"));
+    cluster.wait_ready("carol").await;
+    let (seed, sidecar) = (cluster.seed("carol"), cluster.sidecar().await);
+    sidecar.wait_accepted("carol", &seed).await;
+    fail_for_the_hundredth_time(&cluster, &sidecar).await;
+    wait_disabled(&cluster).await;
+
+    let reset = |value: &str| {
+        let annotation = format!("twofactor.fountainai.io/reset-failures={value}");
+        let _ = cluster.kubectl(&["annotate", "tfu", "carol", "--overwrite", &annotation]);
+    };
+    reset("ticket-1");
+    cluster.wait_ready("carol").await;
+    assert_eq!(cluster.get("tfu", "carol").unwrap()["status"]["failuresReset"], "ticket-1");
+    sidecar.wait_accepted("carol", &seed).await;
+    eventually(BOUND, "the Events", async || {
+        let events = cluster.kubectl(&["get", "events", "-o", "json"]);
+        let missing: Vec<_> = ["\"DisabledByFailures\"", "\"FailuresReset\""]
+            .into_iter()
+            .filter(|reason| !events.contains(reason))
+            .collect();
+        if missing.is_empty() { Ok(()) } else { Err(format!("not yet {missing:?}")) }
+    })
+    .await;
+
+    // The same request does not count for what comes later: not with an edit, and not for the next operator.
+    fail_for_the_hundredth_time(&cluster, &sidecar).await;
+    cluster.apply(&user("carol", "deliveryMethod: app\n  issuer: Another"));
+    cluster.wait_not_ready("carol", "DisabledByFailures").await;
+    operator.process().kill();
+    let _operator = cluster.operator().start().await;
+    cluster.apply(&user("carol", "deliveryMethod: app\n  issuer: A third one"));
+    cluster.wait_not_ready("carol", "DisabledByFailures").await;
+    assert_eq!(sidecar.api.verify("carol", &code_of(&seed)).await.status, 404);
+    reset("ticket-2");
+    cluster.wait_ready("carol").await;
+    sidecar.wait_accepted("carol", &seed).await;
+    // What was typed there has no place in Redis.
+    let keys: Vec<String> = cluster.redis.connect().await.keys("*:state").await.unwrap();
+    let known: String = cluster.redis.connect().await.hget(&keys[0], "reset").await.unwrap();
+    assert!(!known.contains("ticket") && known.len() == 32, "{known}");
+}
