@@ -49,6 +49,12 @@ pub const CONDITION_SECRET_READY: &str = "SecretReady";
 pub const CONDITION_PUBLISHED: &str = "Published";
 /// Condition of a realm: codes can be delivered.
 pub const CONDITION_DELIVERY_READY: &str = "DeliveryReady";
+/// Condition of a realm with providers of its own: codes can be mailed.
+pub const CONDITION_EMAIL_READY: &str = "EmailReady";
+/// Condition of a realm with providers of its own: codes can be sent as text messages.
+pub const CONDITION_SMS_READY: &str = "SmsReady";
+/// Condition of a realm with providers of its own: codes can be given to a webhook.
+pub const CONDITION_WEBHOOK_READY: &str = "WebhookReady";
 /// Condition of a realm: the credentials for services are where they should be.
 pub const CONDITION_CREDENTIALS_READY: &str = "CredentialsReady";
 /// Condition of a realm: Redis keeps the services of each namespace from the keys of others.

@@ -115,6 +115,46 @@ pub struct TwoFactorRealmSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "AuditSpec")]
     pub audit: Option<AuditSpec>,
+
+    /// What messages say. A realm that writes any part of them itself has none of the operator's parts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "MessageSpec")]
+    pub message: Option<MessageSpec>,
+}
+
+/// The texts of messages. They are filled in with {{code}}, {{expires_at}}, {{issuer}}, {{username}}, {{service}} and
+/// {{context}}, which is what the user confirms, if the service said so; a text without {{context}} gets it at the end.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct MessageSpec {
+    /// The subject of mails: one line of at most 200 characters. It defaults to: Your {{issuer}} OTP.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "String", length(min = 1, max = rules::SUBJECT_CHARACTERS))]
+    #[x_kube(validation = rules::placeholders_rule())]
+    #[x_kube(validation = rules::one_line_rule())]
+    pub subject: Option<String>,
+
+    /// The text of mails and webhooks, at most 4000 characters. It must contain {{code}}.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "String", length(min = 1, max = rules::TEXT_CHARACTERS))]
+    #[x_kube(validation = rules::placeholders_rule())]
+    #[x_kube(validation = rules::code_rule())]
+    pub text: Option<String>,
+
+    /// The text of mails once more, as HTML of at most 16000 characters, for programs that show it. It must contain {{code}}.
+    /// What is filled in is escaped.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "String", length(min = 1, max = rules::HTML_CHARACTERS))]
+    #[x_kube(validation = rules::placeholders_rule())]
+    #[x_kube(validation = rules::code_rule())]
+    pub html: Option<String>,
+
+    /// The text of text messages, at most 1000 characters, and 1600 with the longest values. It must contain {{code}}.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "String", length(min = 1, max = rules::SMS_CHARACTERS))]
+    #[x_kube(validation = rules::placeholders_rule())]
+    #[x_kube(validation = rules::code_rule())]
+    pub sms: Option<String>,
 }
 
 /// How often codes are made and sent.
@@ -221,8 +261,10 @@ pub enum Operator {
 #[derive(JsonSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Delivery {
-    /// A Secret in the same namespace with the providers' settings under these keys: SMTP_SERVER, SMTP_PORT, SMTP_SECURITY,
-    /// SMTP_USERNAME, SMTP_PASSWORD, SMTP_FROM_EMAIL, SMTP_CA. The operator's own providers are not used then.
+    /// A Secret in the same namespace with the providers' settings under these keys. Mail: SMTP_SERVER, SMTP_PORT, SMTP_SECURITY,
+    /// SMTP_USERNAME, SMTP_PASSWORD, SMTP_FROM_EMAIL, SMTP_CA. Text messages: TWILIO_ACCOUNT_SID, TWILIO_AUTH_TOKEN,
+    /// TWILIO_PHONE_NUMBER or TWILIO_MESSAGING_SERVICE_SID, TWILIO_API_URL, TWILIO_CA, TWILIO_ALLOW_HTTP. Webhook: WEBHOOK_URL,
+    /// WEBHOOK_SECRET, WEBHOOK_CA, WEBHOOK_ALLOW_HTTP. The operator's own providers are not used then.
     pub secret_ref: DeliverySecret,
 }
 

@@ -11,9 +11,10 @@ use thiserror::Error;
 use crate::audit::AuditPolicy;
 use crate::key::RealmKeys;
 use crate::limits::Limits;
+use crate::message::MessageTemplates;
+use crate::provider::Providers;
 use crate::record::{RecordError, from_plaintext, to_plaintext};
 use crate::seal::{self, Revision, Subject};
-use crate::secret::SecretText;
 
 /// Room for a bundle of certificates beside everything else.
 const LARGEST_REALM: usize = 64 * 1024;
@@ -56,39 +57,6 @@ impl From<OtpLifetime> for u8 {
     }
 }
 
-/// How the connection to the mail server is protected.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum SmtpSecurity {
-    /// Plain at first, then upgraded; refused when the server does not offer it. Port 587.
-    #[default]
-    Starttls,
-    /// TLS from the first byte. Port 465.
-    Implicit,
-    /// Not at all: codes travel in clear. Only where nobody can listen.
-    Plain,
-}
-
-/// A mail server and how to log in to it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SmtpSettings {
-    /// Host name, which its certificate must carry.
-    pub server: String,
-    /// TCP port.
-    pub port: u16,
-    /// How the connection is protected.
-    pub security: SmtpSecurity,
-    /// The account; no AUTH without one.
-    pub username: Option<String>,
-    /// Its password.
-    pub password: Option<SecretText>,
-    /// The sender: an address, or `Name <address>`.
-    pub from: String,
-    /// Certificates, in PEM, of the authority that the server's one is checked against in place of the system's.
-    #[serde(default)]
-    pub ca_certificates: Option<String>,
-}
-
 /// Policy and credentials that hold for all users of a realm.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RealmRecord {
@@ -96,9 +64,12 @@ pub struct RealmRecord {
     pub issuer: String,
     /// How long a delivered code is accepted.
     pub otp_lifetime: OtpLifetime,
-    /// Absent: this realm sends no mail.
+    /// How codes reach the users.
+    #[serde(flatten)]
+    pub providers: Providers,
+    /// What messages say.
     #[serde(default)]
-    pub smtp: Option<SmtpSettings>,
+    pub message: MessageTemplates,
     /// The namespaces that are let in, where the publisher keeps such a list. A sidecar of another one does not serve.
     #[serde(default)]
     pub callers: Option<BTreeSet<String>>,
@@ -116,7 +87,8 @@ impl Default for RealmRecord {
         Self {
             issuer: "FountainAI".to_owned(),
             otp_lifetime: OtpLifetime::default(),
-            smtp: None,
+            providers: Providers::default(),
+            message: MessageTemplates::default(),
             callers: None,
             limits: Limits::default(),
             audit: AuditPolicy::default(),

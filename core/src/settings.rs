@@ -4,12 +4,14 @@
 //! sentence that names the variable and says what would be right. No value is ever part of a sentence.
 
 mod limits;
+pub mod providers;
 
 use thiserror::Error;
 
-use crate::realm::{OtpLifetime, RealmRecord, SmtpSecurity, SmtpSettings};
+use self::providers::providers;
+use crate::message::{MessageTemplates, Part};
+use crate::realm::{OtpLifetime, RealmRecord};
 use crate::secret::SecretText;
-use crate::user::EmailAddress;
 
 /// The fewest bytes of `SECRET_KEY`: an HS256 key is at least as long as the hash (RFC 7518 §3.2).
 pub const SECRET_KEY_BYTES: usize = 32;
@@ -23,17 +25,6 @@ pub struct SettingsError {
     /// What is wrong with it, as a sentence that goes on from the name.
     pub message: String,
 }
-
-/// The variables that tell how to reach providers.
-pub const PROVIDERS: [&str; 7] = [
-    "SMTP_SERVER",
-    "SMTP_PORT",
-    "SMTP_SECURITY",
-    "SMTP_USERNAME",
-    "SMTP_PASSWORD",
-    "SMTP_FROM_EMAIL",
-    "SMTP_CA",
-];
 
 fn wrong(variable: &'static str, message: impl Into<String>) -> SettingsError {
     SettingsError { variable, message: message.into() }
@@ -59,11 +50,16 @@ pub fn realm(lookup: impl Fn(&str) -> Option<String>) -> Result<RealmRecord, Set
             return Err(wrong("SECRET_KEY", message));
         }
     }
+    let providers::Read { providers, errors } = providers(variable);
+    if let Some((_, error)) = errors.into_iter().next() {
+        return Err(error);
+    }
     let defaults = RealmRecord::default();
     Ok(RealmRecord {
         issuer: issuer(variable("ISSUER"))?.unwrap_or(defaults.issuer),
         otp_lifetime: lifetime(variable("OTP_EXPIRATION_MINUTES"))?.unwrap_or(defaults.otp_lifetime),
-        smtp: smtp(variable)?,
+        providers,
+        message: message(variable)?,
         callers: None,
         limits: limits::limits(variable)?,
         audit: limits::audit(variable)?,
@@ -89,66 +85,15 @@ fn lifetime(text: Option<String>) -> Result<Option<OtpLifetime>, SettingsError> 
         .ok_or_else(|| wrong("OTP_EXPIRATION_MINUTES", "must be a number of minutes from 1 to 10"))
 }
 
-fn smtp(variable: impl Fn(&str) -> Option<String>) -> Result<Option<SmtpSettings>, SettingsError> {
-    let Some(server) = variable("SMTP_SERVER") else { return Ok(None) };
-    let port = match variable("SMTP_PORT") {
-        None => 587,
-        Some(text) => text
-            .parse::<u16>()
-            .ok()
-            .filter(|port| *port > 0)
-            .ok_or_else(|| wrong("SMTP_PORT", "must be a port number from 1 to 65535"))?,
-    };
-    let security = match variable("SMTP_SECURITY").as_deref() {
-        None if port == 465 => SmtpSecurity::Implicit,
-        None | Some("starttls") => SmtpSecurity::Starttls,
-        Some("implicit") => SmtpSecurity::Implicit,
-        Some("plain") => SmtpSecurity::Plain,
-        Some(_) => return Err(wrong("SMTP_SECURITY", "must be starttls, implicit or plain")),
-    };
-    let username = variable("SMTP_USERNAME");
-    let password = variable("SMTP_PASSWORD").map(SecretText::new);
-    match (&username, &password) {
-        (Some(_), None) => return Err(wrong("SMTP_PASSWORD", "is missing, although SMTP_USERNAME is set")),
-        (None, Some(_)) => return Err(wrong("SMTP_USERNAME", "is missing, although SMTP_PASSWORD is set")),
-        _ => {}
-    }
-    if username.is_some() && security == SmtpSecurity::Plain {
-        return Err(wrong(
-            "SMTP_SECURITY",
-            "must not be plain with SMTP_USERNAME: the password would travel in clear",
-        ));
-    }
-    let from = variable("SMTP_FROM_EMAIL")
-        .ok_or_else(|| wrong("SMTP_FROM_EMAIL", "is missing, although SMTP_SERVER is set"))?;
-    if !is_sender(&from) {
-        return Err(wrong(
-            "SMTP_FROM_EMAIL",
-            "must be an address like otp@example.org, or like Name <otp@example.org>",
-        ));
-    }
-    Ok(Some(SmtpSettings {
-        server,
-        port,
-        security,
-        username,
-        password,
-        from,
-        ca_certificates: variable("SMTP_CA"),
-    }))
-}
-
-/// An address, or a name and an address in angle brackets.
-fn is_sender(text: &str) -> bool {
-    let address = match text.strip_suffix('>').and_then(|rest| rest.split_once('<')) {
-        // What stands in a header unquoted (RFC 5322 §3.2.3), spaces between.
-        Some((name, address)) if !name.chars().any(|c| c.is_control() || ",;:<>()[]\"\\@.".contains(c)) => {
-            address
+fn message(variable: impl Fn(&str) -> Option<String>) -> Result<MessageTemplates, SettingsError> {
+    let mut templates = MessageTemplates::default();
+    for part in Part::ALL {
+        if let Some(text) = variable(part.variable()) {
+            let template = part.parse(&text).map_err(|error| wrong(part.variable(), error.to_string()))?;
+            templates.set(part, Some(template));
         }
-        Some(_) => return false,
-        None => text,
-    };
-    EmailAddress::try_from(address.to_owned()).is_ok()
+    }
+    Ok(templates)
 }
 
 #[cfg(test)]
@@ -159,25 +104,10 @@ mod tests {
         realm(|name| variables.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned()))
     }
 
-    const MAIL: [(&str, &str); 2] =
-        [("SMTP_SERVER", "mail.example.org"), ("SMTP_FROM_EMAIL", "otp@example.org")];
-
-    fn with_mail(more: &[(&'static str, &'static str)]) -> Result<RealmRecord, SettingsError> {
-        read(&[more, MAIL.as_slice()].concat())
-    }
-
     #[test]
     fn without_any_variable_the_defaults_of_the_contract_hold() {
         assert_eq!(read(&[]).unwrap(), RealmRecord::default());
         assert_eq!(read(&[("SMTP_SERVER", ""), ("SECRET_KEY", "")]).unwrap(), RealmRecord::default());
-    }
-
-    #[test]
-    fn a_mail_server_needs_only_a_name_and_a_sender() {
-        let smtp = with_mail(&[]).unwrap().smtp.unwrap();
-        assert_eq!((smtp.port, smtp.security), (587, SmtpSecurity::Starttls));
-        let smtp = with_mail(&[("SMTP_PORT", "465")]).unwrap().smtp.unwrap();
-        assert_eq!(smtp.security, SmtpSecurity::Implicit);
     }
 
     #[test]
@@ -194,33 +124,24 @@ mod tests {
             (&[("AUDIT_RETENTION_DAYS", "0")], "AUDIT_RETENTION_DAYS"),
             (&[("AUDIT_ORIGIN", "no")], "AUDIT_ORIGIN"),
             (&[("ISSUER", "a:b")], "ISSUER"),
-            (&[("SMTP_PORT", "0")], "SMTP_PORT"),
-            (&[("SMTP_SECURITY", "ssl")], "SMTP_SECURITY"),
-            (&[("SMTP_USERNAME", "otp")], "SMTP_PASSWORD"),
-            (&[("SMTP_PASSWORD", "very-secret-value")], "SMTP_USERNAME"),
-            (
-                &[
-                    ("SMTP_USERNAME", "otp"),
-                    ("SMTP_PASSWORD", "very-secret-value"),
-                    ("SMTP_SECURITY", "plain"),
-                ],
-                "SMTP_SECURITY",
-            ),
-            (&[("SMTP_FROM_EMAIL", "nobody")], "SMTP_FROM_EMAIL"),
-            (&[("SMTP_FROM_EMAIL", "A\r\nBcc: <x@example.org>")], "SMTP_FROM_EMAIL"),
+            (&[("SMTP_SERVER", "mail.example.org")], "SMTP_FROM_EMAIL"),
+            (&[("TWILIO_AUTH_TOKEN", "very-secret-value")], "TWILIO_ACCOUNT_SID"),
+            (&[("WEBHOOK_SECRET", "very-secret-value")], "WEBHOOK_URL"),
+            (&[("MESSAGE_SUBJECT", "secret-value\n")], "MESSAGE_SUBJECT"),
+            (&[("MESSAGE_TEXT", "secret-value")], "MESSAGE_TEXT"),
+            (&[("MESSAGE_HTML", "{{code}} {{secret-value}}")], "MESSAGE_HTML"),
+            (&[("MESSAGE_SMS", "{{code")], "MESSAGE_SMS"),
         ] {
-            let error = with_mail(variables).unwrap_err();
+            let error = read(variables).unwrap_err();
             assert_eq!(error.variable, variable);
             assert!(!error.to_string().contains("secret-value"), "{error}");
         }
-        assert_eq!(read(&[("SMTP_SERVER", "mail.example.org")]).unwrap_err().variable, "SMTP_FROM_EMAIL");
     }
 
     #[test]
-    fn a_sender_may_have_a_name() {
-        assert!(with_mail(&[]).is_ok());
-        let realm =
-            read(&[("SMTP_SERVER", "m"), ("SMTP_FROM_EMAIL", "FountainAI <otp@example.org>")]).unwrap();
-        assert_eq!(realm.smtp.unwrap().from, "FountainAI <otp@example.org>");
+    fn messages_can_be_written_anew() {
+        let realm = read(&[("MESSAGE_SUBJECT", "For {{service}}"), ("MESSAGE_SMS", "")]).unwrap();
+        assert_eq!(realm.message.subject.unwrap().to_string(), "For {{service}}");
+        assert_eq!((realm.message.text, realm.message.sms), (None, None));
     }
 }

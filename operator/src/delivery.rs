@@ -3,8 +3,9 @@
 
 use k8s_openapi::api::core::v1::Secret;
 use kube::{Api, Client};
-use twofactor_core::realm::SmtpSettings;
-use twofactor_core::settings::{self, PROVIDERS};
+use twofactor_core::provider::{Providers, SmtpSecurity};
+use twofactor_core::settings::providers::{PROVIDERS, Read, providers};
+use twofactor_core::user::DeliveryMethod;
 
 use crate::api::{self, ApiError};
 use crate::status::Told;
@@ -14,10 +15,12 @@ use crate::status::Told;
 pub struct Delivery {
     /// The Secret's name.
     pub secret: String,
-    /// The mail server; absent when codes cannot be delivered.
-    pub smtp: Option<SmtpSettings>,
-    /// The condition `DeliveryReady`.
+    /// The providers that can be used.
+    pub providers: Providers,
+    /// The condition `DeliveryReady`: the sum of the others.
     pub told: Told,
+    /// The conditions of the providers that the Secret says something about.
+    pub channels: Vec<(DeliveryMethod, Told)>,
 }
 
 /// Reads the Secret `name` of a realm.
@@ -36,7 +39,12 @@ pub async fn read(client: &Client, namespace: &str, name: &str) -> Result<Delive
 }
 
 fn undelivered(name: &str, reason: &'static str, message: String) -> Delivery {
-    Delivery { secret: name.to_owned(), smtp: None, told: Told::no(reason, message) }
+    Delivery {
+        secret: name.to_owned(),
+        providers: Providers::default(),
+        told: Told::no(reason, message),
+        channels: Vec::new(),
+    }
 }
 
 /// What a Secret comes to.
@@ -56,31 +64,53 @@ fn judge(name: &str, secret: Option<&Secret>) -> Delivery {
     let lookup = |key: &str| {
         let value = PROVIDERS.contains(&key).then(|| value(key)).flatten()?;
         let text = std::str::from_utf8(&value.0).ok()?;
-        Some(if key == "SMTP_CA" { text } else { text.trim_end_matches(['\r', '\n']) }.to_owned())
+        Some(if key.ends_with("_CA") { text } else { text.trim_end_matches(['\r', '\n']) }.to_owned())
     };
-    match settings::realm(lookup) {
-        Ok(record) if record.smtp.is_some() => Delivery {
-            secret: name.to_owned(),
-            smtp: record.smtp,
-            told: Told::yes("Available", format!("Codes are mailed as the Secret {name} says")),
-        },
-        Ok(_) => undelivered(
-            name,
-            "SecretKeyMissing",
-            format!(
-                "The Secret {name} has no key SMTP_SERVER, and so no provider that codes could be delivered with"
-            ),
-        ),
-        Err(error) => {
-            let reason =
-                if value(error.variable).is_some() { "SecretKeyInvalid" } else { "SecretKeyMissing" };
-            undelivered(
-                name,
-                reason,
-                format!("The key {} of the Secret {name} {}", error.variable, error.message),
-            )
-        }
+    let Read { providers, errors } = providers(lookup);
+    let mut channels: Vec<(DeliveryMethod, Told)> =
+        providers.methods().into_iter().map(|method| (method, available(method, &providers, name))).collect();
+    for (method, error) in errors {
+        let reason = if value(error.variable).is_some() { "SecretKeyInvalid" } else { "SecretKeyMissing" };
+        let message = format!("The key {} of the Secret {name} {}", error.variable, error.message);
+        channels.push((method, Told::no(reason, message)));
     }
+    if channels.is_empty() {
+        let message = format!(
+            "The Secret {name} has none of the keys SMTP_SERVER, TWILIO_ACCOUNT_SID and WEBHOOK_URL, and so no provider that \
+             codes could be delivered with"
+        );
+        return undelivered(name, "SecretKeyMissing", message);
+    }
+    Delivery { secret: name.to_owned(), providers, told: sum(&channels, name), channels }
+}
+
+fn available(method: DeliveryMethod, providers: &Providers, name: &str) -> Told {
+    let in_clear = match method {
+        DeliveryMethod::Email => {
+            providers.smtp.as_ref().is_some_and(|smtp| smtp.security == SmtpSecurity::Plain)
+        }
+        DeliveryMethod::Sms => providers.twilio.as_ref().is_some_and(|twilio| twilio.api.is_in_clear()),
+        DeliveryMethod::Webhook => {
+            providers.webhook.as_ref().is_some_and(|webhook| webhook.receiver.is_in_clear())
+        }
+        DeliveryMethod::App => false,
+    };
+    let warning = if in_clear { ", and travel in clear" } else { "" };
+    Told::yes(
+        "Available",
+        format!("Codes are delivered by {} as the Secret {name} says{warning}", method.name()),
+    )
+}
+
+/// Those that were asked for must all be there.
+fn sum(channels: &[(DeliveryMethod, Told)], name: &str) -> Told {
+    let bad: Vec<&Told> = channels.iter().map(|(_, told)| told).filter(|told| !told.good).collect();
+    if let Some(first) = bad.first() {
+        let messages: Vec<&str> = bad.iter().map(|told| told.message.as_str()).collect();
+        return Told::no(first.reason, messages.join("; "));
+    }
+    let methods: Vec<&str> = channels.iter().map(|(method, _)| method.name()).collect();
+    Told::yes("Available", format!("Codes are delivered by {} as the Secret {name} says", methods.join(", ")))
 }
 
 #[cfg(test)]
@@ -102,14 +132,35 @@ mod tests {
     fn providers_are_read_and_nothing_else() {
         let delivery = judged(&[MAIL.as_slice(), &[("ISSUER", "a:b"), ("SMTP_PORT", "2525\n")]].concat());
         assert!(delivery.told.good, "{delivery:?}");
-        assert_eq!(delivery.smtp.unwrap().port, 2525);
+        assert_eq!(delivery.providers.smtp.unwrap().port, 2525);
+        assert_eq!(delivery.channels.len(), 1);
+    }
+
+    #[test]
+    fn one_that_is_wrong_does_not_take_the_others_along() {
+        let delivery = judged(&[MAIL.as_slice(), &[("WEBHOOK_URL", "https://example.org")]].concat());
+        assert_eq!((delivery.told.good, delivery.told.reason), (false, "SecretKeyMissing"));
+        assert_eq!(delivery.providers.methods(), [DeliveryMethod::Email]);
+        let told =
+            |method| delivery.channels.iter().find(|(found, _)| *found == method).map(|(_, told)| told.good);
+        assert_eq!(told(DeliveryMethod::Email), Some(true));
+        assert_eq!(told(DeliveryMethod::Webhook), Some(false));
+        assert_eq!(told(DeliveryMethod::Sms), None);
+    }
+
+    #[test]
+    fn what_travels_in_clear_is_told() {
+        let delivery = judged(&[MAIL.as_slice(), &[("SMTP_SECURITY", "plain")]].concat());
+        assert!(delivery.channels[0].1.message.ends_with("in clear"), "{delivery:?}");
     }
 
     #[test]
     fn what_is_wrong_is_told_with_the_key_and_without_the_value() {
         for (entries, reason, key) in [
             (&[][..], "SecretKeyMissing", "SMTP_SERVER"),
-            (&[("TWILIO_ACCOUNT_SID", "x")], "SecretKeyMissing", "SMTP_SERVER"),
+            (&[("TWILIO_ACCOUNT_SID", "secret-value")], "SecretKeyInvalid", "TWILIO_ACCOUNT_SID"),
+            (&[("TWILIO_AUTH_TOKEN", "secret-value")], "SecretKeyMissing", "TWILIO_ACCOUNT_SID"),
+            (&[("WEBHOOK_SECRET", "secret-value")], "SecretKeyMissing", "WEBHOOK_URL"),
             (&MAIL[..1], "SecretKeyMissing", "SMTP_FROM_EMAIL"),
             (&[MAIL[0], MAIL[1], ("SMTP_PORT", "secret-value")], "SecretKeyInvalid", "SMTP_PORT"),
             (&[MAIL[0], MAIL[1], ("SMTP_USERNAME", "secret-value")], "SecretKeyMissing", "SMTP_PASSWORD"),

@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use twofactor_api::realm::TwoFactorRealmStatus;
 use twofactor_api::validate::realm::{RealmPolicy, is_default};
 use twofactor_api::{TwoFactorRealm, labels};
+use twofactor_core::user::DeliveryMethod;
 
 use crate::access::Isolation;
 use crate::api;
@@ -136,7 +137,7 @@ fn report(context: &Context, realm: &KnownRealm) -> Report {
     let outdated = context.outdated.lock().unwrap_or_else(PoisonError::into_inner);
     Report {
         delivery: secret.and_then(|secret| context.records.delivery(&namespace, secret)),
-        operator_delivers: context.defaults.smtp.is_some(),
+        operator_delivers: !context.defaults.providers.methods().is_empty(),
         readiness: context
             .realms
             .get(&namespace)
@@ -182,6 +183,7 @@ pub fn build(
         (labels::CONDITION_NAMESPACES_MATCHED, matched(realm, policy, &report.namespaces)),
     ]
     .into_iter()
+    .chain(channels(policy, report))
     .chain(isolated(report.isolation).map(|told| (labels::CONDITION_ISOLATED, told)))
     .map(|(kind, told)| say(kind, told))
     .collect();
@@ -228,6 +230,19 @@ fn delivery(policy: &RealmPolicy, report: &Report) -> Told {
             "Neither this realm nor the operator has a provider: only users of authenticator apps can be verified",
         ),
     }
+}
+
+/// One condition for each provider that the realm's Secret says something about.
+fn channels(policy: &RealmPolicy, report: &Report) -> Vec<(&'static str, Told)> {
+    let delivery = report.delivery.as_ref().filter(|_| policy.delivery_secret.is_some());
+    let channels = delivery.map(|delivery| delivery.channels.as_slice()).unwrap_or_default();
+    let kind = |method: DeliveryMethod| match method {
+        DeliveryMethod::Email => Some(labels::CONDITION_EMAIL_READY),
+        DeliveryMethod::Sms => Some(labels::CONDITION_SMS_READY),
+        DeliveryMethod::Webhook => Some(labels::CONDITION_WEBHOOK_READY),
+        DeliveryMethod::App => None,
+    };
+    channels.iter().filter_map(|(method, told)| Some((kind(*method)?, told.clone()))).collect()
 }
 
 fn credentials(in_the_way: &[String]) -> Told {
@@ -334,6 +349,7 @@ const KNOWN_REASONS: [&str; 14] = [
 mod tests {
     use serde_json::Value;
     use twofactor_api::validate::realm::validate;
+    use twofactor_core::provider::Providers;
 
     use super::*;
 
@@ -414,8 +430,9 @@ mod tests {
         let good = Report {
             delivery: Some(Delivery {
                 secret: "providers".to_owned(),
-                smtp: None,
+                providers: Providers::default(),
                 told: Told::yes("Available", "fine"),
+                channels: vec![(DeliveryMethod::Sms, Told::yes("Available", "fine"))],
             }),
             ..report(&realm, &["people"])
         };
@@ -423,7 +440,10 @@ mod tests {
         assert_eq!(ready(Report { delivery: None, ..good.clone() }), "SecretNotRead");
         assert_eq!(ready(Report { readiness: Some(Readiness::Away), ..good.clone() }), "StoreUnavailable");
         assert_eq!(ready(Report { in_the_way: vec!["kms".to_owned()], ..good.clone() }), "SecretNotOurs");
-        assert_eq!(ready(Report { isolation: Isolation::NotPermitted, ..good }), "Ready");
+        assert_eq!(ready(Report { isolation: Isolation::NotPermitted, ..good.clone() }), "Ready");
+        let status = build(&realm, None, &good, whole_seconds(0));
+        assert_eq!(reasons(&status)["SmsReady"], ("True", "Available"));
+        assert!(!reasons(&status).contains_key("EmailReady"), "nobody said anything about mail");
     }
 
     #[test]

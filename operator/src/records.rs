@@ -95,10 +95,12 @@ fn build(
     RealmRecord {
         issuer: policy.issuer.clone().unwrap_or_else(|| defaults.issuer.clone()),
         otp_lifetime: policy.otp_lifetime.unwrap_or(defaults.otp_lifetime),
-        smtp: match delivery {
-            Some(delivery) => delivery.smtp.clone(),
-            None => defaults.smtp.clone(),
+        providers: match delivery {
+            Some(delivery) => delivery.providers.clone(),
+            None => defaults.providers.clone(),
         },
+        // As a whole: a text of the realm's beside HTML of the operator's would be two messages in one.
+        message: policy.message.clone().unwrap_or_else(|| defaults.message.clone()),
         callers: Some(callers),
         limits: policy.limits.over(defaults.limits),
         audit: policy.audit.over(defaults.audit),
@@ -264,13 +266,15 @@ impl Following {
 
 #[cfg(test)]
 mod tests {
-    use twofactor_core::realm::{OtpLifetime, SmtpSecurity, SmtpSettings};
+    use twofactor_core::message::{MessageTemplates, Part};
+    use twofactor_core::provider::{Providers, SmtpSecurity, SmtpSettings};
+    use twofactor_core::realm::OtpLifetime;
 
     use super::*;
     use crate::status::Told;
 
-    fn mail(server: &str) -> SmtpSettings {
-        SmtpSettings {
+    fn mail(server: &str) -> Providers {
+        let smtp = SmtpSettings {
             server: server.to_owned(),
             port: 25,
             security: SmtpSecurity::Starttls,
@@ -278,29 +282,43 @@ mod tests {
             password: None,
             from: "a@b".to_owned(),
             ca_certificates: None,
-        }
+        };
+        Providers { smtp: Some(smtp), ..Providers::default() }
+    }
+
+    fn message(part: Part) -> MessageTemplates {
+        let mut message = MessageTemplates::default();
+        message.set(part, Some(part.parse("{{code}}").unwrap()));
+        message
     }
 
     #[test]
     fn what_a_realm_says_comes_before_the_operators_settings() {
-        let defaults = RealmRecord { smtp: Some(mail("operators")), ..RealmRecord::default() };
+        let defaults = RealmRecord {
+            providers: mail("operators"),
+            message: message(Part::Html),
+            ..RealmRecord::default()
+        };
         let callers: BTreeSet<String> = ["people".to_owned()].into();
         let plain = build(&defaults, &RealmPolicy::default(), None, callers.clone());
         assert_eq!(plain, RealmRecord { callers: Some(callers.clone()), ..defaults.clone() });
         let policy = RealmPolicy {
             issuer: Some("A".to_owned()),
             otp_lifetime: OtpLifetime::try_from(2).ok(),
+            message: Some(message(Part::Text)),
             ..RealmPolicy::default()
         };
         let delivery = Delivery {
             secret: "providers".to_owned(),
-            smtp: Some(mail("realms")),
+            providers: mail("realms"),
             told: Told::yes("Available", ""),
+            channels: Vec::new(),
         };
         let record = build(&defaults, &policy, Some(&delivery), callers.clone());
         assert_eq!((record.issuer.as_str(), u8::from(record.otp_lifetime)), ("A", 2));
-        assert_eq!(record.smtp, Some(mail("realms")));
-        let broken = Delivery { smtp: None, told: Told::no("SecretNotFound", ""), ..delivery };
-        assert_eq!(build(&defaults, &policy, Some(&broken), callers).smtp, None, "never the operator's");
+        assert_eq!((record.providers, record.message), (mail("realms"), message(Part::Text)));
+        let none = Providers::default();
+        let broken = Delivery { providers: none.clone(), told: Told::no("SecretNotFound", ""), ..delivery };
+        assert_eq!(build(&defaults, &policy, Some(&broken), callers).providers, none, "never the operator's");
     }
 }

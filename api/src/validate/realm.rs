@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
 
 use kube::core::{Expression, Message, Rule, Selector, SelectorExt};
+use twofactor_core::message::{MessageTemplates, Part, PartError};
 use twofactor_core::realm::OtpLifetime;
 
 mod limits;
@@ -14,9 +15,11 @@ pub use self::limits::{
     AuditOverrides, DELIVERIES_PER_HOUR, GENERATE_INTERVAL_SECONDS, GENERATES_PER_HOUR, LimitsPolicy,
     RETENTION_DAYS,
 };
-use super::{FieldError, Findings, NAME_MESSAGE, check_issuer, is_object_name};
+use super::{FieldError, Findings, NAME_MESSAGE, check_issuer, is_object_name, pattern_rule};
 use crate::labels;
-use crate::realm::{AllowedNamespaces, NamespaceSelector, Operator, Requirement, TwoFactorRealm};
+use crate::realm::{
+    AllowedNamespaces, MessageSpec, NamespaceSelector, Operator, Requirement, TwoFactorRealm,
+};
 
 /// For how many minutes a delivered code may be accepted.
 pub const EXPIRATION_MINUTES: RangeInclusive<i32> = 1..=10;
@@ -30,13 +33,28 @@ pub const VALUES: usize = 64;
 pub const NAMESPACE_CHARACTERS: usize = 63;
 /// The longest key of a label: a prefix of 253 characters, a slash and a name of 63.
 pub const LABEL_KEY_CHARACTERS: usize = 317;
+/// The longest subject of a message.
+pub const SUBJECT_CHARACTERS: usize = Part::Subject.longest();
+/// The longest text of a message.
+pub const TEXT_CHARACTERS: usize = Part::Text.longest();
+/// The longest HTML of a message.
+pub const HTML_CHARACTERS: usize = Part::Html.longest();
+/// The longest text message.
+pub const SMS_CHARACTERS: usize = Part::Sms.longest();
 /// The longest value of a label.
 pub const LABEL_VALUE_CHARACTERS: usize = 63;
 
 pub(crate) const NAMESPACE_PATTERN: &str = "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$";
 pub(crate) const LABEL_KEY_PATTERN: &str = r"^([a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*/)?([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]$";
 pub(crate) const LABEL_VALUE_PATTERN: &str = r"^(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?$";
+/// Text, in which two opening braces begin a placeholder that there is.
+pub(crate) const PLACEHOLDERS_PATTERN: &str =
+    r"^([^{]|\{[^{]|\{\{ *(code|expires_at|issuer|username|service|context) *\}\})*\{?$";
+pub(crate) const CODE_PATTERN: &str = r"\{\{ *code *\}\}";
+pub(crate) const ONE_LINE_PATTERN: &str = r"^[^\p{Cc}\p{Zl}\p{Zp}]*$";
 
+const PLACEHOLDERS_MESSAGE: &str = "has {{ without }}, or a placeholder that there is not: there are {{code}}, {{expires_at}}, \
+                                    {{issuer}}, {{username}}, {{service}}, {{context}}";
 const NAME_NOT_DEFAULT: &str = "must be default: there is one realm in a namespace";
 const NAMESPACE_MESSAGE: &str =
     "is not the name of a namespace: at most 63 lower case letters, digits and hyphens are allowed";
@@ -73,6 +91,18 @@ pub(crate) fn values_rule() -> Rule {
         .field_path(".values")
 }
 
+pub(crate) fn placeholders_rule() -> Rule {
+    pattern_rule(PLACEHOLDERS_PATTERN, PLACEHOLDERS_MESSAGE)
+}
+
+pub(crate) fn code_rule() -> Rule {
+    pattern_rule(CODE_PATTERN, PartError::NoCode.to_string())
+}
+
+pub(crate) fn one_line_rule() -> Rule {
+    pattern_rule(ONE_LINE_PATTERN, PartError::NotOneLine.to_string())
+}
+
 /// What a realm says, checked.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct RealmPolicy {
@@ -90,6 +120,8 @@ pub struct RealmPolicy {
     pub limits: LimitsPolicy,
     /// What is kept of each request.
     pub audit: AuditOverrides,
+    /// What messages say; the operator's own when absent.
+    pub message: Option<MessageTemplates>,
 }
 
 impl RealmPolicy {
@@ -139,12 +171,31 @@ pub fn validate(realm: &TwoFactorRealm) -> Result<RealmPolicy, Vec<FieldError>> 
     }
     let limits = limits::check_limits(spec.limits.as_ref(), &mut findings);
     let audit = limits::check_audit(spec.audit.as_ref(), &mut findings);
+    let message = spec.message.as_ref().map(|message| check_message(message, &mut findings));
+    // One without any part says nothing.
+    let message = message.filter(|message| *message != MessageTemplates::default());
     if findings.0.is_empty() {
         let issuer = spec.issuer.clone();
-        Ok(RealmPolicy { issuer, otp_lifetime, names, selector, delivery_secret, limits, audit })
+        Ok(RealmPolicy { issuer, otp_lifetime, names, selector, delivery_secret, limits, audit, message })
     } else {
         Err(findings.0)
     }
+}
+
+fn check_message(message: &MessageSpec, findings: &mut Findings) -> MessageTemplates {
+    let mut templates = MessageTemplates::default();
+    for (part, text) in [
+        (Part::Subject, &message.subject),
+        (Part::Text, &message.text),
+        (Part::Html, &message.html),
+        (Part::Sms, &message.sms),
+    ] {
+        if let Some(text) = text {
+            let field = format!("spec.message.{}", part.field());
+            templates.set(part, findings.keep(&field, part.parse(text)));
+        }
+    }
+    templates
 }
 
 fn check_allowed(

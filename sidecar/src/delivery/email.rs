@@ -10,7 +10,7 @@ use lettre::transport::smtp::authentication::Credentials;
 use lettre::transport::smtp::client::{Certificate, CertificateStore, Tls, TlsParameters};
 use lettre::{Address, AsyncSmtpTransport, AsyncTransport, Tokio1Executor};
 use std::sync::Arc;
-use twofactor_core::realm::{SmtpSecurity, SmtpSettings};
+use twofactor_core::provider::{SmtpSecurity, SmtpSettings};
 use twofactor_core::user::EmailAddress;
 
 use super::{DeliveryError, Message};

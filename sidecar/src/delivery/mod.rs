@@ -98,7 +98,7 @@ impl Delivery {
     #[must_use]
     pub fn can_reach(&self, user: &UserDefinition, realm: &RealmRecord) -> bool {
         match user.delivery_method {
-            DeliveryMethod::Email => user.email.is_some() && (realm.smtp.is_some() || self.console),
+            DeliveryMethod::Email => user.email.is_some() && (realm.providers.smtp.is_some() || self.console),
             DeliveryMethod::Sms | DeliveryMethod::Webhook => self.console,
             // The user's authenticator computes the code; sending it as well would be a second, weaker way.
             DeliveryMethod::App => false,
@@ -115,7 +115,7 @@ impl Delivery {
         realm: &RealmRecord,
         message: &Message<'_>,
     ) -> Result<(), DeliveryError> {
-        let result = match (user.delivery_method, &user.email, &realm.smtp) {
+        let result = match (user.delivery_method, &user.email, &realm.providers.smtp) {
             (DeliveryMethod::Email, Some(address), Some(settings)) => {
                 self.email.send(settings, address, message).await
             }

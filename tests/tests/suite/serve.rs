@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use redis::AsyncCommands;
 use tempfile::TempDir;
+use twofactor_core::provider::{Providers, SmtpSecurity, SmtpSettings};
 use twofactor_core::realm::RealmRecord;
-use twofactor_core::realm::{SmtpSecurity, SmtpSettings};
 use twofactor_core::seal::Revision;
 use twofactor_core::time::UnixMillis;
 use twofactor_core::user::DeliveryMethod::{App, Email};
@@ -45,7 +45,8 @@ pub(crate) fn with_mail(mail: &MailServer) -> RealmRecord {
         from: "otp@example.org".to_owned(),
         ca_certificates: Some(fs::read_to_string(mail.ca_path()).unwrap()),
     };
-    RealmRecord { smtp: Some(smtp), ..RealmRecord::default() }
+    let providers = Providers { smtp: Some(smtp), ..Providers::default() };
+    RealmRecord { providers, ..RealmRecord::default() }
 }
 
 /// The code that a person's app shows now.

@@ -110,6 +110,11 @@ fn each_wrong_field_is_named() {
             "spec.allowedNamespaces.selector.matchExpressions[0].values",
         ),
         (json!({ "delivery": { "secretRef": { "name": "A" } } }), "spec.delivery.secretRef.name"),
+        (json!({ "message": { "subject": "a\nb" } }), "spec.message.subject"),
+        (json!({ "message": { "text": "no code" } }), "spec.message.text"),
+        (json!({ "message": { "html": "{{code}} {{password}}" } }), "spec.message.html"),
+        (json!({ "message": { "sms": "{{code}} {{" } }), "spec.message.sms"),
+        (json!({ "message": { "sms": format!("{{{{code}}}}{}", "x".repeat(1000)) } }), "spec.message.sms"),
     ] {
         let found = errors(spec.clone());
         assert!(found.len() == 1 && found[0].starts_with(&format!("{field}: ")), "{spec}: {found:?}");
@@ -117,6 +122,43 @@ fn each_wrong_field_is_named() {
     let mut other = realm(json!({}));
     other.metadata.name = Some("other".to_owned());
     assert_eq!(validate(&other).unwrap_err()[0].field, "metadata.name");
+}
+
+#[test]
+fn a_message_of_which_nothing_is_written_is_the_operators() {
+    assert_eq!(validate(&realm(json!({ "message": {} }))).unwrap().message, None);
+    let message = validate(&realm(json!({ "message": { "text": "{{code}}" } }))).unwrap().message.unwrap();
+    assert_eq!((message.subject, message.text.unwrap().to_string()), (None, "{{code}}".to_owned()));
+}
+
+#[test]
+fn the_api_server_and_the_checks_agree_about_templates() {
+    let [placeholders, code, one_line] =
+        [PLACEHOLDERS_PATTERN, CODE_PATTERN, ONE_LINE_PATTERN].map(|pattern| Regex::new(pattern).unwrap());
+    for text in [
+        "{{code}}",
+        "{{ code }} {{context}}",
+        "{{code}}{{",
+        "{{code}}{",
+        "{ {{code}}",
+        "{{{code}}",
+        "x}}{{code}}",
+        "{{Code}}",
+        "a{b{{code}}",
+        "{{code}",
+        "{{code}}\n",
+        "{{}}{{code}}",
+        "{{code}}{{code}}",
+        "{{expires_at}}",
+        "}}",
+        "{{code}}{ {",
+        "{{code}}\u{2028}",
+        "{{\ncode}}",
+    ] {
+        let known = placeholders.is_match(text);
+        assert_eq!(Part::Text.parse(text).is_ok(), known && code.is_match(text), "text {text:?}");
+        assert_eq!(Part::Subject.parse(text).is_ok(), known && one_line.is_match(text), "subject {text:?}");
+    }
 }
 
 #[test]

@@ -1,0 +1,336 @@
+//! What a message says. Enters: the realm's templates, and the values of one message. Leaves: its subject and its texts.
+//!
+//! Whatever an administrator writes, a message holds the code, and the user sees what they confirm with it.
+
+use std::sync::LazyLock;
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use crate::template::{self, Form, Placeholder, Template, TemplateError, Values};
+
+/// What stands before a context that a template has no place for.
+const CONFIRMING: &str = "You confirm: ";
+
+/// Longer texts are refused by providers of text messages.
+const LONGEST_SMS: usize = 1600;
+
+/// A part of a message that an administrator can write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// The subject of mails.
+    Subject,
+    /// The text of mails and webhooks.
+    Text,
+    /// The text of mails once more, as HTML.
+    Html,
+    /// The text of text messages.
+    Sms,
+}
+
+/// Why a text cannot be a part of a message.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+pub enum PartError {
+    /// Nothing.
+    #[error("must not be empty: leave it out to have the default")]
+    Empty,
+    /// More than anybody reads.
+    #[error("has {found} characters, at most {most} are allowed")]
+    TooLong {
+        /// How many there are.
+        found: usize,
+        /// How many there may be.
+        most: usize,
+    },
+    /// It is short, but the values are not.
+    #[error(
+        "comes to {found} characters with the longest values, and text messages have at most {LONGEST_SMS}"
+    )]
+    TooLongFilledIn {
+        /// How many it comes to.
+        found: usize,
+    },
+    /// A subject of several lines.
+    #[error("must be one line, without control characters")]
+    NotOneLine,
+    /// Something that nobody sees.
+    #[error("must not contain control characters other than line breaks and tabs")]
+    ControlCharacter,
+    /// Nobody could do anything with the message.
+    #[error("must contain {{{{code}}}}")]
+    NoCode,
+    /// Not a template.
+    #[error(transparent)]
+    Template(#[from] TemplateError),
+}
+
+/// The templates of a realm's messages; absent ones are the contract's.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MessageTemplates {
+    /// The subject of mails.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub subject: Option<Template>,
+    /// The text of mails and webhooks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub text: Option<Template>,
+    /// The text of mails once more, as HTML; none when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub html: Option<Template>,
+    /// The text of text messages.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sms: Option<Template>,
+}
+
+static SUBJECT: LazyLock<Template> = LazyLock::new(|| own("Your {{issuer}} OTP"));
+static TEXT: LazyLock<Template> = LazyLock::new(|| {
+    own("Your {{issuer}} OTP: {{code}}\nIt expires at {{expires_at}}.\nIt was asked for by {{service}}.\n")
+});
+static SMS: LazyLock<Template> = LazyLock::new(|| {
+    own("Your {{issuer}} OTP: {{code}}\nIt expires at {{expires_at}}. Asked for by {{service}}.")
+});
+
+fn own(text: &str) -> Template {
+    Template::parse(text).unwrap_or_else(|_| unreachable!("the defaults are templates, as a test says"))
+}
+
+impl Part {
+    /// Every part, in the order of the documentation.
+    pub const ALL: [Self; 4] = [Self::Subject, Self::Text, Self::Html, Self::Sms];
+
+    /// The name of the variable, where variables configure.
+    #[must_use]
+    pub const fn variable(self) -> &'static str {
+        match self {
+            Self::Subject => "MESSAGE_SUBJECT",
+            Self::Text => "MESSAGE_TEXT",
+            Self::Html => "MESSAGE_HTML",
+            Self::Sms => "MESSAGE_SMS",
+        }
+    }
+
+    /// The name of the field, where manifests configure.
+    #[must_use]
+    pub const fn field(self) -> &'static str {
+        match self {
+            Self::Subject => "subject",
+            Self::Text => "text",
+            Self::Html => "html",
+            Self::Sms => "sms",
+        }
+    }
+
+    /// The most characters that an administrator may write.
+    #[must_use]
+    pub const fn longest(self) -> usize {
+        match self {
+            Self::Subject => 200,
+            Self::Text => 4000,
+            Self::Html => 16_000,
+            Self::Sms => 1000,
+        }
+    }
+
+    /// Reads what an administrator wrote.
+    ///
+    /// # Errors
+    /// What is wrong, as a sentence that goes on from the name of the field.
+    pub fn parse(self, text: &str) -> Result<Template, PartError> {
+        // Files from elsewhere end their lines in two characters.
+        let text = text.replace("\r\n", "\n");
+        let (found, most) = (text.chars().count(), self.longest());
+        if text.trim().is_empty() {
+            return Err(PartError::Empty);
+        }
+        if found > most {
+            return Err(PartError::TooLong { found, most });
+        }
+        let breaks = |c: char| c.is_control() || c == '\u{2028}' || c == '\u{2029}';
+        if self == Self::Subject && text.contains(breaks) {
+            return Err(PartError::NotOneLine);
+        }
+        if text.contains(|c: char| c.is_control() && c != '\n' && c != '\t') {
+            return Err(PartError::ControlCharacter);
+        }
+        let template = Template::parse(&text)?;
+        if self != Self::Subject && !template.has(Placeholder::Code) {
+            return Err(PartError::NoCode);
+        }
+        let appended = if template.has(Placeholder::Context) {
+            0
+        } else {
+            "\n".len() + CONFIRMING.len() + Placeholder::Context.longest()
+        };
+        let found = template.longest() + appended;
+        if self == Self::Sms && found > LONGEST_SMS {
+            return Err(PartError::TooLongFilledIn { found });
+        }
+        Ok(template)
+    }
+}
+
+impl MessageTemplates {
+    /// Sets one of the parts.
+    pub fn set(&mut self, part: Part, template: Option<Template>) {
+        match part {
+            Part::Subject => self.subject = template,
+            Part::Text => self.text = template,
+            Part::Html => self.html = template,
+            Part::Sms => self.sms = template,
+        }
+    }
+
+    /// The subject of a mail: one line.
+    #[must_use]
+    pub fn subject(&self, values: &Values<'_>) -> String {
+        self.subject.as_ref().unwrap_or(&SUBJECT).fill(values, Form::Plain)
+    }
+
+    /// The text of a mail. It holds the code.
+    #[must_use]
+    pub fn text(&self, values: &Values<'_>) -> String {
+        plain(self.text.as_ref().unwrap_or(&TEXT), values)
+    }
+
+    /// The text of a mail once more, as HTML.
+    #[must_use]
+    pub fn html(&self, values: &Values<'_>) -> Option<String> {
+        let template = self.html.as_ref()?;
+        let mut html = template.fill(values, Form::Html);
+        if let Some(context) = values.context.filter(|_| !template.has(Placeholder::Context)) {
+            let mut paragraph = format!("<p>{CONFIRMING}");
+            template::push(&mut paragraph, context, Form::Html);
+            paragraph.push_str("</p>\n");
+            // Values are escaped, so this end is the administrator's.
+            let end = html.rfind("</body>").unwrap_or(html.len());
+            html.insert_str(end, &paragraph);
+        }
+        Some(html)
+    }
+
+    /// A text message. It holds the code.
+    #[must_use]
+    pub fn sms(&self, values: &Values<'_>) -> String {
+        plain(self.sms.as_ref().unwrap_or(&SMS), values).trim_end().to_owned()
+    }
+}
+
+fn plain(template: &Template, values: &Values<'_>) -> String {
+    let mut text = template.fill(values, Form::Plain);
+    if let Some(context) = values.context.filter(|_| !template.has(Placeholder::Context)) {
+        if !text.ends_with('\n') {
+            text.push('\n');
+        }
+        text.push_str(CONFIRMING);
+        template::push(&mut text, context, Form::Plain);
+        text.push('\n');
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::code::Code;
+
+    fn with_values<T>(context: Option<&str>, work: impl FnOnce(&Values<'_>) -> T) -> T {
+        let code = Code::parse("123456").unwrap();
+        work(&Values {
+            code: &code,
+            expires_at: "2026-11-22T12:00:00Z",
+            issuer: "FountainAI",
+            username: "alice",
+            service: "kms",
+            context,
+        })
+    }
+
+    fn templates(parts: &[(Part, &str)]) -> MessageTemplates {
+        let mut templates = MessageTemplates::default();
+        for (part, text) in parts {
+            templates.set(*part, Some(part.parse(text).unwrap()));
+        }
+        templates
+    }
+
+    #[test]
+    fn the_defaults_are_those_of_the_contract_and_name_the_service() {
+        let defaults = MessageTemplates::default();
+        with_values(None, |values| {
+            assert_eq!(defaults.subject(values), "Your FountainAI OTP");
+            assert_eq!(
+                defaults.text(values),
+                "Your FountainAI OTP: 123456\nIt expires at 2026-11-22T12:00:00Z.\nIt was asked for by kms.\n"
+            );
+            assert_eq!(defaults.html(values), None);
+            let sms = "Your FountainAI OTP: 123456\nIt expires at 2026-11-22T12:00:00Z. Asked for by kms.";
+            assert_eq!(defaults.sms(values), sms);
+            // One text message of the alphabet that all phones know, for names of a usual length.
+            assert!(sms.is_ascii() && sms.len() <= 160);
+        });
+        for (part, default) in [(Part::Subject, &SUBJECT), (Part::Text, &TEXT), (Part::Sms, &SMS)] {
+            assert_eq!(part.parse(&default.to_string()).as_ref(), Ok(&**default));
+        }
+    }
+
+    #[test]
+    fn a_context_is_shown_where_the_template_says_or_at_the_end() {
+        let context = Some("transfer 100 to <X>\r\nand more");
+        let placed =
+            templates(&[(Part::Text, "{{context}}: {{code}}"), (Part::Html, "<b>{{code}}</b> {{context}}")]);
+        let other = templates(&[
+            (Part::Text, "{{code}}"),
+            (Part::Html, "<body>{{code}}</body>"),
+            (Part::Sms, "{{code}}"),
+        ]);
+        with_values(context, |values| {
+            let shown = "transfer 100 to <X>  and more";
+            assert_eq!(placed.text(values), format!("{shown}: 123456"));
+            assert_eq!(placed.html(values).unwrap(), "<b>123456</b> transfer 100 to &lt;X&gt;  and more");
+            assert_eq!(other.text(values), format!("123456\nYou confirm: {shown}\n"));
+            assert_eq!(other.sms(values), format!("123456\nYou confirm: {shown}"));
+            assert_eq!(
+                other.html(values).unwrap(),
+                "<body>123456<p>You confirm: transfer 100 to &lt;X&gt;  and more</p>\n</body>"
+            );
+            assert!(MessageTemplates::default().text(values).ends_with(&format!("You confirm: {shown}\n")));
+        });
+        with_values(None, |values| assert_eq!(placed.text(values), ": 123456"));
+    }
+
+    #[test]
+    fn each_mistake_is_told_in_a_sentence() {
+        for (part, text, sentence) in [
+            (Part::Text, " \n", "must not be empty: leave it out to have the default"),
+            (Part::Text, "no code", "must contain {{code}}"),
+            (Part::Html, "<b>{{expires_at}}</b>", "must contain {{code}}"),
+            (Part::Sms, "{{service}}", "must contain {{code}}"),
+            (Part::Subject, "a\nb", "must be one line, without control characters"),
+            (Part::Subject, "a\rBcc: x", "must be one line, without control characters"),
+            (Part::Subject, "a\u{2028}b", "must be one line, without control characters"),
+            (
+                Part::Text,
+                "{{code}}\u{1b}[2J",
+                "must not contain control characters other than line breaks and tabs",
+            ),
+            (Part::Text, "{{code}", "has {{ without }} at character 1"),
+            (Part::Subject, &"x".repeat(201), "has 201 characters, at most 200 are allowed"),
+            (
+                Part::Sms,
+                "{{code}}{{username}}{{username}}{{username}}{{username}}{{username}}{{username}}",
+                "comes to 1680 characters with the longest values, and text messages have at most 1600",
+            ),
+        ] {
+            assert_eq!(part.parse(text).unwrap_err().to_string(), sentence, "{text:?}");
+        }
+        assert!(matches!(
+            Part::Text.parse("{{code}} {{otp}}"),
+            Err(PartError::Template(TemplateError::Unknown { position: 10 }))
+        ));
+    }
+
+    #[test]
+    fn a_subject_needs_no_code_and_a_text_may_have_lines_of_any_system() {
+        assert!(Part::Subject.parse("{{issuer}} for {{service}}").is_ok());
+        assert_eq!(Part::Text.parse("a\r\n\t{{code}}\r\n").unwrap().to_string(), "a\n\t{{code}}\n");
+    }
+}
