@@ -25,9 +25,17 @@ const MOST_THREADS: usize = 4;
 const LAST: Duration = Duration::from_millis(100);
 
 const VARIABLES: &str = "\
-Passwords of others come from the environment only:
+Passwords of others, and what stands beside them, come from the environment only:
   SMTP_PASSWORD  password of SMTP_USERNAME
   SECRET_KEY     the ecosystem's shared key for HS256 tokens, 32 bytes or more
+  TWILIO_ACCOUNT_SID, TWILIO_AUTH_TOKEN, and TWILIO_PHONE_NUMBER or TWILIO_MESSAGING_SERVICE_SID
+                 the account that text messages are sent with
+  TWILIO_API_URL, TWILIO_CA_FILE, TWILIO_ALLOW_HTTP
+                 somebody else who answers as Twilio does: address, CA certificates (PEM), and true for http
+  WEBHOOK_URL, WEBHOOK_SECRET, WEBHOOK_CA_FILE, WEBHOOK_ALLOW_HTTP
+                 receiver of signed webhooks, its secret (whsec_...), CA certificates (PEM), and true for http
+  MESSAGE_SUBJECT, MESSAGE_TEXT, MESSAGE_HTML, MESSAGE_SMS
+                 what messages say, with {{code}}, {{expires_at}}, {{issuer}}, {{username}}, {{service}}, {{context}}
 Variables may also stand in a file .env in the current directory; those of the environment win.
 There, a value with a $ needs single quotes.";
 
@@ -130,7 +138,7 @@ struct DevArguments {
     #[arg(long, env = "TWOFACTOR_CALLER", default_value = "dev")]
     caller: Caller,
 
-    /// Put codes into the answers of /auth/generate. On by default unless SMTP_SERVER is set
+    /// Put codes into the answers of /auth/generate. On by default unless there is a provider, such as SMTP_SERVER
     #[arg(long, env = "EXPOSE_CODES", value_name = "true|false", num_args = 0..=1, default_missing_value = "true")]
     expose_codes: Option<bool>,
 
@@ -183,7 +191,7 @@ pub fn start() -> Result<(), Box<dyn Error>> {
         Command::Dev(arguments) => {
             let realm = arguments.realm_options.realm(|name| std::env::var(name).ok())?;
             let options = DevOptions {
-                expose_codes: arguments.expose_codes.unwrap_or(!arguments.realm_options.sends_mail()),
+                expose_codes: arguments.expose_codes.unwrap_or(realm.providers.methods().is_empty()),
                 paths: arguments.paths,
                 redis_url: arguments.redis_url.filter(|url| !url.is_empty()),
                 master_key_file: arguments.master_key_file,

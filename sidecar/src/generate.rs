@@ -35,13 +35,19 @@ pub struct Generated {
 pub async fn generate(service: &Service, username: &Username, origin: &Origin) -> Result<Generated, Refusal> {
     let issued = within_bound(issue(service, username, origin)).await?;
     let (definition, realm) = (&issued.user.record.definition, &issued.realm.1);
-    let message = Message { code: &issued.code, expires_at: issued.expires_at, issuer: &realm.issuer };
-    let result = service.delivery.deliver(definition, realm, &message).await;
+    let message = Message {
+        code: &issued.code,
+        expires_at: issued.expires_at,
+        issuer: definition.issuer.as_ref().unwrap_or(&realm.issuer),
+        service: &service.caller,
+        context: None,
+        now: service.store.now(),
+    };
+    let result = service.deliver(definition, realm, &message).await;
     let event = match result {
         Ok(()) => Event::Sent,
         Err(_) => Event::Refused { asked_at: issued.asked_at },
     };
-    service.metrics.delivery(definition.delivery_method.name(), event.name());
     conclude(service, &issued.user, realm, origin, event).await;
     result.map_err(|error| Refusal::NotDelivered(error.reason()))?;
     Ok(Generated { code: issued.code, expires_at: issued.expires_at, channel: definition.delivery_method })

@@ -18,6 +18,7 @@ pub struct Metrics {
     durations: HistogramVec,
     decisions: IntCounterVec,
     deliveries: IntCounterVec,
+    delivery_durations: HistogramVec,
     refused_records: IntCounterVec,
     store_failures: IntCounterVec,
     store_answers: IntGaugeVec,
@@ -91,6 +92,15 @@ impl Metrics {
             &["route"],
         )?;
         registry.register(Box::new(durations.clone()))?;
+        let delivery_durations = HistogramVec::new(
+            HistogramOpts::new(
+                "twofactor_delivery_duration_seconds",
+                "Time until a provider took a code or it was known that it does not, by channel.",
+            )
+            .buckets(BUCKETS.to_vec()),
+            &["channel"],
+        )?;
+        registry.register(Box::new(delivery_durations.clone()))?;
         let build = IntGaugeVec::new(
             Opts::new("twofactor_build_info", "Always 1; the version is a label."),
             &["version"],
@@ -103,6 +113,7 @@ impl Metrics {
             durations,
             decisions,
             deliveries,
+            delivery_durations,
             refused_records,
             store_failures,
             store_answers,
@@ -130,8 +141,9 @@ impl Metrics {
     }
 
     /// A code was sent, or not.
-    pub fn delivery(&self, channel: &'static str, outcome: &'static str) {
+    pub fn delivery(&self, channel: &'static str, outcome: &'static str, took: Duration) {
         self.deliveries.with_label_values(&[channel, outcome]).inc();
+        self.delivery_durations.with_label_values(&[channel]).observe(took.as_secs_f64());
     }
 
     /// A record was there and not used.

@@ -2,7 +2,7 @@
 //! present value, which routes share.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use twofactor_core::decision::Undecided;
@@ -10,9 +10,10 @@ use twofactor_core::names::Caller;
 use twofactor_core::realm::RealmRecord;
 use twofactor_core::record::UserRecord;
 use twofactor_core::seal::Revision;
+use twofactor_core::user::UserDefinition;
 use twofactor_store::{Store, StoreError};
 
-use crate::delivery::Delivery;
+use crate::delivery::{Delivery, DeliveryError, Message};
 use crate::metrics::Metrics;
 use crate::records::{CurrentUser, Records};
 use crate::refusal::Refusal;
@@ -83,6 +84,23 @@ impl Service {
     #[must_use]
     pub fn can_send(&self, user: &UserRecord, realm: &RealmRecord) -> bool {
         user.seed.is_some() && self.delivery.can_reach(&user.definition, realm)
+    }
+
+    /// Sends a message to a user whom [`Service::can_send`] says it can be sent to, and counts that.
+    ///
+    /// # Errors
+    /// When the provider does not take it.
+    pub async fn deliver(
+        &self,
+        user: &UserDefinition,
+        realm: &RealmRecord,
+        message: &Message<'_>,
+    ) -> Result<(), DeliveryError> {
+        let began = Instant::now();
+        let result = self.delivery.deliver(user, realm, message).await;
+        let outcome = result.as_ref().map_or_else(DeliveryError::outcome, |()| "sent");
+        self.metrics.delivery(user.delivery_method.name(), outcome, began.elapsed());
+        result
     }
 
     /// What the next attempt is made with, after the store decided nothing on `user` for the reason `why`.

@@ -13,7 +13,8 @@ use twofactor_core::settings;
 
 /// Policy and providers of a realm that no operator takes care of.
 ///
-/// Passwords have no flags: command lines can be seen by everybody on the machine.
+/// Passwords have no flags: command lines can be seen by everybody on the machine. Nor have the other settings of text messages
+/// and webhooks, which stand beside them, and the texts of messages, which have lines.
 #[derive(Args)]
 pub struct RealmOptions {
     /// Shown in mails and in authenticator apps [default: FountainAI]
@@ -75,12 +76,6 @@ pub struct RealmOptions {
 }
 
 impl RealmOptions {
-    /// Whether there is a mail server to send codes through.
-    #[must_use]
-    pub fn sends_mail(&self) -> bool {
-        self.smtp_server.as_ref().is_some_and(|server| !server.is_empty())
-    }
-
     /// The realm that flags and environment describe; `environment` is asked for what has no flag.
     ///
     /// # Errors
@@ -90,6 +85,8 @@ impl RealmOptions {
             fs::read_to_string(path).map_err(|error| format!("SMTP_CA_FILE {}: {error}", path.display()))
         });
         let ca = ca.transpose()?;
+        let twilio_ca = certificates("TWILIO_CA_FILE", &environment)?;
+        let webhook_ca = certificates("WEBHOOK_CA_FILE", &environment)?;
         let variable = |name: &str| match name {
             "ISSUER" => self.issuer.clone(),
             "OTP_EXPIRATION_MINUTES" => self.otp_expiration_minutes.clone(),
@@ -104,9 +101,20 @@ impl RealmOptions {
             "SMTP_USERNAME" => self.smtp_username.clone(),
             "SMTP_FROM_EMAIL" => self.smtp_from_email.clone(),
             "SMTP_CA" => ca.clone(),
+            "TWILIO_CA" => twilio_ca.clone(),
+            "WEBHOOK_CA" => webhook_ca.clone(),
             "ALGORITHM" => self.algorithm.clone(),
             other => environment(other),
         };
         settings::realm(variable).map_err(|error| error.to_string())
     }
+}
+
+/// The content of the file that a variable names.
+fn certificates(
+    variable: &str,
+    environment: impl Fn(&str) -> Option<String>,
+) -> Result<Option<String>, String> {
+    let Some(path) = environment(variable).filter(|path| !path.is_empty()) else { return Ok(None) };
+    fs::read_to_string(&path).map(Some).map_err(|error| format!("{variable} {path}: {error}"))
 }

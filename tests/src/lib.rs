@@ -16,6 +16,7 @@ pub mod mail;
 pub mod operator;
 pub mod ports;
 pub mod process;
+pub mod provider;
 pub mod redis;
 pub mod scratch;
 pub mod sidecar;

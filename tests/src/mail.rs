@@ -46,6 +46,15 @@ pub enum MailStage {
     Data,
 }
 
+/// What is done at a stage in the place of an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MailTrouble {
+    /// Nothing, while the connection stays open.
+    Hang,
+    /// The connection is gone.
+    Drop,
+}
+
 /// A message that arrived.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Mail {
@@ -223,6 +232,25 @@ impl MailServer {
         };
         let fault = json!({ "stage": stage, "reply": reply, "times": times });
         self.ask("PUT", "/fault", &fault.to_string()).await;
+    }
+
+    /// From now on gives no answer at that stage, other than the login; `times` times, or until [`MailServer::heal`].
+    pub async fn go_silent(&self, stage: MailStage, trouble: MailTrouble, times: Option<u32>) {
+        let word = match trouble {
+            MailTrouble::Hang => "hang",
+            MailTrouble::Drop => "drop",
+        };
+        self.fail(stage, word, times).await;
+    }
+
+    /// How many connections there have been.
+    pub async fn connections(&self) -> u64 {
+        self.ask("GET", "/state", "").await["connections"].as_u64().expect("a number of connections")
+    }
+
+    /// Closes every connection, as servers do with idle ones.
+    pub async fn close_connections(&self) {
+        self.ask("DELETE", "/connections", "").await;
     }
 
     /// Takes the fault away.

@@ -1,15 +1,13 @@
 //! The console, for development. Enters: a message. Leaves: the same, on standard output.
 
-use twofactor_core::user::UserDefinition;
-
-use super::Message;
+use super::Order;
 
 /// Shows what would have been sent.
-pub(super) fn show(user: &UserDefinition, message: &Message<'_>) {
+pub(super) fn show(order: &Order<'_>) {
     say!(
         "[{} to {:?}] {}",
-        user.delivery_method.name(),
-        user.username.as_str(),
-        message.text().trim_end().replace('\n', " ")
+        order.user.delivery_method.name(),
+        order.user.username.as_str(),
+        order.realm.message.text(&order.values).trim_end().replace('\n', " ")
     );
 }

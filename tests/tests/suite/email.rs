@@ -4,17 +4,24 @@ use std::fs;
 use std::time::Duration;
 
 use tempfile::TempDir;
-use twofactor_tests::mail::{MailServer, MailStage, MailTls};
-use twofactor_tests::scratch;
+use twofactor_tests::mail::{MailServer, MailStage, MailTls, MailTrouble};
+use twofactor_tests::process::Launch;
 use twofactor_tests::sidecar::SidecarProcess;
+use twofactor_tests::{scratch, tools};
 
-const ALICE: &str = "apiVersion: twofactor.fountainai.io/v1alpha1\nkind: TwoFactorUser\nmetadata: { name: alice }\n\
-                     spec: { email: alice@example.org }\n";
+/// Each may ask once a minute.
+const PEOPLE: [&str; 6] = ["alice", "bob", "carol", "dave", "erin", "frank"];
 const BOUND: Duration = Duration::from_secs(10);
 
 async fn sidecar(mail: &MailServer, variables: &[(&str, &str)]) -> (SidecarProcess, TempDir) {
     let folder = scratch::folder("manifests");
-    fs::write(folder.path().join("users.yaml"), ALICE).unwrap();
+    let users = PEOPLE.map(|name| {
+        format!(
+            "apiVersion: twofactor.fountainai.io/v1alpha1\nkind: TwoFactorUser\nmetadata: {{ name: {name} }}\n\
+             spec: {{ email: {name}@example.org }}\n"
+        )
+    });
+    fs::write(folder.path().join("users.yaml"), users.join("---\n")).unwrap();
     let (path, port) = (folder.path().to_str().unwrap().to_owned(), mail.port().to_string());
     let ca = mail.ca_path().to_str().unwrap().to_owned();
     let mut builder = SidecarProcess::builder()
@@ -49,6 +56,8 @@ async fn a_code_arrives_over_starttls_with_the_contracts_text_and_is_accepted() 
     let code = lines.next().and_then(|line| line.strip_prefix("Your FountainAI OTP: ")).unwrap().to_owned();
     let expires = reply.json()["expires_at"].as_str().unwrap().to_owned();
     assert_eq!(lines.next(), Some(format!("It expires at {expires}.").as_str()));
+    assert_eq!(lines.next(), Some("It was asked for by dev."));
+    assert_eq!((message.html.as_str(), message.header("Auto-Submitted")), ("", Some("auto-generated")));
     assert_eq!(sidecar.api().verify("alice", &code).await.status, 200);
     assert!(!sidecar.process().output().contains(&code));
 }
@@ -91,8 +100,7 @@ async fn a_server_whose_certificate_is_not_trusted_is_not_given_a_code() {
     let stranger = MailServer::builder().tls(MailTls::StartTls).start().await;
     let ca = stranger.ca_path().to_str().unwrap().to_owned();
     let (sidecar, _folder) = sidecar(&mail, &[("SMTP_CA_FILE", &ca)]).await;
-    let reply = sidecar.api().generate("alice").await;
-    assert_eq!(reply.status, 502, "{}", reply.body);
+    assert_eq!(refused(&sidecar, "alice").await, "there is no trusted connection to the provider.");
     assert!(mail.messages().await.is_empty());
 }
 
@@ -135,4 +143,137 @@ async fn a_server_that_is_gone_or_hangs_is_a_refused_delivery_in_bounded_time() 
     mail.process().resume();
     mail.process().kill();
     assert_eq!(sidecar.api().generate("alice").await.status, 502);
+}
+
+/// What a refused generate says, within the time that a delivery has.
+async fn refused(sidecar: &SidecarProcess, username: &str) -> String {
+    let reply =
+        tokio::time::timeout(Duration::from_secs(12), sidecar.api().generate(username)).await.unwrap();
+    assert_eq!(reply.status, 502, "{}", reply.body);
+    let detail = reply.json()["detail"].as_str().unwrap().to_owned();
+    detail.strip_prefix("The OTP could not be delivered: ").unwrap().to_owned()
+}
+
+async fn delivered(sidecar: &SidecarProcess, username: &str) {
+    let reply = sidecar.api().generate(username).await;
+    assert_eq!(reply.status, 200, "{}", reply.body);
+}
+
+#[tokio::test]
+async fn a_connection_is_kept_for_the_next_delivery_until_the_server_closes_it() {
+    let mail = MailServer::builder().tls(MailTls::StartTls).login(LOGIN[0].1, LOGIN[1].1).start().await;
+    let (sidecar, _folder) = sidecar(&mail, &LOGIN).await;
+    delivered(&sidecar, "alice").await;
+    delivered(&sidecar, "bob").await;
+    assert_eq!(mail.connections().await, 1);
+    mail.close_connections().await;
+    // Whether the close is known already or not, the code arrives.
+    delivered(&sidecar, "carol").await;
+    assert_eq!((mail.connections().await, mail.messages().await.len()), (2, 3));
+    let metrics = sidecar.admin().get("/metrics").await.body;
+    assert!(metrics.contains(r#"twofactor_deliveries_total{channel="email",outcome="sent"} 3"#), "{metrics}");
+}
+
+#[tokio::test]
+async fn a_connection_that_a_delivery_was_given_up_on_is_never_used_again() {
+    let mail = MailServer::builder().tls(MailTls::StartTls).start().await;
+    let (sidecar, _folder) = sidecar(&mail, &[]).await;
+    delivered(&sidecar, "alice").await;
+    mail.go_silent(MailStage::Data, MailTrouble::Hang, Some(1)).await;
+    assert_eq!(refused(&sidecar, "bob").await, "the provider did not answer in time.");
+    assert_eq!(mail.connections().await, 1);
+    delivered(&sidecar, "carol").await;
+    assert_eq!(mail.connections().await, 2, "the one that hangs still owes an answer");
+    let receivers: Vec<_> = mail.messages().await.into_iter().flat_map(|mail| mail.to).collect();
+    assert_eq!(receivers, ["alice@example.org", "carol@example.org"]);
+}
+
+#[tokio::test]
+async fn a_server_that_goes_away_in_the_middle_is_told_and_nothing_is_sent_twice() {
+    let mail = MailServer::builder().tls(MailTls::StartTls).start().await;
+    let (sidecar, _folder) = sidecar(&mail, &[]).await;
+    let stages = [MailStage::Mail, MailStage::Rcpt, MailStage::Data];
+    for (number, stage) in stages.into_iter().enumerate() {
+        mail.go_silent(stage, MailTrouble::Drop, Some(1)).await;
+        assert_eq!(refused(&sidecar, PEOPLE[2 * number]).await, "the provider broke off.", "{stage:?}");
+        let attempts = mail.attempts().await;
+        delivered(&sidecar, PEOPLE[2 * number + 1]).await;
+        assert_eq!(mail.attempts().await, attempts + 1, "{stage:?}");
+        // Without a kept connection, whose end would be a reason for another try.
+        mail.close_connections().await;
+        if stage == MailStage::Mail {
+            assert_eq!(attempts, 1, "a new connection that breaks is not tried again");
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_a_server_puts_off_is_told_apart_from_what_it_refuses() {
+    let mail = MailServer::builder().tls(MailTls::StartTls).start().await;
+    let (sidecar, _folder) = sidecar(&mail, &[]).await;
+    for (stage, person) in [(MailStage::Mail, "alice"), (MailStage::Rcpt, "bob"), (MailStage::Data, "carol")]
+    {
+        mail.fail(stage, "451 4.3.0 carol@example.org later", None).await;
+        assert_eq!(refused(&sidecar, person).await, "the provider cannot take it at the moment.");
+    }
+    mail.heal().await;
+    delivered(&sidecar, "dave").await;
+    let metrics = sidecar.admin().get("/metrics").await.body;
+    assert!(metrics.contains(r#"{channel="email",outcome="deferred"} 3"#), "{metrics}");
+    assert!(!sidecar.process().output().contains("example.org later"));
+}
+
+#[tokio::test]
+async fn plain_smtp_is_used_only_when_it_is_asked_for_in_so_many_words_and_said_in_the_log() {
+    let mail = MailServer::builder().tls(MailTls::Plain).start().await;
+    let (careful, _folder) = sidecar(&mail, &[]).await;
+    assert_eq!(refused(&careful, "alice").await, "there is no trusted connection to the provider.");
+    let (plain, _folder) = sidecar(&mail, &[("SMTP_SECURITY", "plain")]).await;
+    delivered(&plain, "alice").await;
+    assert!(!mail.wait_for_message("alice@example.org", BOUND).await.tls);
+    assert!(plain.process().output().contains("in clear, because SMTP_SECURITY is plain"));
+}
+
+#[tokio::test]
+async fn texts_of_ones_own_are_filled_in_and_html_comes_beside_the_text() {
+    let mail = MailServer::builder().tls(MailTls::StartTls).start().await;
+    let (sidecar, _folder) = sidecar(
+        &mail,
+        &[
+            ("ISSUER", "Zoë & <Sons>"),
+            ("MESSAGE_SUBJECT", "{{issuer}}: a code for {{service}}"),
+            ("MESSAGE_TEXT", "Hello {{username}},\n.\nyour code is {{code}}"),
+            ("MESSAGE_HTML", "<html><body><b>{{code}}</b> from {{issuer}}</body></html>"),
+        ],
+    )
+    .await;
+    delivered(&sidecar, "alice").await;
+    let message = mail.wait_for_message("alice@example.org", BOUND).await;
+    assert_eq!(message.subject(), "Zoë & <Sons>: a code for dev");
+    let code = message.text.trim_end().rsplit(' ').next().unwrap();
+    assert_eq!(
+        message.text.trim_end().replace("\r\n", "\n"),
+        format!("Hello alice,\n.\nyour code is {code}")
+    );
+    let html = format!("<html><body><b>{code}</b> from Zoë &amp; &lt;Sons&gt;</body></html>");
+    assert_eq!(message.html.trim_end(), html);
+    assert_eq!(sidecar.api().verify("alice", code).await.status, 200);
+}
+
+#[tokio::test]
+async fn a_text_that_cannot_be_a_message_is_refused_at_the_start() {
+    for (variable, text, sentence) in [
+        ("MESSAGE_TEXT", "no code", "MESSAGE_TEXT must contain {{code}}"),
+        ("MESSAGE_SUBJECT", "two\nlines", "MESSAGE_SUBJECT must be one line"),
+        ("MESSAGE_HTML", "{{code}} {{password}}", "MESSAGE_HTML has a placeholder at character 10"),
+        ("MESSAGE_SMS", "{{code", "MESSAGE_SMS has {{ without }} at character 1"),
+    ] {
+        let process = Launch::new(tools::project_binary("twofactor-sidecar"))
+            .isolated()
+            .args(["dev", "/nowhere", "--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"])
+            .env(variable, text)
+            .start();
+        assert!(!process.wait_exit(BOUND).await.success());
+        assert!(process.stderr().contains(sentence), "{}", process.stderr());
+    }
 }

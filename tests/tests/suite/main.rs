@@ -15,5 +15,7 @@ mod operator;
 mod races;
 mod redis_store;
 mod serve;
+mod sms;
 mod standards;
+mod webhook_delivery;
 mod world;

@@ -5,6 +5,7 @@ switchable faults. On start it prints one line of JSON with its ports: {"smtp": 
 """
 
 import argparse
+import asyncio
 import email
 import email.policy
 import json
@@ -26,6 +27,9 @@ class Mailbox:
         self.messages = []
         self.attempts = 0
         self.fault = None
+        # How many connections there have been, and those that are open.
+        self.connections = 0
+        self.sessions = set()
 
     def reply_for(self, stage):
         with self.lock:
@@ -39,14 +43,32 @@ class Mailbox:
             return fault["reply"]
 
 
+    def close_all(self):
+        with self.lock:
+            sessions, self.sessions = self.sessions, set()
+        for session in sessions:
+            if session.transport is not None:
+                session.loop.call_soon_threadsafe(session.transport.close)
+
+
 class Handler:
     def __init__(self, mailbox):
         self.mailbox = mailbox
 
+    async def fault(self, server, stage):
+        """The reply to give in the place of a proper one. No reply is a fault as well."""
+        reply = self.mailbox.reply_for(stage)
+        if reply == "hang":
+            await asyncio.sleep(3600)
+        elif reply == "drop":
+            server.transport.abort()
+            return "421 gone"
+        return reply
+
     async def handle_MAIL(self, server, session, envelope, address, options):
         with self.mailbox.lock:
             self.mailbox.attempts += 1
-        fault = self.mailbox.reply_for("mail")
+        fault = await self.fault(server, "mail")
         if fault:
             return fault
         # aiosmtpd leaves these two to a handler that takes the command over.
@@ -55,14 +77,14 @@ class Handler:
         return "250 OK"
 
     async def handle_RCPT(self, server, session, envelope, address, options):
-        fault = self.mailbox.reply_for("rcpt")
+        fault = await self.fault(server, "rcpt")
         if fault:
             return fault
         envelope.rcpt_tos.append(address)
         return "250 OK"
 
     async def handle_DATA(self, server, session, envelope):
-        fault = self.mailbox.reply_for("data")
+        fault = await self.fault(server, "data")
         if fault:
             return fault
         raw = envelope.content
@@ -99,14 +121,19 @@ def rest(mailbox):
         def do_GET(self):
             with mailbox.lock:
                 messages, attempts, fault = list(mailbox.messages), mailbox.attempts, mailbox.fault
+                connections = mailbox.connections
             if self.path == "/messages":
                 self.answer(200, messages)
             elif self.path == "/state":
-                self.answer(200, {"messages": len(messages), "attempts": attempts, "fault": fault})
+                self.answer(200, {"messages": len(messages), "attempts": attempts, "fault": fault,
+                                  "connections": connections})
             else:
                 self.answer(404, {"error": "not found"})
 
         def do_DELETE(self):
+            if self.path == "/connections":
+                mailbox.close_all()
+                return self.answer(200, {})
             if self.path not in ("/messages", "/fault"):
                 return self.answer(404, {"error": "not found"})
             with mailbox.lock:
@@ -122,8 +149,10 @@ def rest(mailbox):
             try:
                 wanted = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 stage, reply, times = wanted["stage"], wanted["reply"], wanted.get("times")
-                if stage not in ("auth", "mail", "rcpt", "data") or not reply[:3].isdigit():
-                    raise ValueError("stage is auth, mail, rcpt or data; reply begins with its code")
+                stages = ("auth", "mail", "rcpt", "data")
+                silent = reply in ("hang", "drop") and stage != "auth"
+                if stage not in stages or not (silent or reply[:3].isdigit()):
+                    raise ValueError("stage is auth, mail, rcpt or data; reply begins with its code, or is hang or drop")
             except (ValueError, KeyError, TypeError) as error:
                 return self.answer(400, {"error": str(error)})
             with mailbox.lock:
@@ -136,7 +165,19 @@ def rest(mailbox):
     return Rest
 
 
+def closed(session):
+    return session.transport is not None and session.transport.is_closing()
+
+
 class Server(Controller):
+    def factory(self):
+        session = super().factory()
+        mailbox = self.handler.mailbox
+        with mailbox.lock:
+            mailbox.connections += 1
+            mailbox.sessions = {known for known in mailbox.sessions if not closed(known)} | {session}
+        return session
+
     def _trigger_server(self):
         # aiosmtpd connects to the port it was given to see that it answers, which fails for port 0.
         self.port = self.server.sockets[0].getsockname()[1]
@@ -184,6 +225,9 @@ def main():
     server = Server(Handler(mailbox), hostname=options.listen, port=options.smtp_port,
                     ssl_context=context if options.tls == "implicit" else None, **smtp)
     server.start()
+    with mailbox.lock:
+        # The start was one of the controller's own.
+        mailbox.connections = 0
     http = ThreadingHTTPServer((options.listen, options.http_port), rest(mailbox))
     print(json.dumps({"smtp": server.port, "http": http.server_address[1]}), flush=True)
     try:

@@ -1,0 +1,137 @@
+//! HTTP, as channels need it. Enters: an endpoint and a request. Leaves: a status and a short body, or why there is none.
+//!
+//! Redirects are never followed: a code goes where the realm says, and nowhere else. Nor is a proxy of the environment used.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwapOption;
+use reqwest::redirect::Policy;
+use reqwest::{Certificate, Client, RequestBuilder, StatusCode};
+use twofactor_core::provider::Endpoint;
+
+use super::CONNECT_TIMEOUT;
+use super::error::{DeliveryError, cause, is_about_trust};
+
+/// For a connection to be kept without a request. Some servers close theirs after five seconds, and a request that meets such
+/// a close may or may not have been carried out.
+const IDLE: Duration = Duration::from_secs(4);
+/// Connections that are kept.
+const MOST_IDLE: usize = 8;
+/// The longest answer that is read.
+const LONGEST_ANSWER: usize = 64 * 1024;
+
+/// The client of one endpoint, made when it is needed first: the system's certificates take a while to be read.
+#[derive(Debug, Default)]
+pub(super) struct HttpClient {
+    current: ArcSwapOption<(Endpoint, Client)>,
+}
+
+/// What came back.
+pub(super) struct Answer {
+    pub(super) status: StatusCode,
+    /// Nothing when it was too long, or broke off.
+    pub(super) body: Option<Vec<u8>>,
+}
+
+impl HttpClient {
+    /// A client for requests to `endpoint`.
+    pub(super) async fn of(&self, endpoint: &Endpoint) -> Result<Client, DeliveryError> {
+        if let Some(current) = self.current.load_full()
+            && current.0 == *endpoint
+        {
+            return Ok(current.1.clone());
+        }
+        let wanted = endpoint.clone();
+        let built = tokio::task::spawn_blocking(move || build(&wanted)).await;
+        let client = built.unwrap_or(Err(DeliveryError::Misconfigured("no HTTP client could be made")))?;
+        self.current.store(Some(Arc::new((endpoint.clone(), client.clone()))));
+        Ok(client)
+    }
+}
+
+fn build(endpoint: &Endpoint) -> Result<Client, DeliveryError> {
+    let mut builder = Client::builder()
+        .connect_timeout(CONNECT_TIMEOUT)
+        .https_only(!endpoint.is_in_clear())
+        .no_proxy()
+        .pool_idle_timeout(IDLE)
+        .pool_max_idle_per_host(MOST_IDLE)
+        .redirect(Policy::none())
+        .referer(false)
+        .user_agent(concat!("fountainai-2fa/", env!("CARGO_PKG_VERSION")));
+    if let Some(bundle) = &endpoint.ca_certificates {
+        let wrong = |_| DeliveryError::Misconfigured("the CA certificates are not PEM");
+        builder = builder.tls_certs_only(Certificate::from_pem_bundle(bundle.as_bytes()).map_err(wrong)?);
+    }
+    builder.build().map_err(|_| DeliveryError::Misconfigured("TLS towards the provider"))
+}
+
+/// Sends a request and reads what comes back.
+pub(super) async fn send(request: RequestBuilder) -> Result<Answer, DeliveryError> {
+    let mut response = request.send().await.map_err(|error| classify(&error))?;
+    let status = response.status();
+    let mut body = Some(Vec::new());
+    loop {
+        match response.chunk().await {
+            Ok(Some(chunk)) => match &mut body {
+                Some(read) if read.len() + chunk.len() <= LONGEST_ANSWER => read.extend_from_slice(&chunk),
+                _ => {
+                    body = None;
+                    break;
+                }
+            },
+            Ok(None) => break,
+            Err(_) => {
+                body = None;
+                break;
+            }
+        }
+    }
+    Ok(Answer { status, body })
+}
+
+/// What an answer other than a success means. `detail` is something that is safe to be logged.
+pub(super) fn refusal(status: StatusCode, detail: &str) -> DeliveryError {
+    let said = format!("HTTP {}{detail}", status.as_u16());
+    match status.as_u16() {
+        401 | 403 => DeliveryError::Misconfigured("it does not accept the credentials"),
+        300..=399 => DeliveryError::Refused(format!("{said}; redirects are not followed")),
+        429 | 500..=599 => DeliveryError::Deferred(said),
+        _ => DeliveryError::Refused(said),
+    }
+}
+
+/// The address is not repeated: it may hold a secret.
+fn classify(error: &reqwest::Error) -> DeliveryError {
+    if is_about_trust(error) {
+        DeliveryError::Untrusted(cause(error))
+    } else if error.is_builder() {
+        DeliveryError::Misconfigured("no request to the provider could be made")
+    } else if error.is_connect() {
+        DeliveryError::Unreachable(cause(error))
+    } else {
+        DeliveryError::Broken(cause(error))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_status_means_is_one_of_a_few_words() {
+        for (status, outcome) in [
+            (301, "refused"),
+            (400, "refused"),
+            (401, "misconfigured"),
+            (403, "misconfigured"),
+            (410, "refused"),
+            (429, "deferred"),
+            (500, "deferred"),
+            (503, "deferred"),
+        ] {
+            assert_eq!(refusal(StatusCode::from_u16(status).unwrap(), "").outcome(), outcome, "{status}");
+        }
+    }
+}

@@ -1,0 +1,260 @@
+//! Connections to a mail server (RFC 5321), with STARTTLS (RFC 3207) or implicit TLS (RFC 8314). Enters: an envelope and a
+//! mail. Leaves: the mail, accepted by the server.
+//!
+//! A connection is kept for the next delivery only when the last one came to its good end. One that was cancelled, timed
+//! out or broke off would answer the next delivery with what belongs to the last, so it is never seen again: whoever uses
+//! a connection owns it, and gives it back at the very end.
+
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+use lettre::address::Envelope;
+use lettre::transport::smtp::Error as SmtpError;
+use lettre::transport::smtp::authentication::{Credentials, Mechanism};
+use lettre::transport::smtp::client::{AsyncSmtpConnection, Certificate, CertificateStore, TlsParameters};
+use lettre::transport::smtp::commands::{Data, Mail, Rcpt};
+use lettre::transport::smtp::extension::{ClientId, Extension, MailBodyParameter, MailParameter};
+use twofactor_core::provider::{SmtpSecurity, SmtpSettings};
+
+use super::CONNECT_TIMEOUT;
+use super::error::{DeliveryError, cause, is_about_trust};
+
+/// For a connection to be kept without a delivery: shorter than mail servers wait.
+const IDLE: Duration = Duration::from_secs(20);
+/// Connections that are kept.
+const MOST_IDLE: usize = 4;
+/// Deliveries over one connection: mail servers have limits of their own, and this is below them.
+const MOST_DELIVERIES: u32 = 50;
+/// For a server to take leave.
+const FAREWELL: Duration = Duration::from_secs(1);
+
+/// A mail server, and connections to it.
+pub(super) struct MailServer {
+    host: String,
+    port: u16,
+    security: SmtpSecurity,
+    tls: Option<TlsParameters>,
+    credentials: Option<Credentials>,
+    idle: Arc<Idle>,
+}
+
+/// Connections that wait for their next delivery.
+#[derive(Default)]
+struct Idle(Mutex<Vec<Kept>>);
+
+/// A connection between two deliveries, or in one.
+struct Kept {
+    connection: AsyncSmtpConnection,
+    deliveries: u32,
+    since: Instant,
+}
+
+impl MailServer {
+    /// A server as `settings` name it. There is no connection yet.
+    pub(super) fn new(settings: &SmtpSettings) -> Result<Self, DeliveryError> {
+        let tls = match settings.security {
+            SmtpSecurity::Plain => None,
+            SmtpSecurity::Starttls | SmtpSecurity::Implicit => Some(tls_parameters(settings)?),
+        };
+        let credentials = settings.username.clone().map(|username| {
+            let password = settings.password.as_ref().map(|password| password.expose_secret().to_owned());
+            Credentials::new(username, password.unwrap_or_default())
+        });
+        Ok(Self {
+            host: settings.server.clone(),
+            port: settings.port,
+            security: settings.security,
+            tls,
+            credentials,
+            idle: Arc::default(),
+        })
+    }
+
+    /// Sends a mail, over a connection that is there or over a new one.
+    pub(super) async fn send(&self, envelope: &Envelope, mail: &[u8]) -> Result<(), DeliveryError> {
+        let (mut kept, is_new) = match self.idle.take() {
+            Some(kept) => (kept, false),
+            None => (self.connect().await?, true),
+        };
+        match begin(&mut kept.connection, envelope, mail).await {
+            Err(Failed::Smtp(error)) if !is_new && is_over(&error) => {
+                // The server has closed it meanwhile, and those beside it most likely, too. Nothing has been sent.
+                self.idle.clear();
+                kept = self.connect().await?;
+                begin(&mut kept.connection, envelope, mail).await?;
+            }
+            begun => begun?,
+        }
+        let connection = &mut kept.connection;
+        for to in envelope.to() {
+            connection.command(Rcpt::new(to.clone(), Vec::new())).await.map_err(Failed::Smtp)?;
+        }
+        connection.command(Data).await.map_err(Failed::Smtp)?;
+        connection.message(mail).await.map_err(Failed::Smtp)?;
+        kept.deliveries += 1;
+        self.idle.keep(kept);
+        Ok(())
+    }
+
+    /// A new connection, ready for a mail. Whatever goes wrong here, nothing has been sent.
+    async fn connect(&self) -> Result<Kept, DeliveryError> {
+        let name = ClientId::default();
+        let wrapped = self.tls.clone().filter(|_| self.security == SmtpSecurity::Implicit);
+        let address = (self.host.as_str(), self.port);
+        let connected =
+            AsyncSmtpConnection::connect_tokio1(address, Some(CONNECT_TIMEOUT), &name, wrapped, None).await;
+        let mut connection = connected.map_err(|error| not_connected(&error))?;
+        if let (SmtpSecurity::Starttls, Some(tls)) = (self.security, &self.tls) {
+            if !connection.can_starttls() {
+                return Err(DeliveryError::Untrusted("the mail server offers no STARTTLS".to_owned()));
+            }
+            connection.starttls(tls.clone(), &name).await.map_err(|error| not_connected(&error))?;
+        }
+        if let Some(credentials) = &self.credentials {
+            let mechanisms = [Mechanism::Plain, Mechanism::Login];
+            connection.auth(&mechanisms, credentials).await.map_err(|error| {
+                if error.is_permanent() {
+                    DeliveryError::Misconfigured(
+                        "the mail server does not accept SMTP_USERNAME and SMTP_PASSWORD",
+                    )
+                } else if error.is_client() {
+                    DeliveryError::Misconfigured("the mail server offers no way to log in that is known here")
+                } else {
+                    not_connected(&error)
+                }
+            })?;
+        }
+        Ok(Kept { connection, deliveries: 0, since: Instant::now() })
+    }
+}
+
+/// What went wrong once there was a connection.
+enum Failed {
+    Smtp(SmtpError),
+    /// The server cannot take such a mail.
+    Unable(&'static str),
+}
+
+/// Announces a mail.
+async fn begin(connection: &mut AsyncSmtpConnection, envelope: &Envelope, mail: &[u8]) -> Result<(), Failed> {
+    let mut options = Vec::new();
+    let server = connection.server_info();
+    let is_ascii = |address: &lettre::Address| address.to_string().is_ascii();
+    if !envelope.from().is_none_or(is_ascii) || !envelope.to().iter().all(is_ascii) {
+        if !server.supports_feature(Extension::SmtpUtfEight) {
+            return Err(Failed::Unable("an address is not ASCII, and the mail server has no SMTPUTF8"));
+        }
+        options.push(MailParameter::SmtpUtfEight);
+    }
+    if !mail.is_ascii() {
+        if !server.supports_feature(Extension::EightBitMime) {
+            return Err(Failed::Unable("the mail is not ASCII, and the mail server has no 8BITMIME"));
+        }
+        options.push(MailParameter::Body(MailBodyParameter::EightBitMime));
+    }
+    connection.command(Mail::new(envelope.from().cloned(), options)).await.map_err(Failed::Smtp)?;
+    Ok(())
+}
+
+/// Whether the server has left: by closing the connection, or with 421.
+fn is_over(error: &SmtpError) -> bool {
+    error.status().is_none_or(|status| u16::from(status) == 421)
+}
+
+impl From<Failed> for DeliveryError {
+    /// The status goes to the log; the server's own words, which may repeat an address, do not.
+    fn from(failed: Failed) -> Self {
+        let error = match failed {
+            Failed::Unable(why) => return Self::Refused(why.to_owned()),
+            Failed::Smtp(error) => error,
+        };
+        let status = error.status().map_or_else(String::new, |status| format!("SMTP {status}"));
+        if error.is_permanent() {
+            Self::Refused(status)
+        } else if error.is_transient() {
+            Self::Deferred(status)
+        } else {
+            Self::Broken(cause(&error))
+        }
+    }
+}
+
+fn not_connected(error: &SmtpError) -> DeliveryError {
+    let status = error.status().map_or_else(String::new, |status| format!("SMTP {status}"));
+    if is_about_trust(error) {
+        DeliveryError::Untrusted(cause(error))
+    } else if error.is_permanent() {
+        DeliveryError::Refused(status)
+    } else if error.is_transient() {
+        DeliveryError::Deferred(status)
+    } else {
+        DeliveryError::Unreachable(cause(error))
+    }
+}
+
+fn tls_parameters(settings: &SmtpSettings) -> Result<TlsParameters, DeliveryError> {
+    let mut builder = TlsParameters::builder(settings.server.clone());
+    if let Some(bundle) = &settings.ca_certificates {
+        let wrong = |_| DeliveryError::Misconfigured("the mail server's CA certificates are not PEM");
+        builder = builder
+            .certificate_store(CertificateStore::None)
+            .add_root_certificate(Certificate::from_pem(bundle.as_bytes()).map_err(wrong)?);
+    }
+    builder.build_rustls().map_err(|_| DeliveryError::Misconfigured("TLS towards the mail server"))
+}
+
+impl Idle {
+    /// The connection that was used last, if it is not too old.
+    fn take(&self) -> Option<Kept> {
+        self.connections().pop_if(|kept| kept.since.elapsed() < IDLE)
+    }
+
+    /// Keeps a connection after a delivery, while there is room.
+    fn keep(self: &Arc<Self>, kept: Kept) {
+        let mut connections = self.connections();
+        if connections.len() >= MOST_IDLE || kept.deliveries >= MOST_DELIVERIES {
+            drop(connections);
+            tokio::spawn(take_leave(kept));
+            return;
+        }
+        if connections.is_empty() {
+            tokio::spawn(clean_up(Arc::downgrade(self)));
+        }
+        connections.push(Kept { since: Instant::now(), ..kept });
+    }
+
+    fn clear(&self) {
+        self.connections().clear();
+    }
+
+    fn connections(&self) -> MutexGuard<'_, Vec<Kept>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Takes leave of connections that nobody needs any more, until there is none.
+async fn clean_up(idle: Weak<Idle>) {
+    loop {
+        tokio::time::sleep(IDLE).await;
+        let Some(idle) = idle.upgrade() else { return };
+        let old: Vec<Kept> = idle.connections().extract_if(.., |kept| kept.since.elapsed() >= IDLE).collect();
+        for kept in old {
+            take_leave(kept).await;
+        }
+        // Whoever keeps the next one begins anew.
+        if idle.connections().is_empty() {
+            return;
+        }
+    }
+}
+
+async fn take_leave(mut kept: Kept) {
+    let _ = tokio::time::timeout(FAREWELL, kept.connection.quit()).await;
+}
+
+impl fmt::Debug for MailServer {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("MailServer(redacted)")
+    }
+}

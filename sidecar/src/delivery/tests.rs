@@ -1,0 +1,132 @@
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use tokio::sync::Notify;
+use twofactor_core::totp::TotpParameters;
+
+use super::*;
+
+/// A channel of a test's: it does what it is told, and counts.
+#[derive(Clone, Debug)]
+struct Scripted {
+    does: Does,
+    calls: Arc<AtomicUsize>,
+    release: Arc<Notify>,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Does {
+    Succeed,
+    FailToConnect,
+    BreakOff,
+    WaitForRelease,
+}
+
+impl Scripted {
+    fn new(does: Does) -> Self {
+        Self { does, calls: Arc::default(), release: Arc::default() }
+    }
+
+    fn calls(&self) -> usize {
+        self.calls.load(Ordering::SeqCst)
+    }
+}
+
+impl Channel for Scripted {
+    fn method(&self) -> DeliveryMethod {
+        DeliveryMethod::Webhook
+    }
+
+    fn can_reach(&self, _: &UserDefinition, _: &RealmRecord) -> bool {
+        true
+    }
+
+    fn send<'a>(&'a self, order: &'a Order<'a>) -> Sending<'a> {
+        Box::pin(async move {
+            assert_eq!(order.values.service, "kms");
+            self.calls.fetch_add(1, Ordering::SeqCst);
+            match self.does {
+                Does::Succeed => Ok(()),
+                Does::FailToConnect => Err(DeliveryError::Unreachable("refused".to_owned())),
+                Does::BreakOff => Err(DeliveryError::Broken("reset".to_owned())),
+                Does::WaitForRelease => {
+                    self.release.notified().await;
+                    Ok(())
+                }
+            }
+        })
+    }
+}
+
+fn user(method: DeliveryMethod) -> UserDefinition {
+    UserDefinition {
+        username: "alice".parse().unwrap(),
+        enabled: true,
+        delivery_method: method,
+        email: None,
+        phone_number: None,
+        totp: TotpParameters::default(),
+        issuer: None,
+    }
+}
+
+async fn deliver(delivery: &Delivery, method: DeliveryMethod) -> Result<(), DeliveryError> {
+    let (code, service) = (Code::parse("123456").unwrap(), "kms".parse().unwrap());
+    let message = Message {
+        code: &code,
+        expires_at: UnixMillis::new(0),
+        issuer: "FountainAI",
+        service: &service,
+        context: None,
+        now: UnixMillis::new(0),
+    };
+    delivery.deliver(&user(method), &RealmRecord::default(), &message).await
+}
+
+#[tokio::test]
+async fn a_channel_is_one_more_line() {
+    let channel = Scripted::new(Does::Succeed);
+    let delivery = Delivery::over(vec![Box::new(channel.clone())], false);
+    assert!(delivery.can_reach(&user(DeliveryMethod::Webhook), &RealmRecord::default()));
+    assert!(!delivery.can_reach(&user(DeliveryMethod::Sms), &RealmRecord::default()));
+    assert!(deliver(&delivery, DeliveryMethod::Webhook).await.is_ok());
+    assert_eq!(deliver(&delivery, DeliveryMethod::Sms).await.unwrap_err().outcome(), "misconfigured");
+    assert_eq!(channel.calls(), 1);
+}
+
+#[tokio::test]
+async fn there_is_one_more_try_where_nothing_can_have_been_sent_and_nowhere_else() {
+    for (does, calls, outcome) in [(Does::FailToConnect, 2, "unreachable"), (Does::BreakOff, 1, "broken-off")]
+    {
+        let channel = Scripted::new(does);
+        let delivery = Delivery::over(vec![Box::new(channel.clone())], false);
+        assert_eq!(deliver(&delivery, DeliveryMethod::Webhook).await.unwrap_err().outcome(), outcome);
+        assert_eq!(channel.calls(), calls);
+    }
+}
+
+#[tokio::test]
+async fn what_would_have_to_queue_is_refused_at_once() {
+    let channel = Scripted::new(Does::WaitForRelease);
+    let delivery = Arc::new(Delivery::over(vec![Box::new(channel.clone())], false));
+    let mut tasks = tokio::task::JoinSet::new();
+    for _ in 0..MOST_IN_FLIGHT {
+        let delivery = delivery.clone();
+        tasks.spawn(async move { deliver(&delivery, DeliveryMethod::Webhook).await.is_ok() });
+    }
+    while channel.calls() < MOST_IN_FLIGHT {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(deliver(&delivery, DeliveryMethod::Webhook).await.unwrap_err().outcome(), "overloaded");
+    channel.release.notify_waiters();
+    assert!(tasks.join_all().await.into_iter().all(|sent| sent));
+    channel.release.notify_one();
+    assert!(deliver(&delivery, DeliveryMethod::Webhook).await.is_ok());
+}
+
+#[tokio::test]
+async fn an_authenticators_code_is_never_sent() {
+    let delivery = Delivery::new(true);
+    assert!(!delivery.can_reach(&user(DeliveryMethod::App), &RealmRecord::default()));
+    assert!(deliver(&delivery, DeliveryMethod::App).await.is_err());
+}
