@@ -23,7 +23,10 @@ const VARIABLES: &str = "\
 Policy and providers, which sidecars get from the operator, come from the environment:
   ISSUER                 shown in mails and authenticator apps [default: FountainAI]
   OTP_EXPIRATION_MINUTES minutes for which a delivered code is accepted, 1 to 10 [default: 5]
-  SMTP_SERVER, SMTP_PORT, SMTP_SECURITY, SMTP_USERNAME, SMTP_PASSWORD, SMTP_FROM_EMAIL
+  SMTP_SERVER, SMTP_PORT, SMTP_SECURITY, SMTP_USERNAME, SMTP_PASSWORD, SMTP_FROM_EMAIL, SMTP_CA
+  TWILIO_ACCOUNT_SID, TWILIO_AUTH_TOKEN, TWILIO_PHONE_NUMBER or TWILIO_MESSAGING_SERVICE_SID, TWILIO_API_URL, TWILIO_CA
+  WEBHOOK_URL, WEBHOOK_SECRET, WEBHOOK_CA
+  MESSAGE_SUBJECT, MESSAGE_TEXT, MESSAGE_HTML, MESSAGE_SMS
 The API server is found as kubectl finds it: KUBECONFIG, or the service account of the pod.";
 
 /// Turns TwoFactorUser resources into Secrets with seeds, and publishes them to the sidecars

@@ -61,7 +61,7 @@ metadata:
 {{/* The Secret with the providers, or nothing. */}}
 {{- define "twofactor.providers" -}}
 {{- if .Values.providers.existingSecret }}{{ .Values.providers.existingSecret }}
-{{- else if or .Values.smtp.server .Values.twilio.accountSid }}{{ .Values.name }}-providers
+{{- else if or .Values.smtp.server .Values.twilio.accountSid .Values.codesWebhook.url }}{{ .Values.name }}-providers
 {{- end }}
 {{- end }}
 

@@ -6,6 +6,8 @@
 mod console;
 mod email;
 mod error;
+#[cfg(test)]
+mod example;
 mod http;
 mod sms;
 mod smtp;

@@ -41,7 +41,14 @@ pub(super) struct MailServer {
 
 /// Connections that wait for their next delivery.
 #[derive(Default)]
-struct Idle(Mutex<Vec<Kept>>);
+struct Idle(Mutex<Waiting>);
+
+#[derive(Default)]
+struct Waiting {
+    connections: Vec<Kept>,
+    /// Whether somebody takes leave of old ones.
+    is_cleaned: bool,
+}
 
 /// A connection between two deliveries, or in one.
 struct Kept {
@@ -207,28 +214,28 @@ fn tls_parameters(settings: &SmtpSettings) -> Result<TlsParameters, DeliveryErro
 impl Idle {
     /// The connection that was used last, if it is not too old.
     fn take(&self) -> Option<Kept> {
-        self.connections().pop_if(|kept| kept.since.elapsed() < IDLE)
+        self.waiting().connections.pop_if(|kept| kept.since.elapsed() < IDLE)
     }
 
     /// Keeps a connection after a delivery, while there is room.
     fn keep(self: &Arc<Self>, kept: Kept) {
-        let mut connections = self.connections();
-        if connections.len() >= MOST_IDLE || kept.deliveries >= MOST_DELIVERIES {
-            drop(connections);
+        let mut waiting = self.waiting();
+        if waiting.connections.len() >= MOST_IDLE || kept.deliveries >= MOST_DELIVERIES {
+            drop(waiting);
             tokio::spawn(take_leave(kept));
             return;
         }
-        if connections.is_empty() {
+        waiting.connections.push(Kept { since: Instant::now(), ..kept });
+        if !std::mem::replace(&mut waiting.is_cleaned, true) {
             tokio::spawn(clean_up(Arc::downgrade(self)));
         }
-        connections.push(Kept { since: Instant::now(), ..kept });
     }
 
     fn clear(&self) {
-        self.connections().clear();
+        self.waiting().connections.clear();
     }
 
-    fn connections(&self) -> MutexGuard<'_, Vec<Kept>> {
+    fn waiting(&self) -> MutexGuard<'_, Waiting> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -238,12 +245,18 @@ async fn clean_up(idle: Weak<Idle>) {
     loop {
         tokio::time::sleep(IDLE).await;
         let Some(idle) = idle.upgrade() else { return };
-        let old: Vec<Kept> = idle.connections().extract_if(.., |kept| kept.since.elapsed() >= IDLE).collect();
+        let (old, is_over) = {
+            let mut waiting = idle.waiting();
+            let old: Vec<Kept> =
+                waiting.connections.extract_if(.., |kept| kept.since.elapsed() >= IDLE).collect();
+            // Whoever keeps the next one begins anew.
+            waiting.is_cleaned = !waiting.connections.is_empty();
+            (old, !waiting.is_cleaned)
+        };
         for kept in old {
             take_leave(kept).await;
         }
-        // Whoever keeps the next one begins anew.
-        if idle.connections().is_empty() {
+        if is_over {
             return;
         }
     }

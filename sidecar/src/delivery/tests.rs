@@ -1,10 +1,17 @@
+use std::io::{Read, Write};
+use std::net::TcpListener;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tokio::sync::Notify;
+use twofactor_core::provider::{Endpoint, Providers, WebhookSettings};
+use twofactor_core::secret::SecretText;
 use twofactor_core::totp::TotpParameters;
+use twofactor_core::webhook::WebhookSecrets;
 
 use super::*;
+
+const PAGE: &str = include_str!("../../../docs/adding-a-channel.md");
 
 /// A channel of a test's: it does what it is told, and counts.
 #[derive(Clone, Debug)]
@@ -71,6 +78,14 @@ fn user(method: DeliveryMethod) -> UserDefinition {
 }
 
 async fn deliver(delivery: &Delivery, method: DeliveryMethod) -> Result<(), DeliveryError> {
+    deliver_in(&RealmRecord::default(), delivery, method).await
+}
+
+async fn deliver_in(
+    realm: &RealmRecord,
+    delivery: &Delivery,
+    method: DeliveryMethod,
+) -> Result<(), DeliveryError> {
     let (code, service) = (Code::parse("123456").unwrap(), "kms".parse().unwrap());
     let message = Message {
         code: &code,
@@ -80,7 +95,7 @@ async fn deliver(delivery: &Delivery, method: DeliveryMethod) -> Result<(), Deli
         context: None,
         now: UnixMillis::new(0),
     };
-    delivery.deliver(&user(method), &RealmRecord::default(), &message).await
+    delivery.deliver(&user(method), realm, &message).await
 }
 
 #[tokio::test]
@@ -129,4 +144,43 @@ async fn an_authenticators_code_is_never_sent() {
     let delivery = Delivery::new(true);
     assert!(!delivery.can_reach(&user(DeliveryMethod::App), &RealmRecord::default()));
     assert!(deliver(&delivery, DeliveryMethod::App).await.is_err());
+}
+
+#[test]
+fn the_documentation_shows_the_example_as_it_is() {
+    assert!(PAGE.contains(include_str!("example.rs")), "docs/adding-a-channel.md differs from example.rs");
+}
+
+#[tokio::test]
+async fn the_example_of_the_documentation_sends_its_text() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let webhook = WebhookSettings {
+        receiver: Endpoint {
+            url: SecretText::new(format!("http://{}/alerts", listener.local_addr().unwrap())),
+            ca_certificates: None,
+        },
+        secrets: WebhookSecrets::parse("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw").unwrap(),
+    };
+    let providers = Providers { webhook: Some(webhook), ..Providers::default() };
+    let realm = RealmRecord { providers, ..RealmRecord::default() };
+    let receiver = tokio::task::spawn_blocking(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let (mut request, mut buffer) = (String::new(), [0; 4096]);
+        while !request.contains("Asked for by kms.") {
+            let count = stream.read(&mut buffer).unwrap();
+            assert_ne!(count, 0, "{request}");
+            request.push_str(std::str::from_utf8(&buffer[..count]).unwrap());
+        }
+        stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").unwrap();
+        request
+    });
+    let delivery = Delivery::over(vec![Box::new(example::Push::default())], false);
+    // The provider of TLS is the program's to choose.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    deliver_in(&realm, &delivery, DeliveryMethod::Webhook).await.unwrap();
+    let request = receiver.await.unwrap();
+    assert!(
+        request.starts_with("POST /alerts HTTP/1.1\r\n")
+            && request.contains("title: Your FountainAI OTP\r\n")
+    );
 }

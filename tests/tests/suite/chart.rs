@@ -153,7 +153,13 @@ async fn values_that_cannot_work_are_refused_by_name() {
             "smtp.server=mail,smtp.fromEmail=otp@example.org,smtp.username=otp,smtp.password=x,smtp.security=plain",
             "'/smtp/security'",
         ),
-        ("twilio.accountSid=AC1", "'/twilio/authToken'"),
+        ("twilio.accountSid=AC0123456789abcdef0123456789abcdef", "'/twilio/authToken'"),
+        ("twilio.accountSid=AC1,twilio.authToken=x,twilio.phoneNumber=+15005550006", "'/twilio/accountSid'"),
+        ("twilio.accountSid=AC0123456789abcdef0123456789abcdef,twilio.authToken=x", "'/twilio/phoneNumber'"),
+        ("codesWebhook.url=https://example.org", "'/codesWebhook/secret'"),
+        ("codesWebhook.url=http://example.org,codesWebhook.secret=whsec_AAAA", "'/codesWebhook/url'"),
+        ("codesWebhook.secret=whsec_AAAA", "'/codesWebhook/secret'"),
+        ("defaults.message.text=no code", "'/defaults/message/text'"),
         ("providers.existingSecret=mine,smtp.server=mail,smtp.fromEmail=otp@example.org", "'/smtp/server'"),
     ] {
         let said = render(values).await.expect_err(values);
@@ -175,6 +181,20 @@ async fn what_is_rendered_is_the_same_each_time_and_holds_nothing_that_the_opera
     assert!(with_mail.contains(&format!("SMTP_SERVER: {}", BASE64.encode(b"mail.example.org"))));
     assert!(with_mail.contains("SMTP_PORT: NTg3\n"));
     assert_eq!(with_mail, render(mail).await.unwrap());
+    let more = render(
+        "twilio.accountSid=AC0123456789abcdef0123456789abcdef,twilio.authToken=token,twilio.phoneNumber=+15005550006,\
+         codesWebhook.url=https://example.org,codesWebhook.secret=whsec_AAAA whsec_BBBB,defaults.message.sms={{code}}!",
+    )
+    .await
+    .unwrap();
+    for expected in [
+        format!("TWILIO_PHONE_NUMBER: {}\n", BASE64.encode(b"+15005550006")),
+        format!("WEBHOOK_SECRET: {}\n", BASE64.encode(b"whsec_AAAA whsec_BBBB")),
+        "- name: MESSAGE_SMS\n              value: \"{{code}}!\"\n".to_owned(),
+    ] {
+        assert!(more.contains(&expected), "{expected}: {more}");
+    }
+    assert!(!more.contains("WEBHOOK_ALLOW_HTTP") && !more.contains("MESSAGE_TEXT"));
     let monitored =
         render("metrics.podMonitor.enabled=true,metrics.serviceMonitor.enabled=true").await.unwrap();
     assert!(monitored.contains("kind: PodMonitor\n") && monitored.contains("kind: ServiceMonitor\n"));

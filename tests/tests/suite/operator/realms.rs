@@ -2,9 +2,11 @@
 
 use std::time::{Duration, Instant};
 
+use data_encoding::BASE64;
 use redis::AsyncCommands;
 use serde_json::Value;
 use twofactor_tests::mail::MailServer;
+use twofactor_tests::provider::Provider;
 use twofactor_tests::redis::RedisServer;
 use twofactor_tests::wait::eventually;
 
@@ -288,6 +290,64 @@ async fn what_is_wrong_with_the_providers_is_told_until_it_is_mended_and_then_ma
 }
 
 #[tokio::test]
+async fn a_realm_has_providers_of_all_kinds_and_words_of_its_own() {
+    let cluster = Cluster::start().await;
+    let _operator = cluster.operator().start().await;
+    let account = "AC0123456789abcdef0123456789abcdef";
+    let (twilio, webhook) = (Provider::twilio(account, "token").await, Provider::webhook().await);
+    // The new line that a file ends with is no part of a value, other than of certificates.
+    let encoded = |value: &str| BASE64.encode(format!("{value}\n").as_bytes());
+    let certificates = |provider: &Provider| std::fs::read_to_string(provider.ca_path()).unwrap();
+    let secret = |webhook_secret: &str| {
+        let data = [
+            ("TWILIO_ACCOUNT_SID", account),
+            ("TWILIO_AUTH_TOKEN", "token"),
+            ("TWILIO_PHONE_NUMBER", "+15005550006"),
+            ("TWILIO_API_URL", twilio.url()),
+            ("TWILIO_CA", &certificates(&twilio)),
+            ("WEBHOOK_URL", webhook.url()),
+            ("WEBHOOK_SECRET", webhook_secret),
+            ("WEBHOOK_CA", &certificates(&webhook)),
+        ]
+        .map(|(key, value)| format!("  {key}: {}\n", encoded(value)));
+        format!("apiVersion: v1\nkind: Secret\nmetadata: {{name: providers}}\ndata:\n{}---\n", data.concat())
+    };
+    let spec = "delivery: {secretRef: {name: providers}}\n  message: {text: \"{{code}} for {{service}}\", sms: \"{{code}}!\"}";
+    let users = [
+        user("alice", "deliveryMethod: sms\n  phoneNumber: \"+4930123456\""),
+        user("bob", "deliveryMethod: webhook"),
+    ];
+    cluster.apply(&[secret("a-wrong-secret"), realm(spec), users.concat()].concat());
+    let message = wait_condition(&cluster, "WebhookReady", "False", "SecretKeyInvalid").await;
+    assert!(message.contains("WEBHOOK_SECRET") && !message.contains("a-wrong-secret"), "{message}");
+    wait_condition(&cluster, "SmsReady", "True", "Available").await;
+    wait_condition(&cluster, "DeliveryReady", "False", "SecretKeyInvalid").await;
+    for name in ["alice", "bob"] {
+        cluster.wait_ready(name).await;
+    }
+    let sidecar = cluster.sidecar().await;
+    let reply = sidecar.api.generate("alice").await;
+    assert_eq!(reply.status, 200, "one that is wrong does not stop the others: {}", reply.body);
+    let text = twilio.wait_for_request(0, BOUND).await.field("Body");
+    let code = text.strip_suffix('!').expect("the realm's words");
+    assert_eq!(sidecar.api.verify("alice", code).await.status, 200);
+    assert_eq!(sidecar.api.generate("bob").await.status, 400);
+
+    cluster.apply(&secret("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"));
+    cluster.apply(&realm(&format!("otpExpirationMinutes: 3\n  {spec}")));
+    let message = wait_condition(&cluster, "DeliveryReady", "True", "Available").await;
+    assert!(message.contains("sms, webhook"), "{message}");
+    eventually(BOUND, "a code to be sent", async || {
+        let reply = sidecar.api.generate("bob").await;
+        if reply.status == 200 { Ok(()) } else { Err(reply.body) }
+    })
+    .await;
+    let event: Value = serde_json::from_str(&webhook.wait_for_request(0, BOUND).await.body).unwrap();
+    let text = event["data"]["text"].as_str().unwrap();
+    assert!(text.ends_with(&format!(" for {}", cluster.namespace)), "{text}");
+}
+
+#[tokio::test]
 async fn a_realm_that_could_mean_everybody_or_nothing_is_refused() {
     let cluster = Cluster::start().await;
     let expressions = |text: &str| format!("allowedNamespaces: {{selector: {{matchExpressions: [{text}]}}}}");
@@ -310,6 +370,13 @@ async fn a_realm_that_could_mean_everybody_or_nothing_is_refused() {
         (realm("audit: {retentionDays: 0}"), "retentionDays"),
         (realm("audit: {origin: maybe}"), "origin"),
         (realm("delivery: {}"), "secretRef"),
+        (realm("message: {text: no code}"), "must contain {{code}}"),
+        (realm("message: {subject: \"a\\nb\"}"), "must be one line"),
+        (
+            realm("message: {html: \"{{code}} {{password}}\"}"),
+            "has {{ without }}, or a placeholder that there is not",
+        ),
+        (realm(&format!("message: {{sms: \"{{{{code}}}}{}\"}}", "x".repeat(1000))), "sms"),
         (realm("allowedNamespace: {names: [kms]}"), "allowedNamespace"),
     ] {
         let error = cluster.try_apply(&manifest, &["--dry-run=server"]).expect_err(&manifest);

@@ -27,6 +27,7 @@ async fn every_field_is_described() {
         "tfr.spec.allowedNamespaces.selector",
         "tfr.spec.allowedNamespaces.selector.matchExpressions",
         "tfr.spec.delivery.secretRef",
+        "tfr.spec.message",
         "tfr.status",
     ] {
         let text = cluster.server.kubectl(&["explain", path]);

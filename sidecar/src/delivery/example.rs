@@ -1,0 +1,40 @@
+//! Push messages, as servers like ntfy take them: the text is the body of a request. Enters: a receiver and a message.
+//! Leaves: the message, accepted by the receiver.
+
+use twofactor_core::realm::RealmRecord;
+use twofactor_core::user::{DeliveryMethod, UserDefinition};
+
+use super::error::DeliveryError;
+use super::http::{self, HttpClient};
+use super::{Channel, Order, Sending};
+
+/// Sends push messages.
+#[derive(Debug, Default)]
+pub(super) struct Push {
+    client: HttpClient,
+}
+
+impl Channel for Push {
+    fn method(&self) -> DeliveryMethod {
+        DeliveryMethod::Webhook
+    }
+
+    fn can_reach(&self, _: &UserDefinition, realm: &RealmRecord) -> bool {
+        realm.providers.webhook.is_some()
+    }
+
+    fn send<'a>(&'a self, order: &'a Order<'a>) -> Sending<'a> {
+        Box::pin(async move {
+            let Some(settings) = &order.realm.providers.webhook else {
+                return Err(DeliveryError::Misconfigured("no receiver of push messages"));
+            };
+            let client = self.client.of(&settings.receiver).await?;
+            let request = client
+                .post(settings.receiver.url.expose_secret())
+                .header("title", order.realm.message.subject(&order.values))
+                .body(order.realm.message.sms(&order.values));
+            let status = http::send(request).await?.status;
+            if status.is_success() { Ok(()) } else { Err(http::refusal(status, "")) }
+        })
+    }
+}
