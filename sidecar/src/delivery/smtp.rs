@@ -80,6 +80,7 @@ impl MailServer {
 
     /// Sends a mail, over a connection that is there or over a new one.
     pub(super) async fn send(&self, envelope: &Envelope, mail: &[u8]) -> Result<(), DeliveryError> {
+        let mail = std::str::from_utf8(mail).map_err(|_| DeliveryError::Misconfigured("the message"))?;
         let (mut kept, is_new) = match self.idle.take() {
             Some(kept) => (kept, false),
             None => (self.connect().await?, true),
@@ -98,7 +99,7 @@ impl MailServer {
             connection.command(Rcpt::new(to.clone(), Vec::new())).await.map_err(Failed::Smtp)?;
         }
         connection.command(Data).await.map_err(Failed::Smtp)?;
-        connection.message(mail).await.map_err(Failed::Smtp)?;
+        connection.command(Content(mail)).await.map_err(Failed::Smtp)?;
         kept.deliveries += 1;
         self.idle.keep(kept);
         Ok(())
@@ -143,8 +144,25 @@ enum Failed {
     Unable(&'static str),
 }
 
+/// A mail with its end, in one piece: in two, the second would wait for the server to acknowledge the first, which servers put
+/// off for forty milliseconds.
+struct Content<'a>(&'a str);
+
+impl fmt::Display for Content<'_> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for line in self.0.split_inclusive("\r\n") {
+            // A line of one dot would be the end (RFC 5321 §4.5.2).
+            if line.starts_with('.') {
+                formatter.write_str(".")?;
+            }
+            formatter.write_str(line)?;
+        }
+        formatter.write_str(if self.0.ends_with("\r\n") { ".\r\n" } else { "\r\n.\r\n" })
+    }
+}
+
 /// Announces a mail.
-async fn begin(connection: &mut AsyncSmtpConnection, envelope: &Envelope, mail: &[u8]) -> Result<(), Failed> {
+async fn begin(connection: &mut AsyncSmtpConnection, envelope: &Envelope, mail: &str) -> Result<(), Failed> {
     let mut options = Vec::new();
     let server = connection.server_info();
     let is_ascii = |address: &lettre::Address| address.to_string().is_ascii();
@@ -269,5 +287,22 @@ async fn take_leave(mut kept: Kept) {
 impl fmt::Debug for MailServer {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str("MailServer(redacted)")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_line_of_a_mail_ends_it_early() {
+        for (mail, sent) in [
+            ("a: b\r\n\r\ntext\r\n", "a: b\r\n\r\ntext\r\n.\r\n"),
+            ("text", "text\r\n.\r\n"),
+            ("x\r\n.\r\n..y\r\n", "x\r\n..\r\n...y\r\n.\r\n"),
+            (".", "..\r\n.\r\n"),
+        ] {
+            assert_eq!(Content(mail).to_string(), sent);
+        }
     }
 }

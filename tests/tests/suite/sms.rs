@@ -12,6 +12,7 @@ use twofactor_tests::provider::{Provider, Trouble};
 use twofactor_tests::redis::RedisServer;
 use twofactor_tests::scratch;
 use twofactor_tests::sidecar::SidecarProcess;
+use twofactor_tests::wait::eventually;
 
 use crate::world::{World, record};
 
@@ -213,9 +214,10 @@ async fn a_published_account_with_twilio_is_used_and_a_wrong_one_is_mended_witho
         let providers = Providers { twilio: Some(twilio), ..Providers::default() };
         RealmRecord { providers, ..RealmRecord::default() }
     };
+    // Everybody asks once.
     let mut people = Vec::new();
-    for name in ["alice", "bob"] {
-        let mut with_phone = record(name, DeliveryMethod::Sms);
+    for number in 0..200 {
+        let mut with_phone = record(&format!("user{number}"), DeliveryMethod::Sms);
         with_phone.definition.phone_number = Some(NUMBER.to_owned().try_into().unwrap());
         people.push(world.publish(with_phone, true).await);
     }
@@ -224,16 +226,19 @@ async fn a_published_account_with_twilio_is_used_and_a_wrong_one_is_mended_witho
     let credentials = world.credentials("kms");
     let path = credentials.path().to_str().unwrap().to_owned();
     let sidecar = SidecarProcess::builder().args(["serve", "--credentials", &path]).start().await;
-    let reply = sidecar.api().generate("alice").await;
+    let reply = sidecar.api().generate("user0").await;
     assert_eq!(reply.status, 502, "{}", reply.body);
     world.fill_with(&realm(TOKEN), &people).await;
-    twofactor_tests::wait::eventually(BOUND, "the token to be taken over", async || {
-        let reply = sidecar.api().generate("bob").await;
-        if reply.status == 200 { Ok(()) } else { Err(reply.body) }
+    let asking = std::cell::Cell::new(0);
+    let user = eventually(BOUND, "the token to be taken over", async || {
+        asking.set(asking.get() + 1);
+        let user = format!("user{}", asking.get());
+        let reply = sidecar.api().generate(&user).await;
+        if reply.status == 200 { Ok(user) } else { Err(reply.body) }
     })
     .await;
     let text = provider.received().last().unwrap().field("Body");
     assert!(text.ends_with("Asked for by kms."), "{text}");
-    assert_eq!(sidecar.api().verify("bob", &code_in(&text)).await.status, 200);
+    assert_eq!(sidecar.api().verify(&user, &code_in(&text)).await.status, 200);
     assert_silent(&sidecar);
 }
