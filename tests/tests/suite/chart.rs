@@ -183,14 +183,14 @@ async fn what_is_rendered_is_the_same_each_time_and_holds_nothing_that_the_opera
     assert_eq!(with_mail, render(mail).await.unwrap());
     let more = render(
         "twilio.accountSid=AC0123456789abcdef0123456789abcdef,twilio.authToken=token,twilio.phoneNumber=+15005550006,\
-         codesWebhook.url=https://example.org,codesWebhook.secret=whsec_AAAA whsec_BBBB,defaults.message.sms={{code}}!",
+         codesWebhook.url=https://example.org,codesWebhook.secret=whsec_AAAA whsec_BBBB,defaults.message.sms=Code {{code}}!",
     )
     .await
     .unwrap();
     for expected in [
         format!("TWILIO_PHONE_NUMBER: {}\n", BASE64.encode(b"+15005550006")),
         format!("WEBHOOK_SECRET: {}\n", BASE64.encode(b"whsec_AAAA whsec_BBBB")),
-        "- name: MESSAGE_SMS\n              value: \"{{code}}!\"\n".to_owned(),
+        "- name: MESSAGE_SMS\n              value: \"Code {{code}}!\"\n".to_owned(),
     ] {
         assert!(more.contains(&expected), "{expected}: {more}");
     }
