@@ -182,13 +182,14 @@ async fn what_is_rendered_is_the_same_each_time_and_holds_nothing_that_the_opera
     assert!(with_mail.contains("SMTP_PORT: NTg3\n"));
     assert_eq!(with_mail, render(mail).await.unwrap());
     let more = render(
-        "twilio.accountSid=AC0123456789abcdef0123456789abcdef,twilio.authToken=token,twilio.phoneNumber=+15005550006,\
+        "twilio.accountSid=AC0123456789abcdef0123456789abcdef,twilio.authToken=token,\
+         twilio.messagingServiceSid=MG0123456789abcdef0123456789abcdef,\
          codesWebhook.url=https://example.org,codesWebhook.secret=whsec_AAAA whsec_BBBB,defaults.message.sms=Code {{code}}!",
     )
     .await
     .unwrap();
     for expected in [
-        format!("TWILIO_PHONE_NUMBER: {}\n", BASE64.encode(b"+15005550006")),
+        format!("TWILIO_MESSAGING_SERVICE_SID: {}\n", BASE64.encode(b"MG0123456789abcdef0123456789abcdef")),
         format!("WEBHOOK_SECRET: {}\n", BASE64.encode(b"whsec_AAAA whsec_BBBB")),
         "- name: MESSAGE_SMS\n              value: \"Code {{code}}!\"\n".to_owned(),
     ] {
