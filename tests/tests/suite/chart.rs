@@ -195,7 +195,7 @@ async fn what_is_rendered_is_the_same_each_time_and_holds_nothing_that_the_opera
     ] {
         assert!(more.contains(&expected), "{expected}: {more}");
     }
-    assert!(!more.contains("WEBHOOK_ALLOW_HTTP") && !more.contains("MESSAGE_TEXT"));
+    assert!(!more.contains("WEBHOOK_ALLOW_HTTP: ") && !more.contains("MESSAGE_TEXT"));
     let monitored =
         render("metrics.podMonitor.enabled=true,metrics.serviceMonitor.enabled=true").await.unwrap();
     assert!(monitored.contains("kind: PodMonitor\n") && monitored.contains("kind: ServiceMonitor\n"));
