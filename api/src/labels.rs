@@ -81,6 +81,8 @@ pub const CREDENTIALS_KEY_INSTALLATION: &str = "installation";
 pub const CREDENTIALS_KEY_REALM: &str = "realm";
 /// Key of a realm's credentials: the namespace that they let in.
 pub const CREDENTIALS_KEY_CALLER: &str = "caller";
+/// Key of a realm's credentials: what the certificates of Redis are checked against, in PEM. Absent when that is what the system trusts.
+pub const CREDENTIALS_KEY_REDIS_CA: &str = "redis-ca";
 
 /// What is appended to a user's name to name their Secret.
 pub const SECRET_SUFFIX: &str = "-totp";

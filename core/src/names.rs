@@ -9,6 +9,8 @@ use thiserror::Error;
 
 /// The version of everything that is stored: of key names, of fields and of scripts.
 const LAYOUT: &str = "2fa1";
+/// Characters between the braces of a node's mark.
+const NODE_TAG: usize = 5;
 
 macro_rules! identifier {
     ($(#[$documentation:meta])* $name:ident, $longest:literal) => {
@@ -194,7 +196,8 @@ impl RealmNames {
     #[must_use]
     pub fn keys_to_read(&self) -> Vec<String> {
         // Nothing in the prefix or a realm's id means anything in a pattern, and braces do not either.
-        vec![self.realm_record(), self.realm_meta(), self.pattern_of_every("rec")]
+        let mark = self.node_mark(&"?".repeat(NODE_TAG));
+        vec![self.realm_record(), self.realm_meta(), mark, self.pattern_of_every("rec")]
     }
 
     /// The glob patterns of the keys that sidecars write.
@@ -232,6 +235,12 @@ impl RealmNames {
     #[must_use]
     pub fn realm_deliveries(&self) -> String {
         format!("{}:{{{}}}:sent", self.prefix, self.realm)
+    }
+
+    /// In a cluster, what the last filling of the realm left on a node: that of the slot of `tag`, which has five characters.
+    #[must_use]
+    pub fn node_mark(&self, tag: &str) -> String {
+        format!("{}:{{{tag}}}:node", self.prefix)
     }
 
     /// The keys of a user.
@@ -290,6 +299,7 @@ mod tests {
         assert_eq!(names.user_of(&user.log), Some(pseudonym));
         assert_eq!(names.user_of(&names.realm_meta()), None);
         assert_eq!(names.user_of(&names.realm_deliveries()), None);
+        assert_eq!(names.user_of(&names.node_mark("00012")), None);
         let other = RealmNames::new(&"cluster".parse().unwrap(), &"a-realm-2".parse().unwrap());
         assert_eq!(other.user_of(&user.state), None);
     }
@@ -323,7 +333,7 @@ mod tests {
         let pattern = |key: &str| key.replace(&"ab".repeat(16), &"?".repeat(32));
         assert_eq!(
             names().keys_to_read(),
-            [names().realm_record(), names().realm_meta(), pattern(&user.record)]
+            [names().realm_record(), names().realm_meta(), names().node_mark("?????"), pattern(&user.record)]
         );
         let mut written = [&user.state, &user.otp, &user.log].map(|key| pattern(key)).to_vec();
         written.push(names().realm_deliveries());
@@ -337,6 +347,7 @@ mod tests {
         assert_eq!(names.user_of(&names.realm_record()), None);
         assert_eq!(names.user_of(&names.realm_meta()), None);
         assert_eq!(names.user_of(&names.realm_deliveries()), None);
+        assert_eq!(names.user_of(&names.node_mark("00012")), None);
     }
 
     #[test]

@@ -79,6 +79,9 @@ pub struct RealmRecord {
     /// What is kept of each request, and for how long.
     #[serde(default)]
     pub audit: AuditPolicy,
+    /// Replicas of Redis that have to know of an accepted code before it is told. None: nobody waits.
+    #[serde(default)]
+    pub redis_wait: u8,
 }
 
 impl Default for RealmRecord {
@@ -92,6 +95,7 @@ impl Default for RealmRecord {
             callers: None,
             limits: Limits::default(),
             audit: AuditPolicy::default(),
+            redis_wait: 0,
         }
     }
 }

@@ -16,6 +16,9 @@ use crate::secret::SecretText;
 /// The fewest bytes of `SECRET_KEY`: an HS256 key is at least as long as the hash (RFC 7518 §3.2).
 pub const SECRET_KEY_BYTES: usize = 32;
 
+/// More replicas than this are not waited for.
+const MOST_REPLICAS: u8 = 16;
+
 /// A variable that is missing or wrong.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 #[error("{variable} {message}")]
@@ -63,7 +66,15 @@ pub fn realm(lookup: impl Fn(&str) -> Option<String>) -> Result<RealmRecord, Set
         callers: None,
         limits: limits::limits(variable)?,
         audit: limits::audit(variable)?,
+        redis_wait: redis_wait(variable("REDIS_WAIT"))?,
     })
+}
+
+fn redis_wait(text: Option<String>) -> Result<u8, SettingsError> {
+    let Some(text) = text else { return Ok(0) };
+    let replicas = text.parse::<u8>().ok().filter(|replicas| *replicas <= MOST_REPLICAS);
+    replicas
+        .ok_or_else(|| wrong("REDIS_WAIT", format!("must be a number of replicas from 0 to {MOST_REPLICAS}")))
 }
 
 fn issuer(text: Option<String>) -> Result<Option<String>, SettingsError> {
@@ -131,6 +142,8 @@ mod tests {
             (&[("MESSAGE_TEXT", "secret-value")], "MESSAGE_TEXT"),
             (&[("MESSAGE_HTML", "{{code}} {{secret-value}}")], "MESSAGE_HTML"),
             (&[("MESSAGE_SMS", "{{code")], "MESSAGE_SMS"),
+            (&[("REDIS_WAIT", "-1")], "REDIS_WAIT"),
+            (&[("REDIS_WAIT", "17")], "REDIS_WAIT"),
         ] {
             let error = read(variables).unwrap_err();
             assert_eq!(error.variable, variable);

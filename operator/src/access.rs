@@ -92,6 +92,7 @@ impl Access {
     ) -> Result<(), AclError> {
         let known = self.store.acl_users().await?;
         let strangers: Vec<String> = known
+            .anywhere
             .iter()
             .filter(|name| !wanted.contains_key(*name))
             .filter(|name| {
@@ -107,7 +108,7 @@ impl Access {
                 "removed the logins to Redis of services that are not let in"
             );
         }
-        self.applied.retain(|name, user| wanted.get(name) == Some(user) && known.contains(name));
+        self.applied.retain(|name, user| wanted.get(name) == Some(user) && known.everywhere.contains(name));
         let missing: Vec<&AclUser> =
             wanted.values().filter(|user| !self.applied.contains_key(&user.name)).collect();
         if !missing.is_empty() {

@@ -1,7 +1,9 @@
 //! The command line. Enters: arguments and the environment. Leaves: a running operator, or a sentence.
 
 use std::error::Error;
+use std::fs;
 use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
@@ -23,6 +25,7 @@ const VARIABLES: &str = "\
 Policy and providers, which sidecars get from the operator, come from the environment:
   ISSUER                 shown in mails and authenticator apps [default: FountainAI]
   OTP_EXPIRATION_MINUTES minutes for which a delivered code is accepted, 1 to 10 [default: 5]
+  REDIS_WAIT             replicas of Redis that have to know of an accepted code before it is told [default: 0]
   SMTP_SERVER, SMTP_PORT, SMTP_SECURITY, SMTP_USERNAME, SMTP_PASSWORD, SMTP_FROM_EMAIL, SMTP_CA
   TWILIO_ACCOUNT_SID, TWILIO_AUTH_TOKEN, TWILIO_PHONE_NUMBER or TWILIO_MESSAGING_SERVICE_SID, TWILIO_API_URL, TWILIO_CA
   WEBHOOK_URL, WEBHOOK_SECRET, WEBHOOK_CA
@@ -59,6 +62,10 @@ struct RunArguments {
     /// operator make one
     #[arg(long, env = "REDIS_URL", hide_env_values = true, value_name = "URL")]
     redis_url: String,
+
+    /// File with CA certificates (PEM) to check Redis against in place of the system's, for the operator and for the sidecars
+    #[arg(long, env = "REDIS_CA_FILE", value_name = "FILE")]
+    redis_ca_file: Option<PathBuf>,
 
     /// Secret in the operator's namespace with the password of Redis under the key password, which is made when it is missing. The URL
     /// then holds none
@@ -150,6 +157,7 @@ fn start_operator(arguments: RunArguments) -> Result<(), Box<dyn Error>> {
     let configuration = Configuration {
         namespaces: arguments.namespaces.into_iter().filter(|name| !name.is_empty()).collect(),
         redis_url: SecretText::new(arguments.redis_url),
+        redis_authority: redis_authority(arguments.redis_ca_file.as_deref())?,
         redis_password_secret: arguments.redis_password_secret.filter(|name| !name.is_empty()),
         operator_namespace: arguments.operator_namespace,
         instance: arguments.instance.filter(|name| !name.is_empty()).unwrap_or_else(new_instance),
@@ -170,6 +178,13 @@ fn start_operator(arguments: RunArguments) -> Result<(), Box<dyn Error>> {
     // What is still under way now had its time.
     runtime.shutdown_timeout(Duration::from_millis(100));
     result
+}
+
+/// An empty variable counts as unset.
+fn redis_authority(path: Option<&Path>) -> Result<Option<String>, String> {
+    let Some(path) = path.filter(|path| !path.as_os_str().is_empty()) else { return Ok(None) };
+    let read = fs::read_to_string(path);
+    read.map(Some).map_err(|error| format!("--redis-ca-file {}: {error}", path.display()))
 }
 
 /// A name that no other process has.

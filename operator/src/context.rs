@@ -57,6 +57,8 @@ pub struct Context {
     pub outdated: Mutex<HashMap<String, usize>>,
     /// What services are told to connect to.
     pub redis_url: SecretText,
+    /// What they are to check the certificates of Redis against (PEM).
+    pub redis_authority: Option<String>,
     /// Who has to be looked at.
     pub queue: Queue,
     /// Credentials that have to be looked at.

@@ -110,10 +110,9 @@ impl Guard {
     fn show_node(&self, inspection: Option<&Inspection>) {
         if let Some(inspection) = inspection {
             self.context.node.send_if_modified(|node| {
-                let changed = *node != inspection.node;
-                if changed {
-                    node.clone_from(&inspection.node);
-                }
+                let identity = inspection.identity();
+                let changed = *node != identity;
+                *node = identity;
                 changed
             });
         }

@@ -20,7 +20,7 @@ use twofactor_core::names::{Installation, RealmId, RealmNames};
 use twofactor_core::secret::SecretText;
 use twofactor_server::admin::Check;
 use twofactor_store::clock::Clock;
-use twofactor_store::redis::RedisStore;
+use twofactor_store::redis::{RedisStore, Setting};
 
 use crate::access::Isolation;
 use crate::api;
@@ -39,7 +39,7 @@ use crate::redis_password::{self, RedisPasswordError};
 use crate::run::{CLUSTER_NAMESPACE, Configuration, RunError};
 use crate::tasks::Tasks;
 use crate::watch::{self, Scopes, Synced};
-use crate::{backoff, certificates, credentials, failures, guard, realm_status, sweep};
+use crate::{backoff, certificates, credentials, failures, guard, realm_status, redis_settings, sweep};
 
 /// How long work under way may take when the leadership ends. Others take over after that.
 const DRAIN: Duration = Duration::from_secs(3);
@@ -60,6 +60,8 @@ pub struct Leader {
     pub leading: Check,
     /// Good while Redis answers.
     pub redis: Check,
+    /// Good while Redis' own settings are.
+    pub redis_settings: Vec<(Setting, Check)>,
 }
 
 impl Leader {
@@ -114,7 +116,7 @@ impl Leader {
     }
 
     fn begin(self, prepared: Prepared, tasks: &mut Tasks, stop: &CancellationToken) {
-        let Self { configuration, client, policies_synced, leading, redis, .. } = self;
+        let Self { configuration, client, policies_synced, leading, redis, redis_settings, .. } = self;
         let Prepared { context, writer, queue, credentials, events } = prepared;
         let scopes = Scopes(configuration.namespaces.clone());
         let (users_synced, namespaces_synced) = (Synced::default(), Synced::default());
@@ -152,6 +154,8 @@ impl Leader {
         tasks.spawn("credentials watch", watch::secrets::credentials(context.clone(), scopes, stop.clone()));
         tasks.spawn("events", events::write(client, events, stop.clone()));
         tasks.spawn("redis check", show_store(context.clone(), redis, stop.clone()));
+        let settings = redis_settings::run(context.clone(), redis_settings, stop.clone());
+        tasks.spawn("redis settings", settings);
         after_the_lists!("leading", show_leading(leading, stop.clone()));
         after_the_lists!("guard", guard::run(context.clone(), stop.clone()));
         after_the_lists!("sweep", sweep::run(context.clone(), stop.clone()));
@@ -193,8 +197,12 @@ async fn prepare(leader: &Leader) -> Result<Prepared, RunError> {
     // Of no realm in particular; its connection is that of all.
     let nobody: RealmId = "none".parse().map_err(|_| RunError::InstallationName)?;
     let redis_url = redis_url(configuration, client).await?;
-    let store =
-        RedisStore::new(redis_url.expose_secret(), RealmNames::new(&installation, &nobody), Clock::System)?;
+    let store = RedisStore::with_authority(
+        redis_url.expose_secret(),
+        configuration.redis_authority.as_deref(),
+        RealmNames::new(&installation, &nobody),
+        Clock::System,
+    )?;
     let (users, writer) = reflector::store();
     let (queue_in, queue) = Queue::new(configuration.concurrency, metrics.queue_depth.clone());
     let (credentials_in, credentials) = mpsc::unbounded_channel();
@@ -215,6 +223,7 @@ async fn prepare(leader: &Leader) -> Result<Prepared, RunError> {
         counts: Mutex::default(),
         outdated: Mutex::default(),
         redis_url,
+        redis_authority: configuration.redis_authority.clone(),
         queue: queue_in,
         credentials: credentials_in,
         removals: tokio::sync::Notify::new(),

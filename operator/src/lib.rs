@@ -46,6 +46,7 @@ pub mod realms;
 pub mod reconcile;
 pub mod records;
 pub mod redis_password;
+pub mod redis_settings;
 pub mod refill;
 pub mod run;
 pub mod seed;

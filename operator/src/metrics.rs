@@ -7,6 +7,7 @@ use prometheus::core::Collector;
 use prometheus::{
     HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
 };
+use twofactor_store::redis::Strength;
 
 /// The value of the labels `controller` and `name`.
 pub const CONTROLLER: &str = "twofactoruser";
@@ -47,6 +48,7 @@ pub struct Metrics {
     pub leader: IntGauge,
     /// Whether the store answers.
     pub store_up: IntGauge,
+    redis_weakness: IntGaugeVec,
     /// `TwoFactorRealm`s that could not be read.
     pub realms_unreadable: IntCounter,
     /// Pods that ask for the sidecar and have none.
@@ -87,6 +89,14 @@ fn durations(registry: &Registry) -> prometheus::Result<HistogramVec> {
         "Length of time per reconciliation per controller",
     );
     registered(registry, HistogramVec::new(options.buckets(BUCKETS.to_vec()), &["controller"]))
+}
+
+fn redis_weakness(registry: &Registry) -> prometheus::Result<IntGaugeVec> {
+    let options = Opts::new(
+        "twofactor_redis_weakness",
+        "1 for a setting of Redis that is weaker than it should be, 0 when not.",
+    );
+    registered(registry, IntGaugeVec::new(options, &["setting"]))
 }
 
 impl Metrics {
@@ -162,6 +172,7 @@ impl Metrics {
             )?,
             leader: gauge(r, "twofactor_leader", "Whether this replica leads.")?,
             store_up: gauge(r, "twofactor_store_up", "Whether Redis answers.")?,
+            redis_weakness: redis_weakness(r)?,
             realms_unreadable: counter(
                 r,
                 "twofactor_realms_unreadable_total",
@@ -213,6 +224,15 @@ impl Metrics {
     /// Something that can fail was done.
     pub fn count(counter: &IntCounterVec, success: bool) {
         counter.with_label_values(&[if success { "success" } else { "error" }]).inc();
+    }
+
+    /// How a setting of Redis is. What it does not tell is not shown.
+    pub fn show_setting(&self, setting: &'static str, strength: Strength) {
+        if strength == Strength::Unknown {
+            let _ = self.redis_weakness.remove_label_values(&[setting]);
+        } else {
+            self.redis_weakness.with_label_values(&[setting]).set((strength == Strength::Weak).into());
+        }
     }
 
     /// How many users there are.

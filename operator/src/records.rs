@@ -104,6 +104,7 @@ fn build(
         callers: Some(callers),
         limits: policy.limits.over(defaults.limits),
         audit: policy.audit.over(defaults.audit),
+        redis_wait: defaults.redis_wait,
     }
 }
 

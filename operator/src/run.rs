@@ -19,7 +19,7 @@ use twofactor_server::admin::{self, Check};
 use twofactor_server::http::{self, Limits};
 use twofactor_server::tls::{self, CurrentCertificate};
 use twofactor_store::clock::Clock;
-use twofactor_store::redis::{RedisStore, RedisUrlError};
+use twofactor_store::redis::{RedisStore, RedisTargetError};
 
 use crate::api::ApiError;
 use crate::certificates::rotation::Lifetimes;
@@ -33,7 +33,7 @@ use crate::watch::{self, Scopes, Synced};
 use crate::webhook::AccessLookup;
 use crate::webhook::defaults::SidecarDefaults;
 use crate::webhook::metrics::AdmissionMetrics;
-use crate::{certificates, webhook};
+use crate::{certificates, redis_settings, webhook};
 
 /// How long the webhook goes on after the signal to stop: until the API servers have noticed that it will be gone. A request that nobody
 /// answers is a pod that is refused.
@@ -65,6 +65,9 @@ pub struct Configuration {
     pub namespaces: Vec<String>,
     /// Redis. May hold a password.
     pub redis_url: SecretText,
+    /// What the certificates of Redis are checked against (PEM), for the operator and for services; the system's authorities when
+    /// absent.
+    pub redis_authority: Option<String>,
     /// The Secret with the password of Redis, in the operator's namespace; the URL holds it when absent.
     pub redis_password_secret: Option<String>,
     /// Where the operator's own Secrets are.
@@ -125,9 +128,9 @@ pub enum RunError {
         /// Why.
         source: io::Error,
     },
-    /// The URL of Redis is none.
-    #[error("--redis-url {0}")]
-    RedisUrl(#[from] RedisUrlError),
+    /// The URL of Redis is none, or its certificate authority.
+    #[error("{}", redis_target(*.0))]
+    RedisTarget(#[from] RedisTargetError),
     /// There is no master key.
     #[error(transparent)]
     MasterKey(#[from] MasterKeyError),
@@ -164,7 +167,10 @@ pub async fn run(
     stop: CancellationToken,
 ) -> Result<(), RunError> {
     // Now, and not when this replica leads for the first time: a new version with a wrong one does not become ready.
-    RedisStore::check_url(configuration.redis_url.expose_secret())?;
+    RedisStore::check_target(
+        configuration.redis_url.expose_secret(),
+        configuration.redis_authority.as_deref(),
+    )?;
     let admin = listen(configuration.admin_listen, "--admin-listen").await?;
     let webhook = match &configuration.webhook {
         Some(webhook) => Some((webhook.clone(), listen(webhook.listen, "--webhook-listen").await?)),
@@ -179,7 +185,10 @@ pub async fn run(
     let lists = [("realms", replica.realms.clone()), ("namespaces", replica.namespaces.clone())]
         .map(|(name, synced)| (Check::required(name), synced));
     let (leading, redis) = (Check::informational("leading"), Check::informational("redis"));
-    let shown = lists.iter().map(|(check, _)| check).chain(&certificate).chain([&leading, &redis]);
+    let redis_settings = redis_settings::checks();
+    let of_settings = redis_settings.iter().map(|(_, check)| check);
+    let shown =
+        lists.iter().map(|(check, _)| check).chain(&certificate).chain([&leading, &redis]).chain(of_settings);
     let routes = admin::routes(shown.cloned().collect(), metrics.registry());
     let limits = Limits {
         connections: ADMIN_CONNECTIONS,
@@ -218,9 +227,17 @@ pub async fn run(
         policies_synced: [replica.realms, replica.namespaces],
         leading,
         redis,
+        redis_settings,
     };
     tasks.spawn_fallible("leader", leader.run(stop.clone()));
     tasks.supervise(&stop, FAREWELL + DRAIN).await
+}
+
+fn redis_target(error: RedisTargetError) -> String {
+    match error {
+        RedisTargetError::Url(error) => format!("--redis-url {error}"),
+        RedisTargetError::Authority(error) => format!("--redis-ca-file {error}"),
+    }
 }
 
 async fn listen(address: SocketAddr, flag: &'static str) -> Result<TcpListener, RunError> {

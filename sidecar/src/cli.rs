@@ -125,6 +125,10 @@ struct DevArguments {
     #[arg(long, env = "REDIS_URL", hide_env_values = true, value_name = "URL")]
     redis_url: Option<String>,
 
+    /// File with CA certificates (PEM) to check Redis against in place of the system's
+    #[arg(long, env = "REDIS_CA_FILE", value_name = "FILE")]
+    redis_ca_file: Option<PathBuf>,
+
     /// File with the key that records in Redis are sealed with, made at the first start
     /// [default: fountainai-2fa/master-key in the user's state directory]
     #[arg(long, env = "TWOFACTOR_MASTER_KEY_FILE", value_name = "FILE")]
@@ -194,6 +198,7 @@ pub fn start() -> Result<(), Box<dyn Error>> {
                 expose_codes: arguments.expose_codes.unwrap_or(realm.providers.methods().is_empty()),
                 paths: arguments.paths,
                 redis_url: arguments.redis_url.filter(|url| !url.is_empty()),
+                redis_ca_file: arguments.redis_ca_file.filter(|path| !path.as_os_str().is_empty()),
                 master_key_file: arguments.master_key_file,
                 realm_id: arguments.realm,
                 caller: arguments.caller,

@@ -2,6 +2,7 @@
 //! Leaves: where Redis is, and the realm's keys.
 
 use std::fs;
+use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -22,8 +23,11 @@ pub const REALM: &str = "realm";
 /// The file with the namespace that this sidecar asks for.
 pub const CALLER: &str = "caller";
 
+/// The file with what the certificates of Redis are checked against, in PEM. It may be missing.
+pub const REDIS_CA: &str = "redis-ca";
+
 /// The files, in the order in which they are read.
-const FILES: [&str; 5] = [REDIS_URL, REALM_KEY, INSTALLATION, REALM, CALLER];
+const FILES: [&str; 6] = [REDIS_URL, REALM_KEY, INSTALLATION, REALM, CALLER, REDIS_CA];
 /// The link that the kubelet swaps when a mounted Secret changes. Each file is a link through it, so a set of files belongs
 /// together only when it was read through one and the same target.
 const DATA: &str = "..data";
@@ -43,6 +47,8 @@ pub struct CredentialsError {
 pub struct Credentials {
     /// Where Redis is; may hold a password.
     pub redis_url: SecretText,
+    /// What its certificates are checked against (PEM), in place of the authorities that the system trusts.
+    pub redis_authority: Option<String>,
     /// The realm's keys.
     pub keys: RealmKeys,
     /// The realm's names in Redis.
@@ -83,7 +89,7 @@ impl Version {
 }
 
 impl CredentialFiles {
-    /// Reads the five files of `directory`, and tells which version of them it was.
+    /// Reads the files of `directory`, and tells which version of them it was.
     ///
     /// # Errors
     /// Names the file that is missing or cannot be read.
@@ -108,11 +114,13 @@ impl CredentialFiles {
         }
         let mut texts = FILES.map(|_| SecretText::new(String::new()));
         for (name, text) in FILES.iter().zip(&mut texts) {
-            let content = fs::read_to_string(folder.join(name)).map_err(|error| CredentialsError {
-                file: directory.join(name),
-                reason: error.to_string(),
-            })?;
-            *text = SecretText::new(content);
+            match fs::read_to_string(folder.join(name)) {
+                Ok(content) => *text = SecretText::new(content),
+                Err(error) if *name == REDIS_CA && error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => {
+                    return Err(CredentialsError { file: directory.join(name), reason: error.to_string() });
+                }
+            }
         }
         Ok(Self { directory: directory.to_owned(), texts })
     }
@@ -122,12 +130,14 @@ impl CredentialFiles {
     /// # Errors
     /// Names the file that is wrong, and what would be right.
     pub fn parse(&self) -> Result<Credentials, CredentialsError> {
-        let [redis_url, key, installation, realm, caller] = &self.texts;
+        let [redis_url, key, installation, realm, caller, authority] = &self.texts;
+        let authority = authority.expose_secret().trim();
         let realm = self.parsed(REALM, realm)?;
         let installation = self.parsed(INSTALLATION, installation)?;
         let key = RealmKey::from_text(key.expose_secret()).map_err(|error| self.wrong(REALM_KEY, &error))?;
         Ok(Credentials {
             redis_url: SecretText::new(redis_url.expose_secret().trim().to_owned()),
+            redis_authority: (!authority.is_empty()).then(|| authority.to_owned()),
             keys: key.keys(&realm),
             names: RealmNames::new(&installation, &realm),
             caller: self.parsed(CALLER, caller)?,
@@ -138,7 +148,7 @@ impl CredentialFiles {
     #[must_use]
     pub fn is_same_realm(&self, other: &Self) -> bool {
         let of_the_realm = |files: &Self| {
-            let [_, key, installation, realm, _] = &files.texts;
+            let [_, key, installation, realm, ..] = &files.texts;
             [key, installation, realm].map(|text| SecretText::new(text.expose_secret().trim().to_owned()))
         };
         of_the_realm(self) == of_the_realm(other)

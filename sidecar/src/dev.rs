@@ -20,7 +20,7 @@ use twofactor_core::user::DeliveryMethod;
 use twofactor_store::clock::Clock;
 use twofactor_store::memory::MemoryStore;
 use twofactor_store::publisher::Publisher;
-use twofactor_store::redis::RedisStore;
+use twofactor_store::redis::{RedisStore, RedisTargetError};
 use twofactor_store::{Store, StoreError};
 
 use crate::delivery::Delivery;
@@ -42,6 +42,8 @@ pub struct DevOptions {
     pub paths: Vec<PathBuf>,
     /// Redis, or memory when absent. May hold a password.
     pub redis_url: Option<String>,
+    /// File with what the certificates of Redis are checked against; what the system trusts when absent.
+    pub redis_ca_file: Option<PathBuf>,
     /// Where the master key is kept when Redis is used.
     pub master_key_file: Option<PathBuf>,
     /// The realm's name in Redis.
@@ -76,8 +78,15 @@ pub async fn dev(
             let installation: Installation =
                 "dev".parse().map_err(|error| RunError::Configuration(format!("installation {error}")))?;
             let names = RealmNames::new(&installation, &options.realm_id);
-            let store = RedisStore::new(url, names, Clock::System);
-            Store::Redis(store.map_err(|error| RunError::Configuration(format!("--redis-url {error}")))?)
+            let authority = redis_authority(options.redis_ca_file.as_deref())?;
+            let store = RedisStore::with_authority(url, authority.as_deref(), names, Clock::System);
+            let store = store.map_err(|error| {
+                RunError::Configuration(match error {
+                    RedisTargetError::Url(error) => format!("--redis-url {error}"),
+                    RedisTargetError::Authority(error) => format!("--redis-ca-file {error}"),
+                })
+            })?;
+            Store::Redis(store)
         }
         None => Store::Memory(MemoryStore::new(Clock::System)),
     };
@@ -219,6 +228,13 @@ fn report(files: &[(String, Vec<u8>)]) -> Users {
         tracing::error!("{problem}");
     }
     users
+}
+
+fn redis_authority(path: Option<&Path>) -> Result<Option<String>, RunError> {
+    let Some(path) = path else { return Ok(None) };
+    let read = fs::read_to_string(path);
+    let wrong = |error| RunError::Configuration(format!("--redis-ca-file {}: {error}", path.display()));
+    read.map(Some).map_err(wrong)
 }
 
 /// The key under which records stay readable from one start to the next: read, or made at the first start.

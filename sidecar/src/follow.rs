@@ -12,9 +12,9 @@ use tokio_util::sync::CancellationToken;
 use twofactor_server::admin::Check;
 use twofactor_store::Store;
 use twofactor_store::clock::Clock;
-use twofactor_store::redis::RedisStore;
+use twofactor_store::redis::{RedisStore, RedisTargetError};
 
-use crate::credentials::{CredentialFiles, CredentialsError, REDIS_URL, Version};
+use crate::credentials::{CredentialFiles, CredentialsError, REDIS_CA, REDIS_URL, Version};
 use crate::delivery::Delivery;
 use crate::metrics::Metrics;
 use crate::records::Records;
@@ -129,8 +129,16 @@ fn service(
     before: Option<(&CredentialFiles, &Service)>,
 ) -> Result<Service, CredentialsError> {
     let credentials = files.parse()?;
-    let store = RedisStore::new(credentials.redis_url.expose_secret(), credentials.names, Clock::System)
-        .map_err(|error| files.wrong(REDIS_URL, &error))?;
+    let store = RedisStore::with_authority(
+        credentials.redis_url.expose_secret(),
+        credentials.redis_authority.as_deref(),
+        credentials.names,
+        Clock::System,
+    )
+    .map_err(|error| match error {
+        RedisTargetError::Url(error) => files.wrong(REDIS_URL, &error),
+        RedisTargetError::Authority(error) => files.wrong(REDIS_CA, &error),
+    })?;
     let store = Store::Redis(store);
     let records = match before {
         Some((known, before)) if known.is_same_realm(files) => before.records.moved_to(store.clone()),

@@ -24,6 +24,7 @@ pub mod listen;
 pub mod manifests;
 pub mod metrics;
 pub mod records;
+mod redis_settings;
 mod refresh;
 pub mod refusal;
 pub mod routes;

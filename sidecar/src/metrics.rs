@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use http::StatusCode;
 use prometheus::{HistogramOpts, HistogramVec, IntCounterVec, IntGaugeVec, Opts, Registry};
+use twofactor_store::redis::Strength;
 
 /// From a tenth of a millisecond, which a decision takes, to the ten seconds after which delivery gives up.
 const BUCKETS: [f64; 16] =
@@ -25,6 +26,7 @@ pub struct Metrics {
     let_in: IntGaugeVec,
     credentials: IntGaugeVec,
     credential_changes: IntCounterVec,
+    redis_weakness: IntGaugeVec,
 }
 
 impl Metrics {
@@ -83,6 +85,14 @@ impl Metrics {
             "twofactor_credentials_current",
             "1 when the credentials in use are those of the folder, 0 when those cannot be used.",
         )?;
+        let redis_weakness = IntGaugeVec::new(
+            Opts::new(
+                "twofactor_redis_weakness",
+                "1 for a setting of Redis that is weaker than it should be, 0 when not.",
+            ),
+            &["setting"],
+        )?;
+        registry.register(Box::new(redis_weakness.clone()))?;
         let durations = HistogramVec::new(
             HistogramOpts::new(
                 "twofactor_http_request_duration_seconds",
@@ -120,6 +130,7 @@ impl Metrics {
             let_in,
             credentials,
             credential_changes,
+            redis_weakness,
         })
     }
 
@@ -164,6 +175,15 @@ impl Metrics {
     /// Whether the realm lets this sidecar's namespace in.
     pub fn let_in(&self, let_in: bool) {
         self.let_in.with_label_values::<&str>(&[]).set(let_in.into());
+    }
+
+    /// How a setting of Redis is. What it does not tell is not shown.
+    pub fn redis_setting(&self, setting: &'static str, strength: Strength) {
+        if strength == Strength::Unknown {
+            let _ = self.redis_weakness.remove_label_values(&[setting]);
+        } else {
+            self.redis_weakness.with_label_values(&[setting]).set((strength == Strength::Weak).into());
+        }
     }
 
     /// Whether the credentials in use are those of the folder.

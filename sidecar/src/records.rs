@@ -220,6 +220,7 @@ impl Records {
                 self.reject("realm", Rejected::RolledBack { found: revision.0, seen: seen.0 });
             }
             Ok((revision, record)) => {
+                self.store.require_replicas(record.redis_wait);
                 if revision > seen || known.is_none() {
                     self.known.realm.store(Some(Arc::new((revision, record))));
                 }

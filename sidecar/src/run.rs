@@ -13,6 +13,7 @@ use twofactor_server::admin::{self, Check};
 use twofactor_server::http::{self, Limits};
 
 use crate::listen::Listeners;
+use crate::redis_settings;
 use crate::refresh::{Checks, refresh};
 use crate::routes;
 use crate::service::Current;
@@ -89,7 +90,10 @@ pub async fn run(
     for listener in listeners.api {
         spawn("api", Box::pin(http::serve(listener, api.clone(), Limits::default(), stop.clone())));
     }
-    let shown = [checks.redis.clone(), checks.let_in.clone()].into_iter().chain(background.check).collect();
+    let settings = redis_settings::checks();
+    let of_settings = settings.iter().map(|(_, check)| check.clone());
+    let shown = [checks.redis.clone(), checks.let_in.clone()].into_iter().chain(background.check);
+    let shown = shown.chain(of_settings).collect();
     let admin = admin::routes(shown, current.load().metrics.registry());
     let limits = Limits {
         connections: ADMIN_CONNECTIONS,
@@ -98,6 +102,7 @@ pub async fn run(
         ..Limits::default()
     };
     spawn("admin", Box::pin(http::serve(listeners.admin, admin, limits, stop.clone())));
+    spawn("redis settings", Box::pin(redis_settings::watch(current.clone(), settings, stop.clone())));
     spawn("realm refresh", Box::pin(refresh(current, checks, stop.clone())));
     spawn(background.name, Box::pin(background.task));
 

@@ -70,6 +70,11 @@ pub struct RealmOptions {
     #[arg(long, env = "SMTP_CA_FILE", value_name = "FILE")]
     smtp_ca_file: Option<PathBuf>,
 
+    /// Replicas of Redis that have to know of an accepted code before it is told; too few within half a second are an answer of 503
+    /// [default: 0]
+    #[arg(long, env = "REDIS_WAIT", value_name = "REPLICAS")]
+    redis_wait: Option<String>,
+
     /// How tokens are signed: HS256, with the key in the variable SECRET_KEY of 32 bytes or more [default: HS256]
     #[arg(long, env = "ALGORITHM", value_name = "NAME")]
     algorithm: Option<String>,
@@ -100,6 +105,7 @@ impl RealmOptions {
             "SMTP_SECURITY" => self.smtp_security.clone(),
             "SMTP_USERNAME" => self.smtp_username.clone(),
             "SMTP_FROM_EMAIL" => self.smtp_from_email.clone(),
+            "REDIS_WAIT" => self.redis_wait.clone(),
             "SMTP_CA" => ca.clone(),
             "TWILIO_CA" => twilio_ca.clone(),
             "WEBHOOK_CA" => webhook_ca.clone(),

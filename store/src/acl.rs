@@ -4,19 +4,23 @@
 //! Enters: names, hashes of passwords and the names of a realm's keys. Leaves: users in the Redis process, where they are lost when
 //! it ends; and URLs to log in with.
 
-use redis::{ErrorKind, ServerErrorKind};
+use std::collections::{BTreeSet, HashSet};
+
+use redis::{Cmd, ErrorKind, FromRedisValue, ServerErrorKind};
 use twofactor_core::names::RealmNames;
-use twofactor_core::secret::SecretText;
 
 use crate::StoreError;
-use crate::redis::RedisStore;
+use crate::link::{Node, Operation};
+use crate::redis::{OPERATION_TIMEOUT, RedisStore};
+pub use crate::url::{has_login, with_login};
 
 /// What the store sends of itself, and what its deciding scripts call. Logging in needs no permission.
-const COMMANDS: [&str; 15] = [
+const COMMANDS: [&str; 16] = [
     "+get",
     "+exists",
     "+hgetall",
     "+info",
+    "+wait",
     "+multi",
     "+exec",
     "+evalsha",
@@ -30,6 +34,9 @@ const COMMANDS: [&str; 15] = [
     "+pexpireat",
     "+xadd",
 ];
+
+/// What finds the node of a cluster that has a key.
+const CLUSTER_COMMANDS: [&str; 2] = ["+cluster|slots", "+asking"];
 
 /// A user as Redis should know them.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -65,23 +72,44 @@ pub enum AclError {
     Store(#[from] StoreError),
 }
 
+/// The names that the servers of a Redis know. Each server has users of its own: in a cluster, one may know more than another.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct AclNames {
+    /// Those that some server knows.
+    pub anywhere: BTreeSet<String>,
+    /// Those that every server knows.
+    pub everywhere: BTreeSet<String>,
+}
+
 impl RedisStore {
     /// The names of all users that Redis knows.
     ///
     /// # Errors
     /// When Redis does not answer, or this login may not ask.
-    pub async fn acl_users(&self) -> Result<Vec<String>, AclError> {
-        self.query(redis::cmd("ACL").arg("USERS")).await.map_err(error)
+    pub async fn acl_users(&self) -> Result<AclNames, AclError> {
+        let mut command = redis::cmd("ACL");
+        command.arg("USERS");
+        let mut names = AclNames::default();
+        for (index, known) in self.on_every_server::<HashSet<String>>(&command).await?.into_iter().enumerate()
+        {
+            if index == 0 {
+                names.everywhere = known.iter().cloned().collect();
+            }
+            names.everywhere.retain(|name| known.contains(name));
+            names.anywhere.extend(known);
+        }
+        Ok(names)
     }
 
     /// Makes a user what they should be, at once and whatever they were before. Connections that they have stay.
     ///
     /// # Errors
-    /// When Redis does not answer, or this login may not do it; nothing has changed then.
+    /// When Redis does not answer, or this login may not do it; on a single server, nothing has changed then.
     pub async fn acl_set(&self, user: &AclUser, separation: Separation) -> Result<(), AclError> {
         let mut command = redis::cmd("ACL");
-        command.arg("SETUSER").arg(&user.name).arg(rules(user, separation, self.selects_database()));
-        self.query::<()>(&command).await.map_err(error)
+        let rules = rules(user, separation, self.selects_database(), self.link.is_cluster());
+        command.arg("SETUSER").arg(&user.name).arg(rules);
+        self.on_every_server::<()>(&command).await.map(drop)
     }
 
     /// Removes users and ends their connections.
@@ -92,11 +120,32 @@ impl RedisStore {
         if names.is_empty() {
             return Ok(());
         }
-        self.query::<i64>(redis::cmd("ACL").arg("DELUSER").arg(names)).await.map(drop).map_err(error)
+        self.on_every_server::<i64>(redis::cmd("ACL").arg("DELUSER").arg(names)).await.map(drop)
+    }
+
+    /// The answers of all masters, and of those replicas that answer: users are not replicated, and a replica that is promoted lets in
+    /// whom it knows. One that is away is told when it is looked at again.
+    async fn on_every_server<T: FromRedisValue>(&self, command: &Cmd) -> Result<Vec<T>, AclError> {
+        let servers = self.link.servers(OPERATION_TIMEOUT).await.map_err(error)?;
+        let mut answers = Vec::with_capacity(servers.masters.len() + servers.replicas.len());
+        let ask = async |node: &Node| {
+            let answer = self.link.run_on::<T>(node, OPERATION_TIMEOUT, Operation::Command(command)).await;
+            answer.map_err(error)
+        };
+        for master in &servers.masters {
+            answers.push(ask(master).await?);
+        }
+        for replica in &servers.replicas {
+            match ask(replica).await {
+                Ok(answer) => answers.push(answer),
+                Err(error) => tracing::debug!(%error, "a replica was not asked about its users"),
+            }
+        }
+        Ok(answers)
     }
 }
 
-fn rules(user: &AclUser, separation: Separation, selects_database: bool) -> Vec<String> {
+fn rules(user: &AclUser, separation: Separation, selects_database: bool, is_cluster: bool) -> Vec<String> {
     let mut rules = ["reset", "on", "resetkeys", "resetchannels", "-@all"].map(str::to_owned).to_vec();
     rules.push(format!("#{}", user.password_hash));
     let read = if separation == Separation::ReadAndWrite { "%R~" } else { "~" };
@@ -105,6 +154,9 @@ fn rules(user: &AclUser, separation: Separation, selects_database: bool) -> Vec<
     rules.extend(COMMANDS.map(str::to_owned));
     if selects_database {
         rules.push("+select".to_owned());
+    }
+    if is_cluster {
+        rules.extend(CLUSTER_COMMANDS.map(str::to_owned));
     }
     rules
 }
@@ -127,82 +179,20 @@ fn error(error: StoreError) -> AclError {
     }
 }
 
-/// `url` with this login in place of the one that it has; everything else stays. Nothing when the URL has no place for a
-/// login: that of a socket.
-#[must_use]
-pub fn with_login(url: &str, name: &str, password: &SecretText) -> Option<SecretText> {
-    let (scheme, rest) = url.split_once("://")?;
-    if !matches!(scheme, "redis" | "rediss" | "valkey" | "valkeys") {
-        return None;
-    }
-    let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
-    let (authority, path) = rest.split_at(end);
-    let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
-    let (name, password) = (encoded(name), encoded(password.expose_secret()));
-    Some(SecretText::new(format!("{scheme}://{name}:{password}@{host}{path}")))
-}
-
-/// Whether a URL has a login.
-#[must_use]
-pub fn has_login(url: &str) -> bool {
-    let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
-    rest.split(['/', '?', '#']).next().is_some_and(|authority| authority.contains('@'))
-}
-
-fn encoded(text: &str) -> String {
-    use std::fmt::Write;
-    let mut encoded = String::with_capacity(text.len());
-    for byte in text.bytes() {
-        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
-            encoded.push(byte.into());
-        } else {
-            let _ = write!(encoded, "%{byte:02X}");
-        }
-    }
-    encoded
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn only_the_login_of_a_url_changes() {
-        let password = SecretText::new("p:@/w".to_owned());
-        for (url, expected) in [
-            ("redis://host", "redis://a%3Ab:p%3A%40%2Fw@host"),
-            ("redis://host:6380/2", "redis://a%3Ab:p%3A%40%2Fw@host:6380/2"),
-            (
-                "rediss://:old@host/0?protocol=resp3#insecure",
-                "rediss://a%3Ab:p%3A%40%2Fw@host/0?protocol=resp3#insecure",
-            ),
-            ("redis://user:o%40ld@[::1]:6379/", "redis://a%3Ab:p%3A%40%2Fw@[::1]:6379/"),
-            ("redis://host/?x=a@b", "redis://a%3Ab:p%3A%40%2Fw@host/?x=a@b"),
-        ] {
-            let changed = with_login(url, "a:b", &password).unwrap();
-            assert_eq!(changed.expose_secret(), expected);
-            redis::IntoConnectionInfo::into_connection_info(changed.expose_secret()).unwrap();
-        }
-        for url in ["unix:///run/redis.sock", "redis+unix:///run/redis.sock?db=1", "host"] {
-            assert_eq!(with_login(url, "a", &password), None, "{url}");
-        }
-    }
-
-    #[test]
-    fn a_login_is_seen() {
-        assert!(has_login("redis://:p@host/0") && has_login("redis://u@host"));
-        assert!(!has_login("redis://host/0?x=a@b") && !has_login("redis://host"));
-    }
-
-    #[test]
     fn nothing_is_allowed_that_is_not_said() {
         let realm = RealmNames::new(&"cluster".parse().unwrap(), &"a-realm".parse().unwrap());
         let user = AclUser { name: "n".to_owned(), password_hash: "ab".to_owned(), realm };
-        let said = rules(&user, Separation::ReadAndWrite, false);
+        let said = rules(&user, Separation::ReadAndWrite, false, false);
         assert_eq!(said[..6], ["reset", "on", "resetkeys", "resetchannels", "-@all", "#ab"]);
         assert!(said.iter().all(|rule| !rule.contains('*') && rule != "+select"), "{said:?}");
-        assert_eq!(said.iter().filter(|rule| rule.starts_with("%R~")).count(), 3);
-        assert!(rules(&user, Separation::ReadAndWrite, true).contains(&"+select".to_owned()));
-        assert!(!rules(&user, Separation::RealmsOnly, false).iter().any(|rule| rule.starts_with('%')));
+        assert_eq!(said.iter().filter(|rule| rule.starts_with("%R~")).count(), 4);
+        assert!(rules(&user, Separation::ReadAndWrite, true, false).contains(&"+select".to_owned()));
+        assert!(rules(&user, Separation::ReadAndWrite, false, true).contains(&"+cluster|slots".to_owned()));
+        assert!(!rules(&user, Separation::RealmsOnly, false, false).iter().any(|rule| rule.starts_with('%')));
     }
 }

@@ -10,6 +10,7 @@ mod link;
 pub mod memory;
 pub mod publisher;
 pub mod redis;
+mod url;
 
 use thiserror::Error;
 use twofactor_core::audit::Entry;
@@ -37,6 +38,9 @@ pub enum StoreError {
     /// The store holds a realm under this id that was sealed with other keys.
     #[error("the realm in Redis is sealed with another master key")]
     Foreign,
+    /// It was decided, but fewer replicas than asked for know of it: a failover could undo it. A code that was accepted stays used up.
+    #[error("too few replicas of Redis have acknowledged the decision")]
+    Unacknowledged,
     /// Another publisher wrote the same user at the same time.
     #[error("another publisher has changed this user")]
     Conflict,
@@ -87,17 +91,32 @@ pub struct Publication {
     pub reset: Option<String>,
 }
 
+/// A Redis server that decides, as the publisher finds it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeInspection {
+    /// Who the node is: changes with every start and every promotion.
+    pub identity: String,
+    /// Whether nothing can have been lost that the node still knows something of: it holds no key at all.
+    pub empty: bool,
+}
+
 /// The store as the publisher finds it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Inspection {
-    /// Who the node is: changes with every start and every promotion.
-    pub node: String,
-    /// Whether the node has been checked and everything is published: nothing needs to be refilled.
+    /// The nodes: one, or the masters of a cluster.
+    pub nodes: Vec<NodeInspection>,
+    /// Whether every node has been checked and everything is published: nothing needs to be refilled.
     pub ready: bool,
-    /// Whether nothing can have been lost that the node still knows something of: it holds no key at all.
-    pub empty: bool,
-    /// What [`Store::begin_filling`] left on the node.
+    /// What [`Store::begin_filling`] left on the nodes.
     pub filling: String,
+}
+
+impl Inspection {
+    /// Who the nodes are, together.
+    #[must_use]
+    pub fn identity(&self) -> String {
+        self.nodes.iter().map(|node| node.identity.as_str()).collect::<Vec<_>>().join(" ")
+    }
 }
 
 /// A store. Two kinds, one meaning: the conformance suite runs against both.
@@ -211,6 +230,13 @@ impl Store {
     /// When Redis does not answer.
     pub async fn disabled(&self, users: &[Pseudonym]) -> Result<Vec<bool>, StoreError> {
         delegate!(self, store => store.disabled(users))
+    }
+
+    /// From now on, an accepted code is told only when so many replicas know of it.
+    pub fn require_replicas(&self, replicas: u8) {
+        if let Self::Redis(store) = self {
+            store.require_replicas(replicas);
+        }
     }
 
     /// For the publisher: the state that the store is in.

@@ -14,7 +14,7 @@ use twofactor_core::names::Pseudonym;
 use twofactor_core::time::UnixMillis;
 
 use crate::clock::Clock;
-use crate::{Inspection, Publication, Published, RealmSnapshot, StoreError};
+use crate::{Inspection, NodeInspection, Publication, Published, RealmSnapshot, StoreError};
 
 /// A store in memory; clones share it.
 #[derive(Clone, Debug)]
@@ -105,10 +105,10 @@ impl MemoryStore {
 
     pub(crate) fn inspect(&self) -> Inspection {
         let content = self.content();
+        let empty = content.users.is_empty() && content.realm == RealmSnapshot::default();
         Inspection {
-            node: "memory".to_owned(),
+            nodes: vec![NodeInspection { identity: "memory".to_owned(), empty }],
             ready: content.realm.complete,
-            empty: content.users.is_empty() && content.realm == RealmSnapshot::default(),
             filling: String::new(),
         }
     }

@@ -227,14 +227,18 @@ impl Publisher {
     /// # Errors
     /// When Redis does not answer.
     pub async fn begin(&self, random: &mut impl CryptoRng) -> Result<Inspection, StoreError> {
-        let inspection = self.store.inspect().await?;
+        let mut inspection = self.store.inspect().await?;
         if inspection.ready {
             return Ok(inspection);
         }
-        let empty = inspection.empty || self.store.users().await?.is_empty();
-        let filling = format!("{:016x}", random.next_u64());
-        self.store.begin_filling(&filling).await?;
-        Ok(Inspection { empty, filling, ..inspection })
+        if !inspection.nodes.iter().all(|node| node.empty) && self.store.users().await?.is_empty() {
+            for node in &mut inspection.nodes {
+                node.empty = true;
+            }
+        }
+        inspection.filling = format!("{:016x}", random.next_u64());
+        self.store.begin_filling(&inspection.filling).await?;
+        Ok(inspection)
     }
 
     /// Makes the whole realm current, and says so to sidecars: what a refill after a loss consists of. Nothing of

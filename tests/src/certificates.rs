@@ -46,6 +46,16 @@ impl Authority {
         self.sign(params)
     }
 
+    /// A certificate of servers that are clients of each other, for host names and addresses.
+    #[must_use]
+    pub fn peer(&self, names: &[&str]) -> Leaf {
+        let names: Vec<_> = names.iter().map(|&name| name.to_owned()).collect();
+        let mut params = CertificateParams::new(names).expect("host names and addresses");
+        params.extended_key_usages =
+            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        self.sign(params)
+    }
+
     /// A client's certificate; Kubernetes takes the organization for a group.
     #[must_use]
     pub fn client(&self, name: &str, organization: &str) -> Leaf {

@@ -1,5 +1,8 @@
 //! A real Redis server. Enters: options. Leaves: its URL and connections, and the power to flush, stop, kill, hold and
-//! restart it, and to move its wall clock.
+//! restart it, and to move its wall clock. [`cluster`] and [`sentinel`] put several together.
+
+pub mod cluster;
+pub mod sentinel;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,9 +11,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
-use redis::{AsyncConnectionConfig, Client, RedisError};
+use redis::{AsyncConnectionConfig, Client, FromRedisValue, RedisError, TlsCertificates};
 use tempfile::TempDir;
 
+use crate::certificates::{Authority, Leaf};
 use crate::process::{Launch, Process};
 use crate::wait::eventually;
 use crate::{ports, scratch, tools};
@@ -34,7 +38,57 @@ pub struct RedisBuilder {
     append_only: Option<AppendFsync>,
     password: Option<String>,
     movable_clock: bool,
+    tls: Option<Tls>,
     args: Vec<String>,
+}
+
+/// A certificate that is served, and the authority that clients check it against.
+#[derive(Clone, Debug)]
+pub struct Tls {
+    /// The certificate with its key.
+    pub leaf: Leaf,
+    /// The authority, in PEM.
+    pub authority: String,
+}
+
+impl Tls {
+    /// A certificate for 127.0.0.1 by an authority of its own.
+    #[must_use]
+    pub fn new() -> Self {
+        let authority = Authority::new("an authority of a test's own");
+        Self { leaf: authority.peer(&["127.0.0.1", "localhost"]), authority: authority.pem() }
+    }
+
+    /// The options of `redis-server`, whose files are put into `folder`.
+    fn args(&self, folder: &Path, port: u16) -> Vec<String> {
+        let file = |name: &str, content: &str| {
+            let path = folder.join(name);
+            fs::write(&path, content).expect("to write a certificate for Redis");
+            path.display().to_string()
+        };
+        let files = [
+            ("--tls-cert-file", file("tls.crt", &self.leaf.certificate)),
+            ("--tls-key-file", file("tls.key", &self.leaf.key)),
+            ("--tls-ca-cert-file", file("ca.crt", &self.authority)),
+        ];
+        let mut args: Vec<String> =
+            ["--port", "0", "--tls-auth-clients", "no", "--tls-port"].map(str::to_owned).into();
+        args.push(port.to_string());
+        args.extend(files.into_iter().flat_map(|(option, path)| [option.to_owned(), path]));
+        args
+    }
+
+    /// A client that trusts the authority.
+    fn client(&self, url: &str) -> Result<Client, RedisError> {
+        let root_cert = Some(self.authority.clone().into_bytes());
+        Client::build_with_tls(url, TlsCertificates { client_tls: None, root_cert })
+    }
+}
+
+impl Default for Tls {
+    fn default() -> Self {
+        Self::new()
+    }
 }
 
 impl RedisBuilder {
@@ -66,6 +120,13 @@ impl RedisBuilder {
         self
     }
 
+    /// Speaks TLS and nothing else.
+    #[must_use]
+    pub fn tls(mut self, tls: Tls) -> Self {
+        self.tls = Some(tls);
+        self
+    }
+
     /// Starts the server, and returns when it answers.
     pub async fn start(self) -> RedisServer {
         let folder = scratch::folder("redis");
@@ -89,8 +150,13 @@ fn launch(options: &RedisBuilder, port: u16, folder: &TempDir, clock: Option<&Re
         Some(AppendFsync::Always) => ["--appendonly", "yes", "--appendfsync", "always"],
         Some(AppendFsync::EverySec) => ["--appendonly", "yes", "--appendfsync", "everysec"],
     };
+    let ports = match &options.tls {
+        None => vec!["--port".to_owned(), port.to_string()],
+        Some(tls) => tls.args(folder.path(), port),
+    };
     let mut launch = launch
-        .args(["--bind", "127.0.0.1", "--port", &port.to_string(), "--save", ""])
+        .args(["--bind", "127.0.0.1", "--save", ""])
+        .args(ports)
         .args(append_only)
         .arg("--dir")
         .arg(folder.path());
@@ -128,7 +194,16 @@ impl RedisServer {
     pub fn url(&self) -> String {
         let login =
             self.options.password.as_ref().map(|password| format!(":{password}@")).unwrap_or_default();
-        format!("redis://{login}127.0.0.1:{}/0", self.port)
+        let scheme = if self.options.tls.is_some() { "rediss" } else { "redis" };
+        format!("{scheme}://{login}127.0.0.1:{}/0", self.port)
+    }
+
+    /// A client for the server, whatever it speaks.
+    fn client(&self) -> Result<Client, RedisError> {
+        match &self.options.tls {
+            Some(tls) => tls.client(&self.url()),
+            None => Client::open(self.url()),
+        }
     }
 
     /// The port, which stays the same after a restart.
@@ -145,7 +220,19 @@ impl RedisServer {
 
     /// A new connection.
     pub async fn connect(&self) -> MultiplexedConnection {
-        connect(&self.url()).await.unwrap_or_else(|error| panic!("cannot connect to Redis: {error}"))
+        self.try_connect().await.unwrap_or_else(|error| panic!("cannot connect to Redis: {error}"))
+    }
+
+    async fn try_connect(&self) -> Result<MultiplexedConnection, RedisError> {
+        connect(&self.client()?).await
+    }
+
+    /// What a command answers.
+    pub async fn ask<T: FromRedisValue>(&self, words: &[&str]) -> T {
+        let mut command = redis::cmd(words[0]);
+        command.arg(&words[1..]);
+        let answer = command.query_async(&mut self.connect().await).await;
+        answer.unwrap_or_else(|error| panic!("{words:?}: {error}"))
     }
 
     /// Removes everything, as a person with `redis-cli` would.
@@ -195,10 +282,10 @@ impl RedisServer {
     }
 
     async fn wait_until_ready(&self) {
-        let (process, url) = (self.process(), self.url());
+        let process = self.process();
         eventually(START, "Redis to answer", async || {
             process.assert_running();
-            let mut connection = connect(&url).await?;
+            let mut connection = self.try_connect().await?;
             redis::cmd("PING").exec_async(&mut connection).await
         })
         .await;
@@ -223,11 +310,11 @@ impl Drop for RedisServer {
     }
 }
 
-async fn connect(url: &str) -> Result<MultiplexedConnection, RedisError> {
+async fn connect(client: &Client) -> Result<MultiplexedConnection, RedisError> {
     let config = AsyncConnectionConfig::new()
         .set_connection_timeout(Some(RESPONSE))
         .set_response_timeout(Some(RESPONSE));
-    Client::open(url)?.get_multiplexed_async_connection_with_config(&config).await
+    client.get_multiplexed_async_connection_with_config(&config).await
 }
 
 /// The file that libfaketime reads the time from, at every look at the clock.

@@ -81,3 +81,8 @@ capabilities:
 {{- end }}
 {{- dict "items" $items | toJson | replace "\"twofactor-operator\"" (.Values.name | toJson) }}
 {{- end }}
+
+{{- /* The Secret with the authority of a Redis of one's own, if there is one. */}}
+{{- define "twofactor.redis.ca" -}}
+{{- if not .Values.redis.enabled }}{{ .Values.redis.existing.caSecretRef.name }}{{ end }}
+{{- end }}

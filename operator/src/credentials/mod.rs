@@ -322,7 +322,8 @@ async fn ensure(context: &Context, (realm, namespace): &Place) -> Result<bool, C
             .unwrap_or_else(|| redis_url(context, &realm, &login)),
         _ => redis_url(context, &realm, &login),
     };
-    let wanted = secret(&realm, &context.realms.installation, &url, namespace);
+    let authority = context.redis_authority.as_deref();
+    let wanted = secret(&realm, &context.realms.installation, &url, authority, namespace);
     match found {
         None => {
             api::within(secrets.create(&PostParams::default(), &wanted)).await?;

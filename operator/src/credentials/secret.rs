@@ -34,6 +34,7 @@ pub(super) fn secret(
     realm: &Realm,
     installation: &Installation,
     redis_url: &SecretText,
+    redis_authority: Option<&str>,
     caller: &str,
 ) -> Secret {
     let key = realm.key.to_text();
@@ -44,6 +45,8 @@ pub(super) fn secret(
         (labels::CREDENTIALS_KEY_REALM, realm.id.as_str()),
         (labels::CREDENTIALS_KEY_CALLER, caller),
     ];
+    // Only where there is one: sidecars of earlier versions need five keys, and mind no other.
+    let authority = redis_authority.map(|authority| (labels::CREDENTIALS_KEY_REDIS_CA, authority));
     let bytes = |text: &str| ByteString(text.as_bytes().to_vec());
     Secret {
         metadata: ObjectMeta {
@@ -55,7 +58,9 @@ pub(super) fn secret(
             ])),
             ..ObjectMeta::default()
         },
-        data: Some(data.into_iter().map(|(key, value)| (key.to_owned(), bytes(value))).collect()),
+        data: Some(
+            data.into_iter().chain(authority).map(|(key, value)| (key.to_owned(), bytes(value))).collect(),
+        ),
         type_: Some("Opaque".to_owned()),
         ..Secret::default()
     }

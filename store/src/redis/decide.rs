@@ -14,8 +14,9 @@ use twofactor_core::names::{Pseudonym, UserNames};
 use twofactor_core::seal::Revision;
 use twofactor_core::time::UnixMillis;
 
-use super::{OPERATION_TIMEOUT, RedisStore, text};
+use super::{ACKNOWLEDGED_TIMEOUT, OPERATION_TIMEOUT, RedisStore, text};
 use crate::StoreError;
+use crate::link::{Acknowledgement, Operation};
 
 const AUDIT: &str = include_str!("../scripts/audit.lua");
 const ASKED: &str = include_str!("../scripts/asked.lua");
@@ -168,15 +169,14 @@ impl RedisStore {
             Event::Sent | Event::NoSecret | Event::NoDeliveryMethod => ("nothing", UnixMillis::default()),
         };
         let mut call = self.scripts.deciding.conclude.prepare_invoke();
-        call.key(&[state, log])
+        call.key(&[&state, &log])
             .arg(aftermath.caller.as_str())
             .arg(aftermath.event.operation().name())
             .arg(aftermath.event.name())
             .arg(give_back)
             .arg(asked_at.millis());
         trace_arguments(&mut call, &aftermath.trace);
-        let answer: Answer =
-            self.link.run(OPERATION_TIMEOUT, async |mut link| call.invoke_async(&mut link).await).await?;
+        let answer: Answer = self.link.run(&state, OPERATION_TIMEOUT, Operation::Script(&call)).await?;
         match answer.word.as_str() {
             "concluded" => {
                 answer.check_history();
@@ -188,10 +188,10 @@ impl RedisStore {
     }
 
     pub(crate) async fn count_delivery(&self, most: u32) -> Result<Allowance, StoreError> {
+        let deliveries = self.names.realm_deliveries();
         let mut call = self.scripts.deciding.deliveries.prepare_invoke();
-        call.key(self.names.realm_deliveries()).arg(most);
-        let answer: Answer =
-            self.link.run(OPERATION_TIMEOUT, async |mut link| call.invoke_async(&mut link).await).await?;
+        call.key(&deliveries).arg(most);
+        let answer: Answer = self.link.run(&deliveries, OPERATION_TIMEOUT, Operation::Script(&call)).await?;
         match answer.word.as_str() {
             "granted" => Ok(Allowance::Granted),
             "used-up" => Ok(Allowance::UsedUp { retry_after: duration(answer.numbers[0]) }),
@@ -201,8 +201,9 @@ impl RedisStore {
 
     pub(crate) async fn history(&self, user: &Pseudonym) -> Result<Vec<Entry>, StoreError> {
         let mut command = redis::cmd("XRANGE");
-        command.arg(self.names.user(user).log).arg("-").arg("+");
-        let entries: Vec<(String, HashMap<String, String>)> = self.query(&command).await?;
+        let log = self.names.user(user).log;
+        command.arg(&log).arg("-").arg("+");
+        let entries: Vec<(String, HashMap<String, String>)> = self.query(&log, &command).await?;
         entries
             .into_iter()
             .map(|(id, mut fields)| {
@@ -241,9 +242,14 @@ impl RedisStore {
                 .arg(asked_at.millis())
                 .arg(millis(CLOCK_TOLERANCE));
             arguments(&mut call);
-            self.link
-                .run(OPERATION_TIMEOUT, async |mut link| call.invoke_async::<Answer>(&mut link).await)
-                .await
+            let replicas = self.learned.replicas.load(Ordering::Relaxed);
+            let operation = Operation::Script(&call);
+            // Only an accepted code is worth the wait.
+            if replicas == 0 || script.get_hash() != self.scripts.deciding.verify.get_hash() {
+                return self.link.run::<Answer>(&state, OPERATION_TIMEOUT, operation).await;
+            }
+            let acknowledgement = Acknowledgement { word: "accepted", replicas };
+            self.link.run_acknowledged(&state, ACKNOWLEDGED_TIMEOUT, operation, acknowledgement).await
         };
         let mut answer = run().await?;
         if answer.word == "unguarded" {
@@ -254,7 +260,7 @@ impl RedisStore {
         match answer.word.as_str() {
             "unguarded" => {
                 // It may be a former master, while new connections lead to the present one.
-                self.link.renew();
+                self.link.renew(&state).await;
                 Err(Undecided::Unguarded.into())
             }
             "no-state" => Err(Undecided::NoState.into()),

@@ -1,11 +1,15 @@
 //! Who the Redis nodes are, and what they know of realms. Enters: names of realms. Leaves: what has to be filled, and the
 //! stamp that says that a realm is complete on nodes that were checked.
+//!
+//! The guards of all masters stand in the realm's `meta`, on the node that has its slot. With several masters, one can be emptied
+//! without the others, so each filling leaves a mark on every one of them, and `meta` says which filling it was.
 
 use twofactor_core::decision::Undecided;
 use twofactor_core::names::{Pseudonym, RealmNames, UserNames};
 
 use super::{Answer, BATCH, BATCH_TIMEOUT, Fields, OPERATION_TIMEOUT, RedisStore, read};
-use crate::{Inspection, StoreError};
+use crate::link::{Node, Operation};
+use crate::{Inspection, NodeInspection, StoreError};
 
 impl RedisStore {
     pub(crate) async fn inspect(&self) -> Result<Inspection, StoreError> {
@@ -15,73 +19,195 @@ impl RedisStore {
     /// [`crate::Store::inspect`] for several realms at once, in their order.
     ///
     /// # Errors
-    /// When Redis does not answer.
+    /// When Redis does not answer; in a cluster, when one of its masters does not.
     pub async fn inspect_realms(&self, realms: &[RealmNames]) -> Result<Vec<Inspection>, StoreError> {
-        let mut node = redis::pipe();
-        node.cmd("INFO").arg("server").cmd("INFO").arg("replication").cmd("DBSIZE");
-        let (server, replication, keys): (String, String, u64) =
-            self.query_pipeline(&node, BATCH_TIMEOUT).await?;
-        let node = node_identity(&server, &replication)?;
-        let guard = format!("guard:{node}");
-        let mut inspections = Vec::with_capacity(realms.len());
-        for part in realms.chunks(BATCH) {
-            let mut pipeline = redis::pipe();
-            for realm in part {
-                pipeline.cmd("HMGET").arg(realm.realm_meta()).arg("complete").arg(&guard);
-                pipeline.exists(realm.realm_record());
-            }
-            let answers: Vec<redis::Value> = self.query_pipeline(&pipeline, BATCH_TIMEOUT).await?;
-            for pair in answers.chunks_exact(2) {
-                let (complete, guard): (Option<String>, Option<String>) = read(&pair[0])?;
-                // A realm that was stamped after it was flushed has no record of its own.
-                let ready = complete.is_some() && guard.is_some() && read(&pair[1])?;
-                inspections.push(Inspection {
-                    node: node.clone(),
-                    ready,
-                    empty: keys == 0,
-                    filling: String::new(),
-                });
+        let mut nodes = Vec::new();
+        for master in self.link.servers(BATCH_TIMEOUT).await?.masters {
+            nodes.push(self.inspect_node(&master).await?);
+        }
+        // In one order, whoever was asked first.
+        nodes.sort_by(|one, other| one.identity.cmp(&other.identity));
+        let marks = self.marks(realms).await?;
+        let metas: Vec<String> = realms.iter().map(RealmNames::realm_meta).collect();
+        let mut inspections: Vec<Option<Inspection>> = vec![None; realms.len()];
+        for (node, positions) in self.link.grouped(metas.iter().map(String::as_str), BATCH_TIMEOUT).await? {
+            for part in positions.chunks(BATCH) {
+                let mut pipeline = redis::pipe();
+                for position in part {
+                    pipeline.cmd("HMGET").arg(&metas[*position]).arg("complete").arg("filled");
+                    for node in &nodes {
+                        pipeline.arg(format!("guard:{}", node.identity));
+                    }
+                    pipeline.exists(realms[*position].realm_record());
+                }
+                let answers: Vec<redis::Value> =
+                    self.link.run_on(&node, BATCH_TIMEOUT, Operation::Pipeline(&pipeline)).await?;
+                for (position, pair) in part.iter().zip(answers.chunks_exact(2)) {
+                    let fields: Vec<Option<String>> = read(&pair[0])?;
+                    let [complete, filled, guards @ ..] = fields.as_slice() else {
+                        return Err(StoreError::Protocol);
+                    };
+                    let marked = marks[*position].iter().all(|mark| mark.is_some() && mark == filled);
+                    let guarded = guards.iter().all(Option::is_some);
+                    // A realm that was stamped after it was flushed has no record of its own.
+                    let ready = complete.is_some() && guarded && marked && read(&pair[1])?;
+                    inspections[*position] =
+                        Some(Inspection { nodes: nodes.clone(), ready, filling: String::new() });
+                }
             }
         }
-        Ok(inspections)
+        inspections.into_iter().collect::<Option<Vec<_>>>().ok_or(StoreError::Protocol)
+    }
+
+    async fn inspect_node(&self, node: &Node) -> Result<NodeInspection, StoreError> {
+        let mut pipeline = redis::pipe();
+        pipeline.cmd("INFO").arg("server").cmd("INFO").arg("replication").cmd("DBSIZE");
+        let (server, replication, keys): (String, String, u64) =
+            self.link.run_on(node, BATCH_TIMEOUT, Operation::Pipeline(&pipeline)).await?;
+        Ok(NodeInspection { identity: node_identity(&server, &replication)?, empty: keys == 0 })
+    }
+
+    /// For each realm, the marks on the masters of a cluster; none elsewhere.
+    async fn marks(&self, realms: &[RealmNames]) -> Result<Vec<Vec<Option<String>>>, StoreError> {
+        let mut marks = vec![Vec::new(); realms.len()];
+        for (node, tag) in self.link.tags(BATCH_TIMEOUT).await? {
+            for (part, marks) in realms.chunks(BATCH).zip(marks.chunks_mut(BATCH)) {
+                let mut pipeline = redis::pipe();
+                for realm in part {
+                    pipeline.get(realm.node_mark(&tag));
+                }
+                let found: Vec<Option<String>> =
+                    self.link.run_on(&node, BATCH_TIMEOUT, Operation::Pipeline(&pipeline)).await?;
+                for (marks, found) in marks.iter_mut().zip(found) {
+                    marks.push(found);
+                }
+            }
+        }
+        Ok(marks)
     }
 
     pub(crate) async fn begin_filling(&self, mark: &str) -> Result<(), StoreError> {
-        self.query(redis::cmd("HSET").arg(self.names.realm_meta()).arg("filling").arg(mark)).await
+        for (node, tag) in self.link.tags(BATCH_TIMEOUT).await? {
+            let mut set = redis::cmd("SET");
+            set.arg(self.names.node_mark(&tag)).arg(mark);
+            self.link.run_on::<()>(&node, OPERATION_TIMEOUT, Operation::Command(&set)).await?;
+        }
+        let meta = self.names.realm_meta();
+        self.query(&meta, redis::cmd("HSET").arg(&meta).arg("filling").arg(mark)).await
     }
 
     pub(crate) async fn stamp(&self, inspection: &Inspection) -> Result<(), StoreError> {
-        let mut call = self.scripts.stamp.prepare_invoke();
-        call.key(self.names.realm_meta())
-            .arg(&inspection.node)
-            .arg(u8::from(inspection.empty))
-            .arg(&inspection.filling);
-        let (word, _): Answer =
-            self.link.run(OPERATION_TIMEOUT, async |mut link| call.invoke_async(&mut link).await).await?;
-        match word.as_str() {
-            "stamped" => Ok(()),
-            "another-node" => Err(Undecided::Unguarded.into()),
-            "lost" => Err(Undecided::NoState.into()),
-            _ => Err(StoreError::Protocol),
+        let mut guards = Vec::new();
+        for (node, tag) in self.link.tags(BATCH_TIMEOUT).await? {
+            guards.push(self.kept(&node, &self.names.node_mark(&tag), inspection).await?);
         }
+        let meta = self.names.realm_meta();
+        let own = match inspection.nodes.as_slice() {
+            [only] => only.clone(),
+            _ => self.owner_of(&meta, inspection).await?,
+        };
+        let mut call = self.scripts.stamp.prepare_invoke();
+        call.key(&meta).arg(&own.identity).arg(u8::from(own.empty)).arg(&inspection.filling);
+        for (identity, since) in guards.iter().filter(|(identity, _)| *identity != own.identity) {
+            call.arg(identity).arg(since);
+        }
+        let (word, _): Answer = self.link.run(&meta, OPERATION_TIMEOUT, Operation::Script(&call)).await?;
+        stamped(&word, "stamped")
+    }
+
+    /// Whether a master of a cluster is still the one that was checked, and has kept everything since the filling began; who it is,
+    /// and since when it counts.
+    async fn kept(
+        &self,
+        node: &Node,
+        mark: &str,
+        inspection: &Inspection,
+    ) -> Result<(String, i64), StoreError> {
+        let found = self.inspect_node(node).await?;
+        let known = inspection.nodes.iter().find(|known| known.identity == found.identity);
+        let known = known.ok_or(Undecided::Unguarded)?;
+        let mut call = self.scripts.mark.prepare_invoke();
+        call.key(mark).arg(&known.identity).arg(u8::from(known.empty)).arg(&inspection.filling);
+        let (word, since): Answer =
+            self.link.run_on(node, OPERATION_TIMEOUT, Operation::Script(&call)).await?;
+        stamped(&word, "kept")?;
+        Ok((known.identity.clone(), since))
+    }
+
+    /// Which of the nodes that were checked has a key.
+    async fn owner_of(&self, key: &str, inspection: &Inspection) -> Result<NodeInspection, StoreError> {
+        let owner = self.link.grouped([key].into_iter(), BATCH_TIMEOUT).await?.pop();
+        let (node, _) = owner.ok_or(StoreError::Protocol)?;
+        let found = self.inspect_node(&node).await?;
+        let known = inspection.nodes.iter().find(|known| known.identity == found.identity);
+        Ok(known.ok_or(Undecided::Unguarded)?.clone())
     }
 
     pub(crate) async fn confirm_absence(&self, user: &Pseudonym) -> Result<bool, StoreError> {
         let UserNames { record, state, .. } = self.names.user(user);
+        if let Some((node, tag)) = self.link.tag_beside(&state, OPERATION_TIMEOUT).await? {
+            return self.confirm_absence_on(&node, &tag, user).await;
+        }
         let mut pipeline = redis::pipe();
         // In one transaction: a refill between two of these would make a loss look like an absence.
         pipeline.atomic().cmd("INFO").arg("server").cmd("INFO").arg("replication");
         pipeline.exists(&record).exists(&state).hgetall(self.names.realm_meta());
         let (server, replication, record, state, meta): (String, String, bool, bool, Fields) =
-            self.query_pipeline(&pipeline, OPERATION_TIMEOUT).await?;
-        if !meta.contains_key(&format!("guard:{}", node_identity(&server, &replication)?)) {
+            self.query_pipeline(&state, &pipeline, OPERATION_TIMEOUT).await?;
+        absent(&meta, &node_identity(&server, &replication)?, record, state)
+    }
+
+    /// In a cluster there is no transaction over the user's keys and the realm's. But a node that bears the mark of the realm's last
+    /// complete filling before and after the look, and was the same all the while, has kept everything that was published to it.
+    async fn confirm_absence_on(&self, node: &Node, tag: &str, user: &Pseudonym) -> Result<bool, StoreError> {
+        let UserNames { record, state, .. } = self.names.user(user);
+        let (meta, mark) = (self.names.realm_meta(), self.names.node_mark(tag));
+        let meta: Fields = self.query(&meta, redis::cmd("HGETALL").arg(&meta)).await?;
+        let mut pipeline = redis::pipe();
+        pipeline.get(&mark).cmd("INFO").arg("server").cmd("INFO").arg("replication");
+        pipeline.exists(&record).exists(&state);
+        pipeline.get(&mark).cmd("INFO").arg("server").cmd("INFO").arg("replication");
+        let answers: Vec<redis::Value> =
+            self.link.run_on(node, OPERATION_TIMEOUT, Operation::Pipeline(&pipeline)).await?;
+        let [before @ .., record, state, mark, server, replication] = answers.as_slice() else {
+            return Err(StoreError::Protocol);
+        };
+        let (mark, identity) = mark_and_identity(&[mark.clone(), server.clone(), replication.clone()])?;
+        let (mark_before, identity_before) = mark_and_identity(before)?;
+        if identity != identity_before {
             return Err(Undecided::Unguarded.into());
         }
-        // Half a user, or a realm that is being filled, is a loss and not an absence.
-        if !meta.contains_key("complete") || record != state {
+        if mark.is_none() || mark != mark_before || mark.as_ref() != meta.get("filled") {
             return Err(Undecided::NoState.into());
         }
-        Ok(!record)
+        absent(&meta, &identity, read(record)?, read(state)?)
+    }
+}
+
+/// What a node of a cluster answers to the questions for a mark and for who it is.
+fn mark_and_identity(answers: &[redis::Value]) -> Result<(Option<String>, String), StoreError> {
+    let [mark, server, replication] = answers else { return Err(StoreError::Protocol) };
+    Ok((read(mark)?, node_identity(&read::<String>(server)?, &read::<String>(replication)?)?))
+}
+
+/// Whether the absence of a user means that there is none.
+fn absent(meta: &Fields, node: &str, record: bool, state: bool) -> Result<bool, StoreError> {
+    if !meta.contains_key(&format!("guard:{node}")) {
+        return Err(Undecided::Unguarded.into());
+    }
+    // Half a user, or a realm that is being filled, is a loss and not an absence.
+    if !meta.contains_key("complete") || record != state {
+        return Err(Undecided::NoState.into());
+    }
+    Ok(!record)
+}
+
+fn stamped(word: &str, good: &str) -> Result<(), StoreError> {
+    match word {
+        word if word == good => Ok(()),
+        "another-node" => Err(Undecided::Unguarded.into()),
+        "lost" => Err(Undecided::NoState.into()),
+        _ => Err(StoreError::Protocol),
     }
 }
 

@@ -5,45 +5,48 @@
 //! the next one is right at once. The guards of checked nodes are kept in the same way.
 
 use std::collections::HashMap;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU8, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 mod decide;
 mod inspect;
 mod publish;
+mod settings;
 
 use arc_swap::ArcSwap;
-use redis::{Client, ConnectionInfo, FromRedisValue, IntoConnectionInfo, Pipeline, Script};
+use redis::{FromRedisValue, Pipeline, Script};
 use twofactor_core::names::{Pseudonym, RealmNames};
 use twofactor_core::time::UnixMillis;
 
 pub use self::decide::verify_script;
+pub use self::settings::{Setting, SettingsWatch, Strength, Strengths};
 use crate::clock::Clock;
-use crate::link::Link;
+use crate::link::{Link, Operation};
+use crate::url::Target;
+pub use crate::url::{RedisAuthorityError, RedisTargetError, RedisUrlError};
 use crate::{RealmSnapshot, StoreError};
 
 /// How long one operation may take, retries included: a service behind us has its answer within a second.
-const OPERATION_TIMEOUT: Duration = Duration::from_millis(700);
+pub(crate) const OPERATION_TIMEOUT: Duration = Duration::from_millis(700);
+/// The same, for an operation that waits for replicas besides.
+const ACKNOWLEDGED_TIMEOUT: Duration = Duration::from_millis(850);
 /// How long a publisher's operation on a batch may take.
 const BATCH_TIMEOUT: Duration = Duration::from_secs(5);
 /// Users in one pipeline: enough to hide the round trip, few enough to leave room for others between.
 const BATCH: usize = 200;
 
-/// Why a URL gives no store. The URL, which may hold a password, is not part of the message.
-#[derive(Debug, thiserror::Error)]
-#[error("is not a Redis URL: write it like redis://user:password@host:6379/0, or rediss:// for TLS")]
-pub struct RedisUrlError;
-
 /// A store in Redis; clones share one connection.
 #[derive(Clone)]
 pub struct RedisStore {
-    link: Arc<Link>,
+    pub(crate) link: Arc<Link>,
     names: RealmNames,
     clock: Clock,
     selects_database: bool,
     scripts: Arc<Scripts>,
     learned: Arc<Learned>,
+    /// Set when Redis has refused to tell its settings.
+    refused: Arc<OnceLock<()>>,
 }
 
 struct Scripts {
@@ -51,6 +54,7 @@ struct Scripts {
     publish: Script,
     publish_text: String,
     stamp: Script,
+    mark: Script,
 }
 
 /// What a realm's decisions have taught.
@@ -60,6 +64,8 @@ struct Learned {
     offset: AtomicI64,
     /// The checked nodes, as the scripts read them: `node=since`, separated by spaces.
     guards: ArcSwap<String>,
+    /// Replicas that have to know of an accepted code.
+    replicas: AtomicU8,
 }
 
 /// What the publisher's scripts answer: a word and a number.
@@ -77,7 +83,19 @@ impl RedisStore {
     /// # Errors
     /// When it is not.
     pub fn check_url(url: &str) -> Result<(), RedisUrlError> {
-        url.into_connection_info().map(drop).map_err(|_| RedisUrlError)
+        match Target::parse(url, None) {
+            Err(RedisTargetError::Url(error)) => Err(error),
+            Ok(_) | Err(RedisTargetError::Authority(_)) => Ok(()),
+        }
+    }
+
+    /// Whether this is the URL of a Redis, and the certificate authority (PEM) one that its servers can be checked against. Nobody
+    /// is asked.
+    ///
+    /// # Errors
+    /// When one of them is not.
+    pub fn check_target(url: &str, authority: Option<&str>) -> Result<(), RedisTargetError> {
+        Target::parse(url, authority).map(drop)
     }
 
     /// Prepares the connection to `url`; it is made, and made again, when it is needed. Must be called within a
@@ -85,21 +103,33 @@ impl RedisStore {
     ///
     /// # Errors
     /// When `url` is not a Redis URL.
-    pub fn new(url: &str, names: RealmNames, clock: Clock) -> Result<Self, RedisUrlError> {
-        let information: ConnectionInfo = url.into_connection_info().map_err(|_| RedisUrlError)?;
-        // Its name is nothing that Redis has to know, and telling it needs a permission.
-        let settings = information.redis_settings().clone().set_skip_set_lib_name();
-        let selects_database = settings.db() != 0;
-        let client = Client::open(information.set_redis_settings(settings)).map_err(|_| RedisUrlError)?;
-        let link = Arc::new(Link::new(client)?);
+    pub fn new(url: &str, names: RealmNames, clock: Clock) -> Result<Self, RedisTargetError> {
+        Self::with_authority(url, None, names, clock)
+    }
+
+    /// [`RedisStore::new`], where the servers' certificates are checked against `authority` (PEM) in place of the system's.
+    ///
+    /// # Errors
+    /// When `url` is not a Redis URL, or `authority` holds no certificate.
+    pub fn with_authority(
+        url: &str,
+        authority: Option<&str>,
+        names: RealmNames,
+        clock: Clock,
+    ) -> Result<Self, RedisTargetError> {
+        let target = Target::parse(url, authority)?;
+        let link = Arc::new(Link::new(&target).map_err(|_| RedisUrlError::NotAUrl)?);
         let publish_text = text(include_str!("../scripts/publish.lua"));
         let scripts = Scripts {
             deciding: decide::Scripts::default(),
             publish: Script::new(&publish_text),
             publish_text,
             stamp: Script::new(&text(include_str!("../scripts/stamp.lua"))),
+            mark: Script::new(&text(include_str!("../scripts/mark.lua"))),
         };
-        Ok(Self { link, names, clock, selects_database, scripts: Arc::new(scripts), learned: Arc::default() })
+        let selects_database = target.selects_database;
+        let (scripts, learned, refused) = (Arc::new(scripts), Arc::default(), Arc::default());
+        Ok(Self { link, names, clock, selects_database, scripts, learned, refused })
     }
 
     /// The store of another realm, over the same connection.
@@ -108,19 +138,26 @@ impl RedisStore {
         Self { names, learned: Arc::default(), ..self.clone() }
     }
 
+    /// From now on, an accepted code is told only when so many replicas know of it. With none, nobody waits for them.
+    pub fn require_replicas(&self, replicas: u8) {
+        self.learned.replicas.store(replicas, Ordering::Relaxed);
+    }
+
     pub(crate) fn now(&self) -> UnixMillis {
         self.clock.now().offset(self.learned.offset.load(Ordering::Relaxed))
     }
 
     pub(crate) async fn record(&self, user: &Pseudonym) -> Result<Option<Vec<u8>>, StoreError> {
-        self.query(redis::cmd("GET").arg(self.names.user(user).record)).await
+        let record = self.names.user(user).record;
+        self.query(&record, redis::cmd("GET").arg(&record)).await
     }
 
     pub(crate) async fn realm(&self) -> Result<RealmSnapshot, StoreError> {
+        let (record, meta) = (self.names.realm_record(), self.names.realm_meta());
         let mut pipeline = redis::pipe();
-        pipeline.get(self.names.realm_record()).hgetall(self.names.realm_meta());
+        pipeline.get(record).hgetall(&meta);
         let (sealed, meta): (Option<Vec<u8>>, Fields) =
-            self.query_pipeline(&pipeline, OPERATION_TIMEOUT).await?;
+            self.query_pipeline(&meta, &pipeline, OPERATION_TIMEOUT).await?;
         self.learn_guards(&meta);
         Ok(RealmSnapshot { sealed, complete: meta.contains_key("complete") })
     }
@@ -138,16 +175,22 @@ impl RedisStore {
         self.selects_database
     }
 
-    pub(crate) async fn query<T: FromRedisValue>(&self, command: &redis::Cmd) -> Result<T, StoreError> {
-        self.link.run(OPERATION_TIMEOUT, async |mut link| command.query_async(&mut link).await).await
+    /// Asks the node that has `key`.
+    pub(crate) async fn query<T: FromRedisValue>(
+        &self,
+        key: &str,
+        command: &redis::Cmd,
+    ) -> Result<T, StoreError> {
+        self.link.run(key, OPERATION_TIMEOUT, Operation::Command(command)).await
     }
 
     async fn query_pipeline<T: FromRedisValue>(
         &self,
+        key: &str,
         pipeline: &Pipeline,
         bound: Duration,
     ) -> Result<T, StoreError> {
-        self.link.run(bound, async |mut link| pipeline.query_async(&mut link).await).await
+        self.link.run(key, bound, Operation::Pipeline(pipeline)).await
     }
 }
 

@@ -1,12 +1,18 @@
 //! What the publisher writes, and looks for. Enters: sealed records, and users who are to be gone. Leaves: one outcome for each.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
+use redis::Pipeline;
 use twofactor_core::names::{Installation, Pseudonym, RealmId, RealmNames, UserNames};
 use twofactor_core::seal::Revision;
 
 use super::{Answer, BATCH, BATCH_TIMEOUT, RedisStore, read};
+use crate::link::{Node, Operation};
 use crate::{Publication, Published, StoreError};
+
+/// Users in a pipeline to one node: what they are called, and their positions among all.
+type Part = (Arc<Node>, Vec<usize>);
 
 impl RedisStore {
     /// Every realm of an installation of which there is any key.
@@ -28,36 +34,71 @@ impl RedisStore {
     /// When Redis does not answer; part of it may be gone then.
     pub async fn remove_realm(&self) -> Result<(), StoreError> {
         // First what makes the realm complete: half a realm is a loss and not an absence.
-        let own = [self.names.realm_meta(), self.names.realm_record(), self.names.realm_deliveries()];
-        self.query::<()>(redis::cmd("UNLINK").arg(&own)).await?;
-        self.remove(&self.users().await?).await
+        let meta = self.names.realm_meta();
+        let own = [meta.clone(), self.names.realm_record(), self.names.realm_deliveries()];
+        self.query::<()>(&meta, redis::cmd("UNLINK").arg(&own)).await?;
+        self.remove(&self.users().await?).await?;
+        if self.link.is_cluster() {
+            let mut marks = BTreeSet::new();
+            let is_mark = |key: &str| self.names.user_of(key).is_none();
+            self.scan(&self.names.every_user_key(), |key| {
+                marks.extend(is_mark(key).then(|| key.to_owned()));
+            })
+            .await?;
+            for mark in marks {
+                self.query::<()>(&mark, redis::cmd("UNLINK").arg(&mark)).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Users in pipelines of a reasonable length, each to one node.
+    async fn parts(&self, users: impl Iterator<Item = &Pseudonym>) -> Result<Vec<Part>, StoreError> {
+        let states: Vec<String> = users.map(|user| self.names.user(user).state).collect();
+        let groups = self.link.grouped(states.iter().map(String::as_str), BATCH_TIMEOUT).await?;
+        let parts = groups
+            .iter()
+            .flat_map(|(node, positions)| positions.chunks(BATCH).map(|part| (node.clone(), part.to_vec())));
+        Ok(parts.collect())
+    }
+
+    async fn send<T: redis::FromRedisValue>(
+        &self,
+        node: &Node,
+        pipeline: &Pipeline,
+    ) -> Result<T, StoreError> {
+        self.link.run_on(node, BATCH_TIMEOUT, Operation::Pipeline(pipeline)).await
     }
 
     pub(crate) async fn published(&self, users: &[Pseudonym]) -> Result<Vec<Published>, StoreError> {
-        let mut all = Vec::with_capacity(users.len());
-        for batch in users.chunks(BATCH) {
+        let mut all = vec![Published { revision: None, reset: None, sealed: None }; users.len()];
+        for (node, positions) in self.parts(users.iter()).await? {
             let mut pipeline = redis::pipe();
-            for user in batch {
-                let UserNames { record, state, .. } = self.names.user(user);
+            for position in &positions {
+                let UserNames { record, state, .. } = self.names.user(&users[*position]);
                 pipeline.cmd("HMGET").arg(state).arg("revision").arg("reset").get(record);
             }
-            let replies: Vec<redis::Value> = self.query_pipeline(&pipeline, BATCH_TIMEOUT).await?;
-            for pair in replies.chunks_exact(2) {
+            let replies: Vec<redis::Value> = self.send(&node, &pipeline).await?;
+            for (position, pair) in positions.into_iter().zip(replies.chunks_exact(2)) {
                 let (revision, reset): (Option<u64>, Option<String>) = read(&pair[0])?;
-                all.push(Published { revision: revision.map(Revision), reset, sealed: read(&pair[1])? });
+                all[position] =
+                    Published { revision: revision.map(Revision), reset, sealed: read(&pair[1])? };
             }
         }
         Ok(all)
     }
 
     pub(crate) async fn disabled(&self, users: &[Pseudonym]) -> Result<Vec<bool>, StoreError> {
-        let mut all = Vec::with_capacity(users.len());
-        for batch in users.chunks(BATCH) {
+        let mut all = vec![false; users.len()];
+        for (node, positions) in self.parts(users.iter()).await? {
             let mut pipeline = redis::pipe();
-            for user in batch {
-                pipeline.hexists(self.names.user(user).state, "disabled");
+            for position in &positions {
+                pipeline.hexists(self.names.user(&users[*position]).state, "disabled");
             }
-            all.extend(self.query_pipeline::<Vec<bool>>(&pipeline, BATCH_TIMEOUT).await?);
+            let replies: Vec<bool> = self.send(&node, &pipeline).await?;
+            for (position, disabled) in positions.into_iter().zip(replies) {
+                all[position] = disabled;
+            }
         }
         Ok(all)
     }
@@ -66,12 +107,14 @@ impl RedisStore {
         &self,
         batch: &[Publication],
     ) -> Result<Vec<Result<(), StoreError>>, StoreError> {
-        let mut results = Vec::with_capacity(batch.len());
-        for part in batch.chunks(BATCH) {
+        let mut results: Vec<Result<(), StoreError>> =
+            batch.iter().map(|_| Err(StoreError::Protocol)).collect();
+        for (node, positions) in self.parts(batch.iter().map(|publication| &publication.pseudonym)).await? {
             let mut pipeline = redis::pipe();
             // Every time, for a pipeline cannot be repeated when Redis does not know the script.
             pipeline.cmd("SCRIPT").arg("LOAD").arg(&self.scripts.publish_text).ignore();
-            for publication in part {
+            for position in &positions {
+                let publication = &batch[*position];
                 let UserNames { record, state, otp, .. } = self.names.user(&publication.pseudonym);
                 pipeline
                     .cmd("EVALSHA")
@@ -86,18 +129,21 @@ impl RedisStore {
                     .arg(u8::from(publication.revoke))
                     .arg(publication.reset.as_deref().unwrap_or_default());
             }
-            let answers: Vec<Answer> = self.query_pipeline(&pipeline, BATCH_TIMEOUT).await?;
-            results.extend(answers.into_iter().map(|(word, _)| match word.as_str() {
-                "published" => Ok(()),
-                "conflict" => Err(StoreError::Conflict),
-                _ => Err(StoreError::Protocol),
-            }));
+            let answers: Vec<Answer> = self.send(&node, &pipeline).await?;
+            for (position, (word, _)) in positions.into_iter().zip(answers) {
+                results[position] = match word.as_str() {
+                    "published" => Ok(()),
+                    "conflict" => Err(StoreError::Conflict),
+                    _ => Err(StoreError::Protocol),
+                };
+            }
         }
         Ok(results)
     }
 
     pub(crate) async fn publish_realm(&self, sealed: &[u8]) -> Result<(), StoreError> {
-        self.query(redis::cmd("SET").arg(self.names.realm_record()).arg(sealed)).await
+        let record = self.names.realm_record();
+        self.query(&record, redis::cmd("SET").arg(&record).arg(sealed)).await
     }
 
     pub(crate) async fn users(&self) -> Result<Vec<Pseudonym>, StoreError> {
@@ -106,30 +152,35 @@ impl RedisStore {
         Ok(users.into_iter().collect())
     }
 
+    /// Every key of a pattern, on every master.
     async fn scan(&self, pattern: &str, mut found: impl FnMut(&str)) -> Result<(), StoreError> {
-        let mut cursor = 0_u64;
-        loop {
-            let mut scan = redis::cmd("SCAN");
-            scan.arg(cursor).arg("MATCH").arg(pattern).arg("COUNT").arg(1000);
-            let (next, keys): (u64, Vec<String>) = self.query(&scan).await?;
-            for key in &keys {
-                found(key);
-            }
-            cursor = next;
-            if cursor == 0 {
-                return Ok(());
+        for master in self.link.servers(BATCH_TIMEOUT).await?.masters {
+            let mut cursor = 0_u64;
+            loop {
+                let mut scan = redis::cmd("SCAN");
+                scan.arg(cursor).arg("MATCH").arg(pattern).arg("COUNT").arg(1000);
+                let (next, keys): (u64, Vec<String>) =
+                    self.link.run_on(&master, BATCH_TIMEOUT, Operation::Command(&scan)).await?;
+                for key in &keys {
+                    found(key);
+                }
+                cursor = next;
+                if cursor == 0 {
+                    break;
+                }
             }
         }
+        Ok(())
     }
 
     pub(crate) async fn remove(&self, users: &[Pseudonym]) -> Result<(), StoreError> {
-        for batch in users.chunks(BATCH) {
+        for (node, positions) in self.parts(users.iter()).await? {
             let mut pipeline = redis::pipe();
-            for user in batch {
-                let UserNames { record, state, otp, log } = self.names.user(user);
+            for position in positions {
+                let UserNames { record, state, otp, log } = self.names.user(&users[position]);
                 pipeline.cmd("UNLINK").arg(&[record, state, otp, log]).ignore();
             }
-            self.query_pipeline::<()>(&pipeline, BATCH_TIMEOUT).await?;
+            self.send::<()>(&node, &pipeline).await?;
         }
         Ok(())
     }

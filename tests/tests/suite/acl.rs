@@ -125,12 +125,13 @@ async fn a_login_that_is_removed_loses_its_connections_and_comes_back_as_it_was(
     let Store::Redis(admin) = world.publisher.store().clone() else { panic!() };
     let url = world.service_url(names()).await;
     let mut connection = connect(&url).await;
-    let name = admin.acl_users().await.unwrap().into_iter().find(|name| name != "default").unwrap();
+    let name =
+        admin.acl_users().await.unwrap().everywhere.into_iter().find(|name| name != "default").unwrap();
     assert_eq!(RealmNames::realm_of_login(&installation(), &name), Some("realm-under-test".parse().unwrap()));
     admin.acl_delete(std::slice::from_ref(&name)).await.unwrap();
     assert!(call(&mut connection, &["GET", &names().realm_record()]).await.is_err());
     assert!(Client::open(url.as_str()).unwrap().get_multiplexed_async_connection().await.is_err());
-    assert_eq!(admin.acl_users().await.unwrap(), ["default"]);
+    assert_eq!(admin.acl_users().await.unwrap().anywhere, ["default".to_owned()].into());
     // A service cannot let itself, or anybody, in.
     let service = world.service_store(names()).await;
     assert!(matches!(service.acl_users().await, Err(AclError::NotPermitted)));

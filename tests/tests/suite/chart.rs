@@ -143,6 +143,9 @@ async fn values_that_cannot_work_are_refused_by_name() {
             "redis.enabled=false,redis.existing.url=redis://a,redis.existing.secretRef.name=b",
             "'/redis/existing/secretRef/name'",
         ),
+        ("redis.enabled=false,redis.existing.url=redis+other://a", "'/redis/existing/url'"),
+        ("redis.existing.caSecretRef.name=mine", "'/redis/existing/caSecretRef/name'"),
+        ("redis.wait=17", "'/redis/wait'"),
         ("redis.maxmemory=lots", "'/redis/maxmemory'"),
         ("redis.user=0", "'/redis/user'"),
         ("smtp.server=mail", "'/smtp/fromEmail'"),
@@ -200,6 +203,28 @@ async fn what_is_rendered_is_the_same_each_time_and_holds_nothing_that_the_opera
         render("metrics.podMonitor.enabled=true,metrics.serviceMonitor.enabled=true").await.unwrap();
     assert!(monitored.contains("kind: PodMonitor\n") && monitored.contains("kind: ServiceMonitor\n"));
     assert!(!first.contains("monitoring.coreos.com"), "a cluster may not know that");
+}
+
+#[tokio::test]
+async fn a_redis_of_ones_own_may_be_of_any_kind_and_have_an_authority() {
+    for url in
+        ["rediss://a:6379/1", "redis+sentinel://a:26379\\,b:26379/main", "rediss+cluster://a:7000\\,b:7000"]
+    {
+        let text = render(&format!("redis.enabled=false,redis.existing.url={url}")).await.unwrap();
+        let url = url.replace('\\', "");
+        assert!(text.contains(&format!("value: \"{url}\"\n")), "{url}");
+        assert!(!text.contains("REDIS_CA_FILE") && !text.contains("REDIS_WAIT"));
+    }
+    let values = "redis.enabled=false,redis.wait=1,redis.existing.secretRef.name=mine,redis.existing.caSecretRef.name=own";
+    let text = render(values).await.unwrap();
+    for expected in [
+        "name: REDIS_CA_FILE\n",
+        "secretName: own\n",
+        "mountPath: /var/run/secrets/redis-ca",
+        "name: REDIS_WAIT\n",
+    ] {
+        assert!(text.contains(expected), "{expected}");
+    }
 }
 
 #[tokio::test]

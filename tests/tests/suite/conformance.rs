@@ -1,5 +1,5 @@
-//! What every store must do: each test runs against memory and against a real Redis, with a clock that is moved, and there also
-//! with a service's login.
+//! What every store must do: each test runs against memory, a real Redis, one behind a Sentinel and a Redis Cluster, with clocks that
+//! are moved, and also with a service's login.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,7 +15,7 @@ use crate::world::{Person, START, STEP, World};
 
 const LIFETIME: Duration = Duration::from_mins(5);
 
-/// Three tests of each rule: one a store, and one more with the few permissions that a service has in Redis.
+/// A test of each rule for each store, and more with the few permissions that a service has in Redis.
 macro_rules! both_stores {
     ($($rule:ident),+ $(,)?) => {
         mod memory {
@@ -26,6 +26,15 @@ macro_rules! both_stores {
         }
         mod service_in_redis {
             $(#[tokio::test] async fn $rule() { super::$rule(super::World::in_redis_as_a_service().await).await; })+
+        }
+        mod sentinel {
+            $(#[tokio::test] async fn $rule() { super::$rule(super::World::behind_a_sentinel().await).await; })+
+        }
+        mod cluster {
+            $(#[tokio::test] async fn $rule() { super::$rule(super::World::in_a_cluster().await).await; })+
+        }
+        mod service_in_cluster {
+            $(#[tokio::test] async fn $rule() { super::$rule(super::World::in_a_cluster_as_a_service().await).await; })+
         }
     };
 }
@@ -408,14 +417,10 @@ async fn a_code_sent_to_an_old_address_is_not_made_good_by_asking_again(world: W
 
 async fn a_realm_that_was_emptied_while_it_was_filled_is_not_complete(world: World) {
     let alice = world.person("alice", Email).await;
-    let empty = async || match &world.store {
-        Store::Memory(store) => store.clear(),
-        Store::Redis(_) => world.redis().flush_all().await,
-    };
-    empty().await;
+    world.empty().await;
     let inspection = world.publisher.begin(&mut crate::world::random()).await.unwrap();
     world.publish(alice.record.clone(), false).await;
-    empty().await;
+    world.empty().await;
     assert!(world.publisher.store().stamp(&inspection).await.is_err());
     assert!(world.store.confirm_absence(&alice.pseudonym).await.is_err());
     assert!(!world.publisher.store().inspect().await.unwrap().ready);
@@ -454,10 +459,7 @@ async fn only_a_completely_published_realm_knows_who_is_absent(world: World) {
     let nobody = world.keys().pseudonym(&"nobody".parse().unwrap());
     assert!(world.store.confirm_absence(&nobody).await.unwrap());
     assert!(!world.store.confirm_absence(&person.pseudonym).await.unwrap());
-    match &world.store {
-        Store::Memory(store) => store.clear(),
-        Store::Redis(_) => world.redis().flush_all().await,
-    }
+    world.empty().await;
     let missing = world.store.confirm_absence(&nobody).await;
     assert!(matches!(undecided(missing), Undecided::NoState | Undecided::Unguarded));
     let code = person.code_at(world.now(), 0);

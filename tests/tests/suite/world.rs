@@ -29,6 +29,8 @@ use twofactor_store::publisher::{Desired, Others, Outcome, Publisher};
 use twofactor_store::redis::RedisStore;
 use twofactor_store::{Store, StoreError};
 use twofactor_tests::redis::RedisServer;
+use twofactor_tests::redis::cluster::RedisCluster;
+use twofactor_tests::redis::sentinel::RedisSentinels;
 use twofactor_tests::scratch;
 
 /// A moment in 2026 that is the start of a 30-second step, in milliseconds.
@@ -41,6 +43,8 @@ pub(crate) struct World {
     pub(crate) store: Store,
     pub(crate) publisher: Publisher,
     pub(crate) redis: Option<RedisServer>,
+    pub(crate) cluster: Option<RedisCluster>,
+    pub(crate) sentinels: Option<RedisSentinels>,
     clock: Clock,
     realm_key: RealmKey,
 }
@@ -101,6 +105,39 @@ impl World {
         Self::new(Store::Redis(store), Some(redis), clock).await
     }
 
+    /// A realm in a real Redis that is found through a Sentinel, and whose clock stands still until it is moved.
+    pub(crate) async fn behind_a_sentinel() -> Self {
+        let redis = RedisServer::builder().with_movable_clock().start().await;
+        // Nobody is ever silent for too long.
+        let sentinels = RedisSentinels::start(&redis, 1, Duration::from_hours(24)).await;
+        redis.clock().set_unix_millis(START).await;
+        let clock = Clock::manual(UnixMillis::new(START));
+        let store = RedisStore::new(&sentinels.url(), names(), clock.clone()).unwrap();
+        let world = Self::new(Store::Redis(store), Some(redis), clock).await;
+        Self { sentinels: Some(sentinels), ..world }
+    }
+
+    /// A realm in a real Redis Cluster of three masters, whose clocks stand still until they are moved.
+    pub(crate) async fn in_a_cluster() -> Self {
+        let cluster = RedisCluster::builder().with_clock_at(START).start().await;
+        let clock = Clock::manual(UnixMillis::new(START));
+        Self::on_cluster(cluster, clock).await
+    }
+
+    /// A realm in a real Redis Cluster, which runs with the time of `clock`.
+    pub(crate) async fn on_cluster(cluster: RedisCluster, clock: Clock) -> Self {
+        let store = RedisStore::new(&cluster.url(), names(), clock.clone()).unwrap();
+        let world = Self::new(Store::Redis(store), None, clock).await;
+        Self { cluster: Some(cluster), ..world }
+    }
+
+    /// As [`World::in_a_cluster`], where whoever asks is a service with a login of its own.
+    pub(crate) async fn in_a_cluster_as_a_service() -> Self {
+        let world = Self::in_a_cluster().await;
+        let store = world.service_store(names()).await;
+        Self { store: Store::Redis(store), ..world }
+    }
+
     /// As [`World::in_redis`], where whoever asks is a service with a login of its own, and only the publisher may do everything.
     pub(crate) async fn in_redis_as_a_service() -> Self {
         let world = Self::in_redis().await;
@@ -121,7 +158,7 @@ impl World {
         let user = AclUser { name: name.clone(), password_hash: login.password_hash(), realm };
         let Store::Redis(store) = self.publisher.store() else { panic!("a world in Redis") };
         store.acl_set(&user, Separation::ReadAndWrite).await.unwrap();
-        acl::with_login(&self.redis().url(), &name, &login.password).unwrap().expose_secret().to_owned()
+        acl::with_login(&self.url(), &name, &login.password).unwrap().expose_secret().to_owned()
     }
 
     /// A realm in a real Redis that runs with the real time.
@@ -130,10 +167,23 @@ impl World {
         Self::new(Store::Redis(store), Some(redis), Clock::System).await
     }
 
+    /// A realm in any store.
+    pub(crate) async fn around(store: Store, clock: Clock) -> Self {
+        Self::new(store, None, clock).await
+    }
+
+    /// The realm of `other`, as another store has it: nothing is published there yet.
+    pub(crate) fn of(other: &Self, store: Store) -> Self {
+        let realm_key = RealmKey::from_text(other.realm_key.to_text().expose_secret()).unwrap();
+        let publisher = Publisher::new(store.clone(), realm_key.keys(&realm_id()));
+        let clock = other.clock.clone();
+        Self { store, publisher, redis: None, cluster: None, sentinels: None, clock, realm_key }
+    }
+
     async fn new(store: Store, redis: Option<RedisServer>, clock: Clock) -> Self {
         let realm_key = MasterKey::generate(&mut random()).realm_key(&realm_id(), 1);
         let publisher = Publisher::new(store.clone(), realm_key.keys(&realm_id()));
-        let world = Self { store, publisher, redis, clock, realm_key };
+        let world = Self { store, publisher, redis, cluster: None, sentinels: None, clock, realm_key };
         world.fill(&[]).await;
         world
     }
@@ -146,8 +196,29 @@ impl World {
         self.redis.as_ref().expect("a world in Redis")
     }
 
+    /// Where the store is.
+    pub(crate) fn url(&self) -> String {
+        match (&self.cluster, &self.sentinels) {
+            (Some(cluster), _) => cluster.url(),
+            (None, Some(sentinels)) => sentinels.url(),
+            (None, None) => self.redis().url(),
+        }
+    }
+
+    /// Removes everything from the store, as somebody at its command line would.
+    pub(crate) async fn empty(&self) {
+        match (&self.store, &self.cluster) {
+            (Store::Memory(store), _) => store.clear(),
+            (Store::Redis(_), Some(cluster)) => cluster.flush_all().await,
+            (Store::Redis(_), None) => self.redis().flush_all().await,
+        }
+    }
+
     /// Moves the clock of the store and of those who ask.
     pub(crate) async fn set_time(&self, millis: u64) {
+        if let Some(cluster) = &self.cluster {
+            cluster.set_unix_millis(millis).await;
+        }
         if let Some(redis) = &self.redis {
             redis.clock().set_unix_millis(millis).await;
         }
@@ -251,8 +322,13 @@ impl World {
 
     /// The files that a sidecar is given to serve this realm.
     pub(crate) fn credentials(&self, from: &str) -> TempDir {
+        self.credentials_for(&self.url(), from)
+    }
+
+    /// The same, with another way to Redis.
+    pub(crate) fn credentials_for(&self, url: &str, from: &str) -> TempDir {
         let folder = scratch::folder("credentials");
-        write_credentials(folder.path(), &self.redis().url(), &self.realm_key, from);
+        write_credentials(folder.path(), url, &self.realm_key, from);
         folder
     }
 }

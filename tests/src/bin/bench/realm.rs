@@ -71,7 +71,7 @@ impl Realm {
         let current = publisher.store().published(&[pseudonym]).await.expect("what was published");
         let revision = current[0].revision.expect("a revision").0;
         let inspection = publisher.store().inspect().await.expect("the node");
-        Self { guards: format!("{}=0", inspection.node), key, id, names, record, revision }
+        Self { guards: format!("{}=0", inspection.identity()), key, id, names, record, revision }
     }
 
     /// The files that a sidecar is given.

@@ -2,7 +2,6 @@
 
 use twofactor_core::decision::{Issue, Verdict};
 use twofactor_core::user::DeliveryMethod::{App, Email};
-use twofactor_store::Store;
 use twofactor_store::publisher::Desired;
 
 use super::LIFETIME;
@@ -129,10 +128,7 @@ async fn failures_are_reset_once_for_each_request_also_when_the_realm_is_filled_
     let right = person.code_at(world.now(), 0);
     assert_eq!(world.verify(&person, "ns-0", &right).await.unwrap(), Verdict::Accepted);
     // A loss takes the failures with it, and the request is no news to the new state.
-    match &world.store {
-        Store::Memory(store) => store.clear(),
-        Store::Redis(_) => world.redis().flush_all().await,
-    }
+    world.empty().await;
     world.fill(&[]).await;
     let person = publish_with_reset(&world, &person, "2").await;
     let published = world.publisher.store().published(&[person.pseudonym]).await.unwrap();

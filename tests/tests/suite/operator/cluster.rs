@@ -239,6 +239,9 @@ impl Cluster {
             let value = eventually(BOUND, what, async || self.credentials_in(namespace, key)).await;
             fs::write(folder.path().join(key), value).unwrap();
         }
+        if let Some(authority) = self.credentials_in(namespace, "redis-ca") {
+            fs::write(folder.path().join("redis-ca"), authority).unwrap();
+        }
         let path = folder.path().to_str().unwrap().to_owned();
         let process = SidecarProcess::builder().args(["serve", "--credentials", &path]).start().await;
         Sidecar { api: process.api(), _process: process, _folder: folder }

@@ -8,6 +8,7 @@ mod failures;
 mod imports;
 mod lease;
 mod realms;
+mod redis;
 mod replicas;
 mod schema;
 mod seeds;

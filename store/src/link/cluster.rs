@@ -1,0 +1,187 @@
+//! The nodes of a cluster. Enters: some of their addresses. Leaves: the node that has a key; others after a failover or when slots move.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwapOption;
+use redis::{ErrorKind, RedisError, RedisResult};
+use tokio::task::JoinSet;
+
+use super::node::Node;
+use super::operation::Operation;
+use super::slots::{Range, ranges, slot_of};
+use crate::url::{Address, Endpoint};
+
+/// For a node to tell who has which slot: a part of what an operation may take.
+const PATIENCE: Duration = Duration::from_millis(300);
+/// Between two looks after something went wrong.
+const PAUSE: Duration = Duration::from_millis(500);
+/// How long what was found is believed without a look.
+const BELIEVED: Duration = Duration::from_secs(5);
+/// Names that are tried to find one in a slot of a node. With slots spread over a thousand nodes, a thousand are enough as a rule.
+const NAMES: u32 = 100_000;
+
+/// Who has which slot, as last told.
+pub(crate) struct Map {
+    /// Ascending: first and last slot, and who has them.
+    ranges: Vec<(u16, u16, Arc<Node>)>,
+    /// The masters that have slots, each once.
+    pub(crate) masters: Vec<Arc<Node>>,
+    /// Their replicas.
+    pub(crate) replicas: Vec<Arc<Node>>,
+}
+
+impl Map {
+    /// Who has the slot of a key.
+    pub(crate) fn owner(&self, key: &str) -> RedisResult<&Arc<Node>> {
+        let slot = slot_of(key);
+        let after = self.ranges.partition_point(|(first, _, _)| *first <= slot);
+        let range = after.checked_sub(1).and_then(|index| self.ranges.get(index));
+        match range {
+            Some((_, last, node)) if slot <= *last => Ok(node),
+            _ => Err(RedisError::from((ErrorKind::Io, "no node of the cluster has this slot"))),
+        }
+    }
+
+    /// A word that, between braces, puts a key onto `node`: five digits.
+    pub(crate) fn tag_on(&self, node: &Arc<Node>) -> RedisResult<String> {
+        let tags = (0..NAMES).map(|number| format!("{number:05}"));
+        let mut on_node = tags.filter(|tag| self.owner(tag).is_ok_and(|owner| Arc::ptr_eq(owner, node)));
+        on_node.next().ok_or_else(|| RedisError::from((ErrorKind::Io, "a node of the cluster has no slot")))
+    }
+}
+
+/// A cluster.
+pub(crate) struct Cluster {
+    endpoint: Endpoint,
+    seeds: Vec<Arc<Node>>,
+    /// Every node that was ever in the map, or redirected to, and still is.
+    nodes: Mutex<HashMap<Address, Arc<Node>>>,
+    map: ArcSwapOption<Map>,
+    /// When the last look began.
+    looked: Mutex<Option<Instant>>,
+}
+
+impl Cluster {
+    pub(crate) fn new(seeds: &[Address], endpoint: Endpoint) -> RedisResult<Self> {
+        let cluster = Self {
+            endpoint,
+            seeds: Vec::new(),
+            nodes: Mutex::default(),
+            map: ArcSwapOption::empty(),
+            looked: Mutex::default(),
+        };
+        let seeds = seeds.iter().map(|seed| cluster.node(seed)).collect::<RedisResult<Vec<_>>>()?;
+        Ok(Self { seeds, ..cluster })
+    }
+
+    /// The node at an address: always the same one.
+    pub(crate) fn node(&self, address: &Address) -> RedisResult<Arc<Node>> {
+        let mut nodes = self.nodes();
+        if let Some(node) = nodes.get(address) {
+            return Ok(node.clone());
+        }
+        let node = Arc::new(Node::new(address.clone(), self.endpoint.client(address)?)?);
+        nodes.insert(address.clone(), node.clone());
+        Ok(node)
+    }
+
+    /// Who has which slot.
+    pub(crate) async fn map(self: &Arc<Self>) -> RedisResult<Arc<Map>> {
+        let Some(map) = self.map.load_full() else { return self.look().await };
+        self.look_again(BELIEVED);
+        Ok(map)
+    }
+
+    /// Something went wrong: others may have the slots by now.
+    pub(crate) fn doubt(self: &Arc<Self>) {
+        self.look_again(PAUSE);
+    }
+
+    /// Looks in the background, unless somebody did so just now.
+    fn look_again(self: &Arc<Self>, pause: Duration) {
+        {
+            let mut looked = self.looked.lock().unwrap_or_else(PoisonError::into_inner);
+            if looked.is_some_and(|last| last.elapsed() < pause) {
+                return;
+            }
+            *looked = Some(Instant::now());
+        }
+        let this = self.clone();
+        tokio::spawn(async move {
+            if let Err(error) = this.look().await {
+                tracing::debug!(%error, "no node of the cluster tells who has which slot");
+            }
+        });
+    }
+
+    /// Asks whom it knows, at once, and takes the first answer.
+    async fn look(&self) -> RedisResult<Arc<Map>> {
+        let known = self.map.load_full();
+        let mut asked: Vec<Arc<Node>> = known.iter().flat_map(|map| map.masters.iter().cloned()).collect();
+        for seed in &self.seeds {
+            if !asked.iter().any(|node| Arc::ptr_eq(node, seed)) {
+                asked.push(seed.clone());
+            }
+        }
+        let mut questions = JoinSet::new();
+        for node in asked {
+            questions.spawn(async move { ask(&node).await });
+        }
+        let mut failure = None;
+        while let Some(answer) = questions.join_next().await {
+            match answer {
+                Ok(Ok(ranges)) => {
+                    let map = Arc::new(self.map_of(ranges)?);
+                    self.map.store(Some(map.clone()));
+                    return Ok(map);
+                }
+                Ok(Err(error)) => failure = Some(error),
+                Err(_) => {}
+            }
+        }
+        Err(failure.unwrap_or_else(|| RedisError::from((ErrorKind::Io, "no node of the cluster answers"))))
+    }
+
+    fn map_of(&self, told: Vec<Range>) -> RedisResult<Map> {
+        let (mut masters, mut replicas) = (Vec::new(), Vec::new());
+        let mut ranges = Vec::with_capacity(told.len());
+        for range in told {
+            let master = self.node(&range.master)?;
+            ranges.push((range.first, range.last, master.clone()));
+            add(&mut masters, master);
+            for replica in &range.replicas {
+                add(&mut replicas, self.node(replica)?);
+            }
+        }
+        // Nodes that left are let go, with their connections.
+        let present = |node: &Arc<Node>| {
+            masters.iter().chain(&replicas).chain(&self.seeds).any(|known| Arc::ptr_eq(known, node))
+        };
+        self.nodes().retain(|_, node| present(node));
+        Ok(Map { ranges, masters, replicas })
+    }
+
+    fn nodes(&self) -> MutexGuard<'_, HashMap<Address, Arc<Node>>> {
+        self.nodes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn add(nodes: &mut Vec<Arc<Node>>, node: Arc<Node>) {
+    if !nodes.iter().any(|known| Arc::ptr_eq(known, &node)) {
+        nodes.push(node);
+    }
+}
+
+async fn ask(node: &Node) -> RedisResult<Vec<Range>> {
+    let mut command = redis::cmd("CLUSTER");
+    command.arg("SLOTS");
+    let answer = tokio::time::timeout(PATIENCE, node.perform(Operation::Command(&command), false)).await;
+    let answer = answer
+        .unwrap_or_else(|_| Err(RedisError::from((ErrorKind::Io, "no node of the cluster answers in time"))));
+    let answer = answer.inspect_err(|_| node.renew())?;
+    ranges(answer, node.address()).ok_or_else(|| {
+        RedisError::from((ErrorKind::UnexpectedReturnType, "the slots of the cluster are assigned to nobody"))
+    })
+}

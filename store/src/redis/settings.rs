@@ -1,0 +1,220 @@
+//! Redis' own settings, as far as it depends on them that a code is accepted once. Enters: what Redis tells about itself. Leaves: what is
+//! weaker than it should be, and a log line for each change.
+//!
+//! The guards see to it that no used code comes back, whatever the settings. The settings decide how much is lost then, and whether two
+//! masters can decide at the same time, which no guard can see.
+
+use std::collections::HashMap;
+
+use super::{BATCH_TIMEOUT, RedisStore};
+use crate::StoreError;
+use crate::link::{Node, Operation};
+
+/// A setting that matters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Setting {
+    /// What goes when memory is full.
+    MaxmemoryPolicy,
+    /// When writes are on the disk.
+    Appendfsync,
+    /// How many replicas a master must have to take writes.
+    MinReplicasToWrite,
+}
+
+/// How a setting is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Strength {
+    /// Redis does not tell this login.
+    Unknown,
+    /// As it should be.
+    Enough,
+    /// Weaker than it should be.
+    Weak,
+}
+
+impl Setting {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::MaxmemoryPolicy, Self::Appendfsync, Self::MinReplicasToWrite];
+
+    /// As Redis calls it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::MaxmemoryPolicy => "maxmemory-policy",
+            Self::Appendfsync => "appendfsync",
+            Self::MinReplicasToWrite => "min-replicas-to-write",
+        }
+    }
+
+    /// As `/readyz?verbose` calls it.
+    #[must_use]
+    pub const fn check(self) -> &'static str {
+        match self {
+            Self::MaxmemoryPolicy => "redis maxmemory-policy",
+            Self::Appendfsync => "redis appendfsync",
+            Self::MinReplicasToWrite => "redis min-replicas-to-write",
+        }
+    }
+
+    const fn advice(self) -> &'static str {
+        match self {
+            Self::MaxmemoryPolicy => {
+                "maxmemory-policy is not noeviction: Redis forgets used codes and users to make room"
+            }
+            Self::Appendfsync => {
+                "appendonly is not yes or appendfsync not always: a restart of Redis loses the last accepted codes, and costs a \
+                 minute in which authenticator codes are refused"
+            }
+            Self::MinReplicasToWrite => {
+                "min-replicas-to-write is 0 although there are replicas: a master that is cut off from them goes on deciding \
+                 beside its successor, and a code can be accepted by each of them"
+            }
+        }
+    }
+}
+
+/// How the settings are, the weakest of all masters each.
+pub type Strengths = [(Setting, Strength); 3];
+
+impl RedisStore {
+    /// Looks at the settings of every master. Managed Redis often refuses `CONFIG`; what `INFO` tells is looked at then.
+    ///
+    /// # Errors
+    /// When Redis does not answer.
+    pub async fn settings(&self) -> Result<Strengths, StoreError> {
+        let servers = self.link.servers(BATCH_TIMEOUT).await?;
+        let expects_replicas = self.link.is_watched_over() || !servers.replicas.is_empty();
+        let mut worst: HashMap<Setting, Strength> = HashMap::new();
+        for master in &servers.masters {
+            let information = self.information(master).await?;
+            let fsync = self.appendfsync(master).await?;
+            for (setting, found) in judge(&information, fsync.as_deref(), expects_replicas) {
+                let known = worst.entry(setting).or_insert(found);
+                *known = weaker(*known, found);
+            }
+        }
+        Ok(Setting::ALL.map(|setting| (setting, worst.get(&setting).copied().unwrap_or(Strength::Unknown))))
+    }
+
+    async fn information(&self, node: &Node) -> Result<String, StoreError> {
+        let mut pipeline = redis::pipe();
+        for section in ["memory", "persistence", "replication"] {
+            pipeline.cmd("INFO").arg(section);
+        }
+        let sections: Vec<String> =
+            self.link.run_on(node, BATCH_TIMEOUT, Operation::Pipeline(&pipeline)).await?;
+        Ok(sections.join("\n"))
+    }
+
+    /// Nothing where this login may not ask, which is remembered: each refusal is a line in Redis' own log of refusals.
+    async fn appendfsync(&self, node: &Node) -> Result<Option<String>, StoreError> {
+        if self.refused.get().is_some() {
+            return Ok(None);
+        }
+        let mut command = redis::cmd("CONFIG");
+        command.arg("GET").arg("appendfsync");
+        match self.link.run_on::<Vec<String>>(node, BATCH_TIMEOUT, Operation::Command(&command)).await {
+            Ok(pair) => Ok(pair.into_iter().nth(1)),
+            Err(StoreError::Unavailable(error)) if error.kind_is_a_refusal() => {
+                let _ = self.refused.set(());
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// Whether Redis has answered, and would not do it: not permitted, renamed, or unknown.
+trait Refused {
+    fn kind_is_a_refusal(&self) -> bool;
+}
+
+impl Refused for redis::RedisError {
+    fn kind_is_a_refusal(&self) -> bool {
+        use redis::{ErrorKind, ServerErrorKind};
+        matches!(
+            self.kind(),
+            ErrorKind::Server(ServerErrorKind::NoPerm | ServerErrorKind::ResponseError)
+                | ErrorKind::Extension
+        )
+    }
+}
+
+const fn weaker(one: Strength, other: Strength) -> Strength {
+    match (one, other) {
+        (Strength::Weak, _) | (_, Strength::Weak) => Strength::Weak,
+        (Strength::Unknown, _) | (_, Strength::Unknown) => Strength::Unknown,
+        (Strength::Enough, Strength::Enough) => Strength::Enough,
+    }
+}
+
+/// What one master's words mean.
+fn judge(information: &str, appendfsync: Option<&str>, expects_replicas: bool) -> Strengths {
+    let field = |name: &str| {
+        information.lines().find_map(|line| line.trim_end().strip_prefix(name)?.strip_prefix(':'))
+    };
+    let known = |good: bool| if good { Strength::Enough } else { Strength::Weak };
+    let policy = field("maxmemory_policy").map_or(Strength::Unknown, |policy| known(policy == "noeviction"));
+    let fsync = match (field("aof_enabled"), appendfsync) {
+        (Some("0"), _) => Strength::Weak,
+        (Some(_), Some(fsync)) => known(fsync == "always"),
+        _ => Strength::Unknown,
+    };
+    let has_replicas = field("connected_slaves").is_some_and(|count| count != "0");
+    // Redis tells how many replicas are good enough only when some are asked for.
+    let demands = field("min_slaves_good_slaves").is_some();
+    let replicas = known(demands || !(has_replicas || expects_replicas));
+    [
+        (Setting::MaxmemoryPolicy, policy),
+        (Setting::Appendfsync, fsync),
+        (Setting::MinReplicasToWrite, replicas),
+    ]
+}
+
+/// What was last told about the settings: a change is worth a log line, and nothing else is.
+#[derive(Debug, Default)]
+pub struct SettingsWatch {
+    told: HashMap<Setting, Strength>,
+}
+
+impl SettingsWatch {
+    /// Says what has changed.
+    pub fn tell(&mut self, found: &Strengths) {
+        for (setting, strength) in found {
+            let before = self.told.insert(*setting, *strength);
+            match strength {
+                Strength::Weak if before != Some(Strength::Weak) => {
+                    tracing::warn!(setting = setting.name(), "Redis: {}", setting.advice());
+                }
+                Strength::Enough if before == Some(Strength::Weak) => {
+                    tracing::info!(setting = setting.name(), "Redis: the setting is as it should be now");
+                }
+                _ => {}
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn strengths(information: &str, appendfsync: Option<&str>, expects_replicas: bool) -> [Strength; 3] {
+        judge(information, appendfsync, expects_replicas).map(|(_, strength)| strength)
+    }
+
+    #[test]
+    fn what_redis_tells_is_judged_and_what_it_does_not_tell_is_unknown() {
+        use Strength::{Enough, Unknown, Weak};
+        let good = "maxmemory_policy:noeviction\r\naof_enabled:1\r\nconnected_slaves:1\r\nmin_slaves_good_slaves:1\r\n";
+        assert_eq!(strengths(good, Some("always"), true), [Enough; 3]);
+        assert_eq!(strengths(good, Some("everysec"), true), [Enough, Weak, Enough]);
+        assert_eq!(strengths(good, None, true), [Enough, Unknown, Enough]);
+        let weak = "maxmemory_policy:allkeys-lru\r\naof_enabled:0\r\nconnected_slaves:2\r\n";
+        assert_eq!(strengths(weak, Some("always"), false), [Weak; 3]);
+        let alone = "connected_slaves:0\r\n";
+        assert_eq!(strengths(alone, Some("always"), false), [Unknown, Unknown, Enough]);
+        // Sentinel looks after it: there is, or was, or will be somebody to take over.
+        assert_eq!(strengths(alone, None, true)[2], Weak);
+    }
+}

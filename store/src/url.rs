@@ -1,0 +1,418 @@
+//! Where Redis is. Enters: a URL, and the certificate authority of its servers. Leaves: the kind of Redis, its addresses, and clients
+//! for each of them.
+//!
+//! One server: `redis://user:password@host:6379/0`. Behind Sentinel: `redis+sentinel://host:26379,host2:26379/master/0`, whose login is
+//! that of the data nodes; that of the Sentinels, if they ask for one, is in `?sentinelUser=…&sentinelPassword=…`. A cluster:
+//! `redis+cluster://host:7000,host2:7000`. With TLS, `rediss` in place of `redis`.
+
+use std::fmt;
+
+use percent_encoding::percent_decode_str;
+use redis::{
+    Client, ConnectionAddr, ConnectionInfo, IntoConnectionInfo, RedisConnectionInfo, TlsCertificates,
+};
+use twofactor_core::secret::SecretText;
+
+const SENTINEL: &str = "+sentinel";
+const CLUSTER: &str = "+cluster";
+const PORT: u16 = 6379;
+const SENTINEL_PORT: u16 = 26379;
+
+/// Why a URL gives no store. The URL, which may hold a password, is not part of the message.
+#[derive(Clone, Copy, Debug, thiserror::Error, PartialEq, Eq)]
+pub enum RedisUrlError {
+    /// It is none.
+    #[error(
+        "is not a Redis URL: write it like redis://user:password@host:6379/0, redis+sentinel://host:26379,host2:26379/master \
+         or redis+cluster://host:7000,host2:7000, with rediss in place of redis for TLS"
+    )]
+    NotAUrl,
+    /// It asks for TLS with anybody.
+    #[error("must not switch the check of certificates off: give the certificate authority of Redis instead")]
+    Insecure,
+    /// Sentinels look after several masters.
+    #[error("has to name the master: redis+sentinel://host:26379,host2:26379/master")]
+    NoMaster,
+    /// A cluster has one database.
+    #[error("must not name a database: a cluster has only one")]
+    DatabaseOfCluster,
+}
+
+/// Why a certificate authority is of no use.
+#[derive(Clone, Copy, Debug, thiserror::Error, PartialEq, Eq)]
+pub enum RedisAuthorityError {
+    /// There is none in it.
+    #[error("holds no certificate that can be read: it has to be PEM, with BEGIN CERTIFICATE")]
+    NotACertificate,
+    /// Nobody would be checked against it.
+    #[error("is given, although the URL of Redis is not one for TLS: that begins with rediss")]
+    NoTls,
+}
+
+/// Why there can be no connection.
+#[derive(Clone, Copy, Debug, thiserror::Error, PartialEq, Eq)]
+pub enum RedisTargetError {
+    /// The URL is none.
+    #[error(transparent)]
+    Url(#[from] RedisUrlError),
+    /// The certificate authority is none.
+    #[error("the certificate authority of Redis {0}")]
+    Authority(#[from] RedisAuthorityError),
+}
+
+/// A server's place in the network.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct Address {
+    pub(crate) host: String,
+    pub(crate) port: u16,
+}
+
+impl Address {
+    /// As Redis writes it in a redirection: without brackets around an IPv6 address, and without a host where it is the
+    /// one that was asked.
+    pub(crate) fn of_redirection(text: &str, asked: &Self) -> Option<Self> {
+        let (host, port) = text.rsplit_once(':')?;
+        let host = if host.is_empty() { asked.host.clone() } else { host.to_owned() };
+        Some(Self { host, port: port.parse().ok()? })
+    }
+
+    fn parse(text: &str, default_port: u16) -> Option<Self> {
+        let (host, port) = match text.strip_prefix('[') {
+            Some(rest) => {
+                let (host, rest) = rest.split_once(']')?;
+                (host, rest.strip_prefix(':').or_else(|| rest.is_empty().then_some(""))?)
+            }
+            None => text.split_once(':').unwrap_or((text, "")),
+        };
+        let port = if port.is_empty() { default_port } else { port.parse().ok()? };
+        let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._:%".contains(&byte);
+        (!host.is_empty() && port > 0 && host.bytes().all(plain))
+            .then(|| Self { host: host.to_owned(), port })
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.host.contains(':') {
+            write!(formatter, "[{}]:{}", self.host, self.port)
+        } else {
+            write!(formatter, "{}:{}", self.host, self.port)
+        }
+    }
+}
+
+/// What all servers of one kind are connected to with.
+#[derive(Clone)]
+pub(crate) struct Endpoint {
+    tls: bool,
+    authority: Option<Vec<u8>>,
+    settings: RedisConnectionInfo,
+}
+
+impl Endpoint {
+    /// A client for the server at `address`.
+    pub(crate) fn client(&self, address: &Address) -> Result<Client, redis::RedisError> {
+        let (host, port) = (address.host.clone(), address.port);
+        let address = if self.tls {
+            ConnectionAddr::TcpTls { host, port, insecure: false, tls_params: None }
+        } else {
+            ConnectionAddr::Tcp(host, port)
+        };
+        open(
+            address.into_connection_info()?.set_redis_settings(self.settings.clone()),
+            self.authority.as_deref(),
+        )
+    }
+}
+
+fn open(information: ConnectionInfo, authority: Option<&[u8]>) -> Result<Client, redis::RedisError> {
+    match authority {
+        Some(authority) => {
+            // In place of the system's authorities, not beside them.
+            let certificates = TlsCertificates { client_tls: None, root_cert: Some(authority.to_vec()) };
+            Client::build_with_tls(information, certificates)
+        }
+        None => Client::open(information),
+    }
+}
+
+/// The kinds of Redis.
+#[derive(Clone)]
+pub(crate) enum Kind {
+    /// One server, or whatever stands in front of one.
+    Standalone(Client),
+    /// One master and its replicas, looked after by Sentinels.
+    Sentinel { sentinels: Vec<Address>, of_sentinels: Endpoint, master: String, of_data: Endpoint },
+    /// Several masters, with a part of the keys each.
+    Cluster { seeds: Vec<Address>, endpoint: Endpoint },
+}
+
+/// Where Redis is, understood.
+#[derive(Clone)]
+pub(crate) struct Target {
+    pub(crate) kind: Kind,
+    /// Whether connections begin with the choice of another database than the first.
+    pub(crate) selects_database: bool,
+}
+
+impl Target {
+    /// Understands a URL, and the certificate authority (PEM) that the servers are checked against in place of the system's.
+    pub(crate) fn parse(url: &str, authority: Option<&str>) -> Result<Self, RedisTargetError> {
+        let (scheme, _) = url.split_once("://").ok_or(RedisUrlError::NotAUrl)?;
+        let tls = ["rediss", "valkeys"].iter().any(|known| scheme.split('+').next() == Some(known));
+        if url.contains('#') {
+            let insecure = url.ends_with("#insecure");
+            return Err(if insecure { RedisUrlError::Insecure } else { RedisUrlError::NotAUrl }.into());
+        }
+        let authority = authority.map(|pem| authority_of(pem, tls)).transpose()?;
+        let target = match Multiple::parse(url)? {
+            None => standalone(url, authority.as_deref())?,
+            Some(urls) if urls.kind == CLUSTER => cluster(&urls, tls, authority)?,
+            Some(urls) => sentinel(&urls, tls, authority)?,
+        };
+        Ok(target)
+    }
+}
+
+fn authority_of(pem: &str, tls: bool) -> Result<Vec<u8>, RedisAuthorityError> {
+    if !tls {
+        return Err(RedisAuthorityError::NoTls);
+    }
+    if !pem.contains("-----BEGIN CERTIFICATE-----") {
+        return Err(RedisAuthorityError::NotACertificate);
+    }
+    let nowhere =
+        ConnectionAddr::TcpTls { host: "host".to_owned(), port: 1, insecure: false, tls_params: None };
+    let nowhere = nowhere.into_connection_info().map_err(|_| RedisAuthorityError::NotACertificate)?;
+    open(nowhere, Some(pem.as_bytes())).map_err(|_| RedisAuthorityError::NotACertificate)?;
+    Ok(pem.as_bytes().to_vec())
+}
+
+/// The client's name is nothing that Redis has to know, and telling it needs a permission.
+fn quiet(settings: &RedisConnectionInfo) -> RedisConnectionInfo {
+    settings.clone().set_skip_set_lib_name()
+}
+
+fn standalone(url: &str, authority: Option<&[u8]>) -> Result<Target, RedisUrlError> {
+    let information = url.into_connection_info().map_err(|_| RedisUrlError::NotAUrl)?;
+    let settings = quiet(information.redis_settings());
+    let selects_database = settings.db() != 0;
+    let client = open(information.set_redis_settings(settings), authority);
+    let client = client.map_err(|_| RedisUrlError::NotAUrl)?;
+    Ok(Target { kind: Kind::Standalone(client), selects_database })
+}
+
+fn cluster(urls: &Multiple<'_>, tls: bool, authority: Option<Vec<u8>>) -> Result<Target, RedisUrlError> {
+    let seeds = urls.addresses(PORT)?;
+    if !matches!(urls.path.trim_matches('/'), "" | "0") {
+        return Err(RedisUrlError::DatabaseOfCluster);
+    }
+    let endpoint = Endpoint { tls, authority, settings: urls.settings("")? };
+    Ok(Target { kind: Kind::Cluster { seeds, endpoint }, selects_database: false })
+}
+
+fn sentinel(urls: &Multiple<'_>, tls: bool, authority: Option<Vec<u8>>) -> Result<Target, RedisUrlError> {
+    let sentinels = urls.addresses(SENTINEL_PORT)?;
+    let path = urls.path.trim_matches('/');
+    let (master, database) = path.split_once('/').unwrap_or((path, ""));
+    let master = decoded(master)?;
+    if master.is_empty() {
+        return Err(RedisUrlError::NoMaster);
+    }
+    let settings = urls.settings(database)?;
+    let selects_database = settings.db() != 0;
+    let mut own = quiet(&RedisConnectionInfo::default());
+    if let Some(user) = urls.parameter("sentinelUser")? {
+        own = own.set_username(user);
+    }
+    if let Some(password) = urls.parameter("sentinelPassword")? {
+        own = own.set_password(password);
+    }
+    let of_sentinels = Endpoint { tls, authority: authority.clone(), settings: own };
+    let of_data = Endpoint { tls, authority, settings };
+    Ok(Target { kind: Kind::Sentinel { sentinels, of_sentinels, master, of_data }, selects_database })
+}
+
+/// A URL with several hosts, which the client library does not know.
+struct Multiple<'a> {
+    kind: &'a str,
+    login: &'a str,
+    hosts: &'a str,
+    path: &'a str,
+    query: &'a str,
+}
+
+impl<'a> Multiple<'a> {
+    /// Takes a URL apart; nothing when it is not of this kind.
+    fn parse(url: &'a str) -> Result<Option<Self>, RedisUrlError> {
+        let (scheme, rest) = url.split_once("://").ok_or(RedisUrlError::NotAUrl)?;
+        let Some(kind) = scheme.find('+').map(|at| &scheme[at..]) else { return Ok(None) };
+        let plain = &scheme[..scheme.len() - kind.len()];
+        if !matches!(kind, SENTINEL | CLUSTER) {
+            return Ok(None);
+        }
+        if !matches!(plain, "redis" | "rediss" | "valkey" | "valkeys") {
+            return Err(RedisUrlError::NotAUrl);
+        }
+        let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
+        let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+        let (login, hosts) = authority.rsplit_once('@').unwrap_or(("", authority));
+        Ok(Some(Self { kind, login, hosts, path, query }))
+    }
+
+    fn addresses(&self, default_port: u16) -> Result<Vec<Address>, RedisUrlError> {
+        let addresses = self.hosts.split(',').map(|host| Address::parse(host, default_port));
+        addresses.collect::<Option<Vec<_>>>().ok_or(RedisUrlError::NotAUrl)
+    }
+
+    /// How to log in to a data node.
+    fn settings(&self, database: &str) -> Result<RedisConnectionInfo, RedisUrlError> {
+        let (user, password) = self.login.split_once(':').unwrap_or((self.login, ""));
+        let mut settings = quiet(&RedisConnectionInfo::default());
+        if !user.is_empty() {
+            settings = settings.set_username(decoded(user)?);
+        }
+        if !password.is_empty() {
+            settings = settings.set_password(decoded(password)?);
+        }
+        if !database.is_empty() {
+            settings = settings.set_db(database.parse().map_err(|_| RedisUrlError::NotAUrl)?);
+        }
+        Ok(settings)
+    }
+
+    fn parameter(&self, name: &str) -> Result<Option<String>, RedisUrlError> {
+        let mut pairs = self.query.split('&').filter_map(|pair| pair.split_once('='));
+        pairs.find(|(known, _)| *known == name).map(|(_, value)| decoded(value)).transpose()
+    }
+}
+
+fn decoded(text: &str) -> Result<String, RedisUrlError> {
+    percent_decode_str(text).decode_utf8().map(Into::into).map_err(|_| RedisUrlError::NotAUrl)
+}
+
+/// `url` with this login in place of the one that it has; everything else stays, that of Sentinels too. Nothing when the URL has
+/// no place for a login: that of a socket.
+#[must_use]
+pub fn with_login(url: &str, name: &str, password: &SecretText) -> Option<SecretText> {
+    let (scheme, rest) = url.split_once("://")?;
+    let plain = scheme.strip_suffix(SENTINEL).or_else(|| scheme.strip_suffix(CLUSTER)).unwrap_or(scheme);
+    if !matches!(plain, "redis" | "rediss" | "valkey" | "valkeys") {
+        return None;
+    }
+    let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
+    let (authority, path) = rest.split_at(end);
+    let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
+    let (name, password) = (encoded(name), encoded(password.expose_secret()));
+    Some(SecretText::new(format!("{scheme}://{name}:{password}@{host}{path}")))
+}
+
+/// Whether a URL has a login.
+#[must_use]
+pub fn has_login(url: &str) -> bool {
+    let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
+    rest.split(['/', '?', '#']).next().is_some_and(|authority| authority.contains('@'))
+}
+
+fn encoded(text: &str) -> String {
+    use std::fmt::Write;
+    let mut encoded = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
+            encoded.push(byte.into());
+        } else {
+            let _ = write!(encoded, "%{byte:02X}");
+        }
+    }
+    encoded
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_login_of_a_url_changes() {
+        let password = SecretText::new("p:@/w".to_owned());
+        for (url, expected) in [
+            ("redis://host", "redis://a%3Ab:p%3A%40%2Fw@host"),
+            ("redis://host:6380/2", "redis://a%3Ab:p%3A%40%2Fw@host:6380/2"),
+            ("rediss://:old@host/0?protocol=resp3", "rediss://a%3Ab:p%3A%40%2Fw@host/0?protocol=resp3"),
+            ("redis://user:o%40ld@[::1]:6379/", "redis://a%3Ab:p%3A%40%2Fw@[::1]:6379/"),
+            ("redis://host/?x=a@b", "redis://a%3Ab:p%3A%40%2Fw@host/?x=a@b"),
+            ("redis+cluster://u:o@h:1,[::1]:2", "redis+cluster://a%3Ab:p%3A%40%2Fw@h:1,[::1]:2"),
+            (
+                "rediss+sentinel://old@h,i:2/m/1?sentinelPassword=x@y",
+                "rediss+sentinel://a%3Ab:p%3A%40%2Fw@h,i:2/m/1?sentinelPassword=x@y",
+            ),
+        ] {
+            let changed = with_login(url, "a:b", &password).unwrap();
+            assert_eq!(changed.expose_secret(), expected);
+            Target::parse(changed.expose_secret(), None).unwrap();
+        }
+        for url in ["unix:///run/redis.sock", "redis+unix:///run/redis.sock?db=1", "host"] {
+            assert_eq!(with_login(url, "a", &password), None, "{url}");
+        }
+    }
+
+    #[test]
+    fn a_login_is_seen() {
+        assert!(has_login("redis://:p@host/0") && has_login("redis+cluster://u@host,other"));
+        assert!(!has_login("redis://host/0?x=a@b") && !has_login("redis+sentinel://host,other/master"));
+    }
+
+    #[test]
+    fn sentinels_have_a_login_of_their_own() {
+        let url = "redis+sentinel://u:p%40@a,[::1]:7/main/2?sentinelUser=s&sentinelPassword=t%2F";
+        let target = Target::parse(url, None).unwrap_or_else(|error| panic!("{error}"));
+        assert!(target.selects_database);
+        let Kind::Sentinel { sentinels, of_sentinels, master, of_data } = target.kind else { panic!() };
+        assert_eq!(sentinels.iter().map(ToString::to_string).collect::<Vec<_>>(), ["a:26379", "[::1]:7"]);
+        assert_eq!(master, "main");
+        assert_eq!((of_data.settings.username(), of_data.settings.password()), (Some("u"), Some("p@")));
+        assert_eq!(
+            (of_sentinels.settings.username(), of_sentinels.settings.password()),
+            (Some("s"), Some("t/"))
+        );
+        assert_eq!((of_data.settings.db(), of_sentinels.settings.db()), (2, 0));
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_refused_with_what_would_be_right() {
+        let error = |url: &str| match Target::parse(url, None) {
+            Err(RedisTargetError::Url(error)) => error,
+            _ => panic!("{url}"),
+        };
+        for url in ["", "host", "http://host", "redis+cluster://", "redis+cluster://a,,b", "x+cluster://a"] {
+            assert_eq!(error(url), RedisUrlError::NotAUrl, "{url}");
+        }
+        for url in ["redis+sentinel://a:b/m", "redis+sentinel://a/m/x", "redis://h#x"] {
+            assert_eq!(error(url), RedisUrlError::NotAUrl, "{url}");
+        }
+        assert_eq!(error("rediss://host/#insecure"), RedisUrlError::Insecure);
+        assert_eq!(error("redis+sentinel://a,b"), RedisUrlError::NoMaster);
+        assert_eq!(error("redis+cluster://a/1"), RedisUrlError::DatabaseOfCluster);
+    }
+
+    #[test]
+    fn an_authority_is_one_for_tls() {
+        let error = |url: &str, pem: &str| match Target::parse(url, Some(pem)) {
+            Err(RedisTargetError::Authority(error)) => error,
+            _ => panic!("{url}"),
+        };
+        assert_eq!(error("redis://host", "x"), RedisAuthorityError::NoTls);
+        assert_eq!(error("rediss://host", "x"), RedisAuthorityError::NotACertificate);
+        let broken = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
+        assert_eq!(error("rediss+cluster://host", broken), RedisAuthorityError::NotACertificate);
+    }
+
+    #[test]
+    fn an_address_of_a_redirection_may_be_short() {
+        let asked = Address { host: "asked".to_owned(), port: 1 };
+        let of = |text| Address::of_redirection(text, &asked).map(|address| address.to_string());
+        assert_eq!(of("127.0.0.1:7000").as_deref(), Some("127.0.0.1:7000"));
+        assert_eq!(of("::1:7000").as_deref(), Some("[::1]:7000"));
+        assert_eq!(of(":7000").as_deref(), Some("asked:7000"));
+        assert_eq!(of("x"), None);
+    }
+}

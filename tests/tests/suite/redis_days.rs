@@ -1,0 +1,205 @@
+//! Bad days of Redis that the other suites do not have: certificates, passwords, replicas, and scripts that are forgotten.
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use twofactor_core::decision::{Undecided, Verdict};
+use twofactor_core::user::DeliveryMethod::{App, Email};
+use twofactor_store::clock::Clock;
+use twofactor_store::redis::RedisStore;
+use twofactor_store::{Store, StoreError};
+use twofactor_tests::redis::{AppendFsync, RedisServer, Tls};
+use twofactor_tests::sidecar::SidecarProcess;
+use twofactor_tests::wait::eventually;
+
+use crate::serve::shown;
+use crate::world::{World, names};
+
+const BOUND: Duration = Duration::from_secs(20);
+const LIFETIME: Duration = Duration::from_mins(5);
+
+async fn serve(path: &std::path::Path) -> SidecarProcess {
+    SidecarProcess::builder().args(["serve", "--credentials", path.to_str().unwrap()]).start().await
+}
+
+#[tokio::test]
+async fn redis_is_reached_over_tls_and_whoever_it_is_not_is_not_believed() {
+    let tls = Tls::new();
+    let redis = RedisServer::builder().tls(tls.clone()).password("first").start().await;
+    let _: () = redis.ask(&["ACL", "SETUSER", "somebody", "on", ">p:w", "~*", "+@all"]).await;
+    let url = redis.url().replace("rediss://:first@", "rediss://somebody:p%3Aw@");
+    let store = RedisStore::with_authority(&url, Some(&tls.authority), names(), Clock::System).unwrap();
+    let world = World::around(Store::Redis(store), Clock::System).await;
+    let person = world.person("carol", App).await;
+    let credentials = world.credentials_for(&url, "kms");
+    // The system does not know the authority: no answer, no fallback, and a sentence that says why.
+    let sidecar = serve(credentials.path()).await;
+    sidecar.process().wait_for_line("invalid peer certificate", BOUND).await;
+    let begun = Instant::now();
+    let reply = sidecar.api().verify("carol", &shown(&person)).await;
+    assert_eq!(reply.status, 503, "{}", reply.body);
+    assert!(begun.elapsed() < Duration::from_millis(1500), "{:?}", begun.elapsed());
+    // Another authority does not help, and what is no certificate is told with its file.
+    fs::write(credentials.path().join("redis-ca"), "no certificate").unwrap();
+    sidecar.process().wait_for_line("redis-ca: holds no certificate", BOUND).await;
+    fs::write(credentials.path().join("redis-ca"), Tls::new().authority).unwrap();
+    sidecar.process().wait_for_line("and the new ones are in use", BOUND).await;
+    assert_eq!(sidecar.api().verify("carol", &shown(&person)).await.status, 503);
+    // The right one is taken over without a restart.
+    fs::write(credentials.path().join("redis-ca"), &tls.authority).unwrap();
+    eventually(BOUND, "the right authority", async || {
+        sidecar.api().verify("carol", "0000000").await.status == 401
+    })
+    .await;
+    assert_eq!(sidecar.api().verify("carol", &shown(&person)).await.status, 200);
+}
+
+#[tokio::test]
+async fn a_wrong_password_is_told_and_the_right_one_needs_no_restart() {
+    let redis = RedisServer::builder().password("right").start().await;
+    let world = World::in_redis_with_real_time(redis).await;
+    let person = world.person("carol", App).await;
+    let url = world.redis().url();
+    let credentials = world.credentials_for(&url.replace(":right@", ":wr0ng-one@"), "kms");
+    let sidecar = serve(credentials.path()).await;
+    sidecar.process().wait_for_line("Redis refuses access to this sidecar", BOUND).await;
+    assert_eq!(sidecar.api().verify("carol", &shown(&person)).await.status, 503);
+    assert!(!sidecar.process().output().contains("wr0ng-one"));
+    fs::write(credentials.path().join("redis-url"), url).unwrap();
+    eventually(BOUND, "the right password", async || {
+        sidecar.api().verify("carol", "0000000").await.status == 401
+    })
+    .await;
+    assert_eq!(sidecar.api().verify("carol", &shown(&person)).await.status, 200);
+}
+
+#[tokio::test]
+async fn a_script_that_redis_has_forgotten_is_loaded_again() {
+    let world = World::in_redis().await;
+    let (alice, carol) = (world.person("alice", Email).await, world.person("carol", App).await);
+    for _ in 0..2 {
+        world.issue(&alice, "kms", LIFETIME).await.unwrap();
+        world.verify(&carol, "kms", &carol.wrong_code(world.now())).await.unwrap();
+        let _: () = world.redis().ask(&["SCRIPT", "FLUSH"]).await;
+    }
+    let code = alice.code_at(world.now(), 0);
+    assert_eq!(world.verify(&alice, "kms", &code).await.unwrap(), Verdict::Accepted);
+    let _: () = world.redis().ask(&["SCRIPT", "FLUSH"]).await;
+    world.publish(alice.record.clone(), false).await;
+    let _: () = world.redis().ask(&["SCRIPT", "FLUSH"]).await;
+    world.fill(&[&alice, &carol]).await;
+    let alice = world.current(&alice).await;
+    assert_eq!(world.verify(&alice, "kms", &code).await.unwrap(), Verdict::Used);
+}
+
+#[tokio::test]
+async fn a_replica_decides_nothing_and_does_so_again_when_it_is_a_master_that_was_checked() {
+    let world = World::in_redis_with_real_time(RedisServer::start().await).await;
+    let carol = world.person("carol", App).await;
+    let port = world.redis().port().to_string();
+    let replica = RedisServer::builder().args(["--replicaof", "127.0.0.1", &port]).start().await;
+    eventually(BOUND, "the replica to be complete", async || {
+        replica.ask::<String>(&["INFO", "replication"]).await.contains("master_link_status:up")
+    })
+    .await;
+    // Somebody's URL leads to it.
+    let store = Store::Redis(RedisStore::new(&replica.url(), names(), Clock::System).unwrap());
+    let on_replica = World::of(&world, store);
+    for _ in 0..2 {
+        let code = carol.code_at(world.now(), 0);
+        let verdict = on_replica.verify(&carol, "kms", &code).await;
+        assert!(matches!(verdict, Err(StoreError::Undecided(Undecided::Unguarded))), "{verdict:?}");
+    }
+    let refused = on_replica.publisher.begin(&mut crate::world::random()).await;
+    assert!(matches!(refused, Err(StoreError::Unavailable(_))), "{refused:?}");
+    let _: () = replica.ask(&["REPLICAOF", "NO", "ONE"]).await;
+    eventually(BOUND, "a check of the new master", async || {
+        on_replica.publisher.begin(&mut crate::world::random()).await.map_err(|error| error.to_string())
+    })
+    .await;
+    on_replica.fill(&[&carol]).await;
+    let carol = on_replica.current(&carol).await;
+    let wrong = carol.wrong_code(world.now());
+    assert_eq!(on_replica.verify(&carol, "kms", &wrong).await.unwrap(), Verdict::Wrong);
+}
+
+#[tokio::test]
+async fn what_was_accepted_is_used_after_a_restart_from_the_append_only_file() {
+    let redis = RedisServer::builder().append_only(AppendFsync::Always).start().await;
+    let world = World::in_redis_with_real_time(redis).await;
+    let carol = world.person("carol", App).await;
+    let code = carol.code_at(world.now(), 0);
+    assert_eq!(world.verify(&carol, "kms", &code).await.unwrap(), Verdict::Accepted);
+    world.redis().kill();
+    world.redis().restart().await;
+    eventually(BOUND, "Redis to answer", async || {
+        world.publisher.store().inspect().await.map_err(|error| error.to_string())
+    })
+    .await;
+    world.fill(&[&carol]).await;
+    let carol = world.current(&carol).await;
+    assert_eq!(world.verify(&carol, "kms", &code).await.unwrap(), Verdict::Used);
+}
+
+/// A master with a replica that has everything.
+async fn with_replica() -> (World, RedisServer) {
+    let world = World::in_redis_with_real_time(RedisServer::start().await).await;
+    let port = world.redis().port().to_string();
+    let replica = RedisServer::builder().args(["--replicaof", "127.0.0.1", &port]).start().await;
+    eventually(BOUND, "the replica to follow its master", async || {
+        replica.ask::<String>(&["INFO", "replication"]).await.contains("master_link_status:up")
+    })
+    .await;
+    // A master's first replica changes who it is.
+    world.fill(&[]).await;
+    (world, replica)
+}
+
+#[tokio::test]
+async fn an_accepted_code_is_told_when_enough_replicas_know_and_stays_used_when_they_do_not() {
+    let (world, replica) = with_replica().await;
+    let (alice, carol) = (world.person("alice", App).await, world.person("carol", App).await);
+    world.store.require_replicas(1);
+    let code = alice.code_at(world.now(), 0);
+    assert_eq!(world.verify(&alice, "kms", &code).await.unwrap(), Verdict::Accepted);
+    // It knows indeed.
+    let state = names().user(&alice.pseudonym).state;
+    let until: u64 = replica.ask(&["HGET", &state, "until"]).await;
+    assert!(until > 0);
+    replica.pause().await;
+    let (wrong, right) = (carol.wrong_code(world.now()), carol.code_at(world.now(), 0));
+    let begun = Instant::now();
+    let (unacknowledged, beside) = tokio::join!(world.verify(&carol, "kms", &right), async {
+        // Only who waits for replicas waits.
+        let verdict = world.verify(&alice, "kms", &wrong).await;
+        (verdict, begun.elapsed())
+    });
+    assert!(matches!(unacknowledged, Err(StoreError::Unacknowledged)), "{unacknowledged:?}");
+    assert!(begun.elapsed() < Duration::from_millis(900), "{:?}", begun.elapsed());
+    assert!(beside.0.is_ok() && beside.1 < Duration::from_millis(400), "{beside:?}");
+    replica.resume();
+    assert_eq!(world.verify(&carol, "kms", &right).await.unwrap(), Verdict::Used);
+    // With two, one is too few; with none asked for, nobody waits.
+    let dora = world.person("dora", App).await;
+    world.store.require_replicas(2);
+    let code = dora.code_at(world.now(), 0);
+    assert!(matches!(world.verify(&dora, "kms", &code).await, Err(StoreError::Unacknowledged)));
+    world.store.require_replicas(0);
+    let erin = world.person("erin", App).await;
+    assert_eq!(world.verify(&erin, "kms", &erin.code_at(world.now(), 0)).await.unwrap(), Verdict::Accepted);
+}
+
+#[tokio::test]
+async fn many_codes_that_wait_for_replicas_are_each_accepted_once() {
+    let (world, _replica) = with_replica().await;
+    world.store.require_replicas(1);
+    let alice = world.person("alice", App).await;
+    let request = std::sync::Arc::new(world.verification(&alice, "kms", &alice.code_at(world.now(), 0)));
+    let mut requests = tokio::task::JoinSet::new();
+    for _ in 0..50 {
+        let (store, pseudonym, request) = (world.store.clone(), alice.pseudonym, request.clone());
+        requests.spawn(async move { store.verify(&pseudonym, &request).await.unwrap() });
+    }
+    let verdicts = requests.join_all().await;
+    assert_eq!(verdicts.iter().filter(|verdict| **verdict == Verdict::Accepted).count(), 1);
+}

@@ -1,0 +1,187 @@
+//! What only real Sentinels can show: a failover in the middle of everything, to a replica that has missed something.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+use tokio::task::JoinSet;
+use twofactor_core::totp::{Algorithm, TotpParameters};
+use twofactor_core::user::DeliveryMethod::App;
+use twofactor_store::Store;
+use twofactor_store::clock::Clock;
+use twofactor_store::redis::RedisStore;
+use twofactor_tests::http::ApiClient;
+use twofactor_tests::redis::RedisServer;
+use twofactor_tests::redis::sentinel::RedisSentinels;
+use twofactor_tests::sidecar::SidecarProcess;
+use twofactor_tests::wait::eventually;
+
+use crate::serve::shown;
+use crate::world::{Person, World, names, record};
+
+const BOUND: Duration = Duration::from_mins(1);
+const DOWN_AFTER: Duration = Duration::from_secs(1);
+const SIDECARS: usize = 3;
+const PEOPLE: usize = 20;
+/// An answer is due within a second; the rest is for a machine that is busy.
+const ANSWER: Duration = Duration::from_secs(3);
+
+/// A master with a replica, and three Sentinels.
+async fn three_sentinels() -> (World, RedisServer) {
+    let master = RedisServer::builder().password("secret").args(["--masterauth", "secret"]).start().await;
+    let port = master.port().to_string();
+    let replica = RedisServer::builder()
+        .password("secret")
+        .args(["--masterauth", "secret", "--replicaof", "127.0.0.1", &port])
+        .start()
+        .await;
+    let sentinels = RedisSentinels::start(&master, 3, DOWN_AFTER).await;
+    sentinels.wait_for_a_replica().await;
+    eventually(BOUND, "the replica to follow its master", async || {
+        replica.ask::<String>(&["INFO", "replication"]).await.contains("master_link_status:up")
+    })
+    .await;
+    let store = RedisStore::new(&sentinels.url(), names(), Clock::System).unwrap();
+    let mut world = World::around(Store::Redis(store), Clock::System).await;
+    (world.redis, world.sentinels) = (Some(master), Some(sentinels));
+    (world, replica)
+}
+
+/// What was answered while there was load.
+#[derive(Default)]
+struct Answers {
+    /// Successes by person and code.
+    accepted: HashMap<(String, String), u32>,
+    statuses: HashMap<u16, u32>,
+    /// How long the slowest answer took.
+    longest: Duration,
+}
+
+/// Submits what each person's app shows, again and again and through all sidecars, until it is told to stop.
+async fn load(apis: Vec<ApiClient>, people: Arc<Vec<Person>>, stop: Arc<AtomicBool>) -> Answers {
+    let answers = Arc::new(Mutex::new(Answers::default()));
+    let mut workers = JoinSet::new();
+    for worker in 0..6 {
+        let (apis, people, stop, answers) = (apis.clone(), people.clone(), stop.clone(), answers.clone());
+        workers.spawn(async move {
+            let mut turn = worker;
+            // Steadily, and not as fast as it can: others test on this machine.
+            let mut ticks = tokio::time::interval(Duration::from_millis(5));
+            while !stop.load(Ordering::Relaxed) {
+                ticks.tick().await;
+                let person = &people[turn % people.len()];
+                let (name, code) = (person.record.definition.username.to_string(), shown(person));
+                let begun = Instant::now();
+                let reply = apis[turn % apis.len()].verify(&name, &code).await;
+                let took = begun.elapsed();
+                let mut answers = answers.lock().unwrap();
+                answers.longest = answers.longest.max(took);
+                *answers.statuses.entry(reply.status).or_default() += 1;
+                if reply.status == 200 {
+                    *answers.accepted.entry((name, code)).or_default() += 1;
+                }
+                turn += 7;
+            }
+        });
+    }
+    workers.join_all().await;
+    std::mem::take(&mut answers.lock().unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_failover_to_a_lagging_replica_in_mid_load_accepts_no_code_twice_and_needs_no_restart() {
+    let (world, replica) = three_sentinels().await;
+    let mut people = Vec::new();
+    for number in 0..PEOPLE {
+        let mut record = record(&format!("user{number}"), App);
+        record.definition.totp = TotpParameters::new(Algorithm::Sha1, 6, 15, 1).unwrap();
+        people.push(world.publish(record, true).await);
+    }
+    let mut sidecars: Vec<(SidecarProcess, TempDir)> = Vec::new();
+    for _ in 0..SIDECARS {
+        let credentials = world.credentials("kms");
+        let path = credentials.path().to_str().unwrap().to_owned();
+        let arguments = ["serve", "--log", "error", "--credentials", &path];
+        sidecars.push((SidecarProcess::builder().args(arguments).start().await, credentials));
+    }
+    let apis: Vec<ApiClient> = sidecars.iter().map(|(sidecar, _)| sidecar.api()).collect();
+    let (people, stop) = (Arc::new(people), Arc::new(AtomicBool::new(false)));
+
+    // From here on the replica misses everything, and codes are accepted that only the master knows of.
+    replica.pause().await;
+    let _: i64 = world.redis().ask(&["CLIENT", "KILL", "TYPE", "replica"]).await;
+    let loading = tokio::spawn(load(apis.clone(), people.clone(), stop.clone()));
+    eventually(BOUND, "codes to be accepted", async || {
+        let metrics = sidecars[0].0.admin().get("/metrics").await.body;
+        let success =
+            |line: &&str| line.contains("route=\"/auth/verify\"") && line.contains("status=\"200\"");
+        let line =
+            metrics.lines().filter(|line| line.starts_with("twofactor_http_requests_total")).find(success);
+        line.is_some_and(|line| !line.ends_with(" 0"))
+    })
+    .await;
+    world.redis().kill();
+    replica.resume();
+    let sentinels = world.sentinels.as_ref().unwrap();
+    let killed = Instant::now();
+    eventually(BOUND, "the Sentinels to choose the replica", async || {
+        let master = sentinels.master().await;
+        if master == replica.port() { Ok(()) } else { Err(format!("{master} is the master")) }
+    })
+    .await;
+    // What the operator does every second.
+    let everybody: Vec<&Person> = people.iter().collect();
+    let unchecked = eventually(BOUND, "the publisher to reach the new master", async || {
+        world.publisher.store().inspect().await.map_err(|error| error.to_string())
+    })
+    .await;
+    assert!(!unchecked.ready, "the promoted replica must be checked before it decides");
+    eventually(BOUND, "the refill", async || {
+        use twofactor_store::publisher::{Desired, Others};
+        let users: Vec<Desired> = everybody
+            .iter()
+            .map(|person| Desired { record: person.record.clone(), fresh: false, reset: None })
+            .collect();
+        let (realm, now) = (twofactor_core::realm::RealmRecord::default(), Clock::System.now());
+        world.publisher.fill(&realm, &users, Others::Remove, now, &mut crate::world::random()).await
+    })
+    .await;
+    // Without a restart, every sidecar decides again, and after a minute or so accepts again.
+    for api in &apis {
+        eventually(BOUND, "a decision", async || {
+            let reply = api.verify("user0", "0000000").await;
+            if reply.status == 503 { Err(reply.body) } else { Ok(()) }
+        })
+        .await;
+    }
+    eprintln!("deciding again {:?} after the master was killed", killed.elapsed());
+    eventually(Duration::from_mins(2), "a code to be accepted again", async || {
+        let mut accepted = false;
+        for person in people.iter() {
+            accepted |=
+                apis[0].verify(person.record.definition.username.as_str(), &shown(person)).await.status
+                    == 200;
+        }
+        accepted
+    })
+    .await;
+    stop.store(true, Ordering::Relaxed);
+    let Answers { accepted, statuses, longest } = loading.await.unwrap();
+    eprintln!("answers: {statuses:?}; the longest took {longest:?}");
+    assert!(accepted.values().all(|count| *count == 1), "{accepted:?}");
+    assert!(statuses.keys().all(|status| [200, 400, 429, 503].contains(status)), "{statuses:?}");
+    assert!(longest < ANSWER, "{longest:?}");
+}
+
+#[tokio::test]
+async fn a_name_that_no_sentinel_knows_is_told() {
+    let master = RedisServer::start().await;
+    let sentinels = RedisSentinels::start(&master, 1, DOWN_AFTER).await;
+    let url = sentinels.url().replace("/main", "/other");
+    let store = Store::Redis(RedisStore::new(&url, names(), Clock::System).unwrap());
+    let Err(error) = store.realm().await else { panic!() };
+    let cause = std::error::Error::source(&error).unwrap().to_string();
+    assert!(cause.contains("the Sentinels know no master of this name"), "{cause}");
+}

@@ -1,0 +1,97 @@
+//! Redis' own settings: what is weaker than it should be is told, by whoever may see it.
+
+use std::time::Duration;
+
+use twofactor_store::Store;
+use twofactor_store::clock::Clock;
+use twofactor_store::redis::{RedisStore, Strength};
+use twofactor_tests::redis::cluster::RedisCluster;
+use twofactor_tests::redis::sentinel::RedisSentinels;
+use twofactor_tests::redis::{AppendFsync, RedisServer};
+use twofactor_tests::sidecar::SidecarProcess;
+use twofactor_tests::wait::eventually;
+
+use crate::world::{World, names};
+
+const BOUND: Duration = Duration::from_secs(20);
+
+/// maxmemory-policy, appendfsync, min-replicas-to-write.
+async fn strengths(store: &RedisStore) -> [Strength; 3] {
+    store.settings().await.unwrap().map(|(_, strength)| strength)
+}
+
+async fn set(redis: &RedisServer, name: &str, value: &str) {
+    let _: () = redis.ask(&["CONFIG", "SET", name, value]).await;
+}
+
+#[tokio::test]
+async fn settings_are_judged_as_they_are_now() {
+    use Strength::{Enough, Unknown, Weak};
+    let redis = RedisServer::builder().append_only(AppendFsync::Always).start().await;
+    let world = World::in_redis_with_real_time(redis).await;
+    let Store::Redis(store) = world.publisher.store() else { panic!() };
+    let redis = world.redis();
+    assert_eq!(strengths(store).await, [Enough; 3]);
+    set(redis, "appendfsync", "everysec").await;
+    set(redis, "maxmemory-policy", "allkeys-lru").await;
+    assert_eq!(strengths(store).await, [Weak, Weak, Enough]);
+    set(redis, "maxmemory-policy", "noeviction").await;
+    set(redis, "appendfsync", "always").await;
+    // A replica makes two masters possible.
+    let port = redis.port().to_string();
+    let _replica = RedisServer::builder().args(["--replicaof", "127.0.0.1", &port]).start().await;
+    eventually(BOUND, "the replica to be noticed", async || strengths(store).await == [Enough, Enough, Weak])
+        .await;
+    set(redis, "min-replicas-to-write", "1").await;
+    assert_eq!(strengths(store).await, [Enough; 3]);
+    // A service's login may not ask for all of it, and asks once: each refusal is noted in Redis' own log.
+    let service = world.service_store(names()).await;
+    for _ in 0..3 {
+        assert_eq!(strengths(&service).await, [Enough, Unknown, Enough]);
+    }
+    let statistics: String = redis.ask(&["INFO", "commandstats"]).await;
+    let line = statistics.lines().find(|line| line.starts_with("cmdstat_config|get:")).unwrap();
+    assert!(line.contains("rejected_calls=1,"), "{line}");
+}
+
+#[tokio::test]
+async fn where_somebody_may_take_over_replicas_are_demanded_whether_or_not_one_is_there() {
+    let master = RedisServer::builder().append_only(AppendFsync::Always).start().await;
+    let sentinels = RedisSentinels::start(&master, 1, Duration::from_mins(1)).await;
+    let store = RedisStore::new(&sentinels.url(), names(), Clock::System).unwrap();
+    assert_eq!(strengths(&store).await, [Strength::Enough, Strength::Enough, Strength::Weak]);
+}
+
+#[tokio::test]
+async fn of_the_masters_of_a_cluster_the_weakest_counts() {
+    let cluster =
+        RedisCluster::builder().args(["--appendonly", "yes", "--appendfsync", "always"]).start().await;
+    let store = RedisStore::new(&cluster.url(), names(), Clock::System).unwrap();
+    assert_eq!(strengths(&store).await, [Strength::Enough; 3]);
+    set(&cluster.masters[2], "maxmemory-policy", "volatile-lru").await;
+    assert_eq!(strengths(&store).await, [Strength::Weak, Strength::Enough, Strength::Enough]);
+}
+
+#[tokio::test]
+async fn a_sidecar_tells_what_is_weak_and_stays_ready() {
+    let world = World::in_redis_with_real_time(RedisServer::start().await).await;
+    let credentials = world.credentials("kms");
+    let path = credentials.path().to_str().unwrap().to_owned();
+    let sidecar = SidecarProcess::builder().args(["serve", "--credentials", &path]).start().await;
+    sidecar.process().wait_for_line("appendonly is not yes or appendfsync not always", BOUND).await;
+    let verbose = eventually(BOUND, "health to tell", async || {
+        let body = sidecar.admin().get("/readyz?verbose").await.body;
+        if body.contains("[-] redis appendfsync failed") { Ok(body) } else { Err(body) }
+    })
+    .await;
+    assert!(verbose.contains("[+] redis maxmemory-policy ok"), "{verbose}");
+    assert_eq!(sidecar.admin().get("/readyz").await.status, 200);
+    let metrics = sidecar.admin().get("/metrics").await.body;
+    for line in [
+        "twofactor_redis_weakness{setting=\"appendfsync\"} 1",
+        "twofactor_redis_weakness{setting=\"maxmemory-policy\"} 0",
+        "twofactor_redis_weakness{setting=\"min-replicas-to-write\"} 0",
+    ] {
+        assert!(metrics.contains(line), "{metrics}");
+    }
+}
