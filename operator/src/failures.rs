@@ -4,6 +4,7 @@
 //! The store alone decides who is disabled. The request is part of what is published, as often as it has to be: the store carries
 //! each value out once, also when it comes again with a refill.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -57,20 +58,29 @@ pub fn notice(user: &TwoFactorUser, newcomer: bool) -> Option<Notice> {
 /// Looks until it is told to stop. Begins when the lists are complete.
 pub async fn run(context: Arc<Context>, stop: CancellationToken) {
     let pause = || tokio::time::sleep(jittered(PERIOD, &mut context.random()));
+    // By realm; of one that does not answer now, what it answered last.
+    let mut counts: HashMap<String, usize> = HashMap::new();
     while stop.run_until_cancelled(pause()).await.is_some() {
-        for realm in context.realms.all() {
+        let realms = context.realms.all();
+        counts.retain(|namespace, _| realms.iter().any(|realm| realm.namespace == *namespace));
+        for realm in realms {
             if realm.readiness() != Readiness::Ready {
                 continue;
             }
-            if let Err(error) = look(&context, &realm).await {
-                tracing::debug!(namespace = realm.namespace, %error, "nobody knows whom failures have disabled");
+            match look(&context, &realm).await {
+                Ok(count) => drop(counts.insert(realm.namespace.clone(), count)),
+                Err(error) => {
+                    tracing::debug!(namespace = realm.namespace, %error, "nobody knows whom failures have disabled");
+                }
             }
         }
+        let all: usize = counts.values().sum();
+        context.metrics.disabled_by_failures.set(i64::try_from(all).unwrap_or(i64::MAX));
     }
 }
 
-/// Has everybody looked at whose status says otherwise than the store.
-async fn look(context: &Context, realm: &Realm) -> Result<(), StoreError> {
+/// Has everybody looked at whose status says otherwise than the store. Tells how many are disabled.
+async fn look(context: &Context, realm: &Realm) -> Result<usize, StoreError> {
     let owners: Vec<(Pseudonym, String)> = {
         let index = context.index();
         let owners = index.owners(&realm.namespace).unwrap_or_default();
@@ -79,6 +89,7 @@ async fn look(context: &Context, realm: &Realm) -> Result<(), StoreError> {
     };
     let (pseudonyms, names): (Vec<Pseudonym>, Vec<String>) = owners.into_iter().unzip();
     let disabled = realm.publisher.store().disabled(&pseudonyms).await?;
+    let count = disabled.iter().filter(|disabled| **disabled).count();
     for (name, disabled) in names.into_iter().zip(disabled) {
         let reference = user_ref(&realm.namespace, &name);
         let Some(user) = context.users.get(&reference) else { continue };
@@ -89,5 +100,5 @@ async fn look(context: &Context, realm: &Realm) -> Result<(), StoreError> {
             context.queue.push(reference);
         }
     }
-    Ok(())
+    Ok(count)
 }

@@ -53,6 +53,8 @@ pub struct Metrics {
     pub realms_unreadable: IntCounter,
     /// Pods that ask for the sidecar and have none.
     pub pods_not_injected: IntGauge,
+    /// Users whom failed attempts have disabled.
+    pub disabled_by_failures: IntGauge,
     /// Pods whose realm does not let their namespace in.
     pub pods_waiting: IntGauge,
     /// Events that were not told because too many were waiting.
@@ -177,6 +179,11 @@ impl Metrics {
                 r,
                 "twofactor_realms_unreadable_total",
                 "Times that a TwoFactorRealm was seen that this version cannot read.",
+            )?,
+            disabled_by_failures: gauge(
+                r,
+                "twofactor_users_disabled_by_failures",
+                "Users whom a hundred failed attempts in a row have disabled, until somebody resets them.",
             )?,
             pods_not_injected: gauge(
                 r,

@@ -4,7 +4,9 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use redis::AsyncCommands;
+use serde_json::json;
 use tempfile::TempDir;
+use twofactor_core::audit::AuditPolicy;
 use twofactor_core::provider::{Providers, SmtpSecurity, SmtpSettings};
 use twofactor_core::realm::RealmRecord;
 use twofactor_core::seal::Revision;
@@ -12,7 +14,7 @@ use twofactor_core::time::UnixMillis;
 use twofactor_core::user::DeliveryMethod::{App, Email};
 use twofactor_store::clock::Clock;
 use twofactor_tests::http::{ApiClient, Reply};
-use twofactor_tests::mail::{MailServer, MailTls};
+use twofactor_tests::mail::{MailServer, MailStage, MailTls};
 use twofactor_tests::process::{Launch, Signal};
 use twofactor_tests::redis::RedisServer;
 use twofactor_tests::sidecar::SidecarProcess;
@@ -82,6 +84,70 @@ async fn a_code_mailed_for_one_service_is_not_accepted_from_another() {
     let elsewhere = shop.0.api().verify("alice", &code).await.status;
     assert!(elsewhere == 400 || elsewhere == 401, "{elsewhere}");
     assert_eq!(kms.0.api().verify("alice", &code).await.status, 200);
+}
+
+#[tokio::test]
+async fn what_happened_is_in_the_users_history_with_what_the_service_passed_on_where_the_realm_keeps_that() {
+    let world = world().await;
+    let mail = MailServer::builder().tls(MailTls::StartTls).start().await;
+    let person = world.person("alice", Email).await;
+    let realm =
+        |origin| RealmRecord { audit: AuditPolicy { origin, ..AuditPolicy::default() }, ..with_mail(&mail) };
+    world.fill_with(&realm(true), &[&person]).await;
+    let person = world.current(&person).await;
+    let (sidecar, _credentials) = sidecar(&world, "kms").await;
+    let headers = [
+        ("content-type", "application/json"),
+        ("x-forwarded-for", "203.0.113.7, 10.0.0.1"),
+        ("user-agent", "a browser"),
+    ];
+    let ask = async |path: &str, body: serde_json::Value| {
+        sidecar.api().raw("POST", path, &headers, body.to_string()).await
+    };
+    let wrong = json!({ "username": "alice", "otp_code": "0000000" });
+    mail.fail(MailStage::Rcpt, "550 5.1.1 alice@example.org unknown here", None).await;
+    assert_eq!(ask("/auth/generate", json!({ "username": "alice" })).await.status, 502);
+    mail.heal().await;
+    assert_eq!(ask("/auth/generate", json!({ "username": "alice" })).await.status, 200);
+    assert_eq!(ask("/auth/generate", json!({ "username": "alice" })).await.status, 429);
+    assert_eq!(ask("/auth/verify", wrong.clone()).await.status, 401);
+    let history = async || world.publisher.store().history(&person.pseudonym).await.unwrap();
+    let told: Vec<_> = history()
+        .await
+        .into_iter()
+        .map(|entry| {
+            assert_eq!((entry.caller.as_str(), entry.channel.as_str()), ("kms", "email"));
+            assert_eq!(entry.address.as_deref(), Some("203.0.113.7"));
+            assert_eq!(entry.user_agent.as_deref(), Some("a browser"));
+            format!("{} {}", entry.operation, entry.outcome)
+        })
+        .collect();
+    assert_eq!(
+        told,
+        [
+            "generate issued",
+            "delivery refused",
+            "generate issued",
+            "delivery sent",
+            "generate too-soon",
+            "verify wrong"
+        ]
+    );
+
+    world.publisher.publish_realm(&realm(false), Clock::System.now(), &mut random()).await.unwrap();
+    eventually(BOUND, "the log to leave the address out", async || {
+        assert_eq!(
+            ask("/auth/verify", json!({ "username": "nobody", "otp_code": "000000" })).await.status,
+            404
+        );
+        let log = sidecar.process().stderr();
+        let last = log.lines().rfind(|line| line.contains("username=\"nobody\"")).unwrap_or("203.0.113.7");
+        if last.contains("203.0.113.7") || last.contains("a browser") { Err(last.to_owned()) } else { Ok(()) }
+    })
+    .await;
+    assert_eq!(ask("/auth/verify", wrong).await.status, 401);
+    let last = history().await.pop().unwrap();
+    assert_eq!((last.outcome.as_str(), last.address, last.user_agent), ("wrong", None, None));
 }
 
 #[tokio::test]

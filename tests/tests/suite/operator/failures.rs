@@ -47,6 +47,12 @@ async fn a_user_whom_failures_have_disabled_is_told_and_enabled_once_for_each_re
     sidecar.wait_accepted("carol", &seed).await;
     fail_for_the_hundredth_time(&cluster, &sidecar).await;
     wait_disabled(&cluster).await;
+    eventually(BOUND, "the metric", async || {
+        let metrics = operator.admin().get("/metrics").await.body;
+        let told = metrics.contains("twofactor_users_disabled_by_failures 1");
+        if told { Ok(()) } else { Err(metrics) }
+    })
+    .await;
 
     let reset = |value: &str| {
         let annotation = format!("twofactor.fountainai.io/reset-failures={value}");
