@@ -55,6 +55,8 @@ pub const CONDITION_EMAIL_READY: &str = "EmailReady";
 pub const CONDITION_SMS_READY: &str = "SmsReady";
 /// Condition of a realm with providers of its own: codes can be given to a webhook.
 pub const CONDITION_WEBHOOK_READY: &str = "WebhookReady";
+/// The condition of a realm: there is a key to sign tokens with. Only where tokens are asked for.
+pub const CONDITION_TOKENS_READY: &str = "TokensReady";
 /// Condition of a realm: the credentials for services are where they should be.
 pub const CONDITION_CREDENTIALS_READY: &str = "CredentialsReady";
 /// Condition of a realm: Redis keeps the services of each namespace from the keys of others.

@@ -13,6 +13,7 @@ pub mod labels;
 pub mod manifest;
 pub mod realm;
 mod schema;
+pub mod tokens;
 pub mod user;
 pub mod validate;
 mod yaml;

@@ -14,6 +14,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
+use crate::tokens::Tokens;
 use crate::user::conditions_schema;
 use crate::validate as shared;
 use crate::validate::realm as rules;
@@ -105,6 +106,18 @@ pub struct TwoFactorRealmSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Delivery")]
     pub delivery: Option<Delivery>,
+
+    /// Signed tokens after a success, for requests that name an audience. Without it there are none, unless the operator's own
+    /// settings say so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Tokens")]
+    pub tokens: Option<Tokens>,
+
+    /// Whether answers keep to themselves who is a user and why a code was not accepted, so that services can pass them on to the
+    /// public. It defaults to the operator's setting, which is false as a rule.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "bool")]
+    pub uniform_answers: Option<bool>,
 
     /// How often codes are made and sent. What is not said is as the operator's own settings have it.
     #[serde(default, skip_serializing_if = "Option::is_none")]

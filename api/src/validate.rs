@@ -4,6 +4,7 @@
 //! stands here. It refuses early and where the administrator looks; [`validate`] is what the rest of the system relies on.
 
 pub mod realm;
+pub mod tokens;
 
 use std::fmt;
 use std::ops::RangeInclusive;

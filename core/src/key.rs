@@ -14,8 +14,10 @@ use thiserror::Error;
 use zeroize::{Zeroize, Zeroizing};
 
 use crate::code::Code;
+use crate::context::Context;
 use crate::names::{Caller, CodeTag, Pseudonym, RealmId};
 use crate::secret::SecretText;
+use crate::token::Ed25519Key;
 use crate::user::Username;
 
 const KEY_BYTES: usize = 32;
@@ -147,6 +149,15 @@ impl MasterKey {
     }
 }
 
+impl MasterKey {
+    /// The key that tokens of a realm are signed with where nobody gave another one.
+    #[must_use]
+    pub fn token_key(&self, realm: &RealmId, generation: u32) -> Ed25519Key {
+        let generation = generation.to_be_bytes();
+        Ed25519Key::from_bytes(&derive(&self.0, &[b"token-ed25519", realm.as_str().as_bytes(), &generation]))
+    }
+}
+
 impl Login {
     /// The SHA-256 of the password in hexadecimal digits, as Redis keeps it. Of 256 random bits, that tells nothing.
     #[must_use]
@@ -205,11 +216,26 @@ impl RealmKeys {
     }
 
     /// What a code is called in Redis. It includes the user and the caller: the same digits of another user, or
-    /// asked for by another service, are another tag.
+    /// asked for by another service or in another context, are another tag.
     #[must_use]
-    pub fn code_tag(&self, user: &Pseudonym, caller: &Caller, code: &Code) -> CodeTag {
-        let parts = [user.as_bytes(), caller.as_str().as_bytes(), code.expose_secret().as_bytes()];
+    pub fn code_tag(
+        &self,
+        user: &Pseudonym,
+        caller: &Caller,
+        code: &Code,
+        context: Option<&Context>,
+    ) -> CodeTag {
+        let mut parts =
+            vec![user.as_bytes().as_slice(), caller.as_str().as_bytes(), code.expose_secret().as_bytes()];
+        // Without one it is the tag of earlier versions, whose sidecars share the log.
+        parts.extend(context.map(|context| context.as_str().as_bytes()));
         CodeTag::from_bytes(keyed_hash(&self.tagging, &parts))
+    }
+
+    /// The realm.
+    #[must_use]
+    pub fn realm(&self) -> &RealmId {
+        &self.realm
     }
 }
 
@@ -293,22 +319,26 @@ mod tests {
     }
 
     #[test]
-    fn a_code_tag_depends_on_user_caller_and_code() {
+    fn a_code_tag_depends_on_user_caller_code_and_context() {
         let keys = master().realm_key(&realm("a"), 1).keys(&realm("a"));
-        let tag = |user: &str, caller: &str, code: &str| {
+        let tag_in = |user: &str, caller: &str, code: &str, context: Option<&str>| {
             let user = keys.pseudonym(&user.parse().unwrap());
-            keys.code_tag(&user, &caller.parse().unwrap(), &Code::parse(code).unwrap())
+            let context = context.map(|context| context.parse().unwrap());
+            keys.code_tag(&user, &caller.parse().unwrap(), &Code::parse(code).unwrap(), context.as_ref())
         };
+        let tag = |user: &str, caller: &str, code: &str| tag_in(user, caller, code, None);
         let mut tags = vec![
             tag("alice", "kms", "123456"),
             tag("bob", "kms", "123456"),
             tag("alice", "kms1", "123456"),
             tag("alice", "kms", "123457"),
             tag("alice", "kms", "1234567"),
+            tag_in("alice", "kms", "123456", Some("to X")),
+            tag_in("alice", "kms", "123456", Some("to Y")),
         ];
         tags.sort();
         tags.dedup();
-        assert_eq!(tags.len(), 5);
+        assert_eq!(tags.len(), 7);
         assert_eq!(tag("alice", "kms", "123456"), tag("alice", "kms", "123456"));
     }
 

@@ -6,10 +6,12 @@
 //!
 //! The way of a user through the modules: [`user`] and [`seed`] describe one, [`record`] makes that a value
 //! which [`seal`] encrypts under a [`key`], [`names`] says where it is stored, [`totp`] computes and compares
-//! its codes, and [`decision`] says what a submitted code is worth, within the [`limits`] and for the [`audit`].
+//! its codes, and [`decision`] says what a submitted code is worth, within the [`limits`] and for the [`audit`]. [`context`] is what a
+//! code was asked for, and [`token`] what a service can show to others after a success.
 
 pub mod audit;
 pub mod code;
+pub mod context;
 pub mod decision;
 pub mod key;
 pub mod limits;
@@ -26,6 +28,7 @@ pub mod seed;
 pub mod settings;
 pub mod template;
 pub mod time;
+pub mod token;
 pub mod totp;
 pub mod user;
 pub mod webhook;

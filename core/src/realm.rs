@@ -15,6 +15,7 @@ use crate::message::MessageTemplates;
 use crate::provider::Providers;
 use crate::record::{RecordError, from_plaintext, to_plaintext};
 use crate::seal::{self, Revision, Subject};
+use crate::token::TokenSettings;
 
 /// Room for a bundle of certificates beside everything else.
 const LARGEST_REALM: usize = 64 * 1024;
@@ -73,6 +74,12 @@ pub struct RealmRecord {
     /// The namespaces that are let in, where the publisher keeps such a list. A sidecar of another one does not serve.
     #[serde(default)]
     pub callers: Option<BTreeSet<String>>,
+    /// Absent: a success is answered without a token.
+    #[serde(default)]
+    pub tokens: Option<TokenSettings>,
+    /// Whether answers keep to themselves who is a user, and why a code was not accepted.
+    #[serde(default)]
+    pub uniform_answers: bool,
     /// How often codes are made and sent.
     #[serde(default)]
     pub limits: Limits,
@@ -93,6 +100,8 @@ impl Default for RealmRecord {
             providers: Providers::default(),
             message: MessageTemplates::default(),
             callers: None,
+            tokens: None,
+            uniform_answers: false,
             limits: Limits::default(),
             audit: AuditPolicy::default(),
             redis_wait: 0,

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use zeroize::Zeroizing;
 
+use crate::context::Context;
 use crate::key::RealmKeys;
 use crate::names::Pseudonym;
 use crate::seal::{self, OpenError, Revision, Subject};
@@ -65,6 +66,13 @@ impl UserRecord {
     #[must_use]
     pub fn totp(&self) -> Option<Totp> {
         self.seed.as_ref().map(|seed| Totp::new(seed, self.definition.totp))
+    }
+
+    /// What computes the codes that are delivered in a context, or in none.
+    #[must_use]
+    pub fn totp_in(&self, context: Option<&Context>) -> Option<Totp> {
+        let Some(context) = context else { return self.totp() };
+        self.seed.as_ref().map(|seed| Totp::new(&seed.in_context(context), self.definition.totp))
     }
 
     /// Seals the record as `revision` of the user `pseudonym`.

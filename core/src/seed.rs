@@ -6,10 +6,13 @@
 use std::fmt;
 
 use data_encoding::BASE32_NOPAD;
+use hmac::{Hmac, KeyInit, Mac};
 use rand_core::CryptoRng;
+use sha2::Sha256;
 use thiserror::Error;
 use zeroize::Zeroizing;
 
+use crate::context::Context;
 use crate::secret::SecretText;
 
 /// The shortest seed, in bytes: the 160 bits that RFC 4226 §4 (R6) recommends.
@@ -47,6 +50,17 @@ impl Seed {
         let mut bytes = Zeroizing::new(vec![0; MINIMUM_BYTES]);
         random.fill_bytes(&mut bytes);
         Self(bytes)
+    }
+
+    /// The seed of the codes that are asked for in a context. Within a time step, each context has a code of its own: a code that
+    /// was sent for one purpose is wrong for every other.
+    #[must_use]
+    pub fn in_context(&self, context: &Context) -> Self {
+        let mut mac = Hmac::<Sha256>::new_from_slice(&self.0)
+            .unwrap_or_else(|_| unreachable!("HMAC takes keys of any length"));
+        mac.update(b"fountainai-2fa context\0");
+        mac.update(context.as_str().as_bytes());
+        Self(Zeroizing::new(mac.finalize().into_bytes().to_vec()))
     }
 
     /// Takes over raw bytes.

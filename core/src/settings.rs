@@ -5,16 +5,13 @@
 
 mod limits;
 pub mod providers;
+pub mod tokens;
 
 use thiserror::Error;
 
 use self::providers::providers;
 use crate::message::{MessageTemplates, Part};
 use crate::realm::{OtpLifetime, RealmRecord};
-use crate::secret::SecretText;
-
-/// The fewest bytes of `SECRET_KEY`: an HS256 key is at least as long as the hash (RFC 7518 §3.2).
-pub const SECRET_KEY_BYTES: usize = 32;
 
 /// More replicas than this are not waited for.
 const MOST_REPLICAS: u8 = 16;
@@ -39,20 +36,6 @@ fn wrong(variable: &'static str, message: impl Into<String>) -> SettingsError {
 /// Names the first variable that is missing or wrong.
 pub fn realm(lookup: impl Fn(&str) -> Option<String>) -> Result<RealmRecord, SettingsError> {
     let variable = |name: &str| lookup(name).filter(|text| !text.is_empty());
-    if let Some(algorithm) = variable("ALGORITHM")
-        && algorithm != "HS256"
-    {
-        return Err(wrong("ALGORITHM", "must be HS256"));
-    }
-    if let Some(key) = variable("SECRET_KEY").map(SecretText::new) {
-        let length = key.expose_secret().len();
-        if length < SECRET_KEY_BYTES {
-            let message = format!(
-                "has {length} bytes, at least {SECRET_KEY_BYTES} are needed: make one with `openssl rand -base64 48`"
-            );
-            return Err(wrong("SECRET_KEY", message));
-        }
-    }
     let providers::Read { providers, errors } = providers(variable);
     if let Some((_, error)) = errors.into_iter().next() {
         return Err(error);
@@ -66,8 +49,18 @@ pub fn realm(lookup: impl Fn(&str) -> Option<String>) -> Result<RealmRecord, Set
         callers: None,
         limits: limits::limits(variable)?,
         audit: limits::audit(variable)?,
+        tokens: tokens::tokens(variable)?,
+        uniform_answers: flag("UNIFORM_ANSWERS", variable)?,
         redis_wait: redis_wait(variable("REDIS_WAIT"))?,
     })
+}
+
+fn flag(name: &'static str, variable: impl Fn(&str) -> Option<String>) -> Result<bool, SettingsError> {
+    match variable(name).as_deref() {
+        None | Some("false") => Ok(false),
+        Some("true") => Ok(true),
+        Some(_) => Err(wrong(name, "must be true or false")),
+    }
 }
 
 fn redis_wait(text: Option<String>) -> Result<u8, SettingsError> {
@@ -126,6 +119,7 @@ mod tests {
         for (variables, variable) in [
             (&[("SECRET_KEY", "short-and-secret-value")][..], "SECRET_KEY"),
             (&[("ALGORITHM", "none")], "ALGORITHM"),
+            (&[("UNIFORM_ANSWERS", "yes")], "UNIFORM_ANSWERS"),
             (&[("OTP_EXPIRATION_MINUTES", "0")], "OTP_EXPIRATION_MINUTES"),
             (&[("OTP_EXPIRATION_MINUTES", "11")], "OTP_EXPIRATION_MINUTES"),
             (&[("OTP_EXPIRATION_MINUTES", "soon")], "OTP_EXPIRATION_MINUTES"),

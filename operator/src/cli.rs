@@ -25,6 +25,8 @@ const VARIABLES: &str = "\
 Policy and providers, which sidecars get from the operator, come from the environment:
   ISSUER                 shown in mails and authenticator apps [default: FountainAI]
   OTP_EXPIRATION_MINUTES minutes for which a delivered code is accepted, 1 to 10 [default: 5]
+  TOKEN_AUDIENCES        whom tokens can be for, for realms that say nothing of tokens themselves; with SECRET_KEY
+  UNIFORM_ANSWERS        true where answers keep to themselves who is a user [default: false]
   REDIS_WAIT             replicas of Redis that have to know of an accepted code before it is told [default: 0]
   SMTP_SERVER, SMTP_PORT, SMTP_SECURITY, SMTP_USERNAME, SMTP_PASSWORD, SMTP_FROM_EMAIL, SMTP_CA
   TWILIO_ACCOUNT_SID, TWILIO_AUTH_TOKEN, TWILIO_PHONE_NUMBER or TWILIO_MESSAGING_SERVICE_SID, TWILIO_API_URL, TWILIO_CA
@@ -71,6 +73,17 @@ struct RunArguments {
     /// then holds none
     #[arg(long, env = "TWOFACTOR_REDIS_PASSWORD_SECRET", value_name = "NAME")]
     redis_password_secret: Option<String>,
+
+    /// Secret in the operator's namespace with the ecosystem's shared key of tokens. It is made when a realm needs it and it is
+    /// missing
+    #[arg(
+        long,
+        env = "TWOFACTOR_SECRET_KEY_SECRET",
+        value_name = "NAME",
+        default_value = "twofactor-secret-key",
+        value_parser = clap::builder::NonEmptyStringValueParser::new()
+    )]
+    secret_key_secret: String,
 
     /// Namespace of the operator itself, where the master key is kept
     #[arg(long, env = "POD_NAMESPACE", value_name = "NAME")]
@@ -159,6 +172,7 @@ fn start_operator(arguments: RunArguments) -> Result<(), Box<dyn Error>> {
         redis_url: SecretText::new(arguments.redis_url),
         redis_authority: redis_authority(arguments.redis_ca_file.as_deref())?,
         redis_password_secret: arguments.redis_password_secret.filter(|name| !name.is_empty()),
+        secret_key_secret: arguments.secret_key_secret,
         operator_namespace: arguments.operator_namespace,
         instance: arguments.instance.filter(|name| !name.is_empty()).unwrap_or_else(new_instance),
         installation: arguments.installation,

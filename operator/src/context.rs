@@ -27,6 +27,7 @@ use crate::policies::Policies;
 use crate::queue::{Queue, UserRef, user_ref};
 use crate::realms::Realms;
 use crate::records::Records;
+use crate::token_key::SharedKey;
 use crate::watch::Scopes;
 
 /// Shared by everything in the process.
@@ -55,6 +56,8 @@ pub struct Context {
     pub counts: Mutex<HashMap<String, (usize, usize)>>,
     /// Pods with a sidecar of another version, by the realm that they verify.
     pub outdated: Mutex<HashMap<String, usize>>,
+    /// The ecosystem's shared key.
+    pub shared_key: SharedKey,
     /// What services are told to connect to.
     pub redis_url: SecretText,
     /// What they are to check the certificates of Redis against (PEM).

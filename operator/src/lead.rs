@@ -38,6 +38,7 @@ use crate::records::{self, Records};
 use crate::redis_password::{self, RedisPasswordError};
 use crate::run::{CLUSTER_NAMESPACE, Configuration, RunError};
 use crate::tasks::Tasks;
+use crate::token_key::SharedKey;
 use crate::watch::{self, Scopes, Synced};
 use crate::{backoff, certificates, credentials, failures, guard, realm_status, redis_settings, sweep};
 
@@ -222,6 +223,10 @@ async fn prepare(leader: &Leader) -> Result<Prepared, RunError> {
         in_the_way: InTheWay::default(),
         counts: Mutex::default(),
         outdated: Mutex::default(),
+        shared_key: SharedKey {
+            namespace: configuration.operator_namespace.clone(),
+            secret: configuration.secret_key_secret.clone(),
+        },
         redis_url,
         redis_authority: configuration.redis_authority.clone(),
         queue: queue_in,

@@ -53,5 +53,6 @@ pub mod seed;
 pub mod status;
 pub mod sweep;
 pub mod tasks;
+pub mod token_key;
 pub mod watch;
 pub mod webhook;

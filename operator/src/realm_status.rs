@@ -24,6 +24,7 @@ use crate::events::Notice;
 use crate::policies::KnownRealm;
 use crate::realms::Readiness;
 use crate::status::{Told, condition, whole_seconds};
+use crate::token_key::TokenKey;
 
 /// How often to look whether there is something new to say.
 const PERIOD: Duration = Duration::from_secs(2);
@@ -41,6 +42,8 @@ pub struct Report {
     pub policy: Result<RealmPolicy, Told>,
     /// Its providers: its own, if it has some; nothing while they are being read.
     pub delivery: Option<Delivery>,
+    /// The key of its tokens, where it says something of tokens; nothing while it is being read.
+    pub token_key: Option<TokenKey>,
     /// Whether the operator has providers for realms that have none.
     pub operator_delivers: bool,
     /// What sidecars can read.
@@ -133,10 +136,12 @@ fn report(context: &Context, realm: &KnownRealm) -> Report {
         Told::no(reason, errors.join("; "))
     });
     let secret = policy.as_ref().ok().and_then(|policy| policy.delivery_secret.as_deref());
+    let tokens = policy.as_ref().ok().and_then(|policy| policy.tokens.as_ref());
     let (users, users_ready) = context.count(&namespace);
     let outdated = context.outdated.lock().unwrap_or_else(PoisonError::into_inner);
     Report {
         delivery: secret.and_then(|secret| context.records.delivery(&namespace, secret)),
+        token_key: tokens.and_then(|tokens| context.records.token_key(&namespace, tokens)),
         operator_delivers: !context.defaults.providers.methods().is_empty(),
         readiness: context
             .realms
@@ -176,14 +181,16 @@ pub fn build(
         }
     };
     let (delivery, credentials) = (delivery(policy, report), credentials(&report.in_the_way));
+    let tokens = tokens(policy, report);
     let conditions: Vec<Condition> = [
-        (labels::CONDITION_READY, ready(policy, &delivery, &credentials, report.readiness)),
+        (labels::CONDITION_READY, ready(policy, &delivery, tokens.as_ref(), &credentials, report.readiness)),
         (labels::CONDITION_DELIVERY_READY, delivery),
         (labels::CONDITION_CREDENTIALS_READY, credentials),
         (labels::CONDITION_NAMESPACES_MATCHED, matched(realm, policy, &report.namespaces)),
     ]
     .into_iter()
     .chain(channels(policy, report))
+    .chain(tokens.map(|told| (labels::CONDITION_TOKENS_READY, told)))
     .chain(isolated(report.isolation).map(|told| (labels::CONDITION_ISOLATED, told)))
     .map(|(kind, told)| say(kind, told))
     .collect();
@@ -199,9 +206,18 @@ pub fn build(
 }
 
 /// The sum of what services need. That there are no providers at all is somebody's choice; those that were asked for must be there.
-fn ready(policy: &RealmPolicy, delivery: &Told, credentials: &Told, readiness: Option<Readiness>) -> Told {
+fn ready(
+    policy: &RealmPolicy,
+    delivery: &Told,
+    tokens: Option<&Told>,
+    credentials: &Told,
+    readiness: Option<Readiness>,
+) -> Told {
     if policy.delivery_secret.is_some() && !delivery.good {
         return delivery.clone();
+    }
+    if let Some(tokens) = tokens.filter(|tokens| !tokens.good) {
+        return tokens.clone();
     }
     if !credentials.good {
         return credentials.clone();
@@ -230,6 +246,12 @@ fn delivery(policy: &RealmPolicy, report: &Report) -> Told {
             "Neither this realm nor the operator has a provider: only users of authenticator apps can be verified",
         ),
     }
+}
+
+fn tokens(policy: &RealmPolicy, report: &Report) -> Option<Told> {
+    policy.tokens.as_ref()?;
+    let not_read = || Told::no("SecretNotRead", "The key of tokens could not be read yet");
+    Some(report.token_key.as_ref().map_or_else(not_read, |key| key.told.clone()))
 }
 
 /// One condition for each provider that the realm's Secret says something about.
@@ -350,6 +372,7 @@ mod tests {
     use serde_json::Value;
     use twofactor_api::validate::realm::validate;
     use twofactor_core::provider::Providers;
+    use twofactor_core::token::TokenAlgorithm;
 
     use super::*;
 
@@ -364,6 +387,7 @@ mod tests {
         Report {
             policy: validate(realm).map_err(|_| Told::no("NameNotDefault", "metadata.name: must be default")),
             delivery: None,
+            token_key: None,
             operator_delivers: false,
             readiness: Some(Readiness::Ready),
             isolation: Isolation::Isolated,
@@ -444,6 +468,23 @@ mod tests {
         let status = build(&realm, None, &good, whole_seconds(0));
         assert_eq!(reasons(&status)["SmsReady"], ("True", "Available"));
         assert!(!reasons(&status).contains_key("EmailReady"), "nobody said anything about mail");
+    }
+
+    #[test]
+    fn tokens_that_were_asked_for_need_a_key() {
+        let realm = realm("default", json!({ "tokens": { "audiences": ["kms"] } }));
+        let told = |report: Report| {
+            let status = build(&realm, None, &report, whole_seconds(0));
+            let told = reasons(&status);
+            (told["TokensReady"].1.to_owned(), told["Ready"].1.to_owned())
+        };
+        let unread = report(&realm, &["people"]);
+        assert_eq!(told(unread.clone()), ("SecretNotRead".to_owned(), "SecretNotRead".to_owned()));
+        let key = |told| TokenKey { algorithm: TokenAlgorithm::Hs256, secret: None, key: None, told };
+        let good = Report { token_key: Some(key(Told::yes("Available", ""))), ..unread.clone() };
+        assert_eq!(told(good), ("Available".to_owned(), "Ready".to_owned()));
+        let bad = Report { token_key: Some(key(Told::no("SecretKeyInvalid", ""))), ..unread };
+        assert_eq!(told(bad).1, "SecretKeyInvalid");
     }
 
     #[test]

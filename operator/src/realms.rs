@@ -12,6 +12,7 @@ use thiserror::Error;
 use tokio::sync::{Notify, RwLock, watch};
 use twofactor_core::key::{Login, MasterKey, RealmKey};
 use twofactor_core::names::{Installation, Pseudonym, RealmId, RealmNames};
+use twofactor_core::token::Ed25519Key;
 use twofactor_store::Store;
 use twofactor_store::publisher::Publisher;
 use twofactor_store::redis::RedisStore;
@@ -264,6 +265,12 @@ impl Realms {
     #[must_use]
     pub fn login(&self, id: &RealmId, namespace: &str) -> Login {
         self.master.login(id, GENERATION, namespace)
+    }
+
+    /// The key that tokens of a realm are signed with where nobody gave another one.
+    #[must_use]
+    pub fn token_key(&self, id: &RealmId) -> Ed25519Key {
+        self.master.token_key(id, GENERATION)
     }
 
     fn names(&self, id: &RealmId) -> RealmNames {

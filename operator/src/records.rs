@@ -10,7 +10,9 @@ use tokio::task::{JoinError, JoinSet};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use twofactor_api::validate::realm::RealmPolicy;
+use twofactor_api::validate::tokens::TokenPolicy;
 use twofactor_core::realm::RealmRecord;
+use twofactor_core::token::{SigningKey, TokenSettings};
 
 use crate::api::ApiError;
 use crate::backoff::jittered;
@@ -18,6 +20,7 @@ use crate::context::Context;
 use crate::credentials::Request;
 use crate::delivery::{self, Delivery};
 use crate::queue::user_ref;
+use crate::token_key::{self, TokenKey};
 
 /// How often to read Secrets with providers: they are not watched, since nothing marks them.
 const READ_AGAIN: Duration = Duration::from_secs(30);
@@ -26,9 +29,12 @@ const CONCURRENT: usize = 8;
 /// How soon to read one again that the API server did not give.
 const RETRY: Duration = Duration::from_secs(2);
 
-/// What is known of the realms' providers.
+/// What is known of the realms' providers, and of the keys of their tokens.
 #[derive(Debug, Default)]
-pub struct Records(Mutex<HashMap<String, Delivery>>);
+pub struct Records {
+    deliveries: Mutex<HashMap<String, Delivery>>,
+    token_keys: Mutex<HashMap<String, TokenKey>>,
+}
 
 impl Records {
     /// What became of the Secret that a realm refers to, if it was read.
@@ -37,20 +43,30 @@ impl Records {
         self.deliveries().get(realm).filter(|delivery| delivery.secret == secret).cloned()
     }
 
-    /// Remembers what was read. Tells whether it is something else than before.
-    fn remember(&self, realm: &str, delivery: Option<Delivery>) -> bool {
-        let mut deliveries = self.deliveries();
-        let same = deliveries.get(realm) == delivery.as_ref();
-        match delivery {
-            Some(delivery) => deliveries.insert(realm.to_owned(), delivery),
-            None => deliveries.remove(realm),
-        };
-        !same
+    /// What became of the key of a realm's tokens, if it was read as `policy` asks for it.
+    #[must_use]
+    pub fn token_key(&self, realm: &str, policy: &TokenPolicy) -> Option<TokenKey> {
+        locked(&self.token_keys).get(realm).filter(|key| key.is_of(policy)).cloned()
     }
 
     fn deliveries(&self) -> MutexGuard<'_, HashMap<String, Delivery>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.deliveries)
     }
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Remembers what was read of a realm. Tells whether it is something else than before.
+fn remember<T: PartialEq>(known: &Mutex<HashMap<String, T>>, realm: &str, read: Option<T>) -> bool {
+    let mut known = locked(known);
+    let same = known.get(realm) == read.as_ref();
+    match read {
+        Some(read) => known.insert(realm.to_owned(), read),
+        None => known.remove(realm),
+    };
+    !same
 }
 
 /// The record of a realm; nothing while its providers are not known yet.
@@ -61,8 +77,21 @@ pub fn known(context: &Context, realm: &str) -> Option<RealmRecord> {
         Some(secret) => Some(context.records.delivery(realm, secret)?),
         None => None,
     };
+    let key = match &policy.tokens {
+        Some(tokens) => context.records.token_key(realm, tokens)?.key,
+        None => None,
+    };
     let callers = context.policies.namespaces_of(realm);
-    Some(build(&context.defaults, &policy, delivery.as_ref(), callers))
+    let record = build(&context.defaults, &policy, delivery.as_ref(), callers);
+    Some(RealmRecord { tokens: tokens(&context.defaults, &policy, key), ..record })
+}
+
+/// A realm that says something about tokens signs them with its own key, or gives none while there is no key.
+fn tokens(defaults: &RealmRecord, policy: &RealmPolicy, key: Option<SigningKey>) -> Option<TokenSettings> {
+    let Some(TokenPolicy { audiences, lifetime, .. }) = &policy.tokens else {
+        return defaults.tokens.clone();
+    };
+    Some(TokenSettings { key: key?, audiences: audiences.clone(), lifetime: *lifetime })
 }
 
 /// The record of a realm, for which its providers are read when they are not known yet.
@@ -74,7 +103,7 @@ pub async fn read(context: &Context, realm: &str) -> Result<RealmRecord, ApiErro
         if let Some(record) = known(context, realm) {
             return Ok(record);
         }
-        read_delivery(context, realm).await?;
+        read_secrets(context, realm).await?;
     }
 }
 
@@ -104,11 +133,33 @@ fn build(
         callers: Some(callers),
         limits: policy.limits.over(defaults.limits),
         audit: policy.audit.over(defaults.audit),
+        tokens: defaults.tokens.clone(),
+        uniform_answers: policy.uniform_answers.unwrap_or(defaults.uniform_answers),
         redis_wait: defaults.redis_wait,
     }
 }
 
-/// Reads the Secret that a realm refers to. Tells whether it is something else than before.
+/// Reads the Secrets that a realm refers to. Tells whether something else came of them than before.
+async fn read_secrets(context: &Context, realm: &str) -> Result<bool, ApiError> {
+    let delivery = read_delivery(context, realm).await?;
+    Ok(read_token_key(context, realm).await? || delivery)
+}
+
+async fn read_token_key(context: &Context, realm: &str) -> Result<bool, ApiError> {
+    let policy = context.policies.policy(realm).and_then(|policy| policy.tokens);
+    let key = match &policy {
+        Some(policy) => Some(token_key::read(context, realm, policy).await?),
+        None => None,
+    };
+    let changed = remember(&context.records.token_keys, realm, key.clone());
+    if let Some(bad) = key.filter(|key| changed && !key.told.good) {
+        let reason = bad.told.reason;
+        tracing::warn!(namespace = realm, reason, "this realm gives no tokens: {}", bad.told.message);
+    }
+    Ok(changed)
+}
+
+/// Reads the Secret with providers that a realm refers to. Tells whether it is something else than before.
 async fn read_delivery(context: &Context, realm: &str) -> Result<bool, ApiError> {
     let secret = context.policies.policy(realm).and_then(|policy| policy.delivery_secret);
     let delivery = match secret {
@@ -125,7 +176,7 @@ async fn read_delivery(context: &Context, realm: &str) -> Result<bool, ApiError>
             bad.told.message
         );
     }
-    Ok(context.records.remember(realm, delivery))
+    Ok(remember(&context.records.deliveries, realm, delivery))
 }
 
 /// Follows the realms until it is told to stop. Begins when the lists are complete.
@@ -216,7 +267,7 @@ impl Following {
         let (context, slots) = (self.context.clone(), self.slots.clone());
         self.reads.spawn(async move {
             let _slot = slots.acquire().await;
-            let result = read_delivery(&context, &realm).await;
+            let result = read_secrets(&context, &realm).await;
             (realm, result)
         });
     }
@@ -242,8 +293,11 @@ impl Following {
 
     fn read_again(&mut self) {
         let policies = &self.context.policies;
-        let has_secret =
-            |realm: &String| policies.policy(realm).is_some_and(|policy| policy.delivery_secret.is_some());
+        let has_secret = |realm: &String| {
+            policies
+                .policy(realm)
+                .is_some_and(|policy| policy.delivery_secret.is_some() || policy.tokens.is_some())
+        };
         let realms = policies.namespaces_with_policy().into_iter();
         let realms: Vec<String> =
             realms.filter(|realm| has_secret(realm) && self.context.scopes.cover(realm)).collect();

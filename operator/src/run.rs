@@ -70,6 +70,8 @@ pub struct Configuration {
     pub redis_authority: Option<String>,
     /// The Secret with the password of Redis, in the operator's namespace; the URL holds it when absent.
     pub redis_password_secret: Option<String>,
+    /// The Secret with the ecosystem's shared key of tokens, in the operator's namespace.
+    pub secret_key_secret: String,
     /// Where the operator's own Secrets are.
     pub operator_namespace: String,
     /// The name of this process in Events.

@@ -28,6 +28,7 @@ const VARIABLES: &str = "\
 Passwords of others, and what stands beside them, come from the environment only:
   SMTP_PASSWORD  password of SMTP_USERNAME
   SECRET_KEY     the ecosystem's shared key for HS256 tokens, 32 bytes or more
+  ED25519_PRIVATE_KEY  the private key for EdDSA tokens, in PEM, or its 32 bytes in base64
   TWILIO_ACCOUNT_SID, TWILIO_AUTH_TOKEN, and TWILIO_PHONE_NUMBER or TWILIO_MESSAGING_SERVICE_SID
                  the account that text messages are sent with
   TWILIO_API_URL, TWILIO_CA_FILE, TWILIO_ALLOW_HTTP

@@ -5,6 +5,7 @@ use std::fs;
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use rand::rngs::SysRng;
@@ -23,6 +24,7 @@ use twofactor_store::publisher::Publisher;
 use twofactor_store::redis::{RedisStore, RedisTargetError};
 use twofactor_store::{Store, StoreError};
 
+use crate::counted::CountedStore;
 use crate::delivery::Delivery;
 use crate::listen::{Addresses, Listeners};
 use crate::manifests::{self, SeedBook, Users};
@@ -30,6 +32,7 @@ use crate::metrics::Metrics;
 use crate::records::Records;
 use crate::run::{Background, RunError, run};
 use crate::service::{Current, Service};
+use crate::work::Work;
 
 /// How often the manifests are looked at and the store is checked.
 const WATCH: Duration = Duration::from_secs(1);
@@ -91,13 +94,16 @@ pub async fn dev(
         None => Store::Memory(MemoryStore::new(Clock::System)),
     };
     let metrics = Metrics::new().map_err(|error| RunError::Configuration(error.to_string()))?;
+    let counted = CountedStore::new(store.clone(), metrics.store().clone());
     let current = Current::new(Service {
-        records: Records::new(store.clone(), keys(), metrics.clone()),
-        store: store.clone(),
+        records: Records::new(counted.clone(), keys(), metrics.clone()),
+        store: counted,
         delivery: Delivery::new(true),
         caller: options.caller,
         expose_codes: options.expose_codes,
         metrics,
+        work: Work::default(),
+        public_keys: Arc::default(),
     });
 
     let files = read_files(&options.paths)?;

@@ -14,6 +14,7 @@ use twofactor_store::Store;
 use twofactor_store::clock::Clock;
 use twofactor_store::redis::{RedisStore, RedisTargetError};
 
+use crate::counted::CountedStore;
 use crate::credentials::{CredentialFiles, CredentialsError, REDIS_CA, REDIS_URL, Version};
 use crate::delivery::Delivery;
 use crate::metrics::Metrics;
@@ -139,10 +140,15 @@ fn service(
         RedisTargetError::Url(error) => files.wrong(REDIS_URL, &error),
         RedisTargetError::Authority(error) => files.wrong(REDIS_CA, &error),
     })?;
-    let store = Store::Redis(store);
+    let store = CountedStore::new(Store::Redis(store), metrics.store().clone());
     let records = match before {
         Some((known, before)) if known.is_same_realm(files) => before.records.moved_to(store.clone()),
         _ => Records::new(store.clone(), credentials.keys, metrics.clone()),
+    };
+    let (work, public_keys) = match before {
+        // Also with another realm's credentials: what was begun goes on.
+        Some((_, before)) => (before.work.clone(), before.public_keys.clone()),
+        None => Default::default(),
     };
     Ok(Service {
         records,
@@ -151,5 +157,7 @@ fn service(
         caller: credentials.caller,
         expose_codes: false,
         metrics: metrics.clone(),
+        work,
+        public_keys,
     })
 }

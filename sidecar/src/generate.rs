@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use twofactor_core::code::Code;
+use twofactor_core::context::Context;
 use twofactor_core::decision::{Aftermath, Event, Issuance, Issue};
 use twofactor_core::limits::Allowance;
 use twofactor_core::realm::RealmRecord;
@@ -16,6 +17,18 @@ use crate::delivery::Message;
 use crate::records::CurrentUser;
 use crate::refusal::Refusal;
 use crate::service::{ATTEMPTS, Service, within_bound};
+use crate::uniform;
+
+/// Whom a code is asked for, and what for.
+#[derive(Debug)]
+pub struct Wish {
+    /// The user.
+    pub username: Username,
+    /// What the code is for.
+    pub context: Option<Context>,
+    /// Whom the request came from.
+    pub origin: Origin,
+}
 
 /// A code that was delivered.
 #[derive(Debug)]
@@ -28,19 +41,28 @@ pub struct Generated {
     pub channel: DeliveryMethod,
 }
 
-/// Makes and delivers a code. Asked again within the same time step, it delivers the same one again, where the limits allow that.
+/// Makes and delivers a code. Asked again within the same time step and in the same context, it delivers the same one again, where
+/// the limits allow that.
 ///
 /// # Errors
 /// Every reason that the contract names.
-pub async fn generate(service: &Service, username: &Username, origin: &Origin) -> Result<Generated, Refusal> {
-    let issued = within_bound(issue(service, username, origin)).await?;
+pub async fn generate(service: &Service, wish: &Wish) -> Result<Generated, Refusal> {
+    let issued = within_bound(async { count(service, issue(service, wish).await?, wish).await }).await?;
+    deliver(service, issued, wish).await
+}
+
+/// Sends a code that is in the OTP log.
+///
+/// # Errors
+/// [`Refusal::NotDelivered`] when the provider does not take it.
+pub async fn deliver(service: &Service, issued: Issued, wish: &Wish) -> Result<Generated, Refusal> {
     let (definition, realm) = (&issued.user.record.definition, &issued.realm.1);
     let message = Message {
         code: &issued.code,
         expires_at: issued.expires_at,
         issuer: definition.issuer.as_ref().unwrap_or(&realm.issuer),
         service: &service.caller,
-        context: None,
+        context: wish.context.as_ref().map(Context::as_str),
         now: service.store.now(),
     };
     let result = service.deliver(definition, realm, &message).await;
@@ -48,13 +70,14 @@ pub async fn generate(service: &Service, username: &Username, origin: &Origin) -
         Ok(()) => Event::Sent,
         Err(_) => Event::Refused { asked_at: issued.asked_at },
     };
-    conclude(service, &issued.user, realm, origin, event).await;
+    conclude(service, &issued.user, realm, &wish.origin, event).await;
     result.map_err(|error| Refusal::NotDelivered(error.reason()))?;
     Ok(Generated { code: issued.code, expires_at: issued.expires_at, channel: definition.delivery_method })
 }
 
 /// A code in the OTP log, and what is needed to send it.
-struct Issued {
+#[derive(Debug)]
+pub struct Issued {
     user: CurrentUser,
     realm: Arc<(Revision, RealmRecord)>,
     code: Code,
@@ -62,42 +85,39 @@ struct Issued {
     asked_at: UnixMillis,
 }
 
-async fn issue(service: &Service, username: &Username, origin: &Origin) -> Result<Issued, Refusal> {
+async fn issue(service: &Service, wish: &Wish) -> Result<Issued, Refusal> {
     let realm = service.realm().await?;
-    let mut user = service.records.enabled_user(username).await?;
+    let mut user = service.records.enabled_user(&wish.username).await?;
     if !service.can_send(&user.record, &realm.1) {
         // No decision would tell that this record is outdated, so it is read again before it is believed.
         user = service.records.reload_enabled(user.pseudonym).await?;
     }
+    issue_to(service, user, realm, wish).await
+}
+
+/// Puts a code for this user into the OTP log.
+///
+/// # Errors
+/// As [`generate`].
+pub async fn issue_to(
+    service: &Service,
+    mut user: CurrentUser,
+    realm: Arc<(Revision, RealmRecord)>,
+    wish: &Wish,
+) -> Result<Issued, Refusal> {
     for _ in 0..ATTEMPTS {
         // What cannot be sent is not issued.
-        let definition = &user.record.definition;
-        let Some(totp) = user.record.totp() else {
-            conclude(service, &user, &realm.1, origin, Event::NoSecret).await;
+        let Some((request, code)) = issuance(service, &user, &realm.1, wish) else {
+            conclude(service, &user, &realm.1, &wish.origin, Event::NoSecret).await;
             return Err(Refusal::NoSeed);
         };
         if !service.can_send(&user.record, &realm.1) {
-            conclude(service, &user, &realm.1, origin, Event::NoDeliveryMethod).await;
+            conclude(service, &user, &realm.1, &wish.origin, Event::NoDeliveryMethod).await;
             return Err(Refusal::NoDelivery);
         }
-        let now = service.store.now();
-        let step = definition.totp.step_at(now);
-        let code = totp.code_of(step);
-        let request = Issuance {
-            revision: user.revision,
-            caller: service.caller.clone(),
-            asked_at: now,
-            step,
-            tag: service.records.keys().code_tag(&user.pseudonym, &service.caller, &code),
-            period: definition.totp.period(),
-            lifetime: realm.1.otp_lifetime.duration(),
-            limits: realm.1.limits,
-            trace: origin.trace(&realm.1, definition.delivery_method),
-        };
         match service.store.issue(&user.pseudonym, &request).await {
             Ok(Issue::Issued { expires_at, asked_at }) => {
-                let issued = Issued { user, realm, code, expires_at, asked_at };
-                return count(service, issued, origin).await;
+                return Ok(Issued { user, realm, code, expires_at, asked_at });
             }
             Ok(Issue::Consumed { retry_after }) => return Err(Refusal::CodeConsumed { retry_after }),
             Ok(Issue::TooSoon { retry_after, in_flight }) => {
@@ -110,8 +130,43 @@ async fn issue(service: &Service, username: &Username, origin: &Origin) -> Resul
     Err(Refusal::Unavailable)
 }
 
+/// What is asked of the store for the code of this moment, and the code; nothing for a user without a seed.
+#[must_use]
+pub fn issuance(
+    service: &Service,
+    user: &CurrentUser,
+    realm: &RealmRecord,
+    wish: &Wish,
+) -> Option<(Issuance, Code)> {
+    let definition = &user.record.definition;
+    let context = wish.context.as_ref();
+    let now = service.store.now();
+    let step = definition.totp.step_at(now);
+    let code = user.record.totp_in(context)?.code_of(step);
+    let lifetime = if realm.uniform_answers {
+        uniform::lifetime(realm.otp_lifetime, definition.totp.period())
+    } else {
+        realm.otp_lifetime.duration()
+    };
+    let request = Issuance {
+        revision: user.revision,
+        caller: service.caller.clone(),
+        asked_at: now,
+        step,
+        tag: service.records.keys().code_tag(&user.pseudonym, &service.caller, &code, context),
+        period: definition.totp.period(),
+        lifetime,
+        limits: realm.limits,
+        trace: wish.origin.trace(realm, definition.delivery_method),
+    };
+    Some((request, code))
+}
+
 /// Counts the delivery that is about to be made, if the realm may still make one.
-async fn count(service: &Service, issued: Issued, origin: &Origin) -> Result<Issued, Refusal> {
+///
+/// # Errors
+/// [`Refusal::DeliveriesUsedUp`] when it may not.
+pub async fn count(service: &Service, issued: Issued, wish: &Wish) -> Result<Issued, Refusal> {
     let realm = &issued.realm.1;
     let most = realm.limits.deliveries_per_hour;
     if most == 0 {
@@ -125,7 +180,7 @@ async fn count(service: &Service, issued: Issued, origin: &Origin) -> Result<Iss
                 "the realm has sent as many codes within an hour as it may: this one is not sent"
             );
             let event = Event::DeliveriesUsedUp { asked_at: issued.asked_at };
-            conclude(service, &issued.user, realm, origin, event).await;
+            conclude(service, &issued.user, realm, &wish.origin, event).await;
             Err(Refusal::DeliveriesUsedUp { retry_after })
         }
         // The decision was made a moment ago: it is this key only that an operator of the version before has not opened.
@@ -138,7 +193,13 @@ async fn count(service: &Service, issued: Issued, origin: &Origin) -> Result<Iss
 }
 
 /// Tells the store what happened. Nothing depends on its answer: without it, a history has less, or a user waits a minute.
-async fn conclude(service: &Service, user: &CurrentUser, realm: &RealmRecord, origin: &Origin, event: Event) {
+pub async fn conclude(
+    service: &Service,
+    user: &CurrentUser,
+    realm: &RealmRecord,
+    origin: &Origin,
+    event: Event,
+) {
     let trace = origin.trace(realm, user.record.definition.delivery_method);
     let aftermath = Aftermath { caller: service.caller.clone(), event, trace };
     if let Err(error) = service.store.conclude(&user.pseudonym, &aftermath).await {

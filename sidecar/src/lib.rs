@@ -2,7 +2,7 @@
 //!
 //! A request goes one way: [`routes`] read it, [`generate`] or [`verify`] look up the user in [`records`] and ask
 //! the store for the decision, [`delivery`] sends a code, [`audit`] writes the record of it, and the answer or a
-//! [`refusal`] goes back. [`serve`] runs that on what the operator published, with credentials that it follows
+//! [`refusal`] goes back, with a token of [`tokens`] where one was asked for; [`uniform`] does it so that nobody sees who is a user. [`serve`] runs that on what the operator published, with credentials that it follows
 //! ([`follow`]); [`dev`] on manifests from disk.
 
 /// Writes a line to standard output. Unlike `println!` it does not end the process when nobody reads any more.
@@ -15,6 +15,7 @@ macro_rules! say {
 
 pub mod audit;
 pub mod cli;
+pub mod counted;
 pub mod credentials;
 pub mod delivery;
 pub mod dev;
@@ -23,6 +24,7 @@ pub mod generate;
 pub mod listen;
 pub mod manifests;
 pub mod metrics;
+pub mod outcomes;
 pub mod records;
 mod redis_settings;
 mod refresh;
@@ -32,4 +34,8 @@ pub mod run;
 pub mod serve;
 pub mod service;
 pub mod settings;
+pub mod store_metrics;
+pub mod tokens;
+pub mod uniform;
 pub mod verify;
+pub mod work;

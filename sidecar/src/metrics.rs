@@ -7,8 +7,10 @@ use http::StatusCode;
 use prometheus::{HistogramOpts, HistogramVec, IntCounterVec, IntGaugeVec, Opts, Registry};
 use twofactor_store::redis::Strength;
 
+use crate::store_metrics::StoreMetrics;
+
 /// From a tenth of a millisecond, which a decision takes, to the ten seconds after which delivery gives up.
-const BUCKETS: [f64; 16] =
+pub(crate) const BUCKETS: [f64; 16] =
     [0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
 
 /// All metrics of the sidecar.
@@ -26,6 +28,7 @@ pub struct Metrics {
     let_in: IntGaugeVec,
     credentials: IntGaugeVec,
     credential_changes: IntCounterVec,
+    store: StoreMetrics,
     redis_weakness: IntGaugeVec,
 }
 
@@ -118,6 +121,7 @@ impl Metrics {
         registry.register(Box::new(build.clone()))?;
         build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
         Ok(Self {
+            store: StoreMetrics::new(&registry)?,
             registry,
             requests,
             durations,
@@ -138,6 +142,12 @@ impl Metrics {
     #[must_use]
     pub fn registry(&self) -> Registry {
         self.registry.clone()
+    }
+
+    /// What the store is asked for.
+    #[must_use]
+    pub fn store(&self) -> &StoreMetrics {
+        &self.store
     }
 
     /// A request was answered.

@@ -8,17 +8,23 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
 use quick_cache::sync::Cache;
+use rand::rngs::SysRng;
+use rand_core::UnwrapErr;
 use thiserror::Error;
 use twofactor_core::key::RealmKeys;
 use twofactor_core::names::Pseudonym;
 use twofactor_core::realm::RealmRecord;
 use twofactor_core::record::{RecordError, UserRecord};
 use twofactor_core::seal::{OpenError, Revision};
-use twofactor_core::user::Username;
-use twofactor_store::{Store, StoreError};
+use twofactor_core::seed::Seed;
+use twofactor_core::totp::TotpParameters;
+use twofactor_core::user::{DeliveryMethod, EmailAddress, UserDefinition, Username};
+use twofactor_store::StoreError;
 
+use crate::counted::CountedStore;
 use crate::metrics::Metrics;
 use crate::refusal::Refusal;
+use crate::uniform::Found;
 
 /// Users whose opened records are kept; beyond that, those not asked about for longest are read again. At about half a
 /// kilobyte each they are some ten megabytes, which has to fit into what a container next to every service may take.
@@ -48,7 +54,7 @@ struct Seen {
 
 /// The records of one realm.
 pub struct Records {
-    store: Store,
+    store: CountedStore,
     known: Arc<Known>,
     /// When the store was last asked for the realm and answered.
     looked_at: Mutex<Option<Instant>>,
@@ -60,6 +66,33 @@ struct Known {
     keys: RealmKeys,
     users: Cache<Pseudonym, Seen>,
     realm: ArcSwapOption<(Revision, RealmRecord)>,
+    stand_in: StandIn,
+}
+
+/// A record that nobody has, to do the same work on for a name that is no user's.
+struct StandIn {
+    record: Arc<UserRecord>,
+    pseudonym: Pseudonym,
+    sealed: Vec<u8>,
+}
+
+impl StandIn {
+    fn new(keys: &RealmKeys) -> Self {
+        let random = &mut UnwrapErr(SysRng);
+        let definition = UserDefinition {
+            username: "stand-in".parse().unwrap_or_else(|_| unreachable!("a plain word is a username")),
+            enabled: true,
+            delivery_method: DeliveryMethod::Email,
+            email: EmailAddress::try_from("stand-in@example.org".to_owned()).ok(),
+            phone_number: None,
+            totp: TotpParameters::default(),
+            issuer: None,
+        };
+        let pseudonym = keys.pseudonym(&definition.username);
+        let record = UserRecord { definition, seed: Some(Seed::generate(random)), provenance: None };
+        let sealed = record.seal(keys, pseudonym, Revision::default(), random);
+        Self { record: Arc::new(record), pseudonym, sealed }
+    }
 }
 
 /// Why a record that is there was not used.
@@ -87,15 +120,16 @@ impl Rejected {
 impl Records {
     /// Records of the realm that `keys` open, read from `store`.
     #[must_use]
-    pub fn new(store: Store, keys: RealmKeys, metrics: Metrics) -> Self {
-        let known = Known { keys, users: Cache::new(CACHED_USERS), realm: ArcSwapOption::empty() };
+    pub fn new(store: CountedStore, keys: RealmKeys, metrics: Metrics) -> Self {
+        let stand_in = StandIn::new(&keys);
+        let known = Known { keys, users: Cache::new(CACHED_USERS), realm: ArcSwapOption::empty(), stand_in };
         Self { store, known: Arc::new(known), looked_at: Mutex::default(), metrics }
     }
 
     /// The same realm's records, read from another store from now on. What is known stays known, and with it the
     /// revisions below which nothing is accepted.
     #[must_use]
-    pub fn moved_to(&self, store: Store) -> Self {
+    pub fn moved_to(&self, store: CountedStore) -> Self {
         let known = self.known.clone();
         Self { store, known, looked_at: Mutex::default(), metrics: self.metrics.clone() }
     }
@@ -123,6 +157,38 @@ impl Records {
         if user.record.definition.enabled { Ok(user) } else { self.reload_enabled(pseudonym).await }
     }
 
+    /// Looks a name up so that it takes the same whether it is a user's: the record is read, and the store asked whether there is
+    /// such a user, each time and of every name.
+    ///
+    /// # Errors
+    /// [`Refusal::Unavailable`] when it is not certain.
+    pub async fn find(&self, username: &Username) -> Result<Found, Refusal> {
+        let pseudonym = self.known.keys.pseudonym(username);
+        let seen = self.known.users.get(&pseudonym).map_or(Revision::default(), |seen| seen.highest);
+        let (sealed, absent) =
+            tokio::try_join!(self.store.record(&pseudonym), self.store.confirm_absence(&pseudonym))?;
+        let Some(sealed) = sealed else {
+            if !absent {
+                return Err(Refusal::Unavailable);
+            }
+            if seen > Revision::default() {
+                self.known.users.insert(pseudonym, Seen { highest: seen, record: None });
+            }
+            let StandIn { pseudonym: own, sealed, .. } = &self.known.stand_in;
+            let _ = std::hint::black_box(self.open(*own, sealed, Revision::default()));
+            return Ok(Found::Nobody(self.stand_in(pseudonym)));
+        };
+        let user = self.accept(pseudonym, &sealed, seen)?;
+        let enabled = user.record.definition.enabled;
+        Ok(if enabled { Found::User(user) } else { Found::Nobody(self.stand_in(pseudonym)) })
+    }
+
+    /// A record that nobody has, in the place of that of `pseudonym`. Its revision is never a current one.
+    #[must_use]
+    pub fn stand_in(&self, pseudonym: Pseudonym) -> CurrentUser {
+        CurrentUser { pseudonym, revision: Revision::default(), record: self.known.stand_in.record.clone() }
+    }
+
     /// Reads an enabled user's record again.
     ///
     /// # Errors
@@ -142,7 +208,12 @@ impl Records {
         let Some(sealed) = self.store.record(&pseudonym).await? else {
             return Err(self.missing(pseudonym).await?);
         };
-        let (revision, record) = self.open(pseudonym, &sealed, seen).map_err(|rejected| {
+        self.accept(pseudonym, &sealed, seen)
+    }
+
+    /// Opens a record that was read after `seen` was the highest revision, and keeps it.
+    fn accept(&self, pseudonym: Pseudonym, sealed: &[u8], seen: Revision) -> Result<CurrentUser, Refusal> {
+        let (revision, record) = self.open(pseudonym, sealed, seen).map_err(|rejected| {
             self.reject("user", rejected);
             Refusal::Unavailable
         })?;

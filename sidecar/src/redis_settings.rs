@@ -23,7 +23,7 @@ pub(crate) fn checks() -> Vec<(Setting, Check)> {
 
 /// Looks until it is told to stop. Does nothing where the store is not Redis.
 pub(crate) async fn watch(current: Current, checks: Vec<(Setting, Check)>, stop: CancellationToken) {
-    if matches!(current.load().store, Store::Memory(_)) {
+    if matches!(*current.load().store, Store::Memory(_)) {
         return stop.cancelled().await;
     }
     let work = async {
@@ -33,7 +33,7 @@ pub(crate) async fn watch(current: Current, checks: Vec<(Setting, Check)>, stop:
         loop {
             ticks.tick().await;
             let service = current.load();
-            let Store::Redis(store) = &service.store else { continue };
+            let Store::Redis(store) = &*service.store else { continue };
             // The refresh says when it does not answer.
             let Ok(found) = store.settings().await else { continue };
             watch.tell(&found);

@@ -1,7 +1,7 @@
 //! Keeps a running sidecar's knowledge of its realm current. Enters: the present service. Leaves: checks, metrics and a
 //! log line for each change: whether the store answers, and whether the realm lets this namespace in.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
@@ -52,6 +52,10 @@ pub(crate) async fn refresh(current: Current, checks: Checks, stop: Cancellation
             let result = service.records.refresh_realm().await;
             last = Some(tell_outcome(&service, &checks, result.as_ref(), last));
             was_let_in = tell_let_in(&service, &checks, was_let_in);
+            // Seen every second, so that a key that is replaced is still shown to those who check the last tokens of it.
+            let realm = service.records.known_realm();
+            let tokens = realm.as_ref().and_then(|realm| realm.1.tokens.as_ref());
+            let _ = service.public_keys.current(tokens, Instant::now());
         }
     };
     // A look that takes its time does not keep the process from ending.

@@ -210,6 +210,34 @@ impl Refusal {
         }
     }
 
+    /// Whether every name is refused like this, whoever it is of: what is told also where answers keep to themselves who is a user.
+    /// Everything else is told there like a wrong code, or, of generate, like a code that is on its way.
+    #[must_use]
+    pub const fn is_told_uniformly(&self) -> bool {
+        match self {
+            Self::UnknownUser
+            | Self::Disabled
+            | Self::NoSeed
+            | Self::NoDelivery
+            | Self::WrongCode
+            | Self::UsedCode
+            | Self::CodeConsumed { .. }
+            | Self::TooSoon { .. }
+            | Self::DeliveriesUsedUp { .. }
+            | Self::Blocked { .. }
+            | Self::NotDelivered(_) => false,
+            Self::Malformed(_)
+            | Self::Unavailable
+            | Self::NotLetIn
+            | Self::NoSuchPath
+            | Self::WrongMethod(_)
+            | Self::ForeignOrigin
+            | Self::TooLarge(_)
+            | Self::TooSlow
+            | Self::Internal => true,
+        }
+    }
+
     /// The answer.
     #[must_use]
     pub fn into_response(self) -> Response {

@@ -102,6 +102,7 @@ pub async fn run(
         ..Limits::default()
     };
     spawn("admin", Box::pin(http::serve(listeners.admin, admin, limits, stop.clone())));
+    let work = current.load().work.clone();
     spawn("redis settings", Box::pin(redis_settings::watch(current.clone(), settings, stop.clone())));
     spawn("realm refresh", Box::pin(refresh(current, checks, stop.clone())));
     spawn(background.name, Box::pin(background.task));
@@ -117,5 +118,6 @@ pub async fn run(
     }
     stop.cancel();
     while tasks.join_next().await.is_some() {}
+    work.finish().await;
     result
 }

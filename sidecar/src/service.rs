@@ -11,12 +11,15 @@ use twofactor_core::realm::RealmRecord;
 use twofactor_core::record::UserRecord;
 use twofactor_core::seal::Revision;
 use twofactor_core::user::UserDefinition;
-use twofactor_store::{Store, StoreError};
+use twofactor_store::StoreError;
 
+use crate::counted::CountedStore;
 use crate::delivery::{Delivery, DeliveryError, Message};
 use crate::metrics::Metrics;
 use crate::records::{CurrentUser, Records};
 use crate::refusal::Refusal;
+use crate::tokens::PublicKeys;
+use crate::work::Work;
 
 /// How long a decision may take in all, every reading and repeating included: a client has its 503 in a second.
 pub const DECISION_TIMEOUT: Duration = Duration::from_millis(900);
@@ -28,7 +31,7 @@ pub const ATTEMPTS: usize = 4;
 #[derive(Debug)]
 pub struct Service {
     /// Decides and remembers.
-    pub store: Store,
+    pub store: CountedStore,
     /// Users and the realm.
     pub records: Records,
     /// Sends codes.
@@ -39,6 +42,10 @@ pub struct Service {
     pub expose_codes: bool,
     /// Counts.
     pub metrics: Metrics,
+    /// What goes on when the one who asked is gone.
+    pub work: Work,
+    /// What tokens can be checked with.
+    pub public_keys: Arc<PublicKeys>,
 }
 
 /// The service that the next request is answered by. Requests under way end with the one that they began with.
@@ -110,6 +117,7 @@ impl Service {
     pub async fn new_ground(&self, user: CurrentUser, why: StoreError) -> Result<CurrentUser, Refusal> {
         match why {
             StoreError::Undecided(Undecided::Stale { current }) => {
+                self.metrics.store().stale_record();
                 let user = self.records.reload_enabled(user.pseudonym).await?;
                 if user.revision < current { Err(Refusal::Unavailable) } else { Ok(user) }
             }
@@ -129,6 +137,6 @@ impl Service {
 ///
 /// # Errors
 /// [`Refusal::Unavailable`] when the time is over; otherwise what `work` says.
-pub async fn within_bound<T>(work: impl Future<Output = Result<T, Refusal>>) -> Result<T, Refusal> {
-    tokio::time::timeout(DECISION_TIMEOUT, work).await.unwrap_or(Err(Refusal::Unavailable))
+pub async fn within_bound<T, E: From<Refusal>>(work: impl Future<Output = Result<T, E>>) -> Result<T, E> {
+    tokio::time::timeout(DECISION_TIMEOUT, work).await.unwrap_or_else(|_| Err(Refusal::Unavailable.into()))
 }

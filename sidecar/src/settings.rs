@@ -75,9 +75,22 @@ pub struct RealmOptions {
     #[arg(long, env = "REDIS_WAIT", value_name = "REPLICAS")]
     redis_wait: Option<String>,
 
-    /// How tokens are signed: HS256, with the key in the variable SECRET_KEY of 32 bytes or more [default: HS256]
+    /// Whom tokens can be for, separated by commas. Turns tokens on: a request to verify that names one of them is answered with one
+    #[arg(long, env = "TOKEN_AUDIENCES", value_name = "NAMES")]
+    token_audiences: Option<String>,
+
+    /// Seconds for which a token is good, 1 to 300 [default: 300]
+    #[arg(long, env = "TOKEN_LIFETIME_SECONDS", value_name = "SECONDS")]
+    token_lifetime_seconds: Option<String>,
+
+    /// How tokens are signed: HS256, with the key in the variable SECRET_KEY of 32 bytes or more, or EdDSA, with the key in
+    /// ED25519_PRIVATE_KEY [default: HS256]
     #[arg(long, env = "ALGORITHM", value_name = "NAME")]
     algorithm: Option<String>,
+
+    /// Answer every name in the same way, known or not, so that answers can be passed on to the public
+    #[arg(long, env = "UNIFORM_ANSWERS", value_name = "true|false", num_args = 0..=1, default_missing_value = "true")]
+    uniform_answers: Option<String>,
 }
 
 impl RealmOptions {
@@ -110,6 +123,9 @@ impl RealmOptions {
             "TWILIO_CA" => twilio_ca.clone(),
             "WEBHOOK_CA" => webhook_ca.clone(),
             "ALGORITHM" => self.algorithm.clone(),
+            "TOKEN_AUDIENCES" => self.token_audiences.clone(),
+            "TOKEN_LIFETIME_SECONDS" => self.token_lifetime_seconds.clone(),
+            "UNIFORM_ANSWERS" => self.uniform_answers.clone(),
             other => environment(other),
         };
         settings::realm(variable).map_err(|error| error.to_string())

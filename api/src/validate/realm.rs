@@ -15,6 +15,7 @@ pub use self::limits::{
     AuditOverrides, DELIVERIES_PER_HOUR, GENERATE_INTERVAL_SECONDS, GENERATES_PER_HOUR, LimitsPolicy,
     RETENTION_DAYS,
 };
+use super::tokens::{self, TokenPolicy};
 use super::{FieldError, Findings, NAME_MESSAGE, check_issuer, is_object_name, pattern_rule};
 use crate::labels;
 use crate::realm::{
@@ -122,6 +123,10 @@ pub struct RealmPolicy {
     pub audit: AuditOverrides,
     /// What messages say; the operator's own when absent.
     pub message: Option<MessageTemplates>,
+    /// Tokens; as the operator has them when absent.
+    pub tokens: Option<TokenPolicy>,
+    /// Whether answers keep to themselves who is a user; as the operator has it when absent.
+    pub uniform_answers: Option<bool>,
 }
 
 impl RealmPolicy {
@@ -174,9 +179,20 @@ pub fn validate(realm: &TwoFactorRealm) -> Result<RealmPolicy, Vec<FieldError>> 
     let message = spec.message.as_ref().map(|message| check_message(message, &mut findings));
     // One without any part says nothing.
     let message = message.filter(|message| *message != MessageTemplates::default());
+    let tokens = spec.tokens.as_ref().and_then(|tokens| tokens::check(tokens, &mut findings));
     if findings.0.is_empty() {
-        let issuer = spec.issuer.clone();
-        Ok(RealmPolicy { issuer, otp_lifetime, names, selector, delivery_secret, limits, audit, message })
+        Ok(RealmPolicy {
+            issuer: spec.issuer.clone(),
+            otp_lifetime,
+            names,
+            selector,
+            delivery_secret,
+            limits,
+            audit,
+            message,
+            tokens,
+            uniform_answers: spec.uniform_answers,
+        })
     } else {
         Err(findings.0)
     }

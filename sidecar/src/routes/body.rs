@@ -1,6 +1,7 @@
 //! Reading requests. Enters: a query, headers and a body as they come. Leaves: validated values, or a refusal that
 //! names the field. What was sent is never repeated in it: it may be a code.
 
+use std::fmt::Display;
 use std::pin::pin;
 use std::time::Duration;
 
@@ -9,11 +10,16 @@ use futures_util::{Stream, StreamExt};
 use http::{HeaderMap, header};
 use serde_json::{Map, Value};
 use twofactor_core::code::Code;
+use twofactor_core::context::Context;
+use twofactor_core::token::Audience;
 use twofactor_core::user::Username;
 
+use crate::audit::Origin;
+use crate::generate::Wish;
 use crate::refusal::Refusal;
+use crate::verify::Claim;
 
-/// Larger than any request with a username of 253 characters, however they are escaped.
+/// Larger than any request with a username of 253 and a context of 140 characters, however they are escaped.
 const LARGEST_BODY: usize = 8 * 1024;
 /// For the whole body to arrive.
 const BODY_TIMEOUT: Duration = Duration::from_secs(5);
@@ -51,6 +57,19 @@ impl Fields {
         }
     }
 
+    /// Takes a member that need not be there.
+    fn optional<T, E: Display>(
+        &mut self,
+        name: &'static str,
+        read: impl FnOnce(String) -> Result<T, E>,
+    ) -> Result<Option<T>, Refusal> {
+        if !self.members.contains_key(name) {
+            self.known.push(name);
+            return Ok(None);
+        }
+        read(self.text(name)?).map(Some).map_err(|error| malformed(&format!("{name}: {error}")))
+    }
+
     /// Takes the member `username`.
     pub(super) fn username(&mut self) -> Result<Username, Refusal> {
         let text = self.text("username")?;
@@ -78,22 +97,41 @@ impl Fields {
     }
 }
 
-/// The username of a generate request: in the query, in a JSON body, or the same one in both.
-pub(super) fn generate_request(query: &str, headers: &HeaderMap, bytes: &[u8]) -> Result<Username, Refusal> {
+/// A verify request.
+pub(super) fn verify_request(headers: &HeaderMap, bytes: &[u8]) -> Result<Claim, Refusal> {
+    let mut fields = Fields::parse(headers, bytes)?;
+    let claim = Claim {
+        username: fields.username()?,
+        code: fields.code()?,
+        context: fields.optional("context", Context::try_from)?,
+        audience: fields.optional("audience", Audience::try_from)?,
+        origin: Origin::from_headers(headers),
+    };
+    fields.finish()?;
+    Ok(claim)
+}
+
+/// A generate request. The username stands in the query, in a JSON body, or the same one in both; the context only in the body,
+/// since query strings end up in access logs.
+pub(super) fn generate_request(query: &str, headers: &HeaderMap, bytes: &[u8]) -> Result<Wish, Refusal> {
     let mut in_query = form_urlencoded::parse(query.as_bytes()).filter(|(name, _)| name == "username");
     let from_query = in_query.next().map(|(_, value)| username(value.into_owned())).transpose()?;
     if in_query.next().is_some() {
         return Err(malformed("username: stands in the query more than once"));
     }
     if bytes.is_empty() {
-        return from_query.ok_or_else(|| malformed("username: is required, in the query or in a JSON body"));
+        return match from_query {
+            Some(username) => Ok(Wish { username, context: None, origin: Origin::from_headers(headers) }),
+            None => Err(malformed("username: is required, in the query or in a JSON body")),
+        };
     }
     let mut fields = Fields::parse(headers, bytes)?;
     let from_body = fields.username()?;
+    let context = fields.optional("context", Context::try_from)?;
     fields.finish()?;
     match from_query {
         Some(name) if name != from_body => Err(malformed("username: differs between the query and the body")),
-        _ => Ok(from_body),
+        _ => Ok(Wish { username: from_body, context, origin: Origin::from_headers(headers) }),
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod body;
 mod docs;
+mod jwks;
 mod openapi;
 mod origin;
 
@@ -11,17 +12,20 @@ use std::time::Instant;
 use bytes::BytesMut;
 use http::{HeaderMap, HeaderValue, Method, header};
 use serde::{Deserialize, Serialize};
+use tokio::sync::oneshot;
+use twofactor_core::realm::RealmRecord;
+use twofactor_core::seal::Revision;
 use utoipa::ToSchema;
 use warp::Filter;
 use warp::filters::BoxedFilter;
 use warp::reply::{Reply, Response};
 
-use self::body::Fields;
 use crate::audit::{self, Event, Origin};
 use crate::delivery::rfc3339;
-use crate::generate::generate;
+use crate::generate::{self, Generated, Wish, count, deliver, generate};
 use crate::refusal::{Problem, Refusal};
-use crate::service::{Current, Service};
+use crate::service::{Current, Service, within_bound};
+use crate::uniform::{self, Refused};
 use crate::verify::verify;
 
 /// The answer to `GET /`.
@@ -39,6 +43,10 @@ pub struct GenerateRequest {
     /// The exact username, 1 to 253 characters.
     #[schema(example = "alice", min_length = 1, max_length = 253)]
     pub username: String,
+    /// What the code is for, as the user reads it in the message: 1 to 140 printable characters. Verify then needs the same.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(example = "transfer 100 to X", min_length = 1, max_length = 140, nullable = false)]
+    pub context: Option<String>,
 }
 
 /// A code was delivered.
@@ -63,6 +71,14 @@ pub struct VerifyRequest {
     /// The code as the user typed it: 6 to 8 ASCII digits, nothing else.
     #[schema(example = "123456", pattern = "^[0-9]{6,8}$")]
     pub otp_code: String,
+    /// What the code was asked for, exactly as generate was given it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(example = "transfer 100 to X", min_length = 1, max_length = 140, nullable = false)]
+    pub context: Option<String>,
+    /// Whom a token is wanted for: one of the realm's audiences. Without it there is no token.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(example = "key-management", min_length = 1, max_length = 200, nullable = false)]
+    pub audience: Option<String>,
 }
 
 /// The code was right, and is used up now.
@@ -71,6 +87,10 @@ pub struct VerifyReply {
     /// Always true; everything else is an error.
     #[schema(example = true)]
     pub success: bool,
+    /// A signed JWT for the audience that was named, good for five minutes at most.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub token: Option<String>,
 }
 
 /// What is left of a request once its path is known.
@@ -96,10 +116,13 @@ pub fn routes(current: &Current, loopback_only: bool) -> BoxedFilter<(Response,)
     let health = warp::path::end().and(with_service.clone()).and(warp::method()).then(health_route).boxed();
     let generate = warp::path!("auth" / "generate").and(input.clone()).then(generate_route).boxed();
     let verify = warp::path!("auth" / "verify").and(input).then(verify_route).boxed();
+    let jwks = warp::path!(".well-known" / "jwks.json").and(with_service).and(warp::method());
+    let jwks = jwks.then(jwks::jwks_route).boxed();
     let openapi = warp::path!("openapi.json").and(warp::method()).map(openapi_route).boxed();
     let docs = warp::path("docs").and(warp::path::tail()).and(warp::method()).map(docs_route).boxed();
     let nothing = warp::any().map(|| Refusal::NoSuchPath.into_response()).boxed();
-    let api = verify.or(generate).unify().or(health).unify().or(openapi).unify().or(docs).unify();
+    let api =
+        verify.or(generate).unify().or(health).unify().or(openapi).unify().or(docs).unify().or(jwks).unify();
     origin::foreign(loopback_only).or(api).unify().or(nothing).unify().boxed()
 }
 
@@ -124,10 +147,15 @@ async fn health_route(service: Arc<Service>, method: Method) -> Response {
 ///
 /// Limited: by default one a minute and ten an hour for a user. The username may stand in the query
 /// or in a JSON body; prefer the body, since query strings end up in access logs.
+///
+/// With a `context`, such as `transfer 100 to X`, the user reads in the message what the code is for, and the code is good for
+/// nothing else: verify needs the same context.
+///
+/// Where the realm has uniform answers, this answers 200 for every name, and delivers after the answer.
 #[utoipa::path(
     post, path = "/auth/generate", tag = "2FA Authentication", operation_id = "generateOtp", summary = "Deliver a code",
     params(("username" = Option<String>, Query, description = "The exact username, unless it is in the body.", min_length = 1, max_length = 253)),
-    request_body(content = Option<GenerateRequest>, description = "The username, unless it is in the query."),
+    request_body(content = Option<GenerateRequest>, description = "The username, unless it is in the query, and what the code is for."),
     responses(
         (status = 200, description = "The code is on its way.", body = GenerateReply),
         (status = 400, description = "The user has no OTP secret, or no way to get a code.", body = Problem, content_type = "application/problem+json"),
@@ -145,16 +173,19 @@ async fn health_route(service: Arc<Service>, method: Method) -> Response {
     )
 )]
 async fn generate_route(service: Arc<Service>, request: Request) -> Response {
-    let origin = Origin::from_headers(&request.headers);
     answer(&service, "/auth/generate", async {
         require(&request.method, &Method::POST)?;
-        let username = body::generate_request(&request.query, &request.headers, &request.body?)?;
+        let wish = body::generate_request(&request.query, &request.headers, &request.body?)?;
+        // As it was last read: whether that may still be believed is asked where the outcome is logged.
+        let known = service.records.known_realm();
+        let realm = if known.is_some() { known } else { service.realm().await.ok() };
+        if let Some(realm) = realm.filter(|realm| realm.1.uniform_answers) {
+            return Ok(json(&generate_uniformly(&service, realm, wish).await?));
+        }
         let work = service.clone();
-        let generated = to_its_end(async move {
-            let result = generate(&work, &username, &origin).await;
-            let outcome = result.as_ref().map_or_else(Refusal::name, |_| "delivered");
-            let channel = result.as_ref().ok().map(|generated| generated.channel.name());
-            conclude(&work, "generate", outcome, username.as_str(), channel, &origin);
+        let generated = to_its_end(&service, async move {
+            let result = generate(&work, &wish).await;
+            conclude_generate(&work, &wish, result.as_ref());
             result
         })
         .await?;
@@ -164,7 +195,65 @@ async fn generate_route(service: Arc<Service>, request: Request) -> Response {
     .await
 }
 
+/// Answers when it is decided and not when it is delivered, and says the same of every name.
+async fn generate_uniformly(
+    service: &Arc<Service>,
+    realm: Arc<(Revision, RealmRecord)>,
+    wish: Wish,
+) -> Result<GenerateReply, Refusal> {
+    // Of every name, or the lack of room would tell who is a user.
+    let Some(room) = service.work.room() else {
+        conclude_generate(service, &wish, Err(&Refusal::Unavailable));
+        return Err(Refusal::Unavailable);
+    };
+    let (tell, told) = oneshot::channel();
+    let work = service.clone();
+    service.work.spawn(async move {
+        let expires_at = uniform::expires_at(work.store.now(), realm.1.otp_lifetime);
+        let decided = within_bound(uniform::issue(&work, &wish)).await;
+        let reply = GenerateReply { otp_code: None, expires_at: rfc3339(expires_at) };
+        let result = match decided {
+            Err(Refused { refusal, .. }) if refusal.is_told_uniformly() => {
+                conclude_generate(&work, &wish, Err(&refusal));
+                let _ = tell.send(Err(refusal));
+                return;
+            }
+            // A client that hung up changes nothing.
+            decided => {
+                let _ = tell.send(Ok(reply));
+                decided
+            }
+        };
+        let result = match result {
+            Ok(issued) => match count(&work, issued, &wish).await {
+                Ok(issued) => deliver(&work, issued, &wish).await,
+                Err(refusal) => Err(refusal),
+            },
+            Err(Refused { refusal, aftermath }) => {
+                if let Some((user, event)) = aftermath {
+                    generate::conclude(&work, &user, &realm.1, &wish.origin, event).await;
+                }
+                Err(refusal)
+            }
+        };
+        conclude_generate(&work, &wish, result.as_ref());
+        drop(room);
+    });
+    told.await.unwrap_or(Err(Refusal::Internal))
+}
+
+fn conclude_generate(service: &Service, wish: &Wish, result: Result<&Generated, &Refusal>) {
+    let outcome = result.map_or_else(Refusal::name, |_| "delivered");
+    let channel = result.ok().map(|generated| generated.channel.name());
+    conclude(service, "generate", outcome, wish.username.as_str(), channel, &wish.origin);
+}
+
 /// Accepts a code, once.
+///
+/// A code that was asked for with a `context` is accepted with exactly that context. With an `audience`, where the realm gives
+/// tokens, the answer holds a signed token for it, to be checked with the shared key or with `/.well-known/jwks.json`.
+///
+/// Where the realm has uniform answers, 400, 404 and 429 are answered like a wrong code, with 401.
 #[utoipa::path(
     post, path = "/auth/verify", tag = "2FA Authentication", operation_id = "verifyOtp", summary = "Check a code",
     request_body = VerifyRequest,
@@ -185,23 +274,26 @@ async fn generate_route(service: Arc<Service>, request: Request) -> Response {
     )
 )]
 async fn verify_route(service: Arc<Service>, request: Request) -> Response {
-    let origin = Origin::from_headers(&request.headers);
     answer(&service, "/auth/verify", async {
         require(&request.method, &Method::POST)?;
-        let mut fields = Fields::parse(&request.headers, &request.body?)?;
-        let (username, code) = (fields.username()?, fields.code()?);
-        fields.finish()?;
+        let claim = body::verify_request(&request.headers, &request.body?)?;
         let work = service.clone();
-        to_its_end(async move {
-            let result = verify(&work, &username, &code, &origin).await;
-            let outcome = result.as_ref().map_or_else(Refusal::name, |()| "accepted");
-            conclude(&work, "verify", outcome, username.as_str(), None, &origin);
-            result
+        let token = to_its_end(&service, async move {
+            let result = verify(&work, &claim).await;
+            let outcome = result.as_ref().map_or_else(Refusal::name, |_| "accepted");
+            conclude(&work, "verify", outcome, claim.username.as_str(), None, &claim.origin);
+            result.map_err(|refusal| told(&work, refusal))
         })
         .await?;
-        Ok(json(&VerifyReply { success: true }))
+        Ok(json(&VerifyReply { success: true, token }))
     })
     .await
+}
+
+/// What the caller of verify is told.
+fn told(service: &Service, refusal: Refusal) -> Refusal {
+    let uniform = service.records.known_realm().is_some_and(|realm| realm.1.uniform_answers);
+    if uniform && !refusal.is_told_uniformly() { Refusal::WrongCode } else { refusal }
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "warp hands over what its filters extract")]
@@ -230,9 +322,10 @@ fn json(reply: &impl Serialize) -> Response {
 
 /// Work that goes on when the client hangs up: a decision that was made is in the log and in the metrics.
 async fn to_its_end<T: Send + 'static>(
+    service: &Service,
     work: impl Future<Output = Result<T, Refusal>> + Send + 'static,
 ) -> Result<T, Refusal> {
-    tokio::spawn(work).await.unwrap_or_else(|error| {
+    service.work.spawn(work).await.unwrap_or_else(|error| {
         tracing::error!(%error, "a request ended in the middle");
         Err(Refusal::Internal)
     })

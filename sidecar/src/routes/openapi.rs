@@ -19,8 +19,8 @@ use crate::refusal::Problem;
         license(name = "Apache-2.0", identifier = "Apache-2.0"),
     ),
     servers((url = "/", description = "The sidecar next to you")),
-    paths(super::health_route, super::generate_route, super::verify_route),
-    components(schemas(Status, GenerateRequest, GenerateReply, VerifyRequest, VerifyReply, Problem)),
+    paths(super::health_route, super::generate_route, super::verify_route, super::jwks::jwks_route),
+    components(schemas(Status, GenerateRequest, GenerateReply, VerifyRequest, VerifyReply, super::jwks::KeySet, Problem)),
     tags(
         (name = "2FA Authentication", description = "Deliver a code, check a code."),
         (name = "Health Check", description = "Is the service running?"),

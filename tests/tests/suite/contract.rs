@@ -287,7 +287,7 @@ async fn a_malformed_request_is_answered_with_the_field_that_is_wrong() {
         (json!({ "username": "alice", "otp_code": ["123456"] }), code),
         (
             json!({ "username": "alice", "otp_code": "123456", "user": "bob" }),
-            "\"user\": is not a known field; known are username, otp_code",
+            "\"user\": is not a known field; known are username, otp_code, context, audience",
         ),
         (json!(["alice", "123456"]), "body: must be a JSON object"),
     ] {
@@ -319,7 +319,7 @@ async fn a_malformed_generate_is_answered_with_the_field_that_is_wrong() {
     assert_problem(&both, 422, "username: differs between the query and the body");
     let unknown =
         dev.api.post_json("/auth/generate", &json!({ "username": "alice", "to": "me@example.org" })).await;
-    assert_problem(&unknown, 422, "\"to\": is not a known field; known are username");
+    assert_problem(&unknown, 422, "\"to\": is not a known field; known are username, context");
 }
 
 #[tokio::test]

@@ -42,6 +42,22 @@ fn a_valid_realm_becomes_a_policy() {
 }
 
 #[test]
+fn tokens_and_uniform_answers_are_said_by_the_realm() {
+    let policy = validate(&realm(json!({
+        "uniformAnswers": true,
+        "tokens": { "audiences": ["kms"], "algorithm": "EdDSA", "lifetimeSeconds": 60, "secretRef": { "name": "key" } }
+    })))
+    .unwrap();
+    assert_eq!(policy.uniform_answers, Some(true));
+    let tokens = policy.tokens.unwrap();
+    assert_eq!((tokens.algorithm.name(), u16::from(tokens.lifetime)), ("EdDSA", 60));
+    assert_eq!(tokens.secret.as_deref(), Some("key"));
+    let policy = validate(&realm(json!({ "tokens": { "audiences": ["kms"] } }))).unwrap();
+    let tokens = policy.tokens.unwrap();
+    assert_eq!((tokens.algorithm.name(), u16::from(tokens.lifetime)), ("HS256", 300));
+}
+
+#[test]
 fn every_requirement_of_a_selector_must_hold() {
     let policy = validate(&realm(json!({ "allowedNamespaces": { "selector": {
         "matchLabels": { "a": "1" },
@@ -110,6 +126,13 @@ fn each_wrong_field_is_named() {
             "spec.allowedNamespaces.selector.matchExpressions[0].values",
         ),
         (json!({ "delivery": { "secretRef": { "name": "A" } } }), "spec.delivery.secretRef.name"),
+        (json!({ "tokens": { "audiences": [] } }), "spec.tokens.audiences"),
+        (json!({ "tokens": { "audiences": ["kms", "a b"] } }), "spec.tokens.audiences[1]"),
+        (json!({ "tokens": { "audiences": ["a"], "lifetimeSeconds": 301 } }), "spec.tokens.lifetimeSeconds"),
+        (
+            json!({ "tokens": { "audiences": ["a"], "secretRef": { "name": "A" } } }),
+            "spec.tokens.secretRef.name",
+        ),
         (json!({ "message": { "subject": "a\nb" } }), "spec.message.subject"),
         (json!({ "message": { "text": "no code" } }), "spec.message.text"),
         (json!({ "message": { "html": "{{code}} {{password}}" } }), "spec.message.html"),
@@ -173,6 +196,15 @@ fn the_patterns_of_the_schema_and_the_checks_agree() {
         assert_eq!(matches(LABEL_KEY_PATTERN), is_label_key(text), "key {text:?}");
         let name = !text.contains('.') && is_object_name(text);
         assert_eq!(matches(NAMESPACE_PATTERN), name, "namespace {text:?}");
+    }
+    let audience = Regex::new(tokens::AUDIENCE_PATTERN).unwrap();
+    for byte in 0..=127_u8 {
+        let text = format!("a{}", char::from(byte));
+        assert_eq!(
+            audience.is_match(&text),
+            text.parse::<twofactor_core::token::Audience>().is_ok(),
+            "audience {text:?}"
+        );
     }
     let crd = serde_json::to_string(&TwoFactorRealm::crd()).unwrap();
     for bound in [r#""maxItems":256"#, r#""maximum":10.0"#, r#""maxProperties":16"#] {

@@ -1,7 +1,7 @@
 //! `make bench`: what a verify costs, beside what Redis alone takes for the same script, and what the operator takes
 //! for many users, beside a bare client that makes the same writes; all on the same machine in the same run.
 //!
-//! Enters: release binaries, a real Redis and a real API server; `verify`, `footprint` or `operator` as an argument chooses one
+//! Enters: release binaries, a real Redis and a real API server; `verify`, `uniform`, `footprint` or `operator` as an argument chooses one
 //! part. Leaves: tables. Absolute figures depend on the machine; the ratios should not.
 
 mod floor;
@@ -9,6 +9,7 @@ mod footprint;
 mod load;
 mod operator;
 mod realm;
+mod uniform;
 
 use std::time::Duration;
 
@@ -36,6 +37,11 @@ async fn main() {
     let is_wanted = |name: &str| part.as_deref().is_none_or(|part| part == name);
     if is_wanted("verify") {
         verify().await;
+    }
+    if is_wanted("uniform") {
+        let redis = RedisServer::start().await;
+        let realm = Realm::publish(&redis).await;
+        uniform::run(&realm, &redis, realm.credentials(&redis).path()).await;
     }
     if is_wanted("footprint") {
         let redis = RedisServer::start().await;

@@ -1,7 +1,7 @@
 //! The operator against a real API server, under its real RBAC rules.
 
 mod certificates;
-mod cluster;
+pub(crate) mod cluster;
 mod crashes;
 mod days;
 mod failures;

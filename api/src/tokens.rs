@@ -1,0 +1,75 @@
+//! What a realm says about tokens. Enters: a manifest. Leaves: its fields as they were written.
+
+// `KubeSchema` copies each type into a function, where its `pub` reaches nobody.
+#![allow(unreachable_pub)]
+// What `kubectl explain` prints is plain text.
+#![allow(clippy::doc_markdown)]
+
+use kube::KubeSchema;
+use schemars::{Schema, SchemaGenerator, json_schema};
+use serde::{Deserialize, Serialize};
+use twofactor_core::token::{Audience, TokenAlgorithm};
+
+use crate::validate as shared;
+use crate::validate::tokens as rules;
+
+// The doc comments of the fields are what `kubectl explain` prints: plain text, for an administrator.
+
+/// Signed tokens after a success.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Tokens {
+    /// Whom tokens can be for, 1 to 64. A request to verify names one of them.
+    #[schemars(schema_with = "audiences_schema")]
+    pub audiences: Vec<String>,
+
+    /// How tokens are signed: HS256 with a shared key, with which whoever can check a token can make one, or EdDSA, with a key whose
+    /// public half others check with.
+    #[serde(default)]
+    #[schemars(schema_with = "algorithm_schema")]
+    pub algorithm: TokenAlgorithm,
+
+    /// For how many seconds a token is good: 1 to 300. It defaults to 300.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "i32", range(min = *rules::LIFETIME_SECONDS.start(), max = *rules::LIFETIME_SECONDS.end()))]
+    pub lifetime_seconds: Option<i32>,
+
+    /// A Secret in the same namespace with the key: SECRET_KEY, 32 bytes or more, for HS256, or ED25519_PRIVATE_KEY, in PEM, for
+    /// EdDSA. Without it, the operator's own SECRET_KEY is used, or a key that the operator derives for this realm.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "TokenSecret")]
+    pub secret_ref: Option<TokenSecret>,
+}
+
+/// A Secret in the realm's own namespace.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TokenSecret {
+    /// The name of the Secret.
+    #[schemars(length(min = 1, max = shared::NAME_CHARACTERS), regex(pattern = shared::NAME_PATTERN))]
+    #[x_kube(validation = shared::pattern_rule(shared::NAME_PATTERN, shared::NAME_MESSAGE))]
+    pub name: String,
+}
+
+fn audiences_schema(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "type": "array",
+        "minItems": 1,
+        "maxItems": rules::AUDIENCES,
+        "items": {
+            "type": "string",
+            "minLength": 1,
+            "maxLength": Audience::MAXIMUM_CHARACTERS,
+            "pattern": rules::AUDIENCE_PATTERN
+        },
+        "x-kubernetes-list-type": "set"
+    })
+}
+
+fn algorithm_schema(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "type": "string",
+        "enum": TokenAlgorithm::ALL.map(TokenAlgorithm::name),
+        "default": TokenAlgorithm::default().name()
+    })
+}

@@ -1,0 +1,55 @@
+//! What the store is asked for, and how long that takes. Enters: questions as they are answered. Leaves: counters and a histogram.
+
+use std::time::Duration;
+
+use prometheus::{HistogramOpts, HistogramVec, IntCounter, IntCounterVec, Opts, Registry};
+
+use crate::metrics::BUCKETS;
+
+/// The metrics of the store.
+#[derive(Clone, Debug)]
+pub struct StoreMetrics {
+    round_trips: IntCounterVec,
+    durations: HistogramVec,
+    stale_records: IntCounter,
+}
+
+impl StoreMetrics {
+    /// New metrics in `registry`.
+    ///
+    /// # Errors
+    /// Only when a name is not a metric name, or there already: a defect.
+    pub fn new(registry: &Registry) -> Result<Self, prometheus::Error> {
+        let round_trips = IntCounterVec::new(
+            Opts::new(
+                "twofactor_store_round_trips_total",
+                "Questions to the store, by operation: each is a round trip to Redis.",
+            ),
+            &["operation"],
+        )?;
+        let options = HistogramOpts::new(
+            "twofactor_store_operation_duration_seconds",
+            "Time that a question to the store took, answered or not, by operation.",
+        );
+        let durations = HistogramVec::new(options.buckets(BUCKETS.to_vec()), &["operation"])?;
+        let stale_records = IntCounter::new(
+            "twofactor_stale_records_total",
+            "Decisions that were asked for again because the record had changed meanwhile.",
+        )?;
+        registry.register(Box::new(round_trips.clone()))?;
+        registry.register(Box::new(durations.clone()))?;
+        registry.register(Box::new(stale_records.clone()))?;
+        Ok(Self { round_trips, durations, stale_records })
+    }
+
+    /// The store was asked for something.
+    pub fn operation(&self, operation: &'static str, took: Duration) {
+        self.round_trips.with_label_values(&[operation]).inc();
+        self.durations.with_label_values(&[operation]).observe(took.as_secs_f64());
+    }
+
+    /// A decision was asked for on a record that had changed.
+    pub fn stale_record(&self) {
+        self.stale_records.inc();
+    }
+}

@@ -1,0 +1,279 @@
+//! Tokens: what a service can show to others after a success (RFC 7519). Enters: a realm's settings and who was verified.
+//! Leaves: a signed token, and the public keys that it can be checked with.
+//!
+//! Nothing in this program reads a token, so there is no checking here: two short JSON texts and a signature over them
+//! are all of it.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use data_encoding::BASE64URL_NOPAD;
+use rand_core::CryptoRng;
+use ring::digest::{SHA256, digest};
+use ring::hmac;
+use ring::signature::{Ed25519KeyPair, KeyPair};
+use serde::Serialize;
+use twofactor_core::context::Context;
+use twofactor_core::names::RealmId;
+use twofactor_core::time::UnixMillis;
+use twofactor_core::token::{Audience, Ed25519Key, SigningKey, TokenAlgorithm, TokenLifetime, TokenSettings};
+use twofactor_core::user::Username;
+
+use crate::refusal::Refusal;
+
+/// Who says it. Which users it is about, `realm` says: every realm of every cluster has an id of its own.
+pub const ISSUER: &str = "fountainai-2fa";
+/// How long a public key is shown after it was replaced: until the last token is over, with a margin for clocks.
+const SHOWN_AFTERWARDS: Duration = Duration::from_secs(TokenLifetime::LONGEST.as_secs() + 10);
+
+/// What a token says.
+#[derive(Clone, Copy, Debug)]
+pub struct Subject<'a> {
+    /// Who was verified.
+    pub username: &'a Username,
+    /// Of which users.
+    pub realm: &'a RealmId,
+    /// Whom it is for.
+    pub audience: &'a Audience,
+    /// What the code was asked for.
+    pub context: Option<&'a Context>,
+    /// When.
+    pub now: UnixMillis,
+}
+
+#[derive(Serialize)]
+struct Header<'a> {
+    alg: &'static str,
+    typ: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    kid: Option<&'a str>,
+}
+
+#[derive(Serialize)]
+struct Claims<'a> {
+    iss: &'static str,
+    sub: &'a str,
+    realm: &'a str,
+    aud: &'a str,
+    amr: [&'static str; 1],
+    iat: u64,
+    exp: u64,
+    jti: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    context_hash: Option<String>,
+}
+
+/// Signs tokens of one realm.
+pub enum Signer {
+    /// With the key that those who check have as well.
+    Shared(hmac::Key),
+    /// With a key that nobody else has.
+    Own {
+        /// The key.
+        pair: Box<Ed25519KeyPair>,
+        /// Its name.
+        id: String,
+    },
+}
+
+impl Signer {
+    /// Prepares signing, before anything is decided that a token would be about.
+    ///
+    /// # Errors
+    /// [`Refusal::Internal`] when the key is none, which the types exclude.
+    pub fn new(key: &SigningKey) -> Result<Self, Refusal> {
+        match key {
+            SigningKey::Hs256(text) => {
+                Ok(Self::Shared(hmac::Key::new(hmac::HMAC_SHA256, text.expose_secret().as_bytes())))
+            }
+            SigningKey::EdDsa(key) => {
+                let pair = Box::new(pair(key)?);
+                let id = PublicKey::of(&pair).kid;
+                Ok(Self::Own { pair, id })
+            }
+        }
+    }
+
+    /// A token that is good from now on for `lifetime`.
+    #[must_use]
+    pub fn token(
+        &self,
+        subject: &Subject<'_>,
+        lifetime: TokenLifetime,
+        random: &mut impl CryptoRng,
+    ) -> String {
+        let (algorithm, kid) = match self {
+            Self::Shared(_) => (TokenAlgorithm::Hs256, None),
+            Self::Own { id, .. } => (TokenAlgorithm::EdDsa, Some(id.as_str())),
+        };
+        let mut number = [0; 16];
+        random.fill_bytes(&mut number);
+        let issued = subject.now.seconds();
+        let claims = Claims {
+            iss: ISSUER,
+            sub: subject.username.as_str(),
+            realm: subject.realm.as_str(),
+            aud: subject.audience.as_str(),
+            amr: ["otp"],
+            iat: issued,
+            exp: issued + lifetime.duration().as_secs(),
+            jti: BASE64URL_NOPAD.encode(&number),
+            context_hash: subject.context.map(context_hash),
+        };
+        let header = Header { alg: algorithm.name(), typ: "JWT", kid };
+        let mut token = format!("{}.{}", part(&header), part(&claims));
+        let signature = match self {
+            Self::Shared(key) => BASE64URL_NOPAD.encode(hmac::sign(key, token.as_bytes()).as_ref()),
+            Self::Own { pair, .. } => BASE64URL_NOPAD.encode(pair.sign(token.as_bytes()).as_ref()),
+        };
+        token.push('.');
+        token.push_str(&signature);
+        token
+    }
+}
+
+/// What stands in a token for a context: whoever knows the context can compare, and nobody else reads it.
+#[must_use]
+pub fn context_hash(context: &Context) -> String {
+    BASE64URL_NOPAD.encode(digest(&SHA256, context.as_str().as_bytes()).as_ref())
+}
+
+fn part(content: &impl Serialize) -> String {
+    // Texts and numbers under constant names: there is nothing that could not be written.
+    BASE64URL_NOPAD.encode(&serde_json::to_vec(content).unwrap_or_default())
+}
+
+fn pair(key: &Ed25519Key) -> Result<Ed25519KeyPair, Refusal> {
+    Ed25519KeyPair::from_seed_unchecked(key.expose_secret()).map_err(|_| Refusal::Internal)
+}
+
+/// A public key as RFC 8037 has it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct PublicKey {
+    kty: &'static str,
+    crv: &'static str,
+    #[serde(rename = "use")]
+    purpose: &'static str,
+    alg: &'static str,
+    /// The thumbprint of RFC 7638: the same key has the same name everywhere, and another key another one.
+    kid: String,
+    x: String,
+}
+
+impl PublicKey {
+    fn of(pair: &Ed25519KeyPair) -> Self {
+        let x = BASE64URL_NOPAD.encode(pair.public_key().as_ref());
+        let members = format!(r#"{{"crv":"Ed25519","kty":"OKP","x":"{x}"}}"#);
+        let kid = BASE64URL_NOPAD.encode(digest(&SHA256, members.as_bytes()).as_ref());
+        Self { kty: "OKP", crv: "Ed25519", purpose: "sig", alg: TokenAlgorithm::EdDsa.name(), kid, x }
+    }
+}
+
+/// The public keys of a realm: the present one, and those before it whose tokens may still be about.
+#[derive(Debug, Default)]
+pub struct PublicKeys(Mutex<Vec<(PublicKey, Instant)>>);
+
+impl PublicKeys {
+    /// Takes note of what a realm signs with at the moment `now`, and gives the keys that its tokens can be checked with: none
+    /// for a shared key.
+    ///
+    /// # Errors
+    /// As [`Signer::new`].
+    pub fn current(&self, tokens: Option<&TokenSettings>, now: Instant) -> Result<Vec<PublicKey>, Refusal> {
+        let mut keys = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        keys.retain(|(_, seen)| now.saturating_duration_since(*seen) <= SHOWN_AFTERWARDS);
+        if let Some(SigningKey::EdDsa(key)) = tokens.map(|tokens| &tokens.key) {
+            let key = PublicKey::of(&pair(key)?);
+            keys.retain(|(known, _)| *known != key);
+            keys.insert(0, (key, now));
+        }
+        Ok(keys.iter().map(|(key, _)| key.clone()).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rand::rngs::SysRng;
+    use rand_core::UnwrapErr;
+    use ring::signature::{ED25519, UnparsedPublicKey};
+    use serde_json::{Value, json};
+    use twofactor_core::secret::SecretText;
+
+    use super::*;
+
+    fn key(number: u8) -> SigningKey {
+        SigningKey::EdDsa(Ed25519Key::from_bytes(&[number; 32]))
+    }
+
+    fn settings(key: SigningKey) -> TokenSettings {
+        TokenSettings {
+            key,
+            audiences: ["kms".parse().unwrap()].into(),
+            lifetime: TokenLifetime::try_from(60).unwrap(),
+        }
+    }
+
+    fn token(key: &SigningKey, context: Option<&Context>) -> String {
+        let subject = Subject {
+            username: &"alice".parse().unwrap(),
+            realm: &"people".parse().unwrap(),
+            audience: &"kms".parse().unwrap(),
+            context,
+            now: UnixMillis::new(1_798_000_020_999),
+        };
+        let lifetime = TokenLifetime::try_from(60).unwrap();
+        Signer::new(key).unwrap().token(&subject, lifetime, &mut UnwrapErr(SysRng))
+    }
+
+    fn decoded(part: &str) -> Value {
+        serde_json::from_slice(&BASE64URL_NOPAD.decode(part.as_bytes()).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn a_token_says_who_for_whom_and_until_when() {
+        let key = SigningKey::shared(SecretText::new("k".repeat(32))).unwrap();
+        let context = "to X".parse().unwrap();
+        let token = token(&key, Some(&context));
+        let parts: Vec<&str> = token.split('.').collect();
+        assert_eq!(decoded(parts[0]), json!({ "alg": "HS256", "typ": "JWT" }));
+        let mut claims = decoded(parts[1]);
+        let number = claims["jti"].take();
+        assert_eq!(number.as_str().unwrap().len(), 22);
+        let expected = json!({
+            "iss": "fountainai-2fa", "sub": "alice", "realm": "people", "aud": "kms", "amr": ["otp"],
+            "iat": 1_798_000_020, "exp": 1_798_000_080, "jti": null, "context_hash": context_hash(&context),
+        });
+        assert_eq!(claims, expected);
+        let signed = [parts[0], parts[1]].join(".");
+        let signature = BASE64URL_NOPAD.decode(parts[2].as_bytes()).unwrap();
+        let shared = hmac::Key::new(hmac::HMAC_SHA256, "k".repeat(32).as_bytes());
+        hmac::verify(&shared, signed.as_bytes(), &signature).unwrap();
+    }
+
+    #[test]
+    fn a_token_of_an_own_key_is_checked_with_the_public_one() {
+        let token = token(&key(1), None);
+        let (signed, signature) = token.rsplit_once('.').unwrap();
+        let keys = PublicKeys::default().current(Some(&settings(key(1))), Instant::now()).unwrap();
+        assert_eq!(decoded(signed.split('.').next().unwrap())["kid"], json!(keys[0].kid));
+        let public = UnparsedPublicKey::new(&ED25519, BASE64URL_NOPAD.decode(keys[0].x.as_bytes()).unwrap());
+        public.verify(signed.as_bytes(), &BASE64URL_NOPAD.decode(signature.as_bytes()).unwrap()).unwrap();
+    }
+
+    #[test]
+    fn a_replaced_key_is_shown_until_its_last_token_is_over() {
+        let (keys, began) = (PublicKeys::default(), Instant::now());
+        let shown = |tokens: Option<SigningKey>, seconds: u64| {
+            let tokens = tokens.map(settings);
+            keys.current(tokens.as_ref(), began + Duration::from_secs(seconds)).unwrap().len()
+        };
+        assert_eq!(shown(Some(key(1)), 0), 1);
+        assert_eq!(shown(Some(key(1)), 5), 1);
+        assert_eq!(shown(Some(key(2)), 10), 2);
+        assert_eq!(shown(Some(key(2)), 5 + 310), 2);
+        assert_eq!(shown(Some(key(2)), 5 + 311), 1);
+        let shared = SigningKey::shared(SecretText::new("k".repeat(32))).unwrap();
+        assert_eq!(shown(Some(shared), 320), 1);
+        assert_eq!(shown(None, 1000), 0);
+    }
+}

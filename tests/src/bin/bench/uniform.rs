@@ -1,0 +1,42 @@
+//! What uniform answers cost, and what is left that tells a user from anybody else. Enters: a realm. Leaves: figures.
+
+use std::path::Path;
+use std::time::Duration;
+
+use twofactor_tests::redis::RedisServer;
+use twofactor_tests::sidecar::SidecarProcess;
+
+use crate::load::{self, Asked};
+use crate::realm::Realm;
+use crate::{DURATION, show};
+
+/// Turns, so that a machine that is busy for a while is so for everybody.
+const TURNS: usize = 5;
+
+pub(crate) async fn run(realm: &Realm, redis: &RedisServer, credentials: &Path) {
+    realm.answer_uniformly(redis).await;
+    let path = credentials.to_str().expect("a path in UTF-8");
+    let sidecar =
+        SidecarProcess::builder().args(["serve", "--log", "warn", "--credentials", path]).start().await;
+    let code = realm.use_up_the_current_code(&sidecar.api()).await;
+    let asked = |username: &str| {
+        let code = code.expose_secret();
+        let body = format!("{{\"username\":\"{username}\",\"otp_code\":\"{code}\"}}");
+        Asked { method: "POST", path: "/auth/verify", body, status: 401 }
+    };
+    println!("\nUniform answers, one connection, the median of {TURNS} turns:\n");
+    let turn = DURATION / u32::try_from(TURNS).expect("a small number");
+    let (mut user, mut nobody) = (Vec::new(), Vec::new());
+    for _ in 0..TURNS {
+        user.push(load::run(sidecar.api().base_url(), &asked("carol"), 1, turn).await.median);
+        nobody.push(load::run(sidecar.api().base_url(), &asked("nobody"), 1, turn).await.median);
+    }
+    let (user, nobody) = (middle(&mut user), middle(&mut nobody));
+    let ratio = nobody.as_secs_f64() / user.as_secs_f64();
+    println!("a user {}, anybody else {}, ratio {ratio:.2}", show(user), show(nobody));
+}
+
+fn middle(durations: &mut [Duration]) -> Duration {
+    durations.sort_unstable();
+    durations[durations.len() / 2]
+}
