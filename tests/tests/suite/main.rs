@@ -21,5 +21,7 @@ mod redis_store;
 mod serve;
 mod sms;
 mod standards;
+mod tokens;
+mod uniform;
 mod webhook_delivery;
 mod world;

@@ -12,4 +12,5 @@ mod redis;
 mod replicas;
 mod schema;
 mod seeds;
+mod tokens;
 mod users;

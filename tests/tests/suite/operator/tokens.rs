@@ -1,0 +1,155 @@
+//! Tokens as a realm asks for them: with the operator's keys and with its own, and what becomes of a key that is missing or replaced.
+
+use std::time::Duration;
+
+use data_encoding::{BASE64, BASE64URL_NOPAD};
+use serde_json::{Value, json};
+use twofactor_tests::http::Reply;
+use twofactor_tests::process::run;
+use twofactor_tests::tools;
+use twofactor_tests::wait::eventually;
+
+use super::cluster::{BOUND, Cluster, Sidecar, app_user, code_of};
+
+/// Keys are looked at every 30 seconds.
+const LOOKED_AT: Duration = Duration::from_secs(75);
+
+fn realm(tokens: &Value, more: &str) -> String {
+    format!(
+        "apiVersion: twofactor.fountainai.io/v1alpha1\nkind: TwoFactorRealm\nmetadata: {{name: default}}\n\
+         spec: {{tokens: {tokens}{more}}}\n---\n"
+    )
+}
+
+fn secret(name: &str, key: &str, value: &str) -> String {
+    let value = BASE64.encode(value.as_bytes());
+    format!("apiVersion: v1\nkind: Secret\nmetadata: {{name: {name}}}\ndata: {{{key}: {value}}}\n---\n")
+}
+
+async fn told(cluster: &Cluster, status: &str, reason: &str) {
+    eventually(LOOKED_AT, format_args!("TokensReady to be {status}, {reason}"), async || {
+        match cluster.condition_of("tfr", "default", "TokensReady") {
+            Some((found, why, _)) if found == status && why == reason => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    })
+    .await;
+}
+
+/// The answer to a right code of a user for whom a token is wanted.
+async fn ask(cluster: &Cluster, sidecar: &Sidecar, user: &str) -> Reply {
+    let body = json!({ "username": user, "otp_code": code_of(&cluster.seed(user)), "audience": "kms" });
+    sidecar.api.post_json("/auth/verify", &body).await
+}
+
+/// A token for a user who has not verified anything in this step. The realm says that there are tokens a moment earlier than
+/// sidecars know.
+async fn token(cluster: &Cluster, sidecar: &Sidecar, user: &str) -> String {
+    eventually(BOUND, "a token", async || {
+        let reply = ask(cluster, sidecar, user).await;
+        if reply.status == 200 {
+            Ok(reply.json()["token"].as_str().unwrap().to_owned())
+        } else {
+            Err(reply.body)
+        }
+    })
+    .await
+}
+
+fn part(token: &str, number: usize) -> Value {
+    let part = token.split('.').nth(number).unwrap();
+    serde_json::from_slice(&BASE64URL_NOPAD.decode(part.as_bytes()).unwrap()).unwrap()
+}
+
+async fn key_ids(sidecar: &Sidecar) -> Vec<String> {
+    let keys = sidecar.api.get("/.well-known/jwks.json").await.json();
+    let keys = keys["keys"].as_array().unwrap();
+    keys.iter().map(|key| key["kid"].as_str().unwrap().to_owned()).collect()
+}
+
+async fn started(
+    tokens: &Value,
+    more: &str,
+) -> (Cluster, twofactor_tests::operator::OperatorProcess, Sidecar) {
+    let cluster = Cluster::start().await;
+    let operator = cluster.operator().start().await;
+    cluster.apply(&[app_user("carol"), app_user("dora"), realm(tokens, more)].concat());
+    cluster.wait_ready("carol").await;
+    cluster.wait_ready("dora").await;
+    let namespace = cluster.namespace.clone();
+    let sidecar = cluster.sidecar_in(&namespace).await;
+    (cluster, operator, sidecar)
+}
+
+#[tokio::test]
+async fn a_realm_that_asks_for_tokens_has_them_signed_with_the_shared_key_which_is_made_once() {
+    let (cluster, operator, sidecar) = started(&json!({ "audiences": ["kms"] }), "").await;
+    told(&cluster, "True", "Available").await;
+    let token = token(&cluster, &sidecar, "carol").await;
+    let uid =
+        cluster.server.kubectl(&["get", "namespace", &cluster.namespace, "-o", "jsonpath={.metadata.uid}"]);
+    assert_eq!(part(&token, 1)["realm"], uid.trim());
+    let encoded = {
+        let path = "jsonpath={.data.SECRET_KEY}";
+        cluster.server.kubectl(&[
+            "--namespace",
+            &cluster.home,
+            "get",
+            "secret",
+            "twofactor-secret-key",
+            "-o",
+            path,
+        ])
+    };
+    let shared = String::from_utf8(BASE64.decode(encoded.trim().as_bytes()).unwrap()).unwrap();
+    let script = "import jwt, sys; print(jwt.decode(sys.argv[1], sys.argv[2], algorithms=['HS256'], audience='kms')['sub'])";
+    assert_eq!(run(tools::find("tools-python"), &["-c", script, &token, &shared]).trim(), "carol");
+    assert!(key_ids(&sidecar).await.is_empty());
+    let log = operator.process().output();
+    assert!(!log.contains(&shared));
+}
+
+#[tokio::test]
+async fn a_realm_has_an_own_key_without_any_secret() {
+    let tokens = json!({ "audiences": ["kms"], "algorithm": "EdDSA", "lifetimeSeconds": 30 });
+    let (cluster, _operator, sidecar) = started(&tokens, ", uniformAnswers: true").await;
+    told(&cluster, "True", "Available").await;
+    let token = token(&cluster, &sidecar, "carol").await;
+    let claims = part(&token, 1);
+    assert_eq!(claims["exp"].as_u64().unwrap() - claims["iat"].as_u64().unwrap(), 30);
+    assert_eq!(key_ids(&sidecar).await, [part(&token, 0)["kid"].as_str().unwrap()]);
+    // The same policy says that nobody learns who is a user.
+    assert_eq!(sidecar.api.verify("nobody", "000000").await.status, 401);
+    let missing =
+        cluster.server.try_kubectl(&["--namespace", &cluster.home, "get", "secret", "twofactor-secret-key"]);
+    assert!(missing.is_err(), "nobody needed it");
+}
+
+#[tokio::test]
+async fn a_key_that_is_missing_is_told_and_one_that_is_replaced_is_shown_a_while_longer() {
+    const FIRST: &str = "AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=";
+    const SECOND: &str = "AgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgI=";
+    let tokens = json!({ "audiences": ["kms"], "algorithm": "EdDSA", "secretRef": { "name": "signing" } });
+    let (cluster, _operator, sidecar) = started(&tokens, "").await;
+    told(&cluster, "False", "SecretNotFound").await;
+    let reply = ask(&cluster, &sidecar, "carol").await;
+    assert_eq!(
+        (reply.status, &reply.json()["detail"]),
+        (422, &json!("audience: this realm gives no tokens"))
+    );
+    cluster.apply(&secret("signing", "SECRET_KEY", "not the one that is needed"));
+    told(&cluster, "False", "SecretKeyMissing").await;
+    cluster.apply(&secret("signing", "ED25519_PRIVATE_KEY", FIRST));
+    told(&cluster, "True", "Available").await;
+    let first = token(&cluster, &sidecar, "carol").await;
+    let first = part(&first, 0)["kid"].as_str().unwrap().to_owned();
+    cluster.apply(&secret("signing", "ED25519_PRIVATE_KEY", SECOND));
+    let ids = eventually(LOOKED_AT, "both keys", async || {
+        let ids = key_ids(&sidecar).await;
+        if ids.len() == 2 { Ok(ids) } else { Err(format!("{ids:?}")) }
+    })
+    .await;
+    assert_eq!(ids[1], first, "the one before comes second");
+    let second = token(&cluster, &sidecar, "dora").await;
+    assert_eq!(part(&second, 0)["kid"], json!(ids[0]));
+}

@@ -1,0 +1,269 @@
+//! Uniform answers: nobody who sees them learns who is a user, or why a code was not accepted. What really happened is in the log.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use twofactor_core::realm::RealmRecord;
+use twofactor_core::time::UnixMillis;
+use twofactor_core::user::DeliveryMethod::{App, Email};
+use twofactor_tests::http::Reply;
+use twofactor_tests::mail::{MailServer, MailStage, MailTls};
+use twofactor_tests::process::{Launch, Process, Signal};
+use twofactor_tests::redis::RedisServer;
+use twofactor_tests::sidecar::SidecarProcess;
+use twofactor_tests::tools;
+use twofactor_tests::wait::eventually;
+
+use crate::serve::{metrics, with_mail};
+use crate::world::{Person, START, World};
+
+const BOUND: Duration = Duration::from_secs(10);
+
+/// A realm with uniform answers, in a Redis whose clock stands.
+struct Public {
+    world: World,
+    mail: MailServer,
+    sidecar: SidecarProcess,
+    _credentials: TempDir,
+}
+
+async fn public(people: &[&str]) -> (Public, Vec<Person>) {
+    let redis = RedisServer::builder().with_movable_clock().start().await;
+    redis.clock().set_unix_millis(START).await;
+    let world = World::in_redis_with_real_time(redis).await;
+    let mail = MailServer::builder().tls(MailTls::StartTls).start().await;
+    let mut all = Vec::new();
+    for name in people {
+        all.push(world.person(name, Email).await);
+    }
+    all.push(world.person("clock", App).await);
+    let realm = RealmRecord { uniform_answers: true, ..with_mail(&mail) };
+    world.fill_with(&realm, &all.iter().collect::<Vec<_>>()).await;
+    let credentials = world.credentials("kms");
+    let path = credentials.path().to_str().unwrap().to_owned();
+    let sidecar = SidecarProcess::builder().args(["serve", "--credentials", &path]).start().await;
+    (Public { world, mail, sidecar, _credentials: credentials }, all)
+}
+
+impl Public {
+    async fn generate(&self, name: &str) -> Reply {
+        self.sidecar.api().post_json("/auth/generate", &json!({ "username": name })).await
+    }
+
+    async fn verify(&self, name: &str, code: &str) -> Reply {
+        self.sidecar.api().verify(name, code).await
+    }
+
+    /// Asks for a code and gives the one that was mailed.
+    async fn mailed(&self, name: &str) -> String {
+        let reply = self.generate(name).await;
+        assert_eq!(reply.status, 200, "{}", reply.body);
+        let text = self.mail.wait_for_message(&format!("{name}@example.org"), BOUND).await.text;
+        text.lines().next().unwrap().rsplit(' ').next().unwrap().to_owned()
+    }
+
+    async fn outcome(&self, operation: &str, outcome: &str) {
+        let line = format!("twofactor_decisions_total{{operation=\"{operation}\",outcome=\"{outcome}\"}}");
+        eventually(BOUND, format_args!("{line} in the metrics"), async || {
+            metrics(&self.sidecar).await.contains(&line)
+        })
+        .await;
+    }
+
+    /// Moves the clock of Redis, and lets the sidecar learn of it, so that no other request has to.
+    async fn set_time(&self, millis: u64) {
+        self.world.redis().clock().set_unix_millis(millis).await;
+        // Of a name that is nobody's, Redis has nothing to compare its clock for.
+        assert_eq!(self.verify("clock", "000000").await.status, 401);
+        assert_eq!(self.generate("clock").await.status, 200);
+        self.outcome("generate", "no-delivery-method").await;
+    }
+}
+
+/// What an onlooker sees: status, headers but for the time, and body.
+fn seen(reply: &Reply) -> (u16, Vec<(String, String)>, String) {
+    let mut headers: Vec<(String, String)> = reply
+        .headers
+        .iter()
+        .filter(|(name, _)| *name != "date")
+        .map(|(name, value)| (name.to_string(), value.to_str().unwrap().to_owned()))
+        .collect();
+    headers.sort();
+    (reply.status, headers, reply.body.clone())
+}
+
+/// What Redis is asked, as it happens.
+struct Monitor(Process);
+
+impl Monitor {
+    async fn start(redis: &RedisServer) -> Self {
+        let monitor = Launch::new(tools::find("redis-cli"))
+            .args(["-h", "127.0.0.1", "-p", &redis.port().to_string(), "monitor"])
+            .patience(Duration::ZERO)
+            .start();
+        monitor.wait_for_line("OK", BOUND).await;
+        Self(monitor)
+    }
+
+    /// The commands about a user, sorted, without those that scripts call: these cost no round trip.
+    async fn commands(&self, world: &World, name: &str) -> Vec<String> {
+        let mark = format!("mark-{name}");
+        let mut connection = world.redis().connect().await;
+        redis::cmd("ECHO").arg(&mark).exec_async(&mut connection).await.unwrap();
+        self.0.wait_for_line(&mark, BOUND).await;
+        let pseudonym = format!("{{{}}}", world.keys().pseudonym(&name.parse().unwrap()));
+        let output = self.0.stdout();
+        let about = output.lines().filter(|line| line.contains(&pseudonym) && !line.contains(" lua]"));
+        let mut commands: Vec<String> =
+            about.map(|line| line.split('"').nth(1).unwrap().to_ascii_uppercase()).collect();
+        commands.sort();
+        commands
+    }
+}
+
+#[tokio::test]
+async fn every_refusal_of_verify_looks_the_same_and_costs_the_same() {
+    let names = ["used", "never", "expired", "wrong", "blocked", "disabled", "digits"];
+    let (public, people) = public(&names).await;
+    let person = |name: &str| &people[names.iter().position(|known| *known == name).unwrap()];
+    let mut record = person("disabled").record.clone();
+    record.definition.enabled = false;
+    public.world.publish(record, false).await;
+    // The first request about anything opens connections and reads the realm.
+    public.set_time(START).await;
+
+    let expired = public.mailed("expired").await;
+    let now = START + 6 * 60_000;
+    public.set_time(now).await;
+    let used = public.mailed("used").await;
+    assert_eq!(public.verify("used", &used).await.status, 200);
+    let now = UnixMillis::new(now);
+    let wrong = |name: &str| person(name).wrong_code(now).expose_secret().to_owned();
+    for _ in 0..5 {
+        assert_eq!(public.verify("blocked", &wrong("blocked")).await.status, 401);
+    }
+
+    let monitor = Monitor::start(public.world.redis()).await;
+    let never = person("never").code_at(now, 0).expose_secret().to_owned();
+    let expected = seen(&public.verify("wrong", &wrong("wrong")).await);
+    assert_eq!((expected.0, expected.1.iter().any(|(name, _)| name == "retry-after")), (401, false));
+    let problem: Value = serde_json::from_str(&expected.2).unwrap();
+    assert_eq!(problem["detail"], "Invalid OTP or expired.");
+    let work = monitor.commands(&public.world, "wrong").await;
+    assert_eq!(work, ["EVALSHA", "EXISTS", "EXISTS", "GET"]);
+    for (name, code, outcome) in [
+        ("nobody", "123456".to_owned(), "unknown-user"),
+        ("disabled", person("disabled").code_at(now, 0).expose_secret().to_owned(), "unknown-user"),
+        ("used", used, "used-code"),
+        ("never", never, "used-code"),
+        ("expired", expired, "invalid-code"),
+        ("blocked", wrong("blocked"), "throttled"),
+        ("digits", "12345678".to_owned(), "invalid-code"),
+    ] {
+        assert_eq!(seen(&public.verify(name, &code).await), expected, "{name}");
+        public.outcome("verify", outcome).await;
+        assert_eq!(monitor.commands(&public.world, name).await, work, "{name}");
+    }
+    let line = public.sidecar.process().wait_for_line("unknown-user", BOUND).await;
+    assert!(line.contains("username="), "the log says what happened: {line}");
+}
+
+#[tokio::test]
+async fn generate_answers_every_name_alike_and_mails_to_users_only() {
+    let names = ["alice", "disabled", "seedless"];
+    let (public, people) = public(&names).await;
+    let carol = public.world.person("carol", App).await;
+    let mut disabled = people[1].record.clone();
+    disabled.definition.enabled = false;
+    public.world.publish(disabled, false).await;
+    let mut seedless = people[2].record.clone();
+    seedless.seed = None;
+    public.world.publish(seedless, false).await;
+    public.set_time(START + 60_000).await;
+
+    let monitor = Monitor::start(public.world.redis()).await;
+    let expected = seen(&public.generate("alice").await);
+    assert_eq!(expected.0, 200);
+    let body: Value = serde_json::from_str(&expected.2).unwrap();
+    assert_eq!(body.as_object().unwrap().len(), 1, "no code: {body}");
+    let text = public.mail.wait_for_message("alice@example.org", BOUND).await.text;
+    public.outcome("generate", "delivered").await;
+    let work = monitor.commands(&public.world, "alice").await;
+    assert_eq!(work, ["EVALSHA", "EVALSHA", "EXISTS", "EXISTS", "GET"]);
+    // The second script takes note of what became of it, after the answer; of somebody who is no user there is nothing to note.
+    let before_the_answer = &work[1..];
+    for (name, outcome, work) in [
+        ("nobody", "unknown-user", before_the_answer),
+        ("disabled", "unknown-user", before_the_answer),
+        ("seedless", "no-secret", &work[..]),
+        ("carol", "no-delivery-method", &work[..]),
+    ] {
+        assert_eq!(seen(&public.generate(name).await), expected, "{name}");
+        public.outcome("generate", outcome).await;
+        eventually(BOUND, format_args!("the work for {name}"), async || {
+            let commands = monitor.commands(&public.world, name).await;
+            if commands == work { Ok(()) } else { Err(format!("{commands:?}")) }
+        })
+        .await;
+    }
+    // The code is good until it was said to be, at least.
+    let code = text.lines().next().unwrap().rsplit(' ').next().unwrap();
+    let promised = UnixMillis::new(START + 60_000 + 300_000);
+    assert!(expected.2.contains(&rfc3339(promised)), "{}", expected.2);
+    public.set_time(promised.millis()).await;
+    assert_eq!(public.verify("alice", code).await.status, 200);
+    // Asked for again in the step in which it was used up, it is still said to be on its way.
+    assert_eq!(public.generate("alice").await.status, 200);
+    let app = carol.code_at(promised, 0);
+    assert_eq!(public.verify("carol", app.expose_secret()).await.status, 200);
+    assert_eq!(
+        public.mail.messages().await.iter().filter(|mail| mail.to != ["alice@example.org"]).count(),
+        0
+    );
+}
+
+fn rfc3339(moment: UnixMillis) -> String {
+    twofactor_tests::process::run(
+        "date",
+        &["-u", "-d", &format!("@{}", moment.seconds()), "+%Y-%m-%dT%H:%M:%SZ"],
+    )
+    .trim()
+    .to_owned()
+}
+
+#[tokio::test]
+async fn a_provider_that_refuses_is_seen_in_the_log_and_not_in_the_answer() {
+    let (public, _) = public(&["alice"]).await;
+    public.mail.fail(MailStage::Rcpt, "550 5.1.1 no such mailbox", None).await;
+    let refused = seen(&public.generate("alice").await);
+    assert_eq!(refused.0, 200, "{}", refused.2);
+    public.outcome("generate", "not-delivered").await;
+    assert_eq!(seen(&public.generate("nobody").await).0, 200);
+}
+
+#[tokio::test]
+async fn what_was_answered_is_delivered_also_when_the_sidecar_is_told_to_stop() {
+    let names: Vec<String> = (0..20).map(|number| format!("user{number}")).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let (public, _) = public(&names).await;
+    public.set_time(START).await;
+    let replies = futures_util::future::join_all(names.iter().map(|name| public.generate(name))).await;
+    public.sidecar.process().signal(Signal::Term);
+    assert!(replies.iter().all(|reply| reply.status == 200));
+    assert!(public.sidecar.process().wait_exit(Duration::from_secs(20)).await.success());
+    assert_eq!(public.mail.messages().await.len(), names.len());
+}
+
+#[tokio::test]
+async fn an_outage_is_told_of_every_name_alike() {
+    let (public, _) = public(&["alice"]).await;
+    assert_eq!(public.verify("alice", "123456").await.status, 401);
+    public.world.redis().flush_all().await;
+    let expected = seen(&public.verify("alice", "123456").await);
+    assert_eq!(expected.0, 503);
+    assert_eq!(seen(&public.verify("nobody", "123456").await), expected);
+    let expected = seen(&public.generate("alice").await);
+    assert_eq!(expected.0, 503);
+    assert_eq!(seen(&public.generate("nobody").await), expected);
+}
