@@ -12,6 +12,7 @@ mod email;
 mod fuzz;
 mod harness;
 mod operator;
+mod outcomes;
 mod races;
 mod redis_cluster;
 mod redis_days;

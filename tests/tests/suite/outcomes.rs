@@ -1,0 +1,316 @@
+//! The table of `docs/outcomes.md`, line by line: each outcome is brought about and compared, and each that there is has a line.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use twofactor_core::limits::Limits;
+use twofactor_core::realm::RealmRecord;
+use twofactor_core::user::DeliveryMethod::{self, App, Email};
+use twofactor_sidecar::outcomes;
+use twofactor_tests::http::Reply;
+use twofactor_tests::mail::{MailServer, MailStage, MailTls};
+use twofactor_tests::redis::RedisServer;
+use twofactor_tests::sidecar::SidecarProcess;
+use twofactor_tests::wait::eventually;
+
+use crate::serve::{metrics, shown, with_mail};
+use crate::world::{World, names, record};
+
+const BOUND: Duration = Duration::from_secs(10);
+
+/// A line of the table.
+#[derive(Clone, Debug)]
+struct Line {
+    asked: String,
+    outcome: String,
+    status: u16,
+    detail: String,
+    retry: bool,
+    log: bool,
+    metric: bool,
+    history: Option<String>,
+}
+
+fn table() -> Vec<Line> {
+    let page = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/outcomes.md")).unwrap();
+    let rows = page.lines().filter(|line| line.starts_with('|')).skip(2);
+    rows.map(|row| {
+        let cells: Vec<&str> = row.trim_matches('|').split(" | ").map(str::trim).collect();
+        let [asked, outcome, status, detail, retry, log, metric, history, advice] = cells[..] else {
+            panic!("{row}")
+        };
+        assert!(!advice.is_empty(), "{row}");
+        let flag = |text: &str, yes: &str, no: &str| {
+            assert!(text == yes || text == no, "{text} in {row}");
+            text == yes
+        };
+        Line {
+            asked: asked.to_owned(),
+            outcome: outcome.trim_matches('`').to_owned(),
+            status: status.parse().unwrap(),
+            detail: detail.to_owned(),
+            retry: flag(retry, "yes", "no"),
+            log: flag(log, "audit", "—"),
+            metric: flag(metric, "decision", "—"),
+            history: (history != "—").then(|| history.trim_matches('`').to_owned()),
+        }
+    })
+    .collect()
+}
+
+#[test]
+fn every_outcome_that_there_is_has_a_line_and_every_line_an_outcome() {
+    let told: BTreeSet<String> = table().into_iter().map(|line| line.outcome).collect();
+    let there_are: BTreeSet<String> =
+        outcomes::refusals().into_iter().chain(outcomes::SUCCESSES).map(str::to_owned).collect();
+    assert_eq!(told, there_are);
+}
+
+/// A sidecar with everything around it, in which any outcome can be had.
+struct Scene {
+    world: World,
+    mail: MailServer,
+    sidecar: SidecarProcess,
+    stranger: SidecarProcess,
+    _credentials: [TempDir; 2],
+}
+
+impl Scene {
+    async fn set(limits: Limits) -> Self {
+        let world = World::in_redis_with_real_time(RedisServer::start().await).await;
+        let mail = MailServer::builder().tls(MailTls::StartTls).start().await;
+        let callers = Some(["kms".to_owned()].into());
+        world.fill_with(&RealmRecord { callers, limits, ..with_mail(&mail) }, &[]).await;
+        let credentials = ["kms", "shop"].map(|caller| world.credentials(caller));
+        let start = async |folder: &TempDir| {
+            let path = folder.path().to_str().unwrap();
+            SidecarProcess::builder().args(["serve", "--credentials", path]).start().await
+        };
+        let (sidecar, stranger) = (start(&credentials[0]).await, start(&credentials[1]).await);
+        Self { world, mail, sidecar, stranger, _credentials: credentials }
+    }
+
+    async fn generate(&self, name: &str) -> Reply {
+        self.sidecar.api().post_json("/auth/generate", &json!({ "username": name })).await
+    }
+
+    async fn verify(&self, name: &str, code: &str) -> Reply {
+        self.sidecar.api().verify(name, code).await
+    }
+
+    /// Brings an outcome about, for a user of that name. `None` for what only a defect brings about.
+    async fn bring_about(&self, line: &Line, name: &str) -> Option<Reply> {
+        let reply = match (line.asked.as_str(), line.outcome.as_str()) {
+            ("generate", "delivered") => {
+                self.world.person(name, Email).await;
+                self.generate(name).await
+            }
+            ("generate", "unknown-user") => self.generate(name).await,
+            ("generate", "no-secret") => {
+                let mut seedless = record(name, Email);
+                seedless.seed = None;
+                self.world.publish(seedless, false).await;
+                self.generate(name).await
+            }
+            ("generate", "no-delivery-method") => {
+                self.world.person(name, App).await;
+                self.generate(name).await
+            }
+            ("generate", "disabled-by-failures") => {
+                self.disable(name, Email).await;
+                self.generate(name).await
+            }
+            ("verify", "disabled-by-failures") => {
+                self.disable(name, App).await;
+                self.verify(name, "00000000").await
+            }
+            ("generate", "asked-too-soon") => {
+                self.world.person(name, Email).await;
+                assert_eq!(self.generate(name).await.status, 200);
+                self.generate(name).await
+            }
+            ("generate", "deliveries-used-up") => {
+                for name in ["first", name] {
+                    self.world.person(name, Email).await;
+                }
+                assert_eq!(self.generate("first").await.status, 200);
+                self.generate(name).await
+            }
+            ("generate", "code-consumed") => self.consumed(name).await,
+            ("generate", "not-delivered") => {
+                self.world.person(name, Email).await;
+                self.mail.fail(MailStage::Rcpt, "550 5.1.1 no such mailbox", None).await;
+                let reply = self.generate(name).await;
+                self.mail.heal().await;
+                reply
+            }
+            (asked @ ("generate" | "verify"), "store-unavailable") => {
+                self.world.person(name, App).await;
+                self.world.redis().pause().await;
+                let reply = if asked == "verify" {
+                    self.verify(name, "000000").await
+                } else {
+                    self.generate(name).await
+                };
+                self.world.redis().resume();
+                eventually(BOUND, "recovery", async || self.verify("nobody", "000000").await.status == 404)
+                    .await;
+                reply
+            }
+            ("generate", "not-let-in") => self.stranger.api().generate(name).await,
+            ("verify", "not-let-in") => self.stranger.api().verify(name, "000000").await,
+            (asked @ ("generate" | "verify"), "malformed-request") => {
+                self.sidecar.api().post_json(&format!("/auth/{asked}"), &json!({ "user": name })).await
+            }
+            ("verify", "accepted") => {
+                let person = self.world.person(name, App).await;
+                self.verify(name, &shown(&person)).await
+            }
+            ("verify", "invalid-code") => {
+                self.world.person(name, App).await;
+                self.verify(name, "00000000").await
+            }
+            ("verify", "used-code") => {
+                let person = self.world.person(name, App).await;
+                let code = shown(&person);
+                assert_eq!(self.verify(name, &code).await.status, 200);
+                self.verify(name, &code).await
+            }
+            ("verify", "unknown-user") => self.verify(name, "000000").await,
+            ("verify", "throttled") => {
+                self.world.person(name, App).await;
+                for _ in 0..5 {
+                    assert_eq!(self.verify(name, "00000000").await.status, 401);
+                }
+                self.verify(name, "00000000").await
+            }
+            ("any", "no-such-path") => self.sidecar.api().get("/auth/nothing").await,
+            ("any", "wrong-method") => self.sidecar.api().get("/auth/verify").await,
+            ("any", "foreign-origin") => {
+                let headers = [("origin", "https://example.org")];
+                self.sidecar.api().raw("POST", "/auth/generate?username=alice", &headers, "").await
+            }
+            ("any", "body-too-large") => {
+                self.sidecar.api().post_json("/auth/verify", &json!({ "username": "x".repeat(9000) })).await
+            }
+            ("any", "body-too-slow") => self.too_slow().await,
+            ("any", "internal-error") => return None,
+            _ => panic!("nobody knows how to bring this about: {line:?}"),
+        };
+        Some(reply)
+    }
+
+    /// A user whose hundredth failure in a row this is; the others were in another namespace.
+    async fn disable(&self, name: &str, method: DeliveryMethod) {
+        let person = self.world.person(name, method).await;
+        let state = names().user(&person.pseudonym).state;
+        let mut connection = self.world.redis().connect().await;
+        let set = redis::cmd("HSET").arg(state).arg("failures:elsewhere").arg(99).clone();
+        set.exec_async(&mut connection).await.unwrap();
+        assert_eq!(self.verify(name, "00000000").await.status, 401);
+    }
+
+    /// A code that was used up and is asked for again within its step.
+    async fn consumed(&self, name: &str) -> Reply {
+        self.world.person(name, Email).await;
+        for _ in 0..3 {
+            assert_eq!(self.generate(name).await.status, 200);
+            let text = self.mail.wait_for_message(&format!("{name}@example.org"), BOUND).await.text;
+            let code = text.lines().next().unwrap().rsplit(' ').next().unwrap().to_owned();
+            assert_eq!(self.verify(name, &code).await.status, 200);
+            let reply = self.generate(name).await;
+            // Unless a step began in between.
+            if reply.status != 200 {
+                return reply;
+            }
+        }
+        panic!("a step began each time");
+    }
+
+    async fn too_slow(&self) -> Reply {
+        let address = self.sidecar.api().base_url().strip_prefix("http://").unwrap().to_owned();
+        let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+        let head = "POST /auth/verify HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: 50\r\n\r\n{";
+        stream.write_all(head.as_bytes()).await.unwrap();
+        let mut answer = vec![0; 4096];
+        let read = tokio::time::timeout(BOUND, stream.read(&mut answer)).await.unwrap().unwrap();
+        let answer = String::from_utf8_lossy(&answer[..read]).into_owned();
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+        let content_type = "application/problem+json".parse().unwrap();
+        assert!(head.to_ascii_lowercase().contains("content-type: application/problem+json"), "{head}");
+        Reply {
+            status,
+            headers: [(reqwest::header::CONTENT_TYPE, content_type)].into_iter().collect(),
+            body: body.to_owned(),
+        }
+    }
+}
+
+/// Whether a sentence is as the table has it, where `…` stands for anything.
+fn reads(sentence: &str, pattern: &str) -> bool {
+    let mut rest = sentence;
+    let parts: Vec<&str> = pattern.split('…').collect();
+    for (number, part) in parts.iter().enumerate() {
+        match rest.find(part) {
+            Some(0) => rest = &rest[part.len()..],
+            // Something stands for the dots, but before the first part there are none.
+            Some(at) if number > 0 => rest = &rest[at + part.len()..],
+            _ => return false,
+        }
+    }
+    rest.is_empty() || pattern.ends_with('…')
+}
+
+#[tokio::test]
+async fn every_line_of_the_table_is_what_happens() {
+    // Limits are in the way of everything but what they are about.
+    let free = Scene::set(Limits::NONE).await;
+    let usual = Scene::set(Limits::default()).await;
+    let used_up = Scene::set(Limits { deliveries_per_hour: 1, ..Limits::NONE }).await;
+    for (number, line) in table().iter().enumerate() {
+        let name = format!("user{number}");
+        let scene = match line.outcome.as_str() {
+            "asked-too-soon" => &usual,
+            "deliveries-used-up" => &used_up,
+            _ => &free,
+        };
+        let Some(reply) = scene.bring_about(line, &name).await else { continue };
+        let about = format!("{line:?}: {} {}", reply.status, reply.body);
+        assert_eq!(reply.status, line.status, "{about}");
+        assert_eq!(reply.header("retry-after").is_some(), line.retry, "{about}");
+        let body: Value = reply.json();
+        if line.status == 200 {
+            assert!(body.get(line.detail.trim_matches('`')).is_some(), "{about}");
+        } else {
+            assert_eq!(reply.header("content-type"), Some("application/problem+json"), "{about}");
+            let kind = match line.outcome.as_str() {
+                "disabled-by-failures" => "unknown-user",
+                outcome => outcome,
+            };
+            assert_eq!(body["type"], format!("urn:fountainai:2fa:{kind}"), "{about}");
+            assert!(reads(body["detail"].as_str().unwrap(), &line.detail), "{about}");
+        }
+        let sidecar = if line.outcome == "not-let-in" { &scene.stranger } else { &scene.sidecar };
+        let user = format!("username=\"{name}\"");
+        let said = format!("operation=\"{}\" outcome=\"{}\" {user}", line.asked, line.outcome);
+        let counted =
+            format!("twofactor_decisions_total{{operation=\"{}\",outcome=\"{}\"}}", line.asked, line.outcome);
+        if line.log {
+            let audit = sidecar.process().wait_for_line(&said, BOUND).await;
+            assert!(audit.contains("audit"), "{audit}");
+        } else {
+            assert!(!sidecar.process().stderr().contains(&user), "{about}");
+        }
+        assert_eq!(metrics(sidecar).await.contains(&counted), line.metric, "{about}");
+        let pseudonym = scene.world.keys().pseudonym(&name.parse().unwrap());
+        let history = scene.world.store.history(&pseudonym).await.unwrap();
+        let last = history.last().map(|entry| entry.outcome.clone());
+        assert_eq!(last, line.history, "{about}: {history:?}");
+    }
+}
