@@ -11,6 +11,7 @@ mod dev;
 mod email;
 mod fuzz;
 mod harness;
+mod metrics;
 mod operator;
 mod outcomes;
 mod races;
