@@ -4,6 +4,7 @@
 mod acl;
 mod browser;
 mod chart;
+mod clients;
 mod conformance;
 mod contract;
 mod credentials;
