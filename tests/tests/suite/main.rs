@@ -10,6 +10,7 @@ mod contract;
 mod credentials;
 mod dev;
 mod email;
+mod flaws;
 mod fuzz;
 mod harness;
 mod metrics;
