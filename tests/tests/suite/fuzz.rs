@@ -1,4 +1,4 @@
-//! Whatever comes in, nothing panics and everything is answered: sealed records, manifests, requests.
+//! Whatever comes in, nothing panics and everything is answered: sealed records, manifests, templates, requests.
 //!
 //! The number of cases is bounded; `PROPTEST_CASES=100000 cargo test -p twofactor-tests --test suite fuzz` looks longer.
 
@@ -11,10 +11,13 @@ use proptest::test_runner::TestRunner;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use twofactor_api::manifest;
+use twofactor_core::code::Code;
 use twofactor_core::key::{MasterKey, RealmKeys};
+use twofactor_core::message::{MessageTemplates, Part};
 use twofactor_core::realm::RealmRecord;
 use twofactor_core::record::UserRecord;
 use twofactor_core::seal::{self, Revision, Subject};
+use twofactor_core::template::Values;
 use twofactor_core::user::DeliveryMethod;
 use twofactor_tests::scratch;
 use twofactor_tests::sidecar::SidecarProcess;
@@ -104,6 +107,53 @@ proptest! {
         let found = manifest::read("any.yaml", whole.replacen(part, &other, 1).as_bytes());
         for user in &found.users {
             let _ = user.validate();
+        }
+    }
+}
+
+/// Text with pieces of placeholders in it.
+fn nearly_a_template() -> impl Strategy<Value = String> {
+    let piece = prop_oneof![
+        Just("{{code}}".to_owned()),
+        Just("{{ context }}".to_owned()),
+        Just("{{username}}".to_owned()),
+        Just("{{".to_owned()),
+        Just("}}".to_owned()),
+        Just("{".to_owned()),
+        "\\{\\{[a-z_ ]{0,12}\\}\\}",
+        ".{0,20}",
+    ];
+    prop::collection::vec(piece, 0..8).prop_map(|pieces| pieces.concat())
+}
+
+proptest! {
+    #[test]
+    fn a_template_of_any_text_is_read_or_refused_and_no_value_breaks_out_of_it(
+        text in nearly_a_template(),
+        value in prop_oneof!["\\PC{0,60}", ".{0,60}", Just("a\r\nBcc: x@example.org\u{2028}<b>&\u{202e}\u{0}".to_owned())],
+    ) {
+        let code = Code::parse("123456").unwrap();
+        let values = Values {
+            code: &code,
+            expires_at: "2026-11-22T12:00:00Z",
+            issuer: &value,
+            username: &value,
+            service: "kms",
+            context: Some(&value),
+        };
+        for part in [Part::Subject, Part::Text, Part::Html, Part::Sms] {
+            let Ok(template) = part.parse(&text) else { continue };
+            let mut templates = MessageTemplates::default();
+            templates.set(part, Some(template));
+            let lines = |filled: &str| filled.lines().count();
+            prop_assert!(!templates.subject(&values).contains(['\r', '\n', '\0']));
+            // A value is a part of a line, and of nothing else: another one makes no more lines and no markup.
+            let plain = Values { issuer: "x", username: "x", context: Some("x"), ..values };
+            prop_assert_eq!(lines(&templates.text(&values)), lines(&templates.text(&plain)));
+            prop_assert!(lines(&templates.sms(&values)) <= lines(&templates.sms(&plain)));
+            let tags = |html: Option<String>| html.map(|html| html.matches('<').count());
+            prop_assert_eq!(tags(templates.html(&values)), tags(templates.html(&plain)));
+            prop_assert!(templates.text(&values).contains("123456") && templates.sms(&values).contains("123456"));
         }
     }
 }
