@@ -34,7 +34,7 @@ impl Default for Scripts {
         let script = |parts: &[&str]| Script::new(&text(&parts.concat()));
         Self {
             verify: Script::new(&verify_script()),
-            issue: script(&[AUDIT, ASKED, include_str!("../scripts/issue.lua")]),
+            issue: Script::new(&issue_script()),
             conclude: script(&[AUDIT, ASKED, include_str!("../scripts/conclude.lua")]),
             deliveries: script(&[include_str!("../scripts/deliveries.lua")]),
         }
@@ -46,6 +46,12 @@ impl Default for Scripts {
 #[must_use]
 pub fn verify_script() -> String {
     text(&[AUDIT, include_str!("../scripts/verify.lua")].concat())
+}
+
+/// The script that decides whether a code is made, for the same purpose.
+#[must_use]
+pub fn issue_script() -> String {
+    text(&[AUDIT, ASKED, include_str!("../scripts/issue.lua")].concat())
 }
 
 /// What a deciding script answers: a word and up to three numbers, of which the last is 1 when the history could not be

@@ -19,7 +19,7 @@ use redis::{FromRedisValue, Pipeline, Script};
 use twofactor_core::names::{Pseudonym, RealmNames};
 use twofactor_core::time::UnixMillis;
 
-pub use self::decide::verify_script;
+pub use self::decide::{issue_script, verify_script};
 pub use self::settings::{Setting, SettingsWatch, Strength, Strengths};
 use crate::clock::Clock;
 use crate::link::{Link, Operation};

@@ -8,23 +8,30 @@ use twofactor_tests::tools;
 
 use crate::Figures;
 
-/// Calls, roughly as many as are made in `duration`.
+/// Calls, roughly as many as are made in `duration`, of which each has to come to `outcome`.
 pub(crate) async fn run(
     redis: &RedisServer,
     arguments: &[String],
+    outcome: &str,
     connections: usize,
     duration: Duration,
 ) -> Figures {
     // What is measured has to be the decision that the sidecar gets.
-    let mut command = redis::cmd("EVALSHA");
-    command.arg(arguments);
-    let answer: (String, i64) =
-        command.query_async(&mut redis.connect().await).await.expect("the script's answer");
-    assert_eq!(answer.0, "used");
+    check(redis, arguments, outcome).await;
     let trial = benchmark(redis, arguments, connections, 20_000);
     let calls = trial.per_second * duration.as_secs_f64();
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a number of calls")]
-    benchmark(redis, arguments, connections, calls as usize)
+    let figures = benchmark(redis, arguments, connections, calls as usize);
+    check(redis, arguments, outcome).await;
+    figures
+}
+
+async fn check(redis: &RedisServer, arguments: &[String], outcome: &str) {
+    let mut command = redis::cmd("EVALSHA");
+    command.arg(arguments);
+    let answer: (String, i64, i64, i64) =
+        command.query_async(&mut redis.connect().await).await.expect("the script's answer");
+    assert_eq!(answer.0, outcome);
 }
 
 fn benchmark(redis: &RedisServer, arguments: &[String], connections: usize, calls: usize) -> Figures {

@@ -8,11 +8,11 @@ use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use twofactor_tests::process::Launch;
-use twofactor_tests::sidecar::SidecarProcess;
 use twofactor_tests::{ports, tools};
 
 use crate::load;
 use crate::realm::{self, Realm};
+use crate::serve;
 
 const VERIFIES: usize = 1_000_000;
 const CONNECTIONS: usize = 64;
@@ -38,9 +38,7 @@ pub(crate) async fn run(realm: &Realm, credentials: &Path) {
         milliseconds(starts[STARTS - 1]),
     );
 
-    let path = credentials.to_str().expect("a path in UTF-8");
-    let sidecar =
-        SidecarProcess::builder().args(["serve", "--log", "warn", "--credentials", path]).start().await;
+    let sidecar = serve(credentials).await;
     let (pid, mut done, mut shown) = (sidecar.process().id(), 0, Vec::new());
     while done < VERIFIES {
         let code = realm.use_up_the_current_code(&sidecar.api()).await;

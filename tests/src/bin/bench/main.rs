@@ -1,8 +1,8 @@
-//! `make bench`: what a verify costs, beside what Redis alone takes for the same script, and what the operator takes
+//! `make bench`: what verify and generate cost, beside what Redis alone takes for the same scripts, and what the operator takes
 //! for many users, beside a bare client that makes the same writes; all on the same machine in the same run.
 //!
-//! Enters: release binaries, a real Redis and a real API server; `verify`, `uniform`, `footprint` or `operator` as an argument chooses one
-//! part. Leaves: tables. Absolute figures depend on the machine; the ratios should not.
+//! Enters: release binaries, a real Redis and a real API server; `verify`, `generate`, `uniform`, `footprint` or `operator`
+//! as an argument chooses one part. Leaves: tables. Absolute figures depend on the machine; the ratios should not.
 
 mod floor;
 mod footprint;
@@ -11,8 +11,10 @@ mod operator;
 mod realm;
 mod uniform;
 
+use std::path::Path;
 use std::time::Duration;
 
+use twofactor_tests::mail::MailServer;
 use twofactor_tests::redis::RedisServer;
 use twofactor_tests::sidecar::SidecarProcess;
 
@@ -38,6 +40,9 @@ async fn main() {
     if is_wanted("verify") {
         verify().await;
     }
+    if is_wanted("generate") {
+        generate().await;
+    }
     if is_wanted("uniform") {
         let redis = RedisServer::start().await;
         let realm = Realm::publish(&redis).await;
@@ -60,29 +65,61 @@ async fn verify() {
     let redis = RedisServer::start().await;
     let realm = Realm::publish(&redis).await;
     let credentials = realm.credentials(&redis);
-    let path = credentials.path().to_str().expect("a path in UTF-8").to_owned();
-    let sidecar =
-        SidecarProcess::builder().args(["serve", "--log", "warn", "--credentials", &path]).start().await;
+    let sidecar = serve(credentials.path()).await;
     println!("A verify that is decided (the code is used up, so nothing is counted), {DURATION:?} each.\n");
-    println!(
-        "connections |      sidecar: rate   p50       p99 |   the script: rate   p50       p99 | ratio: rate   p99 |   HTTP alone: rate   p50"
-    );
+    print_head();
     for connections in CONNECTIONS {
         let code = realm.use_up_the_current_code(&sidecar.api()).await;
         let ours = load::run(sidecar.api().base_url(), &realm::used_up(&code), connections, DURATION).await;
         let code = realm.use_up_the_current_code(&sidecar.api()).await;
-        let floor = floor::run(&redis, &realm.script_arguments(&code), connections, DURATION).await;
+        let floor = floor::run(&redis, &realm.verify_arguments(&code), "used", connections, DURATION).await;
         let http = load::run(sidecar.api().base_url(), &load::HEALTH, connections, DURATION).await;
-        println!(
-            "{connections:>11} | {} | {} | {:>11.2}  {:>4.1} | {:>14.0}/s  {:>8}",
-            shown(&ours),
-            shown(&floor),
-            ours.per_second / floor.per_second,
-            ours.p99.as_secs_f64() / floor.p99.as_secs_f64(),
-            http.per_second,
-            show(http.median),
-        );
+        print(connections, &ours, &floor, &http);
     }
+}
+
+async fn generate() {
+    let (redis, mail) = (RedisServer::start().await, MailServer::start().await);
+    let policy = realm::with_mail(mail.port());
+    let realm = Realm::publish_with(&redis, &policy).await;
+    let credentials = realm.credentials(&redis);
+    let sidecar = serve(credentials.path()).await;
+    let first = sidecar.api().generate("alice").await;
+    assert_eq!(first.status, 200, "{}", first.body);
+    println!(
+        "\nA generate that is decided (too soon after the last one, so nothing is sent), {DURATION:?} each.\n"
+    );
+    print_head();
+    for connections in CONNECTIONS {
+        let ours = load::run(sidecar.api().base_url(), &realm::too_soon(), connections, DURATION).await;
+        let floor =
+            floor::run(&redis, &realm.issue_arguments(&policy), "too-soon", connections, DURATION).await;
+        let http = load::run(sidecar.api().base_url(), &load::HEALTH, connections, DURATION).await;
+        print(connections, &ours, &floor, &http);
+    }
+}
+
+async fn serve(credentials: &Path) -> SidecarProcess {
+    let path = credentials.to_str().expect("a path in UTF-8");
+    SidecarProcess::builder().args(["serve", "--log", "warn", "--credentials", path]).start().await
+}
+
+fn print_head() {
+    println!(
+        "connections |      sidecar: rate   p50       p99 |   the script: rate   p50       p99 | ratio: rate   p99 |   HTTP alone: rate   p50"
+    );
+}
+
+fn print(connections: usize, ours: &Figures, floor: &Figures, http: &Figures) {
+    println!(
+        "{connections:>11} | {} | {} | {:>11.2}  {:>4.1} | {:>14.0}/s  {:>8}",
+        shown(ours),
+        shown(floor),
+        ours.per_second / floor.per_second,
+        ours.p99.as_secs_f64() / floor.p99.as_secs_f64(),
+        http.per_second,
+        show(http.median),
+    );
 }
 
 fn shown(figures: &Figures) -> String {

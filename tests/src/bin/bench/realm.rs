@@ -1,4 +1,5 @@
-//! One published user with an authenticator app. Enters: a Redis. Leaves: what a sidecar and a script need.
+//! Two published users, one with an authenticator app and one who gets codes by mail. Enters: a Redis, and a mail server if there is one.
+//! Leaves: what a sidecar and a script need.
 
 use std::fs;
 
@@ -10,17 +11,19 @@ use twofactor_core::audit::AuditPolicy;
 use twofactor_core::code::Code;
 use twofactor_core::decision::THROTTLE;
 use twofactor_core::key::{MasterKey, RealmKey};
-use twofactor_core::names::{Caller, RealmId, RealmNames};
+use twofactor_core::limits::Limits;
+use twofactor_core::names::{Caller, Pseudonym, RealmId, RealmNames};
+use twofactor_core::provider::{Providers, SmtpSecurity, SmtpSettings};
 use twofactor_core::realm::RealmRecord;
 use twofactor_core::record::UserRecord;
 use twofactor_core::seal::Revision;
 use twofactor_core::seed::Seed;
-use twofactor_core::totp::TotpParameters;
+use twofactor_core::totp::{Algorithm, TotpParameters};
 use twofactor_core::user::{DeliveryMethod, UserDefinition};
 use twofactor_store::Store;
 use twofactor_store::clock::Clock;
 use twofactor_store::publisher::{Desired, Others, Publisher};
-use twofactor_store::redis::{RedisStore, verify_script};
+use twofactor_store::redis::{RedisStore, issue_script, verify_script};
 use twofactor_tests::http::ApiClient;
 use twofactor_tests::redis::RedisServer;
 use twofactor_tests::scratch;
@@ -36,43 +39,88 @@ pub(crate) struct Realm {
     key: RealmKey,
     id: RealmId,
     names: RealmNames,
-    record: UserRecord,
-    revision: u64,
+    /// Carol, who has an app.
+    app: Person,
+    /// Alice, who gets mail.
+    mail: Person,
     guards: String,
 }
 
+/// A policy of a realm that sends mail, and to nobody twice within an hour.
+pub(crate) fn with_mail(port: u16) -> RealmRecord {
+    let smtp = SmtpSettings {
+        server: "127.0.0.1".to_owned(),
+        port,
+        security: SmtpSecurity::Plain,
+        username: None,
+        password: None,
+        from: "otp@example.org".to_owned(),
+        ca_certificates: None,
+    };
+    let providers = Providers { smtp: Some(smtp), ..Providers::default() };
+    let limits = Limits { generate_interval_seconds: 3600, ..Limits::default() };
+    RealmRecord { providers, limits, ..RealmRecord::default() }
+}
+
+struct Person {
+    record: UserRecord,
+    pseudonym: Pseudonym,
+    revision: u64,
+}
+
+fn record(username: &str, delivery_method: DeliveryMethod, totp: TotpParameters) -> UserRecord {
+    UserRecord {
+        definition: UserDefinition {
+            username: username.parse().expect("a username"),
+            enabled: true,
+            delivery_method,
+            email: Some(format!("{username}@example.org").try_into().expect("an address")),
+            phone_number: None,
+            totp,
+            issuer: None,
+        },
+        seed: Some(Seed::generate(&mut UnwrapErr(SysRng))),
+        provenance: None,
+    }
+}
+
 impl Realm {
+    /// A realm with the contract's policy, which sends nothing.
     pub(crate) async fn publish(redis: &RedisServer) -> Self {
+        Self::publish_with(redis, &RealmRecord::default()).await
+    }
+
+    /// A realm with a policy.
+    pub(crate) async fn publish_with(redis: &RedisServer, policy: &RealmRecord) -> Self {
         let random = &mut UnwrapErr(SysRng);
         let id: RealmId = "bench".parse().expect("a realm id");
         let names = RealmNames::new(&INSTALLATION.parse().expect("an installation"), &id);
         let key = MasterKey::generate(random).realm_key(&id, 1);
-        let record = UserRecord {
-            definition: UserDefinition {
-                username: "carol".parse().expect("a username"),
-                enabled: true,
-                delivery_method: DeliveryMethod::App,
-                email: None,
-                phone_number: None,
-                totp: TotpParameters::default(),
-                issuer: None,
-            },
-            seed: Some(Seed::generate(random)),
-            provenance: None,
-        };
+        // Steps as long as they can be: the script is given one step for all of its calls.
+        let longest = TotpParameters::new(Algorithm::Sha1, 6, 120, 1).expect("parameters");
+        let records = [
+            record("carol", DeliveryMethod::App, TotpParameters::default()),
+            record("alice", DeliveryMethod::Email, longest),
+        ];
         let store =
             Store::Redis(RedisStore::new(&redis.url(), names.clone(), Clock::System).expect("a Redis URL"));
         let publisher = Publisher::new(store, key.keys(&id));
-        let user = Desired { record: record.clone(), fresh: true, reset: None };
+        let users = records.clone().map(|record| Desired { record, fresh: true, reset: None });
         publisher
-            .fill(&RealmRecord::default(), &[user], Others::Remove, Clock::System.now(), random)
+            .fill(policy, &users, Others::Remove, Clock::System.now(), random)
             .await
             .expect("to publish");
-        let pseudonym = publisher.keys().pseudonym(&record.definition.username);
-        let current = publisher.store().published(&[pseudonym]).await.expect("what was published");
-        let revision = current[0].revision.expect("a revision").0;
+        let pseudonyms =
+            records.each_ref().map(|record| publisher.keys().pseudonym(&record.definition.username));
+        let current = publisher.store().published(&pseudonyms).await.expect("what was published");
+        let mut people =
+            records.into_iter().zip(pseudonyms).zip(current).map(|((record, pseudonym), published)| {
+                let revision = published.revision.expect("a revision").0;
+                Person { record, pseudonym, revision }
+            });
+        let (app, mail) = people.next().zip(people.next()).expect("two people");
         let inspection = publisher.store().inspect().await.expect("the node");
-        Self { guards: format!("{}=0", inspection.identity()), key, id, names, record, revision }
+        Self { guards: format!("{}=0", inspection.identity()), key, id, names, app, mail }
     }
 
     /// Nobody is to learn from answers who is a user.
@@ -102,54 +150,99 @@ impl Realm {
 
     /// Makes sure that the code of the current step is used up; it stays a code of the window for a step more.
     pub(crate) async fn use_up_the_current_code(&self, api: &ApiClient) -> Code {
-        let totp = self.record.totp().expect("a seed");
-        let code = totp.code_of(self.record.definition.totp.step_at(Clock::System.now()));
+        let totp = self.app.record.totp().expect("a seed");
+        let code = totp.code_of(self.app.record.definition.totp.step_at(Clock::System.now()));
         let reply = api.verify("carol", code.expose_secret()).await;
         assert!([200, 400, 401].contains(&reply.status), "{}", reply.body);
         code
     }
 
-    /// The arguments of `EVALSHA` for the same decision.
-    pub(crate) fn script_arguments(&self, code: &Code) -> Vec<String> {
-        let keys = self.key.keys(&self.id);
-        let pseudonym = keys.pseudonym(&self.record.definition.username);
-        let caller: Caller = CALLER.parse().expect("a caller");
-        let user = self.names.user(&pseudonym);
-        let now = Clock::System.now();
-        let step = self.record.definition.totp.step_at(now);
-        let steps = self.record.totp().expect("a seed").matching_steps(code, step, 2);
+    /// The arguments of `EVALSHA` for the same decision about a code of Carol's.
+    pub(crate) fn verify_arguments(&self, code: &Code) -> Vec<String> {
+        let Person { record, .. } = &self.app;
+        let step = record.definition.totp.step_at(Clock::System.now());
+        let steps = record.totp().expect("a seed").matching_steps(code, step, 2);
         let steps: Vec<String> = steps.iter().map(|step| step.number().to_string()).collect();
+        let mut arguments = self.ground(&verify_script(), &self.app);
+        arguments.extend(
+            [
+                "authenticator",
+                CALLER,
+                &self.tag(&self.app, code),
+                &steps.join(","),
+                "30",
+                "1",
+                &THROTTLE.threshold.to_string(),
+                &THROTTLE.first_block.as_millis().to_string(),
+                &THROTTLE.longest_block.as_millis().to_string(),
+                &THROTTLE.disable_after.to_string(),
+            ]
+            .map(str::to_owned),
+        );
+        arguments.extend(trace("app"));
+        arguments
+    }
+
+    /// The arguments of `EVALSHA` for a code for Alice, under the limits of a policy.
+    pub(crate) fn issue_arguments(&self, policy: &RealmRecord) -> Vec<String> {
+        let Person { record, .. } = &self.mail;
+        let totp = record.definition.totp;
+        let step = totp.step_at(Clock::System.now());
+        let code = record.totp().expect("a seed").code_of(step);
+        let mut arguments = self.ground(&issue_script(), &self.mail);
+        arguments.extend(
+            [
+                CALLER,
+                &self.tag(&self.mail, &code),
+                &step.number().to_string(),
+                &totp.period().to_string(),
+                &policy.otp_lifetime.duration().as_millis().to_string(),
+                &policy.limits.generate_interval().as_millis().to_string(),
+                &policy.limits.generates_per_hour.to_string(),
+            ]
+            .map(str::to_owned),
+        );
+        arguments.extend(trace("email"));
+        arguments
+    }
+
+    fn tag(&self, person: &Person, code: &Code) -> String {
+        let caller: Caller = CALLER.parse().expect("a caller");
+        self.key.keys(&self.id).code_tag(&person.pseudonym, &caller, code, None).to_string()
+    }
+
+    /// What the arguments of every deciding script begin with.
+    fn ground(&self, script: &str, person: &Person) -> Vec<String> {
+        let user = self.names.user(&person.pseudonym);
         [
-            Script::new(&verify_script()).get_hash().to_owned(),
+            Script::new(script).get_hash().to_owned(),
             "3".to_owned(),
             user.state,
             user.otp,
             user.log,
             self.guards.clone(),
-            self.revision.to_string(),
-            now.millis().to_string(),
+            person.revision.to_string(),
+            Clock::System.now().millis().to_string(),
             TOLERANCE_MILLIS.to_string(),
-            "authenticator".to_owned(),
-            CALLER.to_owned(),
-            keys.code_tag(&pseudonym, &caller, code, None).to_string(),
-            steps.join(","),
-            "30".to_owned(),
-            "1".to_owned(),
-            THROTTLE.threshold.to_string(),
-            THROTTLE.first_block.as_millis().to_string(),
-            THROTTLE.longest_block.as_millis().to_string(),
-            THROTTLE.disable_after.to_string(),
-            AuditPolicy::default().retention().as_millis().to_string(),
-            "app".to_owned(),
-            String::new(),
-            String::new(),
         ]
         .into()
     }
+}
+
+/// What the history says beside an outcome.
+fn trace(channel: &str) -> [String; 4] {
+    let retention = AuditPolicy::default().retention().as_millis().to_string();
+    [retention, channel.to_owned(), String::new(), String::new()]
 }
 
 /// A verify of a code that is used up.
 pub(crate) fn used_up(code: &Code) -> Asked {
     let body = format!("{{\"username\":\"carol\",\"otp_code\":\"{}\"}}", code.expose_secret());
     Asked { method: "POST", path: "/auth/verify", body, status: 400 }
+}
+
+/// A code for Alice, who has just got one.
+pub(crate) fn too_soon() -> Asked {
+    let body = "{\"username\":\"alice\"}".to_owned();
+    Asked { method: "POST", path: "/auth/generate", body, status: 429 }
 }

@@ -4,20 +4,17 @@ use std::path::Path;
 use std::time::Duration;
 
 use twofactor_tests::redis::RedisServer;
-use twofactor_tests::sidecar::SidecarProcess;
 
 use crate::load::{self, Asked};
 use crate::realm::Realm;
-use crate::{DURATION, show};
+use crate::{DURATION, serve, show};
 
 /// Turns, so that a machine that is busy for a while is so for everybody.
 const TURNS: usize = 5;
 
 pub(crate) async fn run(realm: &Realm, redis: &RedisServer, credentials: &Path) {
     realm.answer_uniformly(redis).await;
-    let path = credentials.to_str().expect("a path in UTF-8");
-    let sidecar =
-        SidecarProcess::builder().args(["serve", "--log", "warn", "--credentials", path]).start().await;
+    let sidecar = serve(credentials).await;
     let code = realm.use_up_the_current_code(&sidecar.api()).await;
     let asked = |username: &str| {
         let code = code.expose_secret();
