@@ -3,9 +3,10 @@
 //!
 //! Of every name the record is read, and it is asked whether there is such a user; nothing is taken from memory. Then a decision
 //! is asked for: of a user it is the real one, of anybody else one on a record that nobody has, which the store cannot accept,
-//! count or keep. What the caller is told follows from [`Refusal::is_told_uniformly`] and [`expires_at`].
+//! count or keep. What the caller is told follows from [`Refusal::is_told_uniformly`] and [`expires_at`], and when from
+//! [`until_the_beat`].
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use twofactor_core::decision::{Event, Verdict};
 use twofactor_core::realm::{OtpLifetime, RealmRecord};
@@ -22,6 +23,16 @@ use crate::verify::{self, Claim};
 const QUANTUM: u64 = 30;
 /// The longest that a code may be accepted (NIST SP 800-63B).
 const LONGEST: Duration = Duration::from_mins(10);
+
+/// When answers are given: at a multiple of this after the request came. What is done for a user and not for others, such as writing
+/// their history, takes a tenth of a millisecond, and ends long before the first.
+const BEAT: Duration = Duration::from_millis(10);
+
+/// Waits until the moment at which a request that came at `began` may be answered.
+pub async fn until_the_beat(began: Instant) {
+    let beats = u32::try_from(began.elapsed().as_nanos() / BEAT.as_nanos()).unwrap_or(u32::MAX - 1) + 1;
+    tokio::time::sleep_until((began + BEAT * beats).into()).await;
+}
 
 /// A name that was looked up.
 #[derive(Debug)]

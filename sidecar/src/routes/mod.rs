@@ -180,7 +180,10 @@ async fn generate_route(service: Arc<Service>, request: Request) -> Response {
         let known = service.records.known_realm();
         let realm = if known.is_some() { known } else { service.realm().await.ok() };
         if let Some(realm) = realm.filter(|realm| realm.1.uniform_answers) {
-            return Ok(json(&generate_uniformly(&service, realm, wish).await?));
+            let began = Instant::now();
+            let reply = generate_uniformly(&service, realm, wish).await;
+            uniform::until_the_beat(began).await;
+            return Ok(json(&reply?));
         }
         let work = service.clone();
         let generated = to_its_end(&service, async move {
@@ -277,23 +280,29 @@ async fn verify_route(service: Arc<Service>, request: Request) -> Response {
     answer(&service, "/auth/verify", async {
         require(&request.method, &Method::POST)?;
         let claim = body::verify_request(&request.headers, &request.body?)?;
-        let work = service.clone();
-        let token = to_its_end(&service, async move {
+        let (work, began) = (service.clone(), Instant::now());
+        let result = to_its_end(&service, async move {
             let result = verify(&work, &claim).await;
             let outcome = result.as_ref().map_or_else(Refusal::name, |_| "accepted");
             conclude(&work, "verify", outcome, claim.username.as_str(), None, &claim.origin);
             result.map_err(|refusal| told(&work, refusal))
         })
-        .await?;
-        Ok(json(&VerifyReply { success: true, token }))
+        .await;
+        if is_uniform(&service) {
+            uniform::until_the_beat(began).await;
+        }
+        Ok(json(&VerifyReply { success: true, token: result? }))
     })
     .await
 }
 
 /// What the caller of verify is told.
 fn told(service: &Service, refusal: Refusal) -> Refusal {
-    let uniform = service.records.known_realm().is_some_and(|realm| realm.1.uniform_answers);
-    if uniform && !refusal.is_told_uniformly() { Refusal::WrongCode } else { refusal }
+    if is_uniform(service) && !refusal.is_told_uniformly() { Refusal::WrongCode } else { refusal }
+}
+
+fn is_uniform(service: &Service) -> bool {
+    service.records.known_realm().is_some_and(|realm| realm.1.uniform_answers)
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "warp hands over what its filters extract")]
