@@ -243,11 +243,9 @@ pub enum Event {
         /// When it was asked for, as [`Issue::Issued`] has it.
         asked_at: UnixMillis,
     },
-    /// It was not sent, because the realm has sent as many as it may. Nothing counts.
-    DeliveriesUsedUp {
-        /// When it was asked for, as [`Issue::Issued`] has it.
-        asked_at: UnixMillis,
-    },
+    /// It was not sent, because the realm has sent as many as it may. It counts as if it had been: otherwise, nothing would bound how
+    /// often such a realm is asked.
+    DeliveriesUsedUp,
     /// A code was asked for by a user without a seed.
     NoSecret,
     /// A code was asked for by a user whom nothing can be sent to.
@@ -259,7 +257,7 @@ impl Event {
     #[must_use]
     pub const fn operation(self) -> Operation {
         match self {
-            Self::Sent | Self::Refused { .. } | Self::DeliveriesUsedUp { .. } => Operation::Delivery,
+            Self::Sent | Self::Refused { .. } | Self::DeliveriesUsedUp => Operation::Delivery,
             Self::NoSecret | Self::NoDeliveryMethod => Operation::Generate,
         }
     }
@@ -270,7 +268,7 @@ impl Event {
         match self {
             Self::Sent => "sent",
             Self::Refused { .. } => "refused",
-            Self::DeliveriesUsedUp { .. } => "deliveries-used-up",
+            Self::DeliveriesUsedUp => "deliveries-used-up",
             Self::NoSecret => "no-secret",
             Self::NoDeliveryMethod => "no-delivery-method",
         }

@@ -19,6 +19,9 @@ const MINUTES_OF_AN_HOUR: u64 = 60;
 pub const LONGEST_INTERVAL_SECONDS: u16 = 3600;
 /// The most codes an hour for a user that can be asked for: each is remembered for an hour.
 pub const MOST_GENERATES_PER_HOUR: u16 = 100;
+/// The most codes of a user and caller that can be in flight at the same time. Only where the other limits are switched off, and
+/// with many contexts, can there be so many.
+pub const MOST_CODES_IN_FLIGHT: usize = 64;
 /// The most deliveries an hour for a realm that can be asked for.
 pub const MOST_DELIVERIES_PER_HOUR: u32 = 1_000_000;
 
@@ -61,15 +64,6 @@ pub(crate) struct Asked {
     moments: Vec<UnixMillis>,
 }
 
-/// What a request that came to nothing gives back.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum GivenBack {
-    /// The pause: the user has no code, and may ask again at once. It was tried, and counts for the hour.
-    Pause,
-    /// Everything: nothing was tried.
-    Everything,
-}
-
 impl Asked {
     /// How long to wait until the next code; nothing when it may be made now.
     pub(crate) fn wait(&self, limits: Limits, now: UnixMillis) -> Option<Duration> {
@@ -89,21 +83,22 @@ impl Asked {
     }
 
     /// A code is made now.
-    pub(crate) fn add(&mut self, now: UnixMillis) {
-        self.moments.retain(|moment| counts(*moment, HOUR, now));
-        self.moments.push(now);
+    pub(crate) fn add(&mut self, limits: Limits, now: UnixMillis) {
+        if limits.generates_per_hour == 0 {
+            // Nothing bounds how many there would be.
+            self.moments.clear();
+        } else {
+            self.moments.retain(|moment| counts(*moment, HOUR, now));
+            self.moments.push(now);
+        }
         self.last = Some(now);
     }
 
-    /// The code that was made at `moment` reached nobody.
-    pub(crate) fn give_back(&mut self, moment: UnixMillis, what: GivenBack) {
+    /// The provider refused the code that was made at `moment`: the user has none, and may ask again at once. It was tried, and
+    /// counts for the hour.
+    pub(crate) fn give_back_the_pause(&mut self, moment: UnixMillis) {
         if self.last == Some(moment) {
             self.last = None;
-        }
-        if what == GivenBack::Everything
-            && let Some(position) = self.moments.iter().position(|known| *known == moment)
-        {
-            self.moments.remove(position);
         }
     }
 }
@@ -170,39 +165,46 @@ mod tests {
         let mut asked = Asked::default();
         for number in 0..10 {
             assert_eq!(wait(&asked, Limits::default(), number * 60), None, "{number}");
-            asked.add(seconds(number * 60));
+            asked.add(Limits::default(), seconds(number * 60));
             assert!(wait(&asked, Limits::default(), number * 60 + 1).is_some());
         }
         assert_eq!(wait(&asked, Limits::default(), 600), Some(3000));
         assert_eq!(wait(&asked, Limits::default(), 3599), Some(1));
         assert_eq!(wait(&asked, Limits::default(), 3600), None);
-        asked.add(seconds(3600));
+        asked.add(Limits::default(), seconds(3600));
         assert_eq!(wait(&asked, Limits::default(), 3601), Some(59), "both hold, the longer wait counts");
         assert_eq!(wait(&asked, Limits { generates_per_hour: 3, ..Limits::NONE }, 3600), Some(480));
         assert_eq!(wait(&asked, Limits::NONE, 3600), None);
     }
 
     #[test]
-    fn what_is_given_back_can_be_asked_for_again() {
+    fn a_pause_that_is_given_back_does_not_count_for_the_pause_and_counts_for_the_hour() {
         let limits = Limits { generates_per_hour: 1, ..Limits::default() };
         let mut asked = Asked::default();
-        asked.add(seconds(0));
-        asked.give_back(seconds(1), GivenBack::Everything);
-        assert_eq!(wait(&asked, limits, 1), Some(3599), "another request's moment changes nothing");
-        asked.give_back(seconds(0), GivenBack::Pause);
+        asked.add(limits, seconds(0));
+        asked.give_back_the_pause(seconds(1));
+        assert_eq!(wait(&asked, Limits::default(), 1), Some(59), "another request's moment changes nothing");
+        asked.give_back_the_pause(seconds(0));
         assert_eq!(wait(&asked, Limits::default(), 1), None);
         assert_eq!(wait(&asked, limits, 1), Some(3599));
-        asked.give_back(seconds(0), GivenBack::Everything);
-        assert_eq!(wait(&asked, limits, 1), None);
+    }
+
+    #[test]
+    fn moments_are_not_kept_where_nothing_bounds_them() {
+        let mut asked = Asked::default();
+        for moment in 0..1000 {
+            asked.add(Limits::NONE, seconds(moment));
+        }
+        assert!(asked.moments.is_empty());
     }
 
     #[test]
     fn a_clock_that_was_put_back_locks_nobody_out_for_good() {
         let mut asked = Asked::default();
-        asked.add(seconds(100_000));
+        asked.add(Limits::default(), seconds(100_000));
         assert_eq!(wait(&asked, Limits::default(), 0), None);
         let mut asked = Asked::default();
-        asked.add(seconds(30));
+        asked.add(Limits::default(), seconds(30));
         assert_eq!(wait(&asked, Limits::default(), 0), Some(90), "a little ahead counts");
     }
 

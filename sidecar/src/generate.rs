@@ -47,7 +47,9 @@ pub struct Generated {
 /// # Errors
 /// Every reason that the contract names.
 pub async fn generate(service: &Service, wish: &Wish) -> Result<Generated, Refusal> {
-    let issued = within_bound(async { count(service, issue(service, wish).await?, wish).await }).await?;
+    let issued = within_bound(issue(service, wish)).await?;
+    // Not within the same bound: what is in the OTP log and not sent has to be given back.
+    let issued = count(service, issued, wish).await?;
     deliver(service, issued, wish).await
 }
 
@@ -179,8 +181,7 @@ pub async fn count(service: &Service, issued: Issued, wish: &Wish) -> Result<Iss
                 most,
                 "the realm has sent as many codes within an hour as it may: this one is not sent"
             );
-            let event = Event::DeliveriesUsedUp { asked_at: issued.asked_at };
-            conclude(service, &issued.user, realm, &wish.origin, event).await;
+            conclude(service, &issued.user, realm, &wish.origin, Event::DeliveriesUsedUp).await;
             Err(Refusal::DeliveriesUsedUp { retry_after })
         }
         // The decision was made a moment ago: it is this key only that an operator of the version before has not opened.
@@ -188,7 +189,12 @@ pub async fn count(service: &Service, issued: Issued, wish: &Wish) -> Result<Iss
             tracing::warn!("this sidecar's login to Redis may not count deliveries: they are not limited");
             Ok(issued)
         }
-        Err(error) => Err(error.into()),
+        Err(error) => {
+            // It is not sent, so the user need not wait to ask again.
+            let event = Event::Refused { asked_at: issued.asked_at };
+            conclude(service, &issued.user, realm, &wish.origin, event).await;
+            Err(error.into())
+        }
     }
 }
 

@@ -7,7 +7,7 @@ use super::{
     Aftermath, CLOCK_TOLERANCE, Event, Factor, Issuance, Issue, Throttle, Undecided, Verdict, Verification,
 };
 use crate::audit::{Entry, History, Operation};
-use crate::limits::{Asked, GivenBack};
+use crate::limits::{Asked, MOST_CODES_IN_FLIGHT};
 use crate::names::{Caller, CodeTag};
 use crate::seal::Revision;
 use crate::time::{Step, UnixMillis};
@@ -242,7 +242,7 @@ impl UserState {
         }
         let issue = self.issue_now(request, now);
         if matches!(issue, Issue::Issued { .. }) {
-            self.asked.add(now);
+            self.asked.add(request.limits, now);
         }
         issue
     }
@@ -274,6 +274,16 @@ impl UserState {
             let expires_at = entry.expires_at;
             return if entry.consumed { consumed } else { Issue::Issued { expires_at, asked_at } };
         }
+        let own = self.issued.iter().filter(|((caller, _), _)| *caller == request.caller);
+        let ends: Vec<UnixMillis> =
+            own.map(|(_, code)| code.expires_at.max(end_of(code.step, code.period))).collect();
+        if ends.len() >= MOST_CODES_IN_FLIGHT
+            && let Some(first) = ends.into_iter().min()
+        {
+            // In the millisecond in which it ends, it is still there.
+            let retry_after = now.until(first.offset(1));
+            return Issue::TooSoon { retry_after, in_flight: self.in_flight(&request.caller, now) };
+        }
         let expires_at = UnixMillis::from_seconds(now.seconds() + request.lifetime.as_secs());
         let entry = IssuedCode {
             step: request.step,
@@ -289,9 +299,9 @@ impl UserState {
     /// Takes note of what happened after a decision, or in place of one.
     pub fn conclude(&mut self, aftermath: &Aftermath, now: UnixMillis) {
         match aftermath.event {
-            Event::Refused { asked_at } => self.asked.give_back(asked_at, GivenBack::Pause),
-            Event::DeliveriesUsedUp { asked_at } => self.asked.give_back(asked_at, GivenBack::Everything),
-            Event::Sent | Event::NoSecret | Event::NoDeliveryMethod => {}
+            Event::Refused { asked_at } => self.asked.give_back_the_pause(asked_at),
+            // A realm that has sent all that it may is asked no more often than one that sends.
+            Event::DeliveriesUsedUp | Event::Sent | Event::NoSecret | Event::NoDeliveryMethod => {}
         }
         let event = aftermath.event;
         self.history.add(event.operation(), event.name(), &aftermath.caller, &aftermath.trace, now);

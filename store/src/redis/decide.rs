@@ -9,7 +9,7 @@ use twofactor_core::audit::{Entry, Trace};
 use twofactor_core::decision::{
     Aftermath, CLOCK_TOLERANCE, Event, Factor, Issuance, Issue, THROTTLE, Undecided, Verdict, Verification,
 };
-use twofactor_core::limits::Allowance;
+use twofactor_core::limits::{Allowance, MOST_CODES_IN_FLIGHT};
 use twofactor_core::names::{Pseudonym, UserNames};
 use twofactor_core::seal::Revision;
 use twofactor_core::time::UnixMillis;
@@ -35,7 +35,7 @@ impl Default for Scripts {
         Self {
             verify: Script::new(&verify_script()),
             issue: Script::new(&issue_script()),
-            conclude: script(&[AUDIT, ASKED, include_str!("../scripts/conclude.lua")]),
+            conclude: script(&[AUDIT, include_str!("../scripts/conclude.lua")]),
             deliveries: script(&[include_str!("../scripts/deliveries.lua")]),
         }
     }
@@ -153,6 +153,7 @@ impl RedisStore {
                     .arg(millis(request.limits.generate_interval()))
                     .arg(request.limits.generates_per_hour);
                 trace_arguments(call, &request.trace);
+                call.arg(MOST_CODES_IN_FLIGHT);
             })
             .await?;
         match word.as_str() {
@@ -171,8 +172,9 @@ impl RedisStore {
         let UserNames { state, log, .. } = self.names.user(user);
         let (give_back, asked_at) = match aftermath.event {
             Event::Refused { asked_at } => ("pause", asked_at),
-            Event::DeliveriesUsedUp { asked_at } => ("everything", asked_at),
-            Event::Sent | Event::NoSecret | Event::NoDeliveryMethod => ("nothing", UnixMillis::default()),
+            Event::DeliveriesUsedUp | Event::Sent | Event::NoSecret | Event::NoDeliveryMethod => {
+                ("nothing", UnixMillis::default())
+            }
         };
         let mut call = self.scripts.deciding.conclude.prepare_invoke();
         call.key(&[&state, &log])

@@ -2,7 +2,7 @@
 -- `twofactor_core::decision`.
 -- KEYS: state, otp, log
 -- ARGV: guards, revision, asked_at, tolerance, caller, tag, step, period, lifetime, interval, codes an hour, retention,
---       channel, address, user agent (moments and durations in ms, the period in s)
+--       channel, address, user agent, most codes in flight (moments and durations in ms, the period in s)
 local state_key, otp_key, caller = KEYS[1], KEYS[2], ARGV[5]
 local field = caller .. ':' .. ARGV[6]
 local step, period, lifetime = tonumber(ARGV[7]), tonumber(ARGV[8]), tonumber(ARGV[9])
@@ -22,9 +22,7 @@ end
 
 if state[4] then return done('disabled-by-failures', 0, 0) end
 
-local moments = moments_of(state[6], now)
-local wait = wait_for(tonumber(state[5]), moments, interval, most, now)
-if wait > 0 then
+local function too_soon(wait)
   -- Until when this caller's last code is accepted, while it is.
   local in_flight, log = 0, redis.call('HGETALL', otp_key)
   for index = 1, #log, 2 do
@@ -37,10 +35,17 @@ if wait > 0 then
   return done('too-soon', wait, in_flight)
 end
 
+local moments = moments_of(state[6], now)
+local wait = wait_for(tonumber(state[5]), moments, interval, most, now)
+if wait > 0 then return too_soon(wait) end
+
 local function issued(expires)
-  moments[#moments + 1] = now
+  -- Without a limit, nothing bounds how many moments there would be.
+  if most > 0 then
+    moments[#moments + 1] = now
+    write_moments(state_key, moments)
+  end
   redis.call('HSET', state_key, 'asked', whole(now))
-  write_moments(state_key, moments)
   return done('issued', expires, now)
 end
 
@@ -51,6 +56,7 @@ end
 
 -- An entry is kept while it could be accepted or its step come again.
 local log, keep_until, known = redis.call('HGETALL', otp_key), 0, nil
+local own, first_end = 0, nil
 for index = 1, #log, 2 do
   local entry = read_entry(log[index + 1])
   local needed_until = math.max(entry.expires, end_of(entry.step, entry.period))
@@ -59,6 +65,10 @@ for index = 1, #log, 2 do
   else
     keep_until = math.max(keep_until, needed_until)
     if log[index] == field then known = entry end
+    if string.match(log[index], '^[^:]*') == caller then
+      own = own + 1
+      first_end = math.min(first_end or needed_until, needed_until)
+    end
   end
 end
 
@@ -66,6 +76,7 @@ if known and known.step == step and known.expires >= now then
   if known.consumed then return done('consumed', end_of(step, period) - now, 0) end
   return issued(known.expires)
 end
+if own >= tonumber(ARGV[16]) then return too_soon(first_end + 1 - now) end
 local expires = math.floor(now / 1000) * 1000 + lifetime
 write_entry(otp_key, field, { step = step, issued = now, expires = expires, period = period, consumed = false })
 -- One second more: an entry must still be there in the millisecond in which it expires.

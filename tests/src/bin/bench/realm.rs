@@ -11,7 +11,7 @@ use twofactor_core::audit::AuditPolicy;
 use twofactor_core::code::Code;
 use twofactor_core::decision::THROTTLE;
 use twofactor_core::key::{MasterKey, RealmKey};
-use twofactor_core::limits::Limits;
+use twofactor_core::limits::{Limits, MOST_CODES_IN_FLIGHT};
 use twofactor_core::names::{Caller, Pseudonym, RealmId, RealmNames};
 use twofactor_core::provider::{Providers, SmtpSecurity, SmtpSettings};
 use twofactor_core::realm::RealmRecord;
@@ -203,6 +203,7 @@ impl Realm {
             .map(str::to_owned),
         );
         arguments.extend(trace("email"));
+        arguments.push(MOST_CODES_IN_FLIGHT.to_string());
         arguments
     }
 

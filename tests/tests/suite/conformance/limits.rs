@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use tokio::task::JoinSet;
 use twofactor_core::decision::{Aftermath, Event, Issue, Verdict};
-use twofactor_core::limits::{Allowance, Limits};
+use twofactor_core::limits::{Allowance, Limits, MOST_CODES_IN_FLIGHT};
+use twofactor_core::names::CodeTag;
 use twofactor_core::time::UnixMillis;
 use twofactor_core::user::DeliveryMethod::Email;
 
@@ -18,7 +19,8 @@ both_stores!(
     a_request_that_comes_too_soon_changes_nothing_about_the_code_in_flight,
     fifty_parallel_requests_for_a_code_are_one_code,
     a_refused_delivery_gives_back_the_minute_and_not_the_hour,
-    a_delivery_that_was_not_tried_gives_back_everything,
+    a_realm_that_has_sent_all_that_it_may_is_asked_no_more_often,
+    so_many_codes_of_a_caller_are_in_flight_and_no_more,
     a_late_refusal_gives_nothing_back_that_another_request_has_taken,
     a_clock_that_was_put_back_locks_nobody_out_for_good,
     a_realm_sends_so_many_codes_within_an_hour,
@@ -126,15 +128,41 @@ async fn a_refused_delivery_gives_back_the_minute_and_not_the_hour(world: World)
     assert_eq!(ask(&world, &person, "kms", limits).await, too_soon(3598, Some(until(first).millis())));
 }
 
-async fn a_delivery_that_was_not_tried_gives_back_everything(world: World) {
+async fn a_realm_that_has_sent_all_that_it_may_is_asked_no_more_often(world: World) {
     let person = world.person("alice", Email).await;
-    let limits = Limits { generates_per_hour: 1, ..Limits::default() };
-    for seconds in 0..5 {
-        world.set_time(START + seconds * 1000).await;
-        let asked_at = asked_at(ask(&world, &person, "kms", limits).await);
-        conclude(&world, &person, Event::DeliveriesUsedUp { asked_at }).await;
+    let limits = Limits { generates_per_hour: 2, ..Limits::default() };
+    for minute in 0..2 {
+        world.set_time(START + minute * 60_000).await;
+        until(ask(&world, &person, "kms", limits).await);
+        conclude(&world, &person, Event::DeliveriesUsedUp).await;
+        assert!(matches!(ask(&world, &person, "kms", limits).await, Issue::TooSoon { .. }));
     }
-    until(ask(&world, &person, "kms", limits).await);
+    world.set_time(START + 2 * 60_000).await;
+    let issue = ask(&world, &person, "kms", limits).await;
+    let Issue::TooSoon { retry_after, .. } = issue else { panic!("{issue:?}") };
+    assert_eq!(retry_after, Duration::from_mins(58));
+}
+
+async fn so_many_codes_of_a_caller_are_in_flight_and_no_more(world: World) {
+    let person = world.person("alice", Email).await;
+    let mut request = world.issuance(&person, "kms", person.step(world.now()), LIFETIME);
+    request.limits = Limits::NONE;
+    for number in 0..MOST_CODES_IN_FLIGHT {
+        // As with another context each.
+        request.tag = CodeTag::from_bytes([u8::try_from(number).unwrap(); 16]);
+        until(world.store.issue(&person.pseudonym, &request).await.unwrap());
+    }
+    let known = request.clone();
+    request.tag = CodeTag::from_bytes([255; 16]);
+    let issue = world.store.issue(&person.pseudonym, &request).await.unwrap();
+    let Issue::TooSoon { retry_after, in_flight: Some(_) } = issue else { panic!("{issue:?}") };
+    assert!(
+        (Duration::from_secs(1)..=LIFETIME + Duration::from_secs(1)).contains(&retry_after),
+        "{retry_after:?}"
+    );
+    // One of them can be sent again, and another caller has room.
+    until(world.store.issue(&person.pseudonym, &known).await.unwrap());
+    until(ask(&world, &person, "shop", Limits::NONE).await);
 }
 
 async fn a_late_refusal_gives_nothing_back_that_another_request_has_taken(world: World) {
