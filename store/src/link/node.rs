@@ -21,6 +21,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 const PAUSE: Duration = Duration::from_secs(3);
 /// Connections on which somebody waits for replicas, each for one operation at a time.
 const WAITING: usize = 16;
+/// For a connection of these to be kept without being used: what lies between may close those that say nothing.
+const QUIET: Duration = Duration::from_secs(20);
 /// How long to wait for replicas.
 const ACKNOWLEDGEMENT: Duration = Duration::from_millis(500);
 
@@ -37,7 +39,8 @@ pub(crate) struct Node {
     client: Client,
     current: ArcSwap<ConnectionManager>,
     renewed: Mutex<Option<Instant>>,
-    own: Mutex<Vec<MultiplexedConnection>>,
+    /// With the moment at which each was used last.
+    own: Mutex<Vec<(MultiplexedConnection, Instant)>>,
     waiting: Semaphore,
 }
 
@@ -71,8 +74,13 @@ impl Node {
         let Ok(_permit) = self.waiting.acquire().await else {
             return Err(RedisError::from((ErrorKind::Client, "no connection to wait on")));
         };
-        let kept = self.own.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        // One that was kept may be closed by now. What it was asked for may have happened all the same, so nobody asks again.
+        // One that was kept may be closed by now. What it was asked for may have happened all the same, so nobody asks again; and
+        // one that has been quiet for a while is not tried.
+        let kept = {
+            let mut own = self.own.lock().unwrap_or_else(PoisonError::into_inner);
+            own.retain(|(_, used)| used.elapsed() < QUIET);
+            own.pop().map(|(connection, _)| connection)
+        };
         let connection = if let Some(connection) = kept { connection } else { self.own_connection().await? };
         let answer = operation.perform(&mut Connection::own(connection.clone(), asking)).await?;
         let mut acknowledged = Acknowledged::Enough(answer.clone());
@@ -85,7 +93,7 @@ impl Node {
             }
         }
         // Only here: one that an operation was broken off on may still be waiting.
-        self.own.lock().unwrap_or_else(PoisonError::into_inner).push(connection);
+        self.own.lock().unwrap_or_else(PoisonError::into_inner).push((connection, Instant::now()));
         Ok(acknowledged)
     }
 
