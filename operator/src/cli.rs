@@ -85,6 +85,16 @@ struct RunArguments {
     )]
     secret_key_secret: String,
 
+    /// Namespaces of users whose realms may sign tokens with that key [default: none]. Whoever may read Secrets in one of them, or in
+    /// one that it lets in, can sign with it as well
+    #[arg(
+        long = "secret-key-namespace",
+        env = "TWOFACTOR_SECRET_KEY_NAMESPACES",
+        value_name = "NAME",
+        value_delimiter = ','
+    )]
+    secret_key_namespaces: Vec<String>,
+
     /// Namespace of the operator itself, where the master key is kept
     #[arg(long, env = "POD_NAMESPACE", value_name = "NAME")]
     operator_namespace: String,
@@ -173,6 +183,11 @@ fn start_operator(arguments: RunArguments) -> Result<(), Box<dyn Error>> {
         redis_authority: redis_authority(arguments.redis_ca_file.as_deref())?,
         redis_password_secret: arguments.redis_password_secret.filter(|name| !name.is_empty()),
         secret_key_secret: arguments.secret_key_secret,
+        secret_key_namespaces: arguments
+            .secret_key_namespaces
+            .into_iter()
+            .filter(|name| !name.is_empty())
+            .collect(),
         operator_namespace: arguments.operator_namespace,
         instance: arguments.instance.filter(|name| !name.is_empty()).unwrap_or_else(new_instance),
         installation: arguments.installation,

@@ -226,6 +226,7 @@ async fn prepare(leader: &Leader) -> Result<Prepared, RunError> {
         shared_key: SharedKey {
             namespace: configuration.operator_namespace.clone(),
             secret: configuration.secret_key_secret.clone(),
+            realms: configuration.secret_key_namespaces.clone(),
         },
         redis_url,
         redis_authority: configuration.redis_authority.clone(),

@@ -3,6 +3,7 @@
 //!
 //! Every replica knows who lets whom in and admits pods. One of them leads, which is to do all the rest: see [`crate::lead`].
 
+use std::collections::BTreeSet;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -72,6 +73,8 @@ pub struct Configuration {
     pub redis_password_secret: Option<String>,
     /// The Secret with the ecosystem's shared key of tokens, in the operator's namespace.
     pub secret_key_secret: String,
+    /// The namespaces of users whose realms may sign with it.
+    pub secret_key_namespaces: BTreeSet<String>,
     /// Where the operator's own Secrets are.
     pub operator_namespace: String,
     /// The name of this process in Events.

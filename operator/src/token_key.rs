@@ -1,6 +1,8 @@
 //! The keys that realms' tokens are signed with. Enters: what a realm says about tokens. Leaves: a key, or what is wrong with the
 //! Secret that should hold one. No value of it is ever part of a sentence.
 
+use std::collections::BTreeSet;
+
 use data_encoding::BASE64;
 use k8s_openapi::api::core::v1::Secret;
 use kube::{Api, Client};
@@ -22,6 +24,9 @@ pub struct SharedKey {
     pub namespace: String,
     /// The Secret. It is made when there is none.
     pub secret: String,
+    /// The namespaces of users whose realms may sign with it. Whoever may read the credentials of a realm has the key that it
+    /// signs with, so nobody has this one who was not given it.
+    pub realms: BTreeSet<String>,
 }
 
 /// What a realm's key came to.
@@ -53,6 +58,9 @@ pub async fn read(context: &Context, realm: &str, policy: &TokenPolicy) -> Resul
     let algorithm = policy.algorithm;
     let found = match (&policy.secret, algorithm) {
         (Some(name), _) => named(&context.client, realm, name, algorithm).await,
+        (None, TokenAlgorithm::Hs256) if !context.shared_key.realms.contains(realm) => {
+            Err(Trouble::Told(not_shared()))
+        }
         (None, TokenAlgorithm::Hs256) => {
             shared(&context.client, &context.shared_key, &mut context.random()).await
         }
@@ -67,6 +75,12 @@ pub async fn read(context: &Context, realm: &str, policy: &TokenPolicy) -> Resul
         Err(Trouble::Told(told)) => (None, told),
     };
     Ok(TokenKey { algorithm, secret: policy.secret.clone(), key, told })
+}
+
+fn not_shared() -> Told {
+    let message = "HS256 without secretRef signs with the ecosystem's shared key, which the operator has not been told to give to \
+                   this namespace (--secret-key-namespace): name a Secret with a key of this realm's own, or use EdDSA";
+    Told::no("SharedKeyNotGiven", message)
 }
 
 enum Trouble {
@@ -87,7 +101,7 @@ async fn named(client: &Client, namespace: &str, name: &str, algorithm: TokenAlg
 
 /// The ecosystem's key, made when there is none, and never written over.
 async fn shared(client: &Client, place: &SharedKey, random: &mut impl CryptoRng) -> Found {
-    let SharedKey { namespace, secret: name } = place;
+    let SharedKey { namespace, secret: name, .. } = place;
     let secrets = Api::<Secret>::namespaced(client.clone(), namespace);
     let make = || with_key(name, SECRET_KEY, generate(random).expose_secret());
     let (secret, is_new) = get_or_create(&secrets, name, make).await.map_err(Trouble::Api)?;

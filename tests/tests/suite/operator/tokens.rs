@@ -72,7 +72,7 @@ async fn started(
     more: &str,
 ) -> (Cluster, twofactor_tests::operator::OperatorProcess, Sidecar) {
     let cluster = Cluster::start().await;
-    let operator = cluster.operator().start().await;
+    let operator = cluster.operator().args(["--secret-key-namespace", &cluster.namespace]).start().await;
     cluster.apply(&[app_user("carol"), app_user("dora"), realm(tokens, more)].concat());
     cluster.wait_ready("carol").await;
     cluster.wait_ready("dora").await;
@@ -107,6 +107,17 @@ async fn a_realm_that_asks_for_tokens_has_them_signed_with_the_shared_key_which_
     assert!(key_ids(&sidecar).await.is_empty());
     let log = operator.process().output();
     assert!(!log.contains(&shared));
+}
+
+#[tokio::test]
+async fn a_realm_that_was_not_given_the_shared_key_does_not_get_it() {
+    let cluster = Cluster::start().await;
+    let _operator = cluster.operator().start().await;
+    cluster.apply(&[app_user("carol"), realm(&json!({ "audiences": ["kms"] }), "")].concat());
+    told(&cluster, "False", "SharedKeyNotGiven").await;
+    let missing =
+        cluster.server.try_kubectl(&["--namespace", &cluster.home, "get", "secret", "twofactor-secret-key"]);
+    assert!(missing.is_err(), "nobody needed it");
 }
 
 #[tokio::test]
