@@ -1,7 +1,7 @@
 //! One code is one success, whoever asks for it at the same moment through whichever sidecar, and whatever happens to Redis
 //! meanwhile. Real programs on a real Redis.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 use tokio::task::JoinSet;
@@ -124,4 +124,34 @@ async fn a_redis_that_is_killed_in_the_middle_makes_no_second_success() {
         decided += count(&statuses, 200);
     }
     assert!(decided > RESTARTS / 2, "only {decided} codes were accepted at all: little was shown");
+}
+
+#[tokio::test]
+async fn a_redis_that_is_held_for_five_seconds_is_an_outage_and_no_second_success() {
+    let world = World::in_redis_with_real_time(RedisServer::start().await).await;
+    let sidecars = sidecars(&world).await;
+    let apis: Vec<_> = sidecars.iter().map(|(sidecar, _)| sidecar.api()).collect();
+    let person = world.person("carol", App).await;
+    let code = shown(&person);
+    let mut requests = submit(&apis, "carol", &code);
+    let mut statuses = vec![requests.join_next().await.unwrap().unwrap()];
+    world.redis().pause().await;
+    let held = Instant::now();
+    statuses.extend(requests.join_all().await);
+    while held.elapsed() < Duration::from_secs(5) {
+        let asked = Instant::now();
+        let answers = submit(&apis, "carol", &code).join_all().await;
+        assert!(answers.iter().all(|status| *status == 503), "{answers:?}");
+        assert!(asked.elapsed() < Duration::from_secs(3), "{:?}", asked.elapsed());
+    }
+    world.redis().resume();
+    let after = eventually(BOUND, "decisions again", async || {
+        let answers = submit(&apis, "carol", &code).join_all().await;
+        if answers.contains(&503) { Err(format!("{answers:?}")) } else { Ok(answers) }
+    })
+    .await;
+    statuses.extend(after);
+    // None, if the one that was accepted was not answered any more.
+    assert!(count(&statuses, 200) <= 1, "{statuses:?}");
+    assert!(statuses.iter().all(|status| [200, 400, 503].contains(status)), "{statuses:?}");
 }
