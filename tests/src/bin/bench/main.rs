@@ -72,7 +72,7 @@ async fn verify() {
         let code = realm.use_up_the_current_code(&sidecar.api()).await;
         let ours = load::run(sidecar.api().base_url(), &realm::used_up(&code), connections, DURATION).await;
         let code = realm.use_up_the_current_code(&sidecar.api()).await;
-        let floor = floor::run(&redis, &realm.verify_arguments(&code), "used", connections, DURATION).await;
+        let floor = floor::run(&redis, || realm.verify_arguments(&code), "used", connections, DURATION).await;
         let http = load::run(sidecar.api().base_url(), &load::HEALTH, connections, DURATION).await;
         print(connections, &ours, &floor, &http);
     }
@@ -93,7 +93,7 @@ async fn generate() {
     for connections in CONNECTIONS {
         let ours = load::run(sidecar.api().base_url(), &realm::too_soon(), connections, DURATION).await;
         let floor =
-            floor::run(&redis, &realm.issue_arguments(&policy), "too-soon", connections, DURATION).await;
+            floor::run(&redis, || realm.issue_arguments(&policy), "too-soon", connections, DURATION).await;
         let http = load::run(sidecar.api().base_url(), &load::HEALTH, connections, DURATION).await;
         print(connections, &ours, &floor, &http);
     }
