@@ -1,4 +1,5 @@
-//! The CRDs as YAML. Enters: nothing. Leaves: the files of the folder `crds`, generated from the types.
+//! The CRDs as YAML. Enters: nothing. Leaves: the files of the folder `crds`, generated from the
+//! types.
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::CustomResourceExt;
@@ -37,13 +38,14 @@ fn file(name: &'static str, crd: &CustomResourceDefinition) -> Result<CrdFile, S
     let mut crd = serde_json::to_value(crd).map_err(|error| error.to_string())?;
     tidy(&mut crd);
     let yaml = serde_saphyr::to_string_with_options(&crd, options)?;
-    let header =
-        format!("# Generated from the types of the crate twofactor-api. Do not edit; run\n#   {GENERATE}\n");
+    let header = format!(
+        "# Generated from the types of the crate twofactor-api. Do not edit; run\n#   {GENERATE}\n"
+    );
     Ok(CrdFile { name, yaml: header + &yaml })
 }
 
-/// Doc comments are wrapped where the source is; `kubectl explain` wraps for itself. And limits are floating point numbers in
-/// the library's types, but whole ones in everybody's eyes.
+/// Doc comments are wrapped where the source is; `kubectl explain` wraps for itself. And limits are
+/// floating point numbers in the library's types, but whole ones in everybody's eyes.
 fn tidy(value: &mut Value) {
     match value {
         Value::Object(object) => {
@@ -55,7 +57,8 @@ fn tidy(value: &mut Value) {
         Value::Array(items) => items.iter_mut().for_each(tidy),
         Value::Number(number) => {
             // A fraction is written with its point, a whole number without an exponent.
-            let whole = number.to_string().strip_suffix(".0").and_then(|digits| digits.parse::<i64>().ok());
+            let whole =
+                number.to_string().strip_suffix(".0").and_then(|digits| digits.parse::<i64>().ok());
             if let Some(whole) = whole {
                 *value = whole.into();
             }
@@ -81,7 +84,8 @@ mod tests {
 
     #[test]
     fn the_yaml_is_read_back_as_the_same_crd() {
-        for (file, crd) in crds().unwrap().iter().zip([TwoFactorUser::crd(), TwoFactorRealm::crd()]) {
+        for (file, crd) in crds().unwrap().iter().zip([TwoFactorUser::crd(), TwoFactorRealm::crd()])
+        {
             let mut expected = serde_json::to_value(crd).unwrap();
             tidy(&mut expected);
             assert_eq!(serde_saphyr::from_str::<Value>(&file.yaml).unwrap(), expected);
@@ -94,7 +98,10 @@ mod tests {
     fn the_yaml_is_tidy() {
         let files = crds().unwrap();
         let yaml = &files.iter().map(|file| file.yaml.as_str()).collect::<String>();
-        assert!(!yaml.contains(".0\n") && !yaml.contains("\\n") && !yaml.contains(": null"), "{yaml}");
+        assert!(
+            !yaml.contains(".0\n") && !yaml.contains("\\n") && !yaml.contains(": null"),
+            "{yaml}"
+        );
         assert!(yaml.lines().all(|line| line == line.trim_end() && !line.contains('\t')), "{yaml}");
     }
 }

@@ -1,5 +1,5 @@
-//! Names that several parts of the system must spell alike. Enters: a user's name. Leaves: names of objects, labels,
-//! conditions and keys.
+//! Names that several parts of the system must spell alike. Enters: a user's name. Leaves: names of
+//! objects, labels, conditions and keys.
 
 /// The API group of every custom resource here, and the prefix of every label and annotation.
 pub const GROUP: &str = "twofactor.fountainai.io";
@@ -33,7 +33,8 @@ pub const MANAGED_BY: &str = "twofactor-operator";
 pub const CREDENTIALS_LABEL: &str = "twofactor.fountainai.io/credentials";
 /// On a user: another value than the last one asks for a new seed.
 pub const ROTATE_ANNOTATION: &str = "twofactor.fountainai.io/rotate";
-/// On a user: another value than the last one asks to forget their failed attempts, and with them blocks and disabling.
+/// On a user: another value than the last one asks to forget their failed attempts, and with them
+/// blocks and disabling.
 pub const RESET_FAILURES_ANNOTATION: &str = "twofactor.fountainai.io/reset-failures";
 /// On a user's Secret: the value of [`ROTATE_ANNOTATION`] that its seed was made for.
 pub const ROTATED_ANNOTATION: &str = "twofactor.fountainai.io/rotated";
@@ -83,7 +84,8 @@ pub const CREDENTIALS_KEY_INSTALLATION: &str = "installation";
 pub const CREDENTIALS_KEY_REALM: &str = "realm";
 /// Key of a realm's credentials: the namespace that they let in.
 pub const CREDENTIALS_KEY_CALLER: &str = "caller";
-/// Key of a realm's credentials: what the certificates of Redis are checked against, in PEM. Absent when that is what the system trusts.
+/// Key of a realm's credentials: what the certificates of Redis are checked against, in PEM. Absent
+/// when that is what the system trusts.
 pub const CREDENTIALS_KEY_REDIS_CA: &str = "redis-ca";
 
 /// What is appended to a user's name to name their Secret.

@@ -1,5 +1,6 @@
-//! Manifests on disk, read without an API server. Enters: the name and the content of a file. Leaves: the users and
-//! Secrets in it, and a [`Problem`] with file, line and field for everything that an API server would refuse.
+//! Manifests on disk, read without an API server. Enters: the name and the content of a file.
+//! Leaves: the users and Secrets in it, and a [`Problem`] with file, line and field for everything
+//! that an API server would refuse.
 //!
 //! A document with a problem is left out; the others of the file are read all the same.
 
@@ -34,7 +35,8 @@ static SPEC_SCHEMA: LazyLock<Json> = LazyLock::new(|| {
     crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"].clone()
 });
 
-/// The fields of `metav1.ObjectMeta`. Those that only an API server fills in may be anything: exported objects have them.
+/// The fields of `metav1.ObjectMeta`. Those that only an API server fills in may be anything:
+/// exported objects have them.
 static METADATA_SCHEMA: LazyLock<Json> = LazyLock::new(|| {
     let texts = json!({
         "type": "object", "additionalProperties": { "type": "string" }
@@ -70,8 +72,8 @@ impl Manifests {
         self.problems.append(&mut other.problems);
     }
 
-    /// The Secret that a user of this namespace refers to. A manifest without a namespace belongs to the same as another
-    /// without.
+    /// The Secret that a user of this namespace refers to. A manifest without a namespace belongs
+    /// to the same as another without.
     #[must_use]
     pub fn secret(&self, namespace: Option<&str>, name: &str) -> Option<&SecretManifest> {
         let mut secrets = self.secrets.iter().map(|secret| &secret.value);
@@ -93,7 +95,8 @@ pub struct Located<T> {
 }
 
 impl<T> Located<T> {
-    /// The line of a field such as `spec.email`; when it is not written, that of what it would be in.
+    /// The line of a field such as `spec.email`; when it is not written, that of what it would be
+    /// in.
     #[must_use]
     pub fn line_of(&self, field: &str) -> usize {
         let mut path = field;
@@ -127,7 +130,8 @@ impl Located<TwoFactorUser> {
     }
 }
 
-/// A Kubernetes Secret whose values are text; `data` is decoded already. Its values are never printed and wiped when dropped.
+/// A Kubernetes Secret whose values are text; `data` is decoded already. Its values are never
+/// printed and wiped when dropped.
 #[derive(Clone, Debug)]
 pub struct SecretManifest {
     /// Where it is; the namespace that the reader is about when absent.
@@ -160,8 +164,8 @@ impl fmt::Display for Problem {
 
 impl std::error::Error for Problem {}
 
-/// Reads a file of YAML documents (or JSON, which is YAML too): of the kind `TwoFactorUser`, `Secret`, or a `List` of them. A
-/// `TwoFactorRealm` may be among them, and is left out.
+/// Reads a file of YAML documents (or JSON, which is YAML too): of the kind `TwoFactorUser`,
+/// `Secret`, or a `List` of them. A `TwoFactorRealm` may be among them, and is left out.
 #[must_use]
 pub fn read(file: &str, content: &[u8]) -> Manifests {
     let mut reader = Reader { file, found: Manifests::default() };
@@ -216,7 +220,8 @@ impl Reader<'_> {
             self.problem(line, Some(field), message);
             None
         };
-        let (Some((version_line, version)), Some((kind_line, kind))) = (header("apiVersion"), header("kind"))
+        let (Some((version_line, version)), Some((kind_line, kind))) =
+            (header("apiVersion"), header("kind"))
         else {
             return;
         };
@@ -234,14 +239,20 @@ impl Reader<'_> {
         if version == expected {
             read(self, node);
         } else {
-            self.problem(version_line, Some("apiVersion"), format!("must be {expected} for kind {kind}"));
+            self.problem(
+                version_line,
+                Some("apiVersion"),
+                format!("must be {expected} for kind {kind}"),
+            );
         }
     }
 
     fn list(&mut self, node: &Node) {
         self.misfits(unknown_fields(node, &LIST_FIELDS));
         match node.get("items") {
-            Some(Node { value: Value::List(items), .. }) => items.iter().for_each(|item| self.object(item)),
+            Some(Node { value: Value::List(items), .. }) => {
+                items.iter().for_each(|item| self.object(item))
+            }
             Some(items) => self.problem(items.line, Some("items"), "must be a list"),
             None => self.problem(node.line, Some("items"), "is missing"),
         }
@@ -264,7 +275,8 @@ impl Reader<'_> {
                 let user = TwoFactorUser { metadata, spec, status: None };
                 self.found.users.push(self.located(node, user));
             }
-            // The schema is generated from the type: what fits the one fits the other. The cause could quote an address.
+            // The schema is generated from the type: what fits the one fits the other. The cause
+            // could quote an address.
             Err(_) => self.problem(node.line, Some("spec"), "cannot be read"),
         }
     }
@@ -314,7 +326,9 @@ fn missing(line: usize, field: &str) -> Misfit {
 
 fn unknown_fields(node: &Node, known: &[&str]) -> Vec<Misfit> {
     let unknown = node.entries().iter().filter(|entry| !known.contains(&entry.key.as_str()));
-    unknown.map(|entry| schema::unknown_field(entry.line, entry.key.clone(), known.iter().copied())).collect()
+    unknown
+        .map(|entry| schema::unknown_field(entry.line, entry.key.clone(), known.iter().copied()))
+        .collect()
 }
 
 /// The object's metadata, with a name; or nothing, and why.

@@ -1,6 +1,8 @@
-//! [`TwoFactorRealm`]: what an administrator writes about all users of a namespace, and what the operator answers.
+//! [`TwoFactorRealm`]: what an administrator writes about all users of a namespace, and what the
+//! operator answers.
 //!
-//! Enters: a manifest. Leaves: its fields as they were written, for [`validate::realm`](crate::validate::realm) to judge.
+//! Enters: a manifest. Leaves: its fields as they were written, for
+//! [`validate::realm`](crate::validate::realm) to judge.
 
 // `KubeSchema` copies each type into a function, where its `pub` reaches nobody.
 #![allow(unreachable_pub)]
@@ -19,7 +21,8 @@ use crate::user::conditions_schema;
 use crate::validate as shared;
 use crate::validate::realm as rules;
 
-// The doc comments of the fields are what `kubectl explain` prints: plain text, for an administrator.
+// The doc comments of the fields are what `kubectl explain` prints: plain text, for an
+// administrator.
 
 /// What an administrator says about the users of a namespace.
 #[derive(CustomResource, KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -80,8 +83,9 @@ use crate::validate::realm as rules;
 )]
 #[serde(rename_all = "camelCase")]
 pub struct TwoFactorRealmSpec {
-    /// Who asks for the code, as mails and authenticator apps show it: 1 to 100 characters, no colon, no control characters. A
-    /// user's own issuer comes first. It defaults to the operator's.
+    /// Who asks for the code, as mails and authenticator apps show it: 1 to 100 characters, no
+    /// colon, no control characters. A user's own issuer comes first. It defaults to the
+    /// operator's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(
         with = "String",
@@ -96,8 +100,9 @@ pub struct TwoFactorRealmSpec {
     #[schemars(with = "i32", range(min = *rules::EXPIRATION_MINUTES.start(), max = *rules::EXPIRATION_MINUTES.end()))]
     pub otp_expiration_minutes: Option<i32>,
 
-    /// The namespaces whose services may verify the users of this one, which is always let in itself. Everybody there who may
-    /// read Secrets, create pods or run commands in them is trusted with that.
+    /// The namespaces whose services may verify the users of this one, which is always let in
+    /// itself. Everybody there who may read Secrets, create pods or run commands in them is trusted
+    /// with that.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "AllowedNamespaces")]
     pub allowed_namespaces: Option<AllowedNamespaces>,
@@ -107,40 +112,46 @@ pub struct TwoFactorRealmSpec {
     #[schemars(with = "Delivery")]
     pub delivery: Option<Delivery>,
 
-    /// Signed tokens after a success, for requests that name an audience. Without it there are none, unless the operator's own
-    /// settings say so.
+    /// Signed tokens after a success, for requests that name an audience. Without it there are
+    /// none, unless the operator's own settings say so.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Tokens")]
     pub tokens: Option<Tokens>,
 
-    /// Whether answers keep to themselves who is a user and why a code was not accepted, so that services can pass them on to the
-    /// public. It defaults to the operator's setting, which is false as a rule.
+    /// Whether answers keep to themselves who is a user and why a code was not accepted, so that
+    /// services can pass them on to the public. It defaults to the operator's setting, which is
+    /// false as a rule.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "bool")]
     pub uniform_answers: Option<bool>,
 
-    /// How often codes are made and sent. What is not said is as the operator's own settings have it.
+    /// How often codes are made and sent. What is not said is as the operator's own settings have
+    /// it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "LimitsSpec")]
     pub limits: Option<LimitsSpec>,
 
-    /// What is kept of each request in the users' histories. What is not said is as the operator's own settings have it.
+    /// What is kept of each request in the users' histories. What is not said is as the operator's
+    /// own settings have it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "AuditSpec")]
     pub audit: Option<AuditSpec>,
 
-    /// What messages say. A realm that writes any part of them itself has none of the operator's parts.
+    /// What messages say. A realm that writes any part of them itself has none of the operator's
+    /// parts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "MessageSpec")]
     pub message: Option<MessageSpec>,
 }
 
-/// The texts of messages. They are filled in with {{code}}, {{expires_at}}, {{issuer}}, {{username}}, {{service}} and
-/// {{context}}, which is what the user confirms, if the service said so; a text without {{context}} gets it at the end.
+/// The texts of messages. They are filled in with {{code}}, {{expires_at}}, {{issuer}},
+/// {{username}}, {{service}} and {{context}}, which is what the user confirms, if the service said
+/// so; a text without {{context}} gets it at the end.
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct MessageSpec {
-    /// The subject of mails: one line of at most 200 characters. It defaults to: Your {{issuer}} OTP.
+    /// The subject of mails: one line of at most 200 characters. It defaults to: Your {{issuer}}
+    /// OTP.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "String", length(min = 1, max = rules::SUBJECT_CHARACTERS))]
     #[x_kube(validation = rules::placeholders_rule())]
@@ -154,15 +165,16 @@ pub struct MessageSpec {
     #[x_kube(validation = rules::code_rule())]
     pub text: Option<String>,
 
-    /// The text of mails once more, as HTML of at most 16000 characters, for programs that show it. It must contain {{code}}.
-    /// What is filled in is escaped.
+    /// The text of mails once more, as HTML of at most 16000 characters, for programs that show it.
+    /// It must contain {{code}}. What is filled in is escaped.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "String", length(min = 1, max = rules::HTML_CHARACTERS))]
     #[x_kube(validation = rules::placeholders_rule())]
     #[x_kube(validation = rules::code_rule())]
     pub html: Option<String>,
 
-    /// The text of text messages, at most 1000 characters, and 1600 with the longest values. It must contain {{code}}.
+    /// The text of text messages, at most 1000 characters, and 1600 with the longest values. It
+    /// must contain {{code}}.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "String", length(min = 1, max = rules::SMS_CHARACTERS))]
     #[x_kube(validation = rules::placeholders_rule())]
@@ -174,7 +186,8 @@ pub struct MessageSpec {
 #[derive(JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct LimitsSpec {
-    /// How many seconds pass from one code for a user to the next, whoever asks: 0 to 3600. 0 is no limit.
+    /// How many seconds pass from one code for a user to the next, whoever asks: 0 to 3600. 0 is no
+    /// limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "i32", range(min = *rules::GENERATE_INTERVAL_SECONDS.start(), max = *rules::GENERATE_INTERVAL_SECONDS.end()))]
     pub generate_interval_seconds: Option<i32>,
@@ -184,7 +197,8 @@ pub struct LimitsSpec {
     #[schemars(with = "i32", range(min = *rules::GENERATES_PER_HOUR.start(), max = *rules::GENERATES_PER_HOUR.end()))]
     pub generates_per_hour: Option<i32>,
 
-    /// How many codes are sent for all users of the realm within an hour: 0 to 1000000. 0 is no limit.
+    /// How many codes are sent for all users of the realm within an hour: 0 to 1000000. 0 is no
+    /// limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "i32", range(min = *rules::DELIVERIES_PER_HOUR.start(), max = *rules::DELIVERIES_PER_HOUR.end()))]
     pub deliveries_per_hour: Option<i32>,
@@ -199,7 +213,8 @@ pub struct AuditSpec {
     #[schemars(with = "i32", range(min = *rules::RETENTION_DAYS.start(), max = *rules::RETENTION_DAYS.end()))]
     pub retention_days: Option<i32>,
 
-    /// Whether the end user's address and program are kept, in the history and in the sidecars' log, where services pass them on.
+    /// Whether the end user's address and program are kept, in the history and in the sidecars'
+    /// log, where services pass them on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "bool")]
     pub origin: Option<bool>,
@@ -214,8 +229,8 @@ pub struct AllowedNamespaces {
     #[schemars(schema_with = "names_schema")]
     pub names: Vec<String>,
 
-    /// Chooses namespaces by their labels. Every requirement must hold, and there must be at least one. Whoever may label
-    /// namespaces decides who is chosen.
+    /// Chooses namespaces by their labels. Every requirement must hold, and there must be at least
+    /// one. Whoever may label namespaces decides who is chosen.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "NamespaceSelector")]
     pub selector: Option<NamespaceSelector>,
@@ -247,7 +262,8 @@ pub struct Requirement {
     #[schemars(length(min = 1, max = rules::LABEL_KEY_CHARACTERS), regex(pattern = rules::LABEL_KEY_PATTERN))]
     pub key: String,
 
-    /// How the label's value and values belong together: In, NotIn (true without the label, too), Exists or DoesNotExist.
+    /// How the label's value and values belong together: In, NotIn (true without the label, too),
+    /// Exists or DoesNotExist.
     #[schemars(schema_with = "operator_schema")]
     pub operator: Operator,
 
@@ -274,10 +290,12 @@ pub enum Operator {
 #[derive(JsonSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Delivery {
-    /// A Secret in the same namespace with the providers' settings under these keys. Mail: SMTP_SERVER, SMTP_PORT, SMTP_SECURITY,
-    /// SMTP_USERNAME, SMTP_PASSWORD, SMTP_FROM_EMAIL, SMTP_CA. Text messages: TWILIO_ACCOUNT_SID, TWILIO_AUTH_TOKEN,
-    /// TWILIO_PHONE_NUMBER or TWILIO_MESSAGING_SERVICE_SID, TWILIO_API_URL, TWILIO_CA, TWILIO_ALLOW_HTTP. Webhook: WEBHOOK_URL,
-    /// WEBHOOK_SECRET, WEBHOOK_CA, WEBHOOK_ALLOW_HTTP. The operator's own providers are not used then.
+    /// A Secret in the same namespace with the providers' settings under these keys. Mail:
+    /// SMTP_SERVER, SMTP_PORT, SMTP_SECURITY, SMTP_USERNAME, SMTP_PASSWORD, SMTP_FROM_EMAIL,
+    /// SMTP_CA. Text messages: TWILIO_ACCOUNT_SID, TWILIO_AUTH_TOKEN, TWILIO_PHONE_NUMBER or
+    /// TWILIO_MESSAGING_SERVICE_SID, TWILIO_API_URL, TWILIO_CA, TWILIO_ALLOW_HTTP. Webhook:
+    /// WEBHOOK_URL, WEBHOOK_SECRET, WEBHOOK_CA, WEBHOOK_ALLOW_HTTP. The operator's own providers
+    /// are not used then.
     pub secret_ref: DeliverySecret,
 }
 
@@ -300,8 +318,8 @@ pub struct TwoFactorRealmStatus {
     #[schemars(with = "i64")]
     pub observed_generation: Option<i64>,
 
-    /// What is known about the realm. Ready sums up what services need; Isolated says whether Redis itself keeps the services
-    /// of one namespace from the keys of others.
+    /// What is known about the realm. Ready sums up what services need; Isolated says whether Redis
+    /// itself keeps the services of one namespace from the keys of others.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "conditions_schema")]
     pub conditions: Vec<Condition>,
@@ -325,8 +343,8 @@ pub struct TwoFactorRealmStatus {
     #[schemars(with = "i64")]
     pub users_ready: Option<i64>,
 
-    /// How many pods that verify these users run a sidecar of another version than the operator's. They change when they are
-    /// made anew.
+    /// How many pods that verify these users run a sidecar of another version than the operator's.
+    /// They change when they are made anew.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "i64")]
     pub outdated_sidecars: Option<i64>,
@@ -405,7 +423,8 @@ mod tests {
 
     #[test]
     fn the_columns_are_what_an_administrator_asks() {
-        let columns = TwoFactorRealm::crd().spec.versions.remove(0).additional_printer_columns.unwrap();
+        let columns =
+            TwoFactorRealm::crd().spec.versions.remove(0).additional_printer_columns.unwrap();
         let shown: Vec<&str> = columns
             .iter()
             .filter(|column| column.priority.is_none())
@@ -417,7 +436,8 @@ mod tests {
     #[test]
     fn nothing_in_the_status_is_required_and_an_empty_one_is_nothing() {
         let crd = serde_json::to_value(TwoFactorRealm::crd()).unwrap();
-        let status = &crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["status"];
+        let status =
+            &crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["status"];
         assert!(status.get("required").is_none());
         assert_eq!(serde_json::to_value(TwoFactorRealmStatus::default()).unwrap(), json!({}));
     }

@@ -1,8 +1,9 @@
-//! What the CRD's schema says about a tree. Enters: a schema and a [`Node`]. Leaves: unknown fields, fields that are missing and
-//! values of a wrong type, all of them.
+//! What the CRD's schema says about a tree. Enters: a schema and a [`Node`]. Leaves: unknown
+//! fields, fields that are missing and values of a wrong type, all of them.
 //!
-//! The types in Rust are not asked: they must tolerate the fields of a newer version when they come from an API server,
-//! and serde would stop at the first error. Ranges and patterns are [`validate`](crate::validate)'s.
+//! The types in Rust are not asked: they must tolerate the fields of a newer version when they come
+//! from an API server, and serde would stop at the first error. Ranges and patterns are
+//! [`validate`](crate::validate)'s.
 
 use serde_json::Value as Json;
 
@@ -27,7 +28,11 @@ pub(crate) fn check(schema: &Json, node: &Node, field: &str, misfits: &mut Vec<M
             if let Some(allowed) = schema["enum"].as_array()
                 && !allowed.iter().any(|value| value == text.as_str())
             {
-                add(node.line, field, format!("must be {}", one_of(allowed.iter().filter_map(Json::as_str))));
+                add(
+                    node.line,
+                    field,
+                    format!("must be {}", one_of(allowed.iter().filter_map(Json::as_str))),
+                );
             }
         }
         (Some("string"), Value::Bool(_) | Value::Number(_)) => {
@@ -46,7 +51,8 @@ pub(crate) fn check(schema: &Json, node: &Node, field: &str, misfits: &mut Vec<M
                 }
                 return;
             };
-            for name in schema["required"].as_array().into_iter().flatten().filter_map(Json::as_str) {
+            for name in schema["required"].as_array().into_iter().flatten().filter_map(Json::as_str)
+            {
                 if node.get(name).is_none() {
                     add(node.line, &join(field, name), "is missing".to_owned());
                 }
@@ -56,7 +62,11 @@ pub(crate) fn check(schema: &Json, node: &Node, field: &str, misfits: &mut Vec<M
                 if let Some(schema) = properties.get(&entry.key) {
                     check(schema, &entry.node, &path, misfits);
                 } else {
-                    misfits.push(unknown_field(entry.line, path, properties.keys().map(String::as_str)));
+                    misfits.push(unknown_field(
+                        entry.line,
+                        path,
+                        properties.keys().map(String::as_str),
+                    ));
                 }
             }
         }
@@ -71,7 +81,11 @@ pub(crate) fn unknown_field<'a>(
     field: String,
     known: impl ExactSizeIterator<Item = &'a str>,
 ) -> Misfit {
-    Misfit { line, field, message: format!("is not a known field; known here are {}", list(known, "and")) }
+    Misfit {
+        line,
+        field,
+        message: format!("is not a known field; known here are {}", list(known, "and")),
+    }
 }
 
 /// The path of a field of `parent`.

@@ -13,7 +13,8 @@ use twofactor_core::token::{Audience, TokenAlgorithm};
 use crate::validate as shared;
 use crate::validate::tokens as rules;
 
-// The doc comments of the fields are what `kubectl explain` prints: plain text, for an administrator.
+// The doc comments of the fields are what `kubectl explain` prints: plain text, for an
+// administrator.
 
 /// Signed tokens after a success.
 #[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,8 +24,8 @@ pub struct Tokens {
     #[schemars(schema_with = "audiences_schema")]
     pub audiences: Vec<String>,
 
-    /// How tokens are signed: HS256 with a shared key, with which whoever can check a token can make one, or EdDSA, with a key whose
-    /// public half others check with.
+    /// How tokens are signed: HS256 with a shared key, with which whoever can check a token can
+    /// make one, or EdDSA, with a key whose public half others check with.
     #[serde(default)]
     #[schemars(schema_with = "algorithm_schema")]
     pub algorithm: TokenAlgorithm,
@@ -34,8 +35,9 @@ pub struct Tokens {
     #[schemars(with = "i32", range(min = *rules::LIFETIME_SECONDS.start(), max = *rules::LIFETIME_SECONDS.end()))]
     pub lifetime_seconds: Option<i32>,
 
-    /// A Secret in the same namespace with the key: SECRET_KEY, 32 bytes or more, for HS256, or ED25519_PRIVATE_KEY, in PEM, for
-    /// EdDSA. Without it, the operator's own SECRET_KEY is used, or a key that the operator derives for this realm.
+    /// A Secret in the same namespace with the key: SECRET_KEY, 32 bytes or more, for HS256, or
+    /// ED25519_PRIVATE_KEY, in PEM, for EdDSA. Without it, the operator's own SECRET_KEY is used,
+    /// or a key that the operator derives for this realm.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "TokenSecret")]
     pub secret_ref: Option<TokenSecret>,

@@ -1,8 +1,8 @@
 //! [`TwoFactorUser`]: what an administrator writes about a user, and what the operator answers.
 //!
-//! Enters: a manifest. Leaves: its fields as they were written, for [`validate`](crate::validate) to judge. The
-//! schema and the rules for the API server are derived from the types here; what they have in common with
-//! `validate` (ranges, patterns, sentences) is written once, there.
+//! Enters: a manifest. Leaves: its fields as they were written, for [`validate`](crate::validate)
+//! to judge. The schema and the rules for the API server are derived from the types here; what they
+//! have in common with `validate` (ranges, patterns, sentences) is written once, there.
 
 // `KubeSchema` copies each type into a function, where its `pub` reaches nobody.
 #![allow(unreachable_pub)]
@@ -18,7 +18,8 @@ use twofactor_core::user::{DeliveryMethod, Username};
 
 use crate::validate as rules;
 
-// The doc comments of the fields are what `kubectl explain` prints: plain text, for an administrator.
+// The doc comments of the fields are what `kubectl explain` prints: plain text, for an
+// administrator.
 
 /// What an administrator says about a user.
 #[derive(CustomResource, KubeSchema, Clone, PartialEq, Serialize, Deserialize)]
@@ -90,8 +91,8 @@ use crate::validate as rules;
 )]
 #[serde(rename_all = "camelCase")]
 pub struct TwoFactorUserSpec {
-    /// The name that services verify, compared exactly: 1 to 253 characters, no control characters. It defaults to the
-    /// object's name and cannot be changed, added or removed later.
+    /// The name that services verify, compared exactly: 1 to 253 characters, no control characters.
+    /// It defaults to the object's name and cannot be changed, added or removed later.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(
         with = "String",
@@ -101,11 +102,13 @@ pub struct TwoFactorUserSpec {
     #[x_kube(validation = rules::pattern_rule(rules::USERNAME_PATTERN, rules::USERNAME_MESSAGE))]
     pub username: Option<String>,
 
-    /// Whether the user can be verified. A disabled user is answered like an unknown one and keeps their TOTP secret.
+    /// Whether the user can be verified. A disabled user is answered like an unknown one and keeps
+    /// their TOTP secret.
     #[serde(default = "enabled_unless_said")]
     pub enabled: bool,
 
-    /// The address that codes are mailed to, like name@example.org. Needed when deliveryMethod is email.
+    /// The address that codes are mailed to, like name@example.org. Needed when deliveryMethod is
+    /// email.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(
         with = "String",
@@ -115,8 +118,9 @@ pub struct TwoFactorUserSpec {
     #[x_kube(validation = rules::pattern_rule(rules::EMAIL_PATTERN, rules::email_message()))]
     pub email: Option<String>,
 
-    /// The number that codes are sent to as text messages, in international format: a plus sign and 7 to 15 digits, the first
-    /// not 0. Put it in quotes, or YAML reads a number. Needed when deliveryMethod is sms.
+    /// The number that codes are sent to as text messages, in international format: a plus sign and
+    /// 7 to 15 digits, the first not 0. Put it in quotes, or YAML reads a number. Needed when
+    /// deliveryMethod is sms.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(
         with = "String",
@@ -126,8 +130,8 @@ pub struct TwoFactorUserSpec {
     #[x_kube(validation = rules::pattern_rule(rules::PHONE_NUMBER_PATTERN, rules::phone_number_message()))]
     pub phone_number: Option<String>,
 
-    /// How the user gets codes: email, sms, webhook (a signed request to the realm's webhook), or app (an authenticator app
-    /// computes them; none are sent).
+    /// How the user gets codes: email, sms, webhook (a signed request to the realm's webhook), or
+    /// app (an authenticator app computes them; none are sent).
     #[serde(default)]
     #[schemars(schema_with = "delivery_method_schema")]
     pub delivery_method: DeliveryMethod,
@@ -137,12 +141,13 @@ pub struct TwoFactorUserSpec {
     #[schemars(with = "SecretReference")]
     pub secret_ref: Option<SecretReference>,
 
-    /// How codes are computed from the TOTP secret. The defaults are what every authenticator app supports.
+    /// How codes are computed from the TOTP secret. The defaults are what every authenticator app
+    /// supports.
     #[serde(default)]
     pub totp: TotpSpec,
 
-    /// Who asks for the code, as authenticator apps show it: 1 to 100 characters, no colon, no control characters. It defaults
-    /// to the realm's issuer.
+    /// Who asks for the code, as authenticator apps show it: 1 to 100 characters, no colon, no
+    /// control characters. It defaults to the realm's issuer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(
         with = "String",
@@ -157,7 +162,8 @@ pub struct TwoFactorUserSpec {
 #[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct SecretReference {
-    /// The name of a Secret in the same namespace. It must not be the one that the operator writes for this user.
+    /// The name of a Secret in the same namespace. It must not be the one that the operator writes
+    /// for this user.
     #[schemars(length(min = 1, max = rules::NAME_CHARACTERS), regex(pattern = rules::NAME_PATTERN))]
     #[x_kube(validation = rules::pattern_rule(rules::NAME_PATTERN, rules::NAME_MESSAGE))]
     pub name: String,
@@ -186,7 +192,8 @@ pub struct TotpSpec {
     #[schemars(range(min = *rules::PERIOD_SECONDS.start(), max = *rules::PERIOD_SECONDS.end()))]
     pub period_seconds: i32,
 
-    /// How many codes before and after the current one are accepted from an authenticator app: 0 or 1.
+    /// How many codes before and after the current one are accepted from an authenticator app: 0 or
+    /// 1.
     #[schemars(range(min = *rules::SKEW.start(), max = *rules::SKEW.end()))]
     pub skew: i32,
 }
@@ -215,21 +222,23 @@ pub struct TwoFactorUserStatus {
     #[schemars(with = "String")]
     pub username: Option<String>,
 
-    /// The value of the annotation twofactor.fountainai.io/rotate that was last acted on. Another value there asks for a new
-    /// TOTP secret.
+    /// The value of the annotation twofactor.fountainai.io/rotate that was last acted on. Another
+    /// value there asks for a new TOTP secret.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "String")]
     pub rotated: Option<String>,
 
-    /// The value of the annotation twofactor.fountainai.io/reset-failures that was last acted on. Another value there asks to
-    /// forget the user's failed attempts, and to enable a user whom they have disabled.
+    /// The value of the annotation twofactor.fountainai.io/reset-failures that was last acted on.
+    /// Another value there asks to forget the user's failed attempts, and to enable a user whom
+    /// they have disabled.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "String")]
     pub failures_reset: Option<String>,
 }
 
 impl Default for TwoFactorUserSpec {
-    /// What the API server fills in for an empty spec. Such a user is not valid: mail needs an address.
+    /// What the API server fills in for an empty spec. Such a user is not valid: mail needs an
+    /// address.
     fn default() -> Self {
         Self {
             username: None,
@@ -259,7 +268,16 @@ impl Default for TotpSpec {
 /// Not derived: objects are easily logged, and an address or a phone number has no place in a log.
 impl fmt::Debug for TwoFactorUserSpec {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { username, enabled, email, phone_number, delivery_method, secret_ref, totp, issuer } = self;
+        let Self {
+            username,
+            enabled,
+            email,
+            phone_number,
+            delivery_method,
+            secret_ref,
+            totp,
+            issuer,
+        } = self;
         formatter
             .debug_struct("TwoFactorUserSpec")
             .field("username", username)
@@ -354,7 +372,10 @@ mod tests {
         assert_eq!(crd.metadata.name.as_deref(), Some("twofactorusers.twofactor.fountainai.io"));
         assert_eq!(crd.spec.scope, "Namespaced");
         let names = crd.spec.names;
-        assert_eq!((names.plural.as_str(), names.kind.as_str()), ("twofactorusers", "TwoFactorUser"));
+        assert_eq!(
+            (names.plural.as_str(), names.kind.as_str()),
+            ("twofactorusers", "TwoFactorUser")
+        );
         assert_eq!(names.short_names, Some(vec!["tfu".to_owned()]));
         assert_eq!(names.categories, Some(vec!["fountainai".to_owned()]));
         assert!(crd.spec.versions[0].subresources.as_ref().unwrap().status.is_some());
@@ -362,7 +383,8 @@ mod tests {
 
     #[test]
     fn the_columns_are_what_an_administrator_asks() {
-        let columns = TwoFactorUser::crd().spec.versions.remove(0).additional_printer_columns.unwrap();
+        let columns =
+            TwoFactorUser::crd().spec.versions.remove(0).additional_printer_columns.unwrap();
         let shown = |wide| {
             let columns = columns.iter().filter(move |column| (column.priority == Some(1)) == wide);
             columns.map(|column| column.name.as_str()).collect::<Vec<_>>()
@@ -376,7 +398,8 @@ mod tests {
     #[test]
     fn conditions_are_a_list_keyed_by_type_and_nothing_in_the_status_is_required() {
         let crd = serde_json::to_value(TwoFactorUser::crd()).unwrap();
-        let status = &crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["status"];
+        let status =
+            &crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["status"];
         assert!(status.get("required").is_none());
         let conditions = &status["properties"]["conditions"];
         assert_eq!(conditions["x-kubernetes-list-type"], "map");
@@ -413,7 +436,10 @@ mod tests {
 
     #[test]
     fn an_empty_status_is_written_as_nothing() {
-        assert_eq!(serde_json::to_value(TwoFactorUserStatus::default()).unwrap(), serde_json::json!({}));
+        assert_eq!(
+            serde_json::to_value(TwoFactorUserStatus::default()).unwrap(),
+            serde_json::json!({})
+        );
     }
 
     #[test]

@@ -1,7 +1,9 @@
-//! What makes a user valid. Enters: a [`TwoFactorUser`]. Leaves: a [`UserDefinition`], or everything that is wrong with it.
+//! What makes a user valid. Enters: a [`TwoFactorUser`]. Leaves: a [`UserDefinition`], or
+//! everything that is wrong with it.
 //!
-//! The API server gets the same constants and the same sentences: the schema of [`user`](crate::user) is built from what
-//! stands here. It refuses early and where the administrator looks; [`validate`] is what the rest of the system relies on.
+//! The API server gets the same constants and the same sentences: the schema of
+//! [`user`](crate::user) is built from what stands here. It refuses early and where the
+//! administrator looks; [`validate`] is what the rest of the system relies on.
 
 pub mod realm;
 pub mod tokens;
@@ -12,7 +14,8 @@ use std::ops::RangeInclusive;
 use kube::core::{Message, Reason, Rule};
 use twofactor_core::totp::{Algorithm, TotpParameters};
 use twofactor_core::user::{
-    DeliveryMethod, EmailAddress, EmailAddressError, PhoneNumber, PhoneNumberError, UserDefinition, Username,
+    DeliveryMethod, EmailAddress, EmailAddressError, PhoneNumber, PhoneNumberError, UserDefinition,
+    Username,
 };
 
 use crate::labels;
@@ -37,26 +40,27 @@ pub const SKEW: RangeInclusive<i32> = 0..=1;
 /// The hash functions, in the order of the documentation.
 pub const ALGORITHMS: [Algorithm; 3] = [Algorithm::Sha1, Algorithm::Sha256, Algorithm::Sha512];
 
-// What the API server matches (RE2). `validate` uses the types of the core instead; tests compare the two.
+// What the API server matches (RE2). `validate` uses the types of the core instead; tests compare
+// the two.
 pub(crate) const USERNAME_PATTERN: &str = r"^\P{Cc}*$";
 pub(crate) const EMAIL_PATTERN: &str =
     r#"^[^\p{Cc}\p{Z},;:<>()\[\]"\\@]{1,64}@[^\p{Cc}\p{Z},;:<>()\[\]"\\@]+$"#;
 pub(crate) const PHONE_NUMBER_PATTERN: &str = r"^\+[1-9][0-9]{6,14}$";
 pub(crate) const ISSUER_PATTERN: &str = r"^[^\p{Cc}:]*$";
-pub(crate) const NAME_PATTERN: &str = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$";
+pub(crate) const NAME_PATTERN: &str =
+    r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$";
 pub(crate) const SECRET_KEY_PATTERN: &str = r"^[-._a-zA-Z0-9]+$";
 
 pub(crate) const USERNAME_MESSAGE: &str = "must not contain control characters";
 pub(crate) const ISSUER_MESSAGE: &str = "must not contain a colon or control characters";
-pub(crate) const NAME_MESSAGE: &str =
-    "is not the name of a Kubernetes object: lower case letters, digits, hyphens and dots are allowed";
+pub(crate) const NAME_MESSAGE: &str = "is not the name of a Kubernetes object: lower case letters, digits, hyphens and dots are allowed";
 pub(crate) const SECRET_KEY_MESSAGE: &str =
     "is not a key of a Secret: letters, digits, hyphens, underscores and dots are allowed";
 const EMAIL_NEEDED: &str = "is needed when deliveryMethod is email";
 const PHONE_NUMBER_NEEDED: &str = "is needed when deliveryMethod is sms";
-const USERNAME_IMMUTABLE: &str =
-    "cannot be changed, added or removed: delete the user and create it again to use another username";
-const OWN_SECRET: &str = "is the Secret that the operator writes for this user: import from another one";
+const USERNAME_IMMUTABLE: &str = "cannot be changed, added or removed: delete the user and create it again to use another username";
+const OWN_SECRET: &str =
+    "is the Secret that the operator writes for this user: import from another one";
 const NAME_TOO_LONG: &str = "is too long: the name of a user has at most 248 characters";
 
 pub(crate) fn email_message() -> String {
@@ -127,7 +131,8 @@ impl fmt::Display for FieldError {
 
 impl std::error::Error for FieldError {}
 
-/// What has been found so far. Each check returns the good value or leaves an error here, so that all of them are reported.
+/// What has been found so far. Each check returns the good value or leaves an error here, so that
+/// all of them are reported.
 #[derive(Default)]
 struct Findings(Vec<FieldError>);
 
@@ -143,7 +148,8 @@ impl Findings {
 
 /// Checks a user and turns it into what the rest of the system works with.
 ///
-/// What needs the object's predecessor, that its username stays the same, only the API server can check.
+/// What needs the object's predecessor, that its username stays the same, only the API server can
+/// check.
 ///
 /// # Errors
 /// Every field that is wrong, in the order of the manifest.
@@ -167,10 +173,9 @@ pub fn validate(user: &TwoFactorUser) -> Result<UserDefinition, Vec<FieldError>>
         findings.add("spec.email", EMAIL_NEEDED);
     }
 
-    let phone_number = spec
-        .phone_number
-        .as_ref()
-        .and_then(|number| findings.keep("spec.phoneNumber", PhoneNumber::try_from(number.clone())));
+    let phone_number = spec.phone_number.as_ref().and_then(|number| {
+        findings.keep("spec.phoneNumber", PhoneNumber::try_from(number.clone()))
+    });
     if spec.delivery_method == DeliveryMethod::Sms && spec.phone_number.is_none() {
         findings.add("spec.phoneNumber", PHONE_NUMBER_NEEDED);
     }
@@ -200,13 +205,19 @@ pub fn validate(user: &TwoFactorUser) -> Result<UserDefinition, Vec<FieldError>>
 fn check_name(name: Option<&str>, findings: &mut Findings) {
     match name {
         None | Some("") => findings.add("metadata.name", "is missing"),
-        Some(name) if name.len() > USER_NAME_CHARACTERS => findings.add("metadata.name", NAME_TOO_LONG),
+        Some(name) if name.len() > USER_NAME_CHARACTERS => {
+            findings.add("metadata.name", NAME_TOO_LONG)
+        }
         Some(name) if !is_object_name(name) => findings.add("metadata.name", NAME_MESSAGE),
         Some(_) => {}
     }
 }
 
-fn check_secret_reference(reference: &SecretReference, user: Option<&str>, findings: &mut Findings) {
+fn check_secret_reference(
+    reference: &SecretReference,
+    user: Option<&str>,
+    findings: &mut Findings,
+) {
     let SecretReference { name, key } = reference;
     if !is_object_name(name) {
         findings.add("spec.secretRef.name", NAME_MESSAGE);
@@ -220,7 +231,8 @@ fn check_secret_reference(reference: &SecretReference, user: Option<&str>, findi
 }
 
 fn check_totp(totp: &TotpSpec, findings: &mut Findings) -> Option<TotpParameters> {
-    // The core checks these too, but stops at the first, and its types have no room for every number that YAML has.
+    // The core checks these too, but stops at the first, and its types have no room for every
+    // number that YAML has.
     let before = findings.0.len();
     for (field, value, range) in [
         ("spec.totp.digits", totp.digits, DIGITS),
@@ -228,7 +240,10 @@ fn check_totp(totp: &TotpSpec, findings: &mut Findings) -> Option<TotpParameters
         ("spec.totp.skew", totp.skew, SKEW),
     ] {
         if !range.contains(&value) {
-            findings.add(field, format_args!("must be {} to {}, not {value}", range.start(), range.end()));
+            findings.add(
+                field,
+                format_args!("must be {} to {}, not {value}", range.start(), range.end()),
+            );
         }
     }
     if findings.0.len() > before {
@@ -244,10 +259,14 @@ fn check_totp(totp: &TotpSpec, findings: &mut Findings) -> Option<TotpParameters
 fn check_issuer(issuer: &str, fallback: &str) -> Result<(), String> {
     let characters = issuer.chars().count();
     if characters == 0 {
-        return Err(format!("must not be empty: leave the field out to use the {fallback}'s issuer"));
+        return Err(format!(
+            "must not be empty: leave the field out to use the {fallback}'s issuer"
+        ));
     }
     if characters > ISSUER_CHARACTERS {
-        return Err(format!("has {characters} characters, at most {ISSUER_CHARACTERS} are allowed"));
+        return Err(format!(
+            "has {characters} characters, at most {ISSUER_CHARACTERS} are allowed"
+        ));
     }
     if issuer.chars().any(|c| c == ':' || c.is_control()) {
         return Err(ISSUER_MESSAGE.to_owned());

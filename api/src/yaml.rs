@@ -1,5 +1,6 @@
-//! YAML text as a tree that knows its lines. Enters: the content of a file, perhaps of many documents. Leaves: a [`Node`] for
-//! each document, or where and why one is broken; a broken one does not take the others with it.
+//! YAML text as a tree that knows its lines. Enters: the content of a file, perhaps of many
+//! documents. Leaves: a [`Node`] for each document, or where and why one is broken; a broken one
+//! does not take the others with it.
 
 use std::fmt;
 
@@ -45,8 +46,8 @@ pub(crate) struct Broken {
 }
 
 impl Node {
-    /// The value of a key of this mapping; nothing when it is another kind of value, or has no such key, or no value there:
-    /// an API server drops a null before it looks further.
+    /// The value of a key of this mapping; nothing when it is another kind of value, or has no such
+    /// key, or no value there: an API server drops a null before it looks further.
     pub(crate) fn get(&self, key: &str) -> Option<&Node> {
         let entry = self.entries().iter().find(|entry| entry.key == key)?;
         Some(&entry.node).filter(|node| !matches!(node.value, Value::Null))
@@ -122,8 +123,9 @@ struct Document<'a> {
     text: &'a [u8],
 }
 
-/// Splits at the lines that begin with `---` or `...`. Within a document YAML forbids such lines, in block scalars and quoted
-/// text too, unless they are indented; so this needs no parser and survives what no parser can read.
+/// Splits at the lines that begin with `---` or `...`. Within a document YAML forbids such lines,
+/// in block scalars and quoted text too, unless they are indented; so this needs no parser and
+/// survives what no parser can read.
 fn documents(content: &[u8]) -> Vec<Document<'_>> {
     let mut documents = Vec::new();
     let mut start = 0;
@@ -131,7 +133,8 @@ fn documents(content: &[u8]) -> Vec<Document<'_>> {
     let mut position = 0;
     for (index, line) in content.split_inclusive(|&byte| byte == b'\n').enumerate() {
         let end = position + line.len();
-        // A start marker belongs to its document, content may follow on its line; an end marker is dropped.
+        // A start marker belongs to its document, content may follow on its line; an end marker is
+        // dropped.
         let (cut, next_start, next_lines) = if is_marker(line, b"---") {
             (true, position, index)
         } else {
@@ -169,7 +172,8 @@ fn read_document(text: &[u8]) -> Result<Option<Node>, Broken> {
     })?;
     // Snippets would quote the text.
     let options = options! { with_snippet: false, budget: budget! { max_depth: MAXIMUM_DEPTH } };
-    let node: Spanned<Value> = serde_saphyr::from_str_with_options(text, options).map_err(|e| broken(&e))?;
+    let node: Spanned<Value> =
+        serde_saphyr::from_str_with_options(text, options).map_err(|e| broken(&e))?;
     Ok(Some(Node::from(node)).filter(|node| !matches!(node.value, Value::Null)))
 }
 
@@ -181,7 +185,9 @@ fn broken(error: &Error) -> Broken {
         Error::Budget { .. }
         | Error::AliasReplayLimitExceeded { .. }
         | Error::AliasExpansionLimitExceeded { .. }
-        | Error::AliasReplayStackDepthExceeded { .. } => "is nested too deeply or too large".to_owned(),
+        | Error::AliasReplayStackDepthExceeded { .. } => {
+            "is nested too deeply or too large".to_owned()
+        }
         Error::ExternalMessage { msg, .. } => format!("is not YAML: {msg}"),
         Error::Eof { .. } => "is not YAML: it ends too early".to_owned(),
         _ => "is YAML that manifests do not use".to_owned(),
@@ -274,7 +280,10 @@ mod tests {
     use super::*;
 
     fn lines(content: &str) -> Vec<Result<usize, Broken>> {
-        read(content.as_bytes()).into_iter().map(|document| document.map(|node| node.line)).collect()
+        read(content.as_bytes())
+            .into_iter()
+            .map(|document| document.map(|node| node.line))
+            .collect()
     }
 
     #[test]
@@ -340,7 +349,11 @@ mod tests {
             ("? [hunter2]\n: 1\n", 1, "is YAML that manifests do not use"),
             ("a: !!binary hunter2\n", 1, "is YAML that manifests do not use"),
         ] {
-            assert_eq!(lines(text), [Err(Broken { line, message: message.to_owned() })], "{text:?}");
+            assert_eq!(
+                lines(text),
+                [Err(Broken { line, message: message.to_owned() })],
+                "{text:?}"
+            );
         }
         for text in [
             "a:\n\thunter2: 1\n",
@@ -351,7 +364,10 @@ mod tests {
             "!<hunter2 a: 1",
         ] {
             let broken = lines(text).remove(0).unwrap_err();
-            assert!(broken.message.starts_with("is ") && !broken.message.contains("hunter2"), "{broken:?}");
+            assert!(
+                broken.message.starts_with("is ") && !broken.message.contains("hunter2"),
+                "{broken:?}"
+            );
         }
     }
 
@@ -366,7 +382,10 @@ mod tests {
     #[test]
     fn deep_nesting_and_many_aliases_are_refused() {
         let deep = "[".repeat(200) + &"]".repeat(200);
-        assert_eq!(lines(&deep)[0].as_ref().unwrap_err().message, "is nested too deeply or too large");
+        assert_eq!(
+            lines(&deep)[0].as_ref().unwrap_err().message,
+            "is nested too deeply or too large"
+        );
         let mut laughs = String::from("a0: &a0 [x,x,x,x,x,x,x,x,x,x]\n");
         for n in 1..10 {
             use std::fmt::Write as _;
@@ -378,8 +397,11 @@ mod tests {
 
     #[test]
     fn keys_and_values_know_their_lines() {
-        let document =
-            read(b"# a comment\n---\na:\n  b:\n    - 1\n    - x\n").remove(0).map_err(|_| ()).ok().unwrap();
+        let document = read(b"# a comment\n---\na:\n  b:\n    - 1\n    - x\n")
+            .remove(0)
+            .map_err(|_| ())
+            .ok()
+            .unwrap();
         let a = &document.entries()[0];
         let b = &a.node.entries()[0];
         let Value::List(items) = &b.node.value else { panic!("b is a list") };

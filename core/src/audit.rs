@@ -1,9 +1,10 @@
-//! What is remembered of every request, for whoever has to find out later. Enters: what came of a request, and whom it came
-//! from. Leaves: the user's history, trimmed by age.
+//! What is remembered of every request, for whoever has to find out later. Enters: what came of a
+//! request, and whom it came from. Leaves: the user's history, trimmed by age.
 //!
-//! [`History`] is the history in memory. The same rules stand a second time in the scripts of the Redis store, where it is a
-//! stream. What nothing else bounds, such as requests while blocked, is written once and then counted; the counts are part of
-//! the next entry that is written. So nobody can fill the store, or hide something in a crowd, by repeating themselves.
+//! [`History`] is the history in memory. The same rules stand a second time in the scripts of the
+//! Redis store, where it is a stream. What nothing else bounds, such as requests while blocked, is
+//! written once and then counted; the counts are part of the next entry that is written. So nobody
+//! can fill the store, or hide something in a crowd, by repeating themselves.
 
 use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
@@ -109,7 +110,8 @@ pub struct Entry {
     pub address: Option<String>,
     /// The end user's program.
     pub user_agent: Option<String>,
-    /// What was counted and not written since this caller's entry before: `operation/outcome=count`, separated by spaces.
+    /// What was counted and not written since this caller's entry before:
+    /// `operation/outcome=count`, separated by spaces.
     pub repeated: Option<String>,
 }
 
@@ -147,7 +149,8 @@ impl History {
         let kind = format!("{}/{outcome}", operation.name());
         let unbounded = UNBOUNDED.contains(&outcome);
         let mut counted = self.counted.remove(caller);
-        let fresh = counted.as_ref().is_some_and(|counted| counted.since.distance(now) < COUNTED_FOR);
+        let fresh =
+            counted.as_ref().is_some_and(|counted| counted.since.distance(now) < COUNTED_FOR);
         if let Some(known) = &mut counted
             && unbounded
             && fresh
@@ -178,7 +181,8 @@ impl History {
             self.entries.pop_front();
         }
         if unbounded {
-            let mut counted = counted.filter(|_| fresh).unwrap_or(Counted { since: now, kinds: Vec::new() });
+            let mut counted =
+                counted.filter(|_| fresh).unwrap_or(Counted { since: now, kinds: Vec::new() });
             for (_, count) in &mut counted.kinds {
                 *count = 0;
             }
@@ -197,7 +201,11 @@ mod tests {
     }
 
     fn outcomes(history: &History) -> Vec<(String, Option<String>)> {
-        history.entries.iter().map(|entry| (entry.outcome.clone(), entry.repeated.clone())).collect()
+        history
+            .entries
+            .iter()
+            .map(|entry| (entry.outcome.clone(), entry.repeated.clone()))
+            .collect()
     }
 
     #[test]
@@ -220,9 +228,18 @@ mod tests {
     fn after_an_hour_the_same_is_written_again_with_what_was_counted() {
         let (mut history, kms) = (History::default(), "kms".parse().unwrap());
         for minutes in [0, 1, 59, 60, 61] {
-            history.add(Operation::Verify, "blocked", &kms, &trace(), UnixMillis::from_seconds(minutes * 60));
+            history.add(
+                Operation::Verify,
+                "blocked",
+                &kms,
+                &trace(),
+                UnixMillis::from_seconds(minutes * 60),
+            );
         }
         let repeated = Some("verify/blocked=2".to_owned());
-        assert_eq!(outcomes(&history), [("blocked".to_owned(), None), ("blocked".to_owned(), repeated)]);
+        assert_eq!(
+            outcomes(&history),
+            [("blocked".to_owned(), None), ("blocked".to_owned(), repeated)]
+        );
     }
 }

@@ -1,19 +1,21 @@
-//! One-time codes as they are submitted. Enters: untrusted text. Leaves: six to eight ASCII digits, or a reason.
+//! One-time codes as they are submitted. Enters: untrusted text. Leaves: six to eight ASCII digits,
+//! or a reason.
 
 use std::fmt;
 
 use thiserror::Error;
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
-/// Six to eight ASCII digits, nothing else: no trimming, no other alphabets' digits, so that one code has one
-/// spelling.
+/// Six to eight ASCII digits, nothing else: no trimming, no other alphabets' digits, so that one
+/// code has one spelling.
 #[derive(Clone, Zeroize, ZeroizeOnDrop)]
 pub struct Code {
     digits: [u8; 8],
     length: usize,
 }
 
-/// Why a text is not a code. The text itself is not part of the message: it may be somebody's code with a typing error.
+/// Why a text is not a code. The text itself is not part of the message: it may be somebody's code
+/// with a typing error.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 #[error("must be a string of 6 to 8 ASCII digits, without spaces or other characters")]
 pub struct CodeError;

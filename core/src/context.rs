@@ -1,5 +1,6 @@
-//! What a code is asked for: a short text such as `transfer 100 to X`, which the user reads in the message and the
-//! service repeats when it verifies. Enters: untrusted text. Leaves: text that looks to people like what it is, or a reason.
+//! What a code is asked for: a short text such as `transfer 100 to X`, which the user reads in the
+//! message and the service repeats when it verifies. Enters: untrusted text. Leaves: text that
+//! looks to people like what it is, or a reason.
 
 use std::fmt;
 
@@ -64,8 +65,9 @@ impl std::str::FromStr for Context {
     }
 }
 
-/// Whether a character is not seen as itself: with one of these, two texts that look the same could be different ones, or
-/// `100` be read as `001`. The joiners U+200C and U+200D are allowed: scripts and pictures need them.
+/// Whether a character is not seen as itself: with one of these, two texts that look the same could
+/// be different ones, or `100` be read as `001`. The joiners U+200C and U+200D are allowed: scripts
+/// and pictures need them.
 fn misleads(character: char) -> bool {
     character.is_control()
         || matches!(
@@ -128,7 +130,11 @@ mod tests {
             "a\u{ad}",
             "a\u{e0041}",
         ] {
-            assert_eq!(text.parse::<Context>().unwrap_err(), ContextError::NotPrintable, "{text:?}");
+            assert_eq!(
+                text.parse::<Context>().unwrap_err(),
+                ContextError::NotPrintable,
+                "{text:?}"
+            );
         }
     }
 

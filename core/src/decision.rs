@@ -1,23 +1,26 @@
 //! The decision: what a submitted code is worth, and whether a code may be issued.
 //!
-//! Enters: what the sidecar computed (which steps a code would match, its tag) and the user's state. Leaves: one
-//! outcome, and the state changed by it, in one step that nothing comes between.
+//! Enters: what the sidecar computed (which steps a code would match, its tag) and the user's
+//! state. Leaves: one outcome, and the state changed by it, in one step that nothing comes between.
 //!
-//! [`UserState`] is the decision for a store in memory. The same rules stand a second time in the scripts of the
-//! Redis store; one conformance suite holds both to this page:
+//! [`UserState`] is the decision for a store in memory. The same rules stand a second time in the
+//! scripts of the Redis store; one conformance suite holds both to this page:
 //!
-//! 1. A node that the publisher has not checked, a missing state, a clock that is off and a record that is not
-//!    the current one decide nothing ([`Undecided`]).
+//! 1. A node that the publisher has not checked, a missing state, a clock that is off and a record
+//!    that is not the current one decide nothing ([`Undecided`]).
 //! 2. A block is looked at before anything that could show whether the code was right.
-//! 3. A delivered code must have been issued to this caller, be unused and not be past its promised expiry.
-//! 4. An authenticator's code must be of a step within the skew, later than every accepted one, and later than
-//!    anything that could have been accepted before the store was lost.
+//! 3. A delivered code must have been issued to this caller, be unused and not be past its promised
+//!    expiry.
+//! 4. An authenticator's code must be of a step within the skew, later than every accepted one, and
+//!    later than anything that could have been accepted before the store was lost.
 //! 5. A success burns the step for everybody and all outstanding codes of its caller.
 //! 6. A wrong, expired or never issued code counts; a used one and a request while blocked do not.
-//! 7. A hundred failures in a row, those of all callers together, disable the user until somebody resets it. A success
-//!    ends the run of its caller only.
-//! 8. How often a code may be asked for is looked at before one is made or sent again; what is in flight stays as it is.
-//! 9. What came of it is in the user's history (`crate::audit`) when the decision is made, and with it.
+//! 7. A hundred failures in a row, those of all callers together, disable the user until somebody
+//!    resets it. A success ends the run of its caller only.
+//! 8. How often a code may be asked for is looked at before one is made or sent again; what is in
+//!    flight stays as it is.
+//! 9. What came of it is in the user's history (`crate::audit`) when the decision is made, and with
+//!    it.
 
 mod state;
 
@@ -32,7 +35,8 @@ use crate::names::{Caller, CodeTag};
 use crate::seal::Revision;
 use crate::time::{Step, UnixMillis};
 
-/// How far the clock of the one who asks may be off before a decision is refused and asked for again.
+/// How far the clock of the one who asks may be off before a decision is refused and asked for
+/// again.
 pub const CLOCK_TOLERANCE: Duration = Duration::from_secs(2);
 
 /// When failures slow a caller down.
@@ -48,8 +52,8 @@ pub struct Throttle {
     pub disable_after: u32,
 }
 
-/// The throttle of every realm: five failures, then 30 seconds, doubling to an hour; disabled after the hundred in a row
-/// that NIST SP 800-63B allows at most.
+/// The throttle of every realm: five failures, then 30 seconds, doubling to an hour; disabled after
+/// the hundred in a row that NIST SP 800-63B allows at most.
 pub const THROTTLE: Throttle = Throttle {
     threshold: 5,
     first_block: Duration::from_secs(30),
@@ -186,7 +190,8 @@ pub struct Issuance {
 /// Whether a code may be delivered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Issue {
-    /// It is in the OTP log. Asked again within the same step, it is the same entry with the same expiry.
+    /// It is in the OTP log. Asked again within the same step, it is the same entry with the same
+    /// expiry.
     Issued {
         /// Until when it is accepted; a whole second.
         expires_at: UnixMillis,
@@ -198,7 +203,8 @@ pub enum Issue {
         /// Until the next step.
         retry_after: Duration,
     },
-    /// One was asked for a moment ago, or too many within the hour. Nothing that is in flight has changed.
+    /// One was asked for a moment ago, or too many within the hour. Nothing that is in flight has
+    /// changed.
     TooSoon {
         /// Until one may be asked for again.
         retry_after: Duration,
@@ -222,7 +228,8 @@ impl Issue {
     }
 }
 
-/// What happened after a decision, or kept it from being asked for: for the history, and to give back what came to nothing.
+/// What happened after a decision, or kept it from being asked for: for the history, and to give
+/// back what came to nothing.
 #[derive(Clone, Debug)]
 pub struct Aftermath {
     /// Who asked.
@@ -243,8 +250,8 @@ pub enum Event {
         /// When it was asked for, as [`Issue::Issued`] has it.
         asked_at: UnixMillis,
     },
-    /// It was not sent, because the realm has sent as many as it may. It counts as if it had been: otherwise, nothing would bound how
-    /// often such a realm is asked.
+    /// It was not sent, because the realm has sent as many as it may. It counts as if it had been:
+    /// otherwise, nothing would bound how often such a realm is asked.
     DeliveriesUsedUp,
     /// A code was asked for by a user without a seed.
     NoSecret,

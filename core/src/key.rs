@@ -1,7 +1,8 @@
 //! Keys and what is derived from them (HKDF-SHA-256, RFC 5869).
 //!
-//! Enters: the operator's master key, or a realm key from a credentials file. Leaves: a [`RealmKeys`] with one
-//! key a purpose, pseudonyms of users and tags of codes. Nothing here can be printed.
+//! Enters: the operator's master key, or a realm key from a credentials file. Leaves: a
+//! [`RealmKeys`] with one key a purpose, pseudonyms of users and tags of codes. Nothing here can be
+//! printed.
 
 use std::fmt;
 
@@ -26,7 +27,8 @@ type KeyBytes = Zeroizing<[u8; KEY_BYTES]>;
 /// The key from which those of all realms are derived. It never leaves the operator.
 pub struct MasterKey(KeyBytes);
 
-/// The key of one realm: what a service's namespace is given. It opens this realm's records and no other's.
+/// The key of one realm: what a service's namespace is given. It opens this realm's records and no
+/// other's.
 pub struct RealmKey {
     bytes: KeyBytes,
     generation: u32,
@@ -42,7 +44,8 @@ pub struct RealmKeys {
     requests: KeyBytes,
 }
 
-/// How the services of one namespace log in to Redis for one realm. It is derived, so it is kept nowhere but where they read it.
+/// How the services of one namespace log in to Redis for one realm. It is derived, so it is kept
+/// nowhere but where they read it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Login {
     /// Tells the logins of a realm apart. No secret.
@@ -72,7 +75,8 @@ fn decode(text: &str) -> Option<KeyBytes> {
     Some(key)
 }
 
-/// Derives a key. `purpose` parts are prefixed with their lengths, so that no two lists of parts are the same info.
+/// Derives a key. `purpose` parts are prefixed with their lengths, so that no two lists of parts
+/// are the same info.
 fn derive(key: &[u8; KEY_BYTES], purpose: &[&[u8]]) -> KeyBytes {
     let mut info = b"fountainai-2fa".to_vec();
     for part in purpose {
@@ -93,8 +97,8 @@ pub(crate) fn append_part(buffer: &mut Vec<u8>, part: &[u8]) {
 
 /// The first 128 bits of an HMAC-SHA-256 over length-prefixed parts.
 fn keyed_hash(key: &[u8; KEY_BYTES], parts: &[&[u8]]) -> [u8; 16] {
-    let mut mac =
-        Hmac::<Sha256>::new_from_slice(key).unwrap_or_else(|_| unreachable!("HMAC takes keys of any length"));
+    let mut mac = Hmac::<Sha256>::new_from_slice(key)
+        .unwrap_or_else(|_| unreachable!("HMAC takes keys of any length"));
     for part in parts {
         mac.update(&(part.len() as u64).to_be_bytes());
         mac.update(part);
@@ -127,25 +131,32 @@ impl MasterKey {
         SecretText::new(BASE64.encode(self.0.as_slice()))
     }
 
-    /// The key of a realm. Another generation is another key, and so another set of names: raising it revokes
-    /// everything that the old one opened.
+    /// The key of a realm. Another generation is another key, and so another set of names: raising
+    /// it revokes everything that the old one opened.
     #[must_use]
     pub fn realm_key(&self, realm: &RealmId, generation: u32) -> RealmKey {
-        let bytes = derive(&self.0, &[b"realm", realm.as_str().as_bytes(), &generation.to_be_bytes()]);
+        let bytes =
+            derive(&self.0, &[b"realm", realm.as_str().as_bytes(), &generation.to_be_bytes()]);
         RealmKey { bytes, generation }
     }
 
-    /// How the services of the namespace with the UID `namespace` log in for a realm. Another namespace of the same name has
-    /// another login.
+    /// How the services of the namespace with the UID `namespace` log in for a realm. Another
+    /// namespace of the same name has another login.
     #[must_use]
     pub fn login(&self, realm: &RealmId, generation: u32, namespace: &str) -> Login {
         let part = |purpose: &[u8]| {
             let generation = generation.to_be_bytes();
-            derive(&self.0, &[purpose, realm.as_str().as_bytes(), &generation, namespace.as_bytes()])
+            derive(
+                &self.0,
+                &[purpose, realm.as_str().as_bytes(), &generation, namespace.as_bytes()],
+            )
         };
         let mut tag = [0; 16];
         tag.copy_from_slice(&part(b"redis-login")[..16]);
-        Login { tag, password: SecretText::new(HEXLOWER.encode(part(b"redis-password").as_slice())) }
+        Login {
+            tag,
+            password: SecretText::new(HEXLOWER.encode(part(b"redis-password").as_slice())),
+        }
     }
 }
 
@@ -154,12 +165,16 @@ impl MasterKey {
     #[must_use]
     pub fn token_key(&self, realm: &RealmId, generation: u32) -> Ed25519Key {
         let generation = generation.to_be_bytes();
-        Ed25519Key::from_bytes(&derive(&self.0, &[b"token-ed25519", realm.as_str().as_bytes(), &generation]))
+        Ed25519Key::from_bytes(&derive(
+            &self.0,
+            &[b"token-ed25519", realm.as_str().as_bytes(), &generation],
+        ))
     }
 }
 
 impl Login {
-    /// The SHA-256 of the password in hexadecimal digits, as Redis keeps it. Of 256 random bits, that tells nothing.
+    /// The SHA-256 of the password in hexadecimal digits, as Redis keeps it. Of 256 random bits,
+    /// that tells nothing.
     #[must_use]
     pub fn password_hash(&self) -> String {
         HEXLOWER.encode(&Sha256::digest(self.password.expose_secret().as_bytes()))
@@ -215,8 +230,8 @@ impl RealmKeys {
         HEXLOWER.encode(&keyed_hash(&self.requests, &[request.as_bytes()]))
     }
 
-    /// What a code is called in Redis. It includes the user and the caller: the same digits of another user, or
-    /// asked for by another service or in another context, are another tag.
+    /// What a code is called in Redis. It includes the user and the caller: the same digits of
+    /// another user, or asked for by another service or in another context, are another tag.
     #[must_use]
     pub fn code_tag(
         &self,
@@ -225,8 +240,11 @@ impl RealmKeys {
         code: &Code,
         context: Option<&Context>,
     ) -> CodeTag {
-        let mut parts =
-            vec![user.as_bytes().as_slice(), caller.as_str().as_bytes(), code.expose_secret().as_bytes()];
+        let mut parts = vec![
+            user.as_bytes().as_slice(),
+            caller.as_str().as_bytes(),
+            code.expose_secret().as_bytes(),
+        ];
         // Without one it is the tag of earlier versions, whose sidecars share the log.
         parts.extend(context.map(|context| context.as_str().as_bytes()));
         CodeTag::from_bytes(keyed_hash(&self.tagging, &parts))
@@ -253,7 +271,11 @@ impl fmt::Debug for RealmKey {
 
 impl fmt::Debug for RealmKeys {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "RealmKeys(realm {}, generation {}, redacted)", self.realm, self.generation)
+        write!(
+            formatter,
+            "RealmKeys(realm {}, generation {}, redacted)",
+            self.realm, self.generation
+        )
     }
 }
 
@@ -305,7 +327,9 @@ mod tests {
     #[test]
     fn every_realm_generation_and_namespace_has_its_own_login() {
         let mut logins = Vec::new();
-        for (name, generation, namespace) in [("a", 1, "x"), ("a", 2, "x"), ("b", 1, "x"), ("a", 1, "y")] {
+        for (name, generation, namespace) in
+            [("a", 1, "x"), ("a", 2, "x"), ("b", 1, "x"), ("a", 1, "y")]
+        {
             let login = master().login(&realm(name), generation, namespace);
             assert_eq!(login, master().login(&realm(name), generation, namespace));
             assert!(!format!("{login:?}").contains(login.password.expose_secret()));
@@ -324,7 +348,12 @@ mod tests {
         let tag_in = |user: &str, caller: &str, code: &str, context: Option<&str>| {
             let user = keys.pseudonym(&user.parse().unwrap());
             let context = context.map(|context| context.parse().unwrap());
-            keys.code_tag(&user, &caller.parse().unwrap(), &Code::parse(code).unwrap(), context.as_ref())
+            keys.code_tag(
+                &user,
+                &caller.parse().unwrap(),
+                &Code::parse(code).unwrap(),
+                context.as_ref(),
+            )
         };
         let tag = |user: &str, caller: &str, code: &str| tag_in(user, caller, code, None);
         let mut tags = vec![

@@ -1,13 +1,15 @@
 //! The domain of the two-factor system, and nothing else.
 //!
-//! What enters: bytes, text, a moment in time and a source of randomness, all passed in by the caller.
-//! What leaves: validated values, codes, sealed records and decisions. There is no I/O, no clock and no
-//! global randomness in this crate, so everything in it can be tested with fixed inputs.
+//! What enters: bytes, text, a moment in time and a source of randomness, all passed in by the
+//! caller. What leaves: validated values, codes, sealed records and decisions. There is no I/O, no
+//! clock and no global randomness in this crate, so everything in it can be tested with fixed
+//! inputs.
 //!
-//! The way of a user through the modules: [`user`] and [`seed`] describe one, [`record`] makes that a value
-//! which [`seal`] encrypts under a [`key`], [`names`] says where it is stored, [`totp`] computes and compares
-//! its codes, and [`decision`] says what a submitted code is worth, within the [`limits`] and for the [`audit`]. [`context`] is what a
-//! code was asked for, and [`token`] what a service can show to others after a success.
+//! The way of a user through the modules: [`user`] and [`seed`] describe one, [`record`] makes that
+//! a value which [`seal`] encrypts under a [`key`], [`names`] says where it is stored, [`totp`]
+//! computes and compares its codes, and [`decision`] says what a submitted code is worth, within
+//! the [`limits`] and for the [`audit`]. [`context`] is what a code was asked for, and [`token`]
+//! what a service can show to others after a success.
 
 pub mod audit;
 pub mod code;

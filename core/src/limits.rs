@@ -1,8 +1,10 @@
-//! How often codes may be asked for. Enters: the moments of earlier requests. Leaves: how long to wait.
+//! How often codes may be asked for. Enters: the moments of earlier requests. Leaves: how long to
+//! wait.
 //!
-//! Windows slide: what counts is the last hour, not the present one, so that nobody gets twice as much around the full
-//! hour, and the time to wait is exact. A moment that lies further ahead than its window was told by a clock that has
-//! been put back since, and does not count; one that is nearer does. So no clock locks anybody out for good.
+//! Windows slide: what counts is the last hour, not the present one, so that nobody gets twice as
+//! much around the full hour, and the time to wait is exact. A moment that lies further ahead than
+//! its window was told by a clock that has been put back since, and does not count; one that is
+//! nearer does. So no clock locks anybody out for good.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -19,8 +21,8 @@ const MINUTES_OF_AN_HOUR: u64 = 60;
 pub const LONGEST_INTERVAL_SECONDS: u16 = 3600;
 /// The most codes an hour for a user that can be asked for: each is remembered for an hour.
 pub const MOST_GENERATES_PER_HOUR: u16 = 100;
-/// The most codes of a user and caller that can be in flight at the same time. Only where the other limits are switched off, and
-/// with many contexts, can there be so many.
+/// The most codes of a user and caller that can be in flight at the same time. Only where the other
+/// limits are switched off, and with many contexts, can there be so many.
 pub const MOST_CODES_IN_FLIGHT: usize = 64;
 /// The most deliveries an hour for a realm that can be asked for.
 pub const MOST_DELIVERIES_PER_HOUR: u32 = 1_000_000;
@@ -33,7 +35,8 @@ pub struct Limits {
     pub generate_interval_seconds: u16,
     /// Codes for a user within an hour, whoever asks.
     pub generates_per_hour: u16,
-    /// Deliveries for all users of a realm within an hour: what a mistake, or somebody who knows many names, can cost.
+    /// Deliveries for all users of a realm within an hour: what a mistake, or somebody who knows
+    /// many names, can cost.
     pub deliveries_per_hour: u32,
 }
 
@@ -68,8 +71,10 @@ impl Asked {
     /// How long to wait until the next code; nothing when it may be made now.
     pub(crate) fn wait(&self, limits: Limits, now: UnixMillis) -> Option<Duration> {
         let interval = limits.generate_interval();
-        let pause =
-            self.last.filter(|last| counts(*last, interval, now)).map(|last| left(last, interval, now));
+        let pause = self
+            .last
+            .filter(|last| counts(*last, interval, now))
+            .map(|last| left(last, interval, now));
         let mut within: Vec<UnixMillis> =
             self.moments.iter().copied().filter(|moment| counts(*moment, HOUR, now)).collect();
         within.sort_unstable();
@@ -94,8 +99,8 @@ impl Asked {
         self.last = Some(now);
     }
 
-    /// The provider refused the code that was made at `moment`: the user has none, and may ask again at once. It was tried, and
-    /// counts for the hour.
+    /// The provider refused the code that was made at `moment`: the user has none, and may ask
+    /// again at once. It was tried, and counts for the hour.
     pub(crate) fn give_back_the_pause(&mut self, moment: UnixMillis) {
         if self.last == Some(moment) {
             self.last = None;
@@ -172,7 +177,11 @@ mod tests {
         assert_eq!(wait(&asked, Limits::default(), 3599), Some(1));
         assert_eq!(wait(&asked, Limits::default(), 3600), None);
         asked.add(Limits::default(), seconds(3600));
-        assert_eq!(wait(&asked, Limits::default(), 3601), Some(59), "both hold, the longer wait counts");
+        assert_eq!(
+            wait(&asked, Limits::default(), 3601),
+            Some(59),
+            "both hold, the longer wait counts"
+        );
         assert_eq!(wait(&asked, Limits { generates_per_hour: 3, ..Limits::NONE }, 3600), Some(480));
         assert_eq!(wait(&asked, Limits::NONE, 3600), None);
     }
@@ -183,7 +192,11 @@ mod tests {
         let mut asked = Asked::default();
         asked.add(limits, seconds(0));
         asked.give_back_the_pause(seconds(1));
-        assert_eq!(wait(&asked, Limits::default(), 1), Some(59), "another request's moment changes nothing");
+        assert_eq!(
+            wait(&asked, Limits::default(), 1),
+            Some(59),
+            "another request's moment changes nothing"
+        );
         asked.give_back_the_pause(seconds(0));
         assert_eq!(wait(&asked, Limits::default(), 1), None);
         assert_eq!(wait(&asked, limits, 1), Some(3599));

@@ -1,6 +1,8 @@
-//! What a message says. Enters: the realm's templates, and the values of one message. Leaves: its subject and its texts.
+//! What a message says. Enters: the realm's templates, and the values of one message. Leaves: its
+//! subject and its texts.
 //!
-//! Whatever an administrator writes, a message holds the code, and the user sees what they confirm with it.
+//! Whatever an administrator writes, a message holds the code, and the user sees what they confirm
+//! with it.
 
 use std::sync::LazyLock;
 
@@ -83,14 +85,17 @@ pub struct MessageTemplates {
 
 static SUBJECT: LazyLock<Template> = LazyLock::new(|| own("Your {{issuer}} OTP"));
 static TEXT: LazyLock<Template> = LazyLock::new(|| {
-    own("Your {{issuer}} OTP: {{code}}\nIt expires at {{expires_at}}.\nIt was asked for by {{service}}.\n")
+    own(
+        "Your {{issuer}} OTP: {{code}}\nIt expires at {{expires_at}}.\nIt was asked for by {{service}}.\n",
+    )
 });
 static SMS: LazyLock<Template> = LazyLock::new(|| {
     own("Your {{issuer}} OTP: {{code}}\nIt expires at {{expires_at}}. Asked for by {{service}}.")
 });
 
 fn own(text: &str) -> Template {
-    Template::parse(text).unwrap_or_else(|_| unreachable!("the defaults are templates, as a test says"))
+    Template::parse(text)
+        .unwrap_or_else(|_| unreachable!("the defaults are templates, as a test says"))
 }
 
 impl Part {
@@ -275,8 +280,10 @@ mod tests {
     #[test]
     fn a_context_is_shown_where_the_template_says_or_at_the_end() {
         let context = Some("transfer 100 to <X>\r\nand more");
-        let placed =
-            templates(&[(Part::Text, "{{context}}: {{code}}"), (Part::Html, "<b>{{code}}</b> {{context}}")]);
+        let placed = templates(&[
+            (Part::Text, "{{context}}: {{code}}"),
+            (Part::Html, "<b>{{code}}</b> {{context}}"),
+        ]);
         let other = templates(&[
             (Part::Text, "{{code}}"),
             (Part::Html, "<body>{{code}}</body>"),
@@ -285,14 +292,21 @@ mod tests {
         with_values(context, |values| {
             let shown = "transfer 100 to <X>  and more";
             assert_eq!(placed.text(values), format!("{shown}: 123456"));
-            assert_eq!(placed.html(values).unwrap(), "<b>123456</b> transfer 100 to &lt;X&gt;  and more");
+            assert_eq!(
+                placed.html(values).unwrap(),
+                "<b>123456</b> transfer 100 to &lt;X&gt;  and more"
+            );
             assert_eq!(other.text(values), format!("123456\nYou confirm: {shown}\n"));
             assert_eq!(other.sms(values), format!("123456\nYou confirm: {shown}"));
             assert_eq!(
                 other.html(values).unwrap(),
                 "<body>123456<p>You confirm: transfer 100 to &lt;X&gt;  and more</p>\n</body>"
             );
-            assert!(MessageTemplates::default().text(values).ends_with(&format!("You confirm: {shown}\n")));
+            assert!(
+                MessageTemplates::default()
+                    .text(values)
+                    .ends_with(&format!("You confirm: {shown}\n"))
+            );
         });
         with_values(None, |values| assert_eq!(placed.text(values), ": 123456"));
     }

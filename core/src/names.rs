@@ -1,7 +1,9 @@
-//! What things are called in Redis. Enters: an installation, a realm and a pseudonym. Leaves: names of keys.
+//! What things are called in Redis. Enters: an installation, a realm and a pseudonym. Leaves: names
+//! of keys.
 //!
-//! No name of a person is part of a key: a user is a keyed hash, which is also the hash tag, so that all keys
-//! of a user lie in one slot of a Redis Cluster and a brace in a username does no harm.
+//! No name of a person is part of a key: a user is a keyed hash, which is also the hash tag, so
+//! that all keys of a user lie in one slot of a Redis Cluster and a brace in a username does no
+//! harm.
 
 use std::fmt;
 
@@ -47,8 +49,8 @@ macro_rules! identifier {
 }
 
 identifier!(
-    /// Which installation wrote a key, so that two clusters can share a Redis: the UID of the namespace
-    /// `kube-system` unless an administrator sets another one.
+    /// Which installation wrote a key, so that two clusters can share a Redis: the UID of the
+    /// namespace `kube-system` unless an administrator sets another one.
     Installation,
     64
 );
@@ -58,7 +60,8 @@ identifier!(
     64
 );
 identifier!(
-    /// Who asks: the namespace of the calling service. Codes and failure counts are kept apart by it.
+    /// Who asks: the namespace of the calling service. Codes and failure counts are kept apart by
+    /// it.
     Caller,
     63
 );
@@ -111,7 +114,8 @@ impl std::str::FromStr for Pseudonym {
     }
 }
 
-/// A submitted or issued code as Redis knows it: 128 bits of a hash keyed by the realm, over user, caller and code.
+/// A submitted or issued code as Redis knows it: 128 bits of a hash keyed by the realm, over user,
+/// caller and code.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct CodeTag([u8; 16]);
 
@@ -147,7 +151,8 @@ pub struct RealmNames {
 pub struct UserNames {
     /// The sealed record. Sidecars only read it. No expiry.
     pub record: String,
-    /// Hash: revision, since, until, failures and blocks, when codes were asked for. Only the publisher creates it. No expiry.
+    /// Hash: revision, since, until, failures and blocks, when codes were asked for. Only the
+    /// publisher creates it. No expiry.
     pub state: String,
     /// Hash: the OTP log, the codes that were issued. Expires with the last of them.
     pub otp: String,
@@ -192,10 +197,12 @@ impl RealmNames {
         realm.parse().ok()
     }
 
-    /// The glob patterns of the keys that sidecars only read: the realm's own, and the users' records.
+    /// The glob patterns of the keys that sidecars only read: the realm's own, and the users'
+    /// records.
     #[must_use]
     pub fn keys_to_read(&self) -> Vec<String> {
-        // Nothing in the prefix or a realm's id means anything in a pattern, and braces do not either.
+        // Nothing in the prefix or a realm's id means anything in a pattern, and braces do not
+        // either.
         let mark = self.node_mark(&"?".repeat(NODE_TAG));
         vec![self.realm_record(), self.realm_meta(), mark, self.pattern_of_every("rec")]
     }
@@ -237,7 +244,8 @@ impl RealmNames {
         format!("{}:{{{}}}:sent", self.prefix, self.realm)
     }
 
-    /// In a cluster, what the last filling of the realm left on a node: that of the slot of `tag`, which has five characters.
+    /// In a cluster, what the last filling of the realm left on a node: that of the slot of `tag`,
+    /// which has five characters.
     #[must_use]
     pub fn node_mark(&self, tag: &str) -> String {
         format!("{}:{{{tag}}}:node", self.prefix)
@@ -255,7 +263,8 @@ impl RealmNames {
         }
     }
 
-    /// The glob pattern of every key of this realm, its own ones included: [`RealmNames::user_of`] tells them apart.
+    /// The glob pattern of every key of this realm, its own ones included: [`RealmNames::user_of`]
+    /// tells them apart.
     #[must_use]
     pub fn every_user_key(&self) -> String {
         format!("{}:{{*}}:*", self.prefix)
@@ -320,9 +329,14 @@ mod tests {
         let installation = "cluster".parse().unwrap();
         let login = names().login(&[0xab; 16]);
         assert_eq!(login, format!("2fa1:cluster:a-realm:{}", "ab".repeat(16)));
-        assert_eq!(RealmNames::realm_of_login(&installation, &login), Some("a-realm".parse().unwrap()));
+        assert_eq!(
+            RealmNames::realm_of_login(&installation, &login),
+            Some("a-realm".parse().unwrap())
+        );
         assert_eq!(RealmNames::realm_of_login(&"cluster-2".parse().unwrap(), &login), None);
-        for other in ["default", "2fa1:cluster:a-realm", "2fa1:cluster:a-realm:ab", "2fa1:cluster::abab"] {
+        for other in
+            ["default", "2fa1:cluster:a-realm", "2fa1:cluster:a-realm:ab", "2fa1:cluster::abab"]
+        {
             assert_eq!(RealmNames::realm_of_login(&installation, other), None, "{other}");
         }
     }
@@ -333,7 +347,12 @@ mod tests {
         let pattern = |key: &str| key.replace(&"ab".repeat(16), &"?".repeat(32));
         assert_eq!(
             names().keys_to_read(),
-            [names().realm_record(), names().realm_meta(), names().node_mark("?????"), pattern(&user.record)]
+            [
+                names().realm_record(),
+                names().realm_meta(),
+                names().node_mark("?????"),
+                pattern(&user.record)
+            ]
         );
         let mut written = [&user.state, &user.otp, &user.log].map(|key| pattern(key)).to_vec();
         written.push(names().realm_deliveries());

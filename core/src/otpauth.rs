@@ -1,5 +1,5 @@
-//! The `otpauth` URI that authenticator apps import (Google's key URI format). Enters: a user, a seed and an
-//! issuer. Leaves: the URI, which holds the seed and so is a secret itself.
+//! The `otpauth` URI that authenticator apps import (Google's key URI format). Enters: a user, a
+//! seed and an issuer. Leaves: the URI, which holds the seed and so is a secret itself.
 
 use std::fmt::Write;
 
@@ -10,12 +10,19 @@ use crate::seed::Seed;
 use crate::totp::TotpParameters;
 use crate::user::Username;
 
-/// The unreserved characters of RFC 3986 stay; everything else is escaped, since apps disagree on the rest.
+/// The unreserved characters of RFC 3986 stay; everything else is escaped, since apps disagree on
+/// the rest.
 const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
-/// The URI of a user's seed. The issuer is in the label and in the query: old apps read the one, new apps the other.
+/// The URI of a user's seed. The issuer is in the label and in the query: old apps read the one,
+/// new apps the other.
 #[must_use]
-pub fn uri(username: &Username, issuer: &str, seed: &Seed, parameters: &TotpParameters) -> SecretText {
+pub fn uri(
+    username: &Username,
+    issuer: &str,
+    seed: &Seed,
+    parameters: &TotpParameters,
+) -> SecretText {
     let issuer = utf8_percent_encode(issuer, ESCAPED);
     let account = utf8_percent_encode(username.as_str(), ESCAPED);
     let secret = seed.to_base32();

@@ -1,5 +1,5 @@
-//! How a realm's providers are reached. Enters: checked settings, from [`crate::settings`]. Leaves: a part of the realm's
-//! sealed record.
+//! How a realm's providers are reached. Enters: checked settings, from [`crate::settings`]. Leaves:
+//! a part of the realm's sealed record.
 
 use std::fmt;
 
@@ -51,7 +51,8 @@ pub struct SmtpSettings {
     pub password: Option<SecretText>,
     /// The sender: an address, or `Name <address>`.
     pub from: String,
-    /// Certificates, in PEM, of the authority that the server's one is checked against in place of the system's.
+    /// Certificates, in PEM, of the authority that the server's one is checked against in place of
+    /// the system's.
     #[serde(default)]
     pub ca_certificates: Option<String>,
 }
@@ -61,7 +62,8 @@ pub struct SmtpSettings {
 pub struct Endpoint {
     /// The address: https, or http where that was allowed in so many words. It may hold a secret.
     pub url: SecretText,
-    /// Certificates, in PEM, of the authority that the server's one is checked against in place of the system's.
+    /// Certificates, in PEM, of the authority that the server's one is checked against in place of
+    /// the system's.
     #[serde(default)]
     pub ca_certificates: Option<String>,
 }

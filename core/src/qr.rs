@@ -1,4 +1,5 @@
-//! QR codes of `otpauth` URIs. Enters: a secret text. Leaves: a PNG picture, or characters for a terminal.
+//! QR codes of `otpauth` URIs. Enters: a secret text. Leaves: a PNG picture, or characters for a
+//! terminal.
 
 use fast_qr::{ECL, QRBuilder};
 use thiserror::Error;
@@ -7,7 +8,8 @@ use crate::secret::SecretText;
 
 /// Light modules around the code: readers need four (ISO/IEC 18004 §9.1).
 const QUIET_ZONE: usize = 4;
-/// Pixels of a module's side, enough to be photographed from a screen. The PNG relies on it being the bits of a byte.
+/// Pixels of a module's side, enough to be photographed from a screen. The PNG relies on it being
+/// the bits of a byte.
 const SCALE: usize = 8;
 
 /// The text does not fit into the largest QR code.
@@ -56,8 +58,8 @@ impl QrPicture {
             }
         }
         let mut file = Vec::new();
-        let side =
-            u32::try_from(side).unwrap_or_else(|_| unreachable!("a QR code has at most 177 modules a side"));
+        let side = u32::try_from(side)
+            .unwrap_or_else(|_| unreachable!("a QR code has at most 177 modules a side"));
         let mut encoder = png::Encoder::new(&mut file, side, side);
         encoder.set_color(png::ColorType::Grayscale);
         encoder.set_depth(png::BitDepth::One);
@@ -67,12 +69,14 @@ impl QrPicture {
         encoder
             .write_header()
             .and_then(|mut writer| writer.write_image_data(&pixels))
-            .unwrap_or_else(|_| unreachable!("memory does not fail to be written, and the sizes agree"));
+            .unwrap_or_else(|_| {
+                unreachable!("memory does not fail to be written, and the sizes agree")
+            });
         file
     }
 
-    /// The picture for a terminal: two modules a character, in ANSI black on white, so that it reads the same
-    /// on dark and on light backgrounds.
+    /// The picture for a terminal: two modules a character, in ANSI black on white, so that it
+    /// reads the same on dark and on light backgrounds.
     #[must_use]
     pub fn terminal(&self) -> String {
         let mut text = String::new();

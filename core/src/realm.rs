@@ -1,5 +1,5 @@
-//! The realm as the publisher hands it to sidecars: policy and provider credentials. Enters: what an
-//! administrator configured. Leaves: a sealed record, or the same values read back from one.
+//! The realm as the publisher hands it to sidecars: policy and provider credentials. Enters: what
+//! an administrator configured. Leaves: a sealed record, or the same values read back from one.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -71,7 +71,8 @@ pub struct RealmRecord {
     /// What messages say.
     #[serde(default)]
     pub message: MessageTemplates,
-    /// The namespaces that are let in, where the publisher keeps such a list. A sidecar of another one does not serve.
+    /// The namespaces that are let in, where the publisher keeps such a list. A sidecar of another
+    /// one does not serve.
     #[serde(default)]
     pub callers: Option<BTreeSet<String>>,
     /// Absent: a success is answered without a token.
@@ -86,7 +87,8 @@ pub struct RealmRecord {
     /// What is kept of each request, and for how long.
     #[serde(default)]
     pub audit: AuditPolicy,
-    /// Replicas of Redis that have to know of an accepted code before it is told. None: nobody waits.
+    /// Replicas of Redis that have to know of an accepted code before it is told. None: nobody
+    /// waits.
     #[serde(default)]
     pub redis_wait: u8,
 }
@@ -111,7 +113,12 @@ impl Default for RealmRecord {
 
 impl RealmRecord {
     /// Seals the record as `revision`.
-    pub fn seal(&self, keys: &RealmKeys, revision: Revision, random: &mut impl CryptoRng) -> Vec<u8> {
+    pub fn seal(
+        &self,
+        keys: &RealmKeys,
+        revision: Revision,
+        random: &mut impl CryptoRng,
+    ) -> Vec<u8> {
         seal::seal(keys, Subject::Realm, revision, &to_plaintext(self, LARGEST_REALM), random)
     }
 

@@ -1,5 +1,5 @@
-//! The user as the publisher hands them to sidecars. Enters: a definition and perhaps a seed. Leaves: a sealed
-//! record, or the same values read back from one.
+//! The user as the publisher hands them to sidecars. Enters: a definition and perhaps a seed.
+//! Leaves: a sealed record, or the same values read back from one.
 
 use rand_core::CryptoRng;
 use serde::de::DeserializeOwned;
@@ -16,8 +16,8 @@ use crate::seed::Seed;
 use crate::totp::Totp;
 use crate::user::UserDefinition;
 
-/// Larger than any record that fits the limits of its fields: a buffer of this size never grows, so no unwiped
-/// copy of a seed is left behind.
+/// Larger than any record that fits the limits of its fields: a buffer of this size never grows, so
+/// no unwiped copy of a seed is left behind.
 const LARGEST_USER: usize = 4096;
 
 /// Everything a sidecar knows about a user.
@@ -31,7 +31,8 @@ pub struct UserRecord {
     pub provenance: Option<Provenance>,
 }
 
-/// What tells a user's seed from one that somebody of the same name had, and from an earlier one of theirs.
+/// What tells a user's seed from one that somebody of the same name had, and from an earlier one of
+/// theirs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Provenance {
     /// The UID of the object that declares the user.
@@ -107,10 +108,15 @@ impl UserRecord {
             return Err(RecordError::Content);
         }
         let seed = match content.seed {
-            Some(text) => Some(Seed::from_base32(text.expose_secret()).map_err(|_| RecordError::Content)?),
+            Some(text) => {
+                Some(Seed::from_base32(text.expose_secret()).map_err(|_| RecordError::Content)?)
+            }
             None => None,
         };
-        Ok((opened.revision, Self { definition: content.definition, seed, provenance: content.provenance }))
+        Ok((
+            opened.revision,
+            Self { definition: content.definition, seed, provenance: content.provenance },
+        ))
     }
 }
 

@@ -1,10 +1,12 @@
 //! Sealing: records that only holders of the realm key can read, move, relabel or roll back.
 //!
 //! Enters: plaintext with what it is about and its revision, and randomness for the nonce. Leaves:
-//! XChaCha20-Poly1305 under the realm's sealing key. Opening takes the same in reverse and fails closed.
+//! XChaCha20-Poly1305 under the realm's sealing key. Opening takes the same in reverse and fails
+//! closed.
 //!
-//! Layout: format (1 byte), key generation (4), revision (8), nonce (24), ciphertext and tag. The first three,
-//! the realm, the kind and the user are associated data, so none of them can be changed.
+//! Layout: format (1 byte), key generation (4), revision (8), nonce (24), ciphertext and tag. The
+//! first three, the realm, the kind and the user are associated data, so none of them can be
+//! changed.
 
 use chacha20poly1305::aead::{Aead, KeyInit, Payload};
 use chacha20poly1305::{XChaCha20Poly1305, XNonce};
@@ -21,9 +23,12 @@ const FORMAT: u8 = 1;
 const NONCE_BYTES: usize = 24;
 const HEADER_BYTES: usize = 1 + 4 + 8;
 
-/// A record's revision: it only ever rises. The publisher takes the time in milliseconds, or one more than the
-/// last when that is higher, so that it also rises when Redis has forgotten the last one.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+/// A record's revision: it only ever rises. The publisher takes the time in milliseconds, or one
+/// more than the last when that is higher, so that it also rises when Redis has forgotten the last
+/// one.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
 #[serde(transparent)]
 pub struct Revision(pub u64);
 
@@ -54,7 +59,9 @@ pub enum OpenError {
     #[error("the record has format {0}, this version reads format 1")]
     Format(u8),
     /// Sealed under another generation of the realm key.
-    #[error("the record is sealed under generation {found} of the realm key, this is generation {ours}")]
+    #[error(
+        "the record is sealed under generation {found} of the realm key, this is generation {ours}"
+    )]
     Generation {
         /// The record's.
         found: u32,
@@ -109,8 +116,11 @@ pub fn seal(
 /// When it is anything else; nothing of the content is given away then.
 pub fn open(keys: &RealmKeys, subject: Subject, sealed: &[u8]) -> Result<Opened, OpenError> {
     let (header, rest) = sealed.split_at_checked(HEADER_BYTES).ok_or(OpenError::Truncated)?;
-    let (nonce, ciphertext) = rest.split_first_chunk::<NONCE_BYTES>().ok_or(OpenError::Truncated)?;
-    let [format, generation @ .., _, _, _, _, _, _, _, _] = header else { return Err(OpenError::Truncated) };
+    let (nonce, ciphertext) =
+        rest.split_first_chunk::<NONCE_BYTES>().ok_or(OpenError::Truncated)?;
+    let [format, generation @ .., _, _, _, _, _, _, _, _] = header else {
+        return Err(OpenError::Truncated);
+    };
     if *format != FORMAT {
         return Err(OpenError::Format(*format));
     }
@@ -118,7 +128,8 @@ pub fn open(keys: &RealmKeys, subject: Subject, sealed: &[u8]) -> Result<Opened,
     if generation != keys.generation {
         return Err(OpenError::Generation { found: generation, ours: keys.generation });
     }
-    let revision = header[5..].try_into().map(u64::from_be_bytes).map_err(|_| OpenError::Truncated)?;
+    let revision =
+        header[5..].try_into().map(u64::from_be_bytes).map_err(|_| OpenError::Truncated)?;
     let associated = associated_data(keys, subject, header);
     let plaintext = XChaCha20Poly1305::new((&*keys.sealing).into())
         .decrypt(&XNonce::from(*nonce), Payload { msg: ciphertext, aad: &associated })
@@ -150,7 +161,10 @@ mod tests {
     #[test]
     fn what_was_sealed_is_opened_with_its_revision() {
         let opened = open(&keys("a", 1), ALICE, &sealed()).unwrap();
-        assert_eq!((opened.revision, opened.plaintext.as_slice()), (Revision(42), b"content".as_slice()));
+        assert_eq!(
+            (opened.revision, opened.plaintext.as_slice()),
+            (Revision(42), b"content".as_slice())
+        );
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! Text that must not be shown. Enters: a password or key. Leaves: the same, only where `expose_secret` is called.
+//! Text that must not be shown. Enters: a password or key. Leaves: the same, only where
+//! `expose_secret` is called.
 
 use std::fmt;
 

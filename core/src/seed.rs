@@ -1,7 +1,8 @@
-//! The seed: the secret that a user's authenticator and this system share. RFC 4226 calls it the shared secret.
+//! The seed: the secret that a user's authenticator and this system share. RFC 4226 calls it the
+//! shared secret.
 //!
-//! Enters: randomness, or base32 text that somebody imports. Leaves: at least 160 bits that cannot be printed
-//! and are wiped from memory when dropped.
+//! Enters: randomness, or base32 text that somebody imports. Leaves: at least 160 bits that cannot
+//! be printed and are wiped from memory when dropped.
 
 use std::fmt;
 
@@ -17,7 +18,8 @@ use crate::secret::SecretText;
 
 /// The shortest seed, in bytes: the 160 bits that RFC 4226 §4 (R6) recommends.
 pub const MINIMUM_BYTES: usize = 20;
-/// The longest seed, in bytes: the block size of SHA-512, beyond which HMAC would only hash it first.
+/// The longest seed, in bytes: the block size of SHA-512, beyond which HMAC would only hash it
+/// first.
 pub const MAXIMUM_BYTES: usize = 128;
 
 /// A seed of [`MINIMUM_BYTES`] to [`MAXIMUM_BYTES`] bytes.
@@ -52,8 +54,8 @@ impl Seed {
         Self(bytes)
     }
 
-    /// The seed of the codes that are asked for in a context. Within a time step, each context has a code of its own: a code that
-    /// was sent for one purpose is wrong for every other.
+    /// The seed of the codes that are asked for in a context. Within a time step, each context has
+    /// a code of its own: a code that was sent for one purpose is wrong for every other.
     #[must_use]
     pub fn in_context(&self, context: &Context) -> Self {
         let mut mac = Hmac::<Sha256>::new_from_slice(&self.0)
@@ -77,8 +79,9 @@ impl Seed {
         }
     }
 
-    /// Reads RFC 4648 base32, the form that authenticators and other systems export: either case, with or
-    /// without `=` padding, and with the spaces or hyphens that some of them put between groups.
+    /// Reads RFC 4648 base32, the form that authenticators and other systems export: either case,
+    /// with or without `=` padding, and with the spaces or hyphens that some of them put between
+    /// groups.
     ///
     /// # Errors
     /// When it is not base32, or too short or too long.
@@ -138,9 +141,12 @@ mod tests {
 
     #[test]
     fn what_is_not_base32_is_refused() {
-        for text in
-            ["GEZDGNBVGY3TQOJQGEZDGNBVGY3TQOJ1", "0EZDGNBVGY3TQOJQGEZDGNBVGY3TQOJQ", "ÄZDG", "GEZ=DGNB"]
-        {
+        for text in [
+            "GEZDGNBVGY3TQOJQGEZDGNBVGY3TQOJ1",
+            "0EZDGNBVGY3TQOJQGEZDGNBVGY3TQOJQ",
+            "ÄZDG",
+            "GEZ=DGNB",
+        ] {
             assert_eq!(Seed::from_base32(text).unwrap_err(), SeedError::NotBase32, "{text}");
         }
     }
@@ -148,7 +154,10 @@ mod tests {
     #[test]
     fn a_seed_of_less_than_160_bits_is_refused() {
         assert_eq!(Seed::from_base32("").unwrap_err(), SeedError::TooShort { bits: 0 });
-        assert_eq!(Seed::from_base32("GEZDGNBVGY3TQOJQ").unwrap_err(), SeedError::TooShort { bits: 80 });
+        assert_eq!(
+            Seed::from_base32("GEZDGNBVGY3TQOJQ").unwrap_err(),
+            SeedError::TooShort { bits: 80 }
+        );
         assert_eq!(Seed::from_bytes(vec![7; 19]).unwrap_err(), SeedError::TooShort { bits: 152 });
         assert_eq!(Seed::from_bytes(vec![7; 129]).unwrap_err(), SeedError::TooLong { bits: 1032 });
     }
@@ -156,6 +165,9 @@ mod tests {
     #[test]
     fn a_seed_is_never_printed() {
         let seed = Seed::from_base32(BASE32).unwrap();
-        assert_eq!(format!("{seed:?} {:?}", seed.to_base32()), "Seed(redacted) SecretText(redacted)");
+        assert_eq!(
+            format!("{seed:?} {:?}", seed.to_base32()),
+            "Seed(redacted) SecretText(redacted)"
+        );
     }
 }

@@ -1,7 +1,8 @@
 //! A realm's policy and providers under the names that the original service gave its configuration.
 //!
-//! Enters: a way to look a variable up, be it the environment or a Secret. Leaves: the realm's record, or a
-//! sentence that names the variable and says what would be right. No value is ever part of a sentence.
+//! Enters: a way to look a variable up, be it the environment or a Secret. Leaves: the realm's
+//! record, or a sentence that names the variable and says what would be right. No value is ever
+//! part of a sentence.
 
 mod limits;
 pub mod providers;
@@ -43,7 +44,8 @@ pub fn realm(lookup: impl Fn(&str) -> Option<String>) -> Result<RealmRecord, Set
     let defaults = RealmRecord::default();
     Ok(RealmRecord {
         issuer: issuer(variable("ISSUER"))?.unwrap_or(defaults.issuer),
-        otp_lifetime: lifetime(variable("OTP_EXPIRATION_MINUTES"))?.unwrap_or(defaults.otp_lifetime),
+        otp_lifetime: lifetime(variable("OTP_EXPIRATION_MINUTES"))?
+            .unwrap_or(defaults.otp_lifetime),
         providers,
         message: message(variable)?,
         callers: None,
@@ -55,7 +57,10 @@ pub fn realm(lookup: impl Fn(&str) -> Option<String>) -> Result<RealmRecord, Set
     })
 }
 
-fn flag(name: &'static str, variable: impl Fn(&str) -> Option<String>) -> Result<bool, SettingsError> {
+fn flag(
+    name: &'static str,
+    variable: impl Fn(&str) -> Option<String>,
+) -> Result<bool, SettingsError> {
     match variable(name).as_deref() {
         None | Some("false") => Ok(false),
         Some("true") => Ok(true),
@@ -66,16 +71,22 @@ fn flag(name: &'static str, variable: impl Fn(&str) -> Option<String>) -> Result
 fn redis_wait(text: Option<String>) -> Result<u8, SettingsError> {
     let Some(text) = text else { return Ok(0) };
     let replicas = text.parse::<u8>().ok().filter(|replicas| *replicas <= MOST_REPLICAS);
-    replicas
-        .ok_or_else(|| wrong("REDIS_WAIT", format!("must be a number of replicas from 0 to {MOST_REPLICAS}")))
+    replicas.ok_or_else(|| {
+        wrong("REDIS_WAIT", format!("must be a number of replicas from 0 to {MOST_REPLICAS}"))
+    })
 }
 
 fn issuer(text: Option<String>) -> Result<Option<String>, SettingsError> {
     match text {
         Some(text)
-            if text.chars().count() > 100 || text.contains(':') || text.chars().any(char::is_control) =>
+            if text.chars().count() > 100
+                || text.contains(':')
+                || text.chars().any(char::is_control) =>
         {
-            Err(wrong("ISSUER", "must have at most 100 characters, no colon and no control characters"))
+            Err(wrong(
+                "ISSUER",
+                "must have at most 100 characters, no colon and no control characters",
+            ))
         }
         other => Ok(other),
     }
@@ -93,7 +104,8 @@ fn message(variable: impl Fn(&str) -> Option<String>) -> Result<MessageTemplates
     let mut templates = MessageTemplates::default();
     for part in Part::ALL {
         if let Some(text) = variable(part.variable()) {
-            let template = part.parse(&text).map_err(|error| wrong(part.variable(), error.to_string()))?;
+            let template =
+                part.parse(&text).map_err(|error| wrong(part.variable(), error.to_string()))?;
             templates.set(part, Some(template));
         }
     }
@@ -105,13 +117,18 @@ mod tests {
     use super::*;
 
     fn read(variables: &[(&str, &str)]) -> Result<RealmRecord, SettingsError> {
-        realm(|name| variables.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned()))
+        realm(|name| {
+            variables.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned())
+        })
     }
 
     #[test]
     fn without_any_variable_the_defaults_of_the_contract_hold() {
         assert_eq!(read(&[]).unwrap(), RealmRecord::default());
-        assert_eq!(read(&[("SMTP_SERVER", ""), ("SECRET_KEY", "")]).unwrap(), RealmRecord::default());
+        assert_eq!(
+            read(&[("SMTP_SERVER", ""), ("SECRET_KEY", "")]).unwrap(),
+            RealmRecord::default()
+        );
     }
 
     #[test]

@@ -1,5 +1,6 @@
-//! Texts with places to fill in. Enters: what an administrator wrote, such as `Your code is {{code}}`, and the values of
-//! one message. Leaves: the text, in which no value can look like a line, a header or markup of its own.
+//! Texts with places to fill in. Enters: what an administrator wrote, such as `Your code is
+//! {{code}}`, and the values of one message. Leaves: the text, in which no value can look like a
+//! line, a header or markup of its own.
 
 use std::fmt::{self, Write};
 
@@ -46,7 +47,10 @@ pub enum TemplateError {
         position: usize,
     },
     /// A placeholder that there is not.
-    #[error("has a placeholder at character {position} that there is not: there are {}", Placeholder::list())]
+    #[error(
+        "has a placeholder at character {position} that there is not: there are {}",
+        Placeholder::list()
+    )]
     Unknown {
         /// Where, from 1.
         position: usize,
@@ -130,7 +134,8 @@ impl Values<'_> {
 }
 
 impl Template {
-    /// Reads a text. Single braces, and two closing ones alone, stand for themselves: style sheets have them.
+    /// Reads a text. Single braces, and two closing ones alone, stand for themselves: style sheets
+    /// have them.
     ///
     /// # Errors
     /// Names the first place that is wrong, and the placeholders that there are.
@@ -188,7 +193,8 @@ impl Template {
     }
 }
 
-/// Adds a value as what it is: a part of one line. Whatever ends a line or changes the direction of writing becomes a space.
+/// Adds a value as what it is: a part of one line. Whatever ends a line or changes the direction of
+/// writing becomes a space.
 pub(crate) fn push(text: &mut String, value: &str, form: Form) {
     for character in value.chars() {
         match (character, form) {
@@ -274,7 +280,10 @@ mod tests {
         for text in ["a {{secret}}", "a {{}}", "a {{Code}}", "a {{code }x}}", "a {{{code}}}"] {
             let error = Template::parse(text).unwrap_err();
             assert_eq!(error, TemplateError::Unknown { position: 3 }, "{text}");
-            assert!(error.to_string().ends_with("{{username}}, {{service}}, {{context}}"), "{error}");
+            assert!(
+                error.to_string().ends_with("{{username}}, {{service}}, {{context}}"),
+                "{error}"
+            );
         }
     }
 

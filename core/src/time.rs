@@ -1,11 +1,14 @@
-//! Moments and time steps. Enters: a clock reading. Leaves: the same moment in the unit a rule is written in.
+//! Moments and time steps. Enters: a clock reading. Leaves: the same moment in the unit a rule is
+//! written in.
 
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 /// A moment, in milliseconds since 1970-01-01T00:00:00Z, without leap seconds.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
 #[serde(transparent)]
 pub struct UnixMillis(u64);
 
@@ -53,8 +56,8 @@ impl UnixMillis {
     }
 }
 
-/// A time step: the `T` of RFC 6238 §4.2, the number of whole periods since the epoch. It has 64 bits, so it
-/// does not end in 2038.
+/// A time step: the `T` of RFC 6238 §4.2, the number of whole periods since the epoch. It has 64
+/// bits, so it does not end in 2038.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Step(u64);
 

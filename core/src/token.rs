@@ -1,5 +1,6 @@
-//! What a realm's tokens are signed with, for whom and for how long. Enters: what an administrator configured. Leaves: values
-//! that cannot be wrong, for the sealed record of the realm. Tokens themselves are made by sidecars.
+//! What a realm's tokens are signed with, for whom and for how long. Enters: what an administrator
+//! configured. Leaves: values that cannot be wrong, for the sealed record of the realm. Tokens
+//! themselves are made by sidecars.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -17,7 +18,8 @@ pub const SECRET_KEY_BYTES: usize = 32;
 /// The bytes of an Ed25519 private key (RFC 8032 §5.1.5).
 pub const ED25519_BYTES: usize = 32;
 /// What stands before the key in PKCS #8 (RFC 8410 §7).
-const PKCS8_PREFIX: [u8; 16] = [0x30, 0x2e, 2, 1, 0, 0x30, 5, 6, 3, 0x2b, 0x65, 0x70, 4, 0x22, 4, 0x20];
+const PKCS8_PREFIX: [u8; 16] =
+    [0x30, 0x2e, 2, 1, 0, 0x30, 5, 6, 3, 0x2b, 0x65, 0x70, 4, 0x22, 4, 0x20];
 
 /// How tokens are signed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -71,7 +73,8 @@ impl TryFrom<String> for Audience {
 
     fn try_from(text: String) -> Result<Self, Self::Error> {
         let allowed = |byte: u8| byte.is_ascii_graphic() && !b"\"'\\,".contains(&byte);
-        let well_formed = (1..=Self::MAXIMUM_CHARACTERS).contains(&text.len()) && text.bytes().all(allowed);
+        let well_formed =
+            (1..=Self::MAXIMUM_CHARACTERS).contains(&text.len()) && text.bytes().all(allowed);
         if well_formed { Ok(Self(text)) } else { Err(AudienceError) }
     }
 }
@@ -121,7 +124,11 @@ impl TryFrom<u16> for TokenLifetime {
     type Error = TokenLifetimeError;
 
     fn try_from(seconds: u16) -> Result<Self, Self::Error> {
-        if (1..=300).contains(&seconds) { Ok(Self(seconds)) } else { Err(TokenLifetimeError(seconds)) }
+        if (1..=300).contains(&seconds) {
+            Ok(Self(seconds))
+        } else {
+            Err(TokenLifetimeError(seconds))
+        }
     }
 }
 
@@ -140,7 +147,9 @@ pub struct Ed25519Key(Zeroizing<[u8; ED25519_BYTES]>);
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 pub enum TokenKeyError {
     /// A shared key that could be guessed.
-    #[error("has {0} bytes, at least {SECRET_KEY_BYTES} are needed: make one with `openssl rand -base64 48`")]
+    #[error(
+        "has {0} bytes, at least {SECRET_KEY_BYTES} are needed: make one with `openssl rand -base64 48`"
+    )]
     TooShort(usize),
     /// Not an Ed25519 private key.
     #[error(
@@ -169,7 +178,8 @@ impl Ed25519Key {
         // Reserved at once: growing would leave copies behind that nobody wipes.
         let mut packed = Zeroizing::new(Vec::with_capacity(body.len()));
         packed.extend(body.bytes().filter(|byte| !byte.is_ascii_whitespace()));
-        let decoded = Zeroizing::new(BASE64.decode(&packed).map_err(|_| TokenKeyError::NotEd25519)?);
+        let decoded =
+            Zeroizing::new(BASE64.decode(&packed).map_err(|_| TokenKeyError::NotEd25519)?);
         let key = decoded.strip_prefix(PKCS8_PREFIX.as_slice()).unwrap_or(&decoded);
         let bytes: &[u8; ED25519_BYTES] = key.try_into().map_err(|_| TokenKeyError::NotEd25519)?;
         Ok(Self::from_bytes(bytes))
@@ -267,7 +277,8 @@ mod tests {
     #[test]
     fn what_is_no_key_is_refused_without_being_repeated() {
         let rsa = PEM.replace("MC4CAQAwBQYDK2Vw", "MC4CAQAwBQYDK2Vu");
-        for text in ["", "secret-value", &BARE[..40], &rsa, &PEM[..40], &PEM.replace("END", "and")] {
+        for text in ["", "secret-value", &BARE[..40], &rsa, &PEM[..40], &PEM.replace("END", "and")]
+        {
             let error = Ed25519Key::from_text(text).unwrap_err();
             assert!(!error.to_string().contains("secret-value"));
         }

@@ -1,7 +1,8 @@
 //! RFC 6238: the code of a time step, and the steps whose code somebody submitted.
 //!
-//! Enters: a seed, its parameters, a moment and perhaps a submitted code. Leaves: a code, or the matching
-//! [`Step`]s. Not a yes or no: whoever decides needs the step, because each is accepted once.
+//! Enters: a seed, its parameters, a moment and perhaps a submitted code. Leaves: a code, or the
+//! matching [`Step`]s. Not a yes or no: whoever decides needs the step, because each is accepted
+//! once.
 
 use serde::{Deserialize, Serialize};
 use subtle::ConstantTimeEq;
@@ -11,7 +12,8 @@ use crate::code::Code;
 use crate::seed::Seed;
 use crate::time::{Step, UnixMillis};
 
-/// The hash that HMAC uses (RFC 6238 §1.2). Many authenticators know only SHA-1, which is sound in HMAC.
+/// The hash that HMAC uses (RFC 6238 §1.2). Many authenticators know only SHA-1, which is sound in
+/// HMAC.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Algorithm {
     /// HMAC-SHA-1, the default everywhere.
@@ -38,7 +40,8 @@ impl Algorithm {
     }
 }
 
-/// How codes are made from a seed. Every value is within the ranges that the fields' documentation names.
+/// How codes are made from a seed. Every value is within the ranges that the fields' documentation
+/// names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "UncheckedParameters")]
 pub struct TotpParameters {
@@ -90,7 +93,12 @@ impl TotpParameters {
     ///
     /// # Errors
     /// Names the first parameter that is out of its range.
-    pub fn new(algorithm: Algorithm, digits: u8, period: u32, skew: u8) -> Result<Self, ParameterError> {
+    pub fn new(
+        algorithm: Algorithm,
+        digits: u8,
+        period: u32,
+        skew: u8,
+    ) -> Result<Self, ParameterError> {
         if !(6..=8).contains(&digits) {
             return Err(ParameterError::Digits(digits));
         }
@@ -170,10 +178,11 @@ impl Totp {
         code.unwrap_or_else(|_| unreachable!("a generated code has 6 to 8 digits"))
     }
 
-    /// The steps whose code is `code`, from `margin` steps before `around` to `margin` steps after it.
+    /// The steps whose code is `code`, from `margin` steps before `around` to `margin` steps after
+    /// it.
     ///
-    /// Every step of the window is computed and compared in constant time, whatever matches: how long this
-    /// takes depends on neither the code nor the seed.
+    /// Every step of the window is computed and compared in constant time, whatever matches: how
+    /// long this takes depends on neither the code nor the seed.
     #[must_use]
     pub fn matching_steps(&self, code: &Code, around: Step, margin: u64) -> Vec<Step> {
         let submitted = code.expose_secret().as_bytes();
@@ -210,7 +219,8 @@ mod tests {
             Algorithm::Sha256 => 32,
             Algorithm::Sha512 => 64,
         };
-        let seed = Seed::from_bytes(b"1234567890".iter().copied().cycle().take(length).collect()).unwrap();
+        let seed =
+            Seed::from_bytes(b"1234567890".iter().copied().cycle().take(length).collect()).unwrap();
         Totp::new(&seed, TotpParameters::new(algorithm, 8, 30, 1).unwrap())
     }
 
@@ -269,7 +279,10 @@ mod tests {
             (6, 121, 1, ParameterError::Period(121)),
             (6, 30, 2, ParameterError::Skew(2)),
         ] {
-            assert_eq!(TotpParameters::new(Algorithm::Sha1, digits, period, skew).unwrap_err(), error);
+            assert_eq!(
+                TotpParameters::new(Algorithm::Sha1, digits, period, skew).unwrap_err(),
+                error
+            );
         }
     }
 }

@@ -1,4 +1,5 @@
-//! Who a user is and how a code reaches them. Enters: text from a manifest or a request. Leaves: validated values.
+//! Who a user is and how a code reaches them. Enters: text from a manifest or a request. Leaves:
+//! validated values.
 
 use std::fmt;
 
@@ -7,8 +8,8 @@ use thiserror::Error;
 
 use crate::totp::TotpParameters;
 
-/// A username: 1 to 253 characters, none of them a control character. It is compared exactly, without trimming
-/// or case folding, so that no second spelling has a failure count of its own.
+/// A username: 1 to 253 characters, none of them a control character. It is compared exactly,
+/// without trimming or case folding, so that no second spelling has a failure count of its own.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Username(String);
@@ -76,7 +77,8 @@ impl fmt::Display for Username {
     }
 }
 
-/// How a user gets a code. One user has one way, so that the weakest of several cannot be chosen by an attacker.
+/// How a user gets a code. One user has one way, so that the weakest of several cannot be chosen by
+/// an attacker.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum DeliveryMethod {
@@ -107,14 +109,15 @@ impl DeliveryMethod {
     }
 }
 
-/// An email address that is safe to put in a message header and a recipient list: one `@`, no white space, no
-/// control characters, no comma, at most 254 characters (RFC 5321 §4.5.3.1.3 less the brackets). Whether a
-/// mailbox is behind it only its mail server knows.
+/// An email address that is safe to put in a message header and a recipient list: one `@`, no white
+/// space, no control characters, no comma, at most 254 characters (RFC 5321 §4.5.3.1.3 less the
+/// brackets). Whether a mailbox is behind it only its mail server knows.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct EmailAddress(String);
 
-/// A phone number in the international format of ITU-T E.164: `+`, then 7 to 15 digits, the first not 0.
+/// A phone number in the international format of ITU-T E.164: `+`, then 7 to 15 digits, the first
+/// not 0.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct PhoneNumber(String);
@@ -133,7 +136,8 @@ impl TryFrom<String> for EmailAddress {
     type Error = EmailAddressError;
 
     fn try_from(text: String) -> Result<Self, Self::Error> {
-        let forbidden = |c: char| c.is_control() || c.is_whitespace() || ",;:<>()[]\"\\".contains(c);
+        let forbidden =
+            |c: char| c.is_control() || c.is_whitespace() || ",;:<>()[]\"\\".contains(c);
         let well_formed = text.len() <= 254
             && !text.contains(forbidden)
             && text.split_once('@').is_some_and(|(mailbox, domain)| {

@@ -1,5 +1,5 @@
-//! Signatures of webhooks, by the Standard Webhooks specification. Enters: a realm's secrets and a message. Leaves: the
-//! header that proves where the message comes from.
+//! Signatures of webhooks, by the Standard Webhooks specification. Enters: a realm's secrets and a
+//! message. Leaves: the header that proves where the message comes from.
 
 use std::fmt;
 
@@ -39,7 +39,11 @@ impl WebhookSecrets {
     pub fn parse(text: &str) -> Result<Self, WebhookSecretsError> {
         let secrets: Option<Vec<_>> = text.split_ascii_whitespace().map(decode).collect();
         let secrets = secrets.ok_or(WebhookSecretsError)?;
-        if (1..=MOST_SECRETS).contains(&secrets.len()) { Ok(Self(secrets)) } else { Err(WebhookSecretsError) }
+        if (1..=MOST_SECRETS).contains(&secrets.len()) {
+            Ok(Self(secrets))
+        } else {
+            Err(WebhookSecretsError)
+        }
     }
 
     /// The header `webhook-signature` of a message: a signature with each secret.
@@ -55,8 +59,8 @@ impl WebhookSecrets {
         signatures.collect::<Vec<_>>().join(" ")
     }
 
-    /// The header `webhook-id` of what `parts` identify: the same whenever they are the same, and of no use to whoever wants
-    /// to know the parts.
+    /// The header `webhook-id` of what `parts` identify: the same whenever they are the same, and
+    /// of no use to whoever wants to know the parts.
     #[must_use]
     pub fn message_id(&self, parts: &[&[u8]]) -> String {
         let mut mac = keyed(self.0.first().map_or(&[], |secret| secret.as_slice()));
@@ -70,7 +74,8 @@ impl WebhookSecrets {
 }
 
 fn keyed(secret: &[u8]) -> Hmac<Sha256> {
-    Hmac::<Sha256>::new_from_slice(secret).unwrap_or_else(|_| unreachable!("HMAC takes keys of any length"))
+    Hmac::<Sha256>::new_from_slice(secret)
+        .unwrap_or_else(|_| unreachable!("HMAC takes keys of any length"))
 }
 
 fn decode(text: &str) -> Option<Zeroizing<Vec<u8>>> {
@@ -133,7 +138,9 @@ mod tests {
         let short = format!("whsec_{}", BASE64.encode(&[7; 23]));
         let long = format!("whsec_{}", BASE64.encode(&[7; 65]));
         let many = [SECRET; 5].join(" ");
-        for text in ["", " ", "MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw", "whsec_", "whsec_!", &short, &long, &many] {
+        for text in
+            ["", " ", "MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw", "whsec_", "whsec_!", &short, &long, &many]
+        {
             let error = WebhookSecrets::parse(text).unwrap_err().to_string();
             assert!(!error.contains("MfKQ"), "{error}");
         }
@@ -153,6 +160,9 @@ mod tests {
         let id = |parts: &[&[u8]]| secrets.message_id(parts);
         assert_eq!(id(&[b"alice", b"1"]), id(&[b"alice", b"1"]));
         assert_ne!(id(&[b"alice", b"1"]), id(&[b"alice1", b""]));
-        assert!(id(&[]).starts_with("msg_") && !id(&[]).contains('.'), "a dot separates it from the time");
+        assert!(
+            id(&[]).starts_with("msg_") && !id(&[]).contains('.'),
+            "a dot separates it from the time"
+        );
     }
 }

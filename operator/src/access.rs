@@ -1,7 +1,9 @@
-//! Redis users for services. Enters: which namespaces are let in where. Leaves: a Redis that lets exactly their services in, each
-//! to the keys of its realm; or the knowledge that this Redis cannot.
+//! Redis users for services. Enters: which namespaces are let in where. Leaves: a Redis that lets
+//! exactly their services in, each to the keys of its realm; or the knowledge that this Redis
+//! cannot.
 //!
-//! Everything is compared each time: Redis forgets its users when it ends, and others may add or remove some.
+//! Everything is compared each time: Redis forgets its users when it ends, and others may add or
+//! remove some.
 
 use std::collections::HashMap;
 
@@ -16,21 +18,25 @@ pub enum Isolation {
     Unknown,
     /// Each service has the keys of its realm only, and only reads what it must not write.
     Isolated,
-    /// As before, but services could overwrite the records of their own realm: Redis is older than version 7.
+    /// As before, but services could overwrite the records of their own realm: Redis is older than
+    /// version 7.
     RealmsOnly,
     /// Every service has the operator's own login.
     NotPermitted,
-    /// Services have logins of their own, which the operator may not look after any more. They are not given the operator's.
+    /// Services have logins of their own, which the operator may not look after any more. They are
+    /// not given the operator's.
     Withheld,
 }
 
 impl Isolation {
-    /// What it is now, when it was `before`. Whoever had a login of its own is never given the operator's, which could use the keys of
-    /// every realm, and would be known for good.
+    /// What it is now, when it was `before`. Whoever had a login of its own is never given the
+    /// operator's, which could use the keys of every realm, and would be known for good.
     #[must_use]
     pub const fn after(self, before: Self) -> Self {
         match (self, before) {
-            (Self::NotPermitted, Self::Isolated | Self::RealmsOnly | Self::Withheld) => Self::Withheld,
+            (Self::NotPermitted, Self::Isolated | Self::RealmsOnly | Self::Withheld) => {
+                Self::Withheld
+            }
             (now, _) => now,
         }
     }
@@ -96,7 +102,8 @@ impl Access {
             .iter()
             .filter(|name| !wanted.contains_key(*name))
             .filter(|name| {
-                RealmNames::realm_of_login(&self.installation, name).is_some_and(|realm| is_ours(&realm))
+                RealmNames::realm_of_login(&self.installation, name)
+                    .is_some_and(|realm| is_ours(&realm))
             })
             .cloned()
             .collect();
@@ -108,7 +115,8 @@ impl Access {
                 "removed the logins to Redis of services that are not let in"
             );
         }
-        self.applied.retain(|name, user| wanted.get(name) == Some(user) && known.everywhere.contains(name));
+        self.applied
+            .retain(|name, user| wanted.get(name) == Some(user) && known.everywhere.contains(name));
         let missing: Vec<&AclUser> =
             wanted.values().filter(|user| !self.applied.contains_key(&user.name)).collect();
         if !missing.is_empty() {

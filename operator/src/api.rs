@@ -1,5 +1,5 @@
-//! Requests to the API server. Enters: a request. Leaves: its answer within ten seconds, or what went wrong, sorted by what
-//! there is to do about it.
+//! Requests to the API server. Enters: a request. Leaves: its answer within ten seconds, or what
+//! went wrong, sorted by what there is to do about it.
 
 use std::time::Duration;
 
@@ -8,8 +8,8 @@ use thiserror::Error;
 /// How long one request may take.
 pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Why a request had no useful answer. Answers can repeat what was sent, and that may be a secret: only the code and the
-/// reason of one are kept.
+/// Why a request had no useful answer. Answers can repeat what was sent, and that may be a secret:
+/// only the code and the reason of one are kept.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum ApiError {
     /// There is no such object.
@@ -21,7 +21,8 @@ pub enum ApiError {
     /// Somebody else changed the object meanwhile.
     #[error("the API server answers 409 {0}")]
     Conflict(String),
-    /// The API server does not want this, and will not want it next time unless something is changed.
+    /// The API server does not want this, and will not want it next time unless something is
+    /// changed.
     #[error("the API server answers {code} {reason}")]
     Refused {
         /// The HTTP status code.
@@ -57,8 +58,11 @@ impl From<kube::Error> for ApiError {
     fn from(error: kube::Error) -> Self {
         match error {
             kube::Error::Api(status) => {
-                let reason =
-                    if status.reason.is_empty() { "Unknown".to_owned() } else { status.reason.clone() };
+                let reason = if status.reason.is_empty() {
+                    "Unknown".to_owned()
+                } else {
+                    status.reason.clone()
+                };
                 match status.code {
                     404 => Self::NotFound(reason),
                     409 if reason == "AlreadyExists" => Self::AlreadyExists(reason),

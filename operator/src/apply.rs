@@ -1,5 +1,5 @@
-//! Carries the decision about a seed out. Enters: a user and what was found. Leaves: a Secret in the API server, and the seed that
-//! is in it; or why there is none.
+//! Carries the decision about a seed out. Enters: a user and what was found. Leaves: a Secret in
+//! the API server, and the seed that is in it; or why there is none.
 
 use k8s_openapi::api::core::v1::Secret;
 use kube::api::{Patch, PatchParams, PostParams};
@@ -66,7 +66,8 @@ pub enum Outcome {
 pub struct Applied {
     /// The seed.
     pub outcome: Outcome,
-    /// Whether this is the first Secret of a new user: what the store holds under their username is somebody else's.
+    /// Whether this is the first Secret of a new user: what the store holds under their username is
+    /// somebody else's.
     pub newcomer: bool,
     /// What there is to tell.
     pub notices: Vec<Notice>,
@@ -138,14 +139,19 @@ pub async fn apply(
                 Decision::Keep(seed),
                 Some(Own { secret: Some(secret), found: Found::Ours { rotated, .. } }),
             ) => {
-                let rotated =
-                    if fetched.import.is_some() { applying.rotate().map(str::to_owned) } else { rotated };
+                let rotated = if fetched.import.is_some() {
+                    applying.rotate().map(str::to_owned)
+                } else {
+                    rotated
+                };
                 return applying.keep(&secret, seed, rotated).await;
             }
             (Decision::Rotate, Some(Own { secret: Some(secret), .. })) => {
                 return applying.rotate_to(&secret).await;
             }
-            (Decision::Refuse(refusal), _) => return Ok(Applied::nothing(Outcome::Refused(refusal))),
+            (Decision::Refuse(refusal), _) => {
+                return Ok(Applied::nothing(Outcome::Refused(refusal)));
+            }
             (Decision::Wait, _) => return Ok(Applied::nothing(Outcome::Predecessor)),
             (Decision::Keep(_) | Decision::Rotate, _) => {
                 own = Some(fetch::own(&context.client, user).await?);
@@ -244,7 +250,10 @@ impl Applying<'_> {
                 true,
                 Notice::normal(
                     "Rotated",
-                    format!("The Secret {} was created anew with a new seed, as asked for", self.name),
+                    format!(
+                        "The Secret {} was created anew with a new seed, as asked for",
+                        self.name
+                    ),
                 ),
             ),
             Source::Imported(seed) => (
@@ -260,7 +269,10 @@ impl Applying<'_> {
                 false,
                 Notice::warning(
                     "SecretRestored",
-                    format!("The Secret {} was gone; it was restored with the same seed", self.name),
+                    format!(
+                        "The Secret {} was gone; it was restored with the same seed",
+                        self.name
+                    ),
                 ),
             ),
         };
@@ -308,17 +320,23 @@ impl Applying<'_> {
         if let Some(patch) = build::repair(secret, &self.wanted(&seed, self.rotate())) {
             self.patch(&patch).await?;
         }
-        let notice =
-            Notice::normal("Rotated", format!("The Secret {} got a new seed, as asked for", self.name));
-        let outcome = Outcome::Seed { seed, fresh: true, rotated: self.rotate().map(str::to_owned) };
+        let notice = Notice::normal(
+            "Rotated",
+            format!("The Secret {} got a new seed, as asked for", self.name),
+        );
+        let outcome =
+            Outcome::Seed { seed, fresh: true, rotated: self.rotate().map(str::to_owned) };
         Ok(Applied { notices: vec![notice], ..Applied::nothing(outcome) })
     }
 
     async fn patch(&self, patch: &serde_json::Value) -> Result<(), ApplyError> {
         let parameters = PatchParams::default();
-        let request = async { self.secrets().patch(&self.name, &parameters, &Patch::Merge(patch)).await };
+        let request =
+            async { self.secrets().patch(&self.name, &parameters, &Patch::Merge(patch)).await };
         let written = api::within(request).await.map_err(|error| self.failed(error))?;
-        self.context.ledger.secret_written(&self.context.reference(self.user), written.resource_version());
+        self.context
+            .ledger
+            .secret_written(&self.context.reference(self.user), written.resource_version());
         crash::point(Step::SecretUpdated);
         Ok(())
     }

@@ -1,5 +1,5 @@
-//! How long to wait after failures. Enters: which object failed, and for what kind of reason. Leaves: a delay with jitter,
-//! so that objects that failed together do not come back together.
+//! How long to wait after failures. Enters: which object failed, and for what kind of reason.
+//! Leaves: a delay with jitter, so that objects that failed together do not come back together.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -68,7 +68,10 @@ mod tests {
         let mut expect = |longest, expected: u64| {
             let delay = backoff.failed(&"alice", longest, &mut random);
             let expected = Duration::from_secs(expected);
-            assert!(delay >= expected * 3 / 4 && delay <= expected * 5 / 4, "{delay:?} for {expected:?}");
+            assert!(
+                delay >= expected * 3 / 4 && delay <= expected * 5 / 4,
+                "{delay:?} for {expected:?}"
+            );
         };
         for seconds in [1, 2, 4, 8] {
             expect(LONGEST, seconds);

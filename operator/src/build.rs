@@ -1,5 +1,5 @@
-//! What a user's Secret should be. Enters: the user, a seed, the Secret that is there. Leaves: a Secret, or the changes that make
-//! one of it. No I/O.
+//! What a user's Secret should be. Enters: the user, a seed, the Secret that is there. Leaves: a
+//! Secret, or the changes that make one of it. No I/O.
 
 use std::collections::BTreeMap;
 
@@ -42,11 +42,8 @@ pub fn read_seed(secret: &Secret, key: &str) -> Result<Seed, Unusable> {
         return Err(Unusable::NoKey { secret: name, key: key.to_owned() });
     };
     // What is not UTF-8 is not base32 either.
-    Seed::from_base32(std::str::from_utf8(bytes).unwrap_or("\u{fffd}")).map_err(|error| Unusable::NotASeed {
-        secret: name,
-        key: key.to_owned(),
-        error,
-    })
+    Seed::from_base32(std::str::from_utf8(bytes).unwrap_or("\u{fffd}"))
+        .map_err(|error| Unusable::NotASeed { secret: name, key: key.to_owned(), error })
 }
 
 /// Whose Secret this is, from the point of view of `user`.
@@ -79,7 +76,10 @@ fn controller(owners: &[OwnerReference]) -> Option<&OwnerReference> {
 #[must_use]
 pub fn secret(wanted: &Wanted<'_>) -> Secret {
     let user = wanted.user;
-    let data = values(wanted).into_iter().map(|(key, value)| (key.to_owned(), ByteString(value))).collect();
+    let data = values(wanted)
+        .into_iter()
+        .map(|(key, value)| (key.to_owned(), ByteString(value)))
+        .collect();
     Secret {
         metadata: ObjectMeta {
             name: Some(labels::secret_name(&user.name_any())),
@@ -88,9 +88,9 @@ pub fn secret(wanted: &Wanted<'_>) -> Secret {
                 labels::MANAGED_BY_LABEL.to_owned(),
                 labels::MANAGED_BY.to_owned(),
             )])),
-            annotations: wanted
-                .rotated
-                .map(|value| BTreeMap::from([(labels::ROTATED_ANNOTATION.to_owned(), value.to_owned())])),
+            annotations: wanted.rotated.map(|value| {
+                BTreeMap::from([(labels::ROTATED_ANNOTATION.to_owned(), value.to_owned())])
+            }),
             owner_references: Some(vec![owner_reference(user)]),
             ..ObjectMeta::default()
         },
@@ -128,8 +128,8 @@ fn values(wanted: &Wanted<'_>) -> Vec<(&'static str, Vec<u8>)> {
     values
 }
 
-/// The merge patch that makes `found` what it should be; nothing when it is. It applies only to the very version that was
-/// found, so that it never undoes what somebody else did meanwhile.
+/// The merge patch that makes `found` what it should be; nothing when it is. It applies only to the
+/// very version that was found, so that it never undoes what somebody else did meanwhile.
 #[must_use]
 pub fn repair(found: &Secret, wanted: &Wanted<'_>) -> Option<Value> {
     let should = secret(wanted);
@@ -148,12 +148,16 @@ pub fn repair(found: &Secret, wanted: &Wanted<'_>) -> Option<Value> {
         }
     }
     let mut metadata = serde_json::Map::new();
-    if found.labels().get(labels::MANAGED_BY_LABEL).map(String::as_str) != Some(labels::MANAGED_BY) {
+    if found.labels().get(labels::MANAGED_BY_LABEL).map(String::as_str) != Some(labels::MANAGED_BY)
+    {
         metadata.insert("labels".to_owned(), json!(should.metadata.labels));
     }
     let rotated = found.annotations().get(labels::ROTATED_ANNOTATION).map(String::as_str);
     if rotated != wanted.rotated {
-        metadata.insert("annotations".to_owned(), json!({ labels::ROTATED_ANNOTATION: wanted.rotated }));
+        metadata.insert(
+            "annotations".to_owned(),
+            json!({ labels::ROTATED_ANNOTATION: wanted.rotated }),
+        );
     }
     if data.is_empty() && metadata.is_empty() {
         return None;
@@ -187,7 +191,13 @@ mod tests {
         let user = alice();
         let definition = validate(&user).unwrap();
         let seed = Seed::from_bytes(vec![7; 20]).unwrap();
-        work(&Wanted { user: &user, definition: &definition, issuer: "FountainAI", seed: &seed, rotated })
+        work(&Wanted {
+            user: &user,
+            definition: &definition,
+            issuer: "FountainAI",
+            seed: &seed,
+            rotated,
+        })
     }
 
     #[test]
@@ -197,7 +207,11 @@ mod tests {
         let data = secret.data.as_ref().unwrap();
         assert_eq!(data["username"].0, b"alice@example.org");
         assert!(data["qr.png"].0.starts_with(b"\x89PNG"));
-        assert!(data["otpauth-uri"].0.starts_with(b"otpauth://totp/FountainAI:alice%40example.org?secret="));
+        assert!(
+            data["otpauth-uri"]
+                .0
+                .starts_with(b"otpauth://totp/FountainAI:alice%40example.org?secret=")
+        );
         let seed = Seed::from_bytes(vec![7; 20]).unwrap();
         assert_eq!(
             classify(&secret, &alice()),
@@ -212,7 +226,8 @@ mod tests {
             change(&mut secret.metadata);
             classify(&secret, &alice())
         };
-        let owner = |metadata: &mut ObjectMeta| metadata.owner_references.as_mut().unwrap().remove(0);
+        let owner =
+            |metadata: &mut ObjectMeta| metadata.owner_references.as_mut().unwrap().remove(0);
         let put = |metadata: &mut ObjectMeta, owner| metadata.owner_references = Some(vec![owner]);
         assert_eq!(change(&|metadata| metadata.owner_references = None), Found::NotOurs);
         let set = |set: &dyn Fn(&mut OwnerReference)| {

@@ -1,4 +1,5 @@
-//! The command line. Enters: arguments and the environment. Leaves: a running operator, or a sentence.
+//! The command line. Enters: arguments and the environment. Leaves: a running operator, or a
+//! sentence.
 
 use std::error::Error;
 use std::fs;
@@ -56,26 +57,33 @@ enum Command {
 
 #[derive(Args)]
 struct RunArguments {
-    /// Look only after the users of this namespace. Can be given more than once [default: all namespaces]
-    #[arg(long = "namespace", env = "TWOFACTOR_NAMESPACES", value_name = "NAME", value_delimiter = ',')]
+    /// Look only after the users of this namespace. Can be given more than once [default: all
+    /// namespaces]
+    #[arg(
+        long = "namespace",
+        env = "TWOFACTOR_NAMESPACES",
+        value_name = "NAME",
+        value_delimiter = ','
+    )]
     namespaces: Vec<String>,
 
-    /// Redis, for the operator and for the sidecars, which are told this URL with a login of their own where Redis lets the
-    /// operator make one
+    /// Redis, for the operator and for the sidecars, which are told this URL with a login of their
+    /// own where Redis lets the operator make one
     #[arg(long, env = "REDIS_URL", hide_env_values = true, value_name = "URL")]
     redis_url: String,
 
-    /// File with CA certificates (PEM) to check Redis against in place of the system's, for the operator and for the sidecars
+    /// File with CA certificates (PEM) to check Redis against in place of the system's, for the
+    /// operator and for the sidecars
     #[arg(long, env = "REDIS_CA_FILE", value_name = "FILE")]
     redis_ca_file: Option<PathBuf>,
 
-    /// Secret in the operator's namespace with the password of Redis under the key password, which is made when it is missing. The URL
-    /// then holds none
+    /// Secret in the operator's namespace with the password of Redis under the key password, which
+    /// is made when it is missing. The URL then holds none
     #[arg(long, env = "TWOFACTOR_REDIS_PASSWORD_SECRET", value_name = "NAME")]
     redis_password_secret: Option<String>,
 
-    /// Secret in the operator's namespace with the ecosystem's shared key of tokens. It is made when a realm needs it and it is
-    /// missing
+    /// Secret in the operator's namespace with the ecosystem's shared key of tokens. It is made
+    /// when a realm needs it and it is missing
     #[arg(
         long,
         env = "TWOFACTOR_SECRET_KEY_SECRET",
@@ -85,8 +93,8 @@ struct RunArguments {
     )]
     secret_key_secret: String,
 
-    /// Namespaces of users whose realms may sign tokens with that key [default: none]. Whoever may read Secrets in one of them, or in
-    /// one that it lets in, can sign with it as well
+    /// Namespaces of users whose realms may sign tokens with that key [default: none]. Whoever may
+    /// read Secrets in one of them, or in one that it lets in, can sign with it as well
     #[arg(
         long = "secret-key-namespace",
         env = "TWOFACTOR_SECRET_KEY_NAMESPACES",
@@ -99,16 +107,22 @@ struct RunArguments {
     #[arg(long, env = "POD_NAMESPACE", value_name = "NAME")]
     operator_namespace: String,
 
-    /// Name of this process in Events and in the Lease. A process of the same name is taken for this one, restarted
-    /// [default: a new name each time]
+    /// Name of this process in Events and in the Lease. A process of the same name is taken for
+    /// this one, restarted [default: a new name each time]
     #[arg(long, env = "POD_NAME", value_name = "NAME")]
     instance: Option<String>,
 
     /// Lease in the operator's namespace. Of the operators that share it, one leads
-    #[arg(long, env = "TWOFACTOR_LEASE", value_name = "NAME", default_value = "twofactor-operator")]
+    #[arg(
+        long,
+        env = "TWOFACTOR_LEASE",
+        value_name = "NAME",
+        default_value = "twofactor-operator"
+    )]
     lease: String,
 
-    /// Which installation this is, so that two can share a Redis [default: the UID of the namespace kube-system]
+    /// Which installation this is, so that two can share a Redis [default: the UID of the namespace
+    /// kube-system]
     #[arg(long, env = "TWOFACTOR_INSTALLATION", value_name = "ID")]
     installation: Option<Installation>,
 
@@ -174,7 +188,8 @@ fn print_crash_points() {
 }
 
 fn start_operator(arguments: RunArguments) -> Result<(), Box<dyn Error>> {
-    logging::start(arguments.log_format, &arguments.log).map_err(|error| format!("--log: {error}"))?;
+    logging::start(arguments.log_format, &arguments.log)
+        .map_err(|error| format!("--log: {error}"))?;
     // Fails only when another provider was installed before; there is no other in this program.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let configuration = Configuration {
@@ -223,8 +238,9 @@ fn new_instance() -> String {
 
 /// A client that does not try again for minutes by itself: whoever asks knows better when to.
 async fn client() -> Result<Client, Box<dyn Error>> {
-    let mut configuration =
-        kube::Config::infer().await.map_err(|error| format!("there is no usable kubeconfig: {error}"))?;
+    let mut configuration = kube::Config::infer()
+        .await
+        .map_err(|error| format!("there is no usable kubeconfig: {error}"))?;
     configuration.default_retry = false;
     configuration.connect_timeout = Some(crate::api::REQUEST_TIMEOUT);
     Ok(Client::try_from(configuration)?)

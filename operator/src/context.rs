@@ -1,5 +1,6 @@
-//! What every step of a reconciliation works with. Enters: what `run` has put together. Leaves: the same, shared; and the ledger
-//! of what this process wrote itself, so that its own writes do not wake it up again.
+//! What every step of a reconciliation works with. Enters: what `run` has put together. Leaves: the
+//! same, shared; and the ledger of what this process wrote itself, so that its own writes do not
+//! wake it up again.
 
 use std::collections::{HashMap, HashSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -96,7 +97,8 @@ impl Context {
         self.index.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What the record of a realm should say has changed: it will be published, if there is such a realm.
+    /// What the record of a realm should say has changed: it will be published, if there is such a
+    /// realm.
     pub fn outdate(&self, namespace: &str) {
         if let Some(realm) = self.realms.get(namespace) {
             realm.outdate();
@@ -179,7 +181,8 @@ impl Ledger {
         }
     }
 
-    /// The watch shows the Secret in this version, or gone. Tells whether the user has to be looked at.
+    /// The watch shows the Secret in this version, or gone. Tells whether the user has to be looked
+    /// at.
     pub fn secret_seen(&self, user: &UserRef, version: Option<&str>) -> bool {
         let mut lines = self.lines();
         // Nobody has looked at the user yet, and somebody will.
@@ -220,7 +223,10 @@ impl Ledger {
     /// Whether this is the status that was written here last, or none was.
     #[must_use]
     pub fn agrees(&self, user: &UserRef, status: &TwoFactorUserStatus) -> bool {
-        self.lines().get(user).and_then(|line| line.status).is_none_or(|written| written == digest(status))
+        self.lines()
+            .get(user)
+            .and_then(|line| line.status)
+            .is_none_or(|written| written == digest(status))
     }
 
     /// There is a Secret with a seed that is the user's.
@@ -255,7 +261,10 @@ mod tests {
         let (ledger, alice) = (Ledger::default(), user_ref("people", "alice"));
         assert!(!ledger.secret_seen(&alice, Some("1")), "she will be looked at anyway");
         ledger.begin(&alice);
-        assert!(!ledger.secret_seen(&alice, Some("2")), "seen before the answer to the write arrived");
+        assert!(
+            !ledger.secret_seen(&alice, Some("2")),
+            "seen before the answer to the write arrived"
+        );
         ledger.secret_written(&alice, Some("2".to_owned()));
         assert!(!ledger.end(&alice));
         assert!(!ledger.secret_seen(&alice, Some("2")));
@@ -278,8 +287,10 @@ mod tests {
     #[test]
     fn a_status_written_here_is_recognized() {
         let (ledger, alice) = (Ledger::default(), user_ref("people", "alice"));
-        let status =
-            TwoFactorUserStatus { username: Some("alice".to_owned()), ..TwoFactorUserStatus::default() };
+        let status = TwoFactorUserStatus {
+            username: Some("alice".to_owned()),
+            ..TwoFactorUserStatus::default()
+        };
         assert!(!ledger.is_own_status(&alice, Some(&status)));
         ledger.begin(&alice);
         assert!(ledger.agrees(&alice, &status));

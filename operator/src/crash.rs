@@ -1,5 +1,6 @@
-//! Crash points, for tests. Enters: the name of a step in `TWOFACTOR_CRASH_AT`. Leaves: nothing, as after a SIGKILL, once
-//! that step is reached. Only in builds with debug assertions; in a release there is no such variable.
+//! Crash points, for tests. Enters: the name of a step in `TWOFACTOR_CRASH_AT`. Leaves: nothing, as
+//! after a SIGKILL, once that step is reached. Only in builds with debug assertions; in a release
+//! there is no such variable.
 
 /// A step of reconciliation after which the process can be made to die.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,9 +1,9 @@
-//! Events, as `kubectl describe` shows them. Enters: what happened to a user. Leaves: an object of `events.k8s.io/v1`, written
-//! in the background.
+//! Events, as `kubectl describe` shows them. Enters: what happened to a user. Leaves: an object of
+//! `events.k8s.io/v1`, written in the background.
 //!
-//! Not kube's recorder: that one makes its caller wait for the request, and searches through everything it told in the last
-//! minutes each time, which ten thousand new users would feel. Here nobody waits, and when too much happens at once some of it
-//! is not told; the status tells it all.
+//! Not kube's recorder: that one makes its caller wait for the request, and searches through
+//! everything it told in the last minutes each time, which ten thousand new users would feel. Here
+//! nobody waits, and when too much happens at once some of it is not told; the status tells it all.
 
 use std::time::Duration;
 
@@ -67,7 +67,8 @@ pub struct Events {
 }
 
 impl Events {
-    /// Where notices are left, and what has to be given to [`write()`]. `instance` is the name of this process.
+    /// Where notices are left, and what has to be given to [`write()`]. `instance` is the name of
+    /// this process.
     #[must_use]
     pub fn new(instance: &str, clock: Clock, dropped: IntCounter) -> (Self, Receiver<Event>) {
         let (sender, receiver) = mpsc::channel(WAITING);
@@ -76,7 +77,8 @@ impl Events {
 
     /// Leaves a notice about the object `regarding`.
     pub fn tell(&self, regarding: &ObjectReference, notice: Notice) {
-        let Ok(now) = Timestamp::from_millisecond(self.clock.now().millis().try_into().unwrap_or(i64::MAX))
+        let Ok(now) =
+            Timestamp::from_millisecond(self.clock.now().millis().try_into().unwrap_or(i64::MAX))
         else {
             return;
         };

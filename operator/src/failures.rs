@@ -1,8 +1,9 @@
-//! Users whom failed attempts have disabled. Enters: an administrator's request to forget the failures, and what the store knows.
-//! Leaves: the request on its way to the store, and everybody looked at whose status says otherwise than the store.
+//! Users whom failed attempts have disabled. Enters: an administrator's request to forget the
+//! failures, and what the store knows. Leaves: the request on its way to the store, and everybody
+//! looked at whose status says otherwise than the store.
 //!
-//! The store alone decides who is disabled. The request is part of what is published, as often as it has to be: the store carries
-//! each value out once, also when it comes again with a refill.
+//! The store alone decides who is disabled. The request is part of what is published, as often as
+//! it has to be: the store carries each value out once, also when it comes again with a refill.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -37,12 +38,16 @@ pub fn request(realm: &Realm, user: &TwoFactorUser) -> Option<String> {
 ///
 /// # Errors
 /// When the store does not answer.
-pub async fn have_disabled(realm: &Realm, definition: &UserDefinition) -> Result<bool, PublishError> {
+pub async fn have_disabled(
+    realm: &Realm,
+    definition: &UserDefinition,
+) -> Result<bool, PublishError> {
     let pseudonym = realm.publisher.keys().pseudonym(&definition.username);
     Ok(realm.publisher.store().disabled(&[pseudonym]).await? == [true])
 }
 
-/// What there is to tell once the user is published: a request that is carried out now. A new user has nothing to forget.
+/// What there is to tell once the user is published: a request that is carried out now. A new user
+/// has nothing to forget.
 #[must_use]
 pub fn notice(user: &TwoFactorUser, newcomer: bool) -> Option<Notice> {
     let request = user.annotations().get(labels::RESET_FAILURES_ANNOTATION)?;
@@ -85,7 +90,10 @@ async fn look(context: &Context, realm: &Realm) -> Result<usize, StoreError> {
         let index = context.index();
         let owners = index.owners(&realm.namespace).unwrap_or_default();
         let keys = realm.publisher.keys();
-        owners.into_iter().map(|(username, claim)| (keys.pseudonym(username), claim.name.clone())).collect()
+        owners
+            .into_iter()
+            .map(|(username, claim)| (keys.pseudonym(username), claim.name.clone()))
+            .collect()
     };
     let (pseudonyms, names): (Vec<Pseudonym>, Vec<String>) = owners.into_iter().unzip();
     let disabled = realm.publisher.store().disabled(&pseudonyms).await?;
@@ -94,8 +102,11 @@ async fn look(context: &Context, realm: &Realm) -> Result<usize, StoreError> {
         let reference = user_ref(&realm.namespace, &name);
         let Some(user) = context.users.get(&reference) else { continue };
         // Of somebody who is not ready for another reason, the status says that one.
-        let is_news =
-            if disabled { status::says_ready(&user) } else { status::says_disabled_by_failures(&user) };
+        let is_news = if disabled {
+            status::says_ready(&user)
+        } else {
+            status::says_disabled_by_failures(&user)
+        };
         if is_news {
             context.queue.push(reference);
         }

@@ -1,5 +1,5 @@
-//! What there is. Enters: a user. Leaves: their Secret and the seed that they import, as they are at this moment. Both are read,
-//! not cached: no Secret stays in memory longer than it is needed.
+//! What there is. Enters: a user. Leaves: their Secret and the seed that they import, as they are
+//! at this moment. Both are read, not cached: no Secret stays in memory longer than it is needed.
 
 use k8s_openapi::api::core::v1::Secret;
 use kube::{Api, Client, ResourceExt};
@@ -25,7 +25,8 @@ pub struct FetchError {
 /// What was read.
 #[derive(Debug)]
 pub struct Fetched {
-    /// The user's Secret and whose it is; absent when nobody looked, because there cannot be one yet.
+    /// The user's Secret and whose it is; absent when nobody looked, because there cannot be one
+    /// yet.
     pub own: Option<Own>,
     /// The seed that the user imports, if they do.
     pub import: Option<Result<Seed, Unusable>>,
@@ -42,14 +43,15 @@ pub struct Own {
     pub secret: Option<Secret>,
 }
 
-/// Whether the user has had a Secret before. The status goes with the object, so this is about this very user, and not
-/// about one of the same name.
+/// Whether the user has had a Secret before. The status goes with the object, so this is about this
+/// very user, and not about one of the same name.
 #[must_use]
 pub fn had_secret(user: &TwoFactorUser) -> bool {
     user.status.as_ref().is_some_and(|status| status.secret_name.is_some())
 }
 
-/// Reads what there is of `user`. A new user has no Secret, so none is looked for: creating it tells.
+/// Reads what there is of `user`. A new user has no Secret, so none is looked for: creating it
+/// tells.
 ///
 /// # Errors
 /// When the API server does not tell.
@@ -82,11 +84,17 @@ pub async fn import(
     let Some(reference) = &user.spec.secret_ref else { return Ok(None) };
     Ok(Some(match get(client, user, &reference.name).await? {
         Some(secret) => build::read_seed(&secret, &reference.key),
-        None => Err(Unusable::NoSecret { secret: reference.name.clone(), key: reference.key.clone() }),
+        None => {
+            Err(Unusable::NoSecret { secret: reference.name.clone(), key: reference.key.clone() })
+        }
     }))
 }
 
-async fn get(client: &Client, user: &TwoFactorUser, name: &str) -> Result<Option<Secret>, FetchError> {
+async fn get(
+    client: &Client,
+    user: &TwoFactorUser,
+    name: &str,
+) -> Result<Option<Secret>, FetchError> {
     let secrets = Api::<Secret>::namespaced(client.clone(), &user.namespace().unwrap_or_default());
     api::optional(api::within(secrets.get(name)).await)
         .map_err(|source| FetchError { secret: name.to_owned(), source })

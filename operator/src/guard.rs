@@ -1,5 +1,5 @@
-//! Watches over the store. Enters: every second, who the Redis node is and what it knows of the realms. Leaves: each realm known to
-//! be ready, being refilled, or out of reach.
+//! Watches over the store. Enters: every second, who the Redis node is and what it knows of the
+//! realms. Leaves: each realm known to be ready, being refilled, or out of reach.
 
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError};
@@ -84,12 +84,13 @@ impl Guard {
         }
     }
 
-    /// Publishes the realm's own record: the configuration may be another than that of the process before, or have changed since.
-    /// Tells whether the realm can be looked at.
+    /// Publishes the realm's own record: the configuration may be another than that of the process
+    /// before, or have changed since. Tells whether the realm can be looked at.
     async fn introduce(&self, realm: &Realm) -> bool {
         let (now, random) = (self.context.clock.now(), &mut self.context.random());
         let changes = realm.changes();
-        // Its providers are being read, and this is done again when they are; until then the record stays what it was.
+        // Its providers are being read, and this is done again when they are; until then the record
+        // stays what it was.
         let Some(record) = records::known(&self.context, &realm.namespace) else { return true };
         match realm.publisher.publish_realm(&record, now, random).await {
             Ok(written) => {
@@ -159,8 +160,9 @@ impl Guard {
             }
             Ok((namespace, false)) => {
                 let (count, at) = self.failures.entry(namespace).or_insert((0, Instant::now()));
-                let pause =
-                    PERIOD.saturating_mul(1_u32.checked_shl(*count).unwrap_or(u32::MAX)).min(LONGEST_PAUSE);
+                let pause = PERIOD
+                    .saturating_mul(1_u32.checked_shl(*count).unwrap_or(u32::MAX))
+                    .min(LONGEST_PAUSE);
                 (*count, *at) = (count.saturating_add(1), Instant::now() + pause);
             }
             Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
@@ -174,8 +176,9 @@ impl Guard {
         for user in &users {
             let is_ready = user.status.as_ref().is_some_and(|status| {
                 let mut conditions = status.conditions.iter();
-                conditions
-                    .any(|condition| condition.type_ == labels::CONDITION_READY && condition.status == "True")
+                conditions.any(|condition| {
+                    condition.type_ == labels::CONDITION_READY && condition.status == "True"
+                })
             });
             let (all, ready) = counts.entry(user.namespace().unwrap_or_default()).or_default();
             *all += 1;

@@ -1,7 +1,8 @@
-//! Who there is, and whose username it is. Enters: users as they come and go. Leaves: the owner of each username, and which
-//! users have to be looked at again because of a change. No I/O.
+//! Who there is, and whose username it is. Enters: users as they come and go. Leaves: the owner of
+//! each username, and which users have to be looked at again because of a change. No I/O.
 //!
-//! Within a namespace the oldest user with a username owns it. The others wait, and take over in the order of their age.
+//! Within a namespace the oldest user with a username owns it. The others wait, and take over in
+//! the order of their age.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 
@@ -80,7 +81,9 @@ impl Index {
             let claims = users.claims.entry(username.clone()).or_default();
             claims.insert(entry.claim.clone());
             // An older user displaces the one who had the name so far.
-            affected.extend(claims.iter().map(|claim| claim.name.clone()).filter(|other| *other != name));
+            affected.extend(
+                claims.iter().map(|claim| claim.name.clone()).filter(|other| *other != name),
+            );
         }
         users.names.insert(name, entry);
         affected.sort();
@@ -129,7 +132,8 @@ impl Index {
         self.0.get(namespace)?.claims.get(username)?.first()
     }
 
-    /// The usernames of a namespace with their owners; nothing while there are users whose username is not known.
+    /// The usernames of a namespace with their owners; nothing while there are users whose username
+    /// is not known.
     #[must_use]
     pub fn owners(&self, namespace: &str) -> Option<Vec<(&Username, &Claim)>> {
         let Some(users) = self.0.get(namespace) else { return Some(Vec::new()) };
@@ -222,7 +226,10 @@ mod tests {
             index.apply("people", entry(name, created, "alice"));
         }
         let departure = index.remove("people", "b");
-        assert_eq!((departure.vacated, departure.affected), (None, vec!["a".to_owned(), "c".to_owned()]));
+        assert_eq!(
+            (departure.vacated, departure.affected),
+            (None, vec!["a".to_owned(), "c".to_owned()])
+        );
         let departure = index.remove("people", "a");
         assert_eq!(departure.vacated, Some("alice".parse().unwrap()));
         assert_eq!(departure.affected, ["c"]);

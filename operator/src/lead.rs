@@ -1,5 +1,5 @@
-//! The leader's work. Enters: the leadership, and what every replica knows. Leaves: users and realms looked after, until the signal to
-//! stop; then the leadership is given back.
+//! The leader's work. Enters: the leadership, and what every replica knows. Leaves: users and
+//! realms looked after, until the signal to stop; then the leadership is given back.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -40,7 +40,9 @@ use crate::run::{CLUSTER_NAMESPACE, Configuration, RunError};
 use crate::tasks::Tasks;
 use crate::token_key::SharedKey;
 use crate::watch::{self, Scopes, Synced};
-use crate::{backoff, certificates, credentials, failures, guard, realm_status, redis_settings, sweep};
+use crate::{
+    backoff, certificates, credentials, failures, guard, realm_status, redis_settings, sweep,
+};
 
 /// How long work under way may take when the leadership ends. Others take over after that.
 const DRAIN: Duration = Duration::from_secs(3);
@@ -69,7 +71,8 @@ impl Leader {
     /// Waits for the leadership, and leads until `stop`.
     ///
     /// # Errors
-    /// When the leadership is lost, the work cannot begin, or a part of it ends early. Then the whole process should end.
+    /// When the leadership is lost, the work cannot begin, or a part of it ends early. Then the
+    /// whole process should end.
     pub async fn run(self, stop: CancellationToken) -> Result<(), RunError> {
         let Configuration { operator_namespace, lease, instance, .. } = &self.configuration;
         let settings = lease::Settings::new(operator_namespace, lease, instance);
@@ -98,7 +101,8 @@ impl Leader {
         // First: pods are admitted also while the rest has to wait for something.
         if let Some(webhook) = &self.configuration.webhook {
             let settings = webhook.certificates(&self.configuration.operator_namespace);
-            let keep = certificates::keep(self.client.clone(), settings, Clock::System, stop.clone());
+            let keep =
+                certificates::keep(self.client.clone(), settings, Clock::System, stop.clone());
             tasks.spawn("webhook authority", keep);
         }
         // It may wait for long, and must not begin anything when the leadership is lost meanwhile.
@@ -117,7 +121,8 @@ impl Leader {
     }
 
     fn begin(self, prepared: Prepared, tasks: &mut Tasks, stop: &CancellationToken) {
-        let Self { configuration, client, policies_synced, leading, redis, redis_settings, .. } = self;
+        let Self { configuration, client, policies_synced, leading, redis, redis_settings, .. } =
+            self;
         let Prepared { context, writer, queue, credentials, events } = prepared;
         let scopes = Scopes(configuration.namespaces.clone());
         let (users_synced, namespaces_synced) = (Synced::default(), Synced::default());
@@ -151,8 +156,14 @@ impl Leader {
             "namespace watch",
             watch::namespaces::run(context.clone(), namespaces_synced, stop.clone()),
         );
-        tasks.spawn("secret watch", watch::secrets::users(context.clone(), scopes.clone(), stop.clone()));
-        tasks.spawn("credentials watch", watch::secrets::credentials(context.clone(), scopes, stop.clone()));
+        tasks.spawn(
+            "secret watch",
+            watch::secrets::users(context.clone(), scopes.clone(), stop.clone()),
+        );
+        tasks.spawn(
+            "credentials watch",
+            watch::secrets::credentials(context.clone(), scopes, stop.clone()),
+        );
         tasks.spawn("events", events::write(client, events, stop.clone()));
         tasks.spawn("redis check", show_store(context.clone(), redis, stop.clone()));
         let settings = redis_settings::run(context.clone(), redis_settings, stop.clone());
@@ -164,7 +175,10 @@ impl Leader {
         after_the_lists!("records", records::run(context.clone(), stop.clone()));
         after_the_lists!("realm status", realm_status::run(context.clone(), stop.clone()));
         after_the_lists!("pod watch", watch::pods::run(context.clone(), stop.clone()));
-        after_the_lists!("credentials", credentials::run(context.clone(), credentials, stop.clone()));
+        after_the_lists!(
+            "credentials",
+            credentials::run(context.clone(), credentials, stop.clone())
+        );
         after_the_lists!(
             "reconciler",
             reconcile_users(context.clone(), queue, configuration.concurrency, stop.clone())
@@ -244,16 +258,23 @@ async fn prepare(leader: &Leader) -> Result<Prepared, RunError> {
     Ok(Prepared { context, writer, queue, credentials, events })
 }
 
-/// The URL of Redis with its password. It is what services are told, with another login where there can be one.
+/// The URL of Redis with its password. It is what services are told, with another login where there
+/// can be one.
 async fn redis_url(configuration: &Configuration, client: &Client) -> Result<SecretText, RunError> {
     let Some(secret) = &configuration.redis_password_secret else {
         return Ok(configuration.redis_url.clone());
     };
     let namespace = &configuration.operator_namespace;
     loop {
-        match redis_password::load_or_create(client, namespace, secret, &mut UnwrapErr(SysRng)).await {
-            Ok(password) => return Ok(redis_password::put_into(&configuration.redis_url, &password)?),
-            Err(error @ RedisPasswordError::Api { .. }) if error.is_temporary() => pause(&error).await,
+        match redis_password::load_or_create(client, namespace, secret, &mut UnwrapErr(SysRng))
+            .await
+        {
+            Ok(password) => {
+                return Ok(redis_password::put_into(&configuration.redis_url, &password)?);
+            }
+            Err(error @ RedisPasswordError::Api { .. }) if error.is_temporary() => {
+                pause(&error).await
+            }
             Err(error) => return Err(error.into()),
         }
     }
@@ -283,17 +304,26 @@ async fn pause(error: &impl std::fmt::Display) {
 }
 
 /// Looks at users who are in the queue, until it is told to stop and those under way are done.
-async fn reconcile_users(context: Arc<Context>, queue: Requests, concurrency: u16, stop: CancellationToken) {
+async fn reconcile_users(
+    context: Arc<Context>,
+    queue: Requests,
+    concurrency: u16,
+    stop: CancellationToken,
+) {
     // A task for each, so that all processors are used: drawing QR codes takes time.
     let reconciler = |user: Arc<TwoFactorUser>, context: Arc<Context>| {
-        // Ended with the leadership at the latest: what is written later would be written beside another leader.
+        // Ended with the leadership at the latest: what is written later would be written beside
+        // another leader.
         AbortOnDropHandle::new(tokio::spawn(reconcile(user, context)))
-            .map(|joined| joined.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic())))
+            .map(|joined| {
+                joined.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
+            })
             .boxed()
     };
-    let policy = |user: Arc<TwoFactorUser>, error: &ReconcileError, context: Arc<Context>| -> Action {
-        failed(&user, error, &context)
-    };
+    let policy = |user: Arc<TwoFactorUser>,
+                  error: &ReconcileError,
+                  context: Arc<Context>|
+     -> Action { failed(&user, error, &context) };
     let requests = queue::requests(queue, stop.clone()).boxed();
     let configuration = controller::Config::default().concurrency(concurrency);
     applier(reconciler, policy, context.clone(), context.users.clone(), requests, configuration)

@@ -1,13 +1,15 @@
-//! Which of several operators leads. Enters: a name for a Lease, and for this process. Leaves: at some time the leadership, and word
-//! of its loss, which comes before anybody else can have it.
+//! Which of several operators leads. Enters: a name for a Lease, and for this process. Leaves: at
+//! some time the leadership, and word of its loss, which comes before anybody else can have it.
 //!
-//! The protocol is that of client-go. Clocks of machines are not compared: a candidate waits until it has not seen the Lease
-//! change for as long as the Lease is good for. Every write has the version that was read as its precondition.
+//! The protocol is that of client-go. Clocks of machines are not compared: a candidate waits until
+//! it has not seen the Lease change for as long as the Lease is good for. Every write has the
+//! version that was read as its precondition.
 //!
-//! Written here, because `kube-lease-manager` (0.13) compares the holder's clock with its own and takes an expired Lease without a
-//! precondition, so that two may believe they have it; and `k8s-controller` (0.15), whose judgement is right, lets one
-//! request that hangs use up all the time there is for renewing, does not tell who is waited for, and brings a second framework
-//! for controllers along.
+//! Written here, because `kube-lease-manager` (0.13) compares the holder's clock with its own and
+//! takes an expired Lease without a precondition, so that two may believe they have it; and
+//! `k8s-controller` (0.15), whose judgement is right, lets one request that hangs use up all the
+//! time there is for renewing, does not tell who is waited for, and brings a second framework for
+//! controllers along.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,7 +32,8 @@ use crate::backoff::jittered;
 /// Between two looks, however soon the Lease may be free.
 const SHORTEST_WAIT: Duration = Duration::from_millis(50);
 
-/// Longer than any leader of this project promises: a Lease that was spoilt by hand does not keep everybody out.
+/// Longer than any leader of this project promises: a Lease that was spoilt by hand does not keep
+/// everybody out.
 const LONGEST_DURATION: Duration = Duration::from_mins(1);
 
 /// How leadership is agreed on.
@@ -40,14 +43,15 @@ pub struct Settings {
     pub namespace: String,
     /// Its name.
     pub name: String,
-    /// The name of this process, such as its pod's. Whoever has the same name is taken for the same, restarted.
+    /// The name of this process, such as its pod's. Whoever has the same name is taken for the
+    /// same, restarted.
     pub identity: String,
     /// How long the Lease is good for after it was renewed, in whole seconds.
     pub duration: Duration,
     /// How often it is renewed.
     pub renew: Duration,
-    /// After how long without a renewal the leader gives up. Shorter than `duration`: the difference is what its work under way
-    /// may take to end.
+    /// After how long without a renewal the leader gives up. Shorter than `duration`: the
+    /// difference is what its work under way may take to end.
     pub give_up: Duration,
     /// How often others look at it.
     pub poll: Duration,
@@ -56,7 +60,8 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// The usual times: good for 15 s, renewed every 3 s, given up after 10 s, looked at every second.
+    /// The usual times: good for 15 s, renewed every 3 s, given up after 10 s, looked at every
+    /// second.
     #[must_use]
     pub fn new(namespace: &str, name: &str, identity: &str) -> Self {
         Self {
@@ -72,15 +77,17 @@ impl Settings {
     }
 }
 
-/// Waits until this process leads, or until `stop`, which is looked at between two requests: a Lease is not
-/// left behind for nobody. An API server that does not answer, or refuses, is asked again.
+/// Waits until this process leads, or until `stop`, which is looked at between two requests: a
+/// Lease is not left behind for nobody. An API server that does not answer, or refuses, is asked
+/// again.
 pub async fn acquire(
     client: &Client,
     settings: Settings,
     clock: Clock,
     stop: &CancellationToken,
 ) -> Option<Held> {
-    let keeper = Keeper { api: Api::namespaced(client.clone(), &settings.namespace), settings, clock };
+    let keeper =
+        Keeper { api: Api::namespaced(client.clone(), &settings.namespace), settings, clock };
     let (mut observed, mut told) = (Observation::default(), String::new());
     loop {
         let asked = Instant::now();
@@ -130,13 +137,14 @@ impl Held {
         Self { keeper, lost, released, renewal }
     }
 
-    /// Resolves when the leadership is lost: from then on, nothing may be written as its holder. The process should end.
+    /// Resolves when the leadership is lost: from then on, nothing may be written as its holder.
+    /// The process should end.
     pub fn lost(&self) -> impl Future<Output = ()> + Send + 'static {
         self.lost.clone().cancelled_owned()
     }
 
-    /// Lets somebody else lead at once. To be called when the leader's work has ended. A failure is logged; then others
-    /// wait until the Lease is no longer good.
+    /// Lets somebody else lead at once. To be called when the leader's work has ended. A failure is
+    /// logged; then others wait until the Lease is no longer good.
     pub async fn release(mut self) {
         self.released.cancel();
         // A renewal under way ends first: it would take the Lease back.
@@ -149,7 +157,11 @@ impl Held {
             Ok(()) => tracing::info!(lease, "no longer leading: the lease is released"),
             Err(error) => {
                 let error = self.keeper.explain(&error);
-                tracing::warn!(lease, error, "the lease is not released: others wait until it is over");
+                tracing::warn!(
+                    lease,
+                    error,
+                    "the lease is not released: others wait until it is over"
+                );
             }
         }
     }
@@ -175,7 +187,9 @@ enum Taken {
 fn taken(written: Result<Lease, ApiError>) -> Result<Taken, ApiError> {
     match written {
         Ok(_) => Ok(Taken::Ours),
-        Err(ApiError::AlreadyExists(_) | ApiError::Conflict(_) | ApiError::NotFound(_)) => Ok(Taken::TooLate),
+        Err(ApiError::AlreadyExists(_) | ApiError::Conflict(_) | ApiError::NotFound(_)) => {
+            Ok(Taken::TooLate)
+        }
         Err(error) => Err(error),
     }
 }
@@ -198,27 +212,40 @@ impl Keeper {
     }
 
     /// Returns when the leadership is lost, or nothing when it is to be released.
-    async fn renew_until_lost(&self, mut renewed: Instant, released: &CancellationToken) -> Option<()> {
+    async fn renew_until_lost(
+        &self,
+        mut renewed: Instant,
+        released: &CancellationToken,
+    ) -> Option<()> {
         let Settings { name, renew, give_up, poll, .. } = &self.settings;
         let mut due = Instant::now() + *renew;
         loop {
             let end = renewed + *give_up;
             released.run_until_cancelled(sleep_until(due.min(end))).await?;
             let asked = Instant::now();
-            // Others count from when they see the change, which is later than the beginning of the request that made it.
+            // Others count from when they see the change, which is later than the beginning of the
+            // request that made it.
             match timeout_at(end, self.renew()).await {
-                // An answer that was ready at once comes first, also when this process stood still until too late.
+                // An answer that was ready at once comes first, also when this process stood still
+                // until too late.
                 _ if asked >= end => {
                     tracing::error!(lease = name, after = ?give_up, "no longer leading: the lease is not renewed");
                     return Some(());
                 }
                 Ok(Ok(true)) => (renewed, due) = (asked, asked + *renew),
                 Ok(Ok(false)) => {
-                    tracing::error!(lease = name, "no longer leading: somebody else holds the lease");
+                    tracing::error!(
+                        lease = name,
+                        "no longer leading: somebody else holds the lease"
+                    );
                     return Some(());
                 }
                 Ok(Err(error)) => {
-                    tracing::warn!(lease = name, error = self.explain(&error), "cannot renew the lease");
+                    tracing::warn!(
+                        lease = name,
+                        error = self.explain(&error),
+                        "cannot renew the lease"
+                    );
                     due = Instant::now() + *poll;
                 }
                 // The next round notices.
@@ -267,7 +294,8 @@ impl Keeper {
     }
 
     async fn create(&self) -> Result<Taken, ApiError> {
-        let metadata = ObjectMeta { name: Some(self.settings.name.clone()), ..ObjectMeta::default() };
+        let metadata =
+            ObjectMeta { name: Some(self.settings.name.clone()), ..ObjectMeta::default() };
         let lease = Lease { metadata, spec: Some(self.next(&LeaseSpec::default())) };
         taken(self.within(self.api.create(&PostParams::default(), &lease)).await)
     }
@@ -275,7 +303,10 @@ impl Keeper {
     /// With the version that was read as its precondition.
     async fn write(&self, mut lease: Lease, spec: LeaseSpec) -> Result<Taken, ApiError> {
         lease.spec = Some(spec);
-        taken(self.within(self.api.replace(&self.settings.name, &PostParams::default(), &lease)).await)
+        taken(
+            self.within(self.api.replace(&self.settings.name, &PostParams::default(), &lease))
+                .await,
+        )
     }
 
     /// The Lease, taken or renewed.
@@ -299,7 +330,10 @@ impl Keeper {
         MicroTime(Timestamp::from_millisecond(millis).unwrap_or(Timestamp::UNIX_EPOCH))
     }
 
-    async fn within<T>(&self, request: impl Future<Output = kube::Result<T>>) -> Result<T, ApiError> {
+    async fn within<T>(
+        &self,
+        request: impl Future<Output = kube::Result<T>>,
+    ) -> Result<T, ApiError> {
         match timeout(self.settings.request, request).await {
             Ok(result) => Ok(result?),
             Err(_) => Err(ApiError::Timeout),
@@ -312,7 +346,9 @@ impl Keeper {
                 "{error}: the service account needs get and update of the lease {}, and create, in the namespace {}",
                 self.settings.name, self.settings.namespace
             ),
-            ApiError::Timeout => format!("the API server does not answer within {:?}", self.settings.request),
+            ApiError::Timeout => {
+                format!("the API server does not answer within {:?}", self.settings.request)
+            }
             error => error.to_string(),
         }
     }
@@ -352,7 +388,11 @@ impl Observation {
             .map_or(settings.duration, Duration::from_secs)
             .min(settings.duration.max(LONGEST_DURATION));
         let left = (since + duration).saturating_duration_since(now);
-        if left.is_zero() { Judgement::Take } else { Judgement::Wait { holder: holder.to_owned(), left } }
+        if left.is_zero() {
+            Judgement::Take
+        } else {
+            Judgement::Wait { holder: holder.to_owned(), left }
+        }
     }
 }
 
@@ -376,7 +416,10 @@ mod tests {
         let mut judge = |renewed, after: u64| {
             observed.judge(&spec("a", 15, renewed), &settings, start + Duration::from_millis(after))
         };
-        let wait = |millis| Judgement::Wait { holder: "a".to_owned(), left: Duration::from_millis(millis) };
+        let wait = |millis| Judgement::Wait {
+            holder: "a".to_owned(),
+            left: Duration::from_millis(millis),
+        };
         // The holder's clock may be years off.
         assert_eq!(judge(7, 0), wait(15_000));
         assert_eq!(judge(7, 14_999), wait(1));
@@ -389,7 +432,10 @@ mod tests {
     fn a_lease_of_nobody_or_of_ones_own_name_is_taken_at_once() {
         let settings = Settings::new("system", "operator", "b");
         for spec in [LeaseSpec::default(), spec("", 15, 7), spec("b", 15, 7)] {
-            assert_eq!(Observation::default().judge(&spec, &settings, Instant::now()), Judgement::Take);
+            assert_eq!(
+                Observation::default().judge(&spec, &settings, Instant::now()),
+                Judgement::Take
+            );
         }
     }
 
@@ -397,7 +443,8 @@ mod tests {
     fn the_time_that_the_holder_promised_counts_within_bounds() {
         let settings = Settings::new("system", "operator", "b");
         for (seconds, expected) in [(40, 40), (-1, 15), (i32::MAX, 60)] {
-            let judged = Observation::default().judge(&spec("a", seconds, 7), &settings, Instant::now());
+            let judged =
+                Observation::default().judge(&spec("a", seconds, 7), &settings, Instant::now());
             let expected = Duration::from_secs(expected);
             assert_eq!(judged, Judgement::Wait { holder: "a".to_owned(), left: expected });
         }
@@ -405,7 +452,8 @@ mod tests {
 
     #[test]
     fn the_usual_times_leave_room_between_giving_up_and_the_next_leader() {
-        let Settings { duration, renew, give_up, request, .. } = Settings::new("system", "operator", "b");
+        let Settings { duration, renew, give_up, request, .. } =
+            Settings::new("system", "operator", "b");
         assert!(renew + 2 * request < give_up && give_up < duration);
     }
 }

@@ -1,20 +1,25 @@
-//! The operator: turns `TwoFactorUser` resources into Secrets with seeds, and publishes them to the sidecars.
+//! The operator: turns `TwoFactorUser` resources into Secrets with seeds, and publishes them to the
+//! sidecars.
 //!
-//! Enters: users, namespaces and Secrets of an API server. Leaves: a Secret for each user, sealed records in Redis, and a
-//! status that says so. The Secret is the truth, Redis is a projection of it.
+//! Enters: users, namespaces and Secrets of an API server. Leaves: a Secret for each user, sealed
+//! records in Redis, and a status that says so. The Secret is the truth, Redis is a projection of
+//! it.
 //!
-//! A user goes one way, a file each: [`fetch`] reads what there is, [`seed`] decides (without I/O) where the seed comes
-//! from, [`build`] (without I/O) what the Secret should be, [`apply`] writes it, [`publish`] hands the record to the
-//! sidecars, [`status`] tells. [`reconcile`] reads as these steps. Around them: [`watch`] keeps the [`index`] of users and
-//! fills the [`queue`]; [`realms`] knows the keys of each namespace; [`guard`] notices a Redis that has lost something and
-//! has it [`refill`]ed; [`sweep`] removes what belongs to nobody.
+//! A user goes one way, a file each: [`fetch`] reads what there is, [`seed`] decides (without I/O)
+//! where the seed comes from, [`build`] (without I/O) what the Secret should be, [`apply`] writes
+//! it, [`publish`] hands the record to the sidecars, [`status`] tells. [`reconcile`] reads as these
+//! steps. Around them: [`watch`] keeps the [`index`] of users and fills the [`queue`]; [`realms`]
+//! knows the keys of each namespace; [`guard`] notices a Redis that has lost something and has it
+//! [`refill`]ed; [`sweep`] removes what belongs to nobody.
 //!
-//! Whom a realm lets in: every replica knows it from [`policies`]. The leader works out each realm's own record in [`records`], with
-//! the providers of its [`delivery`] Secret; [`credentials`] lets services in, by a login to Redis ([`access`]) and a Secret;
-//! [`realm_status`] tells what came of it; and [`watch::pods`] reports pods that wait for something.
+//! Whom a realm lets in: every replica knows it from [`policies`]. The leader works out each
+//! realm's own record in [`records`], with the providers of its [`delivery`] Secret;
+//! [`credentials`] lets services in, by a login to Redis ([`access`]) and a Secret;
+//! [`realm_status`] tells what came of it; and [`watch::pods`] reports pods that wait for
+//! something.
 //!
-//! Of several operators one leads, which the [`lease`] decides. All admit pods: [`webhook`] decides about them, with
-//! [`certificates`] that the API server trusts.
+//! Of several operators one leads, which the [`lease`] decides. All admit pods: [`webhook`] decides
+//! about them, with [`certificates`] that the API server trusts.
 
 pub mod access;
 pub mod api;

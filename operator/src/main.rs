@@ -1,4 +1,5 @@
-//! The program. Enters: flags and the environment. Leaves: an exit status, and a sentence when it is not 0.
+//! The program. Enters: flags and the environment. Leaves: an exit status, and a sentence when it
+//! is not 0.
 
 use std::process::ExitCode;
 

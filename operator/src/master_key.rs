@@ -1,5 +1,6 @@
-//! The master key, from which the keys of all realms are derived. Enters: the operator's namespace. Leaves: the key in the Secret
-//! `twofactor-master-key` there, made at the very first start and never written over.
+//! The master key, from which the keys of all realms are derived. Enters: the operator's namespace.
+//! Leaves: the key in the Secret `twofactor-master-key` there, made at the very first start and
+//! never written over.
 
 use k8s_openapi::api::core::v1::Secret;
 use kube::{Api, Client};
@@ -39,7 +40,8 @@ pub enum MasterKeyError {
 /// Reads the master key, or makes it when there is none.
 ///
 /// # Errors
-/// When the API server does not give it, or it is no key. It is never replaced: everything in Redis depends on it.
+/// When the API server does not give it, or it is no key. It is never replaced: everything in Redis
+/// depends on it.
 pub async fn load_or_create(
     client: &Client,
     namespace: &str,
@@ -61,7 +63,8 @@ pub async fn load_or_create(
 
 fn read(secret: &Secret, namespace: &str) -> Result<MasterKey, MasterKeyError> {
     let wrong = |source| MasterKeyError::NotAKey { namespace: namespace.to_owned(), source };
-    let bytes = secret.data.as_ref().and_then(|data| data.get(KEY)).ok_or(wrong(KeyError::NotAKey))?;
+    let bytes =
+        secret.data.as_ref().and_then(|data| data.get(KEY)).ok_or(wrong(KeyError::NotAKey))?;
     let text = std::str::from_utf8(&bytes.0).map_err(|_| wrong(KeyError::NotAKey))?;
     MasterKey::from_base64(text).map_err(wrong)
 }

@@ -1,5 +1,6 @@
-//! Metrics for Prometheus, the common ones under the names of controller-runtime, so that stock dashboards work. Enters: what
-//! happened, as one of a few constant words. Leaves: counters, gauges and histograms. No label ever holds a name.
+//! Metrics for Prometheus, the common ones under the names of controller-runtime, so that stock
+//! dashboards work. Enters: what happened, as one of a few constant words. Leaves: counters, gauges
+//! and histograms. No label ever holds a name.
 
 use std::time::Duration;
 
@@ -168,7 +169,10 @@ impl Metrics {
             sweeps: registered(
                 r,
                 IntCounterVec::new(
-                    Opts::new("twofactor_sweeps_total", "Searches for users in the store who exist no more."),
+                    Opts::new(
+                        "twofactor_sweeps_total",
+                        "Searches for users in the store who exist no more.",
+                    ),
                     &["result"],
                 ),
             )?,
@@ -238,7 +242,9 @@ impl Metrics {
         if strength == Strength::Unknown {
             let _ = self.redis_weakness.remove_label_values(&[setting]);
         } else {
-            self.redis_weakness.with_label_values(&[setting]).set((strength == Strength::Weak).into());
+            self.redis_weakness
+                .with_label_values(&[setting])
+                .set((strength == Strength::Weak).into());
         }
     }
 

@@ -1,4 +1,5 @@
-//! Secrets of the operator's own, which are made once. Enters: what one should hold. Leaves: the one that is there.
+//! Secrets of the operator's own, which are made once. Enters: what one should hold. Leaves: the
+//! one that is there.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +12,8 @@ use twofactor_api::labels;
 
 use crate::api::{self, ApiError};
 
-/// A Secret of the operator's own. Without the label of what the operator watches: nobody has to be woken by it.
+/// A Secret of the operator's own. Without the label of what the operator watches: nobody has to be
+/// woken by it.
 #[must_use]
 pub fn own_secret(name: &str, data: BTreeMap<String, ByteString>) -> Secret {
     let part_of = ("app.kubernetes.io/part-of".to_owned(), labels::MANAGED_BY.to_owned());
@@ -33,8 +35,8 @@ pub fn with_key(name: &str, key: &str, value: &str) -> Secret {
     own_secret(name, BTreeMap::from([(key.to_owned(), ByteString(value.as_bytes().to_vec()))]))
 }
 
-/// The Secret `name`, made by `make` when there is none, and whether it was made now. Of several processes that make one at the
-/// same time, all get the same.
+/// The Secret `name`, made by `make` when there is none, and whether it was made now. Of several
+/// processes that make one at the same time, all get the same.
 ///
 /// # Errors
 /// When the API server neither gives it nor takes a new one.

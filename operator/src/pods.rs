@@ -1,5 +1,6 @@
-//! Pods that ask for the sidecar, and what is wrong with them. Enters: pods' labels and annotations, and whom the realms let in.
-//! Leaves: what there is to tell of each, and counts. No I/O.
+//! Pods that ask for the sidecar, and what is wrong with them. Enters: pods' labels and
+//! annotations, and whom the realms let in. Leaves: what there is to tell of each, and counts. No
+//! I/O.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -26,7 +27,8 @@ pub enum Trouble {
     NotInjected,
     /// It waits for credentials that it is not going to get.
     NotLetIn,
-    /// It waits for the first user of its own namespace, or its author has forgotten to name another one.
+    /// It waits for the first user of its own namespace, or its author has forgotten to name
+    /// another one.
     NoUsers,
 }
 
@@ -68,7 +70,8 @@ impl Pod {
     /// A pod in `namespace`, by its annotations.
     #[must_use]
     pub fn of(namespace: &str, uid: String, annotations: &BTreeMap<String, String>) -> Self {
-        let realm = annotations.get(REALM_ANNOTATION).cloned().unwrap_or_else(|| namespace.to_owned());
+        let realm =
+            annotations.get(REALM_ANNOTATION).cloned().unwrap_or_else(|| namespace.to_owned());
         Self { uid, realm, injected: annotations.get(INJECTED_ANNOTATION).cloned() }
     }
 }
@@ -95,8 +98,8 @@ impl Pods {
         self.pods.keys().cloned().collect()
     }
 
-    /// Looks at all pods: the counts, and what was not told yet. `lets_in` is asked with a realm and a namespace, `has_users` with a
-    /// realm; `version` is the operator's.
+    /// Looks at all pods: the counts, and what was not told yet. `lets_in` is asked with a realm
+    /// and a namespace, `has_users` with a realm; `version` is the operator's.
     pub fn judge(
         &mut self,
         lets_in: impl Fn(&str, &str) -> Access,

@@ -1,5 +1,6 @@
-//! Which namespaces each realm lets in: what every replica knows. Enters: realms and namespaces as they come and go. Leaves: answers
-//! without any I/O, and for the leader the realms of which something has changed.
+//! Which namespaces each realm lets in: what every replica knows. Enters: realms and namespaces as
+//! they come and go. Leaves: answers without any I/O, and for the leader the realms of which
+//! something has changed.
 //!
 //! Whoever is let in is worked out when something changes, not when somebody asks.
 
@@ -75,13 +76,14 @@ impl Policies {
         }
     }
 
-    /// The names of the Secrets with credentials that there are, or can be, in a namespace: for its own users, and for those of each
-    /// realm that lets it in. Sorted.
+    /// The names of the Secrets with credentials that there are, or can be, in a namespace: for its
+    /// own users, and for those of each realm that lets it in. Sorted.
     #[must_use]
     pub fn credentials_names(&self, namespace: &str) -> Vec<String> {
         let state = self.state();
         let others = state.members.iter().filter(|(_, members)| members.contains(namespace));
-        let mut names: Vec<String> = others.map(|(realm, _)| labels::credentials_name(realm)).collect();
+        let mut names: Vec<String> =
+            others.map(|(realm, _)| labels::credentials_name(realm)).collect();
         names.push(labels::credentials_name(namespace));
         names.sort();
         names
@@ -132,14 +134,21 @@ impl Policies {
         self.news.notified().await;
     }
 
-    /// The realms of which something has changed since this was last asked: what they say, or whom they let in.
+    /// The realms of which something has changed since this was last asked: what they say, or whom
+    /// they let in.
     #[must_use]
     pub fn take_changes(&self) -> HashSet<String> {
         std::mem::take(&mut self.state().changed)
     }
 
     /// A namespace is there.
-    pub fn namespace_seen(&self, name: &str, uid: &str, labels: &BTreeMap<String, String>, ending: bool) {
+    pub fn namespace_seen(
+        &self,
+        name: &str,
+        uid: &str,
+        labels: &BTreeMap<String, String>,
+        ending: bool,
+    ) {
         let mut state = self.state();
         let namespace = KnownNamespace { uid: uid.to_owned(), labels: labels.clone(), ending };
         let old = state.namespaces.get(name);
@@ -242,7 +251,8 @@ impl State {
         self.changed.insert(realm.to_owned());
     }
 
-    /// Works out who lets a namespace in. `renewed`: also where that stays as it is, something has changed.
+    /// Works out who lets a namespace in. `renewed`: also where that stays as it is, something has
+    /// changed.
     fn place(&mut self, name: &str, renewed: bool) {
         let namespace = self.namespaces.get(name);
         let deciding = |realm: &&String| realm.as_str() != name && self.policy(realm).is_some();
@@ -260,7 +270,8 @@ impl State {
             .collect();
         for (realm, lets_in) in realms {
             let members = self.members.entry(realm.clone()).or_default();
-            let changed = if lets_in { members.insert(name.to_owned()) } else { members.remove(name) };
+            let changed =
+                if lets_in { members.insert(name.to_owned()) } else { members.remove(name) };
             if members.is_empty() {
                 self.members.remove(&realm);
             }
@@ -329,7 +340,8 @@ mod tests {
         for name in ["people", "kms", "other"] {
             namespace(&policies, name, None);
         }
-        let selector = json!({ "allowedNamespaces": { "selector": { "matchLabels": { "team": "a" } } } });
+        let selector =
+            json!({ "allowedNamespaces": { "selector": { "matchLabels": { "team": "a" } } } });
         policies.realm_seen(realm("people", selector));
         changes(&policies);
         namespace(&policies, "kms", Some("a"));
@@ -338,7 +350,10 @@ mod tests {
             (Access::Granted, vec!["people".to_owned()])
         );
         namespace(&policies, "other", Some("b"));
-        assert_eq!((policies.lets_in("people", "other"), changes(&policies)), (Access::NotLetIn, vec![]));
+        assert_eq!(
+            (policies.lets_in("people", "other"), changes(&policies)),
+            (Access::NotLetIn, vec![])
+        );
         namespace(&policies, "kms", Some("b"));
         assert_eq!(
             (policies.lets_in("people", "kms"), changes(&policies)),

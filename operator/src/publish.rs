@@ -1,5 +1,5 @@
-//! Hands a user to the sidecars. Enters: a user's record, as it should be. Leaves: the record in the store, unless the user has
-//! gone meanwhile: then nothing of them.
+//! Hands a user to the sidecars. Enters: a user's record, as it should be. Leaves: the record in
+//! the store, unless the user has gone meanwhile: then nothing of them.
 
 use std::time::Duration;
 
@@ -41,7 +41,8 @@ pub enum Published {
     Gone,
 }
 
-/// Publishes the user with this UID. `newcomer`: what there is under their username belongs to somebody else.
+/// Publishes the user with this UID. `newcomer`: what there is under their username belongs to
+/// somebody else.
 ///
 /// # Errors
 /// When the store does not do what it is asked for.

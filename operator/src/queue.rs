@@ -1,5 +1,5 @@
-//! Which users have to be looked at. Enters: references from watches, the guard and sweeps. Leaves: each of them once, for
-//! the reconciler, however often it was asked for meanwhile.
+//! Which users have to be looked at. Enters: references from watches, the guard and sweeps. Leaves:
+//! each of them once, for the reconciler, however often it was asked for meanwhile.
 
 use std::collections::{HashMap, HashSet};
 use std::convert::Infallible;
@@ -26,14 +26,15 @@ pub enum Urgency {
     Now,
 }
 
-/// The queue's end for those who ask. It holds a user at most once, so it is bounded by the number of users.
+/// The queue's end for those who ask. It holds a user at most once, so it is bounded by the number
+/// of users.
 #[derive(Clone, Debug)]
 pub struct Queue {
     state: Arc<Mutex<State>>,
     now: UnboundedSender<UserRef>,
     later: UnboundedSender<UserRef>,
-    /// How many of those who can wait may be under way at the same time. The scheduler behind the queue knows no urgency, so
-    /// few of them may be in it.
+    /// How many of those who can wait may be under way at the same time. The scheduler behind the
+    /// queue knows no urgency, so few of them may be in it.
     slots: Arc<Semaphore>,
     depth: IntGauge,
 }
@@ -54,7 +55,8 @@ pub struct Requests {
 }
 
 impl Queue {
-    /// A queue whose length is shown by `depth`, and its other end. `slots` is how many users are under way at the same time.
+    /// A queue whose length is shown by `depth`, and its other end. `slots` is how many users are
+    /// under way at the same time.
     #[must_use]
     pub fn new(slots: u16, depth: IntGauge) -> (Self, Requests) {
         let (now_in, now) = mpsc::unbounded_channel();

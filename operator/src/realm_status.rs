@@ -1,5 +1,6 @@
-//! What the status of a realm says. Enters: the realms, and what every other part has found out about them. Leaves: conditions and
-//! counts, written when something is different, and not more often than every few seconds: users come in thousands.
+//! What the status of a realm says. Enters: the realms, and what every other part has found out
+//! about them. Leaves: conditions and counts, written when something is different, and not more
+//! often than every few seconds: users come in thousands.
 
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError};
@@ -87,8 +88,10 @@ struct Written(Option<(TwoFactorRealmStatus, Instant)>);
 
 async fn tell(context: &Context, realm: &KnownRealm, written: &mut Written) {
     let object = &realm.object;
-    // The watch may not show yet what was written last; but if it does not for long, somebody else has written something.
-    let recent = written.0.as_ref().filter(|(_, at)| at.elapsed() < PATIENCE).map(|(status, _)| status);
+    // The watch may not show yet what was written last; but if it does not for long, somebody else
+    // has written something.
+    let recent =
+        written.0.as_ref().filter(|(_, at)| at.elapsed() < PATIENCE).map(|(status, _)| status);
     let old = recent.or(object.status.as_ref()).cloned();
     let now = whole_seconds(context.clock.now().millis());
     let new = build(object, old.as_ref(), &report(context, realm), now);
@@ -143,10 +146,9 @@ fn report(context: &Context, realm: &KnownRealm) -> Report {
         delivery: secret.and_then(|secret| context.records.delivery(&namespace, secret)),
         token_key: tokens.and_then(|tokens| context.records.token_key(&namespace, tokens)),
         operator_delivers: !context.defaults.providers.methods().is_empty(),
-        readiness: context
-            .realms
-            .get(&namespace)
-            .map(|realm| if realm.is_introduced() { realm.readiness() } else { Readiness::Pending }),
+        readiness: context.realms.get(&namespace).map(|realm| {
+            if realm.is_introduced() { realm.readiness() } else { Readiness::Pending }
+        }),
         isolation: *context.isolation.borrow(),
         namespaces: context.policies.namespaces_of(&namespace).into_iter().collect(),
         in_the_way: context.in_the_way.of(&namespace),
@@ -171,7 +173,8 @@ pub fn build(
     let count = |number: usize| Some(i64::try_from(number).unwrap_or(i64::MAX));
     let policy = match &report.policy {
         Ok(policy) => policy,
-        // Another name, or nothing that could hold: it has no effect, and there is nothing else to say.
+        // Another name, or nothing that could hold: it has no effect, and there is nothing else to
+        // say.
         Err(told) => {
             return TwoFactorRealmStatus {
                 observed_generation: generation,
@@ -183,7 +186,10 @@ pub fn build(
     let (delivery, credentials) = (delivery(policy, report), credentials(&report.in_the_way));
     let tokens = tokens(policy, report);
     let conditions: Vec<Condition> = [
-        (labels::CONDITION_READY, ready(policy, &delivery, tokens.as_ref(), &credentials, report.readiness)),
+        (
+            labels::CONDITION_READY,
+            ready(policy, &delivery, tokens.as_ref(), &credentials, report.readiness),
+        ),
         (labels::CONDITION_DELIVERY_READY, delivery),
         (labels::CONDITION_CREDENTIALS_READY, credentials),
         (labels::CONDITION_NAMESPACES_MATCHED, matched(realm, policy, &report.namespaces)),
@@ -205,7 +211,8 @@ pub fn build(
     }
 }
 
-/// The sum of what services need. That there are no providers at all is somebody's choice; those that were asked for must be there.
+/// The sum of what services need. That there are no providers at all is somebody's choice; those
+/// that were asked for must be there.
 fn ready(
     policy: &RealmPolicy,
     delivery: &Told,
@@ -223,7 +230,9 @@ fn ready(
         return credentials.clone();
     }
     match readiness {
-        Some(Readiness::Ready) => Told::yes("Ready", "Services can verify the users as this realm says"),
+        Some(Readiness::Ready) => {
+            Told::yes("Ready", "Services can verify the users as this realm says")
+        }
         Some(Readiness::Pending) | None => Told::no("StoreFilling", "Redis is being filled"),
         Some(Readiness::Away) => Told::no(
             "StoreUnavailable",
@@ -310,7 +319,8 @@ fn matched(realm: &TwoFactorRealm, policy: &RealmPolicy, namespaces: &[String]) 
         return Told::no("NamespaceNotFound", format!("There is no namespace {}", named(&missing)));
     }
     let own = realm.namespace().unwrap_or_default();
-    let chosen = namespaces.iter().filter(|name| **name != own && !policy.names.contains(*name)).count();
+    let chosen =
+        namespaces.iter().filter(|name| **name != own && !policy.names.contains(*name)).count();
     if policy.selector.is_some() && chosen == 0 {
         return Told::no(
             "SelectorMatchesNothing",
@@ -331,12 +341,15 @@ fn named(names: &[String]) -> String {
     }
 }
 
-/// What is worth an event: a condition that says something else than before. What is well from the beginning is not.
+/// What is worth an event: a condition that says something else than before. What is well from the
+/// beginning is not.
 fn notices(old: Option<&TwoFactorRealmStatus>, new: &TwoFactorRealmStatus) -> Vec<Notice> {
     let before = |kind: &str| old?.conditions.iter().find(|condition| condition.type_ == kind);
     let mut notices: Vec<Notice> = Vec::new();
     for condition in &new.conditions {
-        let Some(reason) = KNOWN_REASONS.iter().find(|known| **known == condition.reason) else { continue };
+        let Some(reason) = KNOWN_REASONS.iter().find(|known| **known == condition.reason) else {
+            continue;
+        };
         let same = before(&condition.type_).is_some_and(|old| old.reason == condition.reason);
         if !same && !notices.iter().any(|notice| notice.reason == *reason) {
             notices.push(if condition.status == "True" {
@@ -385,7 +398,8 @@ mod tests {
 
     fn report(realm: &TwoFactorRealm, namespaces: &[&str]) -> Report {
         Report {
-            policy: validate(realm).map_err(|_| Told::no("NameNotDefault", "metadata.name: must be default")),
+            policy: validate(realm)
+                .map_err(|_| Told::no("NameNotDefault", "metadata.name: must be default")),
             delivery: None,
             token_key: None,
             operator_delivers: false,
@@ -416,9 +430,13 @@ mod tests {
         assert_eq!(told["DeliveryReady"], ("False", "NotConfigured"));
         assert_eq!(told["Isolated"], ("True", "AclApplied"));
         assert_eq!(told["NamespacesMatched"], ("True", "Matched"));
-        assert_eq!((status.namespaces_served, status.users, status.users_ready), (Some(2), Some(3), Some(2)));
+        assert_eq!(
+            (status.namespaces_served, status.users, status.users_ready),
+            (Some(2), Some(3), Some(2))
+        );
         assert_eq!(status.outdated_sidecars, Some(1));
-        let again = build(&realm, Some(&status), &report(&realm, &["kms", "people"]), whole_seconds(9000));
+        let again =
+            build(&realm, Some(&status), &report(&realm, &["kms", "people"]), whole_seconds(9000));
         assert_eq!(again, status);
         assert_eq!(notices(Some(&status), &again), []);
     }
@@ -428,8 +446,10 @@ mod tests {
         let named = realm("default", json!({ "allowedNamespaces": { "names": ["kmz"] } }));
         let status = build(&named, None, &report(&named, &["people"]), whole_seconds(0));
         assert_eq!(reasons(&status)["NamespacesMatched"], ("False", "NamespaceNotFound"));
-        let selected =
-            realm("default", json!({ "allowedNamespaces": { "selector": { "matchLabels": { "a": "b" } } } }));
+        let selected = realm(
+            "default",
+            json!({ "allowedNamespaces": { "selector": { "matchLabels": { "a": "b" } } } }),
+        );
         let status = build(&selected, None, &report(&selected, &["people"]), whole_seconds(0));
         assert_eq!(reasons(&status)["NamespacesMatched"], ("False", "SelectorMatchesNothing"));
         assert_eq!(reasons(&status)["Ready"], ("True", "Ready"));
@@ -446,7 +466,8 @@ mod tests {
 
     #[test]
     fn what_services_need_makes_the_realm_ready() {
-        let realm = realm("default", json!({ "delivery": { "secretRef": { "name": "providers" } } }));
+        let realm =
+            realm("default", json!({ "delivery": { "secretRef": { "name": "providers" } } }));
         let ready = |report: Report| {
             let status = build(&realm, None, &report, whole_seconds(0));
             reasons(&status)["Ready"].1.to_owned()
@@ -462,8 +483,14 @@ mod tests {
         };
         assert_eq!(ready(good.clone()), "Ready");
         assert_eq!(ready(Report { delivery: None, ..good.clone() }), "SecretNotRead");
-        assert_eq!(ready(Report { readiness: Some(Readiness::Away), ..good.clone() }), "StoreUnavailable");
-        assert_eq!(ready(Report { in_the_way: vec!["kms".to_owned()], ..good.clone() }), "SecretNotOurs");
+        assert_eq!(
+            ready(Report { readiness: Some(Readiness::Away), ..good.clone() }),
+            "StoreUnavailable"
+        );
+        assert_eq!(
+            ready(Report { in_the_way: vec!["kms".to_owned()], ..good.clone() }),
+            "SecretNotOurs"
+        );
         assert_eq!(ready(Report { isolation: Isolation::NotPermitted, ..good.clone() }), "Ready");
         let status = build(&realm, None, &good, whole_seconds(0));
         assert_eq!(reasons(&status)["SmsReady"], ("True", "Available"));
@@ -480,7 +507,8 @@ mod tests {
         };
         let unread = report(&realm, &["people"]);
         assert_eq!(told(unread.clone()), ("SecretNotRead".to_owned(), "SecretNotRead".to_owned()));
-        let key = |told| TokenKey { algorithm: TokenAlgorithm::Hs256, secret: None, key: None, told };
+        let key =
+            |told| TokenKey { algorithm: TokenAlgorithm::Hs256, secret: None, key: None, told };
         let good = Report { token_key: Some(key(Told::yes("Available", ""))), ..unread.clone() };
         assert_eq!(told(good), ("Available".to_owned(), "Ready".to_owned()));
         let bad = Report { token_key: Some(key(Told::no("SecretKeyInvalid", ""))), ..unread };

@@ -1,5 +1,5 @@
-//! The realms: a namespace with users is one. Enters: namespaces as they come and go, and the master key. Leaves: for each realm
-//! its keys, its publisher, and what is going on in it.
+//! The realms: a namespace with users is one. Enters: namespaces as they come and go, and the
+//! master key. Leaves: for each realm its keys, its publisher, and what is going on in it.
 
 use std::collections::{HashMap, HashSet};
 use std::str::FromStr;
@@ -46,8 +46,9 @@ pub struct Realm {
     pub store: RedisStore,
     /// Its key, as the credentials of services hold it.
     pub key: RealmKey,
-    /// Publishing one user: shared. Publishing from a list, or removing: alone. Whoever holds it alone reads and writes without
-    /// anything coming between, so that a list never overwrites what a reconciliation has just published.
+    /// Publishing one user: shared. Publishing from a list, or removing: alone. Whoever holds it
+    /// alone reads and writes without anything coming between, so that a list never overwrites what
+    /// a reconciliation has just published.
     pub gate: RwLock<()>,
     readiness: watch::Sender<Readiness>,
     memory: Mutex<Memory>,
@@ -79,7 +80,8 @@ impl Realm {
         self.readiness.send_if_modified(|known| std::mem::replace(known, readiness) != readiness);
     }
 
-    /// Waits for at most `patience` until the realm is ready; gives up at once when the store is away.
+    /// Waits for at most `patience` until the realm is ready; gives up at once when the store is
+    /// away.
     pub async fn wait_until_ready(&self, patience: Duration) -> Readiness {
         let mut readiness = self.readiness.subscribe();
         let decided = readiness.wait_for(|readiness| *readiness != Readiness::Pending);
@@ -145,7 +147,8 @@ impl Realm {
         self.memory().changes += 1;
     }
 
-    /// Ask before working out what the realm's own record should be, and give it to [`Realm::introduce`] when that is published.
+    /// Ask before working out what the realm's own record should be, and give it to
+    /// [`Realm::introduce`] when that is published.
     #[must_use]
     pub fn changes(&self) -> u64 {
         self.memory().changes
@@ -212,7 +215,12 @@ struct State {
 impl Realms {
     /// No realms yet. `store` is of no realm in particular.
     #[must_use]
-    pub fn new(client: Client, master: MasterKey, installation: Installation, store: RedisStore) -> Self {
+    pub fn new(
+        client: Client,
+        master: MasterKey,
+        installation: Installation,
+        store: RedisStore,
+    ) -> Self {
         Self { client, master, installation, store, state: Mutex::default(), news: Notify::new() }
     }
 
@@ -240,8 +248,10 @@ impl Realms {
             return Err(RealmError::Gone);
         }
         state.asked_for.insert(namespace.to_owned());
-        let realm =
-            state.realms.entry(namespace.to_owned()).or_insert_with(|| Arc::new(self.realm(namespace, id)));
+        let realm = state
+            .realms
+            .entry(namespace.to_owned())
+            .or_insert_with(|| Arc::new(self.realm(namespace, id)));
         self.news.notify_one();
         Ok(realm.clone())
     }
@@ -307,8 +317,8 @@ impl Realms {
         self.state().realms.values().cloned().collect()
     }
 
-    /// A namespace is there. Tells whether it takes the place of another one of the same name, whose realm is given up,
-    /// so that its users have to be looked at again.
+    /// A namespace is there. Tells whether it takes the place of another one of the same name,
+    /// whose realm is given up, so that its users have to be looked at again.
     pub fn namespace_seen(&self, name: &str, uid: &str) -> bool {
         let mut state = self.state();
         if state.namespaces.get(name).is_some_and(|known| known == uid) {
@@ -335,7 +345,8 @@ impl Realms {
         state.abandon(name, None);
     }
 
-    /// Of `realms`, those that are of no namespace: to be cleared. Call it only with a complete list of namespaces.
+    /// Of `realms`, those that are of no namespace: to be cleared. Call it only with a complete
+    /// list of namespaces.
     #[must_use]
     pub fn strangers(&self, realms: impl IntoIterator<Item = RealmId>) -> Vec<RealmId> {
         let state = self.state();
@@ -365,9 +376,11 @@ impl Realms {
 }
 
 impl State {
-    /// Gives up the realm of a namespace, unless it is the one with this UID. Tells whether there was one.
+    /// Gives up the realm of a namespace, unless it is the one with this UID. Tells whether there
+    /// was one.
     fn abandon(&mut self, namespace: &str, except: Option<&str>) -> bool {
-        let other = self.realms.get(namespace).is_some_and(|realm| except != Some(realm.id.as_str()));
+        let other =
+            self.realms.get(namespace).is_some_and(|realm| except != Some(realm.id.as_str()));
         let realm = if other { self.realms.remove(namespace) } else { None };
         let given_up = realm.map(|realm| self.abandoned.insert(realm.id.clone()));
         given_up.is_some()

@@ -1,5 +1,5 @@
-//! One user, from what an administrator wrote to what services can verify. Enters: a user. Leaves: when to look again. It reads as
-//! the steps: admit, fetch, apply, publish, report.
+//! One user, from what an administrator wrote to what services can verify. Enters: a user. Leaves:
+//! when to look again. It reads as the steps: admit, fetch, apply, publish, report.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -28,10 +28,11 @@ use crate::status::{self, Report, StatusError, Told};
 
 /// How soon to look whether a predecessor's Secret has gone.
 const SOON: Duration = Duration::from_secs(1);
-/// How often to look at Secrets that are not watched: imported ones, and those of somebody else. A watch of their metadata would
-/// mean one of every Secret in the cluster, since nothing marks them.
+/// How often to look at Secrets that are not watched: imported ones, and those of somebody else. A
+/// watch of their metadata would mean one of every Secret in the cluster, since nothing marks them.
 const UNWATCHED: Duration = Duration::from_secs(45);
-/// How often to look at a user of whom nothing was heard: nothing should be missed, but it costs little to make sure.
+/// How often to look at a user of whom nothing was heard: nothing should be missed, but it costs
+/// little to make sure.
 const SAFETY_NET: Duration = Duration::from_hours(2);
 
 /// Why a user is not as they should be. Each step has its own.
@@ -58,9 +59,13 @@ impl ReconcileError {
     /// The longest that this user should be left alone.
     const fn longest_delay(&self) -> Duration {
         let temporary = match self {
-            Self::Realm(RealmError::Api(error)) | Self::Status(StatusError(error)) => error.is_temporary(),
+            Self::Realm(RealmError::Api(error)) | Self::Status(StatusError(error)) => {
+                error.is_temporary()
+            }
             Self::Realm(_) => false,
-            Self::Fetch(error) | Self::Apply(ApplyError::Fetch(error)) => error.source.is_temporary(),
+            Self::Fetch(error) | Self::Apply(ApplyError::Fetch(error)) => {
+                error.source.is_temporary()
+            }
             Self::Apply(ApplyError::Write { source, .. }) => source.is_temporary(),
             Self::Apply(ApplyError::Unsteady(_)) | Self::Publish(_) => true,
         };
@@ -72,11 +77,15 @@ impl ReconcileError {
 ///
 /// # Errors
 /// As each step.
-pub async fn reconcile(user: Arc<TwoFactorUser>, context: Arc<Context>) -> Result<Action, ReconcileError> {
+pub async fn reconcile(
+    user: Arc<TwoFactorUser>,
+    context: Arc<Context>,
+) -> Result<Action, ReconcileError> {
     let reference = context.reference(&user);
     let begun = Instant::now();
     context.queue.taken(&reference);
-    // What was asked for until now is answered by this look, so it has to be one at what is there now.
+    // What was asked for until now is answered by this look, so it has to be one at what is there
+    // now.
     let Some(user) = context.users.get(&reference) else { return Ok(Action::await_change()) };
     context.ledger.begin(&reference);
     crash::point(Step::Started);
@@ -107,7 +116,9 @@ pub fn failed(user: &TwoFactorUser, error: &ReconcileError, context: &Context) -
         ReconcileError::Publish(PublishError::Away | PublishError::Filling) => {
             tracing::debug!(user = %reference, %error, retry = ?delay, "not published yet");
         }
-        error => tracing::warn!(user = %reference, %error, retry = ?delay, "a user could not be reconciled"),
+        error => {
+            tracing::warn!(user = %reference, %error, retry = ?delay, "a user could not be reconciled")
+        }
     }
     Action::requeue(delay)
 }
@@ -119,7 +130,10 @@ enum Waiting {
     Again,
 }
 
-async fn pass(user: &TwoFactorUser, context: &Context) -> Result<(Action, Waiting), ReconcileError> {
+async fn pass(
+    user: &TwoFactorUser,
+    context: &Context,
+) -> Result<(Action, Waiting), ReconcileError> {
     let realm = context.realms.of(&user.namespace().unwrap_or_default()).await?;
     let definition = match admit(user, context, &realm) {
         Ok(definition) => definition,
@@ -186,7 +200,8 @@ async fn pass(user: &TwoFactorUser, context: &Context) -> Result<(Action, Waitin
     Ok(looking_again)
 }
 
-/// Characters of a request for a new seed that tell it from others: an annotation may be as long as a book, a record not.
+/// Characters of a request for a new seed that tell it from others: an annotation may be as long as
+/// a book, a record not.
 const ROTATION_CHARACTERS: usize = 128;
 
 /// Whose seed it is that a record holds.
@@ -196,8 +211,14 @@ pub fn provenance(user: &TwoFactorUser, rotation: Option<&str>) -> Provenance {
     Provenance { owner: user.uid().unwrap_or_default(), rotation }
 }
 
-/// Disables a user whose Secret is in the way: that must not wait. The published record keeps its seed.
-async fn disable(context: &Context, realm: &Realm, user: &TwoFactorUser, definition: &UserDefinition) {
+/// Disables a user whose Secret is in the way: that must not wait. The published record keeps its
+/// seed.
+async fn disable(
+    context: &Context,
+    realm: &Realm,
+    user: &TwoFactorUser,
+    definition: &UserDefinition,
+) {
     if definition.enabled {
         return;
     }
@@ -212,7 +233,11 @@ async fn disable(context: &Context, realm: &Realm, user: &TwoFactorUser, definit
 }
 
 /// Whether the user is one who can be served at all; otherwise what to tell them.
-fn admit(user: &TwoFactorUser, context: &Context, realm: &Realm) -> Result<UserDefinition, Box<Report>> {
+fn admit(
+    user: &TwoFactorUser,
+    context: &Context,
+    realm: &Realm,
+) -> Result<UserDefinition, Box<Report>> {
     let turned_away = |told: Told| {
         Box::new(Report {
             username: Some(user.spec.username.clone().unwrap_or_else(|| user.name_any())),
@@ -226,8 +251,10 @@ fn admit(user: &TwoFactorUser, context: &Context, realm: &Realm) -> Result<UserD
         })
     };
     let definition = validate(user).map_err(|errors| {
-        // What was valid before is not served any longer; the removal is carried out in the background.
-        if let Some((username, true)) = context.index().claim_of(&realm.namespace, &user.name_any()) {
+        // What was valid before is not served any longer; the removal is carried out in the
+        // background.
+        if let Some((username, true)) = context.index().claim_of(&realm.namespace, &user.name_any())
+        {
             realm.vacate(realm.publisher.keys().pseudonym(&username));
             context.removals.notify_one();
         }
@@ -236,10 +263,15 @@ fn admit(user: &TwoFactorUser, context: &Context, realm: &Realm) -> Result<UserD
     })?;
     let index = context.index();
     match index.owner(&realm.namespace, &definition.username) {
-        Some(owner) if Some(&owner.uid) != user.metadata.uid.as_ref() => Err(turned_away(Told::no(
-            "Conflict",
-            format!("The username belongs to the older user {}: delete one of the two", owner.name),
-        ))),
+        Some(owner) if Some(&owner.uid) != user.metadata.uid.as_ref() => {
+            Err(turned_away(Told::no(
+                "Conflict",
+                format!(
+                    "The username belongs to the older user {}: delete one of the two",
+                    owner.name
+                ),
+            )))
+        }
         _ => Ok(definition),
     }
 }
@@ -266,7 +298,9 @@ fn report(
             },
             rotated.clone(),
         ),
-        Seeding::Refused(refusal) => (Told::no(reason(refusal), sentence(&refusal.to_string())), None),
+        Seeding::Refused(refusal) => {
+            (Told::no(reason(refusal), sentence(&refusal.to_string())), None)
+        }
         Seeding::Predecessor => (
             Told::no(
                 "WaitingForPredecessor",
@@ -318,7 +352,9 @@ const fn reason(refusal: &Refusal) -> &'static str {
 /// With a capital letter in front.
 fn sentence(text: &str) -> String {
     let mut characters = text.chars();
-    characters.next().map_or_else(String::new, |first| first.to_uppercase().chain(characters).collect())
+    characters
+        .next()
+        .map_or_else(String::new, |first| first.to_uppercase().chain(characters).collect())
 }
 
 /// When to look at the user again, although nothing was heard of them.
@@ -355,8 +391,8 @@ async fn tell(
     Ok(())
 }
 
-/// The API server refuses the Secret, a quota perhaps: that is for the user's owner to know. Whether telling works is not
-/// important now.
+/// The API server refuses the Secret, a quota perhaps: that is for the user's owner to know.
+/// Whether telling works is not important now.
 async fn tell_refused(
     user: &TwoFactorUser,
     context: &Context,

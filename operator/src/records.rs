@@ -1,5 +1,6 @@
-//! What the sealed record of each realm should say. Enters: the operator's own settings, the realm's `TwoFactorRealm`, and the Secret
-//! with its providers. Leaves: the record, for whoever publishes it; and everybody woken who has to act on a change.
+//! What the sealed record of each realm should say. Enters: the operator's own settings, the
+//! realm's `TwoFactorRealm`, and the Secret with its providers. Leaves: the record, for whoever
+//! publishes it; and everybody woken who has to act on a change.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -86,8 +87,13 @@ pub fn known(context: &Context, realm: &str) -> Option<RealmRecord> {
     Some(RealmRecord { tokens: tokens(&context.defaults, &policy, key), ..record })
 }
 
-/// A realm that says something about tokens signs them with its own key, or gives none while there is no key.
-fn tokens(defaults: &RealmRecord, policy: &RealmPolicy, key: Option<SigningKey>) -> Option<TokenSettings> {
+/// A realm that says something about tokens signs them with its own key, or gives none while there
+/// is no key.
+fn tokens(
+    defaults: &RealmRecord,
+    policy: &RealmPolicy,
+    key: Option<SigningKey>,
+) -> Option<TokenSettings> {
     let Some(TokenPolicy { audiences, lifetime, .. }) = &policy.tokens else {
         return defaults.tokens.clone();
     };
@@ -128,7 +134,8 @@ fn build(
             Some(delivery) => delivery.providers.clone(),
             None => defaults.providers.clone(),
         },
-        // As a whole: a text of the realm's beside HTML of the operator's would be two messages in one.
+        // As a whole: a text of the realm's beside HTML of the operator's would be two messages in
+        // one.
         message: policy.message.clone().unwrap_or_else(|| defaults.message.clone()),
         callers: Some(callers),
         limits: policy.limits.over(defaults.limits),
@@ -154,12 +161,18 @@ async fn read_token_key(context: &Context, realm: &str) -> Result<bool, ApiError
     let changed = remember(&context.records.token_keys, realm, key.clone());
     if let Some(bad) = key.filter(|key| changed && !key.told.good) {
         let reason = bad.told.reason;
-        tracing::warn!(namespace = realm, reason, "this realm gives no tokens: {}", bad.told.message);
+        tracing::warn!(
+            namespace = realm,
+            reason,
+            "this realm gives no tokens: {}",
+            bad.told.message
+        );
     }
     Ok(changed)
 }
 
-/// Reads the Secret with providers that a realm refers to. Tells whether it is something else than before.
+/// Reads the Secret with providers that a realm refers to. Tells whether it is something else than
+/// before.
 async fn read_delivery(context: &Context, realm: &str) -> Result<bool, ApiError> {
     let secret = context.policies.policy(realm).and_then(|policy| policy.delivery_secret);
     let delivery = match secret {
@@ -201,8 +214,11 @@ pub async fn run(context: Arc<Context>, stop: CancellationToken) {
     following.follow(everything).await;
     let mut next_look = Instant::now() + READ_AGAIN;
     loop {
-        let patience =
-            if following.failed.is_empty() { next_look } else { next_look.min(Instant::now() + RETRY) };
+        let patience = if following.failed.is_empty() {
+            next_look
+        } else {
+            next_look.min(Instant::now() + RETRY)
+        };
         tokio::select! {
             () = stop.cancelled() => return,
             () = following.context.policies.changed() => {}
@@ -227,7 +243,8 @@ struct Following {
     failed: HashSet<String>,
     /// The issuers that users' Secrets were last made with.
     issuers: HashMap<String, String>,
-    /// Reads of providers, each beside the rest: whoever is not let in any more does not wait for a Secret.
+    /// Reads of providers, each beside the rest: whoever is not let in any more does not wait for a
+    /// Secret.
     reads: JoinSet<Read>,
     /// The realms of these, and whether to read once more when they are over.
     reading: HashMap<String, bool>,
@@ -310,7 +327,8 @@ impl Following {
     fn renew_issuer(&mut self, realm: &str) {
         let issuer = issuer(&self.context, realm);
         let old = self.issuers.insert(realm.to_owned(), issuer.clone());
-        // Before anything was known of a realm, its users were looked at as those of a realm that says nothing.
+        // Before anything was known of a realm, its users were looked at as those of a realm that
+        // says nothing.
         if old.unwrap_or_else(|| self.context.defaults.issuer.clone()) != issuer {
             for user in self.context.index().names(realm) {
                 self.context.queue.push(user_ref(realm, &user));
@@ -373,7 +391,12 @@ mod tests {
         assert_eq!((record.issuer.as_str(), u8::from(record.otp_lifetime)), ("A", 2));
         assert_eq!((record.providers, record.message), (mail("realms"), message(Part::Text)));
         let none = Providers::default();
-        let broken = Delivery { providers: none.clone(), told: Told::no("SecretNotFound", ""), ..delivery };
-        assert_eq!(build(&defaults, &policy, Some(&broken), callers).providers, none, "never the operator's");
+        let broken =
+            Delivery { providers: none.clone(), told: Told::no("SecretNotFound", ""), ..delivery };
+        assert_eq!(
+            build(&defaults, &policy, Some(&broken), callers).providers,
+            none,
+            "never the operator's"
+        );
     }
 }

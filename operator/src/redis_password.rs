@@ -1,5 +1,6 @@
-//! The password of a Redis that came with the operator. Enters: the operator's namespace and the name of a Secret. Leaves: the
-//! password in it, made when there is no such Secret, and never written over: Redis reads the same Secret.
+//! The password of a Redis that came with the operator. Enters: the operator's namespace and the
+//! name of a Secret. Leaves: the password in it, made when there is no such Secret, and never
+//! written over: Redis reads the same Secret.
 
 use data_encoding::HEXLOWER;
 use k8s_openapi::api::core::v1::Secret;
@@ -64,10 +65,15 @@ pub async fn load_or_create(
     random: &mut impl CryptoRng,
 ) -> Result<SecretText, RedisPasswordError> {
     let secrets = Api::<Secret>::namespaced(client.clone(), namespace);
-    let failed =
-        |source| RedisPasswordError::Api { secret: name.to_owned(), namespace: namespace.to_owned(), source };
-    let wrong =
-        || RedisPasswordError::NotAPassword { secret: name.to_owned(), namespace: namespace.to_owned() };
+    let failed = |source| RedisPasswordError::Api {
+        secret: name.to_owned(),
+        namespace: namespace.to_owned(),
+        source,
+    };
+    let wrong = || RedisPasswordError::NotAPassword {
+        secret: name.to_owned(),
+        namespace: namespace.to_owned(),
+    };
     let make = || with_key(name, KEY, generate(random).expose_secret());
     let (secret, is_new) = get_or_create(&secrets, name, make).await.map_err(failed)?;
     if is_new {
@@ -109,7 +115,10 @@ mod tests {
     #[test]
     fn the_password_comes_back_from_its_secret_and_goes_into_the_url() {
         let password = generate(&mut UnwrapErr(SysRng));
-        assert_eq!(read(&with_key("twofactor-redis", KEY, password.expose_secret())).unwrap(), password);
+        assert_eq!(
+            read(&with_key("twofactor-redis", KEY, password.expose_secret())).unwrap(),
+            password
+        );
         assert!(read(&Secret::default()).is_none());
         let text = |text: &str| SecretText::new(text.to_owned());
         let url = put_into(&text("redis://redis:6379/1"), &text("p/w")).unwrap();

@@ -1,5 +1,6 @@
-//! Looks at Redis' own settings. Enters: a node that answers, another one, or a minute that has gone by. Leaves: checks, metrics and a log
-//! line for each change: what is weaker than it should be for a code to be accepted once, whatever happens to Redis.
+//! Looks at Redis' own settings. Enters: a node that answers, another one, or a minute that has
+//! gone by. Leaves: checks, metrics and a log line for each change: what is weaker than it should
+//! be for a code to be accepted once, whatever happens to Redis.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,8 +1,9 @@
-//! Makes a realm's content in the store anew. Enters: a realm of which the store has lost something, or is new. Leaves: every user
-//! published, nobody else, and a stamp that says so to the sidecars.
+//! Makes a realm's content in the store anew. Enters: a realm of which the store has lost
+//! something, or is new. Leaves: every user published, nobody else, and a stamp that says so to the
+//! sidecars.
 //!
-//! The Secrets are listed in pages, and each page is published before the next is read, so that the memory this takes does
-//! not depend on the number of users.
+//! The Secrets are listed in pages, and each page is published before the next is read, so that the
+//! memory this takes does not depend on the number of users.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -59,7 +60,8 @@ pub enum RefillError {
 /// When it has to be done again.
 pub async fn refill(context: &Context, realm: &Realm) -> Result<usize, RefillError> {
     let now = context.clock.now();
-    // Who the node is comes first: what is true of another one does not count, and the stamp will tell.
+    // Who the node is comes first: what is true of another one does not count, and the stamp will
+    // tell.
     let inspection = realm.publisher.begin(&mut context.random()).await?;
     if inspection.ready {
         return Ok(0);
@@ -92,7 +94,8 @@ async fn fill_from_secrets(
         // Held from the reading to the writing, so that nothing newer is overwritten.
         let _alone = realm.gate.write().await;
         let page = api::within(secrets.list(&parameters)).await?;
-        parameters.continue_token = page.metadata.continue_.clone().filter(|token| !token.is_empty());
+        parameters.continue_token =
+            page.metadata.continue_.clone().filter(|token| !token.is_empty());
         let mut desired = Vec::new();
         for (user, seed) in owners_of(context, &page) {
             if user.spec.secret_ref.is_none()
@@ -114,12 +117,15 @@ async fn fill_from_secrets(
 fn has_anybody(context: &Context, realm: &Realm) -> bool {
     let index = context.index();
     index.names(&realm.namespace).iter().any(|name| {
-        context.users.get(&user_ref(&realm.namespace, name)).is_some_and(|user| was_published(realm, &user))
+        context
+            .users
+            .get(&user_ref(&realm.namespace, name))
+            .is_some_and(|user| was_published(realm, &user))
     })
 }
 
-/// Whether the user has been published before. One who has not is being reconciled for the first time, and gets their place
-/// in the store there, as somebody whose seed is fresh.
+/// Whether the user has been published before. One who has not is being reconciled for the first
+/// time, and gets their place in the store there, as somebody whose seed is fresh.
 fn was_published(realm: &Realm, user: &TwoFactorUser) -> bool {
     fetch::had_secret(user) || realm.is_settled(user.metadata.uid.as_deref().unwrap_or_default())
 }
@@ -134,7 +140,8 @@ struct OwnSeed {
 fn owners_of(context: &Context, page: &ObjectList<Secret>) -> Vec<(Arc<TwoFactorUser>, OwnSeed)> {
     let owner = |secret: &Secret| {
         let (namespace, name) = (secret.namespace()?, secret.name_any());
-        let user = context.users.get(&user_ref(&namespace, name.strip_suffix(labels::SECRET_SUFFIX)?))?;
+        let user =
+            context.users.get(&user_ref(&namespace, name.strip_suffix(labels::SECRET_SUFFIX)?))?;
         match build::classify(secret, &user) {
             Found::Ours { seed, rotated } => Some((user, OwnSeed { seed: seed.ok(), rotated })),
             _ => None,
@@ -144,10 +151,16 @@ fn owners_of(context: &Context, page: &ObjectList<Secret>) -> Vec<(Arc<TwoFactor
 }
 
 /// The record of a user who is valid, owns their username, and has been published before.
-fn record(context: &Context, realm: &Realm, user: &TwoFactorUser, own: OwnSeed) -> Option<UserRecord> {
+fn record(
+    context: &Context,
+    realm: &Realm,
+    user: &TwoFactorUser,
+    own: OwnSeed,
+) -> Option<UserRecord> {
     let definition = validate(user).ok()?;
     let uid = user.metadata.uid.as_deref()?;
-    let wanted = was_published(realm, user) && context.owns(&realm.namespace, &definition.username, uid);
+    let wanted =
+        was_published(realm, user) && context.owns(&realm.namespace, &definition.username, uid);
     // As a reconcile tells it: without a seed there is nothing that was rotated.
     let rotated = own.rotated.filter(|_| own.seed.is_some());
     let provenance = Some(provenance(user, rotated.as_deref()));
@@ -166,12 +179,18 @@ async fn publish(context: &Context, realm: &Realm, desired: &[Desired]) -> Resul
 }
 
 /// Users who import their seed, and those whose Secret is gone.
-async fn fill_others(context: &Context, realm: &Realm, done: &HashSet<String>) -> Result<usize, RefillError> {
+async fn fill_others(
+    context: &Context,
+    realm: &Realm,
+    done: &HashSet<String>,
+) -> Result<usize, RefillError> {
     let names = context.index().names(&realm.namespace);
     let mut count = 0;
     for name in names {
         let Some(user) = context.users.get(&user_ref(&realm.namespace, &name)) else { continue };
-        if done.contains(user.metadata.uid.as_deref().unwrap_or_default()) || !was_published(realm, &user) {
+        if done.contains(user.metadata.uid.as_deref().unwrap_or_default())
+            || !was_published(realm, &user)
+        {
             continue;
         }
         let _alone = realm.gate.write().await;
@@ -182,7 +201,8 @@ async fn fill_others(context: &Context, realm: &Realm, done: &HashSet<String>) -
         };
         let Some(record) = record(context, realm, &user, own) else { continue };
         let pseudonym = realm.publisher.keys().pseudonym(&record.definition.username);
-        // A record may be all that is left of a seed whose Secret is gone: it is not overwritten, and the user is looked at.
+        // A record may be all that is left of a seed whose Secret is gone: it is not overwritten,
+        // and the user is looked at.
         let is_known = realm.publisher.current(pseudonym).await?.is_some();
         if imported.is_some() || !is_known {
             let reset = failures::request(realm, &user);

@@ -1,7 +1,9 @@
-//! An operator from its first request to its last. Enters: a configuration, a client and a signal to stop. Leaves: the end, clean or
-//! with the reason. Every task is joined here, and the end of one ends all.
+//! An operator from its first request to its last. Enters: a configuration, a client and a signal
+//! to stop. Leaves: the end, clean or with the reason. Every task is joined here, and the end of
+//! one ends all.
 //!
-//! Every replica knows who lets whom in and admits pods. One of them leads, which is to do all the rest: see [`crate::lead`].
+//! Every replica knows who lets whom in and admits pods. One of them leads, which is to do all the
+//! rest: see [`crate::lead`].
 
 use std::collections::BTreeSet;
 use std::io;
@@ -36,11 +38,12 @@ use crate::webhook::defaults::SidecarDefaults;
 use crate::webhook::metrics::AdmissionMetrics;
 use crate::{certificates, redis_settings, webhook};
 
-/// How long the webhook goes on after the signal to stop: until the API servers have noticed that it will be gone. A request that nobody
-/// answers is a pod that is refused.
+/// How long the webhook goes on after the signal to stop: until the API servers have noticed that
+/// it will be gone. A request that nobody answers is a pod that is refused.
 const FAREWELL: Duration = Duration::from_secs(5);
-/// For TLS to be agreed on, and for the first request's head to arrive: whoever asks here asks at once. Strangers in the cluster's
-/// network, who can reach these ports, hold a slot for no longer by sending nothing.
+/// For TLS to be agreed on, and for the first request's head to arrive: whoever asks here asks at
+/// once. Strangers in the cluster's network, who can reach these ports, hold a slot for no longer
+/// by sending nothing.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(3);
 /// For a scraper's connection to be kept.
 const ADMIN_IDLE: Duration = Duration::from_secs(15);
@@ -48,7 +51,8 @@ const ADMIN_IDLE: Duration = Duration::from_secs(15);
 const WEBHOOK_CONNECTIONS: usize = 256;
 /// For a review: API servers wait for 10 s by default.
 const REVIEW_TIMEOUT: Duration = Duration::from_secs(8);
-/// For an API server's connection to be kept: longer than it keeps one itself without a request (90 s).
+/// For an API server's connection to be kept: longer than it keeps one itself without a request (90
+/// s).
 const WEBHOOK_IDLE: Duration = Duration::from_mins(2);
 /// For a connection to be used: then it is made anew, with the newest certificate.
 const WEBHOOK_LIFETIME: Duration = Duration::from_mins(5);
@@ -66,10 +70,11 @@ pub struct Configuration {
     pub namespaces: Vec<String>,
     /// Redis. May hold a password.
     pub redis_url: SecretText,
-    /// What the certificates of Redis are checked against (PEM), for the operator and for services; the system's authorities when
-    /// absent.
+    /// What the certificates of Redis are checked against (PEM), for the operator and for services;
+    /// the system's authorities when absent.
     pub redis_authority: Option<String>,
-    /// The Secret with the password of Redis, in the operator's namespace; the URL holds it when absent.
+    /// The Secret with the password of Redis, in the operator's namespace; the URL holds it when
+    /// absent.
     pub redis_password_secret: Option<String>,
     /// The Secret with the ecosystem's shared key of tokens, in the operator's namespace.
     pub secret_key_secret: String,
@@ -112,8 +117,10 @@ impl WebhookConfiguration {
     /// The settings of the webhook's certificates. `namespace` is the operator's.
     #[must_use]
     pub fn certificates(&self, namespace: &str) -> certificates::Settings {
-        let mut settings = certificates::Settings::new(namespace, &self.service, &self.configuration);
-        // A tenth of a certificate's life is early enough to notice everything; so are three seconds.
+        let mut settings =
+            certificates::Settings::new(namespace, &self.service, &self.configuration);
+        // A tenth of a certificate's life is early enough to notice everything; so are three
+        // seconds.
         settings.poll = settings.poll.min(self.lifetimes.leaf / 10);
         settings.lifetimes = self.lifetimes;
         settings
@@ -143,7 +150,9 @@ pub enum RunError {
     #[error(transparent)]
     RedisPassword(#[from] RedisPasswordError),
     /// The installation has no name.
-    #[error("the UID of the namespace {CLUSTER_NAMESPACE} cannot be read ({0}): set --installation")]
+    #[error(
+        "the UID of the namespace {CLUSTER_NAMESPACE} cannot be read ({0}): set --installation"
+    )]
     Installation(ApiError),
     /// The UID is not an identifier.
     #[error("the UID of the namespace {CLUSTER_NAMESPACE} is not usable: set --installation")]
@@ -171,7 +180,8 @@ pub async fn run(
     client: Client,
     stop: CancellationToken,
 ) -> Result<(), RunError> {
-    // Now, and not when this replica leads for the first time: a new version with a wrong one does not become ready.
+    // Now, and not when this replica leads for the first time: a new version with a wrong one does
+    // not become ready.
     RedisStore::check_target(
         configuration.redis_url.expose_secret(),
         configuration.redis_authority.as_deref(),
@@ -192,8 +202,12 @@ pub async fn run(
     let (leading, redis) = (Check::informational("leading"), Check::informational("redis"));
     let redis_settings = redis_settings::checks();
     let of_settings = redis_settings.iter().map(|(_, check)| check);
-    let shown =
-        lists.iter().map(|(check, _)| check).chain(&certificate).chain([&leading, &redis]).chain(of_settings);
+    let shown = lists
+        .iter()
+        .map(|(check, _)| check)
+        .chain(&certificate)
+        .chain([&leading, &redis])
+        .chain(of_settings);
     let routes = admin::routes(shown.cloned().collect(), metrics.registry());
     let limits = Limits {
         connections: ADMIN_CONNECTIONS,
@@ -217,12 +231,22 @@ pub async fn run(
         let settings = webhook.certificates(&configuration.operator_namespace);
         let current = Arc::new(CurrentCertificate::default());
         let tls = tls::configuration(current.clone())?;
-        let follow =
-            certificates::follow(client.clone(), settings, current, ready, Clock::System, stop.clone());
+        let follow = certificates::follow(
+            client.clone(),
+            settings,
+            current,
+            ready,
+            Clock::System,
+            stop.clone(),
+        );
         tasks.spawn("webhook certificate", follow);
         let admission = AdmissionMetrics::new(&metrics.registry())?;
-        let routes = webhook::routes::routes(Arc::new(webhook.sidecar), replica.access(), admission);
-        tasks.spawn("webhook", http::serve_tls(listener, tls, routes, webhook_limits(), stop.clone()));
+        let routes =
+            webhook::routes::routes(Arc::new(webhook.sidecar), replica.access(), admission);
+        tasks.spawn(
+            "webhook",
+            http::serve_tls(listener, tls, routes, webhook_limits(), stop.clone()),
+        );
     }
     let leader = Leader {
         configuration,

@@ -1,8 +1,10 @@
-//! Where a user's seed comes from. Enters: what was found of the user's Secret and of what they import. Leaves: a decision. No
-//! I/O, and no randomness: whoever carries the decision out makes the seed.
+//! Where a user's seed comes from. Enters: what was found of the user's Secret and of what they
+//! import. Leaves: a decision. No I/O, and no randomness: whoever carries the decision out makes
+//! the seed.
 //!
-//! A seed is made once. It is in the Secret, and the Secret is the truth. One that vanishes is restored from the published
-//! record, or is lost until somebody asks for a new one. It is never replaced silently.
+//! A seed is made once. It is in the Secret, and the Secret is the truth. One that vanishes is
+//! restored from the published record, or is lost until somebody asks for a new one. It is never
+//! replaced silently.
 
 use thiserror::Error;
 use twofactor_core::seed::{Seed, SeedError};
@@ -19,7 +21,8 @@ pub enum Found {
         /// The request for a new seed that this one answers.
         rotated: Option<String>,
     },
-    /// It is controlled by a user of the same name who is gone, or is being deleted: it will go soon.
+    /// It is controlled by a user of the same name who is gone, or is being deleted: it will go
+    /// soon.
     Leaving,
     /// It is somebody else's.
     NotOurs,
@@ -140,7 +143,9 @@ pub fn decide(situation: &Situation<'_>, secret: &str) -> Decision {
         Some(Found::NotOurs) => Decision::Refuse(Refusal::NotOurs { secret: secret.to_owned() }),
         None | Some(Found::Absent) => Decision::Create(match imported {
             Some(seed) => Origin::Imported(seed),
-            None if situation.had_secret && !asked(situation.rotate, situation.rotated) => Origin::Record,
+            None if situation.had_secret && !asked(situation.rotate, situation.rotated) => {
+                Origin::Record
+            }
             None => Origin::New,
         }),
         Some(Found::Ours { seed, rotated }) => match (imported, seed) {
@@ -213,8 +218,12 @@ mod tests {
     #[test]
     fn a_rotation_is_carried_out_once() {
         let (before, after) = (ours(Some("1")), ours(Some("2")));
-        let situation = Situation { had_secret: true, rotate: Some("2"), rotated: Some("1"), ..NEW };
-        assert_eq!(decide_on(&Situation { found: Some(&before), ..situation.clone() }), Decision::Rotate);
+        let situation =
+            Situation { had_secret: true, rotate: Some("2"), rotated: Some("1"), ..NEW };
+        assert_eq!(
+            decide_on(&Situation { found: Some(&before), ..situation.clone() }),
+            Decision::Rotate
+        );
         assert_eq!(
             decide_on(&Situation { found: Some(&after), ..situation.clone() }),
             Decision::Keep(seed(1))
@@ -229,8 +238,9 @@ mod tests {
     #[test]
     fn somebody_elses_secret_is_never_adopted_and_a_predecessors_waited_for() {
         for had_secret in [true, false] {
-            let with =
-                |found| decide_on(&Situation { found: Some(found), had_secret, rotate: Some("1"), ..NEW });
+            let with = |found| {
+                decide_on(&Situation { found: Some(found), had_secret, rotate: Some("1"), ..NEW })
+            };
             assert!(matches!(with(&Found::NotOurs), Decision::Refuse(Refusal::NotOurs { .. })));
             assert_eq!(with(&Found::Leaving), Decision::Wait);
         }
@@ -247,7 +257,8 @@ mod tests {
     #[test]
     fn an_imported_seed_goes_before_everything_that_was_there() {
         let (import, found) = (Ok(seed(2)), ours(None));
-        let situation = Situation { import: Some(&import), had_secret: true, rotate: Some("1"), ..NEW };
+        let situation =
+            Situation { import: Some(&import), had_secret: true, rotate: Some("1"), ..NEW };
         assert_eq!(decide_on(&situation), Decision::Create(Origin::Imported(seed(2))));
         assert_eq!(
             decide_on(&Situation { found: Some(&found), ..situation.clone() }),

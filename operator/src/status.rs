@@ -1,5 +1,6 @@
-//! What the user's status says. Enters: what each step came to. Leaves: conditions, and a patch only when something is different.
-//! Nothing here changes from one pass to the next unless there is something to tell.
+//! What the user's status says. Enters: what each step came to. Leaves: conditions, and a patch
+//! only when something is different. Nothing here changes from one pass to the next unless there is
+//! something to tell.
 
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
@@ -114,7 +115,9 @@ fn ready(report: &Report) -> Told {
     let first_bad = [&report.secret, &report.published].into_iter().find(|told| !told.good);
     match first_bad {
         Some(bad) => bad.clone(),
-        None if !report.enabled => Told::no("Disabled", "The user is disabled (spec.enabled is false)"),
+        None if !report.enabled => {
+            Told::no("Disabled", "The user is disabled (spec.enabled is false)")
+        }
         None if report.disabled_by_failures => Told::no(
             DISABLED_BY_FAILURES,
             format!(
@@ -161,7 +164,9 @@ pub fn notices(old: Option<&TwoFactorUserStatus>, new: &TwoFactorUserStatus) -> 
     let mut notices: Vec<Notice> = Vec::new();
     for condition in &new.conditions {
         let now = (condition.status.as_str(), condition.reason.as_str());
-        let Some(known) = KNOWN_REASONS.iter().find(|known| **known == condition.reason) else { continue };
+        let Some(known) = KNOWN_REASONS.iter().find(|known| **known == condition.reason) else {
+            continue;
+        };
         let told = notices.iter().any(|notice| notice.reason == *known);
         if before(&condition.type_) != Some(now) && !told {
             notices.push(Notice {
@@ -192,7 +197,8 @@ const KNOWN_REASONS: [&str; 14] = [
     "WaitingForPredecessor",
 ];
 
-/// Writes the status. It applies only to the very object that was looked at, not to one of the same name made since.
+/// Writes the status. It applies only to the very object that was looked at, not to one of the same
+/// name made since.
 ///
 /// # Errors
 /// When the API server does not do it. That the user is gone is no error.
@@ -201,7 +207,8 @@ pub async fn write(
     user: &TwoFactorUser,
     status: &TwoFactorUserStatus,
 ) -> Result<(), StatusError> {
-    let users = Api::<TwoFactorUser>::namespaced(client.clone(), &user.namespace().unwrap_or_default());
+    let users =
+        Api::<TwoFactorUser>::namespaced(client.clone(), &user.namespace().unwrap_or_default());
     let mut body = json!({ "status": status, "metadata": { "uid": user.uid() } });
     // A merge patch leaves alone what it does not name.
     for (field, absent) in [
@@ -246,7 +253,8 @@ mod tests {
     }
 
     fn user(status: Option<TwoFactorUserStatus>) -> TwoFactorUser {
-        let mut user = TwoFactorUser::new("alice", twofactor_api::user::TwoFactorUserSpec::default());
+        let mut user =
+            TwoFactorUser::new("alice", twofactor_api::user::TwoFactorUserSpec::default());
         user.metadata.generation = Some(3);
         user.status = status;
         user
@@ -273,7 +281,10 @@ mod tests {
         let lost = Told::no("SecretLost", "gone");
         assert_eq!(ready_of(&status(Report { secret: lost, ..report() })), ("False", "SecretLost"));
         let away = Told::no("StoreUnavailable", "away");
-        assert_eq!(ready_of(&status(Report { published: away, ..report() })), ("False", "StoreUnavailable"));
+        assert_eq!(
+            ready_of(&status(Report { published: away, ..report() })),
+            ("False", "StoreUnavailable")
+        );
         assert_eq!(ready_of(&status(Report { enabled: false, ..report() })), ("False", "Disabled"));
         let failed = Report { disabled_by_failures: true, ..report() };
         assert_eq!(ready_of(&status(failed)), ("False", "DisabledByFailures"));

@@ -1,5 +1,6 @@
-//! Removes what belongs to nobody. Enters: usernames that lost their owner, realms that lost their namespace, and everything that the
-//! store holds. Leaves: nothing of them in the store. What cannot be removed now is removed when the store answers again.
+//! Removes what belongs to nobody. Enters: usernames that lost their owner, realms that lost their
+//! namespace, and everything that the store holds. Leaves: nothing of them in the store. What
+//! cannot be removed now is removed when the store answers again.
 
 use std::collections::HashSet;
 use std::hash::BuildHasher;
@@ -25,12 +26,15 @@ const RETRY: Duration = Duration::from_secs(1);
 
 /// Of everybody whom the store knows, those who are not `live`.
 #[must_use]
-pub fn strangers<S: BuildHasher>(known: &[Pseudonym], live: &HashSet<Pseudonym, S>) -> Vec<Pseudonym> {
+pub fn strangers<S: BuildHasher>(
+    known: &[Pseudonym],
+    live: &HashSet<Pseudonym, S>,
+) -> Vec<Pseudonym> {
     known.iter().filter(|user| !live.contains(user)).copied().collect()
 }
 
-/// Removes from the store whoever is not a user of `realm`. Users of whom the store knows nothing, although they have been
-/// published, are looked at again. Tells how many were removed.
+/// Removes from the store whoever is not a user of `realm`. Users of whom the store knows nothing,
+/// although they have been published, are looked at again. Tells how many were removed.
 ///
 /// # Errors
 /// When the store does not answer.
@@ -75,7 +79,8 @@ pub async fn sweep(context: &Context, realm: &Realm) -> Result<usize, StoreError
     Ok(strangers.len())
 }
 
-/// Removes everything that belongs to nobody until it is told to stop. Begins when the lists are complete.
+/// Removes everything that belongs to nobody until it is told to stop. Begins when the lists are
+/// complete.
 pub async fn run(context: Arc<Context>, stop: CancellationToken) {
     let mut next_sweep = Instant::now();
     while !stop.is_cancelled() {
@@ -126,7 +131,8 @@ async fn remove(context: &Context) -> Result<(), StoreError> {
 /// Tells whether every realm was swept.
 async fn sweep_all(context: &Context) -> Result<bool, StoreError> {
     let known = context.realms.store().realms(&context.realms.installation).await?;
-    // A realm whose users are all gone is looked after like the others, as long as there is its namespace.
+    // A realm whose users are all gone is looked after like the others, as long as there is its
+    // namespace.
     for realm in &known {
         // Users of other namespaces are somebody else's to look after.
         if let Some(namespace) = context.realms.namespace_of(realm)
@@ -145,7 +151,8 @@ async fn sweep_all(context: &Context) -> Result<bool, StoreError> {
     }
     let mut complete = true;
     for realm in context.realms.all() {
-        // One that is being filled is swept at the end of that; one that nobody has looked at yet comes a little later.
+        // One that is being filled is swept at the end of that; one that nobody has looked at yet
+        // comes a little later.
         if realm.readiness() == Readiness::Ready {
             sweep(context, &realm).await?;
         } else {

@@ -1,5 +1,5 @@
-//! Tasks that belong together. Enters: tasks by name. Leaves: their end, which is one: the end of one ends all, and every one is
-//! waited for.
+//! Tasks that belong together. Enters: tasks by name. Leaves: their end, which is one: the end of
+//! one ends all, and every one is waited for.
 
 use std::time::Duration;
 
@@ -33,12 +33,16 @@ impl Tasks {
         self.0.spawn(async move { (name, task.await) });
     }
 
-    /// Waits for the signal to stop, or for a task that ends without it. Then ends all, those that take longer than
-    /// `drain` in the middle.
+    /// Waits for the signal to stop, or for a task that ends without it. Then ends all, those that
+    /// take longer than `drain` in the middle.
     ///
     /// # Errors
     /// When a task ended although it should not have, or ended badly.
-    pub async fn supervise(mut self, stop: &CancellationToken, drain: Duration) -> Result<(), RunError> {
+    pub async fn supervise(
+        mut self,
+        stop: &CancellationToken,
+        drain: Duration,
+    ) -> Result<(), RunError> {
         let mut result = tokio::select! {
             () = stop.cancelled() => Ok(()),
             ended = self.0.join_next() => judge(ended, stop),
@@ -48,7 +52,9 @@ impl Tasks {
             while let Some(ended) = self.0.join_next().await {
                 match ended {
                     Ok((name, Ok(()))) => tracing::debug!(task = name, "ended"),
-                    Ok((_, Err(error))) => result = std::mem::replace(&mut result, Ok(())).and(Err(error)),
+                    Ok((_, Err(error))) => {
+                        result = std::mem::replace(&mut result, Ok(())).and(Err(error))
+                    }
                     Err(error) => tracing::error!(%error, "a task ended badly"),
                 }
             }
@@ -62,7 +68,10 @@ impl Tasks {
 }
 
 /// What the end of a task means that nobody has waited for.
-fn judge(ended: Option<Result<Ended, JoinError>>, stop: &CancellationToken) -> Result<(), RunError> {
+fn judge(
+    ended: Option<Result<Ended, JoinError>>,
+    stop: &CancellationToken,
+) -> Result<(), RunError> {
     let name = match ended {
         Some(Ok((_, Err(error)))) => return Err(error),
         // When both are true at once, it was told to.

@@ -1,5 +1,6 @@
-//! The keys that realms' tokens are signed with. Enters: what a realm says about tokens. Leaves: a key, or what is wrong with the
-//! Secret that should hold one. No value of it is ever part of a sentence.
+//! The keys that realms' tokens are signed with. Enters: what a realm says about tokens. Leaves: a
+//! key, or what is wrong with the Secret that should hold one. No value of it is ever part of a
+//! sentence.
 
 use std::collections::BTreeSet;
 
@@ -24,8 +25,8 @@ pub struct SharedKey {
     pub namespace: String,
     /// The Secret. It is made when there is none.
     pub secret: String,
-    /// The namespaces of users whose realms may sign with it. Whoever may read the credentials of a realm has the key that it
-    /// signs with, so nobody has this one who was not given it.
+    /// The namespaces of users whose realms may sign with it. Whoever may read the credentials of a
+    /// realm has the key that it signs with, so nobody has this one who was not given it.
     pub realms: BTreeSet<String>,
 }
 
@@ -54,7 +55,11 @@ impl TokenKey {
 ///
 /// # Errors
 /// When the API server does not tell, and may tell later.
-pub async fn read(context: &Context, realm: &str, policy: &TokenPolicy) -> Result<TokenKey, ApiError> {
+pub async fn read(
+    context: &Context,
+    realm: &str,
+    policy: &TokenPolicy,
+) -> Result<TokenKey, ApiError> {
     let algorithm = policy.algorithm;
     let found = match (&policy.secret, algorithm) {
         (Some(name), _) => named(&context.client, realm, name, algorithm).await,
@@ -93,7 +98,8 @@ type Found = Result<(SigningKey, String), Trouble>;
 async fn named(client: &Client, namespace: &str, name: &str, algorithm: TokenAlgorithm) -> Found {
     let secrets = Api::<Secret>::namespaced(client.clone(), namespace);
     let found = api::optional(api::within(secrets.get(name)).await).map_err(Trouble::Api)?;
-    let missing = || Told::no("SecretNotFound", format!("There is no Secret {name} in this namespace"));
+    let missing =
+        || Told::no("SecretNotFound", format!("There is no Secret {name} in this namespace"));
     let secret = found.ok_or_else(|| Trouble::Told(missing()))?;
     let key = judge(&secret, name, algorithm).map_err(Trouble::Told)?;
     Ok((key, format!("Tokens are signed with the key in the Secret {name}")))
@@ -119,7 +125,10 @@ async fn derived(context: &Context, realm: &str) -> Found {
         _ => Trouble::Told(gone()),
     })?;
     let key = SigningKey::EdDsa(context.realms.token_key(&realm.id));
-    Ok((key, "Tokens are signed with a key that the operator has derived for this realm".to_owned()))
+    Ok((
+        key,
+        "Tokens are signed with a key that the operator has derived for this realm".to_owned(),
+    ))
 }
 
 fn judge(secret: &Secret, name: &str, algorithm: TokenAlgorithm) -> Result<SigningKey, Told> {
@@ -127,7 +136,8 @@ fn judge(secret: &Secret, name: &str, algorithm: TokenAlgorithm) -> Result<Signi
         TokenAlgorithm::Hs256 => SECRET_KEY,
         TokenAlgorithm::EdDsa => ED25519_PRIVATE_KEY,
     };
-    let value = secret.data.as_ref().and_then(|data| data.get(key)).filter(|value| !value.0.is_empty());
+    let value =
+        secret.data.as_ref().and_then(|data| data.get(key)).filter(|value| !value.0.is_empty());
     let missing = || Told::no("SecretKeyMissing", format!("The Secret {name} has no key {key}"));
     let text = std::str::from_utf8(&value.ok_or_else(missing)?.0).map_err(|_| {
         Told::no("SecretKeyInvalid", format!("The key {key} of the Secret {name} is not text"))
@@ -164,7 +174,10 @@ mod tests {
         let secret = with_key("s", SECRET_KEY, key.expose_secret());
         assert_eq!(judge(&secret, "s", TokenAlgorithm::Hs256).unwrap(), SigningKey::Hs256(key));
         let own = with_key("s", ED25519_PRIVATE_KEY, OWN);
-        assert_eq!(judge(&own, "s", TokenAlgorithm::EdDsa).unwrap().algorithm(), TokenAlgorithm::EdDsa);
+        assert_eq!(
+            judge(&own, "s", TokenAlgorithm::EdDsa).unwrap().algorithm(),
+            TokenAlgorithm::EdDsa
+        );
     }
 
     #[test]
@@ -178,7 +191,10 @@ mod tests {
         ] {
             let told = judge(&with_key("signing", key, value), "signing", algorithm).unwrap_err();
             assert_eq!(told.reason, reason);
-            assert!(told.message.contains("signing") && !told.message.contains("secret-value"), "{told:?}");
+            assert!(
+                told.message.contains("signing") && !told.message.contains("secret-value"),
+                "{told:?}"
+            );
         }
     }
 }

@@ -1,6 +1,7 @@
 //! The port for probes and Prometheus: `/livez`, `/readyz`, `/metrics`.
 //!
-//! Enters: checks and a registry of metrics. Leaves: text. Nothing on this port is secret or can be changed.
+//! Enters: checks and a registry of metrics. Leaves: text. Nothing on this port is secret or can be
+//! changed.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -31,7 +32,8 @@ impl Check {
         Self { name, required: true, state: Arc::default() }
     }
 
-    /// A check that `/readyz?verbose` tells about, but that does not take the pod out of its Service.
+    /// A check that `/readyz?verbose` tells about, but that does not take the pod out of its
+    /// Service.
     #[must_use]
     pub fn informational(name: &'static str) -> Self {
         Self { name, required: false, state: Arc::default() }
@@ -65,7 +67,9 @@ impl Check {
 pub fn routes(checks: Vec<Check>, registry: Registry) -> BoxedFilter<(Response,)> {
     let checks: Arc<[Check]> = checks.into();
     let livez = warp::path!("livez").map(|| "ok\n".into_response());
-    let readyz = warp::path!("readyz").and(optional_query()).map(move |query: String| ready(&checks, &query));
+    let readyz = warp::path!("readyz")
+        .and(optional_query())
+        .map(move |query: String| ready(&checks, &query));
     let metrics = warp::path!("metrics").map(move || metrics(&registry));
     warp::get().and(livez.or(readyz).unify().or(metrics).unify()).boxed()
 }
@@ -78,7 +82,8 @@ fn ready(checks: &[Check], query: &str) -> Response {
     let good = checks.iter().all(|check| check.is_good() || !check.required);
     let status = if good { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     let verdict = if good { "ok\n" } else { "not ready\n" };
-    let verbose = !good || query.split('&').any(|part| part == "verbose" || part.starts_with("verbose="));
+    let verbose =
+        !good || query.split('&').any(|part| part == "verbose" || part.starts_with("verbose="));
     let body = if verbose {
         checks.iter().map(Check::line).chain([verdict.to_owned()]).collect()
     } else {
@@ -89,9 +94,8 @@ fn ready(checks: &[Check], query: &str) -> Response {
 
 fn metrics(registry: &Registry) -> Response {
     match TextEncoder::new().encode_to_string(&registry.gather()) {
-        Ok(text) => {
-            warp::reply::with_header(text, header::CONTENT_TYPE, prometheus::TEXT_FORMAT).into_response()
-        }
+        Ok(text) => warp::reply::with_header(text, header::CONTENT_TYPE, prometheus::TEXT_FORMAT)
+            .into_response(),
         Err(error) => {
             tracing::error!(%error, "metrics cannot be written");
             StatusCode::INTERNAL_SERVER_ERROR.into_response()

@@ -1,7 +1,8 @@
 //! The one HTTP server. Enters: a listener and routes. Leaves: answers, until it is told to stop.
 //!
-//! warp's own server has no time-out for headers and no limit on connections, so a client that sends nothing, or
-//! connects without end, could hold it. Here both are bounded, for every port of every program.
+//! warp's own server has no time-out for headers and no limit on connections, so a client that
+//! sends nothing, or connects without end, could hold it. Here both are bounded, for every port of
+//! every program.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -35,8 +36,8 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(15);
 pub struct Limits {
     /// Open connections; further ones wait in the listener's backlog.
     pub connections: usize,
-    /// For TLS to be agreed on, and for a request's head to arrive; also for a kept connection to stay without one, unless
-    /// `idle` says otherwise.
+    /// For TLS to be agreed on, and for a request's head to arrive; also for a kept connection to
+    /// stay without one, unless `idle` says otherwise.
     pub header_timeout: Duration,
     /// Bytes of a request's head.
     pub header_bytes: usize,
@@ -44,15 +45,18 @@ pub struct Limits {
     pub drain: Duration,
     /// For a whole connection, where it serves one request only; connections are kept when absent.
     pub single_request: Option<Duration>,
-    /// For a kept connection to stay without a request, and for the head of its next one to arrive. A client must let go of
-    /// its connections earlier: one that sends a request at the moment of the end cannot know whether it was carried out.
+    /// For a kept connection to stay without a request, and for the head of its next one to arrive.
+    /// A client must let go of its connections earlier: one that sends a request at the moment of
+    /// the end cannot know whether it was carried out.
     pub idle: Option<Duration>,
-    /// For a request from its head to the head of its answer, the body included; then the answer is 408.
+    /// For a request from its head to the head of its answer, the body included; then the answer is
+    /// 408.
     pub request: Option<Duration>,
-    /// For a connection to be kept: the first answer after that ends it, so that nothing under way is lost.
+    /// For a connection to be kept: the first answer after that ends it, so that nothing under way
+    /// is lost.
     pub lifetime: Option<Duration>,
-    /// For clients to notice that this server is about to go: after the signal to stop it goes on for this long, but every
-    /// answer ends its connection. Zero where nobody keeps connections.
+    /// For clients to notice that this server is about to go: after the signal to stop it goes on
+    /// for this long, but every answer ends its connection. Zero where nobody keeps connections.
     pub farewell: Duration,
 }
 
@@ -143,7 +147,11 @@ struct Server {
 
 impl Server {
     /// Answers the requests of one connection.
-    async fn converse(self, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, watcher: Watcher) {
+    async fn converse(
+        self,
+        stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        watcher: Watcher,
+    ) {
         let Self { routes, limits, stop } = self;
         let inner = TowerToHyperService::new(warp::service(routes));
         let (asked, began) = (Arc::new(AtomicBool::new(false)), Instant::now());
@@ -161,7 +169,8 @@ impl Server {
                         },
                     };
                     let old = limits.lifetime.is_some_and(|lifetime| began.elapsed() >= lifetime);
-                    if old || stop.is_cancelled() || answer.status() == StatusCode::REQUEST_TIMEOUT {
+                    if old || stop.is_cancelled() || answer.status() == StatusCode::REQUEST_TIMEOUT
+                    {
                         answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
                     }
                     Ok::<_, std::convert::Infallible>(answer)
@@ -175,7 +184,8 @@ impl Server {
             .max_buf_size(limits.header_bytes)
             .keep_alive(limits.single_request.is_none());
         let connection = watcher.watch(builder.serve_connection(TokioIo::new(stream), service));
-        // hyper knows one time-out for the first head and for a kept connection, which may have longer.
+        // hyper knows one time-out for the first head and for a kept connection, which may have
+        // longer.
         let never_asked = async {
             sleep(limits.header_timeout).await;
             if limits.idle.is_none() || asked.load(Ordering::Relaxed) {
@@ -194,7 +204,10 @@ impl Server {
 }
 
 /// The next connection, with a slot for it.
-async fn accept(listener: &TcpListener, slots: &Arc<Semaphore>) -> (TcpStream, OwnedSemaphorePermit) {
+async fn accept(
+    listener: &TcpListener,
+    slots: &Arc<Semaphore>,
+) -> (TcpStream, OwnedSemaphorePermit) {
     let loopback = listener.local_addr().is_ok_and(|address| address.ip().is_loopback());
     loop {
         let Ok(slot) = slots.clone().acquire_owned().await else {

@@ -1,5 +1,6 @@
-//! TLS for the one HTTP server. Enters: certificates with their keys, one after the other. Leaves: what each new connection is
-//! answered with: the newest of them. Nothing is restarted when a certificate is replaced.
+//! TLS for the one HTTP server. Enters: certificates with their keys, one after the other. Leaves:
+//! what each new connection is answered with: the newest of them. Nothing is restarted when a
+//! certificate is replaced.
 
 use std::fmt;
 use std::sync::Arc;
@@ -19,7 +20,8 @@ impl CurrentCertificate {
     /// Answers new connections with this one. `chain` begins with the server's own certificate.
     ///
     /// # Errors
-    /// When the key is of a kind that cannot be used, or not the certificate's; the one before stays.
+    /// When the key is of a kind that cannot be used, or not the certificate's; the one before
+    /// stays.
     pub fn set(
         &self,
         chain: Vec<CertificateDer<'static>>,
@@ -51,8 +53,8 @@ impl fmt::Debug for CurrentCertificate {
     }
 }
 
-/// How connections are encrypted: TLS 1.3 or 1.2, HTTP/1.1 within, with the certificate that is the current one when a
-/// connection begins.
+/// How connections are encrypted: TLS 1.3 or 1.2, HTTP/1.1 within, with the certificate that is the
+/// current one when a connection begins.
 ///
 /// # Errors
 /// Never with the provider that is built in.
@@ -62,7 +64,8 @@ pub fn configuration(current: Arc<CurrentCertificate>) -> Result<Arc<ServerConfi
         .with_no_client_auth()
         .with_cert_resolver(current);
     configuration.alpn_protocols = vec![b"http/1.1".to_vec()];
-    // A session that is taken up again goes by the certificate of then. Connections are kept, so little is lost.
+    // A session that is taken up again goes by the certificate of then. Connections are kept, so
+    // little is lost.
     configuration.session_storage = Arc::new(NoServerSessionStorage {});
     configuration.send_tls13_tickets = 0;
     Ok(Arc::new(configuration))

@@ -1,5 +1,5 @@
-//! The record of what happened. Enters: an event. Leaves: a log line, without any code, seed or destination; and for the store
-//! what the user's history says beside an outcome.
+//! The record of what happened. Enters: an event. Leaves: a log line, without any code, seed or
+//! destination; and for the store what the user's history says beside an outcome.
 
 use http::HeaderMap;
 use twofactor_core::audit::Trace;
@@ -13,7 +13,8 @@ const LONGEST: usize = 200;
 /// Whom the request came from, as far as the calling service passed it on.
 #[derive(Clone, Debug, Default)]
 pub struct Origin {
-    /// The end user's address: the first of `X-Forwarded-For`, or the first `for=` of `Forwarded` (RFC 7239).
+    /// The end user's address: the first of `X-Forwarded-For`, or the first `for=` of `Forwarded`
+    /// (RFC 7239).
     pub address: Option<String>,
     /// The end user's program.
     pub user_agent: Option<String>,
@@ -43,7 +44,10 @@ impl Origin {
         let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
         let forwarded_for = text("x-forwarded-for").and_then(|list| list.split(',').next());
         let address = forwarded_for.or_else(|| text("forwarded").and_then(first_forwarded));
-        Self { address: address.and_then(shortened), user_agent: text("user-agent").and_then(shortened) }
+        Self {
+            address: address.and_then(shortened),
+            user_agent: text("user-agent").and_then(shortened),
+        }
     }
 
     /// What the history of a user of `realm` says beside an outcome.
@@ -68,7 +72,8 @@ fn shortened(text: &str) -> Option<String> {
     (!text.is_empty()).then_some(text)
 }
 
-/// Writes the log line. Texts that a caller chose are quoted, so that none can look like another line.
+/// Writes the log line. Texts that a caller chose are quoted, so that none can look like another
+/// line.
 pub fn record(event: &Event<'_>) {
     tracing::info!(
         target: "audit",
@@ -89,8 +94,10 @@ mod tests {
     use super::*;
 
     fn origin(headers: &[(&'static str, &str)]) -> Origin {
-        let headers =
-            headers.iter().map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap())).collect();
+        let headers = headers
+            .iter()
+            .map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap()))
+            .collect();
         Origin::from_headers(&headers)
     }
 

@@ -1,4 +1,5 @@
-//! The command line. Enters: arguments and the environment. Leaves: a running sidecar, or a sentence.
+//! The command line. Enters: arguments and the environment. Leaves: a running sidecar, or a
+//! sentence.
 #![expect(
     clippy::doc_markdown,
     reason = "clap shows these comments in a terminal, where backticks are noise"
@@ -75,7 +76,8 @@ struct CommonArguments {
     #[arg(long, env = "TWOFACTOR_ALLOW_NON_LOOPBACK")]
     allow_non_loopback: bool,
 
-    /// Address of /livez, /readyz and /metrics; *:PORT is every address of this machine, IPv6 and IPv4
+    /// Address of /livez, /readyz and /metrics; *:PORT is every address of this machine, IPv6 and
+    /// IPv4
     #[arg(
         long,
         env = "TWOFACTOR_ADMIN_LISTEN",
@@ -102,8 +104,8 @@ struct ServeArguments {
     #[command(flatten)]
     common: CommonArguments,
 
-    /// Folder with the realm's credentials, mounted from a Secret: redis-url, realm-key, installation, realm, caller.
-    /// A change of them needs no restart
+    /// Folder with the realm's credentials, mounted from a Secret: redis-url, realm-key,
+    /// installation, realm, caller. A change of them needs no restart
     #[arg(
         long,
         env = "TWOFACTOR_CREDENTIALS",
@@ -118,11 +120,13 @@ struct DevArguments {
     #[command(flatten)]
     common: CommonArguments,
 
-    /// Files and folders with manifests of TwoFactorUsers, and of the Secrets that they import seeds from
+    /// Files and folders with manifests of TwoFactorUsers, and of the Secrets that they import
+    /// seeds from
     #[arg(required = true, value_name = "PATH")]
     paths: Vec<PathBuf>,
 
-    /// Keep codes and users in this Redis, so that they survive and can be shared; otherwise in memory
+    /// Keep codes and users in this Redis, so that they survive and can be shared; otherwise in
+    /// memory
     #[arg(long, env = "REDIS_URL", hide_env_values = true, value_name = "URL")]
     redis_url: Option<String>,
 
@@ -135,7 +139,8 @@ struct DevArguments {
     #[arg(long, env = "TWOFACTOR_MASTER_KEY_FILE", value_name = "FILE")]
     master_key_file: Option<PathBuf>,
 
-    /// Name of the set of users in Redis: two processes with different manifests need different ones
+    /// Name of the set of users in Redis: two processes with different manifests need different
+    /// ones
     #[arg(long, env = "TWOFACTOR_REALM", default_value = "dev")]
     realm: RealmId,
 
@@ -143,7 +148,8 @@ struct DevArguments {
     #[arg(long, env = "TWOFACTOR_CALLER", default_value = "dev")]
     caller: Caller,
 
-    /// Put codes into the answers of /auth/generate. On by default unless there is a provider, such as SMTP_SERVER
+    /// Put codes into the answers of /auth/generate. On by default unless there is a provider, such
+    /// as SMTP_SERVER
     #[arg(long, env = "EXPOSE_CODES", value_name = "true|false", num_args = 0..=1, default_missing_value = "true")]
     expose_codes: Option<bool>,
 
@@ -155,8 +161,10 @@ impl CommonArguments {
     fn addresses(&self) -> Result<Addresses, &'static str> {
         let api = match (self.listen, self.port) {
             (Some(_), Some(_)) => {
-                return Err("--port (TWOFACTOR_PORT) and --listen (TWOFACTOR_LISTEN) exclude each other: \
-                     the first is a port on both loopback addresses, the second one address only");
+                return Err(
+                    "--port (TWOFACTOR_PORT) and --listen (TWOFACTOR_LISTEN) exclude each other: \
+                     the first is a port on both loopback addresses, the second one address only",
+                );
             }
             (Some(address), None) => ApiAddress::One(address),
             (None, port) => ApiAddress::Loopback(port.unwrap_or(API_PORT)),
@@ -164,8 +172,8 @@ impl CommonArguments {
         Ok(Addresses { api, allow_non_loopback: self.allow_non_loopback, admin: self.admin_listen })
     }
 
-    /// A sidecar has a small part of a node: a thread for each of its cores would wait for nothing, with a stack and a heap
-    /// of its own. Four answer more than any service asks.
+    /// A sidecar has a small part of a node: a thread for each of its cores would wait for nothing,
+    /// with a stack and a heap of its own. Four answer more than any service asks.
     fn threads(&self) -> usize {
         let cores = || std::thread::available_parallelism().map_or(1, usize::from);
         self.threads.map_or_else(|| cores().min(MOST_THREADS), usize::from)
@@ -190,13 +198,18 @@ pub fn start() -> Result<(), Box<dyn Error>> {
     let _ = rustls::crypto::ring::default_provider().install_default();
 
     let stop = CancellationToken::new();
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build()?;
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build()?;
     let result = match command {
-        Command::Serve(arguments) => runtime.block_on(serve(&addresses, &arguments.credentials, stop)),
+        Command::Serve(arguments) => {
+            runtime.block_on(serve(&addresses, &arguments.credentials, stop))
+        }
         Command::Dev(arguments) => {
             let realm = arguments.realm_options.realm(|name| std::env::var(name).ok())?;
             let options = DevOptions {
-                expose_codes: arguments.expose_codes.unwrap_or(realm.providers.methods().is_empty()),
+                expose_codes: arguments
+                    .expose_codes
+                    .unwrap_or(realm.providers.methods().is_empty()),
                 paths: arguments.paths,
                 redis_url: arguments.redis_url.filter(|url| !url.is_empty()),
                 redis_ca_file: arguments.redis_ca_file.filter(|path| !path.as_os_str().is_empty()),
@@ -212,7 +225,8 @@ pub fn start() -> Result<(), Box<dyn Error>> {
     Ok(result?)
 }
 
-/// Reads `.env`, before there is any other thread. What it says is never repeated: it holds passwords.
+/// Reads `.env`, before there is any other thread. What it says is never repeated: it holds
+/// passwords.
 fn load_dotenv() -> Result<(), String> {
     match dotenvy::from_path(".env") {
         Ok(()) => Ok(()),

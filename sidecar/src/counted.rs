@@ -1,5 +1,5 @@
-//! The store, with everything counted that it is asked for. Enters and leaves: as in [`Store`]; each question leaves its
-//! duration in the metrics.
+//! The store, with everything counted that it is asked for. Enters and leaves: as in [`Store`];
+//! each question leaves its duration in the metrics.
 
 use std::ops::Deref;
 use std::time::Instant;
@@ -11,7 +11,8 @@ use twofactor_store::{RealmSnapshot, Store, StoreError};
 
 use crate::store_metrics::StoreMetrics;
 
-/// A store whose questions are counted. A question is a round trip; what is not asked for here costs none.
+/// A store whose questions are counted. A question is a round trip; what is not asked for here
+/// costs none.
 #[derive(Clone, Debug)]
 pub struct CountedStore {
     store: Store,
@@ -60,7 +61,11 @@ impl CountedStore {
     ///
     /// # Errors
     /// As there.
-    pub async fn verify(&self, user: &Pseudonym, request: &Verification) -> Result<Verdict, StoreError> {
+    pub async fn verify(
+        &self,
+        user: &Pseudonym,
+        request: &Verification,
+    ) -> Result<Verdict, StoreError> {
         self.counted("verify", self.store.verify(user, request)).await
     }
 
@@ -76,7 +81,11 @@ impl CountedStore {
     ///
     /// # Errors
     /// As there.
-    pub async fn conclude(&self, user: &Pseudonym, aftermath: &Aftermath) -> Result<(), StoreError> {
+    pub async fn conclude(
+        &self,
+        user: &Pseudonym,
+        aftermath: &Aftermath,
+    ) -> Result<(), StoreError> {
         self.counted("conclude", self.store.conclude(user, aftermath)).await
     }
 

@@ -1,5 +1,5 @@
-//! What a sidecar is given to serve a realm. Enters: a directory, mounted from a Secret that the operator keeps.
-//! Leaves: where Redis is, and the realm's keys.
+//! What a sidecar is given to serve a realm. Enters: a directory, mounted from a Secret that the
+//! operator keeps. Leaves: where Redis is, and the realm's keys.
 
 use std::fs;
 use std::io;
@@ -28,8 +28,8 @@ pub const REDIS_CA: &str = "redis-ca";
 
 /// The files, in the order in which they are read.
 const FILES: [&str; 6] = [REDIS_URL, REALM_KEY, INSTALLATION, REALM, CALLER, REDIS_CA];
-/// The link that the kubelet swaps when a mounted Secret changes. Each file is a link through it, so a set of files belongs
-/// together only when it was read through one and the same target.
+/// The link that the kubelet swaps when a mounted Secret changes. Each file is a link through it,
+/// so a set of files belongs together only when it was read through one and the same target.
 const DATA: &str = "..data";
 /// How often a set that was swapped while it was read is read again.
 const ATTEMPTS: usize = 3;
@@ -47,7 +47,8 @@ pub struct CredentialsError {
 pub struct Credentials {
     /// Where Redis is; may hold a password.
     pub redis_url: SecretText,
-    /// What its certificates are checked against (PEM), in place of the authorities that the system trusts.
+    /// What its certificates are checked against (PEM), in place of the authorities that the system
+    /// trusts.
     pub redis_authority: Option<String>,
     /// The realm's keys.
     pub keys: RealmKeys,
@@ -105,7 +106,8 @@ impl CredentialFiles {
         }
     }
 
-    /// Reads from `folder`, which `directory` leads to, and names files as they are called in `directory`.
+    /// Reads from `folder`, which `directory` leads to, and names files as they are called in
+    /// `directory`.
     fn read_from(folder: &Path, directory: &Path) -> Result<Self, CredentialsError> {
         if !folder.is_dir() {
             let reason = "is not a folder: the operator keeps a Secret twofactor-REALM for each namespace that it lets \
@@ -118,7 +120,10 @@ impl CredentialFiles {
                 Ok(content) => *text = SecretText::new(content),
                 Err(error) if *name == REDIS_CA && error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => {
-                    return Err(CredentialsError { file: directory.join(name), reason: error.to_string() });
+                    return Err(CredentialsError {
+                        file: directory.join(name),
+                        reason: error.to_string(),
+                    });
                 }
             }
         }
@@ -134,7 +139,8 @@ impl CredentialFiles {
         let authority = authority.expose_secret().trim();
         let realm = self.parsed(REALM, realm)?;
         let installation = self.parsed(INSTALLATION, installation)?;
-        let key = RealmKey::from_text(key.expose_secret()).map_err(|error| self.wrong(REALM_KEY, &error))?;
+        let key = RealmKey::from_text(key.expose_secret())
+            .map_err(|error| self.wrong(REALM_KEY, &error))?;
         Ok(Credentials {
             redis_url: SecretText::new(redis_url.expose_secret().trim().to_owned()),
             redis_authority: (!authority.is_empty()).then(|| authority.to_owned()),
@@ -149,7 +155,8 @@ impl CredentialFiles {
     pub fn is_same_realm(&self, other: &Self) -> bool {
         let of_the_realm = |files: &Self| {
             let [_, key, installation, realm, ..] = &files.texts;
-            [key, installation, realm].map(|text| SecretText::new(text.expose_secret().trim().to_owned()))
+            [key, installation, realm]
+                .map(|text| SecretText::new(text.expose_secret().trim().to_owned()))
         };
         of_the_realm(self) == of_the_realm(other)
     }
@@ -171,5 +178,6 @@ impl CredentialFiles {
 
 /// The folder that the files are in now.
 fn target(directory: &Path) -> PathBuf {
-    fs::read_link(directory.join(DATA)).map_or_else(|_| directory.to_owned(), |data| directory.join(data))
+    fs::read_link(directory.join(DATA))
+        .map_or_else(|_| directory.to_owned(), |data| directory.join(data))
 }

@@ -1,5 +1,5 @@
-//! `dev`: the same service without Kubernetes. Enters: manifests on disk and the environment. Leaves: a running
-//! sidecar that is its own publisher, into memory or into Redis.
+//! `dev`: the same service without Kubernetes. Enters: manifests on disk and the environment.
+//! Leaves: a running sidecar that is its own publisher, into memory or into Redis.
 
 use std::fs;
 use std::io::{self, Write};
@@ -36,7 +36,8 @@ use crate::work::Work;
 
 /// How often the manifests are looked at and the store is checked.
 const WATCH: Duration = Duration::from_secs(1);
-/// How many looks there are between two fillings that nothing asked for, should single keys have been lost.
+/// How many looks there are between two fillings that nothing asked for, should single keys have
+/// been lost.
 const SAFETY_NET: u32 = 30;
 
 /// What `dev` was told.
@@ -45,7 +46,8 @@ pub struct DevOptions {
     pub paths: Vec<PathBuf>,
     /// Redis, or memory when absent. May hold a password.
     pub redis_url: Option<String>,
-    /// File with what the certificates of Redis are checked against; what the system trusts when absent.
+    /// File with what the certificates of Redis are checked against; what the system trusts when
+    /// absent.
     pub redis_ca_file: Option<PathBuf>,
     /// Where the master key is kept when Redis is used.
     pub master_key_file: Option<PathBuf>,
@@ -62,8 +64,8 @@ pub struct DevOptions {
 /// Serves until it is told to stop.
 ///
 /// # Errors
-/// When a path, an address or the configuration is unusable. A manifest that is wrong is reported, and the
-/// others are served.
+/// When a path, an address or the configuration is unusable. A manifest that is wrong is reported,
+/// and the others are served.
 pub async fn dev(
     addresses: &Addresses,
     options: DevOptions,
@@ -78,8 +80,9 @@ pub async fn dev(
     let keys = || -> RealmKeys { master.realm_key(&options.realm_id, 1).keys(&options.realm_id) };
     let store = match &options.redis_url {
         Some(url) => {
-            let installation: Installation =
-                "dev".parse().map_err(|error| RunError::Configuration(format!("installation {error}")))?;
+            let installation: Installation = "dev"
+                .parse()
+                .map_err(|error| RunError::Configuration(format!("installation {error}")))?;
             let names = RealmNames::new(&installation, &options.realm_id);
             let authority = redis_authority(options.redis_ca_file.as_deref())?;
             let store = RedisStore::with_authority(url, authority.as_deref(), names, Clock::System);
@@ -125,7 +128,8 @@ pub async fn dev(
     }
     source.fill().await;
     announce(&source, &listeners, options.expose_codes);
-    let publishing = Background { name: "publisher", task: source.watch(stop.clone()), check: None };
+    let publishing =
+        Background { name: "publisher", task: source.watch(stop.clone()), check: None };
     run(current, listeners, publishing, stop).await
 }
 
@@ -150,8 +154,8 @@ impl Source {
         while stop.run_until_cancelled(ticks.tick()).await.is_some() {
             since_filled += 1;
             let changed = self.reread();
-            let filled =
-                self.available && self.publisher.store().inspect().await.is_ok_and(|found| found.ready);
+            let filled = self.available
+                && self.publisher.store().inspect().await.is_ok_and(|found| found.ready);
             if changed || !filled || since_filled >= SAFETY_NET {
                 self.fill().await;
                 since_filled = 0;
@@ -161,7 +165,8 @@ impl Source {
 
     /// Reads the manifests again. Tells whether anything is different.
     fn reread(&mut self) -> bool {
-        // A file that vanished or is being written is looked at again next time; who was served stays served.
+        // A file that vanished or is being written is looked at again next time; who was served
+        // stays served.
         let Ok(files) = read_files(&self.paths) else { return false };
         if files == self.files {
             return false;
@@ -177,8 +182,10 @@ impl Source {
         match self.try_fill().await {
             Ok(refilled) => {
                 let made = self.book.published();
-                for definition in
-                    self.users.definitions().filter(|user| user.delivery_method == DeliveryMethod::App)
+                for definition in self
+                    .users
+                    .definitions()
+                    .filter(|user| user.delivery_method == DeliveryMethod::App)
                 {
                     if let Some(seed) = made.get(&definition.username) {
                         let issuer = definition.issuer.as_deref().unwrap_or(&self.realm.issuer);
@@ -207,7 +214,8 @@ impl Source {
         }
     }
 
-    /// Whether the store holds a realm that these keys do not open: filling it would sweep somebody else's users.
+    /// Whether the store holds a realm that these keys do not open: filling it would sweep somebody
+    /// else's users.
     async fn is_somebody_elses(&self) -> bool {
         let sealed = self.publisher.store().realm().await.ok().and_then(|realm| realm.sealed);
         sealed.is_some_and(|sealed| RealmRecord::open(self.publisher.keys(), &sealed).is_err())
@@ -219,7 +227,9 @@ impl Source {
         }
         let random = &mut UnwrapErr(SysRng);
         let desired = self.users.desired(&mut self.book, random, &self.publisher).await?;
-        self.publisher.fill(&self.realm, &desired, self.users.others(), Clock::System.now(), random).await
+        self.publisher
+            .fill(&self.realm, &desired, self.users.others(), Clock::System.now(), random)
+            .await
     }
 }
 
@@ -239,18 +249,24 @@ fn report(files: &[(String, Vec<u8>)]) -> Users {
 fn redis_authority(path: Option<&Path>) -> Result<Option<String>, RunError> {
     let Some(path) = path else { return Ok(None) };
     let read = fs::read_to_string(path);
-    let wrong = |error| RunError::Configuration(format!("--redis-ca-file {}: {error}", path.display()));
+    let wrong =
+        |error| RunError::Configuration(format!("--redis-ca-file {}: {error}", path.display()));
     read.map(Some).map_err(wrong)
 }
 
-/// The key under which records stay readable from one start to the next: read, or made at the first start.
+/// The key under which records stay readable from one start to the next: read, or made at the first
+/// start.
 fn kept_master_key(path: Option<&Path>) -> Result<MasterKey, RunError> {
     let path = match path {
         Some(path) => path.to_owned(),
         None => default_key_path()?,
     };
     let wrong = |error: &dyn ToString| {
-        RunError::Configuration(format!("--master-key-file {}: {}", path.display(), error.to_string()))
+        RunError::Configuration(format!(
+            "--master-key-file {}: {}",
+            path.display(),
+            error.to_string()
+        ))
     };
     match fs::read_to_string(&path) {
         Ok(text) => return MasterKey::from_base64(&text).map_err(|error| wrong(&error)),
@@ -261,7 +277,8 @@ fn kept_master_key(path: Option<&Path>) -> Result<MasterKey, RunError> {
         fs::create_dir_all(folder).map_err(|error| wrong(&error))?;
     }
     let key = MasterKey::generate(&mut UnwrapErr(SysRng));
-    // Written elsewhere and then linked: nobody ever sees half of it, and the first of two processes wins.
+    // Written elsewhere and then linked: nobody ever sees half of it, and the first of two
+    // processes wins.
     let draft = path.with_extension(format!("draft-{}", std::process::id()));
     let written = fs::OpenOptions::new()
         .write(true)
@@ -283,7 +300,8 @@ fn kept_master_key(path: Option<&Path>) -> Result<MasterKey, RunError> {
 }
 
 fn default_key_path() -> Result<PathBuf, RunError> {
-    let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let variable =
+        |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     variable("XDG_STATE_HOME")
         .or_else(|| variable("HOME").map(|home| home.join(".local/state")))
         .map(|state| state.join("fountainai-2fa/master-key"))
@@ -307,11 +325,20 @@ fn enrol(uri: &twofactor_core::secret::SecretText, username: &str) {
 fn announce(source: &Source, listeners: &Listeners, codes_in_answers: bool) {
     let Some(address) = listeners.api_address() else { return };
     let base = format!("http://{address}");
-    say!("\nServing {} users at {base} (documentation: {base}/docs). Stop with Ctrl-C.", source.users.len());
-    // A name that needs no quoting in a shell, and somebody who gets codes sent rather than one with an app.
-    let plain = |name: &str| name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.@".contains(&byte));
-    let mut users: Vec<_> =
-        source.users.definitions().filter(|user| user.enabled && plain(user.username.as_str())).collect();
+    say!(
+        "\nServing {} users at {base} (documentation: {base}/docs). Stop with Ctrl-C.",
+        source.users.len()
+    );
+    // A name that needs no quoting in a shell, and somebody who gets codes sent rather than one
+    // with an app.
+    let plain = |name: &str| {
+        name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.@".contains(&byte))
+    };
+    let mut users: Vec<_> = source
+        .users
+        .definitions()
+        .filter(|user| user.enabled && plain(user.username.as_str()))
+        .collect();
     users.sort_by_key(|user| user.delivery_method == DeliveryMethod::App);
     let Some(user) = users.first() else { return };
     let name = user.username.as_str();
@@ -327,7 +354,9 @@ fn announce(source: &Source, listeners: &Listeners, codes_in_answers: bool) {
             let code = "sed -n 's/.*\"otp_code\":\"\\([0-9]*\\)\".*/\\1/p'";
             (format!("CODE=$({ask} | {code})"), "asks for a code")
         }
-        (_, false) => (format!("{ask}; echo; {read}"), "asks for a code and takes the one that arrives"),
+        (_, false) => {
+            (format!("{ask}; echo; {read}"), "asks for a code and takes the one that arrives")
+        }
     };
     say!(
         "Paste these lines into another terminal:\n\n{lines}\n{verify}\n{verify}\n\n\

@@ -1,8 +1,9 @@
-//! Follows the credentials while the sidecar serves. Enters: the folder that a Secret is mounted at. Leaves: a service on the
-//! credentials that are in there now, in the place of the one before.
+//! Follows the credentials while the sidecar serves. Enters: the folder that a Secret is mounted
+//! at. Leaves: a service on the credentials that are in there now, in the place of the one before.
 //!
-//! The kubelet brings a changed Secret into running pods within a minute or so. The folder is looked at rather than
-//! watched: a few system calls now and then are cheaper than a watch that has to be made again whenever a link is swapped.
+//! The kubelet brings a changed Secret into running pods within a minute or so. The folder is
+//! looked at rather than watched: a few system calls now and then are cheaper than a watch that has
+//! to be made again whenever a link is swapped.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -38,8 +39,8 @@ pub struct Follower {
 }
 
 impl Follower {
-    /// Reads the credentials for the first time, and prepares the service on them. Redis need not be there. Must be called
-    /// within a tokio runtime.
+    /// Reads the credentials for the first time, and prepares the service on them. Redis need not
+    /// be there. Must be called within a tokio runtime.
     ///
     /// # Errors
     /// Names the file that is missing or wrong, and what would be right.
@@ -79,7 +80,8 @@ impl Follower {
     }
 
     async fn look(&mut self) {
-        // What could not be read, for want of file descriptors for example, may be readable without having changed.
+        // What could not be read, for want of file descriptors for example, may be readable without
+        // having changed.
         if self.trouble.is_none() && Version::of(&self.directory) == self.version {
             return;
         }
@@ -97,8 +99,9 @@ impl Follower {
     async fn go_over_to(&mut self, files: CredentialFiles) -> Result<(), CredentialsError> {
         let before = self.current.load();
         let service = service(&files, &before.metrics, Some((&self.files, &before)))?;
-        // Connects and reads the realm before the first request needs it. Should Redis not answer, the new credentials
-        // are taken all the same: the old ones may be those of somebody who is no longer let in.
+        // Connects and reads the realm before the first request needs it. Should Redis not answer,
+        // the new credentials are taken all the same: the old ones may be those of somebody who is
+        // no longer let in.
         let _ = service.records.refresh_realm().await;
         tracing::info!(caller = %service.caller, "the credentials have changed, and the new ones are in use");
         before.metrics.credentials_changed("taken-over");
@@ -123,7 +126,8 @@ impl Follower {
     }
 }
 
-/// The service on `files`. On another connection to the same realm, it knows what the one before knew.
+/// The service on `files`. On another connection to the same realm, it knows what the one before
+/// knew.
 fn service(
     files: &CredentialFiles,
     metrics: &Metrics,
@@ -142,7 +146,9 @@ fn service(
     })?;
     let store = CountedStore::new(Store::Redis(store), metrics.store().clone());
     let records = match before {
-        Some((known, before)) if known.is_same_realm(files) => before.records.moved_to(store.clone()),
+        Some((known, before)) if known.is_same_realm(files) => {
+            before.records.moved_to(store.clone())
+        }
         _ => Records::new(store.clone(), credentials.keys, metrics.clone()),
     };
     let (work, public_keys) = match before {

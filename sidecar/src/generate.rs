@@ -1,5 +1,5 @@
-//! Generate: make a code, put it into the OTP log, deliver it. Enters: a username. Leaves: until when the code is
-//! accepted, or a refusal.
+//! Generate: make a code, put it into the OTP log, deliver it. Enters: a username. Leaves: until
+//! when the code is accepted, or a refusal.
 
 use std::sync::Arc;
 
@@ -41,8 +41,8 @@ pub struct Generated {
     pub channel: DeliveryMethod,
 }
 
-/// Makes and delivers a code. Asked again within the same time step and in the same context, it delivers the same one again, where
-/// the limits allow that.
+/// Makes and delivers a code. Asked again within the same time step and in the same context, it
+/// delivers the same one again, where the limits allow that.
 ///
 /// # Errors
 /// Every reason that the contract names.
@@ -74,7 +74,11 @@ pub async fn deliver(service: &Service, issued: Issued, wish: &Wish) -> Result<G
     };
     conclude(service, &issued.user, realm, &wish.origin, event).await;
     result.map_err(|error| Refusal::NotDelivered(error.reason()))?;
-    Ok(Generated { code: issued.code, expires_at: issued.expires_at, channel: definition.delivery_method })
+    Ok(Generated {
+        code: issued.code,
+        expires_at: issued.expires_at,
+        channel: definition.delivery_method,
+    })
 }
 
 /// A code in the OTP log, and what is needed to send it.
@@ -91,7 +95,8 @@ async fn issue(service: &Service, wish: &Wish) -> Result<Issued, Refusal> {
     let realm = service.realm().await?;
     let mut user = service.records.enabled_user(&wish.username).await?;
     if !service.can_send(&user.record, &realm.1) {
-        // No decision would tell that this record is outdated, so it is read again before it is believed.
+        // No decision would tell that this record is outdated, so it is read again before it is
+        // believed.
         user = service.records.reload_enabled(user.pseudonym).await?;
     }
     issue_to(service, user, realm, wish).await
@@ -121,7 +126,9 @@ pub async fn issue_to(
             Ok(Issue::Issued { expires_at, asked_at }) => {
                 return Ok(Issued { user, realm, code, expires_at, asked_at });
             }
-            Ok(Issue::Consumed { retry_after }) => return Err(Refusal::CodeConsumed { retry_after }),
+            Ok(Issue::Consumed { retry_after }) => {
+                return Err(Refusal::CodeConsumed { retry_after });
+            }
             Ok(Issue::TooSoon { retry_after, in_flight }) => {
                 return Err(Refusal::TooSoon { retry_after, in_flight });
             }
@@ -132,7 +139,8 @@ pub async fn issue_to(
     Err(Refusal::Unavailable)
 }
 
-/// What is asked of the store for the code of this moment, and the code; nothing for a user without a seed.
+/// What is asked of the store for the code of this moment, and the code; nothing for a user without
+/// a seed.
 #[must_use]
 pub fn issuance(
     service: &Service,
@@ -184,9 +192,12 @@ pub async fn count(service: &Service, issued: Issued, wish: &Wish) -> Result<Iss
             conclude(service, &issued.user, realm, &wish.origin, Event::DeliveriesUsedUp).await;
             Err(Refusal::DeliveriesUsedUp { retry_after })
         }
-        // The decision was made a moment ago: it is this key only that an operator of the version before has not opened.
+        // The decision was made a moment ago: it is this key only that an operator of the version
+        // before has not opened.
         Err(error) if error.is_access_refused() => {
-            tracing::warn!("this sidecar's login to Redis may not count deliveries: they are not limited");
+            tracing::warn!(
+                "this sidecar's login to Redis may not count deliveries: they are not limited"
+            );
             Ok(issued)
         }
         Err(error) => {
@@ -198,7 +209,8 @@ pub async fn count(service: &Service, issued: Issued, wish: &Wish) -> Result<Iss
     }
 }
 
-/// Tells the store what happened. Nothing depends on its answer: without it, a history has less, or a user waits a minute.
+/// Tells the store what happened. Nothing depends on its answer: without it, a history has less, or
+/// a user waits a minute.
 pub async fn conclude(
     service: &Service,
     user: &CurrentUser,

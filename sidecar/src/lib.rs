@@ -1,11 +1,14 @@
 //! The sidecar: answers `/auth/generate` and `/auth/verify` on localhost.
 //!
-//! A request goes one way: [`routes`] read it, [`generate`] or [`verify`] look up the user in [`records`] and ask
-//! the store for the decision, [`delivery`] sends a code, [`audit`] writes the record of it, and the answer or a
-//! [`refusal`] goes back, with a token of [`tokens`] where one was asked for; [`uniform`] does it so that nobody sees who is a user. [`serve`] runs that on what the operator published, with credentials that it follows
-//! ([`follow`]); [`dev`] on manifests from disk.
+//! A request goes one way: [`routes`] read it, [`generate`] or [`verify`] look up the user in
+//! [`records`] and ask the store for the decision, [`delivery`] sends a code, [`audit`] writes the
+//! record of it, and the answer or a [`refusal`] goes back, with a token of [`tokens`] where one
+//! was asked for; [`uniform`] does it so that nobody sees who is a user. [`serve`] runs that on
+//! what the operator published, with credentials that it follows ([`follow`]); [`dev`] on manifests
+//! from disk.
 
-/// Writes a line to standard output. Unlike `println!` it does not end the process when nobody reads any more.
+/// Writes a line to standard output. Unlike `println!` it does not end the process when nobody
+/// reads any more.
 macro_rules! say {
     ($($arguments:tt)*) => {{
         use std::io::Write;

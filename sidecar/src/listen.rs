@@ -1,5 +1,5 @@
-//! Where to listen. Enters: what the command line says about addresses. Leaves: bound listeners, or a sentence that
-//! says what would be right.
+//! Where to listen. Enters: what the command line says about addresses. Leaves: bound listeners, or
+//! a sentence that says what would be right.
 
 use std::fmt;
 use std::io;
@@ -129,18 +129,24 @@ fn loopback(port: u16) -> Result<Vec<TcpListener>, RunError> {
         Err(source) if source.kind() == io::ErrorKind::AddrInUse => {
             return Err(RunError::Listen { address, flag: "--port", source });
         }
-        Err(error) => tracing::debug!(%address, %error, "not listening on the IPv6 loopback address"),
+        Err(error) => {
+            tracing::debug!(%address, %error, "not listening on the IPv6 loopback address")
+        }
     }
     Ok(listeners)
 }
 
-/// Probes and scrapes come to the pod's address, which is an IPv4 one, an IPv6 one, or both, as the cluster has it.
+/// Probes and scrapes come to the pod's address, which is an IPv4 one, an IPv6 one, or both, as the
+/// cluster has it.
 fn every(port: u16) -> Result<TcpListener, RunError> {
     let address = SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
     match bound(address) {
         Ok(listener) => Ok(listener),
         Err(source)
-            if matches!(source.kind(), io::ErrorKind::AddrInUse | io::ErrorKind::PermissionDenied) =>
+            if matches!(
+                source.kind(),
+                io::ErrorKind::AddrInUse | io::ErrorKind::PermissionDenied
+            ) =>
         {
             Err(RunError::Listen { address, flag: "--admin-listen", source })
         }
@@ -151,7 +157,8 @@ fn every(port: u16) -> Result<TcpListener, RunError> {
     }
 }
 
-/// Listens on `address`; on every IPv4 address too when it is every IPv6 one, whatever the machine's default is.
+/// Listens on `address`; on every IPv4 address too when it is every IPv6 one, whatever the
+/// machine's default is.
 fn bound(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     if let IpAddr::V6(ip) = address.ip() {
@@ -176,7 +183,8 @@ mod tests {
         assert_eq!("[::1]:1".parse(), Ok(one));
         assert_eq!(one.to_string(), "[::1]:1");
         assert_eq!(AdminAddress::Every(18004).to_string(), "*:18004");
-        for wrong in ["", "*", "*:", "*:70000", "18004", "localhost:18004", "::1:18004", "0.0.0.0"] {
+        for wrong in ["", "*", "*:", "*:70000", "18004", "localhost:18004", "::1:18004", "0.0.0.0"]
+        {
             assert_eq!(wrong.parse::<AdminAddress>(), Err(AdminAddressError), "{wrong}");
         }
     }

@@ -1,5 +1,5 @@
-//! Users from manifests on disk, in the place of an API server. Enters: paths. Leaves: users as they should be
-//! published, and a problem for everything that is wrong.
+//! Users from manifests on disk, in the place of an API server. Enters: paths. Leaves: users as
+//! they should be published, and a problem for everything that is wrong.
 
 use std::collections::{HashMap, HashSet};
 use std::fs;
@@ -94,7 +94,8 @@ pub struct SeedBook {
     seeds: HashMap<Username, Seed>,
     /// Made here, and not known to be published yet.
     fresh: HashMap<Username, Seed>,
-    /// Handed out for publishing once. That may have worked although it seemed not to, and a code have been used since.
+    /// Handed out for publishing once. That may have worked although it seemed not to, and a code
+    /// have been used since.
     offered: HashSet<Username>,
 }
 
@@ -143,7 +144,8 @@ pub struct Users {
 }
 
 impl Users {
-    /// Validates users, each for itself: one that is wrong does not keep the others from being served.
+    /// Validates users, each for itself: one that is wrong does not keep the others from being
+    /// served.
     #[must_use]
     pub fn from_manifests(manifests: &Manifests) -> (Self, Vec<Problem>) {
         let mut problems = manifests.problems.clone();
@@ -158,7 +160,8 @@ impl Users {
                 }
             };
             if let Some(owner) = taken.get(&definition.username) {
-                let message = format!("{:?} is taken by the user at {owner}", definition.username.as_str());
+                let message =
+                    format!("{:?} is taken by the user at {owner}", definition.username.as_str());
                 problems.push(problem(located, "spec.username", message));
                 continue;
             }
@@ -168,14 +171,15 @@ impl Users {
                 SeedSource::Missing
             });
             let annotations = located.value.metadata.annotations.as_ref();
-            let reset = annotations.and_then(|all| all.get(labels::RESET_FAILURES_ANNOTATION)).cloned();
+            let reset =
+                annotations.and_then(|all| all.get(labels::RESET_FAILURES_ANNOTATION)).cloned();
             users.push(User { definition, source, reset });
         }
         (Self { users, complete: problems.is_empty() }, problems)
     }
 
-    /// What is to become of users who are published and not among these: one whose manifest cannot be read may be
-    /// one of them, and would lose their seed.
+    /// What is to become of users who are published and not among these: one whose manifest cannot
+    /// be read may be one of them, and would lose their seed.
     #[must_use]
     pub fn others(&self) -> Others {
         if self.complete { Others::Remove } else { Others::Keep }
@@ -211,7 +215,8 @@ impl Users {
                 SeedSource::Missing => None,
                 SeedSource::Ours => {
                     if !book.knows(username) {
-                        let record = publisher.current(publisher.keys().pseudonym(username)).await?;
+                        let record =
+                            publisher.current(publisher.keys().pseudonym(username)).await?;
                         match record.and_then(|record| record.seed) {
                             Some(seed) => book.found(username, seed),
                             None => book.make(username, random),
@@ -243,12 +248,17 @@ impl Users {
     }
 }
 
-fn seed_source(located: &Located<TwoFactorUser>, manifests: &Manifests) -> Result<SeedSource, Problem> {
+fn seed_source(
+    located: &Located<TwoFactorUser>,
+    manifests: &Manifests,
+) -> Result<SeedSource, Problem> {
     let user = &located.value;
     let Some(reference) = &user.spec.secret_ref else { return Ok(SeedSource::Ours) };
     let Some(secret) = manifests.secret(user.metadata.namespace.as_deref(), &reference.name) else {
-        let message =
-            format!("there is no Secret {:?} among the manifests of this namespace", reference.name);
+        let message = format!(
+            "there is no Secret {:?} among the manifests of this namespace",
+            reference.name
+        );
         return Err(problem(located, "spec.secretRef.name", message));
     };
     let Some(value) = secret.values.get(&reference.key) else {
@@ -256,7 +266,8 @@ fn seed_source(located: &Located<TwoFactorUser>, manifests: &Manifests) -> Resul
         return Err(problem(located, "spec.secretRef.key", message));
     };
     Seed::from_base32(value.expose_secret()).map(SeedSource::Imported).map_err(|error| {
-        let message = format!("the key {:?} of the Secret {:?} {error}", reference.key, reference.name);
+        let message =
+            format!("the key {:?} of the Secret {:?} {error}", reference.key, reference.name);
         problem(located, "spec.secretRef", message)
     })
 }

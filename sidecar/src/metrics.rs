@@ -1,5 +1,5 @@
-//! Metrics for Prometheus. Enters: what happened, as one of a few constant words. Leaves: counters and
-//! histograms. No label ever holds a name, an address or anything else that a caller chooses.
+//! Metrics for Prometheus. Enters: what happened, as one of a few constant words. Leaves: counters
+//! and histograms. No label ever holds a name, an address or anything else that a caller chooses.
 
 use std::time::Duration;
 
@@ -9,9 +9,12 @@ use twofactor_store::redis::Strength;
 
 use crate::store_metrics::StoreMetrics;
 
-/// From a tenth of a millisecond, which a decision takes, to the ten seconds after which delivery gives up.
-pub(crate) const BUCKETS: [f64; 16] =
-    [0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
+/// From a tenth of a millisecond, which a decision takes, to the ten seconds after which delivery
+/// gives up.
+pub(crate) const BUCKETS: [f64; 16] = [
+    0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5,
+    5.0, 10.0,
+];
 
 /// All metrics of the sidecar.
 #[derive(Clone, Debug)]
@@ -80,10 +83,14 @@ impl Metrics {
             registry.register(Box::new(gauge.clone()))?;
             Ok::<_, prometheus::Error>(gauge)
         };
-        let store_answers =
-            gauge("twofactor_store_answers", "1 when the store answered the last look at it, 0 when not.")?;
-        let let_in =
-            gauge("twofactor_let_in", "1 when the realm lets this sidecar's namespace in, 0 when not.")?;
+        let store_answers = gauge(
+            "twofactor_store_answers",
+            "1 when the store answered the last look at it, 0 when not.",
+        )?;
+        let let_in = gauge(
+            "twofactor_let_in",
+            "1 when the realm lets this sidecar's namespace in, 0 when not.",
+        )?;
         let credentials = gauge(
             "twofactor_credentials_current",
             "1 when the credentials in use are those of the folder, 0 when those cannot be used.",
@@ -192,7 +199,9 @@ impl Metrics {
         if strength == Strength::Unknown {
             let _ = self.redis_weakness.remove_label_values(&[setting]);
         } else {
-            self.redis_weakness.with_label_values(&[setting]).set((strength == Strength::Weak).into());
+            self.redis_weakness
+                .with_label_values(&[setting])
+                .set((strength == Strength::Weak).into());
         }
     }
 

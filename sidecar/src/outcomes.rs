@@ -1,4 +1,5 @@
-//! Every outcome that there is. Enters: nothing. Leaves: their names, which `docs/outcomes.md` has to tell about, each of them.
+//! Every outcome that there is. Enters: nothing. Leaves: their names, which `docs/outcomes.md` has
+//! to tell about, each of them.
 
 use std::time::Duration;
 
@@ -14,8 +15,8 @@ pub fn refusals() -> Vec<&'static str> {
     std::iter::successors(Some(first), after).map(|refusal| refusal.name()).collect()
 }
 
-/// Goes from each refusal to the next. Whoever adds one is told by the compiler that it has no place here, and by a test that the
-/// page does not tell about it.
+/// Goes from each refusal to the next. Whoever adds one is told by the compiler that it has no
+/// place here, and by a test that the page does not tell about it.
 fn after(refusal: &Refusal) -> Option<Refusal> {
     let retry_after = Duration::ZERO;
     Some(match refusal {

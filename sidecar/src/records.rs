@@ -1,7 +1,8 @@
 //! Records of users and of the realm, opened once and kept while they are current.
 //!
-//! Enters: a username. Leaves: the opened record, or the certainty that there is no such user. A record that does
-//! not open, or is older than one seen before, is never used: that is an answer of 503 and a metric.
+//! Enters: a username. Leaves: the opened record, or the certainty that there is no such user. A
+//! record that does not open, or is older than one seen before, is never used: that is an answer of
+//! 503 and a metric.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -26,12 +27,14 @@ use crate::metrics::Metrics;
 use crate::refusal::Refusal;
 use crate::uniform::Found;
 
-/// Users whose opened records are kept; beyond that, those not asked about for longest are read again. At about half a
-/// kilobyte each they are some ten megabytes, which has to fit into what a container next to every service may take.
+/// Users whose opened records are kept; beyond that, those not asked about for longest are read
+/// again. At about half a kilobyte each they are some ten megabytes, which has to fit into what a
+/// container next to every service may take.
 const CACHED_USERS: usize = 20_000;
 
-/// For so long, what was last read of the realm is believed; then a request reads it again itself. It bounds how long a
-/// namespace that is no longer let in goes on, whatever keeps the sidecar from looking every second.
+/// For so long, what was last read of the realm is believed; then a request reads it again itself.
+/// It bounds how long a namespace that is no longer let in goes on, whatever keeps the sidecar from
+/// looking every second.
 const REALM_BELIEVED: Duration = Duration::from_secs(2);
 
 /// A user as they are now.
@@ -80,7 +83,9 @@ impl StandIn {
     fn new(keys: &RealmKeys) -> Self {
         let random = &mut UnwrapErr(SysRng);
         let definition = UserDefinition {
-            username: "stand-in".parse().unwrap_or_else(|_| unreachable!("a plain word is a username")),
+            username: "stand-in"
+                .parse()
+                .unwrap_or_else(|_| unreachable!("a plain word is a username")),
             enabled: true,
             delivery_method: DeliveryMethod::Email,
             email: EmailAddress::try_from("stand-in@example.org".to_owned()).ok(),
@@ -89,7 +94,8 @@ impl StandIn {
             issuer: None,
         };
         let pseudonym = keys.pseudonym(&definition.username);
-        let record = UserRecord { definition, seed: Some(Seed::generate(random)), provenance: None };
+        let record =
+            UserRecord { definition, seed: Some(Seed::generate(random)), provenance: None };
         let sealed = record.seal(keys, pseudonym, Revision::default(), random);
         Self { record: Arc::new(record), pseudonym, sealed }
     }
@@ -122,12 +128,17 @@ impl Records {
     #[must_use]
     pub fn new(store: CountedStore, keys: RealmKeys, metrics: Metrics) -> Self {
         let stand_in = StandIn::new(&keys);
-        let known = Known { keys, users: Cache::new(CACHED_USERS), realm: ArcSwapOption::empty(), stand_in };
+        let known = Known {
+            keys,
+            users: Cache::new(CACHED_USERS),
+            realm: ArcSwapOption::empty(),
+            stand_in,
+        };
         Self { store, known: Arc::new(known), looked_at: Mutex::default(), metrics }
     }
 
-    /// The same realm's records, read from another store from now on. What is known stays known, and with it the
-    /// revisions below which nothing is accepted.
+    /// The same realm's records, read from another store from now on. What is known stays known,
+    /// and with it the revisions below which nothing is accepted.
     #[must_use]
     pub fn moved_to(&self, store: CountedStore) -> Self {
         let known = self.known.clone();
@@ -153,20 +164,24 @@ impl Records {
             }
             _ => self.reload(pseudonym).await?,
         };
-        // A record that was kept may be outdated, and no decision will tell: a disabled user is not decided about.
+        // A record that was kept may be outdated, and no decision will tell: a disabled user is not
+        // decided about.
         if user.record.definition.enabled { Ok(user) } else { self.reload_enabled(pseudonym).await }
     }
 
-    /// Looks a name up so that it takes the same whether it is a user's: the record is read, and the store asked whether there is
-    /// such a user, each time and of every name.
+    /// Looks a name up so that it takes the same whether it is a user's: the record is read, and
+    /// the store asked whether there is such a user, each time and of every name.
     ///
     /// # Errors
     /// [`Refusal::Unavailable`] when it is not certain.
     pub async fn find(&self, username: &Username) -> Result<Found, Refusal> {
         let pseudonym = self.known.keys.pseudonym(username);
-        let seen = self.known.users.get(&pseudonym).map_or(Revision::default(), |seen| seen.highest);
-        let (sealed, absent) =
-            tokio::try_join!(self.store.record(&pseudonym), self.store.confirm_absence(&pseudonym))?;
+        let seen =
+            self.known.users.get(&pseudonym).map_or(Revision::default(), |seen| seen.highest);
+        let (sealed, absent) = tokio::try_join!(
+            self.store.record(&pseudonym),
+            self.store.confirm_absence(&pseudonym)
+        )?;
         let Some(sealed) = sealed else {
             if !absent {
                 return Err(Refusal::Unavailable);
@@ -183,10 +198,15 @@ impl Records {
         Ok(if enabled { Found::User(user) } else { Found::Nobody(self.stand_in(pseudonym)) })
     }
 
-    /// A record that nobody has, in the place of that of `pseudonym`. Its revision is never a current one.
+    /// A record that nobody has, in the place of that of `pseudonym`. Its revision is never a
+    /// current one.
     #[must_use]
     pub fn stand_in(&self, pseudonym: Pseudonym) -> CurrentUser {
-        CurrentUser { pseudonym, revision: Revision::default(), record: self.known.stand_in.record.clone() }
+        CurrentUser {
+            pseudonym,
+            revision: Revision::default(),
+            record: self.known.stand_in.record.clone(),
+        }
     }
 
     /// Reads an enabled user's record again.
@@ -203,8 +223,10 @@ impl Records {
     /// # Errors
     /// As in [`Records::enabled_user`].
     pub async fn reload(&self, pseudonym: Pseudonym) -> Result<CurrentUser, Refusal> {
-        // Before the reading: of two that overlap, the one that ends later may have read what came earlier.
-        let seen = self.known.users.get(&pseudonym).map_or(Revision::default(), |seen| seen.highest);
+        // Before the reading: of two that overlap, the one that ends later may have read what came
+        // earlier.
+        let seen =
+            self.known.users.get(&pseudonym).map_or(Revision::default(), |seen| seen.highest);
         let Some(sealed) = self.store.record(&pseudonym).await? else {
             return Err(self.missing(pseudonym).await?);
         };
@@ -212,7 +234,12 @@ impl Records {
     }
 
     /// Opens a record that was read after `seen` was the highest revision, and keeps it.
-    fn accept(&self, pseudonym: Pseudonym, sealed: &[u8], seen: Revision) -> Result<CurrentUser, Refusal> {
+    fn accept(
+        &self,
+        pseudonym: Pseudonym,
+        sealed: &[u8],
+        seen: Revision,
+    ) -> Result<CurrentUser, Refusal> {
         let (revision, record) = self.open(pseudonym, sealed, seen).map_err(|rejected| {
             self.reject("user", rejected);
             Refusal::Unavailable
@@ -223,7 +250,9 @@ impl Records {
             return Ok(CurrentUser { pseudonym, revision: highest, record });
         }
         let record = Arc::new(record);
-        self.known.users.insert(pseudonym, Seen { highest: revision, record: Some(record.clone()) });
+        self.known
+            .users
+            .insert(pseudonym, Seen { highest: revision, record: Some(record.clone()) });
         Ok(CurrentUser { pseudonym, revision, record })
     }
 

@@ -1,5 +1,6 @@
-//! Looks at Redis' own settings now and then. Enters: the present service. Leaves: checks, metrics and a log line for each change: what is
-//! weaker than it should be for a code to be accepted once, whatever happens to Redis.
+//! Looks at Redis' own settings now and then. Enters: the present service. Leaves: checks, metrics
+//! and a log line for each change: what is weaker than it should be for a code to be accepted once,
+//! whatever happens to Redis.
 
 use std::time::Duration;
 
@@ -22,7 +23,11 @@ pub(crate) fn checks() -> Vec<(Setting, Check)> {
 }
 
 /// Looks until it is told to stop. Does nothing where the store is not Redis.
-pub(crate) async fn watch(current: Current, checks: Vec<(Setting, Check)>, stop: CancellationToken) {
+pub(crate) async fn watch(
+    current: Current,
+    checks: Vec<(Setting, Check)>,
+    stop: CancellationToken,
+) {
     if matches!(*current.load().store, Store::Memory(_)) {
         return stop.cancelled().await;
     }

@@ -1,5 +1,6 @@
-//! Keeps a running sidecar's knowledge of its realm current. Enters: the present service. Leaves: checks, metrics and a
-//! log line for each change: whether the store answers, and whether the realm lets this namespace in.
+//! Keeps a running sidecar's knowledge of its realm current. Enters: the present service. Leaves:
+//! checks, metrics and a log line for each change: whether the store answers, and whether the realm
+//! lets this namespace in.
 
 use std::time::{Duration, Instant};
 
@@ -10,16 +11,17 @@ use twofactor_store::StoreError;
 
 use crate::service::{Current, Service};
 
-/// How often the realm's record and the guards are read again. A namespace that is no longer let in is refused within
-/// two seconds, reading and waiting included.
+/// How often the realm's record and the guards are read again. A namespace that is no longer let in
+/// is refused within two seconds, reading and waiting included.
 ///
-/// For Redis that is one round trip with a GET and an HGETALL, per sidecar and second. A thousand sidecars are a thousand
-/// of them in a second, spread by the moments at which their pods started: a few per cent of one core, where Redis does
-/// a hundred thousand and more. The record is a few hundred bytes, and some kilobytes with a CA bundle and 256 namespaces.
+/// For Redis that is one round trip with a GET and an HGETALL, per sidecar and second. A thousand
+/// sidecars are a thousand of them in a second, spread by the moments at which their pods started:
+/// a few per cent of one core, where Redis does a hundred thousand and more. The record is a few
+/// hundred bytes, and some kilobytes with a CA bundle and 256 namespaces.
 const REFRESH: Duration = Duration::from_secs(1);
 
-/// What `/readyz?verbose` tells about the store and the realm. None of it affects readiness: an outage of Redis would take
-/// every pod out of its Service.
+/// What `/readyz?verbose` tells about the store and the realm. None of it affects readiness: an
+/// outage of Redis would take every pod out of its Service.
 #[derive(Clone, Debug)]
 pub(crate) struct Checks {
     pub(crate) redis: Check,
@@ -52,7 +54,8 @@ pub(crate) async fn refresh(current: Current, checks: Checks, stop: Cancellation
             let result = service.records.refresh_realm().await;
             last = Some(tell_outcome(&service, &checks, result.as_ref(), last));
             was_let_in = tell_let_in(&service, &checks, was_let_in);
-            // Seen every second, so that a key that is replaced is still shown to those who check the last tokens of it.
+            // Seen every second, so that a key that is replaced is still shown to those who check
+            // the last tokens of it.
             let realm = service.records.known_realm();
             let tokens = realm.as_ref().and_then(|realm| realm.1.tokens.as_ref());
             let _ = service.public_keys.current(tokens, Instant::now());
@@ -71,7 +74,8 @@ fn tell_outcome(
     let (outcome, cause) = match result {
         Ok(()) => (Outcome::Answered, None),
         Err(error) => {
-            let outcome = if error.is_access_refused() { Outcome::AccessRefused } else { Outcome::Failed };
+            let outcome =
+                if error.is_access_refused() { Outcome::AccessRefused } else { Outcome::Failed };
             (outcome, std::error::Error::source(error).map(ToString::to_string))
         }
     };
@@ -104,7 +108,8 @@ fn tell_outcome(
 
 /// Tells whether the realm lets this namespace in, as far as it is known.
 fn tell_let_in(service: &Service, checks: &Checks, was_let_in: bool) -> bool {
-    let Some(let_in) = service.records.known_realm().map(|realm| service.is_let_in(&realm.1)) else {
+    let Some(let_in) = service.records.known_realm().map(|realm| service.is_let_in(&realm.1))
+    else {
         return was_let_in;
     };
     if was_let_in && !let_in {

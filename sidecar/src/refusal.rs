@@ -1,6 +1,8 @@
-//! Everything that is answered instead of a success. Enters: a reason. Leaves: status, sentence and metric label.
+//! Everything that is answered instead of a success. Enters: a reason. Leaves: status, sentence and
+//! metric label.
 //!
-//! The sentences are those that clients of the original service read; internal causes are logged, never sent.
+//! The sentences are those that clients of the original service read; internal causes are logged,
+//! never sent.
 
 use std::time::Duration;
 
@@ -20,7 +22,8 @@ pub enum Refusal {
     /// There is no such user, or they are disabled: nobody learns which.
     #[error("User not found or 2FA not enabled.")]
     UnknownUser,
-    /// So many failures that an administrator has to look into it first. Answered like an unknown user.
+    /// So many failures that an administrator has to look into it first. Answered like an unknown
+    /// user.
     #[error("User not found or 2FA not enabled.")]
     Disabled,
     /// The user has no usable seed.
@@ -68,7 +71,9 @@ pub enum Refusal {
     #[error("The OTP could not be delivered: {0}")]
     NotDelivered(&'static str),
     /// Nothing can be decided at the moment, so nothing is accepted.
-    #[error("The 2FA store is unavailable. Try again; if a code is refused then, ask for a new one.")]
+    #[error(
+        "The 2FA store is unavailable. Try again; if a code is refused then, ask for a new one."
+    )]
     Unavailable,
     /// The realm does not let the namespace of this sidecar in, or no longer does.
     #[error("This namespace is not let in by the realm of these users.")]
@@ -105,7 +110,8 @@ pub struct Problem {
     pub status: u16,
     /// What happened this time, in a sentence.
     pub detail: String,
-    /// Asked too soon: until when the code that was sent last is accepted, while it is. RFC 3339, in UTC.
+    /// Asked too soon: until when the code that was sent last is accepted, while it is. RFC 3339,
+    /// in UTC.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(example = "2026-01-01T12:05:00Z", format = DateTime, nullable = false)]
     pub code_in_flight_until: Option<String>,
@@ -210,8 +216,9 @@ impl Refusal {
         }
     }
 
-    /// Whether every name is refused like this, whoever it is of: what is told also where answers keep to themselves who is a user.
-    /// Everything else is told there like a wrong code, or, of generate, like a code that is on its way.
+    /// Whether every name is refused like this, whoever it is of: what is told also where answers
+    /// keep to themselves who is a user. Everything else is told there like a wrong code, or, of
+    /// generate, like a code that is on its way.
     #[must_use]
     pub const fn is_told_uniformly(&self) -> bool {
         match self {

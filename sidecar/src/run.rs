@@ -1,5 +1,5 @@
-//! A sidecar from its first listener to its last answer. Enters: a service and addresses. Leaves: the end, clean
-//! or with the reason. Every task is joined here, and the end of one ends all.
+//! A sidecar from its first listener to its last answer. Enters: a service and addresses. Leaves:
+//! the end, clean or with the reason. Every task is joined here, and the end of one ends all.
 
 use std::io;
 use std::net::SocketAddr;
@@ -20,7 +20,8 @@ use crate::service::Current;
 
 /// Probes and Prometheus: few connections are enough.
 const ADMIN_CONNECTIONS: usize = 64;
-/// For a probe's or a scrape's head to arrive: strangers in the cluster's network can reach this port.
+/// For a probe's or a scrape's head to arrive: strangers in the cluster's network can reach this
+/// port.
 const ADMIN_HEAD_TIMEOUT: Duration = Duration::from_secs(3);
 /// For a probe or a scrape, answer included: nobody holds a slot for longer.
 const ADMIN_LIFETIME: Duration = Duration::from_secs(15);
@@ -79,7 +80,8 @@ pub async fn run(
     let mut interrupt = signal(SignalKind::interrupt()).map_err(RunError::Signal)?;
     let checks = Checks::new();
     let mut tasks = JoinSet::new();
-    let mut spawn = |name: &'static str, task: std::pin::Pin<Box<dyn Future<Output = ()> + Send>>| {
+    let mut spawn = |name: &'static str,
+                     task: std::pin::Pin<Box<dyn Future<Output = ()> + Send>>| {
         tasks.spawn(async move {
             task.await;
             name
@@ -103,7 +105,10 @@ pub async fn run(
     };
     spawn("admin", Box::pin(http::serve(listeners.admin, admin, limits, stop.clone())));
     let work = current.load().work.clone();
-    spawn("redis settings", Box::pin(redis_settings::watch(current.clone(), settings, stop.clone())));
+    spawn(
+        "redis settings",
+        Box::pin(redis_settings::watch(current.clone(), settings, stop.clone())),
+    );
     spawn("realm refresh", Box::pin(refresh(current, checks, stop.clone())));
     spawn(background.name, Box::pin(background.task));
 

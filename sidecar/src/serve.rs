@@ -1,4 +1,5 @@
-//! `serve`: next to a service, on what the operator published. Enters: credentials. Leaves: a running sidecar.
+//! `serve`: next to a service, on what the operator published. Enters: credentials. Leaves: a
+//! running sidecar.
 
 use std::path::Path;
 
@@ -13,7 +14,11 @@ use crate::run::{Background, RunError, run};
 ///
 /// # Errors
 /// When the credentials are unusable, or an address is.
-pub async fn serve(addresses: &Addresses, directory: &Path, stop: CancellationToken) -> Result<(), RunError> {
+pub async fn serve(
+    addresses: &Addresses,
+    directory: &Path,
+    stop: CancellationToken,
+) -> Result<(), RunError> {
     tracing::info!(version = env!("CARGO_PKG_VERSION"), "starting");
     let wrong = |error: &dyn ToString| RunError::Configuration(error.to_string());
     let metrics = Metrics::new().map_err(|error| wrong(&error))?;

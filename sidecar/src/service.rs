@@ -1,5 +1,5 @@
-//! What generate and verify work with. Enters: the parts, put together once for each set of credentials. Leaves: the
-//! present value, which routes share.
+//! What generate and verify work with. Enters: the parts, put together once for each set of
+//! credentials. Leaves: the present value, which routes share.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -21,10 +21,12 @@ use crate::refusal::Refusal;
 use crate::tokens::PublicKeys;
 use crate::work::Work;
 
-/// How long a decision may take in all, every reading and repeating included: a client has its 503 in a second.
+/// How long a decision may take in all, every reading and repeating included: a client has its 503
+/// in a second.
 pub const DECISION_TIMEOUT: Duration = Duration::from_millis(900);
 
-/// How often a decision is asked for again on new ground: a record that changed, a clock that was off.
+/// How often a decision is asked for again on new ground: a record that changed, a clock that was
+/// off.
 pub const ATTEMPTS: usize = 4;
 
 /// The parts of a running sidecar.
@@ -48,7 +50,8 @@ pub struct Service {
     pub public_keys: Arc<PublicKeys>,
 }
 
-/// The service that the next request is answered by. Requests under way end with the one that they began with.
+/// The service that the next request is answered by. Requests under way end with the one that they
+/// began with.
 #[derive(Clone, Debug)]
 pub struct Current(Arc<ArcSwap<Service>>);
 
@@ -78,7 +81,8 @@ impl Service {
         realm.callers.as_ref().is_none_or(|callers| callers.contains(self.caller.as_str()))
     }
 
-    /// The realm, if it lets this sidecar's namespace in: asked before anything is looked up or decided.
+    /// The realm, if it lets this sidecar's namespace in: asked before anything is looked up or
+    /// decided.
     ///
     /// # Errors
     /// [`Refusal::NotLetIn`] when it does not; [`Refusal::Unavailable`] when that is not known.
@@ -93,7 +97,8 @@ impl Service {
         user.seed.is_some() && self.delivery.can_reach(&user.definition, realm)
     }
 
-    /// Sends a message to a user whom [`Service::can_send`] says it can be sent to, and counts that.
+    /// Sends a message to a user whom [`Service::can_send`] says it can be sent to, and counts
+    /// that.
     ///
     /// # Errors
     /// When the provider does not take it.
@@ -110,11 +115,16 @@ impl Service {
         result
     }
 
-    /// What the next attempt is made with, after the store decided nothing on `user` for the reason `why`.
+    /// What the next attempt is made with, after the store decided nothing on `user` for the reason
+    /// `why`.
     ///
     /// # Errors
     /// When there is nothing to be had that a decision could be made on.
-    pub async fn new_ground(&self, user: CurrentUser, why: StoreError) -> Result<CurrentUser, Refusal> {
+    pub async fn new_ground(
+        &self,
+        user: CurrentUser,
+        why: StoreError,
+    ) -> Result<CurrentUser, Refusal> {
         match why {
             StoreError::Undecided(Undecided::Stale { current }) => {
                 self.metrics.store().stale_record();
@@ -137,6 +147,10 @@ impl Service {
 ///
 /// # Errors
 /// [`Refusal::Unavailable`] when the time is over; otherwise what `work` says.
-pub async fn within_bound<T, E: From<Refusal>>(work: impl Future<Output = Result<T, E>>) -> Result<T, E> {
-    tokio::time::timeout(DECISION_TIMEOUT, work).await.unwrap_or_else(|_| Err(Refusal::Unavailable.into()))
+pub async fn within_bound<T, E: From<Refusal>>(
+    work: impl Future<Output = Result<T, E>>,
+) -> Result<T, E> {
+    tokio::time::timeout(DECISION_TIMEOUT, work)
+        .await
+        .unwrap_or_else(|_| Err(Refusal::Unavailable.into()))
 }

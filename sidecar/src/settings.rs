@@ -13,8 +13,9 @@ use twofactor_core::settings;
 
 /// Policy and providers of a realm that no operator takes care of.
 ///
-/// Passwords have no flags: command lines can be seen by everybody on the machine. Nor have the other settings of text messages
-/// and webhooks, which stand beside them, and the texts of messages, which have lines.
+/// Passwords have no flags: command lines can be seen by everybody on the machine. Nor have the
+/// other settings of text messages and webhooks, which stand beside them, and the texts of
+/// messages, which have lines.
 #[derive(Args)]
 pub struct RealmOptions {
     /// Shown in mails and in authenticator apps [default: FountainAI]
@@ -33,7 +34,8 @@ pub struct RealmOptions {
     #[arg(long, env = "OTP_GENERATES_PER_HOUR", value_name = "NUMBER")]
     otp_generates_per_hour: Option<String>,
 
-    /// Codes for all users together that are sent within an hour, 0 to 1000000; 0 is no limit [default: 1000]
+    /// Codes for all users together that are sent within an hour, 0 to 1000000; 0 is no limit
+    /// [default: 1000]
     #[arg(long, env = "OTP_DELIVERIES_PER_HOUR", value_name = "NUMBER")]
     otp_deliveries_per_hour: Option<String>,
 
@@ -70,12 +72,13 @@ pub struct RealmOptions {
     #[arg(long, env = "SMTP_CA_FILE", value_name = "FILE")]
     smtp_ca_file: Option<PathBuf>,
 
-    /// Replicas of Redis that have to know of an accepted code before it is told; too few within half a second are an answer of 503
-    /// [default: 0]
+    /// Replicas of Redis that have to know of an accepted code before it is told; too few within
+    /// half a second are an answer of 503 [default: 0]
     #[arg(long, env = "REDIS_WAIT", value_name = "REPLICAS")]
     redis_wait: Option<String>,
 
-    /// Whom tokens can be for, separated by commas. Turns tokens on: a request to verify that names one of them is answered with one
+    /// Whom tokens can be for, separated by commas. Turns tokens on: a request to verify that names
+    /// one of them is answered with one
     #[arg(long, env = "TOKEN_AUDIENCES", value_name = "NAMES")]
     token_audiences: Option<String>,
 
@@ -83,12 +86,13 @@ pub struct RealmOptions {
     #[arg(long, env = "TOKEN_LIFETIME_SECONDS", value_name = "SECONDS")]
     token_lifetime_seconds: Option<String>,
 
-    /// How tokens are signed: HS256, with the key in the variable SECRET_KEY of 32 bytes or more, or EdDSA, with the key in
-    /// ED25519_PRIVATE_KEY [default: HS256]
+    /// How tokens are signed: HS256, with the key in the variable SECRET_KEY of 32 bytes or more,
+    /// or EdDSA, with the key in ED25519_PRIVATE_KEY [default: HS256]
     #[arg(long, env = "ALGORITHM", value_name = "NAME")]
     algorithm: Option<String>,
 
-    /// Answer every name in the same way, known or not, so that answers can be passed on to the public
+    /// Answer every name in the same way, known or not, so that answers can be passed on to the
+    /// public
     #[arg(long, env = "UNIFORM_ANSWERS", value_name = "true|false", num_args = 0..=1, default_missing_value = "true")]
     uniform_answers: Option<String>,
 }
@@ -98,9 +102,13 @@ impl RealmOptions {
     ///
     /// # Errors
     /// A sentence that names what is missing or wrong. It never repeats a secret.
-    pub fn realm(&self, environment: impl Fn(&str) -> Option<String>) -> Result<RealmRecord, String> {
+    pub fn realm(
+        &self,
+        environment: impl Fn(&str) -> Option<String>,
+    ) -> Result<RealmRecord, String> {
         let ca = self.smtp_ca_file.as_ref().map(|path| {
-            fs::read_to_string(path).map_err(|error| format!("SMTP_CA_FILE {}: {error}", path.display()))
+            fs::read_to_string(path)
+                .map_err(|error| format!("SMTP_CA_FILE {}: {error}", path.display()))
         });
         let ca = ca.transpose()?;
         let twilio_ca = certificates("TWILIO_CA_FILE", &environment)?;

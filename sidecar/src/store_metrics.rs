@@ -1,4 +1,5 @@
-//! What the store is asked for, and how long that takes. Enters: questions as they are answered. Leaves: counters and a histogram.
+//! What the store is asked for, and how long that takes. Enters: questions as they are answered.
+//! Leaves: counters and a histogram.
 
 use std::time::Duration;
 

@@ -1,8 +1,8 @@
-//! Tokens: what a service can show to others after a success (RFC 7519). Enters: a realm's settings and who was verified.
-//! Leaves: a signed token, and the public keys that it can be checked with.
+//! Tokens: what a service can show to others after a success (RFC 7519). Enters: a realm's settings
+//! and who was verified. Leaves: a signed token, and the public keys that it can be checked with.
 //!
-//! Nothing in this program reads a token, so there is no checking here: two short JSON texts and a signature over them
-//! are all of it.
+//! Nothing in this program reads a token, so there is no checking here: two short JSON texts and a
+//! signature over them are all of it.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -16,14 +16,18 @@ use serde::Serialize;
 use twofactor_core::context::Context;
 use twofactor_core::names::RealmId;
 use twofactor_core::time::UnixMillis;
-use twofactor_core::token::{Audience, Ed25519Key, SigningKey, TokenAlgorithm, TokenLifetime, TokenSettings};
+use twofactor_core::token::{
+    Audience, Ed25519Key, SigningKey, TokenAlgorithm, TokenLifetime, TokenSettings,
+};
 use twofactor_core::user::Username;
 
 use crate::refusal::Refusal;
 
-/// Who says it. Which users it is about, `realm` says: every realm of every cluster has an id of its own.
+/// Who says it. Which users it is about, `realm` says: every realm of every cluster has an id of
+/// its own.
 pub const ISSUER: &str = "fountainai-2fa";
-/// How long a public key is shown after it was replaced: until the last token is over, with a margin for clocks.
+/// How long a public key is shown after it was replaced: until the last token is over, with a
+/// margin for clocks.
 const SHOWN_AFTERWARDS: Duration = Duration::from_secs(TokenLifetime::LONGEST.as_secs() + 10);
 
 /// What a token says.
@@ -132,7 +136,8 @@ impl Signer {
     }
 }
 
-/// What stands in a token for a context: whoever knows the context can compare, and nobody else reads it.
+/// What stands in a token for a context: whoever knows the context can compare, and nobody else
+/// reads it.
 #[must_use]
 pub fn context_hash(context: &Context) -> String {
     BASE64URL_NOPAD.encode(digest(&SHA256, context.as_str().as_bytes()).as_ref())
@@ -155,7 +160,8 @@ pub struct PublicKey {
     #[serde(rename = "use")]
     purpose: &'static str,
     alg: &'static str,
-    /// The thumbprint of RFC 7638: the same key has the same name everywhere, and another key another one.
+    /// The thumbprint of RFC 7638: the same key has the same name everywhere, and another key
+    /// another one.
     kid: String,
     x: String,
 }
@@ -165,21 +171,33 @@ impl PublicKey {
         let x = BASE64URL_NOPAD.encode(pair.public_key().as_ref());
         let members = format!(r#"{{"crv":"Ed25519","kty":"OKP","x":"{x}"}}"#);
         let kid = BASE64URL_NOPAD.encode(digest(&SHA256, members.as_bytes()).as_ref());
-        Self { kty: "OKP", crv: "Ed25519", purpose: "sig", alg: TokenAlgorithm::EdDsa.name(), kid, x }
+        Self {
+            kty: "OKP",
+            crv: "Ed25519",
+            purpose: "sig",
+            alg: TokenAlgorithm::EdDsa.name(),
+            kid,
+            x,
+        }
     }
 }
 
-/// The public keys of a realm: the present one, and those before it whose tokens may still be about.
+/// The public keys of a realm: the present one, and those before it whose tokens may still be
+/// about.
 #[derive(Debug, Default)]
 pub struct PublicKeys(Mutex<Vec<(PublicKey, Instant)>>);
 
 impl PublicKeys {
-    /// Takes note of what a realm signs with at the moment `now`, and gives the keys that its tokens can be checked with: none
-    /// for a shared key.
+    /// Takes note of what a realm signs with at the moment `now`, and gives the keys that its
+    /// tokens can be checked with: none for a shared key.
     ///
     /// # Errors
     /// As [`Signer::new`].
-    pub fn current(&self, tokens: Option<&TokenSettings>, now: Instant) -> Result<Vec<PublicKey>, Refusal> {
+    pub fn current(
+        &self,
+        tokens: Option<&TokenSettings>,
+        now: Instant,
+    ) -> Result<Vec<PublicKey>, Refusal> {
         let mut keys = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         keys.retain(|(_, seen)| now.saturating_duration_since(*seen) <= SHOWN_AFTERWARDS);
         if let Some(SigningKey::EdDsa(key)) = tokens.map(|tokens| &tokens.key) {
@@ -256,8 +274,11 @@ mod tests {
         let (signed, signature) = token.rsplit_once('.').unwrap();
         let keys = PublicKeys::default().current(Some(&settings(key(1))), Instant::now()).unwrap();
         assert_eq!(decoded(signed.split('.').next().unwrap())["kid"], json!(keys[0].kid));
-        let public = UnparsedPublicKey::new(&ED25519, BASE64URL_NOPAD.decode(keys[0].x.as_bytes()).unwrap());
-        public.verify(signed.as_bytes(), &BASE64URL_NOPAD.decode(signature.as_bytes()).unwrap()).unwrap();
+        let public =
+            UnparsedPublicKey::new(&ED25519, BASE64URL_NOPAD.decode(keys[0].x.as_bytes()).unwrap());
+        public
+            .verify(signed.as_bytes(), &BASE64URL_NOPAD.decode(signature.as_bytes()).unwrap())
+            .unwrap();
     }
 
     #[test]

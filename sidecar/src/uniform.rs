@@ -1,9 +1,11 @@
-//! Answers that keep to themselves who is a user: for services that pass them on to the public. Enters: a username, known or not.
-//! Leaves: what really happened, for the log; and the same work done for every name.
+//! Answers that keep to themselves who is a user: for services that pass them on to the public.
+//! Enters: a username, known or not. Leaves: what really happened, for the log; and the same work
+//! done for every name.
 //!
-//! Of every name the record is read, and it is asked whether there is such a user; nothing is taken from memory. Then a decision
-//! is asked for: of a user it is the real one, of anybody else one on a record that nobody has, which the store cannot accept,
-//! count or keep. What the caller is told follows from [`Refusal::is_told_uniformly`] and [`expires_at`], and when from
+//! Of every name the record is read, and it is asked whether there is such a user; nothing is taken
+//! from memory. Then a decision is asked for: of a user it is the real one, of anybody else one on
+//! a record that nobody has, which the store cannot accept, count or keep. What the caller is told
+//! follows from [`Refusal::is_told_uniformly`] and [`expires_at`], and when from
 //! [`until_the_beat`].
 
 use std::time::{Duration, Instant};
@@ -19,18 +21,21 @@ use crate::refusal::Refusal;
 use crate::service::Service;
 use crate::verify::{self, Claim};
 
-/// What `expires_at` is counted from. A user who asks twice within it is told the same twice, as everybody is.
+/// What `expires_at` is counted from. A user who asks twice within it is told the same twice, as
+/// everybody is.
 const QUANTUM: u64 = 30;
 /// The longest that a code may be accepted (NIST SP 800-63B).
 const LONGEST: Duration = Duration::from_mins(10);
 
-/// When answers are given: at a multiple of this after the request came. What is done for a user and not for others, such as writing
-/// their history, takes a tenth of a millisecond, and ends long before the first.
+/// When answers are given: at a multiple of this after the request came. What is done for a user
+/// and not for others, such as writing their history, takes a tenth of a millisecond, and ends long
+/// before the first.
 const BEAT: Duration = Duration::from_millis(10);
 
 /// Waits until the moment at which a request that came at `began` may be answered.
 pub async fn until_the_beat(began: Instant) {
-    let beats = u32::try_from(began.elapsed().as_nanos() / BEAT.as_nanos()).unwrap_or(u32::MAX - 1) + 1;
+    let beats =
+        u32::try_from(began.elapsed().as_nanos() / BEAT.as_nanos()).unwrap_or(u32::MAX - 1) + 1;
     tokio::time::sleep_until((began + BEAT * beats).into()).await;
 }
 
@@ -50,8 +55,9 @@ pub fn expires_at(now: UnixMillis, lifetime: OtpLifetime) -> UnixMillis {
     UnixMillis::from_seconds(begin + lifetime.duration().as_secs())
 }
 
-/// For how long a code of steps of `period` seconds is issued, so that it is good for as long as [`expires_at`] says, also when it is
-/// one that was asked for before. Ten minutes stay ten minutes: there, a step that is not one of 30 seconds may cut it short.
+/// For how long a code of steps of `period` seconds is issued, so that it is good for as long as
+/// [`expires_at`] says, also when it is one that was asked for before. Ten minutes stay ten
+/// minutes: there, a step that is not one of 30 seconds may cut it short.
 #[must_use]
 pub fn lifetime(lifetime: OtpLifetime, period: u32) -> Duration {
     let period = u64::from(period);
@@ -67,7 +73,11 @@ pub fn lifetime(lifetime: OtpLifetime, period: u32) -> Duration {
 ///
 /// # Errors
 /// What really happened.
-pub async fn decide(service: &Service, realm: &RealmRecord, claim: &Claim) -> Result<Verdict, Refusal> {
+pub async fn decide(
+    service: &Service,
+    realm: &RealmRecord,
+    claim: &Claim,
+) -> Result<Verdict, Refusal> {
     match service.records.find(&claim.username).await? {
         Found::User(user) => verify::decide_on(service, user, realm, claim).await,
         Found::Nobody(stand_in) => {
@@ -119,8 +129,9 @@ pub async fn issue(service: &Service, wish: &Wish) -> Result<Issued, Refused> {
     Err(refused)
 }
 
-/// The answer about a record that nobody has: that it is not the current one, or that there is none. Everything else, such as a
-/// Redis that does not answer, is what a user would be told as well.
+/// The answer about a record that nobody has: that it is not the current one, or that there is
+/// none. Everything else, such as a Redis that does not answer, is what a user would be told as
+/// well.
 fn nothing_came_of<T>(answer: Result<T, StoreError>) -> Result<(), Refusal> {
     use twofactor_core::decision::Undecided::{ClockOff, NoState, Stale};
     match answer {
@@ -140,7 +151,8 @@ mod tests {
             for period in [15_u32, 20, 30, 45, 60, 100, 120] {
                 for asked in (1_798_000_000..1_798_000_240).step_by(7) {
                     // The first time in its step; every later time in it gives the same entry.
-                    let kept = UnixMillis::from_seconds(asked + lifetime(lifetime_of, period).as_secs());
+                    let kept =
+                        UnixMillis::from_seconds(asked + lifetime(lifetime_of, period).as_secs());
                     let end = (asked / u64::from(period) + 1) * u64::from(period);
                     for again in (asked..end).step_by(5) {
                         let promised = expires_at(UnixMillis::from_seconds(again), lifetime_of);

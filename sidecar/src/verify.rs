@@ -1,5 +1,6 @@
-//! Verify: is this the code? Enters: a username, a code, and perhaps a context and an audience. Leaves: yes, with a token where
-//! one was asked for, or a refusal. One Redis round trip when the record is known.
+//! Verify: is this the code? Enters: a username, a code, and perhaps a context and an audience.
+//! Leaves: yes, with a token where one was asked for, or a refusal. One Redis round trip when the
+//! record is known.
 
 use rand::rngs::SysRng;
 use rand_core::UnwrapErr;
@@ -35,7 +36,8 @@ pub struct Claim {
 /// Accepts a code, at most once. Gives a token where one was asked for.
 ///
 /// # Errors
-/// Every reason that the contract names. After [`Refusal::Unavailable`], the code may be used up all the same.
+/// Every reason that the contract names. After [`Refusal::Unavailable`], the code may be used up
+/// all the same.
 pub async fn verify(service: &Service, claim: &Claim) -> Result<Option<String>, Refusal> {
     let (verdict, signing) = within_bound(async {
         let realm = service.realm().await?;
@@ -79,7 +81,10 @@ impl Signing<'_> {
     }
 }
 
-fn signing<'a>(realm: &RealmRecord, audience: Option<&'a Audience>) -> Result<Option<Signing<'a>>, Refusal> {
+fn signing<'a>(
+    realm: &RealmRecord,
+    audience: Option<&'a Audience>,
+) -> Result<Option<Signing<'a>>, Refusal> {
     let malformed = |what: &str| Err(Refusal::Malformed(format!("audience: {what}")));
     match (audience, &realm.tokens) {
         (None, _) => Ok(None),
@@ -87,9 +92,11 @@ fn signing<'a>(realm: &RealmRecord, audience: Option<&'a Audience>) -> Result<Op
         (Some(audience), Some(tokens)) if !tokens.audiences.contains(audience) => {
             malformed("is not one of the audiences of this realm")
         }
-        (Some(audience), Some(tokens)) => {
-            Ok(Some(Signing { signer: Signer::new(&tokens.key)?, audience, lifetime: tokens.lifetime }))
-        }
+        (Some(audience), Some(tokens)) => Ok(Some(Signing {
+            signer: Signer::new(&tokens.key)?,
+            audience,
+            lifetime: tokens.lifetime,
+        })),
     }
 }
 

@@ -1,5 +1,6 @@
-//! Work that nobody may cut short: decisions whose client hung up, and deliveries that go on after the answer. Enters: futures.
-//! Leaves: their ends, of which none is missed when the program is told to stop.
+//! Work that nobody may cut short: decisions whose client hung up, and deliveries that go on after
+//! the answer. Enters: futures. Leaves: their ends, of which none is missed when the program is
+//! told to stop.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,7 +29,10 @@ impl Default for Work {
 
 impl Work {
     /// Begins work that goes on whatever becomes of the one who asked for it.
-    pub fn spawn<T: Send + 'static>(&self, work: impl Future<Output = T> + Send + 'static) -> JoinHandle<T> {
+    pub fn spawn<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = T> + Send + 'static,
+    ) -> JoinHandle<T> {
         self.tasks.spawn(work)
     }
 

@@ -1,8 +1,8 @@
-//! Redis' own access control: a user for the services of each namespace, who can do what a sidecar does with the keys of one
-//! realm, and nothing else.
+//! Redis' own access control: a user for the services of each namespace, who can do what a sidecar
+//! does with the keys of one realm, and nothing else.
 //!
-//! Enters: names, hashes of passwords and the names of a realm's keys. Leaves: users in the Redis process, where they are lost when
-//! it ends; and URLs to log in with.
+//! Enters: names, hashes of passwords and the names of a realm's keys. Leaves: users in the Redis
+//! process, where they are lost when it ends; and URLs to log in with.
 
 use std::collections::{BTreeSet, HashSet};
 
@@ -14,7 +14,8 @@ use crate::link::{Node, Operation};
 use crate::redis::{OPERATION_TIMEOUT, RedisStore};
 pub use crate::url::{has_login, with_login};
 
-/// What the store sends of itself, and what its deciding scripts call. Logging in needs no permission.
+/// What the store sends of itself, and what its deciding scripts call. Logging in needs no
+/// permission.
 const COMMANDS: [&str; 16] = [
     "+get",
     "+exists",
@@ -72,7 +73,8 @@ pub enum AclError {
     Store(#[from] StoreError),
 }
 
-/// The names that the servers of a Redis know. Each server has users of its own: in a cluster, one may know more than another.
+/// The names that the servers of a Redis know. Each server has users of its own: in a cluster, one
+/// may know more than another.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct AclNames {
     /// Those that some server knows.
@@ -90,7 +92,8 @@ impl RedisStore {
         let mut command = redis::cmd("ACL");
         command.arg("USERS");
         let mut names = AclNames::default();
-        for (index, known) in self.on_every_server::<HashSet<String>>(&command).await?.into_iter().enumerate()
+        for (index, known) in
+            self.on_every_server::<HashSet<String>>(&command).await?.into_iter().enumerate()
         {
             if index == 0 {
                 names.everywhere = known.iter().cloned().collect();
@@ -101,10 +104,12 @@ impl RedisStore {
         Ok(names)
     }
 
-    /// Makes a user what they should be, at once and whatever they were before. Connections that they have stay.
+    /// Makes a user what they should be, at once and whatever they were before. Connections that
+    /// they have stay.
     ///
     /// # Errors
-    /// When Redis does not answer, or this login may not do it; on a single server, nothing has changed then.
+    /// When Redis does not answer, or this login may not do it; on a single server, nothing has
+    /// changed then.
     pub async fn acl_set(&self, user: &AclUser, separation: Separation) -> Result<(), AclError> {
         let mut command = redis::cmd("ACL");
         let rules = rules(user, separation, self.selects_database(), self.link.is_cluster());
@@ -123,13 +128,15 @@ impl RedisStore {
         self.on_every_server::<i64>(redis::cmd("ACL").arg("DELUSER").arg(names)).await.map(drop)
     }
 
-    /// The answers of all masters, and of those replicas that answer: users are not replicated, and a replica that is promoted lets in
-    /// whom it knows. One that is away is told when it is looked at again.
+    /// The answers of all masters, and of those replicas that answer: users are not replicated, and
+    /// a replica that is promoted lets in whom it knows. One that is away is told when it is looked
+    /// at again.
     async fn on_every_server<T: FromRedisValue>(&self, command: &Cmd) -> Result<Vec<T>, AclError> {
         let servers = self.link.servers(OPERATION_TIMEOUT).await.map_err(error)?;
         let mut answers = Vec::with_capacity(servers.masters.len() + servers.replicas.len());
         let ask = async |node: &Node| {
-            let answer = self.link.run_on::<T>(node, OPERATION_TIMEOUT, Operation::Command(command)).await;
+            let answer =
+                self.link.run_on::<T>(node, OPERATION_TIMEOUT, Operation::Command(command)).await;
             answer.map_err(error)
         };
         for master in &servers.masters {
@@ -145,8 +152,14 @@ impl RedisStore {
     }
 }
 
-fn rules(user: &AclUser, separation: Separation, selects_database: bool, is_cluster: bool) -> Vec<String> {
-    let mut rules = ["reset", "on", "resetkeys", "resetchannels", "-@all"].map(str::to_owned).to_vec();
+fn rules(
+    user: &AclUser,
+    separation: Separation,
+    selects_database: bool,
+    is_cluster: bool,
+) -> Vec<String> {
+    let mut rules =
+        ["reset", "on", "resetkeys", "resetchannels", "-@all"].map(str::to_owned).to_vec();
     rules.push(format!("#{}", user.password_hash));
     let read = if separation == Separation::ReadAndWrite { "%R~" } else { "~" };
     rules.extend(user.realm.keys_to_read().into_iter().map(|pattern| format!("{read}{pattern}")));
@@ -165,11 +178,14 @@ fn error(error: StoreError) -> AclError {
     let StoreError::Unavailable(cause) = &error else { return error.into() };
     let detail = cause.detail().unwrap_or_default();
     match cause.kind() {
-        ErrorKind::Server(ServerErrorKind::ResponseError) if detail.contains("ACL SETUSER modifier '%R~") => {
+        ErrorKind::Server(ServerErrorKind::ResponseError)
+            if detail.contains("ACL SETUSER modifier '%R~") =>
+        {
             AclError::NoReadOnlyKeys
         }
         ErrorKind::Server(ServerErrorKind::NoPerm) => AclError::NotPermitted,
-        // Unknown, wholly or in part: something that is not Redis, or older than 6.2. Any other error may pass.
+        // Unknown, wholly or in part: something that is not Redis, or older than 6.2. Any other
+        // error may pass.
         ErrorKind::Server(ServerErrorKind::ResponseError)
             if detail.to_ascii_lowercase().contains("unknown") =>
         {
@@ -191,8 +207,17 @@ mod tests {
         assert_eq!(said[..6], ["reset", "on", "resetkeys", "resetchannels", "-@all", "#ab"]);
         assert!(said.iter().all(|rule| !rule.contains('*') && rule != "+select"), "{said:?}");
         assert_eq!(said.iter().filter(|rule| rule.starts_with("%R~")).count(), 4);
-        assert!(rules(&user, Separation::ReadAndWrite, true, false).contains(&"+select".to_owned()));
-        assert!(rules(&user, Separation::ReadAndWrite, false, true).contains(&"+cluster|slots".to_owned()));
-        assert!(!rules(&user, Separation::RealmsOnly, false, false).iter().any(|rule| rule.starts_with('%')));
+        assert!(
+            rules(&user, Separation::ReadAndWrite, true, false).contains(&"+select".to_owned())
+        );
+        assert!(
+            rules(&user, Separation::ReadAndWrite, false, true)
+                .contains(&"+cluster|slots".to_owned())
+        );
+        assert!(
+            !rules(&user, Separation::RealmsOnly, false, false)
+                .iter()
+                .any(|rule| rule.starts_with('%'))
+        );
     }
 }

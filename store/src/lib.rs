@@ -1,8 +1,9 @@
 //! Where records and decisions are kept.
 //!
-//! Enters: pseudonyms, sealed records, and the requests of `twofactor_core::decision`. Leaves: records, and
-//! decisions that were made and remembered in one step. [`redis::RedisStore`] is the real one;
-//! [`memory::MemoryStore`] keeps to the same rules within one process. [`publisher`] fills either of them.
+//! Enters: pseudonyms, sealed records, and the requests of `twofactor_core::decision`. Leaves:
+//! records, and decisions that were made and remembered in one step. [`redis::RedisStore`] is the
+//! real one; [`memory::MemoryStore`] keeps to the same rules within one process. [`publisher`]
+//! fills either of them.
 
 pub mod acl;
 pub mod clock;
@@ -29,7 +30,8 @@ pub enum StoreError {
     /// There was nothing to decide on. Nothing was counted.
     #[error(transparent)]
     Undecided(#[from] Undecided),
-    /// Redis cannot be reached, is too slow, or refused. A decision may have been made all the same.
+    /// Redis cannot be reached, is too slow, or refused. A decision may have been made all the
+    /// same.
     #[error("Redis does not answer")]
     Unavailable(#[source] ::redis::RedisError),
     /// Redis answered something that no script of ours answers.
@@ -38,7 +40,8 @@ pub enum StoreError {
     /// The store holds a realm under this id that was sealed with other keys.
     #[error("the realm in Redis is sealed with another master key")]
     Foreign,
-    /// It was decided, but fewer replicas than asked for know of it: a failover could undo it. A code that was accepted stays used up.
+    /// It was decided, but fewer replicas than asked for know of it: a failover could undo it. A
+    /// code that was accepted stays used up.
     #[error("too few replicas of Redis have acknowledged the decision")]
     Unacknowledged,
     /// Another publisher wrote the same user at the same time.
@@ -96,7 +99,8 @@ pub struct Publication {
 pub struct NodeInspection {
     /// Who the node is: changes with every start and every promotion.
     pub identity: String,
-    /// Whether nothing can have been lost that the node still knows something of: it holds no key at all.
+    /// Whether nothing can have been lost that the node still knows something of: it holds no key
+    /// at all.
     pub empty: bool,
 }
 
@@ -105,7 +109,8 @@ pub struct NodeInspection {
 pub struct Inspection {
     /// The nodes: one, or the masters of a cluster.
     pub nodes: Vec<NodeInspection>,
-    /// Whether every node has been checked and everything is published: nothing needs to be refilled.
+    /// Whether every node has been checked and everything is published: nothing needs to be
+    /// refilled.
     pub ready: bool,
     /// What [`Store::begin_filling`] left on the nodes.
     pub filling: String,
@@ -155,8 +160,8 @@ impl Store {
         delegate!(self, store => store.record(user))
     }
 
-    /// Whether it is certain that there is no such user: the realm is completely published on a checked node,
-    /// and this user has neither record nor state there.
+    /// Whether it is certain that there is no such user: the realm is completely published on a
+    /// checked node, and this user has neither record nor state there.
     ///
     /// # Errors
     /// When Redis does not answer, or holds less than a completely published realm.
@@ -179,7 +184,11 @@ impl Store {
     ///
     /// # Errors
     /// When there is nothing to decide on, or Redis does not answer.
-    pub async fn verify(&self, user: &Pseudonym, request: &Verification) -> Result<Verdict, StoreError> {
+    pub async fn verify(
+        &self,
+        user: &Pseudonym,
+        request: &Verification,
+    ) -> Result<Verdict, StoreError> {
         match self {
             Self::Memory(store) => store.verify(user, request),
             Self::Redis(store) => store.verify(user, request).await,
@@ -201,7 +210,11 @@ impl Store {
     ///
     /// # Errors
     /// When there is no such user any more, or Redis does not answer.
-    pub async fn conclude(&self, user: &Pseudonym, aftermath: &Aftermath) -> Result<(), StoreError> {
+    pub async fn conclude(
+        &self,
+        user: &Pseudonym,
+        aftermath: &Aftermath,
+    ) -> Result<(), StoreError> {
         match self {
             Self::Memory(store) => store.conclude(user, aftermath),
             Self::Redis(store) => store.conclude(user, aftermath).await,
@@ -247,7 +260,8 @@ impl Store {
         delegate!(self, store => store.inspect())
     }
 
-    /// For the publisher: leaves a mark on the node that goes with everything else when the node is emptied.
+    /// For the publisher: leaves a mark on the node that goes with everything else when the node is
+    /// emptied.
     ///
     /// # Errors
     /// When Redis does not answer.
@@ -266,8 +280,12 @@ impl Store {
     /// For the publisher: makes records current; one result for each, in their order.
     ///
     /// # Errors
-    /// When Redis does not answer. A single user that somebody else changed is an error of that user alone.
-    pub async fn publish(&self, batch: &[Publication]) -> Result<Vec<Result<(), StoreError>>, StoreError> {
+    /// When Redis does not answer. A single user that somebody else changed is an error of that
+    /// user alone.
+    pub async fn publish(
+        &self,
+        batch: &[Publication],
+    ) -> Result<Vec<Result<(), StoreError>>, StoreError> {
         delegate!(self, store => store.publish(batch))
     }
 

@@ -69,7 +69,11 @@ impl MemoryStore {
         self.content().realm.clone()
     }
 
-    pub(crate) fn verify(&self, user: &Pseudonym, request: &Verification) -> Result<Verdict, StoreError> {
+    pub(crate) fn verify(
+        &self,
+        user: &Pseudonym,
+        request: &Verification,
+    ) -> Result<Verdict, StoreError> {
         let mut content = self.content();
         let (_, state) = content.users.get_mut(user).ok_or(Undecided::NoState)?;
         Ok(state.verify(request, &THROTTLE, self.clock.now())?)
@@ -81,7 +85,11 @@ impl MemoryStore {
         Ok(state.issue(request, self.clock.now())?)
     }
 
-    pub(crate) fn conclude(&self, user: &Pseudonym, aftermath: &Aftermath) -> Result<(), StoreError> {
+    pub(crate) fn conclude(
+        &self,
+        user: &Pseudonym,
+        aftermath: &Aftermath,
+    ) -> Result<(), StoreError> {
         let mut content = self.content();
         let (_, state) = content.users.get_mut(user).ok_or(Undecided::NoState)?;
         state.conclude(aftermath, self.clock.now());
@@ -98,8 +106,9 @@ impl MemoryStore {
 
     pub(crate) fn disabled(&self, users: &[Pseudonym]) -> Vec<bool> {
         let content = self.content();
-        let is_disabled =
-            |user: &Pseudonym| content.users.get(user).is_some_and(|(_, state)| state.is_disabled());
+        let is_disabled = |user: &Pseudonym| {
+            content.users.get(user).is_some_and(|(_, state)| state.is_disabled())
+        };
         users.iter().map(is_disabled).collect()
     }
 

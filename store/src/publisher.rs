@@ -1,7 +1,8 @@
 //! The publisher: makes the store hold what is true elsewhere.
 //!
-//! Enters: the users and the realm as they should be. Leaves: a store that holds exactly that, on a node that is
-//! checked. Only differences are written. The operator is one publisher; `dev` is another.
+//! Enters: the users and the realm as they should be. Leaves: a store that holds exactly that, on a
+//! node that is checked. Only differences are written. The operator is one publisher; `dev` is
+//! another.
 
 use std::collections::HashSet;
 
@@ -101,8 +102,8 @@ impl Publisher {
         self.write(users, false, now, random).await
     }
 
-    /// Makes users current under new revisions, also where nothing is different: sidecars may have seen higher ones
-    /// than a node knows that has lost writes.
+    /// Makes users current under new revisions, also where nothing is different: sidecars may have
+    /// seen higher ones than a node knows that has lost writes.
     ///
     /// # Errors
     /// As [`Publisher::publish`].
@@ -122,14 +123,17 @@ impl Publisher {
         now: UnixMillis,
         random: &mut impl CryptoRng,
     ) -> Result<Vec<Outcome>, StoreError> {
-        let pseudonyms: Vec<Pseudonym> =
-            users.iter().map(|user| self.keys.pseudonym(&user.record.definition.username)).collect();
+        let pseudonyms: Vec<Pseudonym> = users
+            .iter()
+            .map(|user| self.keys.pseudonym(&user.record.definition.username))
+            .collect();
         let published = self.store.published(&pseudonyms).await?;
         let mut outcomes = vec![Outcome::Unchanged; users.len()];
         let mut batch = Vec::new();
         let mut positions = Vec::new();
         for (position, (user, published)) in users.iter().zip(published).enumerate() {
-            let difference = self.difference(user, pseudonyms[position], &published, renew, now, random);
+            let difference =
+                self.difference(user, pseudonyms[position], &published, renew, now, random);
             if let Some(publication) = difference {
                 batch.push(publication);
                 positions.push(position);
@@ -155,8 +159,10 @@ impl Publisher {
         now: UnixMillis,
         random: &mut impl CryptoRng,
     ) -> Option<Publication> {
-        let known =
-            published.sealed.as_ref().and_then(|sealed| UserRecord::open(&self.keys, pseudonym, sealed).ok());
+        let known = published
+            .sealed
+            .as_ref()
+            .and_then(|sealed| UserRecord::open(&self.keys, pseudonym, sealed).ok());
         if !renew
             && let Some((revision, record)) = &known
             && Some(*revision) == published.revision
@@ -188,8 +194,12 @@ impl Publisher {
         now: UnixMillis,
         random: &mut impl CryptoRng,
     ) -> Result<bool, StoreError> {
-        let known =
-            self.store.realm().await?.sealed.and_then(|sealed| RealmRecord::open(&self.keys, &sealed).ok());
+        let known = self
+            .store
+            .realm()
+            .await?
+            .sealed
+            .and_then(|sealed| RealmRecord::open(&self.keys, &sealed).ok());
         let last = match known {
             Some((_, record)) if record == *realm => return Ok(false),
             Some((revision, _)) => Some(revision),
@@ -207,7 +217,8 @@ impl Publisher {
         self.store.remove(&[user]).await
     }
 
-    /// Leaves nothing of anybody who is not in `keep`. Tells how many were removed. Call it only with a complete list.
+    /// Leaves nothing of anybody who is not in `keep`. Tells how many were removed. Call it only
+    /// with a complete list.
     ///
     /// # Errors
     /// When Redis does not answer.
@@ -218,11 +229,11 @@ impl Publisher {
         Ok(strangers.len())
     }
 
-    /// The store before anything is written to it, to be handed to [`Store::stamp`] after everything is. Where a realm
-    /// has to be filled, this marks the beginning.
+    /// The store before anything is written to it, to be handed to [`Store::stamp`] after
+    /// everything is. Where a realm has to be filled, this marks the beginning.
     ///
-    /// A realm of which there is no user yet is as good as an empty node: whatever will be there was written after
-    /// this, and says itself what may have been used before.
+    /// A realm of which there is no user yet is as good as an empty node: whatever will be there
+    /// was written after this, and says itself what may have been used before.
     ///
     /// # Errors
     /// When Redis does not answer.
@@ -241,8 +252,9 @@ impl Publisher {
         Ok(inspection)
     }
 
-    /// Makes the whole realm current, and says so to sidecars: what a refill after a loss consists of. Nothing of
-    /// a node that was not checked is trusted before this has ended. Tells whether anything had been lost.
+    /// Makes the whole realm current, and says so to sidecars: what a refill after a loss consists
+    /// of. Nothing of a node that was not checked is trusted before this has ended. Tells whether
+    /// anything had been lost.
     ///
     /// # Errors
     /// When Redis does not answer, or becomes another node meanwhile; call it again then.
@@ -260,8 +272,10 @@ impl Publisher {
             return Err(StoreError::Conflict);
         }
         if others == Others::Remove {
-            let keep =
-                users.iter().map(|user| self.keys.pseudonym(&user.record.definition.username)).collect();
+            let keep = users
+                .iter()
+                .map(|user| self.keys.pseudonym(&user.record.definition.username))
+                .collect();
             self.sweep(&keep).await?;
         }
         if !inspection.ready {
@@ -271,7 +285,8 @@ impl Publisher {
     }
 }
 
-/// Whether a code in flight could reach, or could have been made for, somebody else than the new record means.
+/// Whether a code in flight could reach, or could have been made for, somebody else than the new
+/// record means.
 fn destination_changed(old: &UserRecord, new: &UserRecord) -> bool {
     let destination = |record: &UserRecord| {
         let definition = &record.definition;

@@ -1,15 +1,17 @@
-//! Where Redis is. Enters: a URL, and the certificate authority of its servers. Leaves: the kind of Redis, its addresses, and clients
-//! for each of them.
+//! Where Redis is. Enters: a URL, and the certificate authority of its servers. Leaves: the kind of
+//! Redis, its addresses, and clients for each of them.
 //!
-//! One server: `redis://user:password@host:6379/0`. Behind Sentinel: `redis+sentinel://host:26379,host2:26379/master/0`, whose login is
-//! that of the data nodes; that of the Sentinels, if they ask for one, is in `?sentinelUser=…&sentinelPassword=…`. A cluster:
+//! One server: `redis://user:password@host:6379/0`. Behind Sentinel:
+//! `redis+sentinel://host:26379,host2:26379/master/0`, whose login is that of the data nodes; that
+//! of the Sentinels, if they ask for one, is in `?sentinelUser=…&sentinelPassword=…`. A cluster:
 //! `redis+cluster://host:7000,host2:7000`. With TLS, `rediss` in place of `redis`.
 
 use std::fmt;
 
 use percent_encoding::percent_decode_str;
 use redis::{
-    Client, ConnectionAddr, ConnectionInfo, IntoConnectionInfo, RedisConnectionInfo, TlsCertificates,
+    Client, ConnectionAddr, ConnectionInfo, IntoConnectionInfo, RedisConnectionInfo,
+    TlsCertificates,
 };
 use twofactor_core::secret::SecretText;
 
@@ -28,7 +30,9 @@ pub enum RedisUrlError {
     )]
     NotAUrl,
     /// It asks for TLS with anybody.
-    #[error("must not switch the check of certificates off: give the certificate authority of Redis instead")]
+    #[error(
+        "must not switch the check of certificates off: give the certificate authority of Redis instead"
+    )]
     Insecure,
     /// Sentinels look after several masters.
     #[error("has to name the master: redis+sentinel://host:26379,host2:26379/master")]
@@ -68,8 +72,8 @@ pub(crate) struct Address {
 }
 
 impl Address {
-    /// As Redis writes it in a redirection: without brackets around an IPv6 address, and without a host where it is the
-    /// one that was asked.
+    /// As Redis writes it in a redirection: without brackets around an IPv6 address, and without a
+    /// host where it is the one that was asked.
     pub(crate) fn of_redirection(text: &str, asked: &Self) -> Option<Self> {
         let (host, port) = text.rsplit_once(':')?;
         let host = if host.is_empty() { asked.host.clone() } else { host.to_owned() };
@@ -125,11 +129,15 @@ impl Endpoint {
     }
 }
 
-fn open(information: ConnectionInfo, authority: Option<&[u8]>) -> Result<Client, redis::RedisError> {
+fn open(
+    information: ConnectionInfo,
+    authority: Option<&[u8]>,
+) -> Result<Client, redis::RedisError> {
     match authority {
         Some(authority) => {
             // In place of the system's authorities, not beside them.
-            let certificates = TlsCertificates { client_tls: None, root_cert: Some(authority.to_vec()) };
+            let certificates =
+                TlsCertificates { client_tls: None, root_cert: Some(authority.to_vec()) };
             Client::build_with_tls(information, certificates)
         }
         None => Client::open(information),
@@ -156,13 +164,16 @@ pub(crate) struct Target {
 }
 
 impl Target {
-    /// Understands a URL, and the certificate authority (PEM) that the servers are checked against in place of the system's.
+    /// Understands a URL, and the certificate authority (PEM) that the servers are checked against
+    /// in place of the system's.
     pub(crate) fn parse(url: &str, authority: Option<&str>) -> Result<Self, RedisTargetError> {
         let (scheme, _) = url.split_once("://").ok_or(RedisUrlError::NotAUrl)?;
         let tls = ["rediss", "valkeys"].iter().any(|known| scheme.split('+').next() == Some(known));
         if url.contains('#') {
             let insecure = url.ends_with("#insecure");
-            return Err(if insecure { RedisUrlError::Insecure } else { RedisUrlError::NotAUrl }.into());
+            return Err(
+                if insecure { RedisUrlError::Insecure } else { RedisUrlError::NotAUrl }.into()
+            );
         }
         let authority = authority.map(|pem| authority_of(pem, tls)).transpose()?;
         let target = match Multiple::parse(url)? {
@@ -181,9 +192,14 @@ fn authority_of(pem: &str, tls: bool) -> Result<Vec<u8>, RedisAuthorityError> {
     if !pem.contains("-----BEGIN CERTIFICATE-----") {
         return Err(RedisAuthorityError::NotACertificate);
     }
+    let nowhere = ConnectionAddr::TcpTls {
+        host: "host".to_owned(),
+        port: 1,
+        insecure: false,
+        tls_params: None,
+    };
     let nowhere =
-        ConnectionAddr::TcpTls { host: "host".to_owned(), port: 1, insecure: false, tls_params: None };
-    let nowhere = nowhere.into_connection_info().map_err(|_| RedisAuthorityError::NotACertificate)?;
+        nowhere.into_connection_info().map_err(|_| RedisAuthorityError::NotACertificate)?;
     open(nowhere, Some(pem.as_bytes())).map_err(|_| RedisAuthorityError::NotACertificate)?;
     Ok(pem.as_bytes().to_vec())
 }
@@ -202,7 +218,11 @@ fn standalone(url: &str, authority: Option<&[u8]>) -> Result<Target, RedisUrlErr
     Ok(Target { kind: Kind::Standalone(client), selects_database })
 }
 
-fn cluster(urls: &Multiple<'_>, tls: bool, authority: Option<Vec<u8>>) -> Result<Target, RedisUrlError> {
+fn cluster(
+    urls: &Multiple<'_>,
+    tls: bool,
+    authority: Option<Vec<u8>>,
+) -> Result<Target, RedisUrlError> {
     let seeds = urls.addresses(PORT)?;
     if !matches!(urls.path.trim_matches('/'), "" | "0") {
         return Err(RedisUrlError::DatabaseOfCluster);
@@ -211,7 +231,11 @@ fn cluster(urls: &Multiple<'_>, tls: bool, authority: Option<Vec<u8>>) -> Result
     Ok(Target { kind: Kind::Cluster { seeds, endpoint }, selects_database: false })
 }
 
-fn sentinel(urls: &Multiple<'_>, tls: bool, authority: Option<Vec<u8>>) -> Result<Target, RedisUrlError> {
+fn sentinel(
+    urls: &Multiple<'_>,
+    tls: bool,
+    authority: Option<Vec<u8>>,
+) -> Result<Target, RedisUrlError> {
     let sentinels = urls.addresses(SENTINEL_PORT)?;
     let path = urls.path.trim_matches('/');
     let (master, database) = path.split_once('/').unwrap_or((path, ""));
@@ -230,7 +254,10 @@ fn sentinel(urls: &Multiple<'_>, tls: bool, authority: Option<Vec<u8>>) -> Resul
     }
     let of_sentinels = Endpoint { tls, authority: authority.clone(), settings: own };
     let of_data = Endpoint { tls, authority, settings };
-    Ok(Target { kind: Kind::Sentinel { sentinels, of_sentinels, master, of_data }, selects_database })
+    Ok(Target {
+        kind: Kind::Sentinel { sentinels, of_sentinels, master, of_data },
+        selects_database,
+    })
 }
 
 /// A URL with several hosts, which the client library does not know.
@@ -291,12 +318,13 @@ fn decoded(text: &str) -> Result<String, RedisUrlError> {
     percent_decode_str(text).decode_utf8().map(Into::into).map_err(|_| RedisUrlError::NotAUrl)
 }
 
-/// `url` with this login in place of the one that it has; everything else stays, that of Sentinels too. Nothing when the URL has
-/// no place for a login: that of a socket.
+/// `url` with this login in place of the one that it has; everything else stays, that of Sentinels
+/// too. Nothing when the URL has no place for a login: that of a socket.
 #[must_use]
 pub fn with_login(url: &str, name: &str, password: &SecretText) -> Option<SecretText> {
     let (scheme, rest) = url.split_once("://")?;
-    let plain = scheme.strip_suffix(SENTINEL).or_else(|| scheme.strip_suffix(CLUSTER)).unwrap_or(scheme);
+    let plain =
+        scheme.strip_suffix(SENTINEL).or_else(|| scheme.strip_suffix(CLUSTER)).unwrap_or(scheme);
     if !matches!(plain, "redis" | "rediss" | "valkey" | "valkeys") {
         return None;
     }
@@ -337,7 +365,10 @@ mod tests {
         for (url, expected) in [
             ("redis://host", "redis://a%3Ab:p%3A%40%2Fw@host"),
             ("redis://host:6380/2", "redis://a%3Ab:p%3A%40%2Fw@host:6380/2"),
-            ("rediss://:old@host/0?protocol=resp3", "rediss://a%3Ab:p%3A%40%2Fw@host/0?protocol=resp3"),
+            (
+                "rediss://:old@host/0?protocol=resp3",
+                "rediss://a%3Ab:p%3A%40%2Fw@host/0?protocol=resp3",
+            ),
             ("redis://user:o%40ld@[::1]:6379/", "redis://a%3Ab:p%3A%40%2Fw@[::1]:6379/"),
             ("redis://host/?x=a@b", "redis://a%3Ab:p%3A%40%2Fw@host/?x=a@b"),
             ("redis+cluster://u:o@h:1,[::1]:2", "redis+cluster://a%3Ab:p%3A%40%2Fw@h:1,[::1]:2"),
@@ -358,7 +389,9 @@ mod tests {
     #[test]
     fn a_login_is_seen() {
         assert!(has_login("redis://:p@host/0") && has_login("redis+cluster://u@host,other"));
-        assert!(!has_login("redis://host/0?x=a@b") && !has_login("redis+sentinel://host,other/master"));
+        assert!(
+            !has_login("redis://host/0?x=a@b") && !has_login("redis+sentinel://host,other/master")
+        );
     }
 
     #[test]
@@ -366,10 +399,18 @@ mod tests {
         let url = "redis+sentinel://u:p%40@a,[::1]:7/main/2?sentinelUser=s&sentinelPassword=t%2F";
         let target = Target::parse(url, None).unwrap_or_else(|error| panic!("{error}"));
         assert!(target.selects_database);
-        let Kind::Sentinel { sentinels, of_sentinels, master, of_data } = target.kind else { panic!() };
-        assert_eq!(sentinels.iter().map(ToString::to_string).collect::<Vec<_>>(), ["a:26379", "[::1]:7"]);
+        let Kind::Sentinel { sentinels, of_sentinels, master, of_data } = target.kind else {
+            panic!()
+        };
+        assert_eq!(
+            sentinels.iter().map(ToString::to_string).collect::<Vec<_>>(),
+            ["a:26379", "[::1]:7"]
+        );
         assert_eq!(master, "main");
-        assert_eq!((of_data.settings.username(), of_data.settings.password()), (Some("u"), Some("p@")));
+        assert_eq!(
+            (of_data.settings.username(), of_data.settings.password()),
+            (Some("u"), Some("p@"))
+        );
         assert_eq!(
             (of_sentinels.settings.username(), of_sentinels.settings.password()),
             (Some("s"), Some("t/"))
@@ -383,7 +424,9 @@ mod tests {
             Err(RedisTargetError::Url(error)) => error,
             _ => panic!("{url}"),
         };
-        for url in ["", "host", "http://host", "redis+cluster://", "redis+cluster://a,,b", "x+cluster://a"] {
+        for url in
+            ["", "host", "http://host", "redis+cluster://", "redis+cluster://a,,b", "x+cluster://a"]
+        {
             assert_eq!(error(url), RedisUrlError::NotAUrl, "{url}");
         }
         for url in ["redis+sentinel://a:b/m", "redis+sentinel://a/m/x", "redis://h#x"] {

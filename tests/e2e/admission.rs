@@ -15,7 +15,8 @@ use crate::{START, finally};
 
 /// For an authority to be replaced, grace times included.
 const ROTATION: Duration = Duration::from_mins(6);
-/// Creations that have to succeed after what disturbs is over: certificates go on changing for a moment.
+/// Creations that have to succeed after what disturbs is over: certificates go on changing for a
+/// moment.
 const CREATIONS_AFTER: u32 = 100;
 
 pub(crate) fn the_restricted_level_admits_pods_with_the_sidecar(scene: &Scene<'_>) {
@@ -29,7 +30,8 @@ pub(crate) fn the_restricted_level_admits_pods_with_the_sidecar(scene: &Scene<'_
         (&json!(SIDECAR), &json!("Always")),
         "{sidecar}"
     );
-    for (list, name) in [("requests", "cpu"), ("requests", "memory"), ("limits", "cpu"), ("limits", "memory")]
+    for (list, name) in
+        [("requests", "cpu"), ("requests", "memory"), ("limits", "cpu"), ("limits", "memory")]
     {
         assert!(sidecar["resources"][list][name].is_string(), "no {list} of {name}: {sidecar}");
     }
@@ -89,12 +91,15 @@ pub(crate) fn while_the_webhook_is_down_only_labelled_pods_are_refused(scene: &S
 
     kubectl.run(&["scale", OPERATOR, "--replicas=0", "--namespace", NAMESPACE]);
     let outage = || {
-        kubectl
-            .wait(START, &["pods", "--selector", OPERATOR_LABEL, "--for=delete", "--namespace", NAMESPACE]);
-        let said = eventually_blocking(Duration::from_secs(30), "a labelled pod to be refused", || {
-            let said = kubectl.create_dry(&labelled);
-            if said.success { Err("it is admitted".to_owned()) } else { Ok(said) }
-        });
+        kubectl.wait(
+            START,
+            &["pods", "--selector", OPERATOR_LABEL, "--for=delete", "--namespace", NAMESPACE],
+        );
+        let said =
+            eventually_blocking(Duration::from_secs(30), "a labelled pod to be refused", || {
+                let said = kubectl.create_dry(&labelled);
+                if said.success { Err("it is admitted".to_owned()) } else { Ok(said) }
+            });
         assert!(
             said.stderr.contains("failed calling webhook") && said.stderr.contains("twofactor"),
             "{said}"
@@ -114,7 +119,8 @@ pub(crate) fn while_the_webhook_is_down_only_labelled_pods_are_refused(scene: &S
 /// The roots that API servers trust for the webhook: whole PEM blocks.
 fn trusted(scene: &Scene<'_>) -> Result<BTreeSet<String>, String> {
     let hook = scene.kubectl().try_get(&["mutatingwebhookconfiguration", "twofactor-operator"])?;
-    let bundle = decoded(&hook["webhooks"][0]["clientConfig"]["caBundle"]).ok_or("the bundle is empty")?;
+    let bundle =
+        decoded(&hook["webhooks"][0]["clientConfig"]["caBundle"]).ok_or("the bundle is empty")?;
     let roots = bundle.split_inclusive("-----END CERTIFICATE-----").map(str::trim);
     Ok(roots.filter(|root| !root.is_empty()).map(str::to_owned).collect())
 }
@@ -158,7 +164,9 @@ pub(crate) fn a_lost_ca_and_a_rotated_one_fail_no_creation(scene: &Scene<'_>) {
                 wait_for_rotation(scene, &before);
             }
         };
-        finally(short, || release::install(&["webhook.caLifetime=", "webhook.certificateLifetime="]));
+        finally(short, || {
+            release::install(&["webhook.caLifetime=", "webhook.certificateLifetime="])
+        });
     });
     println!("          {created} creations while the CA was lost and replaced, and then rotated");
 }
@@ -172,7 +180,8 @@ pub(crate) fn a_rolling_restart_fails_no_creation(scene: &Scene<'_>) {
     println!("          {created} creations while the operator was restarted");
 }
 
-/// Creates labelled pods one after the other while `disturb` runs and for a while after it. Panics when one is refused.
+/// Creates labelled pods one after the other while `disturb` runs and for a while after it. Panics
+/// when one is refused.
 fn creations_during(scene: &Scene<'_>, disturb: impl FnOnce()) -> u32 {
     let namespace = scene.namespace("stream");
     let pod = manifests::client_with_sidecar(&namespace, "stream", &namespace);
@@ -192,12 +201,19 @@ fn creations_during(scene: &Scene<'_>, disturb: impl FnOnce()) -> u32 {
         let disturbed = || {
             disturb();
             let soon = created.load(Ordering::Relaxed) + CREATIONS_AFTER;
-            eventually_blocking(START, "more creations", || created.load(Ordering::Relaxed) >= soon);
+            eventually_blocking(START, "more creations", || {
+                created.load(Ordering::Relaxed) >= soon
+            });
         };
         finally(disturbed, || over.store(true, Ordering::Relaxed));
         stream.join().expect("the stream of creations")
     });
     let created = created.into_inner();
-    assert!(refused.is_empty(), "{} of {created} creations failed:\n{}", refused.len(), refused.join("\n"));
+    assert!(
+        refused.is_empty(),
+        "{} of {created} creations failed:\n{}",
+        refused.len(),
+        refused.join("\n")
+    );
     created
 }

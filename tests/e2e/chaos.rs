@@ -1,5 +1,5 @@
-//! Parts are killed while a service verifies all the time: no answer is wrong, no code is accepted twice, and there is an outage only
-//! while Redis is away or being checked.
+//! Parts are killed while a service verifies all the time: no answer is wrong, no code is accepted
+//! twice, and there is an outage only while Redis is away or being checked.
 
 use std::time::Duration;
 
@@ -11,7 +11,8 @@ use crate::release::{NAMESPACE, OPERATOR, REDIS_LABEL};
 use crate::scene::Scene;
 use crate::{START, finally};
 
-/// From a ready Redis to the first decision: the operator checks the node and stamps its guard, the sidecars reconnect.
+/// From a ready Redis to the first decision: the operator checks the node and stamps its guard, the
+/// sidecars reconnect.
 const CHECK: u64 = 30;
 
 pub(crate) fn a_killed_operator_changes_no_answer(scene: &Scene<'_>) {
@@ -25,9 +26,16 @@ pub(crate) fn a_killed_operator_changes_no_answer(scene: &Scene<'_>) {
     let killed = leader().expect("a leader");
     // The lease names the pod, perhaps with something after it.
     let pods = kubectl.get(&["pods", "--namespace", NAMESPACE]);
-    let names =
-        pods["items"].as_array().into_iter().flatten().filter_map(|pod| pod["metadata"]["name"].as_str());
-    let pod = names.into_iter().find(|name| killed.starts_with(*name)).expect("the leader's pod").to_owned();
+    let names = pods["items"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(|pod| pod["metadata"]["name"].as_str());
+    let pod = names
+        .into_iter()
+        .find(|name| killed.starts_with(*name))
+        .expect("the leader's pod")
+        .to_owned();
     let at = now();
     kubectl.run(&["delete", "pod", &pod, "--grace-period=0", "--force", "--namespace", NAMESPACE]);
     eventually_blocking(Duration::from_mins(1), "another leader", || {
@@ -48,8 +56,13 @@ pub(crate) fn a_killed_redis_is_an_outage_and_nothing_else(scene: &Scene<'_>) {
     let load = Load::start(scene);
     let kubectl = scene.kubectl();
     let redis = || -> Result<Value, String> {
-        let pods = kubectl.try_get(&["pods", "--selector", REDIS_LABEL, "--namespace", NAMESPACE])?;
-        pods["items"].as_array().and_then(|pods| pods.first()).cloned().ok_or_else(|| "no pod".to_owned())
+        let pods =
+            kubectl.try_get(&["pods", "--selector", REDIS_LABEL, "--namespace", NAMESPACE])?;
+        pods["items"]
+            .as_array()
+            .and_then(|pods| pods.first())
+            .cloned()
+            .ok_or_else(|| "no pod".to_owned())
     };
     let before = redis().expect("the chart's own Redis");
     let name = before["metadata"]["name"].as_str().expect("its name").to_owned();
@@ -72,7 +85,11 @@ pub(crate) fn a_killed_redis_is_an_outage_and_nothing_else(scene: &Scene<'_>) {
     assert_eq!(load.restarts(), restarts, "an outage of Redis restarted something");
     let first = refused.iter().map(|answer| answer.second).min().unwrap_or(ready);
     let last = refused.iter().map(|answer| answer.second).max().unwrap_or(ready);
-    let value = format!("{} s ({} of {answers} answers were 503)", last.saturating_sub(first), refused.len());
+    let value = format!(
+        "{} s ({} of {answers} answers were 503)",
+        last.saturating_sub(first),
+        refused.len()
+    );
     scene.world.figure("outage when the pod of Redis is killed", value);
 }
 
@@ -82,9 +99,11 @@ pub(crate) fn a_killed_kubelet_changes_no_answer(scene: &Scene<'_>) {
     scene.world.control_node(&["kill", "kubelet"]);
     let gone = || {
         // Logs come through the kubelet.
-        eventually_blocking(Duration::from_secs(30), "the kubelet to be gone", || match load.answers() {
-            Ok(_) => Err("it still answers"),
-            Err(_) => Ok(()),
+        eventually_blocking(Duration::from_secs(30), "the kubelet to be gone", || {
+            match load.answers() {
+                Ok(_) => Err("it still answers"),
+                Err(_) => Ok(()),
+            }
         });
     };
     finally(gone, || scene.world.control_node(&["start", "kubelet"]));

@@ -1,4 +1,5 @@
-//! What it costs. Nothing is asserted about time: the figures are printed at the end, to be compared with each other.
+//! What it costs. Nothing is asserted about time: the figures are printed at the end, to be
+//! compared with each other.
 
 use std::time::{Duration, Instant};
 
@@ -25,9 +26,13 @@ pub(crate) fn pod_start_with_and_without_the_sidecar(scene: &Scene<'_>) {
     scene.start(&manifests::client_with_sidecar(&namespace, "warm-up-with-sidecar", &namespace));
     let (mut without, mut with, mut answering) = (Vec::new(), Vec::new(), Vec::new());
     for run in 0..RUNS {
-        without.push(time_to_ready(scene, &manifests::client(&namespace, &format!("without-{run}"))));
+        without
+            .push(time_to_ready(scene, &manifests::client(&namespace, &format!("without-{run}"))));
         let name = format!("with-{run}");
-        with.push(time_to_ready(scene, &manifests::client_with_sidecar(&namespace, &name, &namespace)));
+        with.push(time_to_ready(
+            scene,
+            &manifests::client_with_sidecar(&namespace, &name, &namespace),
+        ));
         answering.extend(time_to_serve(scene, &namespace, &name));
         for name in [format!("without-{run}"), name] {
             scene.kubectl().run(&["delete", "pod", &name, "--namespace", &namespace]);
@@ -53,8 +58,8 @@ fn time_to_ready(scene: &Scene<'_>, pod: &Value) -> f64 {
     begun.elapsed().as_secs_f64()
 }
 
-/// Seconds between the first line that the sidecar wrote and the one that says that it serves, by the times that the container
-/// runtime noted.
+/// Seconds between the first line that the sidecar wrote and the one that says that it serves, by
+/// the times that the container runtime noted.
 fn time_to_serve(scene: &Scene<'_>, namespace: &str, pod: &str) -> Option<f64> {
     let args = ["logs", pod, "--container", SIDECAR, "--timestamps", "--namespace", namespace];
     let log = scene.kubectl().run(&args);
@@ -82,13 +87,20 @@ fn median(mut values: Vec<f64>) -> f64 {
 pub(crate) fn admission_of_fifty_pods(scene: &Scene<'_>) {
     let namespace = scene.namespace("admission");
     let pods = |kind: &str| {
-        let pod = |index| manifests::client_with_sidecar(&namespace, &format!("{kind}-{index}"), &namespace);
+        let pod = |index| {
+            manifests::client_with_sidecar(&namespace, &format!("{kind}-{index}"), &namespace)
+        };
         json!({ "apiVersion": "v1", "kind": "List", "items": (0..PODS).map(pod).collect::<Vec<_>>() })
     };
     let histograms = || {
         let api_server = scene.kubectl().try_raw("/metrics").expect("the API server's metrics");
-        let is_ours = |line: &str| line.contains("twofactor") && line.contains("operation=\"CREATE\"");
-        let seen = histogram(&api_server, "apiserver_admission_webhook_admission_duration_seconds", is_ours);
+        let is_ours =
+            |line: &str| line.contains("twofactor") && line.contains("operation=\"CREATE\"");
+        let seen = histogram(
+            &api_server,
+            "apiserver_admission_webhook_admission_duration_seconds",
+            is_ours,
+        );
         let operator: Vec<_> = operator_metrics(scene)
             .iter()
             .map(|text| histogram(text, "twofactor_admission_seconds", |_| true))
@@ -102,25 +114,32 @@ pub(crate) fn admission_of_fifty_pods(scene: &Scene<'_>) {
     let said = scene.kubectl().create_dry(&pods("counted"));
     assert!(said.success, "{said}");
     let after = histograms();
-    for (what, before, after) in
-        [("by the operator", before.1, after.1), ("by the API server, network included", before.0, after.0)]
-    {
+    for (what, before, after) in [
+        ("by the operator", before.1, after.1),
+        ("by the API server, network included", before.0, after.0),
+    ] {
         let counted = difference(&after, &before);
         let (p50, p99) = (quantile(&counted, 0.50), quantile(&counted, 0.99));
-        let show =
-            |bound: Option<f64>| bound.map_or("?".to_owned(), |bound| format!("{:.1} ms", bound * 1000.0));
+        let show = |bound: Option<f64>| {
+            bound.map_or("?".to_owned(), |bound| format!("{:.1} ms", bound * 1000.0))
+        };
         let total = counted.last().map_or(0.0, |(_, count)| *count);
         let what = format!("admission of {PODS} pods {what} (goal: p99 under 20 ms)");
-        scene
-            .world
-            .figure(&what, format!("p50 {}, p99 {} of {total} (within its bucket)", show(p50), show(p99)));
+        scene.world.figure(
+            &what,
+            format!("p50 {}, p99 {} of {total} (within its bucket)", show(p50), show(p99)),
+        );
     }
 }
 
 fn operator_metrics(scene: &Scene<'_>) -> Vec<String> {
-    let pods = scene.kubectl().get(&["pods", "--selector", OPERATOR_LABEL, "--namespace", NAMESPACE]);
-    let names =
-        pods["items"].as_array().into_iter().flatten().filter_map(|pod| pod["metadata"]["name"].as_str());
+    let pods =
+        scene.kubectl().get(&["pods", "--selector", OPERATOR_LABEL, "--namespace", NAMESPACE]);
+    let names = pods["items"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(|pod| pod["metadata"]["name"].as_str());
     let metrics = |name: &str| {
         let path = format!("/api/v1/namespaces/{NAMESPACE}/pods/{name}:18005/proxy/metrics");
         scene.kubectl().try_raw(&path).expect("the operator's metrics")
@@ -191,16 +210,22 @@ pub(crate) fn a_sidecar_at_rest(scene: &Scene<'_>) {
     });
     let pod = scene.kubectl().get(&["pod", "service", "--namespace", &namespace]);
     let node = pod["spec"]["nodeName"].as_str().expect("a node");
-    let first = eventually_blocking(START, "the kubelet's figures", || usage(scene, node, &namespace));
+    let first =
+        eventually_blocking(START, "the kubelet's figures", || usage(scene, node, &namespace));
     let (last, seconds) = eventually_blocking(REST + START, "newer figures of the kubelet", || {
         let now = usage(scene, node, &namespace)?;
         let seconds = now.second - first.second;
-        if seconds >= REST.as_secs_f64() { Ok((now, seconds)) } else { Err(format!("{seconds} s newer")) }
+        if seconds >= REST.as_secs_f64() {
+            Ok((now, seconds))
+        } else {
+            Err(format!("{seconds} s newer"))
+        }
     });
     let mebibytes = last.memory_bytes / 1024.0 / 1024.0;
-    scene
-        .world
-        .figure("sidecar at rest, memory (goal: under 10 MiB)", format!("{mebibytes:.1} MiB working set"));
+    scene.world.figure(
+        "sidecar at rest, memory (goal: under 10 MiB)",
+        format!("{mebibytes:.1} MiB working set"),
+    );
     let millicores = (last.cpu_seconds - first.cpu_seconds) / seconds * 1000.0;
     scene.world.figure(
         "sidecar at rest, processor (goal: under 1 millicore)",

@@ -1,5 +1,6 @@
-//! The app beside the sidecar has nothing but the sidecar's two answers: neither seed nor Redis password, realm key or provider's
-//! credentials. The app here is root in its container and may use every capability that a container has by default.
+//! The app beside the sidecar has nothing but the sidecar's two answers: neither seed nor Redis
+//! password, realm key or provider's credentials. The app here is root in its container and may use
+//! every capability that a container has by default.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -11,7 +12,8 @@ use crate::manifests::{self, APP, SIDECAR};
 use crate::release;
 use crate::scene::{Scene, decoded, random_text};
 
-/// People with a provider that needs a password, a service that may verify them, and a neighbour of that service.
+/// People with a provider that needs a password, a service that may verify them, and a neighbour of
+/// that service.
 struct Stage {
     people: String,
     services: String,
@@ -32,7 +34,10 @@ fn stage(scene: &Scene<'_>) -> Stage {
     scene.kubectl().apply(&manifests::secret(people, "providers", &provider));
     scene.users(
         people,
-        &[("alice", json!({ "email": "alice@example.test" })), ("carol", json!({ "deliveryMethod": "app" }))],
+        &[
+            ("alice", json!({ "email": "alice@example.test" })),
+            ("carol", json!({ "deliveryMethod": "app" })),
+        ],
     );
     scene.realm(people, &[services], Some("providers"));
     let mut service = manifests::client_with_sidecar(services, SERVICE, people);
@@ -59,12 +64,20 @@ fn secrets(scene: &Scene<'_>, stage: &Stage) -> Vec<(String, String)> {
     }
     add("the provider's password", scene.secret(&stage.people, "providers", "SMTP_PASSWORD"));
     let credentials = format!("twofactor-{}", stage.people);
-    add("the realm key", scene.secret(&stage.services, &credentials, "realm-key").trim().to_owned());
+    add(
+        "the realm key",
+        scene.secret(&stage.services, &credentials, "realm-key").trim().to_owned(),
+    );
     let url = scene.secret(&stage.services, &credentials, "redis-url");
-    add("the realm's Redis password", password_of(&url).expect("a password in redis-url").to_owned());
+    add(
+        "the realm's Redis password",
+        password_of(&url).expect("a password in redis-url").to_owned(),
+    );
     for name in ["twofactor-master-key", "twofactor-redis"] {
         // Without a Redis of the chart's own, only one of them is there.
-        let Ok(secret) = scene.kubectl().try_get(&["secret", name, "--namespace", release::NAMESPACE]) else {
+        let Ok(secret) =
+            scene.kubectl().try_get(&["secret", name, "--namespace", release::NAMESPACE])
+        else {
             continue;
         };
         for (key, value) in secret["data"].as_object().into_iter().flatten() {
@@ -83,7 +96,8 @@ fn password_of(url: &str) -> Option<&str> {
     user.split_once(':').map(|(_, password)| password)
 }
 
-/// Prints each file that holds one of the lines of its input. These lines never stand in a command line or an environment.
+/// Prints each file that holds one of the lines of its input. These lines never stand in a command
+/// line or an environment.
 const SEARCH: &str = r#"
 needles=$(cat)
 for folder in /*; do
@@ -100,7 +114,8 @@ pub(crate) fn the_app_finds_no_secret_in_its_files_environment_or_processes(scen
     let stage = stage(scene);
     let services = &stage.services;
     let search = |needle: &str| {
-        let said = scene.exec_with(services, SERVICE, &["bash", "-c", SEARCH], &format!("{needle}\n"));
+        let said =
+            scene.exec_with(services, SERVICE, &["bash", "-c", SEARCH], &format!("{needle}\n"));
         let found = said.into_result().expect("the search to come to its end");
         found.lines().map(str::to_owned).collect::<BTreeSet<_>>()
     };
@@ -124,10 +139,13 @@ pub(crate) fn the_app_finds_no_secret_in_its_files_environment_or_processes(scen
         panic!("the app can read {found:?}");
     }
 
-    let processes = scene.exec(services, SERVICE, &["ps", "-e", "-o", "args"]).into_result().expect("ps");
+    let processes =
+        scene.exec(services, SERVICE, &["ps", "-e", "-o", "args"]).into_result().expect("ps");
     assert!(!processes.contains(SIDECAR), "the app sees the sidecar's process:\n{processes}");
-    let mounts =
-        scene.exec(services, SERVICE, &["cat", "/proc/self/mountinfo"]).into_result().expect("the mounts");
+    let mounts = scene
+        .exec(services, SERVICE, &["cat", "/proc/self/mountinfo"])
+        .into_result()
+        .expect("the mounts");
     // The fifth field is where it is mounted; what the node calls its disks is its own affair.
     let ours = mounts
         .lines()
@@ -177,7 +195,8 @@ pub(crate) fn the_apps_service_account_may_read_nothing_of_ours(scene: &Scene<'_
         // After the slash kubectl expects a name, not a part of the resource.
         let (resource, part) = what.split_once('/').unwrap_or((what, ""));
         let part = format!("--subresource={part}");
-        let args = ["auth", "can-i", verb, resource, &part, "--as", &account, "--namespace", namespace];
+        let args =
+            ["auth", "can-i", verb, resource, &part, "--as", &account, "--namespace", namespace];
         let said = scene.kubectl().say(&args, "");
         assert_eq!(said.stdout.trim(), "no", "{account} may {verb} {what} in {namespace}: {said}");
     }
@@ -203,7 +222,8 @@ pub(crate) fn the_network_gives_the_app_nothing_but_its_own_sidecar(scene: &Scen
     let stage = stage(scene);
     let Stage { people, services } = &stage;
     let neighbour = scene.kubectl().get(&["pod", NEIGHBOUR, "--namespace", services]);
-    let addresses = neighbour["status"]["podIPs"].as_array().expect("addresses of the neighbour").clone();
+    let addresses =
+        neighbour["status"]["podIPs"].as_array().expect("addresses of the neighbour").clone();
     let url = |address: &str, port: u16| {
         if address.contains(':') {
             format!("http://[{address}]:{port}")
@@ -221,8 +241,11 @@ pub(crate) fn the_network_gives_the_app_nothing_but_its_own_sidecar(scene: &Scen
         assert!(api.stderr.contains("(7)"), "the neighbour's API is not refused: {api}");
         // Health and metrics are for Prometheus, and tell no secret.
         let metrics = url(address, 18004) + "/metrics";
-        let said =
-            scene.exec(services, SERVICE, &["curl", "--silent", "--fail", "--max-time", "5", &metrics]);
+        let said = scene.exec(
+            services,
+            SERVICE,
+            &["curl", "--silent", "--fail", "--max-time", "5", &metrics],
+        );
         let text = said.into_result().expect("the neighbour's metrics");
         assert!(text.contains("twofactor_build_info"), "{text}");
         for (what, secret) in &known {
@@ -238,13 +261,19 @@ pub(crate) fn the_network_gives_the_app_nothing_but_its_own_sidecar(scene: &Scen
     let place = target.rsplit_once('@').map_or(target.as_str(), |(_, place)| place);
     let place = place.split('/').next().unwrap_or(place);
     let (host, port) = place.rsplit_once(':').unwrap_or((place, "6379"));
-    for question in ["KEYS *", "CONFIG GET requirepass", "ACL LIST", "AUTH default wrong", "AUTH wrong"] {
+    for question in
+        ["KEYS *", "CONFIG GET requirepass", "ACL LIST", "AUTH default wrong", "AUTH wrong"]
+    {
         let script = format!("printf '{question}\\r\\nQUIT\\r\\n' | nc -w 5 {host} {port}");
         let said = scene.exec(services, SERVICE, &["bash", "-c", &script]);
         // A network policy may refuse the connection; Redis itself refuses whoever has no password.
         let first = said.stdout.lines().next().unwrap_or_default();
-        let refused =
-            first.starts_with("-NOAUTH") || first.starts_with("-WRONGPASS") || first.starts_with("-ERR AUTH");
-        assert!(refused || first.is_empty(), "Redis answers {question:?} without a password: {said}");
+        let refused = first.starts_with("-NOAUTH")
+            || first.starts_with("-WRONGPASS")
+            || first.starts_with("-ERR AUTH");
+        assert!(
+            refused || first.is_empty(),
+            "Redis answers {question:?} without a password: {said}"
+        );
     }
 }

@@ -1,7 +1,9 @@
-//! A service with two replicas that verifies all the time. Enters: users with authenticator apps. Leaves: every answer it got,
-//! which can be read again and again, and the sentence that something in them is wrong.
+//! A service with two replicas that verifies all the time. Enters: users with authenticator apps.
+//! Leaves: every answer it got, which can be read again and again, and the sentence that something
+//! in them is wrong.
 //!
-//! The pods themselves ask and write it down, so that an answer is counted also when nobody outside can reach them.
+//! The pods themselves ask and write it down, so that an answer is counted also when nobody outside
+//! can reach them.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -20,8 +22,8 @@ const RIGHT: [&str; 4] = ["user-1", "user-2", "user-3", "user-4"];
 /// Only wrong codes are submitted for this one.
 const WRONG: &str = "mallory";
 const SELECTOR: &str = "app=load";
-/// How long a code of theirs lasts, in seconds: the shortest that there is, so that nobody waits long for the next one. After Redis
-/// has been lost, two of these pass in which codes are refused.
+/// How long a code of theirs lasts, in seconds: the shortest that there is, so that nobody waits
+/// long for the next one. After Redis has been lost, two of these pass in which codes are refused.
 const PERIOD: u64 = 15;
 const ACCEPTED_AGAIN: Duration = Duration::from_mins(3);
 
@@ -88,7 +90,8 @@ impl<'a> Load<'a> {
             { "name": "PERIOD", "value": PERIOD.to_string() },
         ]);
         let metadata = json!({ "labels": { "app": "load" }, "annotations": {} });
-        let template = manifests::with_sidecar(json!({ "metadata": metadata, "spec": spec }), &load.people);
+        let template =
+            manifests::with_sidecar(json!({ "metadata": metadata, "spec": spec }), &load.people);
         scene.create(&json!({
             "apiVersion": "apps/v1",
             "kind": "Deployment",
@@ -103,8 +106,16 @@ impl<'a> Load<'a> {
 
     /// All answers so far, of both replicas.
     pub(crate) fn answers(&self) -> Result<Vec<Answer>, String> {
-        let args =
-            ["logs", "--selector", SELECTOR, "--container", APP, "--tail=-1", "--namespace", &self.namespace];
+        let args = [
+            "logs",
+            "--selector",
+            SELECTOR,
+            "--container",
+            APP,
+            "--tail=-1",
+            "--namespace",
+            &self.namespace,
+        ];
         let log = self.scene.kubectl().try_run(&args)?;
         Ok(log.lines().filter_map(answer).collect())
     }
@@ -114,9 +125,9 @@ impl<'a> Load<'a> {
         eventually_blocking(ACCEPTED_AGAIN, "a code of each user to be accepted", || {
             let answers = self.answers()?;
             let is_accepted = |user: &&str| {
-                answers
-                    .iter()
-                    .any(|answer| answer.user == **user && answer.status == 200 && answer.second > second)
+                answers.iter().any(|answer| {
+                    answer.user == **user && answer.status == 200 && answer.second > second
+                })
             };
             let missing: Vec<_> = RIGHT.iter().filter(|user| !is_accepted(user)).collect();
             let last: Vec<_> = answers.iter().rev().take(6).collect();
@@ -136,8 +147,9 @@ impl<'a> Load<'a> {
         });
     }
 
-    /// Panics when an answer was wrong: a code accepted twice, a wrong code accepted, a right one called wrong, or an outage
-    /// outside these seconds. Hands on how many answers there were, and how many of them were part of an outage.
+    /// Panics when an answer was wrong: a code accepted twice, a wrong code accepted, a right one
+    /// called wrong, or an outage outside these seconds. Hands on how many answers there were, and
+    /// how many of them were part of an outage.
     pub(crate) fn check(&self, outages: &[(u64, u64)]) -> (usize, Vec<Answer>) {
         let answers = self.answers().expect("the answers");
         let mut accepted: BTreeMap<(&str, u64), u32> = BTreeMap::new();
@@ -154,17 +166,26 @@ impl<'a> Load<'a> {
         }
         let twice: Vec<_> = accepted.iter().filter(|(_, times)| **times > 1).collect();
         assert!(twice.is_empty(), "accepted more than once (user, step: times): {twice:?}");
-        let is_allowed =
-            |answer: &Answer| outages.iter().any(|(from, to)| (*from..=*to).contains(&answer.second));
+        let is_allowed = |answer: &Answer| {
+            outages.iter().any(|(from, to)| (*from..=*to).contains(&answer.second))
+        };
         let beyond: Vec<_> = refused.iter().filter(|answer| !is_allowed(answer)).collect();
-        assert!(beyond.is_empty(), "outages were expected at {outages:?}, but there were {beyond:?}");
+        assert!(
+            beyond.is_empty(),
+            "outages were expected at {outages:?}, but there were {beyond:?}"
+        );
         (answers.len(), refused)
     }
 
     /// Restarts of each container of the service: nothing that happens elsewhere may cause one.
     pub(crate) fn restarts(&self) -> Vec<Value> {
-        let pods =
-            self.scene.kubectl().get(&["pods", "--selector", SELECTOR, "--namespace", &self.namespace]);
+        let pods = self.scene.kubectl().get(&[
+            "pods",
+            "--selector",
+            SELECTOR,
+            "--namespace",
+            &self.namespace,
+        ]);
         let pods = pods["items"].as_array().expect("pods");
         let statuses = |pod: &Value| {
             ["initContainerStatuses", "containerStatuses"]

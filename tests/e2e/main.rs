@@ -1,13 +1,15 @@
 //! `make e2e`: the whole system in a cluster where pods really run, as its users meet it.
 //!
-//! Enters: the cluster that `KUBECONFIG` names, with the images in it; arguments, each a part of the names of the tests to run
-//! (none: all). Leaves: a line for each test, what the cluster had to say about those that failed, figures, and exit code 1
-//! when one failed. The tests run in the order of the list and share one release of the chart. Those that take parts of it down, or
+//! Enters: the cluster that `KUBECONFIG` names, with the images in it; arguments, each a part of
+//! the names of the tests to run (none: all). Leaves: a line for each test, what the cluster had to
+//! say about those that failed, figures, and exit code 1 when one failed. The tests run in the
+//! order of the list and share one release of the chart. Those that take parts of it down, or
 //! measure something, run alone; the others a few at a time, since most of what they do is to wait.
 //!
-//! With `TWOFACTOR_CLUSTER_CONTROL` (the path of `tests/cluster/cluster`), components of the node are killed too, and a
-//! release that was there before may be uninstalled and installed again. Without it, those tests are left out, and the
-//! end says so. Use a cluster that is there for testing.
+//! With `TWOFACTOR_CLUSTER_CONTROL` (the path of `tests/cluster/cluster`), components of the node
+//! are killed too, and a release that was there before may be uninstalled and installed again.
+//! Without it, those tests are left out, and the end says so. Use a cluster that is there for
+//! testing.
 
 #![allow(clippy::print_stdout, reason = "a test runner prints")]
 
@@ -73,7 +75,8 @@ macro_rules! entries {
     };
 }
 
-/// Tests that run at the same time, where they may: more would wait for the processor in place of the cluster.
+/// Tests that run at the same time, where they may: more would wait for the processor in place of
+/// the cluster.
 const LANES: usize = 4;
 
 /// In this order: the longest of those that run together first, and what uninstalls last.
@@ -108,10 +111,9 @@ fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let keep = arguments.iter().any(|argument| argument == "--keep");
     let filters: Vec<_> = arguments.iter().filter(|argument| !argument.starts_with("--")).collect();
-    if let Some(unknown) = arguments
-        .iter()
-        .find(|argument| argument.starts_with("--") && !["--keep", "--list"].contains(&argument.as_str()))
-    {
+    if let Some(unknown) = arguments.iter().find(|argument| {
+        argument.starts_with("--") && !["--keep", "--list"].contains(&argument.as_str())
+    }) {
         eprintln!(
             "{unknown} is not known. Arguments: parts of names of tests, --list, --keep (what failed is not removed)"
         );
@@ -150,8 +152,8 @@ fn run(chosen: &[&Entry], kubectl: Kubectl, keep: bool) -> ExitCode {
     };
     println!("set up in {:.1} s\n", begun.elapsed().as_secs_f64());
     let (mut failed, mut left_out, mut passed) = (Vec::new(), Vec::new(), 0);
-    for group in
-        chosen.chunk_by(|one, next| [one, next].iter().all(|entry| entry.company == Company::Together))
+    for group in chosen
+        .chunk_by(|one, next| [one, next].iter().all(|entry| entry.company == Company::Together))
     {
         let mut runnable = VecDeque::new();
         for entry in group {
@@ -171,7 +173,8 @@ fn run(chosen: &[&Entry], kubectl: Kubectl, keep: bool) -> ExitCode {
         }
     }
     world.print_figures();
-    let removed = (keep && !failed.is_empty()) || in_thread("tear down", || world.tear_down()).is_some();
+    let removed =
+        (keep && !failed.is_empty()) || in_thread("tear down", || world.tear_down()).is_some();
     println!(
         "\n{passed} passed, {} failed, {} left out, in {:.0} s",
         failed.len(),
@@ -241,12 +244,16 @@ fn run_one(entry: &Entry, world: &World, keep: bool) -> bool {
 /// A panic ends the thread, is printed with the thread's name, and is nothing more.
 fn in_thread<T: Send>(name: &str, run: impl FnOnce() -> T + Send) -> Option<T> {
     thread::scope(|scope| {
-        let thread = thread::Builder::new().name(name.to_owned()).spawn_scoped(scope, run).expect("a thread");
+        let thread = thread::Builder::new()
+            .name(name.to_owned())
+            .spawn_scoped(scope, run)
+            .expect("a thread");
         thread.join().ok()
     })
 }
 
-/// Runs `run` and then `after`, whatever came of it: what was taken down is put back before a failure is told.
+/// Runs `run` and then `after`, whatever came of it: what was taken down is put back before a
+/// failure is told.
 fn finally<T>(run: impl FnOnce() -> T, after: impl FnOnce()) -> T {
     let outcome = std::panic::catch_unwind(AssertUnwindSafe(run));
     after();

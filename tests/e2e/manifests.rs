@@ -1,5 +1,5 @@
-//! Manifests as the tests need them. Enters: names. Leaves: JSON, which is YAML too, for a test to change where it differs.
-//! Every pod satisfies the restricted level.
+//! Manifests as the tests need them. Enters: names. Leaves: JSON, which is YAML too, for a test to
+//! change where it differs. Every pod satisfies the restricted level.
 
 use serde_json::{Value, json};
 
@@ -98,8 +98,7 @@ pub(crate) fn mail_server(namespace: &str) -> Value {
     let mut pod = client(namespace, "mail");
     pod["spec"] = pod_spec(MAIL_IMAGE, &[]);
     let container = &mut pod["spec"]["containers"][0];
-    container["ports"] =
-        json!([{ "name": "smtp", "containerPort": 1025 }, { "name": "http", "containerPort": 8025 }]);
+    container["ports"] = json!([{ "name": "smtp", "containerPort": 1025 }, { "name": "http", "containerPort": 8025 }]);
     container["readinessProbe"] =
         json!({ "httpGet": { "path": "/state", "port": "http" }, "periodSeconds": 1 });
     pod
@@ -125,8 +124,10 @@ pub(crate) fn mail_service(namespace: &str) -> Value {
 pub(crate) fn job_with_sidecar(namespace: &str, name: &str, realm: &str, script: &str) -> Value {
     let mut spec = pod_spec(CLIENT_IMAGE, &["bash", "-c", script]);
     spec["restartPolicy"] = json!("Never");
-    let template =
-        with_sidecar(json!({ "metadata": { "labels": {}, "annotations": {} }, "spec": spec }), realm);
+    let template = with_sidecar(
+        json!({ "metadata": { "labels": {}, "annotations": {} }, "spec": spec }),
+        realm,
+    );
     json!({
         "apiVersion": "batch/v1",
         "kind": "Job",

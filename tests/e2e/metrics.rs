@@ -1,4 +1,5 @@
-//! A real Prometheus finds operator and sidecars by the labels and port names that the chart and the webhook give them.
+//! A real Prometheus finds operator and sidecars by the labels and port names that the chart and
+//! the webhook give them.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -13,8 +14,8 @@ use crate::scene::Scene;
 
 const SCRAPED: Duration = Duration::from_secs(90);
 
-/// What somebody without the Prometheus operator would write, with `kubernetes_sd_configs: [{role: pod}]` in place of the file:
-/// Debian's Prometheus is built without that.
+/// What somebody without the Prometheus operator would write, with `kubernetes_sd_configs: [{role:
+/// pod}]` in place of the file: Debian's Prometheus is built without that.
 const CONFIGURATION: &str = r"
 global: {scrape_interval: 2s, scrape_timeout: 2s}
 scrape_configs:
@@ -34,7 +35,8 @@ scrape_configs:
       - {source_labels: [__meta_kubernetes_pod_name], target_label: pod}
 ";
 
-/// Writes that file: each declared port of each pod, with the labels that Prometheus' own discovery gives it.
+/// Writes that file: each declared port of each pod, with the labels that Prometheus' own discovery
+/// gives it.
 const DISCOVERY: &str = r#"
 account=/var/run/secrets/kubernetes.io/serviceaccount
 trap exit TERM
@@ -74,14 +76,19 @@ pub(crate) fn prometheus_scrapes_operator_and_sidecars_by_the_charts_labels(scen
     let operators = pods(scene, NAMESPACE, crate::release::OPERATOR_LABEL);
     let expected: BTreeSet<_> =
         operators.union(&pods(scene, &services, manifests::INJECT)).cloned().collect();
-    let up = format!("up{{job=\"operator\"}} == 1 or up{{job=\"sidecars\",namespace=\"{services}\"}} == 1");
+    let up = format!(
+        "up{{job=\"operator\"}} == 1 or up{{job=\"sidecars\",namespace=\"{services}\"}} == 1"
+    );
     eventually_blocking(SCRAPED, "all targets to be up", || {
         let found: BTreeSet<_> = query(scene, &own, &up)?.iter().map(pod_of).collect();
         if found == expected { Ok(()) } else { Err(format!("{found:?} in place of {expected:?}")) }
     });
     for (what, query_text) in [
         ("users", "sum(twofactor_users) > 0".to_owned()),
-        ("reconciliations", "sum(controller_runtime_reconcile_total{job=\"operator\"}) > 0".to_owned()),
+        (
+            "reconciliations",
+            "sum(controller_runtime_reconcile_total{job=\"operator\"}) > 0".to_owned(),
+        ),
         ("admissions", "sum(twofactor_admission_seconds_count{job=\"operator\"}) > 0".to_owned()),
         (
             "decisions",
@@ -103,7 +110,8 @@ pub(crate) fn prometheus_scrapes_operator_and_sidecars_by_the_charts_labels(scen
 fn start_prometheus(scene: &Scene<'_>, namespace: &str) {
     // It reads the names and labels of pods, and nothing else.
     let metadata = json!({ "name": namespace });
-    let rule = json!({ "apiGroups": [""], "resources": ["pods"], "verbs": ["get", "list", "watch"] });
+    let rule =
+        json!({ "apiGroups": [""], "resources": ["pods"], "verbs": ["get", "list", "watch"] });
     let (group, api) = ("rbac.authorization.k8s.io", "rbac.authorization.k8s.io/v1");
     scene.apply_for_all(
         &json!({ "apiVersion": api, "kind": "ClusterRole", "metadata": metadata, "rules": [rule] }),
@@ -130,7 +138,8 @@ fn start_prometheus(scene: &Scene<'_>, namespace: &str) {
         { "name": "targets", "emptyDir": {} },
     ]);
     let targets = json!({ "name": "targets", "mountPath": "/targets" });
-    let mut discovery = manifests::pod_spec(CLIENT_IMAGE, &["bash", "-c", DISCOVERY])["containers"][0].take();
+    let mut discovery =
+        manifests::pod_spec(CLIENT_IMAGE, &["bash", "-c", DISCOVERY])["containers"][0].take();
     discovery["name"] = json!("discovery");
     discovery["volumeMounts"] = json!([targets]);
     let container = &mut pod["spec"]["containers"][0];
@@ -159,7 +168,8 @@ fn pod_of(result: &Value) -> String {
 fn query(scene: &Scene<'_>, namespace: &str, text: &str) -> Result<Vec<Value>, String> {
     let url = Url::parse_with_params("http://prometheus/", [("query", text)]).expect("a URL");
     let query = url.query().unwrap_or_default();
-    let path = format!("/api/v1/namespaces/{namespace}/pods/prometheus:9090/proxy/api/v1/query?{query}");
+    let path =
+        format!("/api/v1/namespaces/{namespace}/pods/prometheus:9090/proxy/api/v1/query?{query}");
     let answer: Value = serde_json::from_str(&scene.kubectl().try_raw(&path)?)
         .map_err(|error| format!("no JSON: {error}"))?;
     answer["data"]["result"].as_array().cloned().ok_or_else(|| answer.to_string())

@@ -26,8 +26,9 @@ pub(crate) fn checkout() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..").canonicalize().expect("the checkout")
 }
 
-/// Installs the release, or upgrades it to this checkout's chart, and returns when it is ready. `TWOFACTOR_HELM_ARGS` may add
-/// arguments, separated by spaces, such as `--set image.registry=registry.example`.
+/// Installs the release, or upgrades it to this checkout's chart, and returns when it is ready.
+/// `TWOFACTOR_HELM_ARGS` may add arguments, separated by spaces, such as `--set
+/// image.registry=registry.example`.
 pub(crate) fn install(values: &[&str]) {
     let chart = checkout().join("charts/fountainai-2fa");
     let more = std::env::var("TWOFACTOR_HELM_ARGS").unwrap_or_default();
@@ -61,7 +62,8 @@ pub(crate) fn is_installed() -> bool {
 
 /// Uninstalls the release, and hands on what helm said.
 pub(crate) fn uninstall() -> String {
-    let said = helm(BOUND, &["uninstall", NAME, "--namespace", NAMESPACE, "--wait", "--timeout", "3m"]);
+    let said =
+        helm(BOUND, &["uninstall", NAME, "--namespace", NAMESPACE, "--wait", "--timeout", "3m"]);
     assert!(said.success, "helm uninstall failed: {said}");
     said.to_string()
 }

@@ -1,5 +1,6 @@
-//! What one test makes. Enters: the world. Leaves: namespaces with people, services and a mail server in them, what the cluster
-//! says about them when the test fails, and nothing once it is over.
+//! What one test makes. Enters: the world. Leaves: namespaces with people, services and a mail
+//! server in them, what the cluster says about them when the test fails, and nothing once it is
+//! over.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -52,9 +53,11 @@ impl<'a> Scene<'a> {
         self.adopt(&name);
         self.kubectl().apply(&manifest);
         // Without it, no pod can be created yet.
-        eventually_blocking(PUBLISHED, format_args!("the default service account of {name}"), || {
-            self.kubectl().try_run(&["get", "serviceaccount", "default", "--namespace", &name])
-        });
+        eventually_blocking(
+            PUBLISHED,
+            format_args!("the default service account of {name}"),
+            || self.kubectl().try_run(&["get", "serviceaccount", "default", "--namespace", &name]),
+        );
         name
     }
 
@@ -86,8 +89,10 @@ impl<'a> Scene<'a> {
         for (name, spec) in users {
             self.kubectl().apply(&manifests::user(namespace, name, spec));
         }
-        self.kubectl()
-            .wait(PUBLISHED, &["twofactoruser", "--all", "--namespace", namespace, "--for=condition=Ready"]);
+        self.kubectl().wait(
+            PUBLISHED,
+            &["twofactoruser", "--all", "--namespace", namespace, "--for=condition=Ready"],
+        );
     }
 
     /// A realm that lets these namespaces in, ready.
@@ -124,7 +129,9 @@ impl<'a> Scene<'a> {
         eventually_blocking(PUBLISHED, format_args!("a mail to {address}"), || {
             let mails: Vec<Value> = serde_json::from_str(&self.kubectl().try_raw(&path)?)
                 .map_err(|error| format!("the mail server's answer: {error}"))?;
-            let is_to = |mail: &&Value| mail["to"].as_array().is_some_and(|to| to.contains(&json!(address)));
+            let is_to = |mail: &&Value| {
+                mail["to"].as_array().is_some_and(|to| to.contains(&json!(address)))
+            };
             let mail = mails.iter().rfind(is_to).ok_or("none so far")?;
             let text = mail["text"].as_str().unwrap_or_default();
             let code = text
@@ -154,7 +161,8 @@ impl<'a> Scene<'a> {
         self.kubectl().wait(START, &[&pod, "--namespace", namespace, "--for=condition=Ready"]);
     }
 
-    /// Waits until the operator has told an Event about this object, with this word in its sentence.
+    /// Waits until the operator has told an Event about this object, with this word in its
+    /// sentence.
     pub(crate) fn wait_for_event(&self, namespace: &str, object: &str, word: &str) {
         eventually_blocking(TOLD, format_args!("an Event about {object} that says {word}"), || {
             let events = self.kubectl().try_get(&["events", "--namespace", namespace])?;
@@ -164,7 +172,8 @@ impl<'a> Scene<'a> {
                     && text(&event["reportingComponent"]).contains("twofactor")
                     && text(&event["message"]).contains(word)
             };
-            let found = events["items"].as_array().is_some_and(|events| events.iter().any(is_wanted));
+            let found =
+                events["items"].as_array().is_some_and(|events| events.iter().any(is_wanted));
             if found { Ok(()) } else { Err(events["items"].to_string()) }
         });
     }
@@ -175,16 +184,32 @@ impl<'a> Scene<'a> {
     }
 
     /// [`Scene::exec`] with an input.
-    pub(crate) fn exec_with(&self, namespace: &str, pod: &str, command: &[&str], input: &str) -> Said {
-        let target = ["exec", "--stdin", "--namespace", namespace, pod, "--container", manifests::APP, "--"];
+    pub(crate) fn exec_with(
+        &self,
+        namespace: &str,
+        pod: &str,
+        command: &[&str],
+        input: &str,
+    ) -> Said {
+        let target =
+            ["exec", "--stdin", "--namespace", namespace, pod, "--container", manifests::APP, "--"];
         self.kubectl().say(&[&target, command].concat(), input)
     }
 
     /// Asks the sidecar of a pod, from the pod's own container.
     pub(crate) fn ask(&self, namespace: &str, pod: &str, path: &str, body: &Value) -> Reply {
         let (url, body) = (format!("http://127.0.0.1:8004{path}"), body.to_string());
-        let curl =
-            ["curl", "--silent", "--max-time", "20", "--write-out", "\n%{http_code}", "--json", &body, &url];
+        let curl = [
+            "curl",
+            "--silent",
+            "--max-time",
+            "20",
+            "--write-out",
+            "\n%{http_code}",
+            "--json",
+            &body,
+            &url,
+        ];
         let said = self.exec(namespace, pod, &curl);
         let reply = said.stdout.rsplit_once('\n').and_then(|(body, status)| {
             Some(Reply { status: status.trim().parse().ok()?, body: body.to_owned() })
@@ -227,9 +252,16 @@ impl<'a> Scene<'a> {
         for namespace in namespaces.iter().map(String::as_str).chain([release::NAMESPACE]) {
             let kinds = "pods,jobs,deployments,statefulsets,twofactorusers,twofactorrealms";
             self.print(&["get", kinds, "--output=wide", "--namespace", namespace]);
-            self.print(&["get", "events", "--sort-by=.metadata.creationTimestamp", "--namespace", namespace]);
+            self.print(&[
+                "get",
+                "events",
+                "--sort-by=.metadata.creationTimestamp",
+                "--namespace",
+                namespace,
+            ]);
             self.print(&["describe", "twofactorrealms", "--namespace", namespace]);
-            let pods = self.kubectl().try_run(&["get", "pods", "--output=name", "--namespace", namespace]);
+            let pods =
+                self.kubectl().try_run(&["get", "pods", "--output=name", "--namespace", namespace]);
             for pod in pods.unwrap_or_default().lines() {
                 if namespace != release::NAMESPACE {
                     self.print(&["describe", pod, "--namespace", namespace]);
@@ -247,12 +279,15 @@ impl<'a> Scene<'a> {
 
     /// Removes what this test made; namespaces go on ending for a moment.
     pub(crate) fn remove(&self) {
-        let namespaces = std::mem::take(&mut *self.namespaces.lock().unwrap_or_else(PoisonError::into_inner));
+        let namespaces =
+            std::mem::take(&mut *self.namespaces.lock().unwrap_or_else(PoisonError::into_inner));
         for namespace in &namespaces {
             let args = ["delete", "namespace", "--ignore-not-found", "--wait=false", namespace];
             println!("{}", self.kubectl().say(&args, "").to_string().trim_end());
         }
-        for (kind, name) in std::mem::take(&mut *self.others.lock().unwrap_or_else(PoisonError::into_inner)) {
+        for (kind, name) in
+            std::mem::take(&mut *self.others.lock().unwrap_or_else(PoisonError::into_inner))
+        {
             let said = self.kubectl().say(&["delete", "--ignore-not-found", &kind, &name], "");
             println!("{}", said.to_string().trim_end());
         }

@@ -30,8 +30,10 @@ pub(crate) fn the_key_management_story_is_as_its_readme_tells_it(scene: &Scene<'
     let steps = steps(&std::fs::read_to_string(&path).expect("the story"));
     assert!(steps.len() > 5, "{} has only {} blocks of commands", path.display(), steps.len());
 
-    let marked =
-        steps.iter().enumerate().map(|(index, step)| format!("echo '{MARK} {index}'\n{}", step.commands));
+    let marked = steps
+        .iter()
+        .enumerate()
+        .map(|(index, step)| format!("echo '{MARK} {index}'\n{}", step.commands));
     let script = PREAMBLE.to_owned() + &marked.collect::<Vec<_>>().concat();
     let mut bash = Command::new("bash");
     bash.arg("-c").arg(script).current_dir(checkout());
@@ -106,7 +108,9 @@ pub(crate) fn a_pod_without_the_label_is_left_alone(scene: &Scene<'_>) {
     let namespace = scene.namespace("plain");
     let mut declined = manifests::client(&namespace, "declined");
     declined["metadata"]["labels"][manifests::INJECT] = json!("false");
-    for (name, pod) in [("unlabelled", manifests::client(&namespace, "unlabelled")), ("declined", declined)] {
+    for (name, pod) in
+        [("unlabelled", manifests::client(&namespace, "unlabelled")), ("declined", declined)]
+    {
         scene.start(&pod);
         let made = scene.kubectl().get(&["pod", name, "--namespace", &namespace]);
         assert_eq!(made["spec"]["initContainers"], Value::Null, "{name} has got a container");
@@ -114,7 +118,11 @@ pub(crate) fn a_pod_without_the_label_is_left_alone(scene: &Scene<'_>) {
         assert!(!made["metadata"]["annotations"].to_string().contains("twofactor"), "{made}");
         let volumes = made["spec"]["volumes"].to_string();
         assert!(!volumes.contains("twofactor"), "{volumes}");
-        assert_eq!(scene.generate(&namespace, name, "alice").status, 0, "somebody answers in {name}");
+        assert_eq!(
+            scene.generate(&namespace, name, "alice").status,
+            0,
+            "somebody answers in {name}"
+        );
     }
 }
 
@@ -127,13 +135,21 @@ pub(crate) fn a_job_with_the_sidecar_completes(scene: &Scene<'_>) {
     );
     let mut job = manifests::job_with_sidecar(&namespace, "once", &namespace, &script);
     let seed = scene.seed(&namespace, "carol");
-    job["spec"]["template"]["spec"]["containers"][0]["env"] = json!([{ "name": "SEED", "value": seed }]);
+    job["spec"]["template"]["spec"]["containers"][0]["env"] =
+        json!([{ "name": "SEED", "value": seed }]);
     scene.create(&job);
-    scene
-        .kubectl()
-        .wait(Duration::from_mins(2), &["job/once", "--namespace", &namespace, "--for=condition=Complete"]);
-    let log =
-        scene.kubectl().run(&["logs", "job/once", "--container", manifests::APP, "--namespace", &namespace]);
+    scene.kubectl().wait(
+        Duration::from_mins(2),
+        &["job/once", "--namespace", &namespace, "--for=condition=Complete"],
+    );
+    let log = scene.kubectl().run(&[
+        "logs",
+        "job/once",
+        "--container",
+        manifests::APP,
+        "--namespace",
+        &namespace,
+    ]);
     assert!(log.contains("\"success\":true"), "{log}");
 }
 
@@ -154,10 +170,11 @@ pub(crate) fn a_namespace_that_is_not_let_in_waits_until_it_is(scene: &Scene<'_>
     scene.kubectl().apply(&manifests::realm(&people, &[&other], None));
     scene.kubectl().wait(LET_IN, &["pod/waiting", "--namespace", &other, "--for=condition=Ready"]);
     let code = scene.app_code(&other, "waiting", &scene.seed(&people, "carol"));
-    let reply = eventually_blocking(Duration::from_secs(10), "the sidecar to have its store", || {
-        let reply = scene.verify(&other, "waiting", "carol", &code);
-        if reply.status == 503 { Err(reply.body) } else { Ok(reply) }
-    });
+    let reply =
+        eventually_blocking(Duration::from_secs(10), "the sidecar to have its store", || {
+            let reply = scene.verify(&other, "waiting", "carol", &code);
+            if reply.status == 503 { Err(reply.body) } else { Ok(reply) }
+        });
     assert_eq!(reply.status, 200, "{reply:?}");
 
     // And out again: nothing is verified any more, without a restart of anything.
@@ -174,10 +191,11 @@ pub(crate) fn a_sidecar_of_another_realm_does_not_know_these_people(scene: &Scen
     scene.users(&other, &[("oscar", json!({ "deliveryMethod": "app" }))]);
     scene.start(&manifests::client_with_sidecar(&other, "service", &other));
     let own = scene.app_code(&other, "service", &scene.seed(&other, "oscar"));
-    let reply = eventually_blocking(Duration::from_secs(10), "the sidecar to have its store", || {
-        let reply = scene.verify(&other, "service", "oscar", &own);
-        if reply.status == 503 { Err(reply.body) } else { Ok(reply) }
-    });
+    let reply =
+        eventually_blocking(Duration::from_secs(10), "the sidecar to have its store", || {
+            let reply = scene.verify(&other, "service", "oscar", &own);
+            if reply.status == 503 { Err(reply.body) } else { Ok(reply) }
+        });
     assert_eq!(reply.status, 200, "{reply:?}");
     let foreign = scene.app_code(&other, "service", &scene.seed(&people, "carol"));
     let reply = scene.verify(&other, "service", "carol", &foreign);
@@ -210,7 +228,8 @@ pub(crate) fn a_code_mailed_for_one_namespace_does_not_verify_in_another(scene: 
     let reply = scene.verify(&asking, "service", "alice", &code);
     assert_eq!((reply.status, reply.body.as_str()), (200, "{\"success\":true}"));
     assert_eq!(scene.verify(&asking, "service", "alice", &code).status, 400);
-    let log = scene.kubectl().run(&["logs", "service", "--container", SIDECAR, "--namespace", &asking]);
+    let log =
+        scene.kubectl().run(&["logs", "service", "--container", SIDECAR, "--namespace", &asking]);
     assert!(
         !log.contains(&code) && !log.contains("alice@example.test"),
         "the log tells a code or an address: {log}"

@@ -34,8 +34,14 @@ fn seeds(scene: &Scene<'_>, namespace: &str) -> BTreeMap<String, String> {
 }
 
 fn operators(scene: &Scene<'_>) -> Vec<Value> {
-    let pods = scene.kubectl().get(&["pods", "--selector", OPERATOR_LABEL, "--namespace", NAMESPACE]);
-    pods["items"].as_array().expect("pods").iter().map(|pod| pod["metadata"]["uid"].clone()).collect()
+    let pods =
+        scene.kubectl().get(&["pods", "--selector", OPERATOR_LABEL, "--namespace", NAMESPACE]);
+    pods["items"]
+        .as_array()
+        .expect("pods")
+        .iter()
+        .map(|pod| pod["metadata"]["uid"].clone())
+        .collect()
 }
 
 pub(crate) fn an_upgrade_keeps_seeds_and_fails_no_verify(scene: &Scene<'_>) {
@@ -72,9 +78,16 @@ pub(crate) fn what_is_uninstalled_leaves_users_who_verify_again_when_it_is_back(
     let said = release::uninstall();
     let without = || {
         for crd in CRDS {
-            assert!(kubectl.try_run(&["get", "crd", crd]).is_ok(), "{crd} is gone; helm said: {said}");
+            assert!(
+                kubectl.try_run(&["get", "crd", crd]).is_ok(),
+                "{crd} is gone; helm said: {said}"
+            );
         }
-        assert_eq!(seeds(scene, &load.people), before, "an uninstall changed users; helm said: {said}");
+        assert_eq!(
+            seeds(scene, &load.people),
+            before,
+            "an uninstall changed users; helm said: {said}"
+        );
         let kept = kubectl.get(&["secret", "twofactor-master-key", "--namespace", NAMESPACE]);
         assert_eq!(kept["data"], master_key["data"], "the master key has changed");
         for (kind, name) in KEPT {
@@ -92,7 +105,8 @@ pub(crate) fn what_is_uninstalled_leaves_users_who_verify_again_when_it_is_back(
         }
 
         // Nothing waits for an operator that is not there any more.
-        let said = kubectl.say_within(Duration::from_mins(1), &["delete", "namespace", &short_lived], "");
+        let said =
+            kubectl.say_within(Duration::from_mins(1), &["delete", "namespace", &short_lived], "");
         assert!(said.success, "a namespace with users is not deleted without the operator: {said}");
         // A labelled pod is not held up either, and has no sidecar.
         scene.start(&manifests::client_with_sidecar(&load.namespace, "without", &load.people));

@@ -1,5 +1,5 @@
-//! What all tests share: the cluster, the release and the figures. Enters: `kubectl`. Leaves: a system to test, and a cluster as
-//! it was before.
+//! What all tests share: the cluster, the release and the figures. Enters: `kubectl`. Leaves: a
+//! system to test, and a cluster as it was before.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -27,8 +27,9 @@ pub(crate) struct World {
 impl World {
     /// Removes what a run left that was killed, and installs the chart.
     pub(crate) fn set_up(kubectl: Kubectl) -> Self {
-        let control =
-            std::env::var_os("TWOFACTOR_CLUSTER_CONTROL").filter(|path| !path.is_empty()).map(PathBuf::from);
+        let control = std::env::var_os("TWOFACTOR_CLUSTER_CONTROL")
+            .filter(|path| !path.is_empty())
+            .map(PathBuf::from);
         kubectl.run(&["get", "nodes"]);
         let was_installed = release::is_installed();
         let had_crds = kubectl.try_run(&["get", "crd", CRDS[0]]).is_ok();
@@ -94,8 +95,11 @@ impl World {
             let said = self.kubectl.say_within(REMOVAL, &args, "");
             assert!(said.success, "{said}");
         }
-        let said =
-            self.kubectl.say_within(REMOVAL, &["delete", "namespace", "--ignore-not-found", NAMESPACE], "");
+        let said = self.kubectl.say_within(
+            REMOVAL,
+            &["delete", "namespace", "--ignore-not-found", NAMESPACE],
+            "",
+        );
         assert!(said.success, "{said}");
         if self.control.is_some() {
             // The node makes no volumes by itself: it takes back the one that Redis had.
@@ -104,7 +108,8 @@ impl World {
     }
 
     fn remove_namespaces(&self) {
-        let said = self.kubectl.say_within(REMOVAL, &["delete", "namespace", "--selector", MARK], "");
+        let said =
+            self.kubectl.say_within(REMOVAL, &["delete", "namespace", "--selector", MARK], "");
         assert!(said.success, "{said}");
     }
 }

@@ -1,5 +1,5 @@
-//! A real API server: etcd and kube-apiserver, and the controllers that a test asks for. Enters: options. Leaves:
-//! kubeconfig files, and the power to kill and restart the API server.
+//! A real API server: etcd and kube-apiserver, and the controllers that a test asks for. Enters:
+//! options. Leaves: kubeconfig files, and the power to kill and restart the API server.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -30,10 +30,11 @@ pub struct ApiServerBuilder {
 }
 
 impl ApiServerBuilder {
-    /// Runs kube-controller-manager with these controllers, by their full names (`garbage-collector-controller`).
+    /// Runs kube-controller-manager with these controllers, by their full names
+    /// (`garbage-collector-controller`).
     ///
-    /// Pods get service accounts only where `serviceaccount-controller` is among them: without it no namespace has one, and
-    /// the API server would refuse every pod.
+    /// Pods get service accounts only where `serviceaccount-controller` is among them: without it
+    /// no namespace has one, and the API server would refuse every pod.
     #[must_use]
     pub fn controllers<'a>(mut self, controllers: impl IntoIterator<Item = &'a str>) -> Self {
         self.controllers.extend(controllers.into_iter().map(str::to_owned));
@@ -51,11 +52,19 @@ impl ApiServerBuilder {
     pub async fn start(self) -> ApiServer {
         let folder = scratch::folder("apiserver");
         let files = Files::write(folder.path());
-        let ports = Ports { etcd: ports::free_port(), peer: ports::free_port(), api: ports::free_port() };
+        let ports =
+            Ports { etcd: ports::free_port(), peer: ports::free_port(), api: ports::free_port() };
         let etcd = etcd(folder.path(), &ports).start();
         let apiserver = Mutex::new(Arc::new(self.launch(&files, &ports).start()));
-        let server =
-            ApiServer { controllers: Mutex::default(), apiserver, etcd, options: self, ports, files, folder };
+        let server = ApiServer {
+            controllers: Mutex::default(),
+            apiserver,
+            etcd,
+            options: self,
+            ports,
+            files,
+            folder,
+        };
         server.write_kubeconfig(ADMIN, &server.files.admin_user());
         server.wait_until_ready().await;
         let controllers: Vec<_> = server.options.controllers.iter().map(String::as_str).collect();
@@ -140,7 +149,8 @@ struct Files {
 impl Files {
     fn write(folder: &Path) -> Self {
         let authority = Authority::new("kubernetes");
-        let server = authority.server(&["localhost", "127.0.0.1", "kubernetes.default.svc", "10.96.0.1"]);
+        let server =
+            authority.server(&["localhost", "127.0.0.1", "kubernetes.default.svc", "10.96.0.1"]);
         let admin = authority.client("admin", "system:masters");
         let (signing_key, signing_public) = key_pair();
         let files = Self { folder: folder.to_owned(), authority, admin };
@@ -158,7 +168,8 @@ impl Files {
 
     fn save(&self, name: &str, content: &str) -> PathBuf {
         let path = self.path(name);
-        fs::write(&path, content).unwrap_or_else(|error| panic!("cannot write {}: {error}", path.display()));
+        fs::write(&path, content)
+            .unwrap_or_else(|error| panic!("cannot write {}: {error}", path.display()));
         path
     }
 
@@ -204,8 +215,8 @@ impl ApiServer {
         ApiServerBuilder::default()
     }
 
-    /// The one server that the tests of this binary share, without controllers. Tests keep out of each other's way by using
-    /// namespaces of their own, and never kill it.
+    /// The one server that the tests of this binary share, without controllers. Tests keep out of
+    /// each other's way by using namespaces of their own, and never kill it.
     pub async fn shared() -> &'static Self {
         static SHARED: OnceCell<ApiServer> = OnceCell::const_new();
         SHARED.get_or_init(Self::start).await
@@ -226,14 +237,20 @@ impl ApiServer {
     /// A kubeconfig for a user with a client certificate, in one group.
     #[must_use]
     pub fn kubeconfig_for_user(&self, name: &str, group: &str) -> PathBuf {
-        self.write_kubeconfig(&format!("user-{name}"), &user_with(&self.files.authority.client(name, group)))
+        self.write_kubeconfig(
+            &format!("user-{name}"),
+            &user_with(&self.files.authority.client(name, group)),
+        )
     }
 
     /// A kubeconfig with a token (good for an hour) for a service account that exists.
     #[must_use]
     pub fn kubeconfig_for_service_account(&self, namespace: &str, name: &str) -> PathBuf {
         let token = self.kubectl(&["create", "token", name, "--namespace", namespace]);
-        self.write_kubeconfig(&format!("account-{namespace}-{name}"), &json!({ "token": token.trim() }))
+        self.write_kubeconfig(
+            &format!("account-{namespace}-{name}"),
+            &json!({ "token": token.trim() }),
+        )
     }
 
     /// Runs `kubectl` as administrator and hands on its standard output; panics when it fails.
@@ -249,7 +266,10 @@ impl ApiServer {
     /// How it ended and what it said, when that was not a success.
     pub fn try_kubectl(&self, args: &[&str]) -> Result<String, String> {
         let kubeconfig = flag("kubeconfig", &self.kubeconfig_path());
-        process::try_run(tools::find_kubernetes("kubectl"), &[&[kubeconfig.as_str()], args].concat())
+        process::try_run(
+            tools::find_kubernetes("kubectl"),
+            &[&[kubeconfig.as_str()], args].concat(),
+        )
     }
 
     /// The certificate authority that the server's certificate is of, as a PEM file.
@@ -269,7 +289,8 @@ impl ApiServer {
         self.apiserver().kill();
     }
 
-    /// Starts the API server again on the same port with the same data; one that still runs is killed first.
+    /// Starts the API server again on the same port with the same data; one that still runs is
+    /// killed first.
     pub async fn restart_apiserver(&self) {
         self.kill_apiserver();
         let process = Arc::new(self.options.launch(&self.files, &self.ports).start());
@@ -277,8 +298,8 @@ impl ApiServer {
         self.wait_until_ready().await;
     }
 
-    /// Starts these controllers in place of those that run. The garbage collector looks for new kinds of objects every 30
-    /// seconds only: start it when the CRDs are there.
+    /// Starts these controllers in place of those that run. The garbage collector looks for new
+    /// kinds of objects every 30 seconds only: start it when the CRDs are there.
     pub async fn start_controllers<'a>(&self, controllers: impl IntoIterator<Item = &'a str>) {
         let names = controllers.into_iter().collect::<Vec<_>>().join(",");
         self.stop_controllers();
@@ -316,9 +337,12 @@ impl ApiServer {
     async fn wait_for(&self, path: &str) {
         let Leaf { certificate, key } = &self.files.admin;
         let client = http::client()
-            .tls_certs_only([Certificate::from_pem(self.files.authority.pem().as_bytes()).expect("the CA")])
+            .tls_certs_only([
+                Certificate::from_pem(self.files.authority.pem().as_bytes()).expect("the CA")
+            ])
             .identity(
-                Identity::from_pem(format!("{certificate}{key}").as_bytes()).expect("the client certificate"),
+                Identity::from_pem(format!("{certificate}{key}").as_bytes())
+                    .expect("the client certificate"),
             )
             .build()
             .expect("an HTTP client");

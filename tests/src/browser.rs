@@ -1,8 +1,10 @@
-//! A real browser without a network, and a sidecar beside it that it can reach. Enters: arguments for the sidecar, pages and
-//! expressions in JavaScript. Leaves: what the expressions come to, and all that the browser asked for.
+//! A real browser without a network, and a sidecar beside it that it can reach. Enters: arguments
+//! for the sidecar, pages and expressions in JavaScript. Leaves: what the expressions come to, and
+//! all that the browser asked for.
 //!
-//! Both run in a network namespace of their own in which there is nothing but the loopback interface. The browser is spoken to
-//! in the `DevTools` protocol of Chrome over two named pipes, which reach it there.
+//! Both run in a network namespace of their own in which there is nothing but the loopback
+//! interface. The browser is spoken to in the `DevTools` protocol of Chrome over two named pipes,
+//! which reach it there.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -23,7 +25,8 @@ const BOUND: Duration = Duration::from_secs(30);
 /// Where the sidecar listens; in its namespace, every port is free.
 const SIDECAR: &str = "127.0.0.1:8004";
 
-/// The first process of the namespaces; all end with it. The browser has no use for its sandbox here, and as root it has none.
+/// The first process of the namespaces; all end with it. The browser has no use for its sandbox
+/// here, and as root it has none.
 const SCRIPT: &str = r#"
 ip link set lo up
 "$SIDECAR" "$@" --listen "$ADDRESS" &
@@ -113,11 +116,12 @@ impl Browser {
         answer["result"]["value"].take()
     }
 
-    /// Waits until an expression comes to something that counts as true, and hands it on. One that cannot be evaluated yet is
-    /// tried again.
+    /// Waits until an expression comes to something that counts as true, and hands it on. One that
+    /// cannot be evaluated yet is tried again.
     pub fn wait_for(&mut self, expression: &str) -> Value {
-        let patient =
-            format!("(() => {{ try {{ return {expression} }} catch (error) {{ return null }} }})()");
+        let patient = format!(
+            "(() => {{ try {{ return {expression} }} catch (error) {{ return null }} }})()"
+        );
         eventually_blocking(BOUND, format_args!("{expression} on the page"), || {
             let value = self.evaluate(&patient);
             let nothing = [Value::Null, json!(false), json!(0), json!("")].contains(&value);
@@ -125,14 +129,16 @@ impl Browser {
         })
     }
 
-    /// The URLs of everything that the browser has asked for since it opened the page, and whatever went wrong with them or in a
-    /// script.
+    /// The URLs of everything that the browser has asked for since it opened the page, and whatever
+    /// went wrong with them or in a script.
     pub fn asked_for(&mut self) -> (Vec<String>, Vec<Value>) {
         // Whatever was told before this is answered has been read then.
         self.evaluate("1");
         let method = |message: &Value| message["method"].as_str().unwrap_or_default().to_owned();
-        let urls = self.told.iter().filter(|message| method(message) == "Network.requestWillBeSent");
-        let urls = urls.filter_map(|message| message["params"]["request"]["url"].as_str().map(str::to_owned));
+        let urls =
+            self.told.iter().filter(|message| method(message) == "Network.requestWillBeSent");
+        let urls = urls
+            .filter_map(|message| message["params"]["request"]["url"].as_str().map(str::to_owned));
         let wrong = ["Network.loadingFailed", "Runtime.exceptionThrown"];
         let wrong = self.told.iter().filter(|message| wrong.contains(&method(message).as_str()));
         (urls.collect(), wrong.cloned().collect())

@@ -1,8 +1,9 @@
-//! Certificates for the servers of a test. Enters: names. Leaves: a certificate authority and what it signed, as PEM.
+//! Certificates for the servers of a test. Enters: names. Leaves: a certificate authority and what
+//! it signed, as PEM.
 
 use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType, ExtendedKeyUsagePurpose,
-    IsCa, KeyPair, KeyUsagePurpose,
+    BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType,
+    ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose,
 };
 
 /// A certificate and its private key.
@@ -28,7 +29,9 @@ impl Authority {
         params.distinguished_name.push(DnType::CommonName, name);
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        Self { issuer: CertifiedIssuer::self_signed(params, key()).expect("a certificate authority") }
+        Self {
+            issuer: CertifiedIssuer::self_signed(params, key()).expect("a certificate authority"),
+        }
     }
 
     /// Its certificate, for those who are to trust it.

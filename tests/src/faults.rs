@@ -1,5 +1,5 @@
-//! A proxy in front of the API server that lets a test make it fail. Enters: requests, passed on unless a fault is set.
-//! Leaves: the API server's answers, watches included, or the fault.
+//! A proxy in front of the API server that lets a test make it fail. Enters: requests, passed on
+//! unless a fault is set. Leaves: the API server's answers, watches included, or the fault.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -55,7 +55,8 @@ impl FaultProxy {
             .build()
             .expect("an HTTP client");
         let (fault, hits) = (Arc::<Mutex<Option<Fault>>>::default(), Arc::<Mutex<u64>>::default());
-        let forward = Forward { client, target: server.url(), fault: fault.clone(), hits: hits.clone() };
+        let forward =
+            Forward { client, target: server.url(), fault: fault.clone(), hits: hits.clone() };
         let query = warp::query::raw().or(warp::any().map(String::new)).unify();
         let routes = warp::any()
             .map(move || forward.clone())
@@ -64,10 +65,17 @@ impl FaultProxy {
             .and(query)
             .and(warp::header::headers_cloned())
             .and(warp::body::bytes())
-            .then(|forward: Forward, method, path: warp::path::FullPath, query: String, headers, body| async move {
-                let target = format!("{}{}?{query}", forward.target, path.as_str());
-                forward.answer(method, target, headers, body).await
-            })
+            .then(
+                |forward: Forward,
+                 method,
+                 path: warp::path::FullPath,
+                 query: String,
+                 headers,
+                 body| async move {
+                    let target = format!("{}{}?{query}", forward.target, path.as_str());
+                    forward.answer(method, target, headers, body).await
+                },
+            )
             .boxed();
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let url = format!("http://{}", listener.local_addr().expect("an address"));
@@ -82,7 +90,8 @@ impl FaultProxy {
     pub fn kubeconfig(&self, server: &ApiServer, kubeconfig: &Path) -> PathBuf {
         let text = std::fs::read_to_string(kubeconfig).expect("a kubeconfig");
         let path = kubeconfig.with_extension("proxied");
-        std::fs::write(&path, text.replace(&server.url(), &self.url)).expect("to write a kubeconfig");
+        std::fs::write(&path, text.replace(&server.url(), &self.url))
+            .expect("to write a kubeconfig");
         path
     }
 
@@ -99,7 +108,13 @@ impl FaultProxy {
 }
 
 impl Forward {
-    async fn answer(self, method: Method, target: String, mut headers: HeaderMap, body: Bytes) -> Response {
+    async fn answer(
+        self,
+        method: Method,
+        target: String,
+        mut headers: HeaderMap,
+        body: Bytes,
+    ) -> Response {
         let fault = *self.fault.lock().unwrap_or_else(PoisonError::into_inner);
         let writes = method != Method::GET;
         let status = match fault {

@@ -1,4 +1,5 @@
-//! A small HTTP client. Enters: a base URL and requests. Leaves: replies as they came, of any status.
+//! A small HTTP client. Enters: a base URL and requests. Leaves: replies as they came, of any
+//! status.
 
 use std::time::Duration;
 
@@ -27,8 +28,9 @@ impl Reply {
     /// The body as JSON.
     #[must_use]
     pub fn json(&self) -> Value {
-        serde_json::from_str(&self.body)
-            .unwrap_or_else(|error| panic!("not JSON ({error}), status {}: {:?}", self.status, self.body))
+        serde_json::from_str(&self.body).unwrap_or_else(|error| {
+            panic!("not JSON ({error}), status {}: {:?}", self.status, self.body)
+        })
     }
 
     /// A header as text, if it came.
@@ -38,7 +40,8 @@ impl Reply {
     }
 }
 
-/// A client of one server. Without a proxy, without redirects, with no trust in any certificate: loopback only.
+/// A client of one server. Without a proxy, without redirects, with no trust in any certificate:
+/// loopback only.
 #[derive(Clone, Debug)]
 pub struct ApiClient {
     base_url: String,
@@ -61,8 +64,8 @@ impl ApiClient {
 
     /// Asks for a code: `POST /auth/generate?username=…`.
     pub async fn generate(&self, username: &str) -> Reply {
-        let url =
-            Url::parse_with_params(&self.url("/auth/generate"), [("username", username)]).expect("a URL");
+        let url = Url::parse_with_params(&self.url("/auth/generate"), [("username", username)])
+            .expect("a URL");
         reply(self.client.post(url)).await.unwrap_or_else(|error| panic!("no reply: {error:?}"))
     }
 
@@ -91,7 +94,8 @@ impl ApiClient {
 
     /// `POST path` with a JSON body.
     pub async fn post_json(&self, path: &str, body: &Value) -> Reply {
-        self.raw("POST", path, &[(CONTENT_TYPE.as_str(), "application/json")], body.to_string()).await
+        self.raw("POST", path, &[(CONTENT_TYPE.as_str(), "application/json")], body.to_string())
+            .await
     }
 
     /// Any request; the path may hold a query.
@@ -120,7 +124,8 @@ impl ApiClient {
     ) -> Result<Reply, reqwest::Error> {
         let method = Method::from_bytes(method.as_bytes()).expect("an HTTP method");
         let request = self.client.request(method, self.url(path)).body(body.into());
-        reply(headers.iter().fold(request, |request, &(name, value)| request.header(name, value))).await
+        reply(headers.iter().fold(request, |request, &(name, value)| request.header(name, value)))
+            .await
     }
 
     fn url(&self, path: &str) -> String {

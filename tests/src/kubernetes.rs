@@ -1,5 +1,5 @@
-//! A cluster that is there already. Enters: `KUBECONFIG`, and what to do with the cluster. Leaves: what `kubectl`, `helm`
-//! or a script said, always within a bound.
+//! A cluster that is there already. Enters: `KUBECONFIG`, and what to do with the cluster. Leaves:
+//! what `kubectl`, `helm` or a script said, always within a bound.
 
 use std::ffi::OsStr;
 use std::fmt::{self, Display};
@@ -101,7 +101,8 @@ pub struct Kubectl {
 }
 
 impl Kubectl {
-    /// The `kubectl` that `make tools` installs. None without `KUBECONFIG`: nobody's everyday cluster is meant by accident.
+    /// The `kubectl` that `make tools` installs. None without `KUBECONFIG`: nobody's everyday
+    /// cluster is meant by accident.
     #[must_use]
     pub fn from_environment() -> Option<Self> {
         std::env::var_os("KUBECONFIG")
@@ -137,9 +138,13 @@ impl Kubectl {
 
     /// Runs `kubectl` and hands on its standard output; panics when it fails.
     #[track_caller]
-    #[allow(clippy::must_use_candidate, reason = "what is done often says more than what is printed")]
+    #[allow(
+        clippy::must_use_candidate,
+        reason = "what is done often says more than what is printed"
+    )]
     pub fn run(&self, args: &[&str]) -> String {
-        self.try_run(args).unwrap_or_else(|error| panic!("kubectl {} failed: {error}", args.join(" ")))
+        self.try_run(args)
+            .unwrap_or_else(|error| panic!("kubectl {} failed: {error}", args.join(" ")))
     }
 
     /// An object or a list, as `get` shows it.
@@ -155,7 +160,8 @@ impl Kubectl {
     #[must_use]
     #[track_caller]
     pub fn get(&self, args: &[&str]) -> Value {
-        self.try_get(args).unwrap_or_else(|error| panic!("kubectl get {} failed: {error}", args.join(" ")))
+        self.try_get(args)
+            .unwrap_or_else(|error| panic!("kubectl get {} failed: {error}", args.join(" ")))
     }
 
     /// The answer to `GET path` of the API server.
@@ -185,11 +191,13 @@ impl Kubectl {
         self.say(&["create", "--dry-run=server", "--filename=-"], &manifest.to_string())
     }
 
-    /// Waits for what `kubectl wait` can wait for, such as `--for=condition=Ready`; panics when it does not come.
+    /// Waits for what `kubectl wait` can wait for, such as `--for=condition=Ready`; panics when it
+    /// does not come.
     #[track_caller]
     pub fn wait(&self, bound: Duration, args: &[&str]) {
         let timeout = format!("--timeout={}s", bound.as_secs());
-        let said = self.say_within(bound + GRACE, &[&["wait", timeout.as_str()], args].concat(), "");
+        let said =
+            self.say_within(bound + GRACE, &[&["wait", timeout.as_str()], args].concat(), "");
         assert!(said.success, "waited {bound:?} for {}: {said}", args.join(" "));
     }
 

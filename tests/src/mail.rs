@@ -1,5 +1,5 @@
-//! A real SMTP server that keeps what it receives. Enters: how it is to be spoken to. Leaves: its address, the
-//! certificate to trust, and the mail that arrived.
+//! A real SMTP server that keeps what it receives. Enters: how it is to be spoken to. Leaves: its
+//! address, the certificate to trust, and the mail that arrived.
 //!
 //! The server is `tests/tools/mail/server.py`: aiosmtpd with a REST API.
 
@@ -122,7 +122,8 @@ impl MailBuilder {
         let path = |name: &str| folder.path().join(name);
         let authority = Authority::new("mail server's CA");
         let leaf = authority.server(&["localhost", "127.0.0.1"]);
-        for (name, content) in [(CA, authority.pem()), ("cert.pem", leaf.certificate), ("key.pem", leaf.key)]
+        for (name, content) in
+            [(CA, authority.pem()), ("cert.pem", leaf.certificate), ("key.pem", leaf.key)]
         {
             fs::write(path(name), content).expect("to write a certificate");
         }
@@ -221,8 +222,8 @@ impl MailServer {
         self.ask("GET", "/state", "").await["attempts"].as_u64().expect("a number of attempts")
     }
 
-    /// From now on answers with `reply`, such as `451 4.3.0 later`, at that stage; `times` times, or until
-    /// [`MailServer::heal`].
+    /// From now on answers with `reply`, such as `451 4.3.0 later`, at that stage; `times` times,
+    /// or until [`MailServer::heal`].
     pub async fn fail(&self, stage: MailStage, reply: &str, times: Option<u32>) {
         let stage = match stage {
             MailStage::Auth => "auth",
@@ -234,7 +235,8 @@ impl MailServer {
         self.ask("PUT", "/fault", &fault.to_string()).await;
     }
 
-    /// From now on gives no answer at that stage, other than the login; `times` times, or until [`MailServer::heal`].
+    /// From now on gives no answer at that stage, other than the login; `times` times, or until
+    /// [`MailServer::heal`].
     pub async fn go_silent(&self, stage: MailStage, trouble: MailTrouble, times: Option<u32>) {
         let word = match trouble {
             MailTrouble::Hang => "hang",
@@ -245,7 +247,9 @@ impl MailServer {
 
     /// How many connections there have been.
     pub async fn connections(&self) -> u64 {
-        self.ask("GET", "/state", "").await["connections"].as_u64().expect("a number of connections")
+        self.ask("GET", "/state", "").await["connections"]
+            .as_u64()
+            .expect("a number of connections")
     }
 
     /// Closes every connection, as servers do with idle ones.

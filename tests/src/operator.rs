@@ -1,5 +1,5 @@
-//! The operator as a process. Enters: a kubeconfig, a Redis, and options. Leaves: a running operator, its health and
-//! its log.
+//! The operator as a process. Enters: a kubeconfig, a Redis, and options. Leaves: a running
+//! operator, its health and its log.
 
 use std::path::Path;
 use std::time::Duration;
@@ -35,8 +35,10 @@ impl OperatorBuilder {
     #[must_use]
     pub fn launch(self) -> OperatorProcess {
         let admin_port = ports::free_port();
-        let process =
-            self.launch.args(["--admin-listen".to_owned(), format!("127.0.0.1:{admin_port}")]).start();
+        let process = self
+            .launch
+            .args(["--admin-listen".to_owned(), format!("127.0.0.1:{admin_port}")])
+            .start();
         OperatorProcess { process, admin_port }
     }
 

@@ -1,4 +1,5 @@
-//! Free loopback ports. Enters: nothing. Leaves: a port that nobody listens on and that this process gets only once.
+//! Free loopback ports. Enters: nothing. Leaves: a port that nobody listens on and that this
+//! process gets only once.
 
 use std::collections::HashSet;
 use std::net::{Ipv4Addr, TcpListener};
@@ -11,8 +12,9 @@ const LOWEST: u16 = 10_000;
 
 /// A free port of 127.0.0.1.
 ///
-/// It lies below the range that the kernel gives to outgoing connections where there is room: a server that is
-/// restarted on its port would otherwise find a client there, in the worst case one that reconnected to itself.
+/// It lies below the range that the kernel gives to outgoing connections where there is room: a
+/// server that is restarted on its port would otherwise find a client there, in the worst case one
+/// that reconnected to itself.
 #[must_use]
 pub fn free_port() -> u16 {
     let mut given = GIVEN.lock().unwrap_or_else(PoisonError::into_inner);
@@ -29,8 +31,8 @@ fn bindable(port: u16) -> Option<u16> {
     Some(listener.local_addr().ok()?.port())
 }
 
-/// Every candidate once, from a place that differs between processes: two test runs at the same time then do not try
-/// the same port in the moment between probing and listening.
+/// Every candidate once, from a place that differs between processes: two test runs at the same
+/// time then do not try the same port in the moment between probing and listening.
 fn below_the_ephemeral_range() -> impl Iterator<Item = u16> {
     let end = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range")
         .ok()
@@ -38,5 +40,7 @@ fn below_the_ephemeral_range() -> impl Iterator<Item = u16> {
         .unwrap_or(LOWEST);
     let span = u32::from(end.saturating_sub(LOWEST));
     let start = std::process::id().wrapping_mul(211);
-    (0..span).filter_map(move |step| u16::try_from(u32::from(LOWEST) + start.wrapping_add(step) % span).ok())
+    (0..span).filter_map(move |step| {
+        u16::try_from(u32::from(LOWEST) + start.wrapping_add(step) % span).ok()
+    })
 }

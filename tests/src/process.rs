@@ -1,5 +1,6 @@
-//! A child process. Enters: a program, arguments and environment. Leaves: what it wrote, how it ended, and nothing that
-//! runs on: it is ended and reaped on drop, and killed when the test process dies without dropping.
+//! A child process. Enters: a program, arguments and environment. Leaves: what it wrote, how it
+//! ended, and nothing that runs on: it is ended and reaped on drop, and killed when the test
+//! process dies without dropping.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
@@ -58,8 +59,16 @@ impl Launch {
     #[must_use]
     pub fn new(program: impl Into<PathBuf>) -> Self {
         let program = program.into();
-        let name = program.file_name().unwrap_or(program.as_os_str()).to_string_lossy().into_owned();
-        Self { name, program, args: Vec::new(), env: Vec::new(), isolated: false, patience: PATIENCE }
+        let name =
+            program.file_name().unwrap_or(program.as_os_str()).to_string_lossy().into_owned();
+        Self {
+            name,
+            program,
+            args: Vec::new(),
+            env: Vec::new(),
+            isolated: false,
+            patience: PATIENCE,
+        }
     }
 
     /// The name in messages, where the program's own says too little.
@@ -90,15 +99,17 @@ impl Launch {
         self
     }
 
-    /// Hides the developer's own settings: of the environment, only what programs cannot do without is left, and home and
-    /// working directory are an empty folder of the process' own, where no `.env` lies.
+    /// Hides the developer's own settings: of the environment, only what programs cannot do without
+    /// is left, and home and working directory are an empty folder of the process' own, where no
+    /// `.env` lies.
     #[must_use]
     pub fn isolated(mut self) -> Self {
         self.isolated = true;
         self
     }
 
-    /// How long the process may take to end when it is asked to, before it is killed. Zero kills at once.
+    /// How long the process may take to end when it is asked to, before it is killed. Zero kills at
+    /// once.
     #[must_use]
     pub fn patience(mut self, patience: Duration) -> Self {
         self.patience = patience;
@@ -109,12 +120,13 @@ impl Launch {
     #[must_use]
     pub fn start(self) -> Process {
         let folder = scratch::folder(&self.name);
-        let to =
-            |file: &str| Stdio::from(File::create(folder.path().join(file)).expect("a file for the output"));
+        let to = |file: &str| {
+            Stdio::from(File::create(folder.path().join(file)).expect("a file for the output"))
+        };
         let mut command = self.command(folder.path());
         command.stdin(Stdio::null()).stdout(to(STDOUT)).stderr(to(STDERR));
-        let child =
-            spawn(command).unwrap_or_else(|error| panic!("cannot start {}: {error}", self.program.display()));
+        let child = spawn(command)
+            .unwrap_or_else(|error| panic!("cannot start {}: {error}", self.program.display()));
         let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw).expect("a process id");
         Process { name: self.name, pid, child: Mutex::new(child), folder, patience: self.patience }
     }
@@ -181,15 +193,16 @@ impl Process {
         self.stdout() + &self.stderr()
     }
 
-    /// Waits for a complete line that contains `pattern`, on either output, and hands it on. Panics at once when the
-    /// process ends without having written one.
+    /// Waits for a complete line that contains `pattern`, on either output, and hands it on. Panics
+    /// at once when the process ends without having written one.
     pub async fn wait_for_line(&self, pattern: &str, bound: Duration) -> String {
         eventually(bound, format_args!("a line with {pattern:?} from {}", self.name), async || {
             // Asked first, so that the last lines of a process that has just ended are still read.
             let ended = self.try_exit();
             let output = self.output();
-            let line =
-                output.split_inclusive('\n').find(|line| line.ends_with('\n') && line.contains(pattern));
+            let line = output
+                .split_inclusive('\n')
+                .find(|line| line.ends_with('\n') && line.contains(pattern));
             if line.is_none() {
                 self.assert_not_ended(ended);
             }
@@ -200,11 +213,13 @@ impl Process {
 
     /// Sends a signal. One that has ended already gets none.
     pub fn signal(&self, signal: Signal) {
-        // Under the lock: nobody else can reap the child, so the process id cannot be another's by now.
+        // Under the lock: nobody else can reap the child, so the process id cannot be another's by
+        // now.
         let mut child = self.child();
         if exit_of(&mut child).is_none() {
-            kill_process(self.pid, signal.into())
-                .unwrap_or_else(|error| panic!("cannot signal {} with {signal:?}: {error}", self.name));
+            kill_process(self.pid, signal.into()).unwrap_or_else(|error| {
+                panic!("cannot signal {} with {signal:?}: {error}", self.name)
+            });
         }
     }
 
@@ -214,8 +229,9 @@ impl Process {
         let stat = format!("/proc/{}/stat", self.id());
         eventually(PATIENCE, format_args!("{} to stand still", self.name), async || {
             // Without /proc there is nothing to ask.
-            fs::read_to_string(&stat)
-                .map_or(true, |stat| stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('T')))
+            fs::read_to_string(&stat).map_or(true, |stat| {
+                stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('T'))
+            })
         })
         .await;
     }
@@ -228,7 +244,9 @@ impl Process {
     /// Ends the process at once, and reaps it.
     pub fn kill(&self) -> ExitStatus {
         self.signal(Signal::Kill);
-        eventually_blocking(PATIENCE, format_args!("{} to be killed", self.name), || self.try_exit())
+        eventually_blocking(PATIENCE, format_args!("{} to be killed", self.name), || {
+            self.try_exit()
+        })
     }
 
     /// Asks the process to end, kills it when it takes longer than its patience, and reaps it.
@@ -255,8 +273,8 @@ impl Process {
         exit_of(&mut self.child())
     }
 
-    /// Panics with the last of the output when the process has ended: to be called while waiting for something that only
-    /// a running process can bring about.
+    /// Panics with the last of the output when the process has ended: to be called while waiting
+    /// for something that only a running process can bring about.
     pub fn assert_running(&self) {
         self.assert_not_ended(self.try_exit());
     }
@@ -299,8 +317,9 @@ fn exit_of(child: &mut Child) -> Option<ExitStatus> {
 
 type Request = (Command, mpsc::Sender<std::io::Result<Child>>);
 
-/// Starts a child from a thread that lives as long as the process: the kernel counts the thread that started a child as
-/// its parent, and a test's own thread ends with the test, which would take a shared server with it.
+/// Starts a child from a thread that lives as long as the process: the kernel counts the thread
+/// that started a child as its parent, and a test's own thread ends with the test, which would take
+/// a shared server with it.
 fn spawn(command: Command) -> std::io::Result<Child> {
     static SPAWNER: LazyLock<mpsc::Sender<Request>> = LazyLock::new(|| {
         let (sender, requests) = mpsc::channel::<Request>();
@@ -324,7 +343,8 @@ fn spawn(command: Command) -> std::io::Result<Child> {
 #[track_caller]
 pub fn run(program: impl AsRef<OsStr>, args: &[&str]) -> String {
     let program = program.as_ref();
-    try_run(program, args).unwrap_or_else(|error| panic!("{} {args:?} failed: {error}", program.display()))
+    try_run(program, args)
+        .unwrap_or_else(|error| panic!("{} {args:?} failed: {error}", program.display()))
 }
 
 /// Runs a program to its end and hands on its standard output.

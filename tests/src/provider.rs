@@ -1,8 +1,8 @@
-//! A provider that is spoken to over HTTP, and can misbehave. Enters: how it should answer. Leaves: its address, the certificate
-//! to trust, and the requests that arrived.
+//! A provider that is spoken to over HTTP, and can misbehave. Enters: how it should answer. Leaves:
+//! its address, the certificate to trust, and the requests that arrived.
 //!
-//! Nobody lends a test their account with Twilio, so [`Provider::twilio`] checks what its documentation asks of a request, and
-//! answers in the form that it shows.
+//! Nobody lends a test their account with Twilio, so [`Provider::twilio`] checks what its
+//! documentation asks of a request, and answers in the form that it shows.
 
 use std::convert::Infallible;
 use std::fs;
@@ -62,7 +62,9 @@ impl Received {
     /// A header as text; empty when it did not come.
     #[must_use]
     pub fn header(&self, name: &str) -> &str {
-        self.headers.get(name).map_or("", |value| value.to_str().expect("a header of visible ASCII"))
+        self.headers
+            .get(name)
+            .map_or("", |value| value.to_str().expect("a header of visible ASCII"))
     }
 
     /// A field of a form; empty when it did not come.
@@ -160,7 +162,8 @@ impl Provider {
             )
             .boxed();
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-        let url = format!("https://localhost:{}", listener.local_addr().expect("an address").port());
+        let url =
+            format!("https://localhost:{}", listener.local_addr().expect("an address").port());
         let stop = CancellationToken::new();
         let limits = Limits { drain: Duration::ZERO, ..Limits::default() };
         let tls = configuration(certificate).expect("TLS");
@@ -193,7 +196,10 @@ impl Provider {
 
     /// The request after the first `before`; waits for it.
     pub async fn wait_for_request(&self, before: usize, bound: Duration) -> Received {
-        eventually(bound, "a request to the provider", async || self.received().get(before).cloned()).await
+        eventually(bound, "a request to the provider", async || {
+            self.received().get(before).cloned()
+        })
+        .await
     }
 }
 
@@ -214,11 +220,13 @@ impl Trouble {
             }
             Self::Hang => std::future::pending().await,
             Self::Oversized => {
-                let chunks = (0..1000).map(|_| Ok::<_, Infallible>(Bytes::from(vec![b' '; 10_000])));
+                let chunks =
+                    (0..1000).map(|_| Ok::<_, Infallible>(Bytes::from(vec![b' '; 10_000])));
                 warp::reply::stream(futures_util::stream::iter(chunks)).into_response()
             }
             Self::BreakOff => {
-                let chunks = [Ok(Bytes::from_static(b"{\"sid\":")), Err(io::Error::other("a fault"))];
+                let chunks =
+                    [Ok(Bytes::from_static(b"{\"sid\":")), Err(io::Error::other("a fault"))];
                 warp::reply::stream(futures_util::stream::iter(chunks)).into_response()
             }
         }
@@ -230,7 +238,8 @@ impl Manners {
         let Self::Twilio { account_sid, auth_token } = self else {
             return with_status(204, String::new());
         };
-        let login = format!("Basic {}", BASE64.encode(format!("{account_sid}:{auth_token}").as_bytes()));
+        let login =
+            format!("Basic {}", BASE64.encode(format!("{account_sid}:{auth_token}").as_bytes()));
         if request.header("authorization") != login {
             return twilio_error(401, 20003, "Authenticate");
         }
@@ -241,14 +250,20 @@ impl Manners {
         }
         let (to, from, body) = (request.field("To"), request.field("From"), request.field("Body"));
         let service = request.field("MessagingServiceSid");
-        if request.header("content-type") != "application/x-www-form-urlencoded" || !to.starts_with('+') {
+        if request.header("content-type") != "application/x-www-form-urlencoded"
+            || !to.starts_with('+')
+        {
             return twilio_error(400, 21211, &format!("Invalid 'To' Phone Number: {to}"));
         }
         if from.is_empty() == service.is_empty() {
             return twilio_error(400, 21603, "A 'From' phone number is required");
         }
         if body.is_empty() || body.chars().count() > 1600 {
-            return twilio_error(400, 21617, "The message body is empty or exceeds the 1600 character limit");
+            return twilio_error(
+                400,
+                21617,
+                "The message body is empty or exceeds the 1600 character limit",
+            );
         }
         let message = json!({
             "sid": "SM0123456789abcdef0123456789abcdef", "account_sid": account_sid, "to": to, "from": from,

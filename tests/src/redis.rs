@@ -1,5 +1,6 @@
-//! A real Redis server. Enters: options. Leaves: its URL and connections, and the power to flush, stop, kill, hold and
-//! restart it, and to move its wall clock. [`cluster`] and [`sentinel`] put several together.
+//! A real Redis server. Enters: options. Leaves: its URL and connections, and the power to flush,
+//! stop, kill, hold and restart it, and to move its wall clock. [`cluster`] and [`sentinel`] put
+//! several together.
 
 pub mod cluster;
 pub mod sentinel;
@@ -139,7 +140,12 @@ impl RedisBuilder {
     }
 }
 
-fn launch(options: &RedisBuilder, port: u16, folder: &TempDir, clock: Option<&RedisClock>) -> Launch {
+fn launch(
+    options: &RedisBuilder,
+    port: u16,
+    folder: &TempDir,
+    clock: Option<&RedisClock>,
+) -> Launch {
     let program = tools::find("redis-server");
     let launch = match clock {
         None => Launch::new(program),
@@ -192,8 +198,12 @@ impl RedisServer {
     /// `redis://…`, with the password.
     #[must_use]
     pub fn url(&self) -> String {
-        let login =
-            self.options.password.as_ref().map(|password| format!(":{password}@")).unwrap_or_default();
+        let login = self
+            .options
+            .password
+            .as_ref()
+            .map(|password| format!(":{password}@"))
+            .unwrap_or_default();
         let scheme = if self.options.tls.is_some() { "rediss" } else { "redis" };
         format!("{scheme}://{login}127.0.0.1:{}/0", self.port)
     }
@@ -255,11 +265,12 @@ impl RedisServer {
         status
     }
 
-    /// Starts the server again, on the same port, with the same folder, and with the clock where it was. One that still
-    /// runs is stopped first.
+    /// Starts the server again, on the same port, with the same folder, and with the clock where it
+    /// was. One that still runs is stopped first.
     pub async fn restart(&self) {
         self.stop();
-        let process = Arc::new(launch(&self.options, self.port, &self.folder, self.clock.as_ref()).start());
+        let process =
+            Arc::new(launch(&self.options, self.port, &self.folder, self.clock.as_ref()).start());
         *self.process.lock().unwrap_or_else(PoisonError::into_inner) = process;
         self.wait_until_ready().await;
     }
@@ -274,10 +285,12 @@ impl RedisServer {
         self.process().resume();
     }
 
-    /// The hand on the server's wall clock. Panics unless it was started with [`RedisBuilder::with_movable_clock`].
+    /// The hand on the server's wall clock. Panics unless it was started with
+    /// [`RedisBuilder::with_movable_clock`].
     #[must_use]
     pub fn clock(&self) -> ClockHand<'_> {
-        let clock = self.clock.as_ref().expect("a Redis server started with `with_movable_clock()`");
+        let clock =
+            self.clock.as_ref().expect("a Redis server started with `with_movable_clock()`");
         ClockHand { server: self, clock }
     }
 
@@ -331,9 +344,9 @@ impl RedisClock {
     }
 
     fn launch(&self, redis: &Path) -> Launch {
-        // libfaketime looks up the real clock when it is first called, which allocates; jemalloc, which Redis is linked
-        // with, looks at the clock while it initializes. Each waits for the other for ever, so malloc is taken
-        // from the C library, by preloading it too.
+        // libfaketime looks up the real clock when it is first called, which allocates; jemalloc,
+        // which Redis is linked with, looks at the clock while it initializes. Each waits for the
+        // other for ever, so malloc is taken from the C library, by preloading it too.
         let preload = format!("{}:libc.so.6", tools::libfaketime().display());
         Launch::new("/usr/bin/env")
             .named("redis-server")
@@ -366,9 +379,9 @@ impl RedisClock {
 
 /// The hand that moves a Redis server's wall clock.
 ///
-/// A clock that was set stands still until it is moved or released. What Redis itself times by the wall clock stands still
-/// with it: BLPOP and WAIT do not time out, replication and Sentinel notice no silence, `everysec` forces
-/// nothing to the disk.
+/// A clock that was set stands still until it is moved or released. What Redis itself times by the
+/// wall clock stands still with it: BLPOP and WAIT do not time out, replication and Sentinel notice
+/// no silence, `everysec` forces nothing to the disk.
 #[derive(Clone, Copy, Debug)]
 pub struct ClockHand<'a> {
     server: &'a RedisServer,
@@ -376,10 +389,11 @@ pub struct ClockHand<'a> {
 }
 
 impl ClockHand<'_> {
-    /// Freezes the clock at a moment, in milliseconds since the epoch, and returns when Redis shows it. With the server
-    /// down, it is where the clock will stand at the next start.
+    /// Freezes the clock at a moment, in milliseconds since the epoch, and returns when Redis shows
+    /// it. With the server down, it is where the clock will stand at the next start.
     pub async fn set_unix_millis(self, millis: u64) {
-        // libfaketime reads the fraction as a double and cuts it off: half a microsecond more hits the right one.
+        // libfaketime reads the fraction as a double and cuts it off: half a microsecond more hits
+        // the right one.
         self.clock.write(&format!("{}.{:03}0005", millis / 1000, millis % 1000));
         self.wait_until_shown(|shown| shown == millis, millis).await;
     }

@@ -1,8 +1,9 @@
-//! Temporary folders. Enters: what a folder is for. Leaves: a folder that goes with its owner, and at the latest when the
-//! next run of any test begins.
+//! Temporary folders. Enters: what a folder is for. Leaves: a folder that goes with its owner, and
+//! at the latest when the next run of any test begins.
 //!
-//! A folder held by a static is not dropped, nor is one whose process was killed. So each process keeps its folders in
-//! one of its own and holds a lock in there; whoever comes later removes those whose lock is free.
+//! A folder held by a static is not dropped, nor is one whose process was killed. So each process
+//! keeps its folders in one of its own and holds a lock in there; whoever comes later removes those
+//! whose lock is free.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -15,7 +16,8 @@ const LOCK: &str = ".lock";
 
 static OF_THIS_PROCESS: LazyLock<(PathBuf, File)> = LazyLock::new(|| {
     sweep();
-    let folder = tempfile::Builder::new().prefix(PREFIX).tempdir().expect("a temporary folder").keep();
+    let folder =
+        tempfile::Builder::new().prefix(PREFIX).tempdir().expect("a temporary folder").keep();
     // Renamed once it is locked: nobody can find the lock free in between.
     let lock = File::create(folder.join("new")).expect("a lock file");
     lock.lock().expect("the lock on a new file");

@@ -1,4 +1,5 @@
-//! The sidecar's own binary. Enters: arguments and environment. Leaves: a running sidecar and clients for its two ports.
+//! The sidecar's own binary. Enters: arguments and environment. Leaves: a running sidecar and
+//! clients for its two ports.
 
 use std::time::Duration;
 
@@ -16,8 +17,8 @@ pub struct SidecarBuilder {
 }
 
 impl SidecarBuilder {
-    /// Arguments, such as a subcommand; the two addresses to listen on follow after them. Paths are absolute, because the
-    /// sidecar runs in a folder of its own.
+    /// Arguments, such as a subcommand; the two addresses to listen on follow after them. Paths are
+    /// absolute, because the sidecar runs in a folder of its own.
     #[must_use]
     pub fn args<'a>(mut self, args: impl IntoIterator<Item = &'a str>) -> Self {
         self.launch = self.launch.args(args);

@@ -1,4 +1,5 @@
-//! Finding programs. Enters: a program's name. Leaves: its path, or a panic that says how to get it.
+//! Finding programs. Enters: a program's name. Leaves: its path, or a panic that says how to get
+//! it.
 
 use std::env;
 use std::path::{Path, PathBuf};
@@ -48,14 +49,17 @@ pub fn libfaketime() -> PathBuf {
         .chain(by_architecture)
         .map(|folder| beside(&folder))
         .find(|path| path.is_file())
-        .unwrap_or_else(|| panic!("libfaketime (Debian package faketime) is not installed: run `make tools`"))
+        .unwrap_or_else(|| {
+            panic!("libfaketime (Debian package faketime) is not installed: run `make tools`")
+        })
 }
 
 /// `setpriv`, when this machine has one that can tie a process to the life of its parent.
 #[must_use]
 pub fn setpriv() -> Option<&'static Path> {
     static FOUND: LazyLock<Option<PathBuf>> = LazyLock::new(|| {
-        let path = search_path().map(|folder| folder.join("setpriv")).find(|path| path.is_file())?;
+        let path =
+            search_path().map(|folder| folder.join("setpriv")).find(|path| path.is_file())?;
         let works = Command::new(&path)
             .args(["--pdeathsig", "KILL", "true"])
             .stdout(Stdio::null())
@@ -74,12 +78,16 @@ fn first_with(program: &str, folders: impl Iterator<Item = PathBuf>) -> PathBuf 
         .unwrap_or_else(|| panic!("{program} is not installed: run `make tools`"))
 }
 
-/// Where tools of our own choice lie: named by the environment, or where `tests/tools/install` puts them.
+/// Where tools of our own choice lie: named by the environment, or where `tests/tools/install` puts
+/// them.
 fn own_folders() -> Vec<PathBuf> {
     let cache = folder_of("TWOFACTOR_CACHE")
         .or_else(|| Some(folder_of("XDG_CACHE_HOME")?.join("fountainai-2fa")))
         .or_else(|| Some(folder_of("HOME")?.join(".cache/fountainai-2fa")));
-    folder_of("TWOFACTOR_TOOLS_BIN").into_iter().chain(cache.map(|cache| cache.join("tools/bin"))).collect()
+    folder_of("TWOFACTOR_TOOLS_BIN")
+        .into_iter()
+        .chain(cache.map(|cache| cache.join("tools/bin")))
+        .collect()
 }
 
 fn search_path() -> impl Iterator<Item = PathBuf> {

@@ -1,5 +1,5 @@
-//! Waiting for a condition. Enters: a bound, what is waited for, and a probe. Leaves: what the probe found, or a panic
-//! that names what did not come and why the last probe failed.
+//! Waiting for a condition. Enters: a bound, what is waited for, and a probe. Leaves: what the
+//! probe found, or a panic that names what did not come and why the last probe failed.
 //!
 //! The one place of the tests that sleeps.
 
@@ -45,7 +45,8 @@ impl<T, E: Display> Outcome for Result<T, E> {
     }
 }
 
-/// Probes until the condition holds, and hands on what the probe found. A probe that hangs ends at the bound too.
+/// Probes until the condition holds, and hands on what the probe found. A probe that hangs ends at
+/// the bound too.
 #[track_caller]
 pub fn eventually<R: Outcome>(
     bound: Duration,
@@ -79,14 +80,18 @@ pub fn eventually_blocking<R: Outcome>(
     what: impl Display,
     probe: impl FnMut() -> R,
 ) -> R::Value {
-    try_blocking(bound, probe).unwrap_or_else(|reason| exceeded(Location::caller(), bound, &what, &reason))
+    try_blocking(bound, probe)
+        .unwrap_or_else(|reason| exceeded(Location::caller(), bound, &what, &reason))
 }
 
 /// [`eventually_blocking`] that leaves it to the caller what an exceeded bound means.
 ///
 /// # Errors
 /// The reason of the last probe, when the bound is exceeded.
-pub fn try_blocking<R: Outcome>(bound: Duration, mut probe: impl FnMut() -> R) -> Result<R::Value, String> {
+pub fn try_blocking<R: Outcome>(
+    bound: Duration,
+    mut probe: impl FnMut() -> R,
+) -> Result<R::Value, String> {
     let deadline = Instant::now() + bound;
     loop {
         match probe().settle() {

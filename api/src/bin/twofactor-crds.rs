@@ -1,4 +1,5 @@
-//! Prints the CRDs, or writes them to the folder that is named. Enters: perhaps a folder. Leaves: YAML.
+//! Prints the CRDs, or writes them to the folder that is named. Enters: perhaps a folder. Leaves:
+//! YAML.
 
 use std::error::Error;
 use std::path::Path;

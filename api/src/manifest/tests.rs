@@ -86,7 +86,10 @@ fn problems_of_a_secret_name_the_key_and_hide_the_value() {
             "users.yaml:7: stringData.k: must be text: put it in quotes",
         ),
         ("stringData:\n  k:\n    hunter2: hunter2\n", "users.yaml:6: stringData.k: must be text"),
-        ("stringData:\n  k:\n", "users.yaml:6: stringData.k: has no value: write one, or leave the key out"),
+        (
+            "stringData:\n  k:\n",
+            "users.yaml:6: stringData.k: has no value: write one, or leave the key out",
+        ),
         ("stringData: hunter2\n", "users.yaml:5: stringData: must be a mapping"),
         (
             "stringdata:\n  k: hunter2\n",
@@ -136,7 +139,8 @@ extra: 1
 
 #[test]
 fn a_field_without_a_value_is_a_field_that_is_not_written() {
-    let manifests = read_text(&format!("{ALICE}  enabled:\n  totp: ~\n  username: null\nstatus:\n"));
+    let manifests =
+        read_text(&format!("{ALICE}  enabled:\n  totp: ~\n  username: null\nstatus:\n"));
     assert_eq!(manifests.problems, []);
     assert!(manifests.users[0].value.spec.enabled);
 }
@@ -151,7 +155,10 @@ fn what_a_document_lacks_is_named() {
         ),
         ("kind: Secret\n".to_owned(), &["users.yaml:1: apiVersion: is missing"]),
         ("apiVersion: v1\nkind: 1\n".to_owned(), &["users.yaml:2: kind: must be text"]),
-        (header.to_owned(), &["users.yaml:1: metadata: is missing", "users.yaml:1: spec: is missing"]),
+        (
+            header.to_owned(),
+            &["users.yaml:1: metadata: is missing", "users.yaml:1: spec: is missing"],
+        ),
         (
             format!("{header}metadata:\n  namespace: a\nspec: {{}}\n"),
             &["users.yaml:4: metadata.name: is missing"],
@@ -160,8 +167,14 @@ fn what_a_document_lacks_is_named() {
             format!("{header}metadata:\n  name: 1\nspec: {{}}\n"),
             &["users.yaml:4: metadata.name: must be text: put it in quotes"],
         ),
-        (format!("{header}metadata:\n  name: ''\nspec: {{}}\n"), &["users.yaml:4: metadata.name: is empty"]),
-        (format!("{header}metadata: alice\nspec: {{}}\n"), &["users.yaml:3: metadata: must be a mapping"]),
+        (
+            format!("{header}metadata:\n  name: ''\nspec: {{}}\n"),
+            &["users.yaml:4: metadata.name: is empty"],
+        ),
+        (
+            format!("{header}metadata: alice\nspec: {{}}\n"),
+            &["users.yaml:3: metadata: must be a mapping"],
+        ),
         (format!("{header}metadata: {{name: a}}\nspec:\n"), &["users.yaml:1: spec: is missing"]),
         (
             format!("{header}metadata: {{name: a}}\nspec: {{secretRef: {{}}}}\n"),
@@ -177,15 +190,20 @@ fn metadata_is_checked_and_never_quoted() {
     let header = "apiVersion: v1\nkind: Secret\nmetadata:\n  name: a\n";
     for (rest, expected) in [
         ("  annotations: hunter2\n", "users.yaml:5: metadata.annotations: must be a mapping"),
-        ("  labels:\n    a: 1\n", "users.yaml:6: metadata.labels.a: must be text: put it in quotes"),
+        (
+            "  labels:\n    a: 1\n",
+            "users.yaml:6: metadata.labels.a: must be text: put it in quotes",
+        ),
         ("  ownerReferences: hunter2\n", "users.yaml:4: metadata: cannot be read"),
     ] {
         assert_eq!(problems(&format!("{header}{rest}")), [expected]);
     }
     let unknown = problems(&format!("{header}  namspace: hunter2\n")).remove(0);
-    assert!(unknown.starts_with("users.yaml:5: metadata.namspace: is not a known field"), "{unknown}");
-    let exported =
-        "  creationTimestamp: null\n  uid: x\n  labels:\n  annotations: {a: }\n  resourceVersion: '1'\n";
+    assert!(
+        unknown.starts_with("users.yaml:5: metadata.namspace: is not a known field"),
+        "{unknown}"
+    );
+    let exported = "  creationTimestamp: null\n  uid: x\n  labels:\n  annotations: {a: }\n  resourceVersion: '1'\n";
     assert_eq!(problems(&format!("{header}{exported}")), [""; 0]);
 }
 
@@ -201,7 +219,10 @@ fn documents_that_are_something_else_are_named() {
             "users.yaml:1: apiVersion: must be twofactor.fountainai.io/v1alpha1 for kind TwoFactorUser",
         ),
         ("apiVersion: v2\nkind: Secret\n", "users.yaml:1: apiVersion: must be v1 for kind Secret"),
-        ("- 1\n", "users.yaml:1: the document: is no manifest: a mapping with apiVersion and kind is needed"),
+        (
+            "- 1\n",
+            "users.yaml:1: the document: is no manifest: a mapping with apiVersion and kind is needed",
+        ),
         (
             "alice\n",
             "users.yaml:1: the document: is no manifest: a mapping with apiVersion and kind is needed",
@@ -220,15 +241,18 @@ fn a_broken_document_leaves_the_others_served_with_the_right_lines() {
     assert!((3..=7).contains(&problem.line), "{problem}");
     assert!(problem.field.is_none() && !problem.to_string().contains("hunter2"), "{problem}");
     let user = &manifests.users[0];
-    assert_eq!((user.line, user.line_of("spec.email"), user.line_of("spec.totp.digits")), (8, 14, 13));
+    assert_eq!(
+        (user.line, user.line_of("spec.email"), user.line_of("spec.totp.digits")),
+        (8, 14, 13)
+    );
     assert_eq!((user.line_of("metadata.name"), user.line_of("elsewhere")), (11, 8));
     assert_eq!(manifests.secrets[0].line, 16);
 }
 
 #[test]
 fn what_is_not_valid_is_told_with_its_line() {
-    let text =
-        ALICE.replace("alice@example.org", "alice@") + "  totp:\n    digits: 9\n  deliveryMethod: sms\n";
+    let text = ALICE.replace("alice@example.org", "alice@")
+        + "  totp:\n    digits: 9\n  deliveryMethod: sms\n";
     let manifests = read_text(&text);
     assert_eq!(manifests.problems, []);
     let problems = manifests.users[0].validate().unwrap_err();
@@ -256,15 +280,22 @@ fn lists_are_read_item_by_item() {
     assert_eq!((manifests.users[0].line, manifests.users[0].line_of("spec.email")), (4, 10));
     assert_eq!(manifests.problems.len(), 1);
     assert_eq!(manifests.problems[0].line, 11);
-    assert_eq!(problems("apiVersion: v1\nkind: List\nitems: 1\n"), ["users.yaml:3: items: must be a list"]);
+    assert_eq!(
+        problems("apiVersion: v1\nkind: List\nitems: 1\n"),
+        ["users.yaml:3: items: must be a list"]
+    );
     assert_eq!(problems("apiVersion: v1\nkind: List\nitems: []\n"), [""; 0]);
 }
 
 #[test]
 fn json_windows_line_ends_and_a_byte_order_mark_are_read() {
     let json = serde_json::to_string_pretty(&read_text(ALICE).users[0].value).unwrap();
-    for text in [json, ALICE.replace('\n', "\r\n"), format!("\u{feff}{ALICE}"), format!("---\n{ALICE}...\n")]
-    {
+    for text in [
+        json,
+        ALICE.replace('\n', "\r\n"),
+        format!("\u{feff}{ALICE}"),
+        format!("---\n{ALICE}...\n"),
+    ] {
         let manifests = read_text(&text);
         assert_eq!(manifests.problems, [], "{text}");
         assert_eq!(manifests.users[0].value.spec.email.as_deref(), Some("alice@example.org"));
@@ -288,8 +319,14 @@ fn a_file_that_is_not_text_is_a_problem() {
 fn files_add_up() {
     let mut manifests = read("a.yaml", ALICE.as_bytes());
     manifests.append(read("b.yaml", format!("{SECRET}---\nx\n").as_bytes()));
-    assert_eq!((manifests.users.len(), manifests.secrets.len(), manifests.problems.len()), (1, 1, 1));
-    assert_eq!((manifests.users[0].file.as_str(), manifests.problems[0].file.as_str()), ("a.yaml", "b.yaml"));
+    assert_eq!(
+        (manifests.users.len(), manifests.secrets.len(), manifests.problems.len()),
+        (1, 1, 1)
+    );
+    assert_eq!(
+        (manifests.users[0].file.as_str(), manifests.problems[0].file.as_str()),
+        ("a.yaml", "b.yaml")
+    );
 }
 
 #[test]
@@ -311,7 +348,8 @@ fn the_examples_are_valid() {
         assert_eq!(user.value.metadata.namespace.as_deref(), Some("people"));
         user.validate().unwrap();
     }
-    let importing = manifests.users.iter().find_map(|user| user.value.spec.secret_ref.as_ref()).unwrap();
+    let importing =
+        manifests.users.iter().find_map(|user| user.value.spec.secret_ref.as_ref()).unwrap();
     let secret = manifests.secret(Some("people"), &importing.name).unwrap();
     twofactor_core::seed::Seed::from_base32(secret.values[&importing.key].expose_secret()).unwrap();
 }

@@ -1,4 +1,5 @@
-//! What makes a realm valid. Enters: a [`TwoFactorRealm`]. Leaves: a [`RealmPolicy`], or everything that is wrong with it.
+//! What makes a realm valid. Enters: a [`TwoFactorRealm`]. Leaves: a [`RealmPolicy`], or everything
+//! that is wrong with it.
 //!
 //! As for users, the API server gets the same constants and sentences.
 
@@ -12,8 +13,8 @@ use twofactor_core::realm::OtpLifetime;
 mod limits;
 
 pub use self::limits::{
-    AuditOverrides, DELIVERIES_PER_HOUR, GENERATE_INTERVAL_SECONDS, GENERATES_PER_HOUR, LimitsPolicy,
-    RETENTION_DAYS,
+    AuditOverrides, DELIVERIES_PER_HOUR, GENERATE_INTERVAL_SECONDS, GENERATES_PER_HOUR,
+    LimitsPolicy, RETENTION_DAYS,
 };
 use super::tokens::{self, TokenPolicy};
 use super::{FieldError, Findings, NAME_MESSAGE, check_issuer, is_object_name, pattern_rule};
@@ -158,11 +159,14 @@ pub fn validate(realm: &TwoFactorRealm) -> Result<RealmPolicy, Vec<FieldError>> 
         findings.keep("spec.issuer", check_issuer(issuer, "operator"));
     }
     let otp_lifetime = spec.otp_expiration_minutes.and_then(|minutes| {
-        let lifetime = u8::try_from(minutes).ok().and_then(|minutes| OtpLifetime::try_from(minutes).ok());
+        let lifetime =
+            u8::try_from(minutes).ok().and_then(|minutes| OtpLifetime::try_from(minutes).ok());
         if lifetime.is_none() {
             let (first, last) = (EXPIRATION_MINUTES.start(), EXPIRATION_MINUTES.end());
-            findings
-                .add("spec.otpExpirationMinutes", format_args!("must be {first} to {last}, not {minutes}"));
+            findings.add(
+                "spec.otpExpirationMinutes",
+                format_args!("must be {first} to {last}, not {minutes}"),
+            );
         }
         lifetime
     });
@@ -222,7 +226,10 @@ fn check_allowed(
     if allowed.names.len() > NAMES {
         findings.add(
             field,
-            format_args!("has {} names, at most {NAMES} are allowed: use a selector", allowed.names.len()),
+            format_args!(
+                "has {} names, at most {NAMES} are allowed: use a selector",
+                allowed.names.len()
+            ),
         );
     }
     for (index, name) in allowed.names.iter().enumerate() {
@@ -230,7 +237,8 @@ fn check_allowed(
             findings.add(&format!("{field}[{index}]"), NAMESPACE_MESSAGE);
         }
     }
-    let selector = allowed.selector.as_ref().and_then(|selector| check_selector(selector, findings));
+    let selector =
+        allowed.selector.as_ref().and_then(|selector| check_selector(selector, findings));
     (allowed.names.iter().cloned().collect(), selector)
 }
 
@@ -240,9 +248,10 @@ fn check_selector(selector: &NamespaceSelector, findings: &mut Findings) -> Opti
         findings.add(field, EMPTY_SELECTOR);
         return None;
     }
-    for (name, count) in
-        [("matchLabels", selector.match_labels.len()), ("matchExpressions", selector.match_expressions.len())]
-    {
+    for (name, count) in [
+        ("matchLabels", selector.match_labels.len()),
+        ("matchExpressions", selector.match_expressions.len()),
+    ] {
         if count > REQUIREMENTS {
             findings.add(
                 &format!("{field}.{name}"),
@@ -262,8 +271,10 @@ fn check_selector(selector: &NamespaceSelector, findings: &mut Findings) -> Opti
     for (index, requirement) in selector.match_expressions.iter().enumerate() {
         check_requirement(requirement, &format!("{field}.matchExpressions[{index}]"), findings);
     }
-    let labels =
-        selector.match_labels.iter().map(|(key, value)| Expression::Equal(key.clone(), value.clone()));
+    let labels = selector
+        .match_labels
+        .iter()
+        .map(|(key, value)| Expression::Equal(key.clone(), value.clone()));
     Some(labels.chain(selector.match_expressions.iter().map(expression)).collect())
 }
 

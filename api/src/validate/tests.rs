@@ -101,12 +101,17 @@ fn the_schema_fills_in_the_same_defaults() {
 #[test]
 fn usernames_are_taken_exactly_or_refused() {
     let longest = "名".repeat(Username::MAXIMUM_CHARACTERS);
-    for name in ["alice", "Alice", " alice", "a{b}c", "a:b", "alice@example.org", "Zoë", longest.as_str()] {
+    for name in
+        ["alice", "Alice", " alice", "a{b}c", "a:b", "alice@example.org", "Zoë", longest.as_str()]
+    {
         assert!(text_is_taken("username", name));
-        let definition = validate(&user(json!({ "username": name, "deliveryMethod": "app" }))).unwrap();
+        let definition =
+            validate(&user(json!({ "username": name, "deliveryMethod": "app" }))).unwrap();
         assert_eq!(definition.username.as_str(), name);
     }
-    for name in ["", &"x".repeat(254), &"x".repeat(300), "a\nb", "alice\n", "a\0", "\u{7f}", "a\u{85}b"] {
+    for name in
+        ["", &"x".repeat(254), &"x".repeat(300), "a\nb", "alice\n", "a\0", "\u{7f}", "a\u{85}b"]
+    {
         assert!(!text_is_taken("username", name));
     }
     assert_eq!(
@@ -122,8 +127,13 @@ fn usernames_are_taken_exactly_or_refused() {
 #[test]
 fn email_addresses_are_judged_alike() {
     let longest = format!("a@{}", "b".repeat(252));
-    for email in ["a@b", "zoe+otp@example.org", "zoë@exämple.org", &format!("{}@b", "a".repeat(64)), &longest]
-    {
+    for email in [
+        "a@b",
+        "zoe+otp@example.org",
+        "zoë@exämple.org",
+        &format!("{}@b", "a".repeat(64)),
+        &longest,
+    ] {
         assert!(text_is_taken("email", email));
     }
     for email in [
@@ -189,7 +199,9 @@ fn names_and_keys_of_secrets_are_judged_alike() {
     for name in ["a", "1", "a-b.c-2", &"a".repeat(253)] {
         assert!(text_is_taken("secretRef.name", name));
     }
-    for name in ["", "-a", "a-", "A", "a_b", "a..b", ".a", "a.", "a.-b", "ä", "a\n", &"a".repeat(254)] {
+    for name in
+        ["", "-a", "a-", "A", "a_b", "a..b", ".a", "a.", "a.-b", "ä", "a\n", &"a".repeat(254)]
+    {
         assert!(!text_is_taken("secretRef.name", name));
     }
     for key in ["secret", "a.b_c-D1", &"k".repeat(253)] {
@@ -206,13 +218,18 @@ fn numbers_are_judged_alike_by_schema_validate_and_the_core() {
         let schema = schema(&format!("/totp/{field}"));
         assert_eq!(schema["minimum"].as_f64(), Some(f64::from(*range.start())), "{field}");
         assert_eq!(schema["maximum"].as_f64(), Some(f64::from(*range.end())), "{field}");
-        for value in [range.start() - 1, *range.start(), *range.end(), range.end() + 1, i32::MIN, i32::MAX] {
+        for value in
+            [range.start() - 1, *range.start(), *range.end(), range.end() + 1, i32::MIN, i32::MAX]
+        {
             let errors = errors(json!({ "deliveryMethod": "app", "totp": { field: value } }));
             if range.contains(&value) {
                 assert_eq!(errors, [""; 0], "{field} {value}");
             } else {
                 let (start, end) = (range.start(), range.end());
-                assert_eq!(errors, [format!("spec.totp.{field}: must be {start} to {end}, not {value}")]);
+                assert_eq!(
+                    errors,
+                    [format!("spec.totp.{field}: must be {start} to {end}, not {value}")]
+                );
             }
             let number = |name| {
                 if name == field {
@@ -223,8 +240,9 @@ fn numbers_are_judged_alike_by_schema_validate_and_the_core() {
             };
             let by_core = u8::try_from(number("digits")).is_ok_and(|digits| {
                 u32::try_from(number("periodSeconds")).is_ok_and(|period| {
-                    u8::try_from(number("skew"))
-                        .is_ok_and(|skew| TotpParameters::new(Algorithm::Sha1, digits, period, skew).is_ok())
+                    u8::try_from(number("skew")).is_ok_and(|skew| {
+                        TotpParameters::new(Algorithm::Sha1, digits, period, skew).is_ok()
+                    })
                 })
             });
             assert_eq!(by_core, range.contains(&value), "{field} {value}");
@@ -294,7 +312,8 @@ fn a_user_needs_a_name_that_their_secret_can_be_named_after() {
         (Some("a".repeat(249)), NAME_TOO_LONG),
     ] {
         user.metadata.name = name;
-        let expected = FieldError { field: "metadata.name".to_owned(), message: message.to_owned() };
+        let expected =
+            FieldError { field: "metadata.name".to_owned(), message: message.to_owned() };
         assert_eq!(validate(&user).unwrap_err(), [expected]);
     }
     user.metadata.name = Some("a".repeat(USER_NAME_CHARACTERS));
@@ -307,7 +326,10 @@ fn a_user_needs_a_name_that_their_secret_can_be_named_after() {
 fn a_seed_is_not_imported_from_the_secret_that_is_written() {
     let spec = json!({ "deliveryMethod": "app", "secretRef": { "name": "alice-totp" } });
     assert_eq!(errors(spec), [format!("spec.secretRef.name: {OWN_SECRET}")]);
-    assert_eq!(errors(json!({ "deliveryMethod": "app", "secretRef": { "name": "bob-totp" } })), [""; 0]);
+    assert_eq!(
+        errors(json!({ "deliveryMethod": "app", "secretRef": { "name": "bob-totp" } })),
+        [""; 0]
+    );
 }
 
 #[test]
@@ -351,7 +373,10 @@ fn every_text_has_a_longest_length_so_that_rules_stay_within_their_budget() {
             assert!(schema["maxLength"].is_u64() || schema["enum"].is_array(), "{path}");
         }
         for (name, field) in schema["properties"].as_object().into_iter().flatten() {
-            assert!(field["description"].as_str().is_some_and(|text| text.ends_with('.')), "{path}.{name}");
+            assert!(
+                field["description"].as_str().is_some_and(|text| text.ends_with('.')),
+                "{path}.{name}"
+            );
             walk(&format!("{path}.{name}"), field);
         }
     }

@@ -1,4 +1,5 @@
-//! What makes a realm's tokens valid. Enters: [`Tokens`]. Leaves: a [`TokenPolicy`], and everything that is wrong.
+//! What makes a realm's tokens valid. Enters: [`Tokens`]. Leaves: a [`TokenPolicy`], and everything
+//! that is wrong.
 
 use std::collections::BTreeSet;
 use std::ops::RangeInclusive;

@@ -1,10 +1,11 @@
-//! What is remembered of a user, and the rules by which it changes. Enters: a request and a moment. Leaves: an outcome, and the
-//! state changed by it.
+//! What is remembered of a user, and the rules by which it changes. Enters: a request and a moment.
+//! Leaves: an outcome, and the state changed by it.
 
 use std::collections::HashMap;
 
 use super::{
-    Aftermath, CLOCK_TOLERANCE, Event, Factor, Issuance, Issue, Throttle, Undecided, Verdict, Verification,
+    Aftermath, CLOCK_TOLERANCE, Event, Factor, Issuance, Issue, Throttle, Undecided, Verdict,
+    Verification,
 };
 use crate::audit::{Entry, History, Operation};
 use crate::limits::{Asked, MOST_CODES_IN_FLIGHT};
@@ -32,7 +33,8 @@ struct FailureRun {
 #[derive(Clone, Debug)]
 pub struct UserState {
     revision: Revision,
-    /// Codes of steps up to this moment, and codes issued up to it, may have been used before the store was lost.
+    /// Codes of steps up to this moment, and codes issued up to it, may have been used before the
+    /// store was lost.
     since: UnixMillis,
     /// Steps that begin before this moment are burned.
     accepted_until: UnixMillis,
@@ -61,7 +63,8 @@ fn step_at(now: UnixMillis, period: u32) -> u64 {
 impl UserState {
     /// The state of a user who is published for the first time, or again after the store was lost.
     ///
-    /// `since` is the epoch only for a seed that was just generated: nothing of it can have been used.
+    /// `since` is the epoch only for a seed that was just generated: nothing of it can have been
+    /// used.
     #[must_use]
     pub fn new(revision: Revision, since: UnixMillis) -> Self {
         Self {
@@ -83,11 +86,13 @@ impl UserState {
         self.revision
     }
 
-    /// A new record is current. With `revoke`, the codes in flight are burned: the seed or the destination changed.
+    /// A new record is current. With `revoke`, the codes in flight are burned: the seed or the
+    /// destination changed.
     pub fn publish(&mut self, revision: Revision, revoke: bool) {
         self.revision = revision;
         if revoke {
-            // Burned with their steps: the same digits must not be issued, or come from an authenticator, once more.
+            // Burned with their steps: the same digits must not be issued, or come from an
+            // authenticator, once more.
             for code in self.issued.values_mut() {
                 code.consumed = true;
                 self.accepted_until = self.accepted_until.max(end_of(code.step, code.period));
@@ -122,7 +127,12 @@ impl UserState {
         self.history.entries()
     }
 
-    fn check(&self, revision: Revision, asked_at: UnixMillis, now: UnixMillis) -> Result<(), Undecided> {
+    fn check(
+        &self,
+        revision: Revision,
+        asked_at: UnixMillis,
+        now: UnixMillis,
+    ) -> Result<(), Undecided> {
         if asked_at.distance(now) > CLOCK_TOLERANCE {
             return Err(Undecided::ClockOff { now });
         }
@@ -166,11 +176,13 @@ impl UserState {
             }
             Verdict::Wrong | Verdict::Expired | Verdict::NeverIssued => {
                 let count = run.count.saturating_add(1);
-                let blocked_until = throttle.block_after(count).map_or(UnixMillis::default(), |block| {
-                    now.offset(i64::try_from(block.as_millis()).unwrap_or(i64::MAX))
-                });
+                let blocked_until =
+                    throttle.block_after(count).map_or(UnixMillis::default(), |block| {
+                        now.offset(i64::try_from(block.as_millis()).unwrap_or(i64::MAX))
+                    });
                 self.failures.insert(request.caller.clone(), FailureRun { count, blocked_until });
-                let all = self.failures.values().fold(0_u32, |sum, run| sum.saturating_add(run.count));
+                let all =
+                    self.failures.values().fold(0_u32, |sum, run| sum.saturating_add(run.count));
                 self.disabled = all >= throttle.disable_after;
             }
             Verdict::Used | Verdict::Blocked { .. } | Verdict::Disabled => {}
@@ -181,8 +193,10 @@ impl UserState {
     fn verify_delivered(&mut self, request: &Verification, now: UnixMillis) -> Verdict {
         let Some(entry) = self.issued.get(&(request.caller.clone(), request.tag)) else {
             let current = step_at(now, request.period);
-            let right_now =
-                request.matches.iter().any(|step| step.number().abs_diff(current) <= u64::from(request.skew));
+            let right_now = request
+                .matches
+                .iter()
+                .any(|step| step.number().abs_diff(current) <= u64::from(request.skew));
             return if right_now { Verdict::NeverIssued } else { Verdict::Wrong };
         };
         if entry.consumed || (self.since.millis() > 0 && entry.issued_at <= self.since) {
@@ -205,7 +219,8 @@ impl UserState {
         let current = step_at(now, request.period);
         let skew = u64::from(request.skew);
         // The latest matching step: burning it burns the earlier one with the same code as well.
-        let Some(step) = request.matches.iter().filter(|step| step.number().abs_diff(current) <= skew).max()
+        let Some(step) =
+            request.matches.iter().filter(|step| step.number().abs_diff(current) <= skew).max()
         else {
             return Verdict::Wrong;
         };
@@ -221,8 +236,8 @@ impl UserState {
     /// Puts a code into the OTP log, unless it is used up.
     ///
     /// # Errors
-    /// When nothing can be decided on this ground. A step that is not the store's current one is an error of
-    /// the clock too: the one who asks computes the code again for the step that is.
+    /// When nothing can be decided on this ground. A step that is not the store's current one is an
+    /// error of the clock too: the one who asks computes the code again for the step that is.
     pub fn issue(&mut self, request: &Issuance, now: UnixMillis) -> Result<Issue, Undecided> {
         self.check(request.revision, request.asked_at, now)?;
         if request.step.number() != step_at(now, request.period) {
@@ -259,8 +274,10 @@ impl UserState {
 
     fn issue_now(&mut self, request: &Issuance, now: UnixMillis) -> Issue {
         let (current, asked_at) = (request.step.number(), now);
-        let consumed = Issue::Consumed { retry_after: now.until(end_of(request.step, request.period)) };
-        let possibly_used = self.since.millis() > 0 && current <= step_at(self.since, request.period);
+        let consumed =
+            Issue::Consumed { retry_after: now.until(end_of(request.step, request.period)) };
+        let possibly_used =
+            self.since.millis() > 0 && current <= step_at(self.since, request.period);
         if possibly_used || start_of(request.step, request.period) < self.accepted_until {
             return consumed;
         }

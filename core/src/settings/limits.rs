@@ -1,5 +1,5 @@
-//! The variables about limits and about what is kept of requests. Enters: a way to look a variable up. Leaves: both policies, or
-//! the first variable that is wrong.
+//! The variables about limits and about what is kept of requests. Enters: a way to look a variable
+//! up. Leaves: both policies, or the first variable that is wrong.
 
 use std::fmt::Display;
 use std::ops::RangeInclusive;
@@ -7,7 +7,9 @@ use std::str::FromStr;
 
 use super::{SettingsError, wrong};
 use crate::audit::{AuditPolicy, LONGEST_RETENTION_DAYS};
-use crate::limits::{LONGEST_INTERVAL_SECONDS, Limits, MOST_DELIVERIES_PER_HOUR, MOST_GENERATES_PER_HOUR};
+use crate::limits::{
+    LONGEST_INTERVAL_SECONDS, Limits, MOST_DELIVERIES_PER_HOUR, MOST_GENERATES_PER_HOUR,
+};
 
 /// Reads how often codes are made and sent.
 pub(super) fn limits(variable: impl Fn(&str) -> Option<String>) -> Result<Limits, SettingsError> {
@@ -19,15 +21,25 @@ pub(super) fn limits(variable: impl Fn(&str) -> Option<String>) -> Result<Limits
             0..=LONGEST_INTERVAL_SECONDS,
         )?
         .unwrap_or(defaults.generate_interval_seconds),
-        generates_per_hour: number(&variable, "OTP_GENERATES_PER_HOUR", 0..=MOST_GENERATES_PER_HOUR)?
-            .unwrap_or(defaults.generates_per_hour),
-        deliveries_per_hour: number(&variable, "OTP_DELIVERIES_PER_HOUR", 0..=MOST_DELIVERIES_PER_HOUR)?
-            .unwrap_or(defaults.deliveries_per_hour),
+        generates_per_hour: number(
+            &variable,
+            "OTP_GENERATES_PER_HOUR",
+            0..=MOST_GENERATES_PER_HOUR,
+        )?
+        .unwrap_or(defaults.generates_per_hour),
+        deliveries_per_hour: number(
+            &variable,
+            "OTP_DELIVERIES_PER_HOUR",
+            0..=MOST_DELIVERIES_PER_HOUR,
+        )?
+        .unwrap_or(defaults.deliveries_per_hour),
     })
 }
 
 /// Reads what is kept of requests.
-pub(super) fn audit(variable: impl Fn(&str) -> Option<String>) -> Result<AuditPolicy, SettingsError> {
+pub(super) fn audit(
+    variable: impl Fn(&str) -> Option<String>,
+) -> Result<AuditPolicy, SettingsError> {
     let defaults = AuditPolicy::default();
     Ok(AuditPolicy {
         retention_days: number(&variable, "AUDIT_RETENTION_DAYS", 1..=LONGEST_RETENTION_DAYS)?
@@ -49,6 +61,8 @@ fn number<T: FromStr + PartialOrd + Display>(
     let Some(text) = variable(name) else { return Ok(None) };
     match text.parse::<T>() {
         Ok(number) if range.contains(&number) => Ok(Some(number)),
-        _ => Err(wrong(name, format!("must be a number from {} to {}", range.start(), range.end()))),
+        _ => {
+            Err(wrong(name, format!("must be a number from {} to {}", range.start(), range.end())))
+        }
     }
 }

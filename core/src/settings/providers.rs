@@ -1,5 +1,6 @@
-//! Providers under the names that the original service gave them. Enters: a way to look a variable up. Leaves: what can be
-//! used, and for each provider that cannot, the first variable that is missing or wrong.
+//! Providers under the names that the original service gave them. Enters: a way to look a variable
+//! up. Leaves: what can be used, and for each provider that cannot, the first variable that is
+//! missing or wrong.
 
 use url::Url;
 
@@ -45,7 +46,8 @@ pub struct Read {
     pub errors: Vec<(DeliveryMethod, SettingsError)>,
 }
 
-/// Reads all providers. An empty variable counts as absent; a provider that nothing is said about is absent.
+/// Reads all providers. An empty variable counts as absent; a provider that nothing is said about
+/// is absent.
 #[must_use]
 pub fn providers(lookup: impl Fn(&str) -> Option<String>) -> Read {
     let variable = |name: &str| lookup(name).filter(|text| !text.is_empty());
@@ -88,8 +90,12 @@ fn smtp(variable: impl Fn(&str) -> Option<String>) -> Result<Option<SmtpSettings
     let username = variable("SMTP_USERNAME");
     let password = variable("SMTP_PASSWORD").map(SecretText::new);
     match (&username, &password) {
-        (Some(_), None) => return Err(wrong("SMTP_PASSWORD", "is missing, although SMTP_USERNAME is set")),
-        (None, Some(_)) => return Err(wrong("SMTP_USERNAME", "is missing, although SMTP_PASSWORD is set")),
+        (Some(_), None) => {
+            return Err(wrong("SMTP_PASSWORD", "is missing, although SMTP_USERNAME is set"));
+        }
+        (None, Some(_)) => {
+            return Err(wrong("SMTP_USERNAME", "is missing, although SMTP_PASSWORD is set"));
+        }
         _ => {}
     }
     if username.is_some() && security == SmtpSecurity::Plain {
@@ -114,7 +120,9 @@ fn smtp(variable: impl Fn(&str) -> Option<String>) -> Result<Option<SmtpSettings
 fn is_sender(text: &str) -> bool {
     let address = match text.strip_suffix('>').and_then(|rest| rest.split_once('<')) {
         // What stands in a header unquoted (RFC 5322 §3.2.3), spaces between.
-        Some((name, address)) if !name.chars().any(|c| c.is_control() || ",;:<>()[]\"\\@.".contains(c)) => {
+        Some((name, address))
+            if !name.chars().any(|c| c.is_control() || ",;:<>()[]\"\\@.".contains(c)) =>
+        {
             address
         }
         Some(_) => return false,
@@ -123,9 +131,15 @@ fn is_sender(text: &str) -> bool {
     EmailAddress::try_from(address.to_owned()).is_ok()
 }
 
-fn twilio(variable: impl Fn(&str) -> Option<String>) -> Result<Option<TwilioSettings>, SettingsError> {
-    let named =
-        ["TWILIO_ACCOUNT_SID", "TWILIO_AUTH_TOKEN", "TWILIO_PHONE_NUMBER", "TWILIO_MESSAGING_SERVICE_SID"];
+fn twilio(
+    variable: impl Fn(&str) -> Option<String>,
+) -> Result<Option<TwilioSettings>, SettingsError> {
+    let named = [
+        "TWILIO_ACCOUNT_SID",
+        "TWILIO_AUTH_TOKEN",
+        "TWILIO_PHONE_NUMBER",
+        "TWILIO_MESSAGING_SERVICE_SID",
+    ];
     if named.iter().all(|name| variable(name).is_none()) {
         return Ok(None);
     }
@@ -137,22 +151,31 @@ fn twilio(variable: impl Fn(&str) -> Option<String>) -> Result<Option<TwilioSett
     }
     let auth_token = SecretText::new(needed("TWILIO_AUTH_TOKEN")?);
     if !auth_token.expose_secret().bytes().all(|byte| byte.is_ascii_graphic()) {
-        return Err(wrong("TWILIO_AUTH_TOKEN", "must be letters and digits, without spaces or line breaks"));
+        return Err(wrong(
+            "TWILIO_AUTH_TOKEN",
+            "must be letters and digits, without spaces or line breaks",
+        ));
     }
     let sender = match (variable("TWILIO_PHONE_NUMBER"), variable("TWILIO_MESSAGING_SERVICE_SID")) {
         (Some(_), Some(_)) => {
-            let message = "and TWILIO_PHONE_NUMBER exclude each other: the service chooses the number";
+            let message =
+                "and TWILIO_PHONE_NUMBER exclude each other: the service chooses the number";
             return Err(wrong("TWILIO_MESSAGING_SERVICE_SID", message));
         }
         (Some(number), None) => TwilioSender::PhoneNumber(
-            PhoneNumber::try_from(number).map_err(|error| wrong("TWILIO_PHONE_NUMBER", error.to_string()))?,
+            PhoneNumber::try_from(number)
+                .map_err(|error| wrong("TWILIO_PHONE_NUMBER", error.to_string()))?,
         ),
         (None, Some(sid)) if is_sid(&sid, "MG") => TwilioSender::MessagingService(sid),
         (None, Some(_)) => {
-            return Err(wrong("TWILIO_MESSAGING_SERVICE_SID", "must be MG and 32 hexadecimal digits"));
+            return Err(wrong(
+                "TWILIO_MESSAGING_SERVICE_SID",
+                "must be MG and 32 hexadecimal digits",
+            ));
         }
         (None, None) => {
-            let message = "is missing: text messages need a number, or TWILIO_MESSAGING_SERVICE_SID";
+            let message =
+                "is missing: text messages need a number, or TWILIO_MESSAGING_SERVICE_SID";
             return Err(wrong("TWILIO_PHONE_NUMBER", message));
         }
     };
@@ -160,7 +183,10 @@ fn twilio(variable: impl Fn(&str) -> Option<String>) -> Result<Option<TwilioSett
     let allow_http = flag("TWILIO_ALLOW_HTTP", variable("TWILIO_ALLOW_HTTP").as_deref())?;
     let url = address("TWILIO_API_URL", "TWILIO_ALLOW_HTTP", &url, allow_http)?;
     if url.query().is_some() {
-        return Err(wrong("TWILIO_API_URL", "must not have a query: the path of the API is added to it"));
+        return Err(wrong(
+            "TWILIO_API_URL",
+            "must not have a query: the path of the API is added to it",
+        ));
     }
     let api = Endpoint {
         url: SecretText::new(url.as_str().trim_end_matches('/').to_owned()),
@@ -175,13 +201,20 @@ fn is_sid(text: &str, kind: &str) -> bool {
         .is_some_and(|rest| rest.len() == 32 && rest.bytes().all(|byte| byte.is_ascii_hexdigit()))
 }
 
-fn webhook(variable: impl Fn(&str) -> Option<String>) -> Result<Option<WebhookSettings>, SettingsError> {
-    let (url, secret) = match (variable("WEBHOOK_URL"), variable("WEBHOOK_SECRET").map(SecretText::new)) {
-        (None, None) => return Ok(None),
-        (Some(_), None) => return Err(wrong("WEBHOOK_SECRET", "is missing, although WEBHOOK_URL is set")),
-        (None, Some(_)) => return Err(wrong("WEBHOOK_URL", "is missing, although WEBHOOK_SECRET is set")),
-        (Some(url), Some(secret)) => (url, secret),
-    };
+fn webhook(
+    variable: impl Fn(&str) -> Option<String>,
+) -> Result<Option<WebhookSettings>, SettingsError> {
+    let (url, secret) =
+        match (variable("WEBHOOK_URL"), variable("WEBHOOK_SECRET").map(SecretText::new)) {
+            (None, None) => return Ok(None),
+            (Some(_), None) => {
+                return Err(wrong("WEBHOOK_SECRET", "is missing, although WEBHOOK_URL is set"));
+            }
+            (None, Some(_)) => {
+                return Err(wrong("WEBHOOK_URL", "is missing, although WEBHOOK_SECRET is set"));
+            }
+            (Some(url), Some(secret)) => (url, secret),
+        };
     let allow_http = flag("WEBHOOK_ALLOW_HTTP", variable("WEBHOOK_ALLOW_HTTP").as_deref())?;
     let url = address("WEBHOOK_URL", "WEBHOOK_ALLOW_HTTP", &url, allow_http)?;
     let secrets = WebhookSecrets::parse(secret.expose_secret())
@@ -206,8 +239,9 @@ fn address(
         "https" => {}
         "http" if allow_http => {}
         "http" => {
-            let message =
-                format!("must be https: with http, codes travel in clear. {allowing}=true allows that");
+            let message = format!(
+                "must be https: with http, codes travel in clear. {allowing}=true allows that"
+            );
             return Err(wrong(variable, message));
         }
         _ => return Err(wrong(variable, "must begin with https://")),
@@ -229,7 +263,10 @@ fn flag(variable: &'static str, text: Option<&str>) -> Result<bool, SettingsErro
     }
 }
 
-fn certificates(variable: &'static str, text: Option<String>) -> Result<Option<String>, SettingsError> {
+fn certificates(
+    variable: &'static str,
+    text: Option<String>,
+) -> Result<Option<String>, SettingsError> {
     match text {
         Some(text) if !text.contains("-----BEGIN CERTIFICATE-----") => {
             Err(wrong(variable, "holds no certificate: it must be in PEM"))
@@ -277,7 +314,8 @@ mod tests {
         assert_eq!(twilio.api.url.expose_secret(), "https://api.twilio.com");
         assert!(matches!(twilio.sender, TwilioSender::PhoneNumber(_)));
         let service = ("TWILIO_MESSAGING_SERVICE_SID", "MG0123456789abcdef0123456789abcdef");
-        let twilio = read(&[&[("TWILIO_PHONE_NUMBER", ""), service], &TWILIO]).providers.twilio.unwrap();
+        let twilio =
+            read(&[&[("TWILIO_PHONE_NUMBER", ""), service], &TWILIO]).providers.twilio.unwrap();
         assert_eq!(twilio.sender, TwilioSender::MessagingService(service.1.to_owned()));
         let elsewhere = read(&[&[("TWILIO_API_URL", "https://sms.example.org/twilio/")], &TWILIO]);
         let url = elsewhere.providers.twilio.unwrap().api.url;
@@ -339,7 +377,9 @@ mod tests {
             (&[("WEBHOOK_CA", "x")], "WEBHOOK_CA"),
         ] {
             let found = read(&[variables, &MAIL, &TWILIO, &WEBHOOK]);
-            let [(method, error)] = &found.errors[..] else { panic!("{variable}: {:?}", found.errors) };
+            let [(method, error)] = &found.errors[..] else {
+                panic!("{variable}: {:?}", found.errors)
+            };
             assert_eq!((error.variable, *method), (variable, from(variable)));
             assert!(!error.to_string().contains("secret-value"), "{error}");
             assert_eq!(found.providers.methods().len(), 2, "{variable}");

@@ -1,5 +1,5 @@
-//! Tokens under the names of variables. Enters: a way to look a variable up. Leaves: what tokens are made with, nothing where they
-//! are off, or a sentence without any value.
+//! Tokens under the names of variables. Enters: a way to look a variable up. Leaves: what tokens
+//! are made with, nothing where they are off, or a sentence without any value.
 
 use std::collections::BTreeSet;
 
@@ -14,11 +14,14 @@ pub const SECRET_KEY: &str = "SECRET_KEY";
 /// The private key for `EdDSA`.
 pub const ED25519_PRIVATE_KEY: &str = "ED25519_PRIVATE_KEY";
 
-/// Reads tokens from the variables that `variable` knows: `TOKEN_AUDIENCES` turns them on. Keys are checked also without it: the wrong one is better noticed before it is needed.
+/// Reads tokens from the variables that `variable` knows: `TOKEN_AUDIENCES` turns them on. Keys are
+/// checked also without it: the wrong one is better noticed before it is needed.
 ///
 /// # Errors
 /// Names the first variable that is missing or wrong.
-pub fn tokens(variable: impl Fn(&str) -> Option<String>) -> Result<Option<TokenSettings>, SettingsError> {
+pub fn tokens(
+    variable: impl Fn(&str) -> Option<String>,
+) -> Result<Option<TokenSettings>, SettingsError> {
     let algorithm = match variable("ALGORITHM") {
         None => TokenAlgorithm::default(),
         Some(text) => TokenAlgorithm::ALL
@@ -28,12 +31,16 @@ pub fn tokens(variable: impl Fn(&str) -> Option<String>) -> Result<Option<TokenS
     };
     let shared = variable(SECRET_KEY)
         .map(|text| {
-            SigningKey::shared(SecretText::new(text)).map_err(|error| wrong(SECRET_KEY, error.to_string()))
+            SigningKey::shared(SecretText::new(text))
+                .map_err(|error| wrong(SECRET_KEY, error.to_string()))
         })
         .transpose()?;
     let own = variable(ED25519_PRIVATE_KEY)
         .map(SecretText::new)
-        .map(|text| Ed25519Key::try_from(text).map_err(|error| wrong(ED25519_PRIVATE_KEY, error.to_string())))
+        .map(|text| {
+            Ed25519Key::try_from(text)
+                .map_err(|error| wrong(ED25519_PRIVATE_KEY, error.to_string()))
+        })
         .transpose()?;
     let lifetime = match variable("TOKEN_LIFETIME_SECONDS") {
         None => TokenLifetime::default(),
@@ -41,13 +48,16 @@ pub fn tokens(variable: impl Fn(&str) -> Option<String>) -> Result<Option<TokenS
             .parse::<u16>()
             .ok()
             .and_then(|seconds| TokenLifetime::try_from(seconds).ok())
-            .ok_or_else(|| wrong("TOKEN_LIFETIME_SECONDS", "must be a number of seconds from 1 to 300"))?,
+            .ok_or_else(|| {
+                wrong("TOKEN_LIFETIME_SECONDS", "must be a number of seconds from 1 to 300")
+            })?,
     };
     let Some(audiences) = variable("TOKEN_AUDIENCES") else { return Ok(None) };
     let audiences: Result<BTreeSet<Audience>, AudienceError> =
         audiences.split(',').map(|text| text.trim().parse()).collect();
-    let audiences = audiences
-        .map_err(|error| wrong("TOKEN_AUDIENCES", format!("has, between commas, one that {error}")))?;
+    let audiences = audiences.map_err(|error| {
+        wrong("TOKEN_AUDIENCES", format!("has, between commas, one that {error}"))
+    })?;
     let (name, key) = match algorithm {
         TokenAlgorithm::Hs256 => (SECRET_KEY, shared),
         TokenAlgorithm::EdDsa => (ED25519_PRIVATE_KEY, own.map(SigningKey::EdDsa)),
@@ -77,9 +87,13 @@ mod tests {
             [(SECRET_KEY, KEY), ("TOKEN_AUDIENCES", "kms, shop"), ("TOKEN_LIFETIME_SECONDS", "60")];
         let tokens = read(&variables).unwrap().unwrap();
         assert_eq!(tokens.key.algorithm(), TokenAlgorithm::Hs256);
-        assert_eq!(tokens.audiences.iter().map(Audience::as_str).collect::<Vec<_>>(), ["kms", "shop"]);
+        assert_eq!(
+            tokens.audiences.iter().map(Audience::as_str).collect::<Vec<_>>(),
+            ["kms", "shop"]
+        );
         assert_eq!(tokens.lifetime.duration().as_secs(), 60);
-        let variables = [("ALGORITHM", "EdDSA"), (ED25519_PRIVATE_KEY, OWN), ("TOKEN_AUDIENCES", "kms")];
+        let variables =
+            [("ALGORITHM", "EdDSA"), (ED25519_PRIVATE_KEY, OWN), ("TOKEN_AUDIENCES", "kms")];
         assert_eq!(read(&variables).unwrap().unwrap().key.algorithm(), TokenAlgorithm::EdDsa);
     }
 
@@ -90,7 +104,10 @@ mod tests {
             (&[(SECRET_KEY, "short-and-secret-value")], SECRET_KEY),
             (&[(ED25519_PRIVATE_KEY, "short-and-secret-value")], ED25519_PRIVATE_KEY),
             (&[("TOKEN_AUDIENCES", "kms")], SECRET_KEY),
-            (&[("TOKEN_AUDIENCES", "kms"), ("ALGORITHM", "EdDSA"), (SECRET_KEY, KEY)], ED25519_PRIVATE_KEY),
+            (
+                &[("TOKEN_AUDIENCES", "kms"), ("ALGORITHM", "EdDSA"), (SECRET_KEY, KEY)],
+                ED25519_PRIVATE_KEY,
+            ),
             (&[("TOKEN_AUDIENCES", "kms,,shop"), (SECRET_KEY, KEY)], "TOKEN_AUDIENCES"),
             (&[("TOKEN_LIFETIME_SECONDS", "301")], "TOKEN_LIFETIME_SECONDS"),
         ] {

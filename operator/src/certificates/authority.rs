@@ -1,12 +1,13 @@
-//! A certificate authority and what it signs. Enters: a lifetime and a moment, or the PEM text of before. Leaves: certificates of
-//! ECDSA P-256 keys. The keys' randomness is that of ring, the operating system's.
+//! A certificate authority and what it signs. Enters: a lifetime and a moment, or the PEM text of
+//! before. Leaves: certificates of ECDSA P-256 keys. The keys' randomness is that of ring, the
+//! operating system's.
 
 use std::fmt;
 use std::time::Duration;
 
 use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType, ExtendedKeyUsagePurpose,
-    IsCa, Issuer, KeyPair, KeyUsagePurpose, PublicKeyData,
+    BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType,
+    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PublicKeyData,
 };
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
@@ -50,20 +51,24 @@ impl Root {
     /// # Errors
     /// When it is none, or not of an authority.
     pub fn from_der(der: CertificateDer<'static>) -> Result<Self, AuthorityError> {
-        let (_, parsed) = X509Certificate::from_der(&der).map_err(|_| AuthorityError::NotACertificate)?;
+        let (_, parsed) =
+            X509Certificate::from_der(&der).map_err(|_| AuthorityError::NotACertificate)?;
         if !parsed.is_ca() {
             return Err(AuthorityError::NotACertificate);
         }
         let moment = |seconds: i64| UnixMillis::from_seconds(u64::try_from(seconds).unwrap_or(0));
         let validity = parsed.validity();
-        let (from, until) = (moment(validity.not_before.timestamp()), moment(validity.not_after.timestamp()));
+        let (from, until) =
+            (moment(validity.not_before.timestamp()), moment(validity.not_after.timestamp()));
         Ok(Self { der, from, until })
     }
 
     /// Every certificate of an authority in a text; what is none is left out.
     #[must_use]
     pub fn all_in(pem: &[u8]) -> Vec<Self> {
-        CertificateDer::pem_slice_iter(pem).filter_map(|der| Self::from_der(der.ok()?).ok()).collect()
+        CertificateDer::pem_slice_iter(pem)
+            .filter_map(|der| Self::from_der(der.ok()?).ok())
+            .collect()
     }
 
     /// The certificate as PEM.
@@ -140,13 +145,15 @@ impl Authority {
     pub fn generate(lifetime: Duration, now: UnixMillis) -> Result<Self, AuthorityError> {
         let mut params = CertificateParams::default();
         // A name of its own, so that old and new are not mixed up by anybody who goes by names.
-        params.distinguished_name = common_name(&format!("twofactor-operator webhook {}", now.millis()));
+        params.distinguished_name =
+            common_name(&format!("twofactor-operator webhook {}", now.millis()));
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         validity(&mut params, lifetime, ends(now, lifetime))?;
         let key = KeyPair::generate().map_err(|_| AuthorityError::CannotSign)?;
         let text = SecretText::new(key.serialize_pem());
-        let issuer = CertifiedIssuer::self_signed(params, key).map_err(|_| AuthorityError::CannotSign)?;
+        let issuer =
+            CertifiedIssuer::self_signed(params, key).map_err(|_| AuthorityError::CannotSign)?;
         Self::from_pem(issuer.pem().as_bytes(), text)
     }
 
@@ -155,7 +162,8 @@ impl Authority {
     /// # Errors
     /// When the texts are not a certificate of an authority and its key.
     pub fn from_pem(certificate: &[u8], key: SecretText) -> Result<Self, AuthorityError> {
-        let der = CertificateDer::from_pem_slice(certificate).map_err(|_| AuthorityError::NotACertificate)?;
+        let der = CertificateDer::from_pem_slice(certificate)
+            .map_err(|_| AuthorityError::NotACertificate)?;
         let root = Root::from_der(der)?;
         let pair = KeyPair::from_pem(key.expose_secret()).map_err(|_| AuthorityError::NotAKey)?;
         let (_, parsed) =
@@ -163,8 +171,8 @@ impl Authority {
         if parsed.public_key().raw != pair.subject_public_key_info() {
             return Err(AuthorityError::OtherKey);
         }
-        let issuer =
-            Issuer::from_ca_cert_der(&root.der, pair).map_err(|_| AuthorityError::NotACertificate)?;
+        let issuer = Issuer::from_ca_cert_der(&root.der, pair)
+            .map_err(|_| AuthorityError::NotACertificate)?;
         Ok(Self { root, key, issuer })
     }
 
@@ -180,7 +188,8 @@ impl Authority {
         &self.key
     }
 
-    /// A server's certificate for `names`, good for `lifetime` from `now`, but no longer than the authority.
+    /// A server's certificate for `names`, good for `lifetime` from `now`, but no longer than the
+    /// authority.
     ///
     /// # Errors
     /// When the names are none.
@@ -198,7 +207,8 @@ impl Authority {
         let until = ends(now, lifetime).min(self.root.until);
         validity(&mut params, lifetime, until)?;
         let key = KeyPair::generate().map_err(|_| AuthorityError::CannotSign)?;
-        let certificate = params.signed_by(&key, &self.issuer).map_err(|_| AuthorityError::CannotSign)?;
+        let certificate =
+            params.signed_by(&key, &self.issuer).map_err(|_| AuthorityError::CannotSign)?;
         let key = PrivatePkcs8KeyDer::from(key.serialize_der()).into();
         Ok(Leaf { certificate: certificate.der().clone(), key, until })
     }
@@ -211,7 +221,8 @@ fn common_name(name: &str) -> DistinguishedName {
 }
 
 fn ends(now: UnixMillis, lifetime: Duration) -> UnixMillis {
-    let later = now.millis().saturating_add(u64::try_from(lifetime.as_millis()).unwrap_or(u64::MAX));
+    let later =
+        now.millis().saturating_add(u64::try_from(lifetime.as_millis()).unwrap_or(u64::MAX));
     // Certificates know whole seconds.
     UnixMillis::from_seconds(later.div_ceil(1000))
 }

@@ -1,10 +1,11 @@
-//! Certificates of the webhook. Enters: the names of its Service and its configuration. Leaves: a certificate in every replica that
-//! the API servers trust, at any moment.
+//! Certificates of the webhook. Enters: the names of its Service and its configuration. Leaves: a
+//! certificate in every replica that the API servers trust, at any moment.
 //!
-//! The leader [`keep`]s an authority in a Secret and shows it to the API servers in the webhook configuration; every replica
-//! [`follow`]s it with a short certificate of its own. What comes next is decided in [`rotation`], without I/O; [`authority`]
-//! signs. Both tasks look every few seconds instead of watching: the objects are few and small, and a look that fails is
-//! followed by the next one.
+//! The leader [`keep`]s an authority in a Secret and shows it to the API servers in the webhook
+//! configuration; every replica [`follow`]s it with a short certificate of its own. What comes next
+//! is decided in [`rotation`], without I/O; [`authority`] signs. Both tasks look every few seconds
+//! instead of watching: the objects are few and small, and a look that fails is followed by the
+//! next one.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -33,8 +34,9 @@ use rotation::{Authorities, Lifetimes, Shown, Signed, Step};
 
 /// The Secret with the authority, in the operator's namespace.
 pub const SECRET: &str = "twofactor-webhook-ca";
-/// How long a replica stays ready while the configuration does not show its authority: somebody has emptied the bundle, and the
-/// leader is about to fill it again. A pod that is not ready is longer away than that takes.
+/// How long a replica stays ready while the configuration does not show its authority: somebody has
+/// emptied the bundle, and the leader is about to fill it again. A pod that is not ready is longer
+/// away than that takes.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// Who writes, in the API server's books.
 const MANAGER: &str = "twofactor-operator";
@@ -55,7 +57,8 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// The usual lifetimes (a year for the authority, a day for certificates), looked at every three seconds.
+    /// The usual lifetimes (a year for the authority, a day for certificates), looked at every
+    /// three seconds.
     #[must_use]
     pub fn new(namespace: &str, service: &str, configuration: &str) -> Self {
         Self {
@@ -89,13 +92,18 @@ enum RoundError {
 /// Keeps the authority and what the API servers are shown of it, until `stop`. For the leader.
 pub async fn keep(client: Client, settings: Settings, clock: Clock, stop: CancellationToken) {
     let poll = settings.poll;
-    let mut keeper =
-        Keeper { objects: Objects::new(client, settings), shown: Shown::default(), news: News::default() };
+    let mut keeper = Keeper {
+        objects: Objects::new(client, settings),
+        shown: Shown::default(),
+        news: News::default(),
+    };
     loop {
         match stop.run_until_cancelled(keeper.round(&clock)).await {
             None => return,
             Some(Ok(())) => {}
-            Some(Err(error)) => keeper.news.tell(&format!("cannot keep the webhook's authority: {error}")),
+            Some(Err(error)) => {
+                keeper.news.tell(&format!("cannot keep the webhook's authority: {error}"))
+            }
         }
         if stop.run_until_cancelled(tokio::time::sleep(poll)).await.is_none() {
             return;
@@ -103,8 +111,8 @@ pub async fn keep(client: Client, settings: Settings, clock: Clock, stop: Cancel
     }
 }
 
-/// Keeps a certificate of this replica in `current`, until `stop`. `ready` is good when there is one that the API servers are
-/// shown the authority of.
+/// Keeps a certificate of this replica in `current`, until `stop`. `ready` is good when there is
+/// one that the API servers are shown the authority of.
 pub async fn follow(
     client: Client,
     settings: Settings,
@@ -128,7 +136,9 @@ pub async fn follow(
             None => return,
             Some(Ok(())) => {}
             Some(Err(error)) => {
-                follower.news.tell(&format!("cannot look after the webhook's certificate: {error}"));
+                follower
+                    .news
+                    .tell(&format!("cannot look after the webhook's certificate: {error}"));
             }
         }
         let good = follower.is_ready(clock.now());
@@ -191,7 +201,12 @@ impl Objects {
 fn shown_in(configuration: &MutatingWebhookConfiguration) -> Vec<Root> {
     let webhooks = configuration.webhooks.iter().flatten();
     let mut bundles = webhooks.map(|webhook| {
-        webhook.client_config.ca_bundle.as_ref().map(|bundle| Root::all_in(&bundle.0)).unwrap_or_default()
+        webhook
+            .client_config
+            .ca_bundle
+            .as_ref()
+            .map(|bundle| Root::all_in(&bundle.0))
+            .unwrap_or_default()
     });
     let mut roots = bundles.next().unwrap_or_default();
     for bundle in bundles {
@@ -233,7 +248,11 @@ impl Keeper {
         Ok(())
     }
 
-    async fn create(&self, shown: Vec<Root>, now: UnixMillis) -> Result<Option<Authorities>, RoundError> {
+    async fn create(
+        &self,
+        shown: Vec<Root>,
+        now: UnixMillis,
+    ) -> Result<Option<Authorities>, RoundError> {
         let authorities = Authorities::start(shown, &self.objects.settings.lifetimes, now)?;
         let secret = own_secret(SECRET, authorities.data());
         match api::within(self.objects.secrets.create(&PostParams::default(), &secret)).await {
@@ -254,7 +273,8 @@ impl Keeper {
         now: UnixMillis,
     ) -> Result<Option<Authorities>, RoundError> {
         let lifetimes = &self.objects.settings.lifetimes;
-        let authorities = match Authorities::read(secret.data.as_ref().unwrap_or(&BTreeMap::new())) {
+        let authorities = match Authorities::read(secret.data.as_ref().unwrap_or(&BTreeMap::new()))
+        {
             Ok(authorities) => {
                 let step = authorities.step(&self.shown, lifetimes, now);
                 if step == Step::Rest {
@@ -270,7 +290,9 @@ impl Keeper {
         };
         // Its version is the precondition.
         let secret = Secret { data: Some(authorities.data()), string_data: None, ..secret };
-        match api::within(self.objects.secrets.replace(SECRET, &PostParams::default(), &secret)).await {
+        match api::within(self.objects.secrets.replace(SECRET, &PostParams::default(), &secret))
+            .await
+        {
             Ok(_) => Ok(Some(authorities)),
             Err(ApiError::Conflict(_) | ApiError::NotFound(_)) => Ok(None),
             Err(error) => Err(RoundError::Secret(error)),
@@ -287,7 +309,11 @@ impl Keeper {
         let webhooks = configuration.webhooks.iter().flatten();
         let differ: Vec<_> = webhooks
             .filter(|webhook| {
-                webhook.client_config.ca_bundle.as_ref().is_none_or(|shown| shown.0 != bundle.as_bytes())
+                webhook
+                    .client_config
+                    .ca_bundle
+                    .as_ref()
+                    .is_none_or(|shown| shown.0 != bundle.as_bytes())
             })
             .map(|webhook| {
                 let bundle = data_encoding::BASE64.encode(bundle.as_bytes());
@@ -299,12 +325,16 @@ impl Keeper {
         }
         // The list is merged by the webhooks' names. The version says that they are still these.
         let version = &configuration.metadata.resource_version;
-        let patch =
-            Patch::Strategic(json!({ "metadata": { "resourceVersion": version }, "webhooks": differ }));
-        let parameters = PatchParams { field_manager: Some(MANAGER.to_owned()), ..PatchParams::default() };
+        let patch = Patch::Strategic(
+            json!({ "metadata": { "resourceVersion": version }, "webhooks": differ }),
+        );
+        let parameters =
+            PatchParams { field_manager: Some(MANAGER.to_owned()), ..PatchParams::default() };
         let name = &self.objects.settings.configuration;
         match api::within(self.objects.configurations.patch(name, &parameters, &patch)).await {
-            Ok(_) => tracing::info!(configuration = name, webhooks = differ.len(), "wrote the caBundle"),
+            Ok(_) => {
+                tracing::info!(configuration = name, webhooks = differ.len(), "wrote the caBundle")
+            }
             Err(ApiError::Conflict(_) | ApiError::NotFound(_)) => {}
             Err(error) => return Err(self.objects.of_configuration(error)),
         }
@@ -343,17 +373,24 @@ impl Follower {
             self.news.tell(&format!("the Secret {SECRET} does not exist yet: the leader makes it"));
             return Ok(());
         };
-        let authorities = match Authorities::read(secret.data.as_ref().unwrap_or(&BTreeMap::new())) {
+        let authorities = match Authorities::read(secret.data.as_ref().unwrap_or(&BTreeMap::new()))
+        {
             Ok(authorities) => authorities,
             Err(damage) => {
-                self.news.tell(&format!("the Secret {SECRET} is damaged: {damage}; the leader replaces it"));
+                self.news.tell(&format!(
+                    "the Secret {SECRET} is damaged: {damage}; the leader replaces it"
+                ));
                 return Ok(());
             }
         };
         self.news.good();
         let (lifetimes, now) = (&self.objects.settings.lifetimes, clock.now());
         let root = authorities.current.root();
-        if self.signed.as_ref().is_some_and(|signed| !signed.is_due(root, &self.shown, lifetimes, now)) {
+        if self
+            .signed
+            .as_ref()
+            .is_some_and(|signed| !signed.is_due(root, &self.shown, lifetimes, now))
+        {
             return Ok(());
         }
         let leaf = authorities.current.sign(&self.objects.settings.names(), lifetimes.leaf, now)?;

@@ -1,12 +1,15 @@
-//! What comes next for the authority, and for a replica's certificate. Enters: what there is, what the webhook configuration shows,
-//! and the moment. Leaves: the next step, and what there is after it. Without I/O.
+//! What comes next for the authority, and for a replica's certificate. Enters: what there is, what
+//! the webhook configuration shows, and the moment. Leaves: the next step, and what there is after
+//! it. Without I/O.
 //!
-//! An authority is replaced in phases, so that whatever certificate an API server meets, and whichever bundle it goes by,
-//! they fit:
+//! An authority is replaced in phases, so that whatever certificate an API server meets, and
+//! whichever bundle it goes by, they fit:
 //!
 //! 1. the next authority is made, and the bundle holds it beside the current one;
-//! 2. when the bundle has shown it for the grace time, so that every API server knows it, it becomes the current one;
-//! 3. replicas replace their certificates; the previous authority stays in the bundle until the last of the old ones is over;
+//! 2. when the bundle has shown it for the grace time, so that every API server knows it, it
+//!    becomes the current one;
+//! 3. replicas replace their certificates; the previous authority stays in the bundle until the
+//!    last of the old ones is over;
 //! 4. the bundle holds the current one alone.
 
 use std::collections::BTreeMap;
@@ -51,8 +54,9 @@ impl Lifetimes {
     }
 }
 
-/// How long before the end it is better to be early than to wait for the whole grace time: that of a configuration with longer
-/// lifetimes may be more than what is left of an authority that was made under the one before.
+/// How long before the end it is better to be early than to wait for the whole grace time: that of
+/// a configuration with longer lifetimes may be more than what is left of an authority that was
+/// made under the one before.
 fn hurry(root: &Root) -> Duration {
     Duration::from_secs(10).min(root.lifetime() / 5)
 }
@@ -94,16 +98,26 @@ pub enum Step {
 }
 
 impl Authorities {
-    /// A first authority. `shown` is what API servers trust now: certificates of a Secret that was lost are still in use
-    /// for a moment.
+    /// A first authority. `shown` is what API servers trust now: certificates of a Secret that was
+    /// lost are still in use for a moment.
     ///
     /// # Errors
     /// When there is no randomness.
-    pub fn start(shown: Vec<Root>, lifetimes: &Lifetimes, now: UnixMillis) -> Result<Self, AuthorityError> {
+    pub fn start(
+        shown: Vec<Root>,
+        lifetimes: &Lifetimes,
+        now: UnixMillis,
+    ) -> Result<Self, AuthorityError> {
         let current = Authority::generate(lifetimes.authority, now)?;
-        let previous = shown.into_iter().filter(|root| root.is_valid(now)).take(MOST_PREVIOUS).collect();
+        let previous =
+            shown.into_iter().filter(|root| root.is_valid(now)).take(MOST_PREVIOUS).collect();
         // Replicas wait for one grace time before they use the new one.
-        Ok(Self { current, next: None, previous, previous_until: later(now, lifetimes.grace() * 3) })
+        Ok(Self {
+            current,
+            next: None,
+            previous,
+            previous_until: later(now, lifetimes.grace() * 3),
+        })
     }
 
     /// Reads what a Secret holds.
@@ -126,8 +140,9 @@ impl Authorities {
     #[must_use]
     pub fn data(&self) -> BTreeMap<String, ByteString> {
         let mut data = BTreeMap::new();
-        let mut insert =
-            |key: &str, value: &str| data.insert(key.to_owned(), ByteString(value.as_bytes().to_vec()));
+        let mut insert = |key: &str, value: &str| {
+            data.insert(key.to_owned(), ByteString(value.as_bytes().to_vec()))
+        };
         for (names, authority) in [(CURRENT, Some(&self.current)), (NEXT, self.next.as_ref())] {
             if let Some(authority) = authority {
                 insert(names.0, &authority.root().pem());
@@ -144,7 +159,8 @@ impl Authorities {
     /// What API servers are to trust.
     #[must_use]
     pub fn trusted(&self) -> Vec<Root> {
-        let with_keys = [Some(&self.current), self.next.as_ref()].into_iter().flatten().map(Authority::root);
+        let with_keys =
+            [Some(&self.current), self.next.as_ref()].into_iter().flatten().map(Authority::root);
         with_keys.chain(&self.previous).cloned().collect()
     }
 
@@ -164,7 +180,11 @@ impl Authorities {
         if now.until(root.until()) < lifetimes.authority.min(root.lifetime()) / 3 {
             return Step::Prepare;
         }
-        if !self.previous.is_empty() && now >= self.previous_until { Step::Forget } else { Step::Rest }
+        if !self.previous.is_empty() && now >= self.previous_until {
+            Step::Forget
+        } else {
+            Step::Rest
+        }
     }
 
     /// What there is after a step.
@@ -219,7 +239,8 @@ fn later(now: UnixMillis, by: Duration) -> UnixMillis {
     now.offset(i64::try_from(by.as_millis()).unwrap_or(i64::MAX))
 }
 
-/// What the webhook configuration shows to API servers, and since when, as far as this process has seen.
+/// What the webhook configuration shows to API servers, and since when, as far as this process has
+/// seen.
 #[derive(Debug, Default)]
 pub struct Shown(Vec<(Root, UnixMillis)>);
 
@@ -261,7 +282,13 @@ impl Signed {
 
     /// Whether it is to be replaced by one that `current` signs.
     #[must_use]
-    pub fn is_due(&self, current: &Root, shown: &Shown, lifetimes: &Lifetimes, now: UnixMillis) -> bool {
+    pub fn is_due(
+        &self,
+        current: &Root,
+        shown: &Shown,
+        lifetimes: &Lifetimes,
+        now: UnixMillis,
+    ) -> bool {
         if self.root == *current {
             // A new one could not last longer than its authority.
             return now.until(self.until) < lifetimes.leaf / 3 && self.until < current.until();
@@ -269,8 +296,9 @@ impl Signed {
         let worthless = !self.is_valid(now) || shown.since(&self.root).is_none();
         // One that lasts as long as its root cannot be signed anew.
         let ends_with_root = self.until >= self.root.until();
-        let late =
-            ends_with_root && now.until(self.until) < hurry(&self.root) && shown.since(current).is_some();
+        let late = ends_with_root
+            && now.until(self.until) < hurry(&self.root)
+            && shown.since(current).is_some();
         worthless || late || shown.for_as_long(current, lifetimes.grace(), now)
     }
 }
@@ -296,13 +324,18 @@ mod tests {
     #[test]
     fn an_authority_is_replaced_in_phases() {
         let first = Authorities::start(Vec::new(), &LIFETIMES, START).unwrap();
-        let step = |state: &Authorities, since, now| state.step(&shown(state, since), &LIFETIMES, now);
+        let step =
+            |state: &Authorities, since, now| state.step(&shown(state, since), &LIFETIMES, now);
         assert_eq!(step(&first, START, at(599)), Step::Rest);
         assert_eq!(step(&first, START, at(601)), Step::Prepare);
         let old = first.current.root().clone();
         let prepared = first.after(Step::Prepare, &LIFETIMES, at(601)).unwrap();
         assert_eq!((prepared.current.root(), prepared.trusted().len()), (&old, 2));
-        assert_eq!(prepared.step(&Shown::default(), &LIFETIMES, at(700)), Step::Rest, "not shown at all");
+        assert_eq!(
+            prepared.step(&Shown::default(), &LIFETIMES, at(700)),
+            Step::Rest,
+            "not shown at all"
+        );
         let soon = UnixMillis::from_seconds(at(601).seconds() + 59);
         assert_eq!(step(&prepared, at(601), soon), Step::Rest);
         let soon = UnixMillis::from_seconds(at(601).seconds() + 60);
@@ -311,7 +344,11 @@ mod tests {
         let promoted = Authorities::read(&promoted.data()).unwrap();
         assert!(promoted.next.is_none() && *promoted.current.root() != old);
         assert_eq!(promoted.previous, [old]);
-        assert_eq!(step(&promoted, at(601), at(625)), Step::Rest, "the last old certificate is still good");
+        assert_eq!(
+            step(&promoted, at(601), at(625)),
+            Step::Rest,
+            "the last old certificate is still good"
+        );
         assert_eq!(step(&promoted, at(601), at(626)), Step::Forget);
         let last = promoted.after(Step::Forget, &LIFETIMES, at(626)).unwrap();
         assert_eq!(last.trusted(), [last.current.root().clone()]);
@@ -322,7 +359,10 @@ mod tests {
     fn without_an_authority_that_is_good_one_signs_at_once() {
         let first = Authorities::start(Vec::new(), &LIFETIMES, START).unwrap();
         assert_eq!(first.step(&Shown::default(), &LIFETIMES, at(901)), Step::StartOver);
-        assert_eq!(first.step(&Shown::default(), &LIFETIMES, at(0).offset(-86_400_000)), Step::StartOver);
+        assert_eq!(
+            first.step(&Shown::default(), &LIFETIMES, at(0).offset(-86_400_000)),
+            Step::StartOver
+        );
         let prepared = first.after(Step::Prepare, &LIFETIMES, at(890)).unwrap();
         assert_eq!(prepared.step(&Shown::default(), &LIFETIMES, at(901)), Step::Promote);
     }
@@ -332,7 +372,8 @@ mod tests {
         let short = Lifetimes { authority: Duration::from_secs(45), leaf: Duration::from_secs(15) };
         let after = |seconds: u64| UnixMillis::from_seconds(START.seconds() + seconds);
         let first = Authorities::start(Vec::new(), &short, START).unwrap();
-        let signed = Signed { root: first.current.root().clone(), until: first.current.root().until() };
+        let signed =
+            Signed { root: first.current.root().clone(), until: first.current.root().until() };
         assert_eq!(first.step(&shown(&first, START), &LIFETIMES, after(31)), Step::Prepare);
         let prepared = first.after(Step::Prepare, &LIFETIMES, after(31)).unwrap();
         let seen = shown(&prepared, after(32));
@@ -354,7 +395,9 @@ mod tests {
         assert_eq!(again.previous, [lost.current.root().clone()]);
         assert_eq!(again.step(&Shown::default(), &LIFETIMES, at(1).offset(179_000)), Step::Rest);
         assert_eq!(again.step(&Shown::default(), &LIFETIMES, at(1).offset(180_000)), Step::Forget);
-        assert!(Authorities::start(lost.trusted(), &LIFETIMES, at(901)).unwrap().previous.is_empty());
+        assert!(
+            Authorities::start(lost.trusted(), &LIFETIMES, at(901)).unwrap().previous.is_empty()
+        );
     }
 
     #[test]
@@ -364,7 +407,9 @@ mod tests {
             for spoilt in [None, Some("spoilt")] {
                 let mut data = data.clone();
                 data.remove(key);
-                data.extend(spoilt.map(|text| (key.to_owned(), ByteString(text.as_bytes().to_vec()))));
+                data.extend(
+                    spoilt.map(|text| (key.to_owned(), ByteString(text.as_bytes().to_vec()))),
+                );
                 let message = Authorities::read(&data).unwrap_err().to_string();
                 assert!(message.contains(key) && !message.contains("spoilt"), "{message}");
             }
@@ -381,12 +426,18 @@ mod tests {
         let known = shown(&both, START);
         assert!(!leaf.is_due(&old_root, &known, &LIFETIMES, at(16)));
         assert!(leaf.is_due(&old_root, &known, &LIFETIMES, at(17)));
-        assert!(!leaf.is_due(&new_root, &known, &LIFETIMES, START), "not every API server knows it yet");
+        assert!(
+            !leaf.is_due(&new_root, &known, &LIFETIMES, START),
+            "not every API server knows it yet"
+        );
         assert!(leaf.is_due(&new_root, &known, &LIFETIMES, at(1)));
         let mut unknown = Shown::default();
         unknown.look(std::slice::from_ref(&old_root), START);
         assert!(!leaf.is_due(&new_root, &unknown, &LIFETIMES, at(20)));
-        assert!(leaf.is_due(&new_root, &unknown, &LIFETIMES, at(25)), "the old one is worth nothing");
+        assert!(
+            leaf.is_due(&new_root, &unknown, &LIFETIMES, at(25)),
+            "the old one is worth nothing"
+        );
         assert!(leaf.is_due(&new_root, &Shown::default(), &LIFETIMES, at(1)), "nor this one");
         let last = Signed { root: old_root.clone(), until: old_root.until() };
         assert!(!last.is_due(&old_root, &known, &LIFETIMES, at(899)));

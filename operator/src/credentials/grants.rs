@@ -1,5 +1,5 @@
-//! Who is let in. Enters: what the realms say, and which namespaces have users. Leaves: the namespaces that need credentials of a realm,
-//! and the logins to Redis for them. No I/O.
+//! Who is let in. Enters: what the realms say, and which namespaces have users. Leaves: the
+//! namespaces that need credentials of a realm, and the logins to Redis for them. No I/O.
 
 use std::collections::BTreeSet;
 
@@ -17,7 +17,8 @@ pub(super) fn realms(context: &Context) -> BTreeSet<String> {
     let mut realms: BTreeSet<String> = context.index().namespaces().into_iter().collect();
     realms.extend(context.policies.namespaces_with_policy());
     realms.extend(context.realms.all().iter().map(|realm| realm.namespace.clone()));
-    realms.retain(|realm| context.scopes.cover(realm) && context.policies.namespace(realm).is_some());
+    realms
+        .retain(|realm| context.scopes.cover(realm) && context.policies.namespace(realm).is_some());
     realms
 }
 
@@ -36,10 +37,12 @@ pub(super) fn needs(context: &Context, realm: &str, namespace: &str) -> bool {
         && (realm != namespace || context.index().has_users(realm))
 }
 
-/// The Redis users of a realm. That of its own services stays when the last of its users goes: the sidecars there still have to learn,
-/// and to say, that there is nobody.
+/// The Redis users of a realm. That of its own services stays when the last of its users goes: the
+/// sidecars there still have to learn, and to say, that there is nobody.
 pub(super) fn users(context: &Context, realm: &str) -> Vec<AclUser> {
-    let Some(id) = context.policies.namespace(realm).and_then(|(uid, _)| uid.parse::<RealmId>().ok()) else {
+    let Some(id) =
+        context.policies.namespace(realm).and_then(|(uid, _)| uid.parse::<RealmId>().ok())
+    else {
         return Vec::new();
     };
     let names = RealmNames::new(&context.realms.installation, &id);
@@ -50,18 +53,27 @@ pub(super) fn users(context: &Context, realm: &str) -> Vec<AclUser> {
     let uids = callers.into_iter().filter_map(|name| Some(context.policies.namespace(&name)?.0));
     uids.map(|uid| {
         let login = context.realms.login(&id, &uid);
-        AclUser { name: names.login(&login.tag), password_hash: login.password_hash(), realm: names.clone() }
+        AclUser {
+            name: names.login(&login.tag),
+            password_hash: login.password_hash(),
+            realm: names.clone(),
+        }
     })
     .collect()
 }
 
-pub(super) fn login_url(context: &Context, name: &str, password: &SecretText) -> Option<SecretText> {
+pub(super) fn login_url(
+    context: &Context,
+    name: &str,
+    password: &SecretText,
+) -> Option<SecretText> {
     acl::with_login(context.redis_url.expose_secret(), name, password)
 }
 
 /// What services are told to connect to.
 pub(super) fn redis_url(context: &Context, realm: &Realm, login: &Login) -> SecretText {
     let name = RealmNames::new(&context.realms.installation, &realm.id).login(&login.tag);
-    let own = context.isolation.borrow().has_logins().then(|| login_url(context, &name, &login.password));
+    let own =
+        context.isolation.borrow().has_logins().then(|| login_url(context, &name, &login.password));
     own.flatten().unwrap_or_else(|| context.redis_url.clone())
 }

@@ -1,11 +1,14 @@
-//! Lets services in. Enters: namespaces that a realm lets in or does not any more, the first and the last user of a namespace, and
-//! Secrets that somebody touched. Leaves: a login to Redis for each realm and namespace let in, and there the Secret
-//! `twofactor-<realm>` with all that a sidecar needs, and with nothing else; or neither.
+//! Lets services in. Enters: namespaces that a realm lets in or does not any more, the first and
+//! the last user of a namespace, and Secrets that somebody touched. Leaves: a login to Redis for
+//! each realm and namespace let in, and there the Secret `twofactor-<realm>` with all that a
+//! sidecar needs, and with nothing else; or neither.
 //!
-//! A namespace has the credentials of its own users once it has some, and those of each realm that lets it in. Whoever is not let in
-//! any more loses the login first, with the connections made by it, and then the Secret.
+//! A namespace has the credentials of its own users once it has some, and those of each realm that
+//! lets it in. Whoever is not let in any more loses the login first, with the connections made by
+//! it, and then the Secret.
 //!
-//! [`grants`] says who needs which login and which Secret, [`secret`] what is in one; here both are carried out.
+//! [`grants`] says who needs which login and which Secret, [`secret`] what is in one; here both are
+//! carried out.
 
 mod grants;
 mod secret;
@@ -49,7 +52,8 @@ const BATCH: usize = 64;
 /// What there is to look at.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Request {
-    /// Something about the realm of this namespace has changed: whom it lets in, or whether it has users.
+    /// Something about the realm of this namespace has changed: whom it lets in, or whether it has
+    /// users.
     Realm(String),
     /// Somebody touched, or there is, a Secret with credentials.
     Secret {
@@ -73,7 +77,11 @@ impl InTheWay {
     /// The namespaces in which a realm's credentials are missing.
     #[must_use]
     pub fn of(&self, realm: &str) -> Vec<String> {
-        self.places().iter().filter(|(of, _)| of == realm).map(|(_, namespace)| namespace.clone()).collect()
+        self.places()
+            .iter()
+            .filter(|(of, _)| of == realm)
+            .map(|(_, namespace)| namespace.clone())
+            .collect()
     }
 
     /// Tells whether this is news.
@@ -99,7 +107,11 @@ enum CredentialsError {
 }
 
 /// Looks after credentials until it is told to stop. Begins when the lists are complete.
-pub async fn run(context: Arc<Context>, mut requests: UnboundedReceiver<Request>, stop: CancellationToken) {
+pub async fn run(
+    context: Arc<Context>,
+    mut requests: UnboundedReceiver<Request>,
+    stop: CancellationToken,
+) {
     let mut node = context.node.subscribe();
     let access = Access::new(context.realms.store().clone(), context.realms.installation.clone());
     let mut keeper = Keeper {
@@ -200,10 +212,14 @@ impl Keeper {
         let has_place = login_url(&context, "x", &SecretText::new("x".to_owned())).is_some();
         let isolation = if has_place {
             let users = realms(&context).into_iter().flat_map(|realm| users(&context, &realm));
-            let wanted: HashMap<String, AclUser> = users.map(|user| (user.name.clone(), user)).collect();
+            let wanted: HashMap<String, AclUser> =
+                users.map(|user| (user.name.clone(), user)).collect();
             // Those of other namespaces are somebody else's to look after.
             let is_ours = |realm: &RealmId| {
-                context.realms.namespace_of(realm).is_none_or(|namespace| context.scopes.cover(&namespace))
+                context
+                    .realms
+                    .namespace_of(realm)
+                    .is_none_or(|namespace| context.scopes.cover(&namespace))
             };
             self.access.apply(&wanted, is_ours).await
         } else {
@@ -240,7 +256,8 @@ impl Keeper {
             let context = context.clone();
             async move { (ensure(&context, &place).await, place) }
         });
-        let results: Vec<_> = futures_util::stream::iter(looks).buffer_unordered(CONCURRENT).collect().await;
+        let results: Vec<_> =
+            futures_util::stream::iter(looks).buffer_unordered(CONCURRENT).collect().await;
         for (result, place) in results {
             self.looked(result, place);
         }
@@ -292,7 +309,8 @@ fn tell(isolation: Isolation) {
     }
 }
 
-/// Makes the credentials of a realm in a namespace what they should be. Tells whether there are any.
+/// Makes the credentials of a realm in a namespace what they should be. Tells whether there are
+/// any.
 async fn ensure(context: &Context, (realm, namespace): &Place) -> Result<bool, CredentialsError> {
     let secrets = Api::<Secret>::namespaced(context.client.clone(), namespace);
     let name = labels::credentials_name(realm);
@@ -318,7 +336,9 @@ async fn ensure(context: &Context, (realm, namespace): &Place) -> Result<bool, C
         }
         // Another process of the operator has given a login: see `Isolation::after`.
         Some(found) if *context.isolation.borrow() == Isolation::NotPermitted => told_url(found)
-            .filter(|told| told.expose_secret().contains(&data_encoding::HEXLOWER.encode(&login.tag)))
+            .filter(|told| {
+                told.expose_secret().contains(&data_encoding::HEXLOWER.encode(&login.tag))
+            })
             .unwrap_or_else(|| redis_url(context, &realm, &login)),
         _ => redis_url(context, &realm, &login),
     };
@@ -334,11 +354,14 @@ async fn ensure(context: &Context, (realm, namespace): &Place) -> Result<bool, C
                 "wrote the credentials for services"
             );
         }
-        Some(found) if !is_ours(&found, &realm.namespace) => return Err(CredentialsError::NotOurs(name)),
+        Some(found) if !is_ours(&found, &realm.namespace) => {
+            return Err(CredentialsError::NotOurs(name));
+        }
         Some(found) => {
             if let Some(patch) = difference(&found, &wanted) {
                 let parameters = PatchParams::default();
-                let request = async { secrets.patch(&name, &parameters, &Patch::Merge(&patch)).await };
+                let request =
+                    async { secrets.patch(&name, &parameters, &Patch::Merge(&patch)).await };
                 api::within(request).await?;
                 tracing::info!(
                     realm = realm.namespace,
@@ -354,7 +377,10 @@ async fn ensure(context: &Context, (realm, namespace): &Place) -> Result<bool, C
 
 async fn remove(secrets: &Api<Secret>, found: &Secret) -> Result<(), CredentialsError> {
     let parameters = DeleteParams {
-        preconditions: Some(Preconditions { uid: found.uid(), resource_version: found.resource_version() }),
+        preconditions: Some(Preconditions {
+            uid: found.uid(),
+            resource_version: found.resource_version(),
+        }),
         ..DeleteParams::default()
     };
     let name = found.name_any();

@@ -1,5 +1,5 @@
-//! The Secret with credentials. Enters: a realm, and the namespace whose services are let in. Leaves: the Secret as it should be, and how
-//! one that is there differs. No I/O.
+//! The Secret with credentials. Enters: a realm, and the namespace whose services are let in.
+//! Leaves: the Secret as it should be, and how one that is there differs. No I/O.
 
 use std::collections::BTreeMap;
 
@@ -21,8 +21,8 @@ pub(super) fn told_url(secret: &Secret) -> Option<SecretText> {
     Some(SecretText::new(text.to_owned()))
 }
 
-/// Whether a Secret holds credentials of the realm of `namespace`. They are found by label: an owner in another namespace is not
-/// possible, and a namespace that is let in is one.
+/// Whether a Secret holds credentials of the realm of `namespace`. They are found by label: an
+/// owner in another namespace is not possible, and a namespace that is let in is one.
 pub(super) fn is_ours(secret: &Secret, namespace: &str) -> bool {
     let label = |name: &str| secret.labels().get(name).map(String::as_str);
     label(labels::MANAGED_BY_LABEL) == Some(labels::MANAGED_BY)
@@ -59,14 +59,18 @@ pub(super) fn secret(
             ..ObjectMeta::default()
         },
         data: Some(
-            data.into_iter().chain(authority).map(|(key, value)| (key.to_owned(), bytes(value))).collect(),
+            data.into_iter()
+                .chain(authority)
+                .map(|(key, value)| (key.to_owned(), bytes(value)))
+                .collect(),
         ),
         type_: Some("Opaque".to_owned()),
         ..Secret::default()
     }
 }
 
-/// The merge patch that makes `found` what it should be; keys that nobody asked for go, so that none is mounted.
+/// The merge patch that makes `found` what it should be; keys that nobody asked for go, so that
+/// none is mounted.
 pub(super) fn difference(found: &Secret, wanted: &Secret) -> Option<Value> {
     if found.data == wanted.data {
         return None;
@@ -74,7 +78,9 @@ pub(super) fn difference(found: &Secret, wanted: &Secret) -> Option<Value> {
     let wanted_data = wanted.data.clone().unwrap_or_default();
     let mut data: serde_json::Map<String, Value> =
         wanted_data.iter().map(|(key, value)| (key.clone(), json!(value))).collect();
-    for key in found.data.iter().flat_map(BTreeMap::keys).filter(|key| !wanted_data.contains_key(*key)) {
+    for key in
+        found.data.iter().flat_map(BTreeMap::keys).filter(|key| !wanted_data.contains_key(*key))
+    {
         data.insert(key.clone(), Value::Null);
     }
     Some(json!({
@@ -88,8 +94,9 @@ mod tests {
     use super::*;
 
     fn with(entries: &[(&str, &str)]) -> Secret {
-        let data =
-            entries.iter().map(|(key, value)| ((*key).to_owned(), ByteString(value.as_bytes().to_vec())));
+        let data = entries
+            .iter()
+            .map(|(key, value)| ((*key).to_owned(), ByteString(value.as_bytes().to_vec())));
         Secret { data: Some(data.collect()), ..Secret::default() }
     }
 
@@ -105,7 +112,9 @@ mod tests {
     fn a_secret_without_our_labels_is_not_ours() {
         let mut secret = with(&[]);
         assert!(!is_ours(&secret, "people"));
-        secret.labels_mut().insert(labels::MANAGED_BY_LABEL.to_owned(), labels::MANAGED_BY.to_owned());
+        secret
+            .labels_mut()
+            .insert(labels::MANAGED_BY_LABEL.to_owned(), labels::MANAGED_BY.to_owned());
         assert!(!is_ours(&secret, "people"));
         secret.labels_mut().insert(labels::CREDENTIALS_LABEL.to_owned(), "people".to_owned());
         assert!(is_ours(&secret, "people"));

@@ -1,8 +1,9 @@
-//! Keeps up with the API server. Enters: watches, of Secrets, pods and namespaces by their metadata only. Leaves: what is known
-//! of each kind up to date, and whoever has to act on a change told so. A file for each kind; here is what they share.
+//! Keeps up with the API server. Enters: watches, of Secrets, pods and namespaces by their metadata
+//! only. Leaves: what is known of each kind up to date, and whoever has to act on a change told so.
+//! A file for each kind; here is what they share.
 //!
-//! A watch can miss things while it is broken. Then everything is listed again, and what is not in the list is treated like
-//! something that was seen to go.
+//! A watch can miss things while it is broken. Then everything is listed again, and what is not in
+//! the list is treated like something that was seen to go.
 
 use std::fmt::Debug;
 use std::time::Duration;
@@ -62,7 +63,11 @@ impl Synced {
 /// Events of several namespaces, or of all, each with the number of its list.
 pub(crate) type Events<K> = SelectAll<BoxStream<'static, (usize, Event<K>)>>;
 
-pub(crate) fn watch<K>(client: &Client, scopes: &Scopes, configuration: &watcher::Config) -> Events<K>
+pub(crate) fn watch<K>(
+    client: &Client,
+    scopes: &Scopes,
+    configuration: &watcher::Config,
+) -> Events<K>
 where
     K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + 'static,
     K: Resource<Scope = kube::core::NamespaceResourceScope>,
@@ -71,10 +76,9 @@ where
         [] => vec![Api::<K>::all(client.clone())],
         names => names.iter().map(|name| Api::namespaced(client.clone(), name)).collect(),
     };
-    let streams = apis
-        .into_iter()
-        .enumerate()
-        .map(|(number, api)| events(api, configuration.clone()).map(move |event| (number, event)).boxed());
+    let streams = apis.into_iter().enumerate().map(|(number, api)| {
+        events(api, configuration.clone()).map(move |event| (number, event)).boxed()
+    });
     futures_util::stream::select_all(streams)
 }
 
@@ -89,7 +93,11 @@ where
     kube::runtime::watcher(api, configuration).backoff(Pauses::default()).filter_map(move |event| {
         let event = event
             .map_err(|error| {
-                tracing::warn!(error = describe(error), kind, "a watch is broken, and will be begun again");
+                tracing::warn!(
+                    error = describe(error),
+                    kind,
+                    "a watch is broken, and will be begun again"
+                );
             })
             .ok()
             .map(|event| {
@@ -114,8 +122,8 @@ fn describe(error: watcher::Error) -> String {
     }
 }
 
-/// Pauses before a broken watch is begun again: from 200 ms to 5 s. kube's own go up to 30 s, during which a deleted user would
-/// stay verified.
+/// Pauses before a broken watch is begun again: from 200 ms to 5 s. kube's own go up to 30 s,
+/// during which a deleted user would stay verified.
 struct Pauses(Duration);
 
 impl Default for Pauses {

@@ -1,5 +1,6 @@
-//! The leader's watch of namespaces, by their metadata. Enters: namespaces as they come and go. Leaves: the realms up to date, and
-//! what belonged to a namespace that is gone about to be removed.
+//! The leader's watch of namespaces, by their metadata. Enters: namespaces as they come and go.
+//! Leaves: the realms up to date, and what belonged to a namespace that is gone about to be
+//! removed.
 
 use std::collections::HashSet;
 use std::sync::Arc;

@@ -1,5 +1,5 @@
-//! The watch of pods that ask for the sidecar, by their metadata. Enters: such pods as they come and go, in every namespace. Leaves:
-//! Events on those with which something is wrong, and metrics.
+//! The watch of pods that ask for the sidecar, by their metadata. Enters: such pods as they come
+//! and go, in every namespace. Leaves: Events on those with which something is wrong, and metrics.
 
 use std::collections::HashSet;
 use std::sync::{Arc, PoisonError};
@@ -17,7 +17,8 @@ use super::events;
 use crate::context::Context;
 use crate::pods::{Finding, Pod, Pods, Trouble};
 
-/// How often to look at all of them, when something may have changed: many pods change at the same time.
+/// How often to look at all of them, when something may have changed: many pods change at the same
+/// time.
 const PERIOD: Duration = Duration::from_secs(1);
 
 /// Looks after pods until it is told to stop. Begins when the lists are complete.
@@ -62,7 +63,9 @@ pub async fn run(context: Arc<Context>, stop: CancellationToken) {
                 listing = false;
             }
             Some(Event::Apply(pod)) => seen(&context, &mut pods, &pod),
-            Some(Event::Delete(pod)) => pods.gone(&pod.namespace().unwrap_or_default(), &pod.name_any()),
+            Some(Event::Delete(pod)) => {
+                pods.gone(&pod.namespace().unwrap_or_default(), &pod.name_any())
+            }
         }
     }
 }
@@ -70,7 +73,8 @@ pub async fn run(context: Arc<Context>, stop: CancellationToken) {
 fn seen(context: &Context, pods: &mut Pods, object: &PartialObjectMeta<CorePod>) {
     let (namespace, name) = (object.namespace().unwrap_or_default(), object.name_any());
     let pod = Pod::of(&namespace, object.uid().unwrap_or_default(), object.annotations());
-    // One that is about to go needs nothing; those of other realms are somebody else's to look after.
+    // One that is about to go needs nothing; those of other realms are somebody else's to look
+    // after.
     if object.metadata.deletion_timestamp.is_some() || !context.scopes.cover(&pod.realm) {
         pods.gone(&namespace, &name);
     } else {
@@ -89,10 +93,18 @@ fn look(context: &Context, pods: &mut Pods) {
     for Finding { namespace, name, pod, trouble, notice } in findings {
         match trouble {
             Trouble::NotInjected => {
-                tracing::warn!(namespace, pod = name, "a pod asks for the sidecar and runs without it");
+                tracing::warn!(
+                    namespace,
+                    pod = name,
+                    "a pod asks for the sidecar and runs without it"
+                );
             }
             Trouble::NoUsers => {
-                tracing::warn!(namespace, pod = name, "a pod waits: there are no users in its namespace");
+                tracing::warn!(
+                    namespace,
+                    pod = name,
+                    "a pod waits: there are no users in its namespace"
+                );
             }
             Trouble::NotLetIn => {
                 let realm = pod.realm;

@@ -1,5 +1,5 @@
-//! The watches that every replica has: of realms, and of namespaces by their metadata. Enters: both as they come and go. Leaves:
-//! [`Policies`] up to date.
+//! The watches that every replica has: of realms, and of namespaces by their metadata. Enters: both
+//! as they come and go. Leaves: [`Policies`] up to date.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -17,7 +17,12 @@ use super::{Events, Scopes, Synced, events, watch};
 use crate::policies::Policies;
 
 /// Keeps up with namespaces and their labels until it is told to stop.
-pub async fn namespaces(client: Client, policies: Arc<Policies>, synced: Synced, stop: CancellationToken) {
+pub async fn namespaces(
+    client: Client,
+    policies: Arc<Policies>,
+    synced: Synced,
+    stop: CancellationToken,
+) {
     let api = Api::<PartialObjectMeta<Namespace>>::all(client);
     let mut events = std::pin::pin!(events(api, watcher::Config::default()));
     let mut listed = HashSet::new();
@@ -46,7 +51,8 @@ fn seen(policies: &Policies, namespace: &PartialObjectMeta<Namespace>) {
     policies.namespace_seen(&namespace.name_any(), &uid, namespace.labels(), ending);
 }
 
-/// Keeps up with realms until it is told to stop. `unreadable` counts those that this version cannot read.
+/// Keeps up with realms until it is told to stop. `unreadable` counts those that this version
+/// cannot read.
 pub async fn realms(
     client: Client,
     policies: Arc<Policies>,

@@ -1,5 +1,5 @@
-//! The watch of Secrets that are ours, by their metadata. Enters: what others do to them. Leaves: users in the queue, and credentials
-//! to be looked at.
+//! The watch of Secrets that are ours, by their metadata. Enters: what others do to them. Leaves:
+//! users in the queue, and credentials to be looked at.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -20,8 +20,12 @@ use crate::queue::{UserRef, user_ref};
 /// Notices what others do to users' Secrets until it is told to stop.
 pub async fn users(context: Arc<Context>, scopes: Scopes, stop: CancellationToken) {
     // Credentials have a watch of their own.
-    let selector =
-        format!("{}={},!{}", labels::MANAGED_BY_LABEL, labels::MANAGED_BY, labels::CREDENTIALS_LABEL);
+    let selector = format!(
+        "{}={},!{}",
+        labels::MANAGED_BY_LABEL,
+        labels::MANAGED_BY,
+        labels::CREDENTIALS_LABEL
+    );
     let mut events: Events<PartialObjectMeta<Secret>> =
         watch(&context.client, &scopes, &watcher::Config::default().labels(&selector));
     let mut listed = vec![HashSet::new(); scopes.lists()];
@@ -60,21 +64,26 @@ fn secret_seen(context: &Context, secret: &PartialObjectMeta<Secret>, there: boo
     }
 }
 
-/// Notices what others do to credentials, in every namespace, until it is told to stop. Those of realms that this operator does not
-/// look after are left alone, whoever wrote them.
+/// Notices what others do to credentials, in every namespace, until it is told to stop. Those of
+/// realms that this operator does not look after are left alone, whoever wrote them.
 ///
-/// Also where only some namespaces are looked after, the watch is of the whole cluster: services in any namespace can be let in.
-/// It needs the same kind of permission as the watch of namespaces.
+/// Also where only some namespaces are looked after, the watch is of the whole cluster: services in
+/// any namespace can be let in. It needs the same kind of permission as the watch of namespaces.
 pub async fn credentials(context: Arc<Context>, scopes: Scopes, stop: CancellationToken) {
-    let selector =
-        format!("{}={},{}", labels::MANAGED_BY_LABEL, labels::MANAGED_BY, labels::CREDENTIALS_LABEL);
+    let selector = format!(
+        "{}={},{}",
+        labels::MANAGED_BY_LABEL,
+        labels::MANAGED_BY,
+        labels::CREDENTIALS_LABEL
+    );
     let secrets = Api::<PartialObjectMeta<Secret>>::all(context.client.clone());
     let mut events = std::pin::pin!(events(secrets, watcher::Config::default().labels(&selector)));
     while let Some(Some(event)) = stop.run_until_cancelled(events.next()).await {
         match event {
             Event::Init => {}
             Event::InitApply(secret) | Event::Apply(secret) | Event::Delete(secret) => {
-                let realm = secret.labels().get(labels::CREDENTIALS_LABEL).cloned().unwrap_or_default();
+                let realm =
+                    secret.labels().get(labels::CREDENTIALS_LABEL).cloned().unwrap_or_default();
                 if scopes.cover(&realm) {
                     let namespace = secret.namespace().unwrap_or_default();
                     let _ = context.credentials.send(Request::Secret { realm, namespace });

@@ -1,5 +1,5 @@
-//! The watch of users. Enters: users as they come and go. Leaves: the store of users and the index up to date, and everybody in
-//! the queue who has to be looked at.
+//! The watch of users. Enters: users as they come and go. Leaves: the store of users and the index
+//! up to date, and everybody in the queue who has to be looked at.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -36,7 +36,8 @@ pub async fn run(
         listed: vec![HashSet::new(); scopes.lists()],
         complete: HashSet::new(),
     };
-    // What comes before the lists are complete goes into the same place, but nobody is looked at before.
+    // What comes before the lists are complete goes into the same place, but nobody is looked at
+    // before.
     watching.writer.apply_watcher_event(&Event::Init);
     watching.writer.apply_watcher_event(&Event::InitDone);
     while let Some(Some((list, event))) = stop.run_until_cancelled(events.next()).await {
@@ -60,7 +61,12 @@ struct Users {
 }
 
 impl Users {
-    async fn event(&mut self, list: usize, event: Event<DeserializeGuard<TwoFactorUser>>, scopes: &Scopes) {
+    async fn event(
+        &mut self,
+        list: usize,
+        event: Event<DeserializeGuard<TwoFactorUser>>,
+        scopes: &Scopes,
+    ) {
         match event {
             Event::Init => self.listed[list].clear(),
             Event::InitApply(object) => {
@@ -72,7 +78,9 @@ impl Users {
                 let missed: Vec<UserRef> = self
                     .known
                     .iter()
-                    .filter(|user| scopes.contains(list, user.namespace.as_deref()) && !listed.contains(user))
+                    .filter(|user| {
+                        scopes.contains(list, user.namespace.as_deref()) && !listed.contains(user)
+                    })
                     .cloned()
                     .collect();
                 for user in missed {
@@ -145,9 +153,11 @@ impl Users {
             [labels::ROTATE_ANNOTATION, labels::RESET_FAILURES_ANNOTATION]
                 .map(|annotation| user.annotations().get(annotation).cloned())
         };
-        let status_changed =
-            old.status != new.status && !self.context.ledger.is_own_status(reference, new.status.as_ref());
-        old.metadata.generation != new.metadata.generation || requests(old) != requests(new) || status_changed
+        let status_changed = old.status != new.status
+            && !self.context.ledger.is_own_status(reference, new.status.as_ref());
+        old.metadata.generation != new.metadata.generation
+            || requests(old) != requests(new)
+            || status_changed
     }
 
     async fn gone(&mut self, reference: &UserRef) {
@@ -200,10 +210,16 @@ fn is_settled(user: &TwoFactorUser) -> bool {
     status.observed_generation == user.metadata.generation
         && answered(labels::ROTATE_ANNOTATION, status.rotated.as_ref())
         && answered(labels::RESET_FAILURES_ANNOTATION, status.failures_reset.as_ref())
-        && status.conditions.iter().any(|it| it.type_ == labels::CONDITION_PUBLISHED && it.status == "True")
+        && status
+            .conditions
+            .iter()
+            .any(|it| it.type_ == labels::CONDITION_PUBLISHED && it.status == "True")
 }
 
 fn reference(object: &DeserializeGuard<TwoFactorUser>) -> UserRef {
     let metadata = object.meta();
-    user_ref(metadata.namespace.as_deref().unwrap_or_default(), metadata.name.as_deref().unwrap_or_default())
+    user_ref(
+        metadata.namespace.as_deref().unwrap_or_default(),
+        metadata.name.as_deref().unwrap_or_default(),
+    )
 }

@@ -1,5 +1,5 @@
-//! What a pod asks for in its annotations. Enters: annotations and defaults. Leaves: settings that cannot be wrong, or a
-//! refusal that names the annotation.
+//! What a pod asks for in its annotations. Enters: annotations and defaults. Leaves: settings that
+//! cannot be wrong, or a refusal that names the annotation.
 
 use std::collections::BTreeMap;
 
@@ -69,12 +69,19 @@ pub fn settings(
     }
     let log = annotations.get(LOG_ANNOTATION).map_or(defaults::LOG, String::as_str);
     if !is_log_filter(log) {
-        let rule = "must be error, warn, info, debug, trace or off, or a list such as info,audit=off";
+        let rule =
+            "must be error, warn, info, debug, trace or off, or a list such as info,audit=off";
         return Err(wrong(LOG_ANNOTATION, rule, log));
     }
     let image = annotations.get(IMAGE_ANNOTATION).unwrap_or(&defaults.image);
     check_image(image).map_err(|rule| wrong(IMAGE_ANNOTATION, rule, image))?;
-    let cpu = range(annotations, Resource::Cpu, CPU_REQUEST_ANNOTATION, CPU_LIMIT_ANNOTATION, &defaults.cpu)?;
+    let cpu = range(
+        annotations,
+        Resource::Cpu,
+        CPU_REQUEST_ANNOTATION,
+        CPU_LIMIT_ANNOTATION,
+        &defaults.cpu,
+    )?;
     let memory = range(
         annotations,
         Resource::Memory,
@@ -94,7 +101,10 @@ pub fn settings(
 }
 
 fn wrong(annotation: &str, rule: impl std::fmt::Display, value: &str) -> Refusal {
-    Refusal::new(Reason::Annotation, format!("annotation {annotation}: {rule}; it is {}", quoted(value)))
+    Refusal::new(
+        Reason::Annotation,
+        format!("annotation {annotation}: {rule}; it is {}", quoted(value)),
+    )
 }
 
 fn port(
@@ -131,7 +141,8 @@ fn range(
         return Err(wrong(limit_annotation, "must be more than 0", limit.as_str()));
     }
     if request.exceeds(&limit) {
-        // Either may be a default that nobody sees in the pod: so both are named, with their values.
+        // Either may be a default that nobody sees in the pod: so both are named, with their
+        // values.
         return Err(Refusal::new(
             Reason::Annotation,
             format!(
@@ -145,12 +156,13 @@ fn range(
     Ok(Range { request, limit })
 }
 
-/// A list of levels and of `target=level`. The sidecar would take more, such as a bare target, but there a misspelt level
-/// becomes a target, and nothing is logged.
+/// A list of levels and of `target=level`. The sidecar would take more, such as a bare target, but
+/// there a misspelt level becomes a target, and nothing is logged.
 fn is_log_filter(text: &str) -> bool {
     let is_level = |word: &str| LEVELS.iter().any(|level| level.eq_ignore_ascii_case(word));
     let is_target = |word: &str| {
-        !word.is_empty() && word.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_:-.".contains(&byte))
+        !word.is_empty()
+            && word.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_:-.".contains(&byte))
     };
     text.len() <= LONGEST_LOG_FILTER
         && text.split(',').all(|part| match part.split_once('=') {
@@ -197,7 +209,10 @@ mod tests {
         assert_eq!(settings.log, "warn,twofactor_sidecar::verify=debug");
         assert_eq!(settings.image, "registry.example:5000/sidecar@sha256:abc");
         assert_eq!((settings.cpu.request.as_str(), settings.cpu.limit.as_str()), ("0", "1"));
-        assert_eq!((settings.memory.request.as_str(), settings.memory.limit.as_str()), ("32Mi", "0.5Gi"));
+        assert_eq!(
+            (settings.memory.request.as_str(), settings.memory.limit.as_str()),
+            ("32Mi", "0.5Gi")
+        );
     }
 
     #[test]
@@ -206,7 +221,19 @@ mod tests {
             (REALM_ANNOTATION, &["", "People", "a/b", "a.b", "-"], "the name of a namespace"),
             (
                 PORT_ANNOTATION,
-                &["", "0", "65536", "-1", "+80", " 80", "80 ", "http", "8e3", "0x50", "99999999999999999999"],
+                &[
+                    "",
+                    "0",
+                    "65536",
+                    "-1",
+                    "+80",
+                    " 80",
+                    "80 ",
+                    "http",
+                    "8e3",
+                    "0x50",
+                    "99999999999999999999",
+                ],
                 "a port from 1 to 65535",
             ),
             (ADMIN_PORT_ANNOTATION, &["0", "x"], "a port from 1 to 65535"),

@@ -1,5 +1,5 @@
-//! What a pod must not be when it asks for a sidecar. Enters: a pod and its settings. Leaves: nothing, or a refusal that names
-//! the field and what would be right.
+//! What a pod must not be when it asks for a sidecar. Enters: a pod and its settings. Leaves:
+//! nothing, or a refusal that names the field and what would be right.
 
 use k8s_openapi::api::core::v1::{
     Container, ContainerPort, EphemeralContainer, Lifecycle, LifecycleHandler, PodSpec, Probe,
@@ -16,7 +16,8 @@ use super::reason::{Reason, Refusal};
 /// A field of the pod that must not be as it is.
 pub fn isolation(spec: &PodSpec) -> Result<(), Refusal> {
     if spec.host_network == Some(true) {
-        let why = "the sidecar answers whoever reaches its loopback address, which would be the node's";
+        let why =
+            "the sidecar answers whoever reaches its loopback address, which would be the node's";
         return Err(must_be_false(Reason::HostNetwork, "hostNetwork", why));
     }
     let why = "other processes could read the sidecar's keys under /proc";
@@ -30,7 +31,10 @@ pub fn isolation(spec: &PodSpec) -> Result<(), Refusal> {
 }
 
 fn must_be_false(reason: Reason, field: &str, why: &str) -> Refusal {
-    Refusal::new(reason, format!("spec.{field}: must be false or absent in a pod with the sidecar: {why}"))
+    Refusal::new(
+        reason,
+        format!("spec.{field}: must be false or absent in a pod with the sidecar: {why}"),
+    )
 }
 
 /// Refuses pods that run where the sidecar does not.
@@ -51,7 +55,8 @@ pub fn operating_system(spec: &PodSpec) -> Result<(), Refusal> {
     }
 }
 
-/// Refuses pods in which another container uses one of the sidecar's ports, as far as the pod tells.
+/// Refuses pods in which another container uses one of the sidecar's ports, as far as the pod
+/// tells.
 ///
 /// # Errors
 /// The container and the port.
@@ -76,7 +81,8 @@ pub fn ports<'a>(
                 ));
             }
         }
-        // A probe comes from the node, which reaches what listens on the pod's address: not the sidecar's API.
+        // A probe comes from the node, which reaches what listens on the pod's address: not the
+        // sidecar's API.
         if container.probes().any(|probed| probed == IntOrString::Int(settings.port.into())) {
             return Err(Refusal::new(
                 Reason::PortTaken,
@@ -135,10 +141,15 @@ view!(view_ephemeral, EphemeralContainer);
 
 /// All containers of a pod, of every kind.
 pub fn containers(spec: &PodSpec) -> impl Iterator<Item = ContainerView<'_>> {
-    let init = spec.init_containers.iter().flatten().map(|container| view("spec.initContainers", container));
+    let init = spec
+        .init_containers
+        .iter()
+        .flatten()
+        .map(|container| view("spec.initContainers", container));
     let app = spec.containers.iter().map(|container| view("spec.containers", container));
     let ephemeral = spec.ephemeral_containers.iter().flatten();
-    let ephemeral = ephemeral.map(|container| view_ephemeral("spec.ephemeralContainers", container));
+    let ephemeral =
+        ephemeral.map(|container| view_ephemeral("spec.ephemeralContainers", container));
     init.chain(app).chain(ephemeral)
 }
 
@@ -152,7 +163,9 @@ impl ContainerView<'_> {
     fn uses(&self, port: u16) -> Option<&'static str> {
         let port = i32::from(port);
         // The sidecar listens with TCP only. Absent means TCP.
-        let tcp = |declared: &&ContainerPort| declared.protocol.as_deref().is_none_or(|name| name == "TCP");
+        let tcp = |declared: &&ContainerPort| {
+            declared.protocol.as_deref().is_none_or(|name| name == "TCP")
+        };
         self.ports.into_iter().flatten().filter(tcp).find_map(|declared| {
             if declared.container_port == port {
                 Some("a containerPort")
@@ -167,13 +180,22 @@ impl ContainerView<'_> {
     /// The ports of the pod that the node asks.
     fn probes(&self) -> impl Iterator<Item = IntOrString> {
         let by_probe = self.probes.into_iter().flatten().filter_map(|probe| {
-            let http = probe.http_get.as_ref().filter(|get| get.host.is_none()).map(|get| get.port.clone());
-            let tcp = probe.tcp_socket.as_ref().filter(|tcp| tcp.host.is_none()).map(|tcp| tcp.port.clone());
+            let http = probe
+                .http_get
+                .as_ref()
+                .filter(|get| get.host.is_none())
+                .map(|get| get.port.clone());
+            let tcp = probe
+                .tcp_socket
+                .as_ref()
+                .filter(|tcp| tcp.host.is_none())
+                .map(|tcp| tcp.port.clone());
             let grpc = probe.grpc.as_ref().map(|grpc| IntOrString::Int(grpc.port));
             http.or(tcp).or(grpc)
         });
         let hooks = self.lifecycle.into_iter();
-        let hooks = hooks.flat_map(|hooks| [hooks.post_start.as_ref(), hooks.pre_stop.as_ref()]).flatten();
+        let hooks =
+            hooks.flat_map(|hooks| [hooks.post_start.as_ref(), hooks.pre_stop.as_ref()]).flatten();
         let by_hook = hooks.filter_map(|hook: &LifecycleHandler| {
             hook.http_get.as_ref().filter(|get| get.host.is_none()).map(|get| get.port.clone())
         });

@@ -1,4 +1,5 @@
-//! The webhook's part of the command line. Enters: arguments and the environment. Leaves: its configuration, or the flag that is wrong.
+//! The webhook's part of the command line. Enters: arguments and the environment. Leaves: its
+//! configuration, or the flag that is wrong.
 #![expect(
     clippy::doc_markdown,
     reason = "clap shows these comments in a terminal, where backticks are noise"
@@ -19,7 +20,12 @@ use crate::run::WebhookConfiguration;
 #[derive(Args, Debug)]
 pub struct WebhookArguments {
     /// Address of the webhook that gives pods their sidecars [default: there is none]
-    #[arg(long, env = "TWOFACTOR_WEBHOOK_LISTEN", value_name = "ADDRESS:PORT", requires = "sidecar_image")]
+    #[arg(
+        long,
+        env = "TWOFACTOR_WEBHOOK_LISTEN",
+        value_name = "ADDRESS:PORT",
+        requires = "sidecar_image"
+    )]
     webhook_listen: Option<SocketAddr>,
 
     /// Service in the operator's namespace through which the API servers call the webhook
@@ -40,7 +46,8 @@ pub struct WebhookArguments {
     )]
     webhook_configuration: String,
 
-    /// How long the webhook's certificate authority is good for, such as 8760h; it is replaced in time
+    /// How long the webhook's certificate authority is good for, such as 8760h; it is replaced in
+    /// time
     #[arg(
         long,
         env = "TWOFACTOR_WEBHOOK_CA_LIFETIME",
@@ -78,19 +85,39 @@ pub struct WebhookArguments {
     sidecar_image_pull_secrets: Vec<String>,
 
     /// Processor time that is kept free for a sidecar
-    #[arg(long, env = "TWOFACTOR_SIDECAR_CPU_REQUEST", value_name = "QUANTITY", default_value = "10m")]
+    #[arg(
+        long,
+        env = "TWOFACTOR_SIDECAR_CPU_REQUEST",
+        value_name = "QUANTITY",
+        default_value = "10m"
+    )]
     sidecar_cpu_request: String,
 
     /// Processor time that a sidecar may take
-    #[arg(long, env = "TWOFACTOR_SIDECAR_CPU_LIMIT", value_name = "QUANTITY", default_value = "500m")]
+    #[arg(
+        long,
+        env = "TWOFACTOR_SIDECAR_CPU_LIMIT",
+        value_name = "QUANTITY",
+        default_value = "500m"
+    )]
     sidecar_cpu_limit: String,
 
     /// Memory that is kept free for a sidecar
-    #[arg(long, env = "TWOFACTOR_SIDECAR_MEMORY_REQUEST", value_name = "QUANTITY", default_value = "16Mi")]
+    #[arg(
+        long,
+        env = "TWOFACTOR_SIDECAR_MEMORY_REQUEST",
+        value_name = "QUANTITY",
+        default_value = "16Mi"
+    )]
     sidecar_memory_request: String,
 
     /// Memory that a sidecar may take
-    #[arg(long, env = "TWOFACTOR_SIDECAR_MEMORY_LIMIT", value_name = "QUANTITY", default_value = "64Mi")]
+    #[arg(
+        long,
+        env = "TWOFACTOR_SIDECAR_MEMORY_LIMIT",
+        value_name = "QUANTITY",
+        default_value = "64Mi"
+    )]
     sidecar_memory_limit: String,
 
     /// Log lines of sidecars as json or text
@@ -116,7 +143,10 @@ impl WebhookArguments {
     pub fn configuration(self) -> Result<Option<WebhookConfiguration>, Box<dyn Error>> {
         let Some(listen) = self.webhook_listen else { return Ok(None) };
         if self.webhook_ca_lifetime < self.webhook_certificate_lifetime * 2 {
-            return Err("--webhook-ca-lifetime must be at least twice --webhook-certificate-lifetime".into());
+            return Err(
+                "--webhook-ca-lifetime must be at least twice --webhook-certificate-lifetime"
+                    .into(),
+            );
         }
         let sidecar = SidecarDefaults::parse(SidecarOptions {
             image: self.sidecar_image.unwrap_or_default(),

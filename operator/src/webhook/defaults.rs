@@ -1,5 +1,6 @@
-//! What a sidecar gets unless its pod asks for something else. Enters: the operator's flags, as texts. Leaves: values that
-//! cannot be wrong, or an error that names the flag. Done once, at the start.
+//! What a sidecar gets unless its pod asks for something else. Enters: the operator's flags, as
+//! texts. Leaves: values that cannot be wrong, or an error that names the flag. Done once, at the
+//! start.
 
 use thiserror::Error;
 use twofactor_server::logging::Format;
@@ -20,7 +21,8 @@ const LONGEST_IMAGE: usize = 1024;
 pub struct SidecarOptions {
     /// `--sidecar-image`
     pub image: String,
-    /// `--sidecar-image-pull-policy`: `Always`, `IfNotPresent` or `Never`; Kubernetes decides by the tag when absent.
+    /// `--sidecar-image-pull-policy`: `Always`, `IfNotPresent` or `Never`; Kubernetes decides by
+    /// the tag when absent.
     pub image_pull_policy: Option<String>,
     /// `--sidecar-image-pull-secret`: names of Secrets in the pods' namespaces.
     pub image_pull_secrets: Vec<String>,
@@ -47,7 +49,8 @@ pub struct SidecarDefaults {
     pub(super) log_format: &'static str,
 }
 
-/// What a container may use of a resource, and what is kept free for it: a limit above 0 and a request not above it.
+/// What a container may use of a resource, and what is kept free for it: a limit above 0 and a
+/// request not above it.
 #[derive(Clone, Debug)]
 pub(super) struct Range {
     pub(super) request: Quantity,
@@ -196,22 +199,30 @@ mod tests {
     #[test]
     fn an_error_names_the_flag_and_what_would_be_right() {
         assert_eq!(message(|o| o.image.clear()), "--sidecar-image: must not be empty");
-        assert!(message(|o| o.image = "a b".into()).starts_with("--sidecar-image: must be an image such as"));
+        assert!(
+            message(|o| o.image = "a b".into())
+                .starts_with("--sidecar-image: must be an image such as")
+        );
         assert!(
             message(|o| o.image_pull_policy = Some("always".into()))
                 .starts_with("--sidecar-image-pull-policy: must be `Always`")
         );
         assert!(
-            message(|o| o.image_pull_secrets = vec!["A".into()]).starts_with("--sidecar-image-pull-secret: ")
+            message(|o| o.image_pull_secrets = vec!["A".into()])
+                .starts_with("--sidecar-image-pull-secret: ")
         );
         assert_eq!(
             message(|o| o.cpu_request = "x".into()),
             "--sidecar-cpu-request: must be a quantity such as `500m` or `1`"
         );
         assert!(
-            message(|o| o.memory_limit = "64m".into()).starts_with("--sidecar-memory-limit: must be whole")
+            message(|o| o.memory_limit = "64m".into())
+                .starts_with("--sidecar-memory-limit: must be whole")
         );
-        assert_eq!(message(|o| o.cpu_limit = "0".into()), "--sidecar-cpu-limit: must be more than 0");
+        assert_eq!(
+            message(|o| o.cpu_limit = "0".into()),
+            "--sidecar-cpu-limit: must be more than 0"
+        );
         assert_eq!(
             message(|o| o.memory_request = "1Gi".into()),
             "--sidecar-memory-request: must not be more than --sidecar-memory-limit"

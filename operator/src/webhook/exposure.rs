@@ -1,8 +1,9 @@
-//! Who else would read a realm's credentials. Enters: a pod and a way to tell which Secrets are credentials. Leaves: nothing, or
-//! a refusal that names the container.
+//! Who else would read a realm's credentials. Enters: a pod and a way to tell which Secrets are
+//! credentials. Leaves: nothing, or a refusal that names the container.
 //!
-//! Whoever may create pods in a namespace can read its Secrets in a pod without the label. This is no wall against them: it
-//! stops the container of a service from being handed, by mistake, what it must not have.
+//! Whoever may create pods in a namespace can read its Secrets in a pod without the label. This is
+//! no wall against them: it stops the container of a service from being handed, by mistake, what it
+//! must not have.
 
 use std::collections::HashSet;
 
@@ -13,7 +14,8 @@ use super::checks::ContainerView;
 use super::quoted;
 use super::reason::{Reason, Refusal};
 
-/// Refuses pods in which one of `others`, which are all containers but the sidecar, sees credentials.
+/// Refuses pods in which one of `others`, which are all containers but the sidecar, sees
+/// credentials.
 ///
 /// # Errors
 /// The container, and how it sees them.
@@ -75,7 +77,8 @@ fn sees(
         let source = variable.value_from.as_ref()?;
         let key = source.secret_key_ref.as_ref().map(|key| key.name.as_str());
         let file = source.file_key_ref.as_ref().map(|file| file.volume_name.as_str());
-        let shown = key.is_some_and(is_credentials) || file.is_some_and(|name| volumes.contains(name));
+        let shown =
+            key.is_some_and(is_credentials) || file.is_some_and(|name| volumes.contains(name));
         shown.then(|| format!("its environment variable {}", quoted(&variable.name)))
     })
 }

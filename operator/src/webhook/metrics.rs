@@ -1,4 +1,5 @@
-//! Metrics of the webhook. Enters: decisions and how long they took. Leaves: a counter by reason, and a histogram.
+//! Metrics of the webhook. Enters: decisions and how long they took. Leaves: a counter by reason,
+//! and a histogram.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -41,8 +42,9 @@ impl AdmissionMetrics {
         )?;
         registry.register(Box::new(total.clone()))?;
         registry.register(Box::new(seconds.clone()))?;
-        let counter =
-            |reason: &Reason| (*reason, total.with_label_values(&[reason.verdict().name(), reason.name()]));
+        let counter = |reason: &Reason| {
+            (*reason, total.with_label_values(&[reason.verdict().name(), reason.name()]))
+        };
         Ok(Self { counters: Reason::ALL.iter().map(counter).collect(), seconds })
     }
 

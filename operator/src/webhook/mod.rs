@@ -1,10 +1,12 @@
-//! The webhook that gives pods their sidecar. Enters: an `AdmissionReview` about a pod that is to be created. Leaves: a patch,
-//! or the word that none is needed, or a refusal that says what the pod gets wrong.
+//! The webhook that gives pods their sidecar. Enters: an `AdmissionReview` about a pod that is to
+//! be created. Leaves: a patch, or the word that none is needed, or a refusal that says what the
+//! pod gets wrong.
 //!
-//! A request goes one way: [`routes`] takes its body in, [`review`] reads it, [`pod`] decides (without I/O), and the answer goes
-//! back. The decision reads the [`annotations`], makes the [`checks`] and looks for [`exposure`] of credentials; only then comes
-//! the [`patch`] with the container that [`sidecar`] builds. Nothing is asked of the API server while it waits for us: what is
-//! known of realms is handed in as a lookup of [`Access`].
+//! A request goes one way: [`routes`] takes its body in, [`review`] reads it, [`pod`] decides
+//! (without I/O), and the answer goes back. The decision reads the [`annotations`], makes the
+//! [`checks`] and looks for [`exposure`] of credentials; only then comes the [`patch`] with the
+//! container that [`sidecar`] builds. Nothing is asked of the API server while it waits for us:
+//! what is known of realms is handed in as a lookup of [`Access`].
 
 pub mod annotations;
 pub mod checks;
@@ -32,7 +34,8 @@ use crate::policies::Access;
 /// Answers from memory: first the realm's namespace, then the namespace of the pod.
 pub type AccessLookup = Arc<dyn Fn(&str, &str) -> Access + Send + Sync>;
 
-/// A text that somebody else chose, as it may stand in a sentence: in quotes, on one line, not too long.
+/// A text that somebody else chose, as it may stand in a sentence: in quotes, on one line, not too
+/// long.
 fn quoted(text: &str) -> String {
     const LONGEST: usize = 64;
     if text.chars().nth(LONGEST).is_none() {

@@ -1,5 +1,6 @@
-//! The JSON Patch (RFC 6902) that adds the sidecar. Enters: a pod, to see which lists it has, and what is to be added. Leaves:
-//! operations that only add, so that whatever else stands in the pod stays, known to us or not.
+//! The JSON Patch (RFC 6902) that adds the sidecar. Enters: a pod, to see which lists it has, and
+//! what is to be added. Leaves: operations that only add, so that whatever else stands in the pod
+//! stays, known to us or not.
 
 use k8s_openapi::api::core::v1::Pod;
 use serde_json::{Map, Value, json};
@@ -41,7 +42,9 @@ pub fn patch(pod: &Pod, additions: Additions) -> Value {
     let missing = additions
         .image_pull_secrets
         .iter()
-        .filter(|name| !present.unwrap_or_default().iter().any(|reference| reference.name == **name))
+        .filter(|name| {
+            !present.unwrap_or_default().iter().any(|reference| reference.name == **name)
+        })
         .map(|name| json!({"name": name}));
     append(&mut operations, "imagePullSecrets", present.is_some(), missing);
     operations.into()
@@ -80,6 +83,9 @@ mod tests {
 
     #[test]
     fn slashes_and_tildes_in_keys_are_escaped() {
-        assert_eq!(pointer(&["metadata", "annotations", "a.b/c~d"]), "/metadata/annotations/a.b~1c~0d");
+        assert_eq!(
+            pointer(&["metadata", "annotations", "a.b/c~d"]),
+            "/metadata/annotations/a.b~1c~0d"
+        );
     }
 }

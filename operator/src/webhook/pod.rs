@@ -1,5 +1,5 @@
-//! The decision about a pod. Enters: a pod that is to be created, its namespace, the defaults, and who lets whom in. Leaves: a
-//! patch, or a reason to leave the pod alone, or a refusal. No I/O.
+//! The decision about a pod. Enters: a pod that is to be created, its namespace, the defaults, and
+//! who lets whom in. Leaves: a patch, or a reason to leave the pod alone, or a refusal. No I/O.
 
 use std::collections::BTreeMap;
 
@@ -74,7 +74,8 @@ impl Decision {
     }
 }
 
-/// Decides about a pod that is to be created in `namespace`. `access` is asked with a realm and a namespace.
+/// Decides about a pod that is to be created in `namespace`. `access` is asked with a realm and a
+/// namespace.
 #[must_use]
 pub fn inject(
     pod: &Pod,
@@ -91,20 +92,31 @@ fn decide(
     defaults: &SidecarDefaults,
     access: &dyn Fn(&str, &str) -> Access,
 ) -> Result<Decision, Refusal> {
-    match pod.metadata.labels.as_ref().and_then(|labels| labels.get(INJECT_LABEL)).map(String::as_str) {
+    match pod
+        .metadata
+        .labels
+        .as_ref()
+        .and_then(|labels| labels.get(INJECT_LABEL))
+        .map(String::as_str)
+    {
         Some("true") => {}
         None => return Ok(Decision::Skip { reason: Reason::NotAsked, realm: None }),
         Some("false") => return Ok(Decision::Skip { reason: Reason::SwitchedOff, realm: None }),
         Some(other) => {
-            let sentence =
-                format!("label {INJECT_LABEL}: must be \"true\" or \"false\", not {}", quoted(other));
+            let sentence = format!(
+                "label {INJECT_LABEL}: must be \"true\" or \"false\", not {}",
+                quoted(other)
+            );
             return Err(Refusal::new(Reason::Label, sentence));
         }
     }
-    let spec =
-        pod.spec.as_ref().ok_or_else(|| Refusal::new(Reason::Unreadable, "spec: is missing in the pod"))?;
+    let spec = pod
+        .spec
+        .as_ref()
+        .ok_or_else(|| Refusal::new(Reason::Unreadable, "spec: is missing in the pod"))?;
     if !is_dns_label(namespace) {
-        let sentence = format!("namespace: must be the name of a namespace, not {}", quoted(namespace));
+        let sentence =
+            format!("namespace: must be the name of a namespace, not {}", quoted(namespace));
         return Err(Refusal::new(Reason::Unreadable, sentence));
     }
     let none = BTreeMap::new();
@@ -123,7 +135,8 @@ fn decide(
     let settings = settings(annotations, namespace, defaults)?;
     let present = present(spec, annotations, &settings.realm)?;
     // By its name: `present` has made sure that nothing else is called so.
-    let others = || checks::containers(spec).filter(|container| container.name != SIDECAR_CONTAINER);
+    let others =
+        || checks::containers(spec).filter(|container| container.name != SIDECAR_CONTAINER);
     checks::ports(others(), &settings)?;
     let own = credentials_name(&settings.realm);
     let is_credentials = |secret: &str| {
@@ -137,13 +150,18 @@ fn decide(
     Ok(Decision::Inject(injection(pod, spec, settings, defaults, namespace, access)))
 }
 
-/// Whether an earlier pass gave the pod its sidecar. What other webhooks may have changed of it since (its image, resources,
-/// environment, place) does not matter.
+/// Whether an earlier pass gave the pod its sidecar. What other webhooks may have changed of it
+/// since (its image, resources, environment, place) does not matter.
 ///
 /// # Errors
 /// When the pod brings a container or a volume that only has the name.
-fn present(spec: &PodSpec, annotations: &BTreeMap<String, String>, realm: &str) -> Result<bool, Refusal> {
-    let mut named = checks::containers(spec).filter(|container| container.name == SIDECAR_CONTAINER);
+fn present(
+    spec: &PodSpec,
+    annotations: &BTreeMap<String, String>,
+    realm: &str,
+) -> Result<bool, Refusal> {
+    let mut named =
+        checks::containers(spec).filter(|container| container.name == SIDECAR_CONTAINER);
     let first = named.next();
     if let Some(taken) = named.next() {
         return Err(name_taken(&taken));
@@ -157,11 +175,15 @@ fn present(spec: &PodSpec, annotations: &BTreeMap<String, String>, realm: &str) 
         };
     };
     let mut init = spec.init_containers.iter().flatten();
-    let injected = init.any(|container| container.name == SIDECAR_CONTAINER && looks_injected(container));
+    let injected =
+        init.any(|container| container.name == SIDECAR_CONTAINER && looks_injected(container));
     if !injected || !annotations.contains_key(INJECTED_ANNOTATION) {
         return Err(name_taken(&view));
     }
-    match volume.and_then(|volume| volume.secret.as_ref()).and_then(|source| source.secret_name.as_deref()) {
+    match volume
+        .and_then(|volume| volume.secret.as_ref())
+        .and_then(|source| source.secret_name.as_deref())
+    {
         Some(name) if name == credentials_name(realm) => Ok(true),
         _ => Err(volume_taken(&mine)),
     }
@@ -177,8 +199,10 @@ fn looks_injected(container: &Container) -> bool {
 }
 
 fn name_taken(container: &ContainerView<'_>) -> Refusal {
-    let sentence =
-        format!("{}: is the name of the sidecar; give your own container another one", container.place());
+    let sentence = format!(
+        "{}: is the name of the sidecar; give your own container another one",
+        container.place()
+    );
     Refusal::new(Reason::ContainerNameTaken, sentence)
 }
 
@@ -219,5 +243,10 @@ fn injection(
             )),
         ),
     };
-    Injection { patch: patch(pod, additions), warnings: warning.into_iter().collect(), realm, reason }
+    Injection {
+        patch: patch(pod, additions),
+        warnings: warning.into_iter().collect(),
+        realm,
+        reason,
+    }
 }

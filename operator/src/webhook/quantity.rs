@@ -1,5 +1,5 @@
-//! Quantities of resources, as Kubernetes writes them. Enters: a text such as `500m` or `64Mi`. Leaves: a number that can be
-//! compared, with the text as it was.
+//! Quantities of resources, as Kubernetes writes them. Enters: a text such as `500m` or `64Mi`.
+//! Leaves: a number that can be compared, with the text as it was.
 
 use thiserror::Error;
 
@@ -184,8 +184,14 @@ mod tests {
 
     #[test]
     fn thousandths_of_bytes_and_millionths_of_cores_are_refused() {
-        assert_eq!(Quantity::parse("64m", Resource::Memory).err(), Some(QuantityError::FractionOfByte));
-        assert_eq!(Quantity::parse("0.5", Resource::Memory).err(), Some(QuantityError::FractionOfByte));
+        assert_eq!(
+            Quantity::parse("64m", Resource::Memory).err(),
+            Some(QuantityError::FractionOfByte)
+        );
+        assert_eq!(
+            Quantity::parse("0.5", Resource::Memory).err(),
+            Some(QuantityError::FractionOfByte)
+        );
         assert_eq!(Quantity::parse("10u", Resource::Cpu).err(), Some(QuantityError::TooFine));
         assert_eq!(Quantity::parse("0.0001", Resource::Cpu).err(), Some(QuantityError::TooFine));
     }

@@ -109,7 +109,8 @@ impl Verdict {
 pub struct Refusal {
     /// The kind of reason. Its verdict is [`Verdict::Refuse`].
     pub reason: Reason,
-    /// What is wrong and what would be right, for whoever wrote the pod. It may repeat what they wrote.
+    /// What is wrong and what would be right, for whoever wrote the pod. It may repeat what they
+    /// wrote.
     pub sentence: String,
 }
 

@@ -1,5 +1,5 @@
-//! Admission reviews, `admission.k8s.io/v1`. Enters: the body of a request. Leaves: the pod in it, or what is wrong; and from a
-//! decision, the body of the answer.
+//! Admission reviews, `admission.k8s.io/v1`. Enters: the body of a request. Leaves: the pod in it,
+//! or what is wrong; and from a decision, the body of the answer.
 
 use k8s_openapi::api::core::v1::Pod;
 use serde::Deserialize;
@@ -129,9 +129,9 @@ fn pod(request: &BodyRequest<'_>) -> Result<Box<Pod>, Refusal> {
     let object = request.object.ok_or_else(|| {
         Refusal::new(Reason::Unreadable, "request.object: must be the pod that is to be created")
     })?;
-    serde_json::from_str(object.get())
-        .map(Box::new)
-        .map_err(|error| Refusal::new(Reason::Unreadable, format!("the pod cannot be read: {error}")))
+    serde_json::from_str(object.get()).map(Box::new).map_err(|error| {
+        Refusal::new(Reason::Unreadable, format!("the pod cannot be read: {error}"))
+    })
 }
 
 /// The answer to a review.
@@ -146,7 +146,9 @@ pub fn answer(uid: &str, decision: &Decision) -> String {
             "warnings": injection.warnings,
         }),
         Decision::Skip { .. } => json!({"uid": uid, "allowed": true}),
-        Decision::Refuse(refusal) => json!({"uid": uid, "allowed": false, "status": status(refusal)}),
+        Decision::Refuse(refusal) => {
+            json!({"uid": uid, "allowed": false, "status": status(refusal)})
+        }
     };
     json!({"apiVersion": API_VERSION, "kind": KIND, "response": response}).to_string()
 }
@@ -186,7 +188,8 @@ mod tests {
         assert_eq!(response["allowed"], true);
         assert_eq!(response["patchType"], "JSONPatch");
         assert_eq!(response["warnings"].as_array().unwrap().len(), 1);
-        let patch = data_encoding::BASE64.decode(response["patch"].as_str().unwrap().as_bytes()).unwrap();
+        let patch =
+            data_encoding::BASE64.decode(response["patch"].as_str().unwrap().as_bytes()).unwrap();
         let _: json_patch::Patch = serde_json::from_slice(&patch).unwrap();
     }
 
@@ -219,7 +222,10 @@ mod tests {
         review["request"]["dryRun"] = true.into();
         review["request"]["name"] = "".into();
         let request = read_value(&review).unwrap();
-        assert_eq!((request.namespace.as_str(), request.name, request.dry_run), ("kms", None, true));
+        assert_eq!(
+            (request.namespace.as_str(), request.name, request.dry_run),
+            ("kms", None, true)
+        );
     }
 
     #[test]
@@ -261,8 +267,18 @@ mod tests {
         assert_eq!(read_value(&other).unwrap_err(), ReviewError::AnotherKind);
         let answer = json!({"apiVersion": API_VERSION, "kind": KIND, "response": {"uid": "1"}});
         assert_eq!(read_value(&answer).unwrap_err(), ReviewError::NoRequest);
-        let bodies =
-            ["", "{", "null", "[]", "7", "\"x\"", "{}", "hello", "{\"apiVersion\": 1}", "\u{feff}{}"];
+        let bodies = [
+            "",
+            "{",
+            "null",
+            "[]",
+            "7",
+            "\"x\"",
+            "{}",
+            "hello",
+            "{\"apiVersion\": 1}",
+            "\u{feff}{}",
+        ];
         for body in bodies {
             assert!(matches!(read(body.as_bytes()), Err(ReviewError::Unreadable { .. })), "{body}");
         }
@@ -272,11 +288,13 @@ mod tests {
     #[test]
     fn deep_nesting_ends_in_an_answer_and_not_in_the_stack() {
         let depth = 500_000;
-        let bomb = |open: &str, close: &str| format!("{}1{}", open.repeat(depth), close.repeat(depth));
+        let bomb =
+            |open: &str, close: &str| format!("{}1{}", open.repeat(depth), close.repeat(depth));
         for bomb in [bomb("[", "]"), bomb("{\"a\":", "}")] {
             assert!(read(bomb.as_bytes()).is_err());
             let review = samples::review(&samples::pod()).to_string();
-            // Among the fields that nobody reads, in the object, and where the types hold free JSON.
+            // Among the fields that nobody reads, in the object, and where the types hold free
+            // JSON.
             let places = [
                 review.replacen("\"request\":{", &format!("\"request\":{{\"x\":{bomb},"), 1),
                 review.replacen("\"spec\":{", &format!("\"spec\":{{\"x\":{bomb},"), 1),

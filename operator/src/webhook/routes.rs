@@ -1,6 +1,8 @@
-//! `POST /inject`. Enters: an HTTP request. Leaves: an answer, a line in the log and a count in the metrics, for every one.
+//! `POST /inject`. Enters: an HTTP request. Leaves: an answer, a line in the log and a count in the
+//! metrics, for every one.
 //!
-//! Of a pod, the line has the name, the owner's name and the realm; nothing else of it is ever logged.
+//! Of a pod, the line has the name, the owner's name and the realm; nothing else of it is ever
+//! logged.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -26,7 +28,8 @@ use super::review::{self, Request, ReviewError};
 pub const LARGEST_BODY: usize = 3 * 1024 * 1024 + 64 * 1024;
 /// Hardly a pod is larger.
 const USUAL_BODY: usize = 256 * 1024;
-/// How many bodies may be larger than usual at the same time: anybody in the cluster can send some, and memory is limited.
+/// How many bodies may be larger than usual at the same time: anybody in the cluster can send some,
+/// and memory is limited.
 const LARGE_BODIES: usize = 8;
 /// For a body to arrive. An API server waits 10 s by default.
 const BODY_TIMEOUT: Duration = Duration::from_secs(5);
@@ -56,7 +59,8 @@ pub fn routes(
     access: AccessLookup,
     metrics: AdmissionMetrics,
 ) -> BoxedFilter<(Response,)> {
-    let webhook = Arc::new(Webhook { defaults, access, metrics, large_bodies: Semaphore::new(LARGE_BODIES) });
+    let webhook =
+        Arc::new(Webhook { defaults, access, metrics, large_bodies: Semaphore::new(LARGE_BODIES) });
     warp::path!("inject")
         .and(warp::any().map(move || webhook.clone()))
         .and(warp::method())
@@ -91,7 +95,11 @@ impl Webhook {
             }
             Err(failure) => {
                 let reason = failure.reason();
-                tracing::warn!(decision = reason.verdict().name(), reason = reason.name(), "admission");
+                tracing::warn!(
+                    decision = reason.verdict().name(),
+                    reason = reason.name(),
+                    "admission"
+                );
                 (reason, failure.into_response())
             }
         }
@@ -116,18 +124,21 @@ impl Webhook {
         if !is_json(headers) {
             return Err(Failure::ContentType);
         }
-        let length = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
+        let length =
+            headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
         if length.is_some_and(|length: u64| length > LARGEST_BODY as u64) {
             return Err(Failure::TooLarge);
         }
-        let late = Failure::BrokenOff(StatusCode::REQUEST_TIMEOUT, "the body did not arrive in time");
+        let late =
+            Failure::BrokenOff(StatusCode::REQUEST_TIMEOUT, "the body did not arrive in time");
         let read = async {
             let mut body = pin!(body);
             let mut bytes = BytesMut::new();
             let mut permit = None;
             while let Some(part) = body.next().await {
-                let part =
-                    part.map_err(|_| Failure::BrokenOff(StatusCode::BAD_REQUEST, "the body broke off"))?;
+                let part = part.map_err(|_| {
+                    Failure::BrokenOff(StatusCode::BAD_REQUEST, "the body broke off")
+                })?;
                 let length = bytes.len() + part.remaining();
                 if length > LARGEST_BODY {
                     return Err(Failure::TooLarge);
@@ -144,7 +155,8 @@ impl Webhook {
 }
 
 fn is_json(headers: &HeaderMap) -> bool {
-    let value = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let value =
+        headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     value.split(';').next().unwrap_or_default().trim().eq_ignore_ascii_case("application/json")
 }
 
@@ -166,9 +178,10 @@ impl Failure {
                 let response = warp::reply::with_status(answer, StatusCode::METHOD_NOT_ALLOWED);
                 return warp::reply::with_header(response, header::ALLOW, "POST").into_response();
             }
-            Self::ContentType => {
-                (StatusCode::UNSUPPORTED_MEDIA_TYPE, "Content-Type: must be application/json".to_owned())
-            }
+            Self::ContentType => (
+                StatusCode::UNSUPPORTED_MEDIA_TYPE,
+                "Content-Type: must be application/json".to_owned(),
+            ),
             Self::TooLarge => (
                 StatusCode::PAYLOAD_TOO_LARGE,
                 format!("the body must not be larger than {LARGEST_BODY} bytes"),
@@ -247,7 +260,11 @@ mod tests {
         let registry = Registry::new();
         let metrics = AdmissionMetrics::new(&registry).unwrap();
         let access: AccessLookup =
-            Arc::new(|realm, namespace| if realm == namespace { Access::Granted } else { Access::NotLetIn });
+            Arc::new(
+                |realm, namespace| {
+                    if realm == namespace { Access::Granted } else { Access::NotLetIn }
+                },
+            );
         Served { routes: routes(Arc::new(defaults()), access, metrics), registry }
     }
 
@@ -266,8 +283,9 @@ mod tests {
 
         fn counted(&self, decision: &str, reason: &str) -> bool {
             let text = TextEncoder::new().encode_to_string(&self.registry.gather()).unwrap();
-            let line =
-                format!("twofactor_admission_total{{decision=\"{decision}\",reason=\"{reason}\"}} 1\n");
+            let line = format!(
+                "twofactor_admission_total{{decision=\"{decision}\",reason=\"{reason}\"}} 1\n"
+            );
             text.contains(&line)
         }
     }
@@ -284,7 +302,11 @@ mod tests {
         assert!(served.counted("inject", "let_in"));
         assert!(!served.counted("refuse", "port_taken"));
         let text = TextEncoder::new().encode_to_string(&served.registry.gather()).unwrap();
-        assert!(text.contains("twofactor_admission_total{decision=\"refuse\",reason=\"port_taken\"} 0\n"));
+        assert!(
+            text.contains(
+                "twofactor_admission_total{decision=\"refuse\",reason=\"port_taken\"} 0\n"
+            )
+        );
         assert!(text.contains("twofactor_admission_seconds_bucket{le=\"0.0001\"}"));
         assert!(text.contains("twofactor_admission_seconds_count 1\n"));
     }
@@ -295,7 +317,10 @@ mod tests {
         let get = warp::test::request().method("GET").path("/inject");
         assert_eq!(served.status(get).await, 405);
         assert!(served.counted("invalid", "method"));
-        let text = warp::test::request().method("POST").path("/inject").header("content-type", "text/plain");
+        let text = warp::test::request()
+            .method("POST")
+            .path("/inject")
+            .header("content-type", "text/plain");
         assert_eq!(served.status(text.body("{}")).await, 415);
         assert!(served.counted("invalid", "content_type"));
         assert_eq!(served.status(post("not json")).await, 400);
@@ -320,7 +345,10 @@ mod tests {
             large_bodies: Semaphore::new(LARGE_BODIES),
         };
         let mut headers = HeaderMap::new();
-        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json; charset=utf-8"));
+        headers.insert(
+            header::CONTENT_TYPE,
+            HeaderValue::from_static("application/json; charset=utf-8"),
+        );
         let (reason, response) = webhook.respond(&Method::POST, &headers, endless).await;
         assert_eq!((reason, response.status()), (Reason::TooLarge, StatusCode::PAYLOAD_TOO_LARGE));
         assert!(sent <= LARGEST_BODY / 1024 + 1, "{sent}");

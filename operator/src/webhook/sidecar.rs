@@ -1,4 +1,5 @@
-//! The container and the volume that a pod gets. Enters: settings. Leaves: JSON, as it will stand in the pod.
+//! The container and the volume that a pod gets. Enters: settings. Leaves: JSON, as it will stand
+//! in the pod.
 
 use k8s_openapi::api::core::v1::PodSpec;
 use serde_json::{Map, Value, json};
@@ -27,7 +28,8 @@ pub fn container(spec: &PodSpec, settings: &Settings, defaults: &SidecarDefaults
             {"name": "TWOFACTOR_LOG", "value": settings.log},
             {"name": "TWOFACTOR_LOG_FORMAT", "value": defaults.log_format},
         ],
-        // The API's port is not declared: NetworkPolicies and Services made from declared ports would open it.
+        // The API's port is not declared: NetworkPolicies and Services made from declared ports
+        // would open it.
         "ports": [{"name": SIDECAR_ADMIN_PORT, "containerPort": settings.admin_port, "protocol": "TCP"}],
         "volumeMounts": [{"name": CREDENTIALS_VOLUME, "mountPath": CREDENTIALS_PATH, "readOnly": true}],
         "startupProbe": probe(settings.admin_port, 1, 60),
@@ -65,9 +67,10 @@ fn security_context(spec: &PodSpec) -> Value {
         "capabilities": {"drop": ["ALL"]},
         "seccompProfile": {"type": "RuntimeDefault"},
     });
-    // The image names a user, and a user that the pod names instead is as good (OpenShift gives each namespace its own
-    // range). Only root would stop the sidecar from starting. Its group is set too: with a user that is named here, the
-    // image's group no longer counts, and it would be root's.
+    // The image names a user, and a user that the pod names instead is as good (OpenShift gives
+    // each namespace its own range). Only root would stop the sidecar from starting. Its group is
+    // set too: with a user that is named here, the image's group no longer counts, and it would be
+    // root's.
     let of_pod = spec.security_context.as_ref().and_then(|context| context.run_as_user);
     if of_pod == Some(0) {
         context["runAsUser"] = USER.into();
@@ -85,7 +88,8 @@ pub fn volume(realm: &str) -> Value {
             "secretName": credentials_name(realm),
             // Without it the sidecar could do nothing: the pod waits for it.
             "optional": false,
-            // Readable by all, since the sidecar's user is not known beforehand; its container alone mounts it.
+            // Readable by all, since the sidecar's user is not known beforehand; its container
+            // alone mounts it.
             "defaultMode": 0o444,
         },
     })

@@ -212,16 +212,22 @@ fn a_user_that_the_pod_names_is_kept_unless_it_is_root() {
         let pod = injected(&with(|pod| pod["spec"]["securityContext"] = context));
         sidecar(&pod)["securityContext"].clone()
     };
-    for context in
-        [json!({}), json!({"runAsUser": 1000, "runAsGroup": 0, "fsGroup": 0}), json!({"fsGroup": 2000})]
-    {
+    for context in [
+        json!({}),
+        json!({"runAsUser": 1000, "runAsGroup": 0, "fsGroup": 0}),
+        json!({"fsGroup": 2000}),
+    ] {
         let of_sidecar = run_as(context);
         assert!(of_sidecar.get("runAsUser").is_none() && of_sidecar.get("runAsGroup").is_none());
     }
-    for context in [json!({"runAsUser": 0}), json!({"runAsUser": 0, "runAsGroup": 0, "runAsNonRoot": false})]
+    for context in
+        [json!({"runAsUser": 0}), json!({"runAsUser": 0, "runAsGroup": 0, "runAsNonRoot": false})]
     {
         let of_sidecar = run_as(context);
-        assert_eq!((&of_sidecar["runAsUser"], &of_sidecar["runAsGroup"]), (&json!(65532), &json!(65532)));
+        assert_eq!(
+            (&of_sidecar["runAsUser"], &of_sidecar["runAsGroup"]),
+            (&json!(65532), &json!(65532))
+        );
         assert_eq!(of_sidecar["runAsNonRoot"], true);
     }
 }
@@ -247,7 +253,10 @@ fn who_is_not_let_in_is_injected_all_the_same_and_warned() {
     );
     let (reason, missing) = warnings("missing");
     assert_eq!(reason, Reason::NoSuchNamespace);
-    assert!(missing[0].contains("twofactor-missing") && missing[0].contains("there is no namespace missing"));
+    assert!(
+        missing[0].contains("twofactor-missing")
+            && missing[0].contains("there is no namespace missing")
+    );
 }
 
 #[test]
@@ -276,7 +285,11 @@ fn pods_for_windows_are_refused() {
 
 #[test]
 fn the_mirror_of_a_static_pod_is_refused() {
-    refused(&annotated(&[("kubernetes.io/config.mirror", "abc")]), Reason::StaticPod, &["static pod"]);
+    refused(
+        &annotated(&[("kubernetes.io/config.mirror", "abc")]),
+        Reason::StaticPod,
+        &["static pod"],
+    );
 }
 
 #[test]
@@ -284,14 +297,16 @@ fn a_port_of_the_sidecar_must_not_be_another_containers() {
     for port in [8004, 18004] {
         let app = |ports: Value| with(|pod| pod["spec"]["containers"][0]["ports"] = ports);
         let containers = app(json!([{"containerPort": 80}, {"name": "x", "containerPort": port}]));
-        let words = ["spec.containers[\"app\"]", &port.to_string(), "annotation twofactor.fountainai.io/"];
+        let words =
+            ["spec.containers[\"app\"]", &port.to_string(), "annotation twofactor.fountainai.io/"];
         refused(&containers, Reason::PortTaken, &words);
         let on_host = app(json!([{"containerPort": 80, "hostPort": port, "protocol": "TCP"}]));
         refused(&on_host, Reason::PortTaken, &["a hostPort"]);
         let datagrams = app(json!([{"containerPort": port, "protocol": "UDP"}]));
         assert!(matches!(decide(&datagrams), Decision::Inject(_)));
         let init = with(|pod| {
-            pod["spec"]["initContainers"] = json!([{"name": "init", "ports": [{"containerPort": port}]}]);
+            pod["spec"]["initContainers"] =
+                json!([{"name": "init", "ports": [{"containerPort": port}]}]);
         });
         refused(&init, Reason::PortTaken, &["spec.initContainers[\"init\"]"]);
     }
@@ -337,11 +352,13 @@ fn a_probe_of_the_apis_port_means_that_the_container_listens_there() {
 #[test]
 fn a_container_or_volume_that_only_has_the_name_is_refused() {
     for list in ["containers", "initContainers"] {
-        let pod = with(|pod| pod["spec"][list] = json!([{"name": SIDECAR_CONTAINER, "image": "mine"}]));
+        let pod =
+            with(|pod| pod["spec"][list] = json!([{"name": SIDECAR_CONTAINER, "image": "mine"}]));
         refused(&pod, Reason::ContainerNameTaken, &[list, SIDECAR_CONTAINER, "another"]);
     }
     let mut forged = annotated(&[(INJECTED_ANNOTATION, "0.1.0")]);
-    forged["spec"]["initContainers"] = json!([{"name": SIDECAR_CONTAINER, "restartPolicy": "Always"}]);
+    forged["spec"]["initContainers"] =
+        json!([{"name": SIDECAR_CONTAINER, "restartPolicy": "Always"}]);
     refused(&forged, Reason::ContainerNameTaken, &[SIDECAR_CONTAINER]);
     let mut twice = injected(&pod());
     twice["spec"]["containers"][0]["name"] = SIDECAR_CONTAINER.into();
@@ -349,7 +366,8 @@ fn a_container_or_volume_that_only_has_the_name_is_refused() {
     let mut unsigned = injected(&pod());
     unsigned["metadata"]["annotations"] = json!({});
     refused(&unsigned, Reason::ContainerNameTaken, &["spec.initContainers"]);
-    let volume = with(|pod| pod["spec"]["volumes"] = json!([{"name": CREDENTIALS_VOLUME, "emptyDir": {}}]));
+    let volume =
+        with(|pod| pod["spec"]["volumes"] = json!([{"name": CREDENTIALS_VOLUME, "emptyDir": {}}]));
     refused(&volume, Reason::VolumeNameTaken, &["spec.volumes[\"twofactor-credentials\"]"]);
     let mut replaced = injected(&pod());
     replaced["spec"]["volumes"][0] = json!({"name": CREDENTIALS_VOLUME, "emptyDir": {}});
@@ -370,7 +388,10 @@ fn ways_to_see(name: &str) -> Vec<(Value, Value)> {
                 {"configMap": {"name": "x"}}, {"secret": {"name": name, "items": [{"key": "realm-key", "path": "a"}]}},
             ]}}]),
         ),
-        (json!({"envFrom": [{"configMapRef": {"name": "x"}}, {"secretRef": {"name": name}}]}), json!([])),
+        (
+            json!({"envFrom": [{"configMapRef": {"name": "x"}}, {"secretRef": {"name": name}}]}),
+            json!([]),
+        ),
         (
             json!({"env": [{"name": "KEY", "valueFrom": {"secretKeyRef": {"name": name, "key": "realm-key"}}}]}),
             json!([]),
@@ -405,8 +426,13 @@ fn another_container_must_not_see_the_credentials_in_any_way() {
             let pod = seeing(list, &way);
             assert!(matches!(decide(&pod), Decision::Inject(_)), "{:?}", decide(&pod));
         }
-        let dangling = json!({"volumeMounts": [{"name": CREDENTIALS_VOLUME, "mountPath": "/mine"}]});
-        refused(&seeing(list, &(dangling, json!([]))), Reason::CredentialsExposed, &[CREDENTIALS_VOLUME]);
+        let dangling =
+            json!({"volumeMounts": [{"name": CREDENTIALS_VOLUME, "mountPath": "/mine"}]});
+        refused(
+            &seeing(list, &(dangling, json!([]))),
+            Reason::CredentialsExposed,
+            &[CREDENTIALS_VOLUME],
+        );
     }
 }
 
@@ -422,7 +448,8 @@ fn credentials_of_a_realm_that_does_not_let_in_yet_must_not_be_seen_either() {
 #[test]
 fn a_volume_of_the_credentials_that_nobody_mounts_is_let_be() {
     let pod = with(|pod| {
-        pod["spec"]["volumes"] = json!([{"name": "mine", "secret": {"secretName": "twofactor-kms"}}]);
+        pod["spec"]["volumes"] =
+            json!([{"name": "mine", "secret": {"secretName": "twofactor-kms"}}]);
     });
     assert!(matches!(decide(&pod), Decision::Inject(_)));
 }
@@ -444,9 +471,15 @@ fn a_second_pass_changes_nothing_whatever_others_did_to_the_sidecar() {
     sidecar["image"] = "mirror.example/twofactor-sidecar@sha256:0".into();
     sidecar["resources"]["limits"]["cpu"] = "2".into();
     sidecar["env"].as_array_mut().unwrap().push(json!({"name": "HTTP_PROXY", "value": "http://x"}));
-    sidecar["volumeMounts"].as_array_mut().unwrap().insert(0, json!({"name": "token", "mountPath": "/t"}));
+    sidecar["volumeMounts"]
+        .as_array_mut()
+        .unwrap()
+        .insert(0, json!({"name": "token", "mountPath": "/t"}));
     sidecar.remove("livenessProbe");
-    pod["spec"]["initContainers"].as_array_mut().unwrap().insert(0, json!({"name": "mesh", "image": "x"}));
+    pod["spec"]["initContainers"]
+        .as_array_mut()
+        .unwrap()
+        .insert(0, json!({"name": "mesh", "image": "x"}));
     pod["metadata"]["annotations"][INJECTED_ANNOTATION] = "0.0.9".into();
     skipped(&pod, Reason::AlreadyInjected);
 }
@@ -468,7 +501,8 @@ fn pull_secrets_are_added_to_those_of_the_pod_and_none_twice() {
     let (none, _) = injected_with(&pod(), &defaults);
     assert_eq!(none["spec"]["imagePullSecrets"], json!([{"name": "ours"}, {"name": "second"}]));
     assert!(sidecar(&none).get("imagePullPolicy").is_none());
-    let some = with(|pod| pod["spec"]["imagePullSecrets"] = json!([{"name": "theirs"}, {"name": "ours"}]));
+    let some =
+        with(|pod| pod["spec"]["imagePullSecrets"] = json!([{"name": "theirs"}, {"name": "ours"}]));
     let (some, _) = injected_with(&some, &defaults);
     let expected = json!([{"name": "theirs"}, {"name": "ours"}, {"name": "second"}]);
     assert_eq!(some["spec"]["imagePullSecrets"], expected);
@@ -522,7 +556,8 @@ impl Numbers {
     }
 }
 
-/// Some pod that asks, with lists that are there, empty, or missing, and with fields that no version knows.
+/// Some pod that asks, with lists that are there, empty, or missing, and with fields that no
+/// version knows.
 fn some_pod(numbers: &mut Numbers) -> Value {
     let mut pod = pod();
     let annotations = [
@@ -557,7 +592,8 @@ fn some_pod(numbers: &mut Numbers) -> Value {
 }
 
 #[test]
-fn for_every_pod_the_patch_gives_a_pod_with_the_sidecar_first_and_the_rest_untouched_and_twice_is_once() {
+fn for_every_pod_the_patch_gives_a_pod_with_the_sidecar_first_and_the_rest_untouched_and_twice_is_once()
+ {
     let mut options = options();
     options.image_pull_secrets = vec!["ours".to_owned()];
     let defaults = SidecarDefaults::parse(options).unwrap();
@@ -659,7 +695,8 @@ fn whatever_json_a_review_is_made_of_it_is_answered_or_refused_and_nothing_break
                 Ok(pod) => inject(pod, &request.namespace, &defaults, &access),
                 Err(refusal) => Decision::Refuse(refusal.clone()),
             };
-            let answer: Value = serde_json::from_str(&reviews::answer(&request.uid, &decision)).unwrap();
+            let answer: Value =
+                serde_json::from_str(&reviews::answer(&request.uid, &decision)).unwrap();
             assert_eq!(answer["response"]["uid"], json!(request.uid));
             answered += 1;
         }

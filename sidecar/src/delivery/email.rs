@@ -1,4 +1,5 @@
-//! Email. Enters: the mail server's settings, an address and a message. Leaves: the message, accepted by the server.
+//! Email. Enters: the mail server's settings, an address and a message. Leaves: the message,
+//! accepted by the server.
 
 use std::sync::Arc;
 
@@ -38,7 +39,8 @@ impl Channel for Email {
 
     fn send<'a>(&'a self, order: &'a Order<'a>) -> Sending<'a> {
         Box::pin(async move {
-            let (Some(address), Some(settings)) = (&order.user.email, &order.realm.providers.smtp) else {
+            let (Some(address), Some(settings)) = (&order.user.email, &order.realm.providers.smtp)
+            else {
                 return Err(DeliveryError::Misconfigured("no address, or no mail server"));
             };
             let prepared = self.prepared(settings)?;
@@ -56,7 +58,9 @@ impl Email {
             return Ok(current);
         }
         if settings.security == SmtpSecurity::Plain {
-            tracing::warn!("codes travel to the mail server in clear, because SMTP_SECURITY is plain");
+            tracing::warn!(
+                "codes travel to the mail server in clear, because SMTP_SECURITY is plain"
+            );
         }
         let from = settings
             .from
@@ -69,15 +73,20 @@ impl Email {
     }
 }
 
-/// The message as it is sent. Everything that was filled in is a part of one line, so none of it can be a header.
+/// The message as it is sent. Everything that was filled in is a part of one line, so none of it
+/// can be a header.
 fn mail(from: Mailbox, to: &EmailAddress, order: &Order<'_>) -> Result<Message, DeliveryError> {
     let wrong = |_| DeliveryError::Misconfigured("the message");
-    let to: Address =
-        to.as_str().parse().map_err(|_| DeliveryError::Misconfigured("the user's email address"))?;
+    let to: Address = to
+        .as_str()
+        .parse()
+        .map_err(|_| DeliveryError::Misconfigured("the user's email address"))?;
     let (templates, values) = (&order.realm.message, &order.values);
     // Out-of-office programs do not answer such mail (RFC 3834).
-    let automatic =
-        HeaderValue::new(HeaderName::new_from_ascii_str("Auto-Submitted"), "auto-generated".to_owned());
+    let automatic = HeaderValue::new(
+        HeaderName::new_from_ascii_str("Auto-Submitted"),
+        "auto-generated".to_owned(),
+    );
     let builder = Message::builder()
         .from(from)
         .to(Mailbox::new(None, to))
@@ -86,6 +95,8 @@ fn mail(from: Mailbox, to: &EmailAddress, order: &Order<'_>) -> Result<Message, 
     let text = templates.text(values);
     match templates.html(values) {
         None => builder.header(ContentType::TEXT_PLAIN).body(text).map_err(wrong),
-        Some(html) => builder.multipart(MultiPart::alternative_plain_html(text, html)).map_err(wrong),
+        Some(html) => {
+            builder.multipart(MultiPart::alternative_plain_html(text, html)).map_err(wrong)
+        }
     }
 }

@@ -1,12 +1,14 @@
-//! Why a code was not delivered. Enters: what went wrong, in a channel's words. Leaves: a word for metrics, a sentence for
-//! the caller, and a line for the log; none of them holds a code, a destination, a credential or what a provider wrote.
+//! Why a code was not delivered. Enters: what went wrong, in a channel's words. Leaves: a word for
+//! metrics, a sentence for the caller, and a line for the log; none of them holds a code, a
+//! destination, a credential or what a provider wrote.
 
 use std::error::Error;
 use std::io;
 
 use thiserror::Error;
 
-/// Why a code was not delivered. What a caller learns is [`DeliveryError::reason`]; the rest is logged.
+/// Why a code was not delivered. What a caller learns is [`DeliveryError::reason`]; the rest is
+/// logged.
 #[derive(Debug, Error)]
 pub enum DeliveryError {
     /// The provider's settings make no sense, or it does not accept the credentials.
@@ -24,7 +26,8 @@ pub enum DeliveryError {
     /// No connection that codes may be sent over.
     #[error("there is no trusted connection to the provider: {0}")]
     Untrusted(String),
-    /// The provider went away in the middle, or said something else than an answer: the message may have been sent.
+    /// The provider went away in the middle, or said something else than an answer: the message may
+    /// have been sent.
     #[error("the provider broke off: {0}")]
     Broken(String),
     /// No answer within the time for a delivery.
@@ -36,7 +39,8 @@ pub enum DeliveryError {
 }
 
 impl DeliveryError {
-    /// What may be said about it to a caller: no address, no credential, nothing that the provider wrote.
+    /// What may be said about it to a caller: no address, no credential, nothing that the provider
+    /// wrote.
     #[must_use]
     pub const fn reason(&self) -> &'static str {
         match self {
@@ -87,7 +91,8 @@ pub(super) fn is_about_trust(error: &(dyn Error + 'static)) -> bool {
     false
 }
 
-/// What lies at the bottom of an error, such as "Connection refused": without the addresses that the layers above add.
+/// What lies at the bottom of an error, such as "Connection refused": without the addresses that
+/// the layers above add.
 pub(super) fn cause(error: &(dyn Error + 'static)) -> String {
     let mut last = error;
     while let Some(source) = last.source() {

@@ -1,5 +1,5 @@
-//! Push messages, as servers like ntfy take them: the text is the body of a request. Enters: a receiver and a message.
-//! Leaves: the message, accepted by the receiver.
+//! Push messages, as servers like ntfy take them: the text is the body of a request. Enters: a
+//! receiver and a message. Leaves: the message, accepted by the receiver.
 
 use twofactor_core::realm::RealmRecord;
 use twofactor_core::user::{DeliveryMethod, UserDefinition};

@@ -1,6 +1,8 @@
-//! HTTP, as channels need it. Enters: an endpoint and a request. Leaves: a status and a short body, or why there is none.
+//! HTTP, as channels need it. Enters: an endpoint and a request. Leaves: a status and a short body,
+//! or why there is none.
 //!
-//! Redirects are never followed: a code goes where the realm says, and nowhere else. Nor is a proxy of the environment used.
+//! Redirects are never followed: a code goes where the realm says, and nowhere else. Nor is a proxy
+//! of the environment used.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,15 +15,16 @@ use twofactor_core::provider::Endpoint;
 use super::CONNECT_TIMEOUT;
 use super::error::{DeliveryError, cause, is_about_trust};
 
-/// For a connection to be kept without a request. Some servers close theirs after five seconds, and a request that meets such
-/// a close may or may not have been carried out.
+/// For a connection to be kept without a request. Some servers close theirs after five seconds, and
+/// a request that meets such a close may or may not have been carried out.
 const IDLE: Duration = Duration::from_secs(4);
 /// Connections that are kept.
 const MOST_IDLE: usize = 8;
 /// The longest answer that is read.
 const LONGEST_ANSWER: usize = 64 * 1024;
 
-/// The client of one endpoint, made when it is needed first: the system's certificates take a while to be read.
+/// The client of one endpoint, made when it is needed first: the system's certificates take a while
+/// to be read.
 #[derive(Debug, Default)]
 pub(super) struct HttpClient {
     current: ArcSwapOption<(Endpoint, Client)>,
@@ -44,7 +47,8 @@ impl HttpClient {
         }
         let wanted = endpoint.clone();
         let built = tokio::task::spawn_blocking(move || build(&wanted)).await;
-        let client = built.unwrap_or(Err(DeliveryError::Misconfigured("no HTTP client could be made")))?;
+        let client =
+            built.unwrap_or(Err(DeliveryError::Misconfigured("no HTTP client could be made")))?;
         self.current.store(Some(Arc::new((endpoint.clone(), client.clone()))));
         Ok(client)
     }
@@ -62,7 +66,8 @@ fn build(endpoint: &Endpoint) -> Result<Client, DeliveryError> {
         .user_agent(concat!("fountainai-2fa/", env!("CARGO_PKG_VERSION")));
     if let Some(bundle) = &endpoint.ca_certificates {
         let wrong = |_| DeliveryError::Misconfigured("the CA certificates are not PEM");
-        builder = builder.tls_certs_only(Certificate::from_pem_bundle(bundle.as_bytes()).map_err(wrong)?);
+        builder =
+            builder.tls_certs_only(Certificate::from_pem_bundle(bundle.as_bytes()).map_err(wrong)?);
     }
     builder.build().map_err(|_| DeliveryError::Misconfigured("TLS towards the provider"))
 }
@@ -75,7 +80,9 @@ pub(super) async fn send(request: RequestBuilder) -> Result<Answer, DeliveryErro
     loop {
         match response.chunk().await {
             Ok(Some(chunk)) => match &mut body {
-                Some(read) if read.len() + chunk.len() <= LONGEST_ANSWER => read.extend_from_slice(&chunk),
+                Some(read) if read.len() + chunk.len() <= LONGEST_ANSWER => {
+                    read.extend_from_slice(&chunk)
+                }
                 _ => {
                     body = None;
                     break;
@@ -131,7 +138,11 @@ mod tests {
             (500, "deferred"),
             (503, "deferred"),
         ] {
-            assert_eq!(refusal(StatusCode::from_u16(status).unwrap(), "").outcome(), outcome, "{status}");
+            assert_eq!(
+                refusal(StatusCode::from_u16(status).unwrap(), "").outcome(),
+                outcome,
+                "{status}"
+            );
         }
     }
 }

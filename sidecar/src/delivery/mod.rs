@@ -1,7 +1,9 @@
-//! Delivery of codes. Enters: a user, the realm's providers and a message. Leaves: the message, on its way, or why it is not.
+//! Delivery of codes. Enters: a user, the realm's providers and a message. Leaves: the message, on
+//! its way, or why it is not.
 //!
-//! The destination comes from the user's record and from nowhere else. A channel is one file beside this one and one line
-//! in [`channels`]; time, number and a second try are seen to here, for all of them alike.
+//! The destination comes from the user's record and from nowhere else. A channel is one file beside
+//! this one and one line in [`channels`]; time, number and a second try are seen to here, for all
+//! of them alike.
 
 mod console;
 mod email;
@@ -31,8 +33,8 @@ pub use self::error::DeliveryError;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// For a whole delivery, a second try included.
 const DELIVERY_TIMEOUT: Duration = Duration::from_secs(10);
-/// Deliveries of one channel that are under way at the same time. Further ones are refused at once: whoever waited behind
-/// so many would have their code too late.
+/// Deliveries of one channel that are under way at the same time. Further ones are refused at once:
+/// whoever waited behind so many would have their code too late.
 const MOST_IN_FLIGHT: usize = 64;
 
 /// Every channel, a line each.
@@ -49,10 +51,12 @@ trait Channel: fmt::Debug + Send + Sync {
     /// Whose codes go this way.
     fn method(&self) -> DeliveryMethod;
 
-    /// Whether there is everything that is needed to send a code to this user. What cannot be sent is not issued.
+    /// Whether there is everything that is needed to send a code to this user. What cannot be sent
+    /// is not issued.
     fn can_reach(&self, user: &UserDefinition, realm: &RealmRecord) -> bool;
 
-    /// Sends one message. It may be dropped at any moment: nothing that it leaves behind may be used again.
+    /// Sends one message. It may be dropped at any moment: nothing that it leaves behind may be
+    /// used again.
     fn send<'a>(&'a self, order: &'a Order<'a>) -> Sending<'a>;
 }
 
@@ -99,7 +103,8 @@ pub struct Delivery {
     console: bool,
 }
 
-/// A channel, and room for what is under way on it: one whose provider hangs does not hold up the others.
+/// A channel, and room for what is under way on it: one whose provider hangs does not hold up the
+/// others.
 #[derive(Debug)]
 struct Line {
     channel: Box<dyn Channel>,
@@ -107,7 +112,8 @@ struct Line {
 }
 
 impl Delivery {
-    /// Delivery through the realm's providers; with `console`, what none of them can take is shown on the console.
+    /// Delivery through the realm's providers; with `console`, what none of them can take is shown
+    /// on the console.
     #[must_use]
     pub fn new(console: bool) -> Self {
         Self::over(channels(), console)
@@ -122,7 +128,8 @@ impl Delivery {
     #[must_use]
     pub fn can_reach(&self, user: &UserDefinition, realm: &RealmRecord) -> bool {
         match user.delivery_method {
-            // The user's authenticator computes the code; sending it as well would be a second, weaker way.
+            // The user's authenticator computes the code; sending it as well would be a second,
+            // weaker way.
             DeliveryMethod::App => false,
             _ => self.line(user, realm).is_some() || self.console,
         }

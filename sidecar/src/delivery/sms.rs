@@ -1,5 +1,5 @@
-//! Text messages over Twilio's Messages API. Enters: an account, a number and a message. Leaves: the message, accepted by
-//! Twilio; whether a phone shows it, nobody here learns.
+//! Text messages over Twilio's Messages API. Enters: an account, a number and a message. Leaves:
+//! the message, accepted by Twilio; whether a phone shows it, nobody here learns.
 
 use reqwest::header::CONTENT_TYPE;
 use serde::Deserialize;
@@ -39,7 +39,8 @@ impl Channel for Sms {
 
     fn send<'a>(&'a self, order: &'a Order<'a>) -> Sending<'a> {
         Box::pin(async move {
-            let (Some(number), Some(settings)) = (&order.user.phone_number, &order.realm.providers.twilio)
+            let (Some(number), Some(settings)) =
+                (&order.user.phone_number, &order.realm.providers.twilio)
             else {
                 return Err(DeliveryError::Misconfigured("no number, or no account with Twilio"));
             };
@@ -100,17 +101,26 @@ mod tests {
     #[test]
     fn only_an_answer_of_twilios_is_a_success() {
         assert_eq!(outcome(201, r#"{"sid":"SM1","status":"queued","error_code":null}"#), "sent");
-        assert_eq!(outcome(201, r#"{"sid":"SM1","status":"failed","error_code":30003}"#), "refused");
+        assert_eq!(
+            outcome(201, r#"{"sid":"SM1","status":"failed","error_code":30003}"#),
+            "refused"
+        );
         assert_eq!(outcome(200, "<html>welcome to the hotel</html>"), "broken-off");
         assert_eq!(outcome(200, "[]"), "broken-off");
-        assert_eq!(outcome(400, r#"{"code":21211,"message":"The 'To' number +1 is not valid"}"#), "refused");
+        assert_eq!(
+            outcome(400, r#"{"code":21211,"message":"The 'To' number +1 is not valid"}"#),
+            "refused"
+        );
     }
 
     #[test]
     fn twilios_words_are_not_repeated_but_its_code_is() {
         let body = br#"{"code":21211,"message":"+15005550001 is not a number"}"#.to_vec();
-        let error =
-            judge(&Answer { status: reqwest::StatusCode::BAD_REQUEST, body: Some(body) }).unwrap_err();
-        assert_eq!(error.to_string(), "the provider refused the message: HTTP 400, Twilio's error 21211");
+        let error = judge(&Answer { status: reqwest::StatusCode::BAD_REQUEST, body: Some(body) })
+            .unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "the provider refused the message: HTTP 400, Twilio's error 21211"
+        );
     }
 }

@@ -1,9 +1,10 @@
-//! Connections to a mail server (RFC 5321), with STARTTLS (RFC 3207) or implicit TLS (RFC 8314). Enters: an envelope and a
-//! mail. Leaves: the mail, accepted by the server.
+//! Connections to a mail server (RFC 5321), with STARTTLS (RFC 3207) or implicit TLS (RFC 8314).
+//! Enters: an envelope and a mail. Leaves: the mail, accepted by the server.
 //!
-//! A connection is kept for the next delivery only when the last one came to its good end. One that was cancelled, timed
-//! out or broke off would answer the next delivery with what belongs to the last, so it is never seen again: whoever uses
-//! a connection owns it, and gives it back at the very end.
+//! A connection is kept for the next delivery only when the last one came to its good end. One that
+//! was cancelled, timed out or broke off would answer the next delivery with what belongs to the
+//! last, so it is never seen again: whoever uses a connection owns it, and gives it back at the
+//! very end.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -12,7 +13,9 @@ use std::time::{Duration, Instant};
 use lettre::address::Envelope;
 use lettre::transport::smtp::Error as SmtpError;
 use lettre::transport::smtp::authentication::{Credentials, Mechanism};
-use lettre::transport::smtp::client::{AsyncSmtpConnection, Certificate, CertificateStore, TlsParameters};
+use lettre::transport::smtp::client::{
+    AsyncSmtpConnection, Certificate, CertificateStore, TlsParameters,
+};
 use lettre::transport::smtp::commands::{Data, Mail, Rcpt};
 use lettre::transport::smtp::extension::{ClientId, Extension, MailBodyParameter, MailParameter};
 use twofactor_core::provider::{SmtpSecurity, SmtpSettings};
@@ -65,7 +68,8 @@ impl MailServer {
             SmtpSecurity::Starttls | SmtpSecurity::Implicit => Some(tls_parameters(settings)?),
         };
         let credentials = settings.username.clone().map(|username| {
-            let password = settings.password.as_ref().map(|password| password.expose_secret().to_owned());
+            let password =
+                settings.password.as_ref().map(|password| password.expose_secret().to_owned());
             Credentials::new(username, password.unwrap_or_default())
         });
         Ok(Self {
@@ -80,14 +84,16 @@ impl MailServer {
 
     /// Sends a mail, over a connection that is there or over a new one.
     pub(super) async fn send(&self, envelope: &Envelope, mail: &[u8]) -> Result<(), DeliveryError> {
-        let mail = std::str::from_utf8(mail).map_err(|_| DeliveryError::Misconfigured("the message"))?;
+        let mail =
+            std::str::from_utf8(mail).map_err(|_| DeliveryError::Misconfigured("the message"))?;
         let (mut kept, is_new) = match self.idle.take() {
             Some(kept) => (kept, false),
             None => (self.connect().await?, true),
         };
         match begin(&mut kept.connection, envelope, mail).await {
             Err(Failed::Smtp(error)) if !is_new && is_over(&error) => {
-                // The server has closed it meanwhile, and those beside it most likely, too. Nothing has been sent.
+                // The server has closed it meanwhile, and those beside it most likely, too. Nothing
+                // has been sent.
                 self.idle.clear();
                 kept = self.connect().await?;
                 begin(&mut kept.connection, envelope, mail).await?;
@@ -110,12 +116,20 @@ impl MailServer {
         let name = ClientId::default();
         let wrapped = self.tls.clone().filter(|_| self.security == SmtpSecurity::Implicit);
         let address = (self.host.as_str(), self.port);
-        let connected =
-            AsyncSmtpConnection::connect_tokio1(address, Some(CONNECT_TIMEOUT), &name, wrapped, None).await;
+        let connected = AsyncSmtpConnection::connect_tokio1(
+            address,
+            Some(CONNECT_TIMEOUT),
+            &name,
+            wrapped,
+            None,
+        )
+        .await;
         let mut connection = connected.map_err(|error| not_connected(&error))?;
         if let (SmtpSecurity::Starttls, Some(tls)) = (self.security, &self.tls) {
             if !connection.can_starttls() {
-                return Err(DeliveryError::Untrusted("the mail server offers no STARTTLS".to_owned()));
+                return Err(DeliveryError::Untrusted(
+                    "the mail server offers no STARTTLS".to_owned(),
+                ));
             }
             connection.starttls(tls.clone(), &name).await.map_err(|error| not_connected(&error))?;
         }
@@ -127,7 +141,9 @@ impl MailServer {
                         "the mail server does not accept SMTP_USERNAME and SMTP_PASSWORD",
                     )
                 } else if error.is_client() {
-                    DeliveryError::Misconfigured("the mail server offers no way to log in that is known here")
+                    DeliveryError::Misconfigured(
+                        "the mail server offers no way to log in that is known here",
+                    )
                 } else {
                     not_connected(&error)
                 }
@@ -144,8 +160,8 @@ enum Failed {
     Unable(&'static str),
 }
 
-/// A mail with its end, in one piece: in two, the second would wait for the server to acknowledge the first, which servers put
-/// off for forty milliseconds.
+/// A mail with its end, in one piece: in two, the second would wait for the server to acknowledge
+/// the first, which servers put off for forty milliseconds.
 struct Content<'a>(&'a str);
 
 impl fmt::Display for Content<'_> {
@@ -162,19 +178,27 @@ impl fmt::Display for Content<'_> {
 }
 
 /// Announces a mail.
-async fn begin(connection: &mut AsyncSmtpConnection, envelope: &Envelope, mail: &str) -> Result<(), Failed> {
+async fn begin(
+    connection: &mut AsyncSmtpConnection,
+    envelope: &Envelope,
+    mail: &str,
+) -> Result<(), Failed> {
     let mut options = Vec::new();
     let server = connection.server_info();
     let is_ascii = |address: &lettre::Address| address.to_string().is_ascii();
     if !envelope.from().is_none_or(is_ascii) || !envelope.to().iter().all(is_ascii) {
         if !server.supports_feature(Extension::SmtpUtfEight) {
-            return Err(Failed::Unable("an address is not ASCII, and the mail server has no SMTPUTF8"));
+            return Err(Failed::Unable(
+                "an address is not ASCII, and the mail server has no SMTPUTF8",
+            ));
         }
         options.push(MailParameter::SmtpUtfEight);
     }
     if !mail.is_ascii() {
         if !server.supports_feature(Extension::EightBitMime) {
-            return Err(Failed::Unable("the mail is not ASCII, and the mail server has no 8BITMIME"));
+            return Err(Failed::Unable(
+                "the mail is not ASCII, and the mail server has no 8BITMIME",
+            ));
         }
         options.push(MailParameter::Body(MailBodyParameter::EightBitMime));
     }
@@ -221,7 +245,8 @@ fn not_connected(error: &SmtpError) -> DeliveryError {
 fn tls_parameters(settings: &SmtpSettings) -> Result<TlsParameters, DeliveryError> {
     let mut builder = TlsParameters::builder(settings.server.clone());
     if let Some(bundle) = &settings.ca_certificates {
-        let wrong = |_| DeliveryError::Misconfigured("the mail server's CA certificates are not PEM");
+        let wrong =
+            |_| DeliveryError::Misconfigured("the mail server's CA certificates are not PEM");
         builder = builder
             .certificate_store(CertificateStore::None)
             .add_root_certificate(Certificate::from_pem(bundle.as_bytes()).map_err(wrong)?);

@@ -105,17 +105,24 @@ async fn a_channel_is_one_more_line() {
     assert!(delivery.can_reach(&user(DeliveryMethod::Webhook), &RealmRecord::default()));
     assert!(!delivery.can_reach(&user(DeliveryMethod::Sms), &RealmRecord::default()));
     assert!(deliver(&delivery, DeliveryMethod::Webhook).await.is_ok());
-    assert_eq!(deliver(&delivery, DeliveryMethod::Sms).await.unwrap_err().outcome(), "misconfigured");
+    assert_eq!(
+        deliver(&delivery, DeliveryMethod::Sms).await.unwrap_err().outcome(),
+        "misconfigured"
+    );
     assert_eq!(channel.calls(), 1);
 }
 
 #[tokio::test]
 async fn there_is_one_more_try_where_nothing_can_have_been_sent_and_nowhere_else() {
-    for (does, calls, outcome) in [(Does::FailToConnect, 2, "unreachable"), (Does::BreakOff, 1, "broken-off")]
+    for (does, calls, outcome) in
+        [(Does::FailToConnect, 2, "unreachable"), (Does::BreakOff, 1, "broken-off")]
     {
         let channel = Scripted::new(does);
         let delivery = Delivery::over(vec![Box::new(channel.clone())], false);
-        assert_eq!(deliver(&delivery, DeliveryMethod::Webhook).await.unwrap_err().outcome(), outcome);
+        assert_eq!(
+            deliver(&delivery, DeliveryMethod::Webhook).await.unwrap_err().outcome(),
+            outcome
+        );
         assert_eq!(channel.calls(), calls);
     }
 }
@@ -132,7 +139,10 @@ async fn what_would_have_to_queue_is_refused_at_once() {
     while channel.calls() < MOST_IN_FLIGHT {
         tokio::task::yield_now().await;
     }
-    assert_eq!(deliver(&delivery, DeliveryMethod::Webhook).await.unwrap_err().outcome(), "overloaded");
+    assert_eq!(
+        deliver(&delivery, DeliveryMethod::Webhook).await.unwrap_err().outcome(),
+        "overloaded"
+    );
     channel.release.notify_waiters();
     assert!(tasks.join_all().await.into_iter().all(|sent| sent));
     channel.release.notify_one();
@@ -148,7 +158,10 @@ async fn an_authenticators_code_is_never_sent() {
 
 #[test]
 fn the_documentation_shows_the_example_as_it_is() {
-    assert!(PAGE.contains(include_str!("example.rs")), "docs/adding-a-channel.md differs from example.rs");
+    assert!(
+        PAGE.contains(include_str!("example.rs")),
+        "docs/adding-a-channel.md differs from example.rs"
+    );
 }
 
 #[tokio::test]

@@ -1,5 +1,5 @@
-//! A webhook, signed by the Standard Webhooks specification: push, chat and the rest hang off it. Enters: a receiver, its
-//! secrets and a message. Leaves: the message, accepted by the receiver.
+//! A webhook, signed by the Standard Webhooks specification: push, chat and the rest hang off it.
+//! Enters: a receiver, its secrets and a message. Leaves: the message, accepted by the receiver.
 
 use reqwest::header::CONTENT_TYPE;
 use serde::Serialize;
@@ -58,10 +58,11 @@ impl Channel for Webhook {
             let Some(settings) = &order.realm.providers.webhook else {
                 return Err(DeliveryError::Misconfigured("no webhook"));
             };
-            let body =
-                serde_json::to_vec(&event(order)).map_err(|_| DeliveryError::Misconfigured("the message"))?;
+            let body = serde_json::to_vec(&event(order))
+                .map_err(|_| DeliveryError::Misconfigured("the message"))?;
             let timestamp = order.message.now.seconds();
-            // The same for the same code: a receiver that has it already knows that this is another try.
+            // The same for the same code: a receiver that has it already knows that this is another
+            // try.
             let id = settings.secrets.message_id(&[
                 order.values.username.as_bytes(),
                 order.values.service.as_bytes(),

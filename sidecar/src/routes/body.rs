@@ -1,5 +1,5 @@
-//! Reading requests. Enters: a query, headers and a body as they come. Leaves: validated values, or a refusal that
-//! names the field. What was sent is never repeated in it: it may be a code.
+//! Reading requests. Enters: a query, headers and a body as they come. Leaves: validated values, or
+//! a refusal that names the field. What was sent is never repeated in it: it may be a code.
 
 use std::fmt::Display;
 use std::pin::pin;
@@ -19,7 +19,8 @@ use crate::generate::Wish;
 use crate::refusal::Refusal;
 use crate::verify::Claim;
 
-/// Larger than any request with a username of 253 and a context of 140 characters, however they are escaped.
+/// Larger than any request with a username of 253 and a context of 140 characters, however they are
+/// escaped.
 const LARGEST_BODY: usize = 8 * 1024;
 /// For the whole body to arrive.
 const BODY_TIMEOUT: Duration = Duration::from_secs(5);
@@ -111,17 +112,24 @@ pub(super) fn verify_request(headers: &HeaderMap, bytes: &[u8]) -> Result<Claim,
     Ok(claim)
 }
 
-/// A generate request. The username stands in the query, in a JSON body, or the same one in both; the context only in the body,
-/// since query strings end up in access logs.
-pub(super) fn generate_request(query: &str, headers: &HeaderMap, bytes: &[u8]) -> Result<Wish, Refusal> {
-    let mut in_query = form_urlencoded::parse(query.as_bytes()).filter(|(name, _)| name == "username");
+/// A generate request. The username stands in the query, in a JSON body, or the same one in both;
+/// the context only in the body, since query strings end up in access logs.
+pub(super) fn generate_request(
+    query: &str,
+    headers: &HeaderMap,
+    bytes: &[u8],
+) -> Result<Wish, Refusal> {
+    let mut in_query =
+        form_urlencoded::parse(query.as_bytes()).filter(|(name, _)| name == "username");
     let from_query = in_query.next().map(|(_, value)| username(value.into_owned())).transpose()?;
     if in_query.next().is_some() {
         return Err(malformed("username: stands in the query more than once"));
     }
     if bytes.is_empty() {
         return match from_query {
-            Some(username) => Ok(Wish { username, context: None, origin: Origin::from_headers(headers) }),
+            Some(username) => {
+                Ok(Wish { username, context: None, origin: Origin::from_headers(headers) })
+            }
             None => Err(malformed("username: is required, in the query or in a JSON body")),
         };
     }
@@ -130,7 +138,9 @@ pub(super) fn generate_request(query: &str, headers: &HeaderMap, bytes: &[u8]) -
     let context = fields.optional("context", Context::try_from)?;
     fields.finish()?;
     match from_query {
-        Some(name) if name != from_body => Err(malformed("username: differs between the query and the body")),
+        Some(name) if name != from_body => {
+            Err(malformed("username: differs between the query and the body"))
+        }
         _ => Ok(Wish { username: from_body, context, origin: Origin::from_headers(headers) }),
     }
 }
@@ -144,11 +154,13 @@ fn malformed(what: &str) -> Refusal {
 }
 
 fn is_json(headers: &HeaderMap) -> bool {
-    let Some(value) = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()) else {
+    let Some(value) = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok())
+    else {
         return false;
     };
     let essence = value.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
-    essence == "application/json" || (essence.starts_with("application/") && essence.ends_with("+json"))
+    essence == "application/json"
+        || (essence.starts_with("application/") && essence.ends_with("+json"))
 }
 
 /// Collects a body, within bounds of size and time.

@@ -1,5 +1,5 @@
-//! A page to read the API and try it, which works without the internet: Swagger UI is part of the binary.
-//! Enters: the path below `/docs`. Leaves: a file of that page.
+//! A page to read the API and try it, which works without the internet: Swagger UI is part of the
+//! binary. Enters: the path below `/docs`. Leaves: a file of that page.
 
 use std::sync::{Arc, LazyLock};
 
@@ -9,7 +9,8 @@ use warp::reply::{Reply, Response};
 
 use crate::refusal::Refusal;
 
-/// The page itself. Its files have absolute paths, so that it works at `/docs` as well as at `/docs/`.
+/// The page itself. Its files have absolute paths, so that it works at `/docs` as well as at
+/// `/docs/`.
 const PAGE: &str = r#"<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -31,7 +32,8 @@ const PAGE: &str = r#"<!DOCTYPE html>
 const START: &str = r##"window.ui = SwaggerUIBundle({ url: "/openapi.json", dom_id: "#swagger-ui", deepLinking: true });
 "##;
 
-/// Nothing from elsewhere, and nothing to elsewhere. Swagger UI sets styles itself and has its pictures inline.
+/// Nothing from elsewhere, and nothing to elsewhere. Swagger UI sets styles itself and has its
+/// pictures inline.
 const CONTENT_SECURITY_POLICY: &str = "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; frame-ancestors 'none'; base-uri 'none'";
 
 static CONFIGURATION: LazyLock<Arc<Config<'static>>> =
@@ -59,7 +61,8 @@ fn reply(content: impl Reply, content_type: &str) -> Response {
     if let Ok(value) = HeaderValue::from_str(content_type) {
         headers.insert(header::CONTENT_TYPE, value);
     }
-    headers.insert(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(CONTENT_SECURITY_POLICY));
+    headers
+        .insert(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(CONTENT_SECURITY_POLICY));
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     response
 }

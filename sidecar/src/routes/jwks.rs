@@ -1,5 +1,5 @@
-//! The public keys of the realm's tokens. Enters: nothing. Leaves: a JSON Web Key Set (RFC 7517), empty where tokens are off or
-//! signed with a shared key.
+//! The public keys of the realm's tokens. Enters: nothing. Leaves: a JSON Web Key Set (RFC 7517),
+//! empty where tokens are off or signed with a shared key.
 
 use std::sync::Arc;
 use std::time::Instant;

@@ -43,7 +43,8 @@ pub struct GenerateRequest {
     /// The exact username, 1 to 253 characters.
     #[schema(example = "alice", min_length = 1, max_length = 253)]
     pub username: String,
-    /// What the code is for, as the user reads it in the message: 1 to 140 printable characters. Verify then needs the same.
+    /// What the code is for, as the user reads it in the message: 1 to 140 printable characters.
+    /// Verify then needs the same.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(example = "transfer 100 to X", min_length = 1, max_length = 140, nullable = false)]
     pub context: Option<String>,
@@ -113,20 +114,32 @@ pub fn routes(current: &Current, loopback_only: bool) -> BoxedFilter<(Response,)
         .and(warp::body::stream().then(body::read))
         .map(|method, query, headers, body| Request { method, query, headers, body });
     let input = with_service.clone().and(request);
-    let health = warp::path::end().and(with_service.clone()).and(warp::method()).then(health_route).boxed();
+    let health =
+        warp::path::end().and(with_service.clone()).and(warp::method()).then(health_route).boxed();
     let generate = warp::path!("auth" / "generate").and(input.clone()).then(generate_route).boxed();
     let verify = warp::path!("auth" / "verify").and(input).then(verify_route).boxed();
     let jwks = warp::path!(".well-known" / "jwks.json").and(with_service).and(warp::method());
     let jwks = jwks.then(jwks::jwks_route).boxed();
     let openapi = warp::path!("openapi.json").and(warp::method()).map(openapi_route).boxed();
-    let docs = warp::path("docs").and(warp::path::tail()).and(warp::method()).map(docs_route).boxed();
+    let docs =
+        warp::path("docs").and(warp::path::tail()).and(warp::method()).map(docs_route).boxed();
     let nothing = warp::any().map(|| Refusal::NoSuchPath.into_response()).boxed();
-    let api =
-        verify.or(generate).unify().or(health).unify().or(openapi).unify().or(docs).unify().or(jwks).unify();
+    let api = verify
+        .or(generate)
+        .unify()
+        .or(health)
+        .unify()
+        .or(openapi)
+        .unify()
+        .or(docs)
+        .unify()
+        .or(jwks)
+        .unify();
     origin::foreign(loopback_only).or(api).unify().or(nothing).unify().boxed()
 }
 
-/// Whether the service runs. It says nothing about Redis: that is what the admin port's `/readyz?verbose` is for.
+/// Whether the service runs. It says nothing about Redis: that is what the admin port's
+/// `/readyz?verbose` is for.
 #[utoipa::path(
     get, path = "/", tag = "Health Check", operation_id = "getHealthStatus", summary = "Is the service running?",
     responses(
@@ -148,10 +161,11 @@ async fn health_route(service: Arc<Service>, method: Method) -> Response {
 /// Limited: by default one a minute and ten an hour for a user. The username may stand in the query
 /// or in a JSON body; prefer the body, since query strings end up in access logs.
 ///
-/// With a `context`, such as `transfer 100 to X`, the user reads in the message what the code is for, and the code is good for
-/// nothing else: verify needs the same context.
+/// With a `context`, such as `transfer 100 to X`, the user reads in the message what the code is
+/// for, and the code is good for nothing else: verify needs the same context.
 ///
-/// Where the realm has uniform answers, this answers 200 for every name, and delivers after the answer.
+/// Where the realm has uniform answers, this answers 200 for every name, and delivers after the
+/// answer.
 #[utoipa::path(
     post, path = "/auth/generate", tag = "2FA Authentication", operation_id = "generateOtp", summary = "Deliver a code",
     params(("username" = Option<String>, Query, description = "The exact username, unless it is in the body.", min_length = 1, max_length = 253)),
@@ -176,7 +190,8 @@ async fn generate_route(service: Arc<Service>, request: Request) -> Response {
     answer(&service, "/auth/generate", async {
         require(&request.method, &Method::POST)?;
         let wish = body::generate_request(&request.query, &request.headers, &request.body?)?;
-        // As it was last read: whether that may still be believed is asked where the outcome is logged.
+        // As it was last read: whether that may still be believed is asked where the outcome is
+        // logged.
         let known = service.records.known_realm();
         let realm = if known.is_some() { known } else { service.realm().await.ok() };
         if let Some(realm) = realm.filter(|realm| realm.1.uniform_answers) {
@@ -253,8 +268,9 @@ fn conclude_generate(service: &Service, wish: &Wish, result: Result<&Generated, 
 
 /// Accepts a code, once.
 ///
-/// A code that was asked for with a `context` is accepted with exactly that context. With an `audience`, where the realm gives
-/// tokens, the answer holds a signed token for it, to be checked with the shared key or with `/.well-known/jwks.json`.
+/// A code that was asked for with a `context` is accepted with exactly that context. With an
+/// `audience`, where the realm gives tokens, the answer holds a signed token for it, to be checked
+/// with the shared key or with `/.well-known/jwks.json`.
 ///
 /// Where the realm has uniform answers, 400, 404 and 429 are answered like a wrong code, with 401.
 #[utoipa::path(
@@ -329,7 +345,8 @@ fn json(reply: &impl Serialize) -> Response {
     response
 }
 
-/// Work that goes on when the client hangs up: a decision that was made is in the log and in the metrics.
+/// Work that goes on when the client hangs up: a decision that was made is in the log and in the
+/// metrics.
 async fn to_its_end<T: Send + 'static>(
     service: &Service,
     work: impl Future<Output = Result<T, Refusal>> + Send + 'static,
@@ -365,5 +382,12 @@ fn conclude(
     let nothing = Origin::default();
     let kept = service.records.known_realm().is_none_or(|realm| realm.1.audit.origin);
     let origin = if kept { origin } else { &nothing };
-    audit::record(&Event { operation, outcome, username, channel, caller: &service.caller, origin });
+    audit::record(&Event {
+        operation,
+        outcome,
+        username,
+        channel,
+        caller: &service.caller,
+        origin,
+    });
 }

@@ -1,4 +1,5 @@
-//! The description of the API, made from the routes themselves. Enters: nothing. Leaves: OpenAPI 3.1.0.
+//! The description of the API, made from the routes themselves. Enters: nothing. Leaves: OpenAPI
+//! 3.1.0.
 
 use std::sync::LazyLock;
 
@@ -34,6 +35,8 @@ static DOCUMENT: LazyLock<String> =
 /// `GET /openapi.json`.
 pub(super) fn document() -> Response {
     let mut response = DOCUMENT.as_str().into_response();
-    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+        .headers_mut()
+        .insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response
 }

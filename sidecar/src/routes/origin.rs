@@ -1,9 +1,10 @@
-//! Who may ask at all. Enters: the headers `Host` and `Origin`. Leaves: a refusal for web pages from elsewhere.
+//! Who may ask at all. Enters: the headers `Host` and `Origin`. Leaves: a refusal for web pages
+//! from elsewhere.
 //!
-//! The API has no authentication, because only processes of the pod or machine reach it. A browser on that machine
-//! would be such a process, and would ask on behalf of any page that it shows. Pages give themselves away: a page's
-//! `Origin` is not the address that it asks, and a page that had its name point to this machine (DNS rebinding) asks
-//! for that name.
+//! The API has no authentication, because only processes of the pod or machine reach it. A browser
+//! on that machine would be such a process, and would ask on behalf of any page that it shows.
+//! Pages give themselves away: a page's `Origin` is not the address that it asks, and a page that
+//! had its name point to this machine (DNS rebinding) asks for that name.
 
 use std::net::IpAddr;
 
@@ -21,8 +22,13 @@ use crate::refusal::Refusal;
 pub(super) fn foreign(loopback_only: bool) -> BoxedFilter<(Response,)> {
     warp::header::headers_cloned()
         .and_then(move |headers: HeaderMap| {
-            let foreign = !is_host_ours(headers.get(HOST), loopback_only) || !is_origin_ours(&headers);
-            std::future::ready(if foreign { Ok(()) } else { Err::<_, Rejection>(warp::reject::not_found()) })
+            let foreign =
+                !is_host_ours(headers.get(HOST), loopback_only) || !is_origin_ours(&headers);
+            std::future::ready(if foreign {
+                Ok(())
+            } else {
+                Err::<_, Rejection>(warp::reject::not_found())
+            })
         })
         .map(|()| Refusal::ForeignOrigin.into_response())
         .boxed()
@@ -35,8 +41,8 @@ fn is_host_ours(host: Option<&HeaderValue>, loopback_only: bool) -> bool {
         return false;
     };
     let name = authority.host().trim_start_matches('[').trim_end_matches(']');
-    let loopback =
-        name.eq_ignore_ascii_case("localhost") || name.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback());
+    let loopback = name.eq_ignore_ascii_case("localhost")
+        || name.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback());
     loopback || !loopback_only
 }
 
@@ -44,8 +50,8 @@ fn is_host_ours(host: Option<&HeaderValue>, loopback_only: bool) -> bool {
 fn is_origin_ours(headers: &HeaderMap) -> bool {
     let Some(origin) = headers.get(ORIGIN) else { return true };
     let text = |value: &HeaderValue| value.to_str().ok().map(str::to_ascii_lowercase);
-    let authority =
-        text(origin).and_then(|origin| origin.split_once("://").map(|(_, authority)| authority.to_owned()));
+    let authority = text(origin)
+        .and_then(|origin| origin.split_once("://").map(|(_, authority)| authority.to_owned()));
     authority.is_some() && authority == headers.get(HOST).and_then(text)
 }
 
@@ -54,8 +60,10 @@ mod tests {
     use super::*;
 
     fn is_ours(headers: &[(&'static str, &str)], loopback_only: bool) -> bool {
-        let headers: HeaderMap =
-            headers.iter().map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap())).collect();
+        let headers: HeaderMap = headers
+            .iter()
+            .map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap()))
+            .collect();
         is_host_ours(headers.get(HOST), loopback_only) && is_origin_ours(&headers)
     }
 
@@ -63,7 +71,10 @@ mod tests {
     fn programs_on_this_machine_are_answered() {
         for host in ["127.0.0.1:8004", "localhost:8004", "LOCALHOST", "[::1]:8004", "127.1.2.3"] {
             assert!(is_ours(&[("host", host)], true), "{host}");
-            assert!(is_ours(&[("host", host), ("origin", &format!("http://{host}"))], true), "{host}");
+            assert!(
+                is_ours(&[("host", host), ("origin", &format!("http://{host}"))], true),
+                "{host}"
+            );
         }
         assert!(is_ours(&[], true));
         assert!(is_ours(&[("host", "twofactor.internal:8004")], false));

@@ -1,4 +1,5 @@
-//! The nodes of a cluster. Enters: some of their addresses. Leaves: the node that has a key; others after a failover or when slots move.
+//! The nodes of a cluster. Enters: some of their addresses. Leaves: the node that has a key; others
+//! after a failover or when slots move.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -19,7 +20,8 @@ const PATIENCE: Duration = Duration::from_millis(300);
 const PAUSE: Duration = Duration::from_millis(500);
 /// How long what was found is believed without a look.
 const BELIEVED: Duration = Duration::from_secs(5);
-/// Names that are tried to find one in a slot of a node. With slots spread over a thousand nodes, a thousand are enough as a rule.
+/// Names that are tried to find one in a slot of a node. With slots spread over a thousand nodes, a
+/// thousand are enough as a rule.
 const NAMES: u32 = 100_000;
 
 /// Who has which slot, as last told.
@@ -47,8 +49,11 @@ impl Map {
     /// A word that, between braces, puts a key onto `node`: five digits.
     pub(crate) fn tag_on(&self, node: &Arc<Node>) -> RedisResult<String> {
         let tags = (0..NAMES).map(|number| format!("{number:05}"));
-        let mut on_node = tags.filter(|tag| self.owner(tag).is_ok_and(|owner| Arc::ptr_eq(owner, node)));
-        on_node.next().ok_or_else(|| RedisError::from((ErrorKind::Io, "a node of the cluster has no slot")))
+        let mut on_node =
+            tags.filter(|tag| self.owner(tag).is_ok_and(|owner| Arc::ptr_eq(owner, node)));
+        on_node
+            .next()
+            .ok_or_else(|| RedisError::from((ErrorKind::Io, "a node of the cluster has no slot")))
     }
 }
 
@@ -119,7 +124,8 @@ impl Cluster {
     /// Asks whom it knows, at once, and takes the first answer.
     async fn look(&self) -> RedisResult<Arc<Map>> {
         let known = self.map.load_full();
-        let mut asked: Vec<Arc<Node>> = known.iter().flat_map(|map| map.masters.iter().cloned()).collect();
+        let mut asked: Vec<Arc<Node>> =
+            known.iter().flat_map(|map| map.masters.iter().cloned()).collect();
         for seed in &self.seeds {
             if !asked.iter().any(|node| Arc::ptr_eq(node, seed)) {
                 asked.push(seed.clone());
@@ -141,7 +147,8 @@ impl Cluster {
                 Err(_) => {}
             }
         }
-        Err(failure.unwrap_or_else(|| RedisError::from((ErrorKind::Io, "no node of the cluster answers"))))
+        Err(failure
+            .unwrap_or_else(|| RedisError::from((ErrorKind::Io, "no node of the cluster answers"))))
     }
 
     fn map_of(&self, told: Vec<Range>) -> RedisResult<Map> {
@@ -177,11 +184,16 @@ fn add(nodes: &mut Vec<Arc<Node>>, node: Arc<Node>) {
 async fn ask(node: &Node) -> RedisResult<Vec<Range>> {
     let mut command = redis::cmd("CLUSTER");
     command.arg("SLOTS");
-    let answer = tokio::time::timeout(PATIENCE, node.perform(Operation::Command(&command), false)).await;
-    let answer = answer
-        .unwrap_or_else(|_| Err(RedisError::from((ErrorKind::Io, "no node of the cluster answers in time"))));
+    let answer =
+        tokio::time::timeout(PATIENCE, node.perform(Operation::Command(&command), false)).await;
+    let answer = answer.unwrap_or_else(|_| {
+        Err(RedisError::from((ErrorKind::Io, "no node of the cluster answers in time")))
+    });
     let answer = answer.inspect_err(|_| node.renew())?;
     ranges(answer, node.address()).ok_or_else(|| {
-        RedisError::from((ErrorKind::UnexpectedReturnType, "the slots of the cluster are assigned to nobody"))
+        RedisError::from((
+            ErrorKind::UnexpectedReturnType,
+            "the slots of the cluster are assigned to nobody",
+        ))
     })
 }

@@ -1,7 +1,8 @@
-//! The way to Redis, whatever kind it is of. Enters: operations, the keys that they are about, and bounds on their time. Leaves: their
-//! results, from the node that has the keys.
+//! The way to Redis, whatever kind it is of. Enters: operations, the keys that they are about, and
+//! bounds on their time. Leaves: their results, from the node that has the keys.
 //!
-//! [`node`] is the connection to one server, [`sentinel`] finds the master among several, [`cluster`] the master of a key.
+//! [`node`] is the connection to one server, [`sentinel`] finds the master among several,
+//! [`cluster`] the master of a key.
 
 mod cluster;
 mod node;
@@ -52,7 +53,8 @@ enum Topology {
 }
 
 impl Link {
-    /// Prepares the way; connections are made when they are needed. Must be called within a tokio runtime.
+    /// Prepares the way; connections are made when they are needed. Must be called within a tokio
+    /// runtime.
     pub(crate) fn new(target: &Target) -> RedisResult<Self> {
         let topology = match &target.kind {
             Kind::Standalone(client) => {
@@ -61,8 +63,12 @@ impl Link {
                 Topology::Standalone(Arc::new(Node::new(nowhere, client.clone())?))
             }
             Kind::Sentinel { sentinels, of_sentinels, master, of_data } => {
-                let sentinels =
-                    Sentinels::new(sentinels.clone(), of_sentinels, master.clone(), of_data.clone())?;
+                let sentinels = Sentinels::new(
+                    sentinels.clone(),
+                    of_sentinels,
+                    master.clone(),
+                    of_data.clone(),
+                )?;
                 Topology::Sentinel(Arc::new(sentinels))
             }
             Kind::Cluster { seeds, endpoint } => {
@@ -93,7 +99,8 @@ impl Link {
         read(Box::pin(self.follow(key, bound, operation, None)).await?)
     }
 
-    /// [`Link::run`], and when the answer is the word of `acknowledgement`, until so many replicas know of it.
+    /// [`Link::run`], and when the answer is the word of `acknowledgement`, until so many replicas
+    /// know of it.
     pub(crate) async fn run_acknowledged<T: FromRedisValue>(
         &self,
         key: &str,
@@ -145,7 +152,8 @@ impl Link {
                     Err(error) if redirections < REDIRECTIONS => {
                         // A node that sends somebody on has done nothing itself.
                         let Some(next) = self.redirected(&node, &error)? else { return Err(error) };
-                        (node, asking) = (next, error.kind() == ErrorKind::Server(ServerErrorKind::Ask));
+                        (node, asking) =
+                            (next, error.kind() == ErrorKind::Server(ServerErrorKind::Ask));
                         redirections += 1;
                     }
                     Err(error) => return Err(error),
@@ -170,7 +178,9 @@ impl Link {
 
     /// Where a node of a cluster sends whoever asked it.
     fn redirected(&self, node: &Node, error: &RedisError) -> RedisResult<Option<Arc<Node>>> {
-        let (Topology::Cluster(cluster), Some((address, _))) = (&self.topology, error.redirect_node()) else {
+        let (Topology::Cluster(cluster), Some((address, _))) =
+            (&self.topology, error.redirect_node())
+        else {
             return Ok(None);
         };
         if error.kind() == ErrorKind::Server(ServerErrorKind::Moved) {
@@ -203,7 +213,8 @@ impl Link {
         }
     }
 
-    /// The node that answered about `key` may be a former master, while new connections lead to the present one.
+    /// The node that answered about `key` may be a former master, while new connections lead to the
+    /// present one.
     pub(crate) async fn renew(&self, key: &str) {
         if let Ok(node) = self.node_of(key).await {
             node.renew();
@@ -249,15 +260,20 @@ impl Link {
         Ok(groups)
     }
 
-    /// In a cluster, the masters, each with a word that puts a key between braces onto it; nobody elsewhere.
-    pub(crate) async fn tags(&self, bound: Duration) -> Result<Vec<(Arc<Node>, String)>, StoreError> {
+    /// In a cluster, the masters, each with a word that puts a key between braces onto it; nobody
+    /// elsewhere.
+    pub(crate) async fn tags(
+        &self,
+        bound: Duration,
+    ) -> Result<Vec<(Arc<Node>, String)>, StoreError> {
         let Topology::Cluster(cluster) = &self.topology else { return Ok(Vec::new()) };
         let map = self.bounded(bound, cluster.map()).await?;
         let tagged = map.masters.iter().map(|node| Ok((node.clone(), map.tag_on(node)?)));
         Ok(tagged.collect::<RedisResult<Vec<_>>>()?)
     }
 
-    /// In a cluster, the node that has a key, with a word that puts another key between braces onto it.
+    /// In a cluster, the node that has a key, with a word that puts another key between braces onto
+    /// it.
     pub(crate) async fn tag_beside(
         &self,
         key: &str,
@@ -283,7 +299,8 @@ impl Link {
 }
 
 impl StoreError {
-    /// Whether Redis refused the login or a command, as it does when the user was removed or may do less than before.
+    /// Whether Redis refused the login or a command, as it does when the user was removed or may do
+    /// less than before.
     #[must_use]
     pub fn is_access_refused(&self) -> bool {
         let Self::Unavailable(error) = self else { return false };

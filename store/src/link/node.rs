@@ -1,15 +1,18 @@
-//! The connection to one Redis server, made again whenever it is of no use. Enters: operations. Leaves: their results.
+//! The connection to one Redis server, made again whenever it is of no use. Enters: operations.
+//! Leaves: their results.
 //!
-//! The client library connects again after input and output errors only. A refused login, a node that went without a
-//! word, and a master that became a replica would keep their connection for ever, so any failure that could be the
-//! connection's makes a new one, at most every [`PAUSE`].
+//! The client library connects again after input and output errors only. A refused login, a node
+//! that went without a word, and a master that became a replica would keep their connection for
+//! ever, so any failure that could be the connection's makes a new one, at most every [`PAUSE`].
 
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use redis::aio::{ConnectionManager, ConnectionManagerConfig, MultiplexedConnection};
-use redis::{AsyncConnectionConfig, Client, ErrorKind, RedisError, RedisResult, ServerErrorKind, Value};
+use redis::{
+    AsyncConnectionConfig, Client, ErrorKind, RedisError, RedisResult, ServerErrorKind, Value,
+};
 use tokio::sync::Semaphore;
 
 use super::operation::{Connection, Operation};
@@ -21,7 +24,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 const PAUSE: Duration = Duration::from_secs(3);
 /// Connections on which somebody waits for replicas, each for one operation at a time.
 const WAITING: usize = 16;
-/// For a connection of these to be kept without being used: what lies between may close those that say nothing.
+/// For a connection of these to be kept without being used: what lies between may close those that
+/// say nothing.
 const QUIET: Duration = Duration::from_secs(20);
 /// How long to wait for replicas.
 const ACKNOWLEDGEMENT: Duration = Duration::from_millis(500);
@@ -49,7 +53,14 @@ impl Node {
     pub(crate) fn new(address: Address, client: Client) -> RedisResult<Self> {
         let current = ArcSwap::from_pointee(manager(&client)?);
         let waiting = Semaphore::new(WAITING);
-        Ok(Self { address, client, current, renewed: Mutex::default(), own: Mutex::default(), waiting })
+        Ok(Self {
+            address,
+            client,
+            current,
+            renewed: Mutex::default(),
+            own: Mutex::default(),
+            waiting,
+        })
     }
 
     pub(crate) fn address(&self) -> &Address {
@@ -57,13 +68,18 @@ impl Node {
     }
 
     /// Performs an operation over the connection that everybody shares.
-    pub(crate) async fn perform(&self, operation: Operation<'_>, asking: bool) -> RedisResult<Value> {
+    pub(crate) async fn perform(
+        &self,
+        operation: Operation<'_>,
+        asking: bool,
+    ) -> RedisResult<Value> {
         let manager = ConnectionManager::clone(&self.current.load());
         operation.perform(&mut Connection::shared(manager, asking)).await
     }
 
-    /// Performs an operation, and when its answer is `word`, waits until so many replicas know of it. Redis counts the writes of the
-    /// connection that waits, and answers nothing else on it meanwhile: so both go over one that nobody else uses.
+    /// Performs an operation, and when its answer is `word`, waits until so many replicas know of
+    /// it. Redis counts the writes of the connection that waits, and answers nothing else on it
+    /// meanwhile: so both go over one that nobody else uses.
     pub(crate) async fn perform_acknowledged(
         &self,
         operation: Operation<'_>,
@@ -74,14 +90,15 @@ impl Node {
         let Ok(_permit) = self.waiting.acquire().await else {
             return Err(RedisError::from((ErrorKind::Client, "no connection to wait on")));
         };
-        // One that was kept may be closed by now. What it was asked for may have happened all the same, so nobody asks again; and
-        // one that has been quiet for a while is not tried.
+        // One that was kept may be closed by now. What it was asked for may have happened all the
+        // same, so nobody asks again; and one that has been quiet for a while is not tried.
         let kept = {
             let mut own = self.own.lock().unwrap_or_else(PoisonError::into_inner);
             own.retain(|(_, used)| used.elapsed() < QUIET);
             own.pop().map(|(connection, _)| connection)
         };
-        let connection = if let Some(connection) = kept { connection } else { self.own_connection().await? };
+        let connection =
+            if let Some(connection) = kept { connection } else { self.own_connection().await? };
         let answer = operation.perform(&mut Connection::own(connection.clone(), asking)).await?;
         let mut acknowledged = Acknowledged::Enough(answer.clone());
         if first_word(&answer) == Some(word.as_bytes()) {
@@ -139,13 +156,16 @@ fn manager(client: &Client) -> RedisResult<ConnectionManager> {
     ConnectionManager::new_lazy_with_config(client.clone(), configuration)
 }
 
-/// Whether another connection could have a better result. What Redis answers about a command could not.
+/// Whether another connection could have a better result. What Redis answers about a command could
+/// not.
 pub(crate) fn may_be_the_connections(error: &RedisError) -> bool {
     match error.kind() {
         ErrorKind::Server(kind) => {
             matches!(
                 kind,
-                ServerErrorKind::ReadOnly | ServerErrorKind::MasterDown | ServerErrorKind::ClusterDown
+                ServerErrorKind::ReadOnly
+                    | ServerErrorKind::MasterDown
+                    | ServerErrorKind::ClusterDown
             )
         }
         ErrorKind::Parse | ErrorKind::UnexpectedReturnType | ErrorKind::Extension => false,

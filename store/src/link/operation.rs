@@ -1,8 +1,10 @@
-//! What Redis is asked for, as something that can be asked again elsewhere. Enters: a command, a pipeline or a script, and a connection.
-//! Leaves: the answer.
+//! What Redis is asked for, as something that can be asked again elsewhere. Enters: a command, a
+//! pipeline or a script, and a connection. Leaves: the answer.
 
 use redis::aio::{ConnectionLike, ConnectionManager, MultiplexedConnection};
-use redis::{Cmd, ErrorKind, Pipeline, RedisError, RedisFuture, RedisResult, ScriptInvocation, Value};
+use redis::{
+    Cmd, ErrorKind, Pipeline, RedisError, RedisFuture, RedisResult, ScriptInvocation, Value,
+};
 
 /// One question.
 #[derive(Clone, Copy)]
@@ -27,7 +29,8 @@ impl Operation<'_> {
 #[derive(Clone)]
 pub(crate) struct Connection {
     kind: Sharing,
-    /// Whether the slot is on its way to this node, which answers only those who say that they know.
+    /// Whether the slot is on its way to this node, which answers only those who say that they
+    /// know.
     asking: bool,
 }
 
@@ -62,7 +65,8 @@ impl ConnectionLike for Connection {
             return self.inner().req_packed_command(cmd);
         }
         Box::pin(async move {
-            // In one piece: it holds for the next command, which on a shared connection could be another's.
+            // In one piece: it holds for the next command, which on a shared connection could be
+            // another's.
             let mut pipeline = redis::pipe();
             pipeline.cmd("ASKING").add_command(cmd.clone());
             let mut answers = self.inner().req_packed_commands(&pipeline, 0, 2).await?;
@@ -83,8 +87,11 @@ impl ConnectionLike for Connection {
         if !self.asking {
             return self.inner().req_packed_commands(pipeline, offset, count);
         }
-        // Each of its commands would have to be announced. It is sent again when the slot has arrived.
-        Box::pin(async { Err(RedisError::from((ErrorKind::Client, "a slot of the cluster is being moved"))) })
+        // Each of its commands would have to be announced. It is sent again when the slot has
+        // arrived.
+        Box::pin(async {
+            Err(RedisError::from((ErrorKind::Client, "a slot of the cluster is being moved")))
+        })
     }
 
     fn get_db(&self) -> i64 {

@@ -1,5 +1,5 @@
-//! The master that Sentinels name. Enters: the Sentinels' addresses, and the name of the master. Leaves: the node that is the master
-//! now; another one after a failover.
+//! The master that Sentinels name. Enters: the Sentinels' addresses, and the name of the master.
+//! Leaves: the node that is the master now; another one after a failover.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,11 +13,13 @@ use super::node::Node;
 use super::operation::Operation;
 use crate::url::{Address, Endpoint};
 
-/// For a Sentinel to answer: a part of what an operation may take, so that one that is gone is not the end of it.
+/// For a Sentinel to answer: a part of what an operation may take, so that one that is gone is not
+/// the end of it.
 const PATIENCE: Duration = Duration::from_millis(300);
 /// Between two looks after something went wrong.
 const PAUSE: Duration = Duration::from_millis(500);
-/// How long the master that was found is believed without a look: one that was replaced, and does not know, may go on answering.
+/// How long the master that was found is believed without a look: one that was replaced, and does
+/// not know, may go on answering.
 const BELIEVED: Duration = Duration::from_secs(5);
 
 /// Sentinels, and the master that they look after.
@@ -76,7 +78,8 @@ impl Sentinels {
 
     async fn look(&self) -> RedisResult<Arc<Node>> {
         let address = self.named().await?;
-        if let Some(master) = self.master.load_full().filter(|master| *master.address() == address) {
+        if let Some(master) = self.master.load_full().filter(|master| *master.address() == address)
+        {
             return Ok(master);
         }
         tracing::info!(master = %address, "connecting to the master that the Sentinels name");
@@ -86,7 +89,8 @@ impl Sentinels {
         Ok(master)
     }
 
-    /// Asks all of them at once, and goes by the many: one that is cut off may still name a master that was replaced.
+    /// Asks all of them at once, and goes by the many: one that is cut off may still name a master
+    /// that was replaced.
     async fn named(&self) -> RedisResult<Address> {
         let mut questions = JoinSet::new();
         for sentinel in &self.asked {
@@ -118,9 +122,10 @@ impl Sentinels {
 async fn ask(sentinel: &Node, name: &str) -> RedisResult<Address> {
     let mut command = redis::cmd("SENTINEL");
     command.arg("get-master-addr-by-name").arg(name);
-    let answer = tokio::time::timeout(PATIENCE, sentinel.perform(Operation::Command(&command), false)).await;
     let answer =
-        answer.unwrap_or_else(|_| Err(RedisError::from((ErrorKind::Io, "no Sentinel answers in time"))));
+        tokio::time::timeout(PATIENCE, sentinel.perform(Operation::Command(&command), false)).await;
+    let answer = answer
+        .unwrap_or_else(|_| Err(RedisError::from((ErrorKind::Io, "no Sentinel answers in time"))));
     let answer = answer.inspect_err(|_| sentinel.renew())?;
     let Some((host, port)) = Option::<(String, u16)>::from_redis_value(answer)? else {
         return Err(RedisError::from((

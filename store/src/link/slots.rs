@@ -1,4 +1,5 @@
-//! Which node of a cluster has which keys. Enters: names of keys, and what `CLUSTER SLOTS` answers. Leaves: slots, and who owns them.
+//! Which node of a cluster has which keys. Enters: names of keys, and what `CLUSTER SLOTS` answers.
+//! Leaves: slots, and who owns them.
 
 use redis::{FromRedisValue, Value};
 
@@ -7,7 +8,8 @@ use crate::url::Address;
 /// How many slots the keys of a cluster are spread over.
 const SLOTS: u16 = 16384;
 
-/// The slot of a key: only what stands between its first brace and the next closing one counts, if that is anything.
+/// The slot of a key: only what stands between its first brace and the next closing one counts, if
+/// that is anything.
 pub(crate) fn slot_of(key: &str) -> u16 {
     let tag = key.split_once('{').and_then(|(_, rest)| rest.split_once('}')).map(|(tag, _)| tag);
     checksum(tag.filter(|tag| !tag.is_empty()).unwrap_or(key).as_bytes()) % SLOTS
@@ -31,10 +33,12 @@ pub(crate) struct Range {
     pub(crate) replicas: Vec<Address>,
 }
 
-/// Reads what `CLUSTER SLOTS` answered to a question to `asked`; ascending. Nothing when it is something else, or no slot is assigned.
+/// Reads what `CLUSTER SLOTS` answered to a question to `asked`; ascending. Nothing when it is
+/// something else, or no slot is assigned.
 pub(crate) fn ranges(answer: Value, asked: &Address) -> Option<Vec<Range>> {
     let lines = Vec::<Vec<Value>>::from_redis_value(answer).ok()?;
-    let mut ranges = lines.into_iter().map(|line| range(line, asked)).collect::<Option<Vec<_>>>()?;
+    let mut ranges =
+        lines.into_iter().map(|line| range(line, asked)).collect::<Option<Vec<_>>>()?;
     ranges.sort_by_key(|range| range.first);
     (!ranges.is_empty()).then_some(ranges)
 }
@@ -51,7 +55,8 @@ fn range(line: Vec<Value>, asked: &Address) -> Option<Range> {
 fn address(node: Value, asked: &Address) -> Option<Address> {
     let mut parts = Vec::<Value>::from_redis_value(node).ok()?.into_iter();
     let host = Option::<String>::from_redis_value(parts.next()?).ok()?;
-    let host = host.filter(|host| !host.is_empty() && host != "?").unwrap_or_else(|| asked.host.clone());
+    let host =
+        host.filter(|host| !host.is_empty() && host != "?").unwrap_or_else(|| asked.host.clone());
     let port = u16::from_redis_value(parts.next()?).ok().filter(|port| *port > 0)?;
     Some(Address { host, port })
 }
@@ -72,8 +77,9 @@ mod tests {
     #[test]
     fn what_a_cluster_answers_is_understood() {
         let text = |text: &str| Value::BulkString(text.as_bytes().to_vec());
-        let node =
-            |host: Value, port| Value::Array(vec![host, Value::Int(port), text("id"), Value::Array(vec![])]);
+        let node = |host: Value, port| {
+            Value::Array(vec![host, Value::Int(port), text("id"), Value::Array(vec![])])
+        };
         let answer = Value::Array(vec![
             Value::Array(vec![
                 Value::Int(9),

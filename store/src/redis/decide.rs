@@ -1,4 +1,5 @@
-//! Decisions. Enters: requests. Leaves: what the scripts in Redis made of them, and what there is to learn from a refusal.
+//! Decisions. Enters: requests. Leaves: what the scripts in Redis made of them, and what there is
+//! to learn from a refusal.
 
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
@@ -7,7 +8,8 @@ use std::time::Duration;
 use redis::{FromRedisValue, ParsingError, Script, ScriptInvocation, Value};
 use twofactor_core::audit::{Entry, Trace};
 use twofactor_core::decision::{
-    Aftermath, CLOCK_TOLERANCE, Event, Factor, Issuance, Issue, THROTTLE, Undecided, Verdict, Verification,
+    Aftermath, CLOCK_TOLERANCE, Event, Factor, Issuance, Issue, THROTTLE, Undecided, Verdict,
+    Verification,
 };
 use twofactor_core::limits::{Allowance, MOST_CODES_IN_FLIGHT};
 use twofactor_core::names::{Pseudonym, UserNames};
@@ -41,8 +43,8 @@ impl Default for Scripts {
     }
 }
 
-/// The script that decides about a submitted code, for measuring what Redis alone takes for it. Its arguments are
-/// described at its beginning.
+/// The script that decides about a submitted code, for measuring what Redis alone takes for it. Its
+/// arguments are described at its beginning.
 #[must_use]
 pub fn verify_script() -> String {
     text(&[AUDIT, include_str!("../scripts/verify.lua")].concat())
@@ -54,8 +56,8 @@ pub fn issue_script() -> String {
     text(&[AUDIT, ASKED, include_str!("../scripts/issue.lua")].concat())
 }
 
-/// What a deciding script answers: a word and up to three numbers, of which the last is 1 when the history could not be
-/// written.
+/// What a deciding script answers: a word and up to three numbers, of which the last is 1 when the
+/// history could not be written.
 struct Answer {
     word: String,
     numbers: [i64; 3],
@@ -108,7 +110,8 @@ impl RedisStore {
         user: &Pseudonym,
         request: &Verification,
     ) -> Result<Verdict, StoreError> {
-        let matches: Vec<String> = request.matches.iter().map(|step| step.number().to_string()).collect();
+        let matches: Vec<String> =
+            request.matches.iter().map(|step| step.number().to_string()).collect();
         let factor = match request.factor {
             Factor::Delivered => "delivered",
             Factor::Authenticator => "authenticator",
@@ -141,7 +144,11 @@ impl RedisStore {
         }
     }
 
-    pub(crate) async fn issue(&self, user: &Pseudonym, request: &Issuance) -> Result<Issue, StoreError> {
+    pub(crate) async fn issue(
+        &self,
+        user: &Pseudonym,
+        request: &Issuance,
+    ) -> Result<Issue, StoreError> {
         let script = &self.scripts.deciding.issue;
         let Answer { word, numbers: [first, second, _] } = self
             .decide(script, user, request.revision, request.asked_at, |call| {
@@ -168,7 +175,11 @@ impl RedisStore {
         }
     }
 
-    pub(crate) async fn conclude(&self, user: &Pseudonym, aftermath: &Aftermath) -> Result<(), StoreError> {
+    pub(crate) async fn conclude(
+        &self,
+        user: &Pseudonym,
+        aftermath: &Aftermath,
+    ) -> Result<(), StoreError> {
         let UserNames { state, log, .. } = self.names.user(user);
         let (give_back, asked_at) = match aftermath.event {
             Event::Refused { asked_at } => ("pause", asked_at),
@@ -184,7 +195,8 @@ impl RedisStore {
             .arg(give_back)
             .arg(asked_at.millis());
         trace_arguments(&mut call, &aftermath.trace);
-        let answer: Answer = self.link.run(&state, OPERATION_TIMEOUT, Operation::Script(&call)).await?;
+        let answer: Answer =
+            self.link.run(&state, OPERATION_TIMEOUT, Operation::Script(&call)).await?;
         match answer.word.as_str() {
             "concluded" => {
                 answer.check_history();
@@ -199,7 +211,8 @@ impl RedisStore {
         let deliveries = self.names.realm_deliveries();
         let mut call = self.scripts.deciding.deliveries.prepare_invoke();
         call.key(&deliveries).arg(most);
-        let answer: Answer = self.link.run(&deliveries, OPERATION_TIMEOUT, Operation::Script(&call)).await?;
+        let answer: Answer =
+            self.link.run(&deliveries, OPERATION_TIMEOUT, Operation::Script(&call)).await?;
         match answer.word.as_str() {
             "granted" => Ok(Allowance::Granted),
             "used-up" => Ok(Allowance::UsedUp { retry_after: duration(answer.numbers[0]) }),
@@ -231,8 +244,8 @@ impl RedisStore {
             .collect()
     }
 
-    /// Runs a deciding script. A node that is not among the guards known here may have been checked since they
-    /// were read, so they are read again once.
+    /// Runs a deciding script. A node that is not among the guards known here may have been checked
+    /// since they were read, so they are read again once.
     async fn decide(
         &self,
         script: &Script,
@@ -257,7 +270,9 @@ impl RedisStore {
                 return self.link.run::<Answer>(&state, OPERATION_TIMEOUT, operation).await;
             }
             let acknowledgement = Acknowledgement { word: "accepted", replicas };
-            self.link.run_acknowledged(&state, ACKNOWLEDGED_TIMEOUT, operation, acknowledgement).await
+            self.link
+                .run_acknowledged(&state, ACKNOWLEDGED_TIMEOUT, operation, acknowledgement)
+                .await
         };
         let mut answer = run().await?;
         if answer.word == "unguarded" {
@@ -273,7 +288,8 @@ impl RedisStore {
             }
             "no-state" => Err(Undecided::NoState.into()),
             "stale" => {
-                Err(Undecided::Stale { current: Revision(number.try_into().unwrap_or_default()) }.into())
+                Err(Undecided::Stale { current: Revision(number.try_into().unwrap_or_default()) }
+                    .into())
             }
             "clock-off" => {
                 let now = moment(number);

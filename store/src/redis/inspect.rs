@@ -1,8 +1,9 @@
-//! Who the Redis nodes are, and what they know of realms. Enters: names of realms. Leaves: what has to be filled, and the
-//! stamp that says that a realm is complete on nodes that were checked.
+//! Who the Redis nodes are, and what they know of realms. Enters: names of realms. Leaves: what has
+//! to be filled, and the stamp that says that a realm is complete on nodes that were checked.
 //!
-//! The guards of all masters stand in the realm's `meta`, on the node that has its slot. With several masters, one can be emptied
-//! without the others, so each filling leaves a mark on every one of them, and `meta` says which filling it was.
+//! The guards of all masters stand in the realm's `meta`, on the node that has its slot. With
+//! several masters, one can be emptied without the others, so each filling leaves a mark on every
+//! one of them, and `meta` says which filling it was.
 
 use twofactor_core::decision::Undecided;
 use twofactor_core::names::{Pseudonym, RealmNames, UserNames};
@@ -13,14 +14,20 @@ use crate::{Inspection, NodeInspection, StoreError};
 
 impl RedisStore {
     pub(crate) async fn inspect(&self) -> Result<Inspection, StoreError> {
-        self.inspect_realms(std::slice::from_ref(&self.names)).await?.pop().ok_or(StoreError::Protocol)
+        self.inspect_realms(std::slice::from_ref(&self.names))
+            .await?
+            .pop()
+            .ok_or(StoreError::Protocol)
     }
 
     /// [`crate::Store::inspect`] for several realms at once, in their order.
     ///
     /// # Errors
     /// When Redis does not answer; in a cluster, when one of its masters does not.
-    pub async fn inspect_realms(&self, realms: &[RealmNames]) -> Result<Vec<Inspection>, StoreError> {
+    pub async fn inspect_realms(
+        &self,
+        realms: &[RealmNames],
+    ) -> Result<Vec<Inspection>, StoreError> {
         let mut nodes = Vec::new();
         for master in self.link.servers(BATCH_TIMEOUT).await?.masters {
             nodes.push(self.inspect_node(&master).await?);
@@ -30,7 +37,9 @@ impl RedisStore {
         let marks = self.marks(realms).await?;
         let metas: Vec<String> = realms.iter().map(RealmNames::realm_meta).collect();
         let mut inspections: Vec<Option<Inspection>> = vec![None; realms.len()];
-        for (node, positions) in self.link.grouped(metas.iter().map(String::as_str), BATCH_TIMEOUT).await? {
+        for (node, positions) in
+            self.link.grouped(metas.iter().map(String::as_str), BATCH_TIMEOUT).await?
+        {
             for part in positions.chunks(BATCH) {
                 let mut pipeline = redis::pipe();
                 for position in part {
@@ -47,7 +56,8 @@ impl RedisStore {
                     let [complete, filled, guards @ ..] = fields.as_slice() else {
                         return Err(StoreError::Protocol);
                     };
-                    let marked = marks[*position].iter().all(|mark| mark.is_some() && mark == filled);
+                    let marked =
+                        marks[*position].iter().all(|mark| mark.is_some() && mark == filled);
                     let guarded = guards.iter().all(Option::is_some);
                     // A realm that was stamped after it was flushed has no record of its own.
                     let ready = complete.is_some() && guarded && marked && read(&pair[1])?;
@@ -111,12 +121,13 @@ impl RedisStore {
         for (identity, since) in guards.iter().filter(|(identity, _)| *identity != own.identity) {
             call.arg(identity).arg(since);
         }
-        let (word, _): Answer = self.link.run(&meta, OPERATION_TIMEOUT, Operation::Script(&call)).await?;
+        let (word, _): Answer =
+            self.link.run(&meta, OPERATION_TIMEOUT, Operation::Script(&call)).await?;
         stamped(&word, "stamped")
     }
 
-    /// Whether a master of a cluster is still the one that was checked, and has kept everything since the filling began; who it is,
-    /// and since when it counts.
+    /// Whether a master of a cluster is still the one that was checked, and has kept everything
+    /// since the filling began; who it is, and since when it counts.
     async fn kept(
         &self,
         node: &Node,
@@ -135,7 +146,11 @@ impl RedisStore {
     }
 
     /// Which of the nodes that were checked has a key.
-    async fn owner_of(&self, key: &str, inspection: &Inspection) -> Result<NodeInspection, StoreError> {
+    async fn owner_of(
+        &self,
+        key: &str,
+        inspection: &Inspection,
+    ) -> Result<NodeInspection, StoreError> {
         let owner = self.link.grouped([key].into_iter(), BATCH_TIMEOUT).await?.pop();
         let (node, _) = owner.ok_or(StoreError::Protocol)?;
         let found = self.inspect_node(&node).await?;
@@ -157,9 +172,15 @@ impl RedisStore {
         absent(&meta, &node_identity(&server, &replication)?, record, state)
     }
 
-    /// In a cluster there is no transaction over the user's keys and the realm's. But a node that bears the mark of the realm's last
-    /// complete filling before and after the look, and was the same all the while, has kept everything that was published to it.
-    async fn confirm_absence_on(&self, node: &Node, tag: &str, user: &Pseudonym) -> Result<bool, StoreError> {
+    /// In a cluster there is no transaction over the user's keys and the realm's. But a node that
+    /// bears the mark of the realm's last complete filling before and after the look, and was the
+    /// same all the while, has kept everything that was published to it.
+    async fn confirm_absence_on(
+        &self,
+        node: &Node,
+        tag: &str,
+        user: &Pseudonym,
+    ) -> Result<bool, StoreError> {
         let UserNames { record, state, .. } = self.names.user(user);
         let (meta, mark) = (self.names.realm_meta(), self.names.node_mark(tag));
         let meta: Fields = self.query(&meta, redis::cmd("HGETALL").arg(&meta)).await?;
@@ -172,7 +193,8 @@ impl RedisStore {
         let [before @ .., record, state, mark, server, replication] = answers.as_slice() else {
             return Err(StoreError::Protocol);
         };
-        let (mark, identity) = mark_and_identity(&[mark.clone(), server.clone(), replication.clone()])?;
+        let (mark, identity) =
+            mark_and_identity(&[mark.clone(), server.clone(), replication.clone()])?;
         let (mark_before, identity_before) = mark_and_identity(before)?;
         if identity != identity_before {
             return Err(Undecided::Unguarded.into());
@@ -229,7 +251,8 @@ mod tests {
     #[test]
     fn a_node_is_known_by_its_process_and_its_reign() {
         let identity =
-            node_identity("# Server\r\nrun_id:ab12\r\n", "role:master\r\nmaster_replid:cd34\r\n").unwrap();
+            node_identity("# Server\r\nrun_id:ab12\r\n", "role:master\r\nmaster_replid:cd34\r\n")
+                .unwrap();
         assert_eq!(identity, "ab12.cd34");
     }
 }

@@ -1,8 +1,9 @@
 //! The store in Redis. Enters and leaves: as in [`crate::Store`].
 //!
-//! A decision is one `EVALSHA`: the script looks, decides and remembers, and nothing comes between. The clock
-//! that counts is Redis'; the difference to the local one is learned from a refused request and kept, so that
-//! the next one is right at once. The guards of checked nodes are kept in the same way.
+//! A decision is one `EVALSHA`: the script looks, decides and remembers, and nothing comes between.
+//! The clock that counts is Redis'; the difference to the local one is learned from a refused
+//! request and kept, so that the next one is right at once. The guards of checked nodes are kept in
+//! the same way.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicI64, AtomicU8, Ordering};
@@ -27,13 +28,15 @@ use crate::url::Target;
 pub use crate::url::{RedisAuthorityError, RedisTargetError, RedisUrlError};
 use crate::{RealmSnapshot, StoreError};
 
-/// How long one operation may take, retries included: a service behind us has its answer within a second.
+/// How long one operation may take, retries included: a service behind us has its answer within a
+/// second.
 pub(crate) const OPERATION_TIMEOUT: Duration = Duration::from_millis(700);
 /// The same, for an operation that waits for replicas besides.
 const ACKNOWLEDGED_TIMEOUT: Duration = Duration::from_millis(850);
 /// How long a publisher's operation on a batch may take.
 const BATCH_TIMEOUT: Duration = Duration::from_secs(5);
-/// Users in one pipeline: enough to hide the round trip, few enough to leave room for others between.
+/// Users in one pipeline: enough to hide the round trip, few enough to leave room for others
+/// between.
 const BATCH: usize = 200;
 
 /// A store in Redis; clones share one connection.
@@ -89,8 +92,8 @@ impl RedisStore {
         }
     }
 
-    /// Whether this is the URL of a Redis, and the certificate authority (PEM) one that its servers can be checked against. Nobody
-    /// is asked.
+    /// Whether this is the URL of a Redis, and the certificate authority (PEM) one that its servers
+    /// can be checked against. Nobody is asked.
     ///
     /// # Errors
     /// When one of them is not.
@@ -98,8 +101,8 @@ impl RedisStore {
         Target::parse(url, authority).map(drop)
     }
 
-    /// Prepares the connection to `url`; it is made, and made again, when it is needed. Must be called within a
-    /// tokio runtime.
+    /// Prepares the connection to `url`; it is made, and made again, when it is needed. Must be
+    /// called within a tokio runtime.
     ///
     /// # Errors
     /// When `url` is not a Redis URL.
@@ -107,7 +110,8 @@ impl RedisStore {
         Self::with_authority(url, None, names, clock)
     }
 
-    /// [`RedisStore::new`], where the servers' certificates are checked against `authority` (PEM) in place of the system's.
+    /// [`RedisStore::new`], where the servers' certificates are checked against `authority` (PEM)
+    /// in place of the system's.
     ///
     /// # Errors
     /// When `url` is not a Redis URL, or `authority` holds no certificate.
@@ -138,7 +142,8 @@ impl RedisStore {
         Self { names, learned: Arc::default(), ..self.clone() }
     }
 
-    /// From now on, an accepted code is told only when so many replicas know of it. With none, nobody waits for them.
+    /// From now on, an accepted code is told only when so many replicas know of it. With none,
+    /// nobody waits for them.
     pub fn require_replicas(&self, replicas: u8) {
         self.learned.replicas.store(replicas, Ordering::Relaxed);
     }

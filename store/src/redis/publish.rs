@@ -1,4 +1,5 @@
-//! What the publisher writes, and looks for. Enters: sealed records, and users who are to be gone. Leaves: one outcome for each.
+//! What the publisher writes, and looks for. Enters: sealed records, and users who are to be gone.
+//! Leaves: one outcome for each.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -19,7 +20,10 @@ impl RedisStore {
     ///
     /// # Errors
     /// When Redis does not answer.
-    pub async fn realms(&self, installation: &Installation) -> Result<BTreeSet<RealmId>, StoreError> {
+    pub async fn realms(
+        &self,
+        installation: &Installation,
+    ) -> Result<BTreeSet<RealmId>, StoreError> {
         let mut realms = BTreeSet::new();
         self.scan(&RealmNames::every_key_of(installation), |key| {
             realms.extend(RealmNames::realm_of(installation, key));
@@ -28,7 +32,8 @@ impl RedisStore {
         Ok(realms)
     }
 
-    /// Leaves nothing of this store's realm: neither users nor the realm's own record and guards. Only for a realm that is gone.
+    /// Leaves nothing of this store's realm: neither users nor the realm's own record and guards.
+    /// Only for a realm that is gone.
     ///
     /// # Errors
     /// When Redis does not answer; part of it may be gone then.
@@ -53,12 +58,15 @@ impl RedisStore {
     }
 
     /// Users in pipelines of a reasonable length, each to one node.
-    async fn parts(&self, users: impl Iterator<Item = &Pseudonym>) -> Result<Vec<Part>, StoreError> {
+    async fn parts(
+        &self,
+        users: impl Iterator<Item = &Pseudonym>,
+    ) -> Result<Vec<Part>, StoreError> {
         let states: Vec<String> = users.map(|user| self.names.user(user).state).collect();
         let groups = self.link.grouped(states.iter().map(String::as_str), BATCH_TIMEOUT).await?;
-        let parts = groups
-            .iter()
-            .flat_map(|(node, positions)| positions.chunks(BATCH).map(|part| (node.clone(), part.to_vec())));
+        let parts = groups.iter().flat_map(|(node, positions)| {
+            positions.chunks(BATCH).map(|part| (node.clone(), part.to_vec()))
+        });
         Ok(parts.collect())
     }
 
@@ -70,7 +78,10 @@ impl RedisStore {
         self.link.run_on(node, BATCH_TIMEOUT, Operation::Pipeline(pipeline)).await
     }
 
-    pub(crate) async fn published(&self, users: &[Pseudonym]) -> Result<Vec<Published>, StoreError> {
+    pub(crate) async fn published(
+        &self,
+        users: &[Pseudonym],
+    ) -> Result<Vec<Published>, StoreError> {
         let mut all = vec![Published { revision: None, reset: None, sealed: None }; users.len()];
         for (node, positions) in self.parts(users.iter()).await? {
             let mut pipeline = redis::pipe();
@@ -109,7 +120,9 @@ impl RedisStore {
     ) -> Result<Vec<Result<(), StoreError>>, StoreError> {
         let mut results: Vec<Result<(), StoreError>> =
             batch.iter().map(|_| Err(StoreError::Protocol)).collect();
-        for (node, positions) in self.parts(batch.iter().map(|publication| &publication.pseudonym)).await? {
+        for (node, positions) in
+            self.parts(batch.iter().map(|publication| &publication.pseudonym)).await?
+        {
             let mut pipeline = redis::pipe();
             // Every time, for a pipeline cannot be repeated when Redis does not know the script.
             pipeline.cmd("SCRIPT").arg("LOAD").arg(&self.scripts.publish_text).ignore();
@@ -122,7 +135,12 @@ impl RedisStore {
                     .arg(3)
                     .arg(&[record, state, otp]);
                 pipeline
-                    .arg(publication.expected.map(|revision| revision.0.to_string()).unwrap_or_default())
+                    .arg(
+                        publication
+                            .expected
+                            .map(|revision| revision.0.to_string())
+                            .unwrap_or_default(),
+                    )
                     .arg(publication.revision.0)
                     .arg(publication.sealed.as_slice())
                     .arg(u8::from(publication.fresh))
@@ -148,7 +166,8 @@ impl RedisStore {
 
     pub(crate) async fn users(&self) -> Result<Vec<Pseudonym>, StoreError> {
         let mut users = BTreeSet::new();
-        self.scan(&self.names.every_user_key(), |key| users.extend(self.names.user_of(key))).await?;
+        self.scan(&self.names.every_user_key(), |key| users.extend(self.names.user_of(key)))
+            .await?;
         Ok(users.into_iter().collect())
     }
 

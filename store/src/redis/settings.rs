@@ -1,8 +1,10 @@
-//! Redis' own settings, as far as it depends on them that a code is accepted once. Enters: what Redis tells about itself. Leaves: what is
-//! weaker than it should be, and a log line for each change.
+//! Redis' own settings, as far as it depends on them that a code is accepted once. Enters: what
+//! Redis tells about itself. Leaves: what is weaker than it should be, and a log line for each
+//! change.
 //!
-//! The guards see to it that no used code comes back, whatever the settings. The settings decide how much is lost then, and whether two
-//! masters can decide at the same time, which no guard can see.
+//! The guards see to it that no used code comes back, whatever the settings. The settings decide
+//! how much is lost then, and whether two masters can decide at the same time, which no guard can
+//! see.
 
 use std::collections::HashMap;
 
@@ -77,7 +79,8 @@ impl Setting {
 pub type Strengths = [(Setting, Strength); 3];
 
 impl RedisStore {
-    /// Looks at the settings of every master. Managed Redis often refuses `CONFIG`; what `INFO` tells is looked at then.
+    /// Looks at the settings of every master. Managed Redis often refuses `CONFIG`; what `INFO`
+    /// tells is looked at then.
     ///
     /// # Errors
     /// When Redis does not answer.
@@ -93,7 +96,8 @@ impl RedisStore {
                 *known = weaker(*known, found);
             }
         }
-        Ok(Setting::ALL.map(|setting| (setting, worst.get(&setting).copied().unwrap_or(Strength::Unknown))))
+        Ok(Setting::ALL
+            .map(|setting| (setting, worst.get(&setting).copied().unwrap_or(Strength::Unknown))))
     }
 
     async fn information(&self, node: &Node) -> Result<String, StoreError> {
@@ -106,14 +110,19 @@ impl RedisStore {
         Ok(sections.join("\n"))
     }
 
-    /// Nothing where this login may not ask, which is remembered: each refusal is a line in Redis' own log of refusals.
+    /// Nothing where this login may not ask, which is remembered: each refusal is a line in Redis'
+    /// own log of refusals.
     async fn appendfsync(&self, node: &Node) -> Result<Option<String>, StoreError> {
         if self.refused.get().is_some() {
             return Ok(None);
         }
         let mut command = redis::cmd("CONFIG");
         command.arg("GET").arg("appendfsync");
-        match self.link.run_on::<Vec<String>>(node, BATCH_TIMEOUT, Operation::Command(&command)).await {
+        match self
+            .link
+            .run_on::<Vec<String>>(node, BATCH_TIMEOUT, Operation::Command(&command))
+            .await
+        {
             Ok(pair) => Ok(pair.into_iter().nth(1)),
             Err(StoreError::Unavailable(error)) if error.kind_is_a_refusal() => {
                 let _ = self.refused.set(());
@@ -154,7 +163,8 @@ fn judge(information: &str, appendfsync: Option<&str>, expects_replicas: bool) -
         information.lines().find_map(|line| line.trim_end().strip_prefix(name)?.strip_prefix(':'))
     };
     let known = |good: bool| if good { Strength::Enough } else { Strength::Weak };
-    let policy = field("maxmemory_policy").map_or(Strength::Unknown, |policy| known(policy == "noeviction"));
+    let policy =
+        field("maxmemory_policy").map_or(Strength::Unknown, |policy| known(policy == "noeviction"));
     let fsync = match (field("aof_enabled"), appendfsync) {
         (Some("0"), _) => Strength::Weak,
         (Some(_), Some(fsync)) => known(fsync == "always"),
@@ -187,7 +197,10 @@ impl SettingsWatch {
                     tracing::warn!(setting = setting.name(), "Redis: {}", setting.advice());
                 }
                 Strength::Enough if before == Some(Strength::Weak) => {
-                    tracing::info!(setting = setting.name(), "Redis: the setting is as it should be now");
+                    tracing::info!(
+                        setting = setting.name(),
+                        "Redis: the setting is as it should be now"
+                    );
                 }
                 _ => {}
             }
@@ -199,7 +212,11 @@ impl SettingsWatch {
 mod tests {
     use super::*;
 
-    fn strengths(information: &str, appendfsync: Option<&str>, expects_replicas: bool) -> [Strength; 3] {
+    fn strengths(
+        information: &str,
+        appendfsync: Option<&str>,
+        expects_replicas: bool,
+    ) -> [Strength; 3] {
         judge(information, appendfsync, expects_replicas).map(|(_, strength)| strength)
     }
 

@@ -1,8 +1,10 @@
--- Put in front of the scripts that know how often codes were asked for; the rules are those of `twofactor_core::limits`. The
--- state has `asked`, the last moment, and `hour`, those of the last hour separated by spaces.
+-- Put in front of the scripts that know how often codes were asked for; the rules are those of
+-- `twofactor_core::limits`. The state has `asked`, the last moment, and `hour`, those of the last
+-- hour separated by spaces.
 local HOUR = 3600000
 
--- A moment that lies further ahead than its window was told by a clock that has been put back since.
+-- A moment that lies further ahead than its window was told by a clock that has been put back
+-- since.
 local function counts_within(moment, window, now)
   return math.abs(now - moment) < window
 end

@@ -1,4 +1,5 @@
--- Put in front of the scripts that leave an entry in a user's stream; the rules are those of `twofactor_core::audit`.
+-- Put in front of the scripts that leave an entry in a user's stream; the rules are those of
+-- `twofactor_core::audit`.
 
 -- What nothing else bounds is written once and then counted, for an hour at most.
 local UNBOUNDED = {
@@ -7,9 +8,10 @@ local UNBOUNDED = {
 }
 local COUNTED_FOR = 3600000
 
--- trace: retention (ms), channel, address and user agent ('' when not known or not to be kept); `counted` is what the state
--- has of this caller. Errors are left alone, those of a login without the permission or of a Redis without memory: a decision
--- that was made stays made. Returns 0, or 1 when it could not be written.
+-- trace: retention (ms), channel, address and user agent ('' when not known or not to be kept);
+-- `counted` is what the state has of this caller. Errors are left alone, those of a login without
+-- the permission or of a Redis without memory: a decision that was made stays made. Returns 0, or 1
+-- when it could not be written.
 local function write_entry_of_history(keys, now, caller, trace, counted, operation, outcome)
   local kind, unbounded = operation .. '/' .. outcome, UNBOUNDED[outcome]
   counted = counted or ''

@@ -1,8 +1,8 @@
--- Takes note of what happened after a decision, or in place of one: an entry in the user's stream, and the pause back when a
--- provider refused the code; the rules are those of `twofactor_core::decision`.
--- KEYS: state, log
--- ARGV: caller, operation, outcome, what is given back (nothing or pause), the moment that it was asked for, retention,
---       channel, address, user agent (moments and durations in ms)
+-- Takes note of what happened after a decision, or in place of one: an entry in the user's stream,
+-- and the pause back when a provider refused the code; the rules are those of
+-- `twofactor_core::decision`. KEYS: state, log ARGV: caller, operation, outcome, what is given back
+-- (nothing or pause), the moment that it was asked for, retention, channel, address, user agent
+-- (moments and durations in ms)
 local state_key, caller, give_back, asked_at = KEYS[1], ARGV[1], ARGV[4], tonumber(ARGV[5])
 local state = redis.call('HMGET', state_key, 'revision', 'asked', 'counted:' .. caller)
 -- The user is gone, and nothing of them comes back.

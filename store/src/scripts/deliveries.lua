@@ -1,7 +1,6 @@
--- Counts one more delivery of a realm, unless there were as many as there may be within the hour; the rules are those of
--- `twofactor_core::limits`.
--- KEYS: the realm's deliveries
--- ARGV: how many there may be
+-- Counts one more delivery of a realm, unless there were as many as there may be within the hour;
+-- the rules are those of `twofactor_core::limits`. KEYS: the realm's deliveries ARGV: how many
+-- there may be
 local key, most, now = KEYS[1], tonumber(ARGV[1]), clock()
 local current, minutes, left = math.floor(now / 60000), {}, 0
 local counts = redis.call('HGETALL', key)

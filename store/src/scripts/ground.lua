@@ -1,9 +1,10 @@
--- Put in front of the deciding scripts. Enters: the checked nodes in ARGV[1], as "node=since" separated by
--- spaces. Leaves: who this node is, what its clock says, and helpers.
+-- Put in front of the deciding scripts. Enters: the checked nodes in ARGV[1], as "node=since"
+-- separated by spaces. Leaves: who this node is, what its clock says, and helpers.
 
--- The process (run_id) and its reign as a master (master_replid changes with every promotion): writes can only
--- have been lost when one of the two has changed. The latter also changes when the first replica is attached, and when
--- none has been for `repl-backlog-ttl`; that costs a check, and a minute of refused codes, without any loss.
+-- The process (run_id) and its reign as a master (master_replid changes with every promotion):
+-- writes can only have been lost when one of the two has changed. The latter also changes when the
+-- first replica is attached, and when none has been for `repl-backlog-ttl`; that costs a check, and
+-- a minute of refused codes, without any loss.
 local function node_identity()
   local run = string.match(redis.call('INFO', 'server'), 'run_id:(%x+)')
   local reign = string.match(redis.call('INFO', 'replication'), 'master_replid:(%x+)')
@@ -20,7 +21,8 @@ local function whole(number)
   return string.format('%.0f', number)
 end
 
--- An entry of the OTP log: step, issued at, expires at (both in ms), period (s), and whether it is used up.
+-- An entry of the OTP log: step, issued at, expires at (both in ms), period (s), and whether it is
+-- used up.
 local function read_entry(text)
   local step, issued, expires, period, consumed = string.match(text, '^(%d+) (%d+) (%d+) (%d+) ([01])$')
   return {

@@ -1,8 +1,7 @@
--- Puts a code into the OTP log, unless it is used up or was asked for too soon; the rules are those of
--- `twofactor_core::decision`.
--- KEYS: state, otp, log
--- ARGV: guards, revision, asked_at, tolerance, caller, tag, step, period, lifetime, interval, codes an hour, retention,
---       channel, address, user agent, most codes in flight (moments and durations in ms, the period in s)
+-- Puts a code into the OTP log, unless it is used up or was asked for too soon; the rules are those
+-- of `twofactor_core::decision`. KEYS: state, otp, log ARGV: guards, revision, asked_at, tolerance,
+-- caller, tag, step, period, lifetime, interval, codes an hour, retention, channel, address, user
+-- agent, most codes in flight (moments and durations in ms, the period in s)
 local state_key, otp_key, caller = KEYS[1], KEYS[2], ARGV[5]
 local field = caller .. ':' .. ARGV[6]
 local step, period, lifetime = tonumber(ARGV[7]), tonumber(ARGV[8]), tonumber(ARGV[9])

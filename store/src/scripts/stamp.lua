@@ -1,11 +1,11 @@
--- Says that this node, and in a cluster the other masters, have been checked, and drops the guards of all others: a node that comes
--- back as master has to be checked again.
--- KEYS: realm meta
--- ARGV: the node that was checked, whether it was empty when the check began (1 or 0), the mark of this filling; then for each other
---       master its node and since when it counts (ms), as mark.lua says
+-- Says that this node, and in a cluster the other masters, have been checked, and drops the guards
+-- of all others: a node that comes back as master has to be checked again. KEYS: realm meta ARGV:
+-- the node that was checked, whether it was empty when the check began (1 or 0), the mark of this
+-- filling; then for each other master its node and since when it counts (ms), as mark.lua says
 local node = node_identity()
 if node ~= ARGV[1] then return { 'another-node', 0 } end
--- Gone when the node was emptied while it was being filled, or when another filling has begun since.
+-- Gone when the node was emptied while it was being filled, or when another filling has begun
+-- since.
 if redis.call('HGET', KEYS[1], 'filling') ~= ARGV[3] then return { 'lost', 0 } end
 redis.call('HDEL', KEYS[1], 'filling')
 local since = 0

@@ -1,7 +1,7 @@
--- Decides about a submitted code; the rules are those of `twofactor_core::decision`.
--- KEYS: state, otp, log
--- ARGV: guards, revision, asked_at, tolerance, factor, caller, tag, matches, period, skew, threshold, first_block,
---       longest_block, disable_after, retention, channel, address, user agent (moments and durations in ms, the period in s)
+-- Decides about a submitted code; the rules are those of `twofactor_core::decision`. KEYS: state,
+-- otp, log ARGV: guards, revision, asked_at, tolerance, factor, caller, tag, matches, period, skew,
+-- threshold, first_block, longest_block, disable_after, retention, channel, address, user agent
+-- (moments and durations in ms, the period in s)
 local state_key, otp_key = KEYS[1], KEYS[2]
 local factor, caller, field = ARGV[5], ARGV[6], ARGV[6] .. ':' .. ARGV[7]
 local period, skew = tonumber(ARGV[9]), tonumber(ARGV[10])
@@ -30,7 +30,8 @@ for number in string.gmatch(ARGV[8], '%d+') do
 end
 
 local function accept(step, step_period)
-  -- First of all what burns the code: where Redis is out of memory, this is refused, and nothing was accepted.
+  -- First of all what burns the code: where Redis is out of memory, this is refused, and nothing
+  -- was accepted.
   redis.call('HSET', state_key, 'until', whole(math.max(accepted_until, end_of(step, step_period))))
   if state[4] then redis.call('HDEL', state_key, 'failures:' .. caller, 'blocked:' .. caller) end
   return done('accepted', 0)

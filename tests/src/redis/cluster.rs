@@ -1,4 +1,5 @@
-//! A Redis Cluster. Enters: how many masters, whether each has a replica, and where the clock is to stand. Leaves: its URL and its nodes.
+//! A Redis Cluster. Enters: how many masters, whether each has a replica, and where the clock is to
+//! stand. Leaves: its URL and its nodes.
 
 use std::time::Duration;
 
@@ -90,7 +91,8 @@ impl ClusterBuilder {
             &bus,
             "--cluster-node-timeout",
             silence,
-            // A replica that was cut off takes its master's place all the same: what was lost is ours to notice.
+            // A replica that was cut off takes its master's place all the same: what was lost is
+            // ours to notice.
             "--cluster-replica-validity-factor",
             "0",
         ]);
@@ -154,7 +156,8 @@ impl RedisCluster {
         for (number, master) in self.masters.iter().enumerate() {
             let share = SLOTS.div_ceil(self.masters.len());
             let (from, to) = (number * share, ((number + 1) * share).min(SLOTS) - 1);
-            let _: () = master.ask(&["CLUSTER", "ADDSLOTSRANGE", &from.to_string(), &to.to_string()]).await;
+            let _: () =
+                master.ask(&["CLUSTER", "ADDSLOTSRANGE", &from.to_string(), &to.to_string()]).await;
         }
         for (number, node) in self.nodes().enumerate() {
             let _: () = node.ask(&["CLUSTER", "SET-CONFIG-EPOCH", &(number + 1).to_string()]).await;

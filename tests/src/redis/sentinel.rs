@@ -1,4 +1,5 @@
-//! Sentinels. Enters: a master, which may have replicas. Leaves: the Sentinels' URL, and who the master is for them.
+//! Sentinels. Enters: a master, which may have replicas. Leaves: the Sentinels' URL, and who the
+//! master is for them.
 
 use std::fs;
 use std::sync::Arc;
@@ -26,7 +27,8 @@ pub struct RedisSentinels {
 }
 
 impl RedisSentinels {
-    /// Starts `count` Sentinels, and returns when they agree that they could fail over. `down_after` is how long the master may be silent.
+    /// Starts `count` Sentinels, and returns when they agree that they could fail over.
+    /// `down_after` is how long the master may be silent.
     pub async fn start(master: &RedisServer, count: usize, down_after: Duration) -> Self {
         let (mut sentinels, mut folders) = (Vec::new(), Vec::new());
         let password = master.options.password.clone();
@@ -41,7 +43,9 @@ impl RedisSentinels {
                 format!("sentinel down-after-milliseconds {NAME} {}", down_after.as_millis()),
                 format!("sentinel failover-timeout {NAME} 3000"),
             ];
-            lines.extend(password.as_ref().map(|password| format!("sentinel auth-pass {NAME} {password}")));
+            lines.extend(
+                password.as_ref().map(|password| format!("sentinel auth-pass {NAME} {password}")),
+            );
             fs::write(&file, lines.join("\n") + "\n").expect("the configuration of a Sentinel");
             let process = Launch::new(tools::find("redis-server"))
                 .named("redis-sentinel")
@@ -66,7 +70,8 @@ impl RedisSentinels {
     /// `redis+sentinel://…`, with the login of the master.
     #[must_use]
     pub fn url(&self) -> String {
-        let hosts: Vec<String> = self.sentinels.iter().map(|(_, port)| format!("127.0.0.1:{port}")).collect();
+        let hosts: Vec<String> =
+            self.sentinels.iter().map(|(_, port)| format!("127.0.0.1:{port}")).collect();
         format!("redis+sentinel://{}{}/{NAME}", self.login, hosts.join(","))
     }
 
@@ -74,7 +79,8 @@ impl RedisSentinels {
     pub async fn master(&self) -> u16 {
         let mut named = Vec::new();
         for (_, port) in &self.sentinels {
-            let answer = ask::<(String, u16)>(*port, &["SENTINEL", "GET-MASTER-ADDR-BY-NAME", NAME]).await;
+            let answer =
+                ask::<(String, u16)>(*port, &["SENTINEL", "GET-MASTER-ADDR-BY-NAME", NAME]).await;
             named.extend(answer.map(|(_, port)| port));
         }
         let votes = |port: u16| named.iter().filter(|named| **named == port).count();
@@ -85,8 +91,9 @@ impl RedisSentinels {
     pub async fn wait_for_a_replica(&self) {
         for (_, port) in &self.sentinels {
             eventually(START, "the Sentinels to know the replica", async || {
-                let replicas: Vec<Vec<String>> =
-                    ask(*port, &["SENTINEL", "REPLICAS", NAME]).await.map_err(|error| error.to_string())?;
+                let replicas: Vec<Vec<String>> = ask(*port, &["SENTINEL", "REPLICAS", NAME])
+                    .await
+                    .map_err(|error| error.to_string())?;
                 if replicas.is_empty() { Err("none yet".to_owned()) } else { Ok(()) }
             })
             .await;

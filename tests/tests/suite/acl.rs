@@ -1,5 +1,5 @@
-//! What a service's login to Redis can do, and everything else that it cannot. That it can do what a sidecar does, the
-//! conformance suite shows.
+//! What a service's login to Redis can do, and everything else that it cannot. That it can do what
+//! a sidecar does, the conformance suite shows.
 
 use redis::{Client, ErrorKind, RedisResult, ServerErrorKind, Value};
 use twofactor_core::names::{Pseudonym, RealmNames};
@@ -13,7 +13,10 @@ async fn connect(url: &str) -> redis::aio::MultiplexedConnection {
     Client::open(url).unwrap().get_multiplexed_async_connection().await.unwrap()
 }
 
-async fn call(connection: &mut redis::aio::MultiplexedConnection, words: &[&str]) -> RedisResult<Value> {
+async fn call(
+    connection: &mut redis::aio::MultiplexedConnection,
+    words: &[&str],
+) -> RedisResult<Value> {
     let mut command = redis::cmd(words[0]);
     command.arg(&words[1..]).query_async(connection).await
 }
@@ -21,7 +24,8 @@ async fn call(connection: &mut redis::aio::MultiplexedConnection, words: &[&str]
 fn is_refused(result: &RedisResult<Value>) -> bool {
     let Err(error) = result else { return false };
     // Within a script, Redis wraps the refusal.
-    error.kind() == ErrorKind::Server(ServerErrorKind::NoPerm) || error.to_string().contains("can't access")
+    error.kind() == ErrorKind::Server(ServerErrorKind::NoPerm)
+        || error.to_string().contains("can't access")
 }
 
 #[tokio::test]
@@ -76,7 +80,8 @@ async fn other_keys_are_refused_and_records_cannot_be_written_not_even_by_a_scri
     let mut connection = connect(&world.service_url(names()).await).await;
     let user = names().user(&person.pseudonym);
     let other = RealmNames::new(&installation(), &"realm-under-test-2".parse().unwrap());
-    let foreign = RealmNames::new(&"installation".parse().unwrap(), &"realm-under-test".parse().unwrap());
+    let foreign =
+        RealmNames::new(&"installation".parse().unwrap(), &"realm-under-test".parse().unwrap());
     let others = other.user(&Pseudonym::from_bytes([7; 16]));
     for key in [
         &other.realm_record(),
@@ -125,9 +130,18 @@ async fn a_login_that_is_removed_loses_its_connections_and_comes_back_as_it_was(
     let Store::Redis(admin) = world.publisher.store().clone() else { panic!() };
     let url = world.service_url(names()).await;
     let mut connection = connect(&url).await;
-    let name =
-        admin.acl_users().await.unwrap().everywhere.into_iter().find(|name| name != "default").unwrap();
-    assert_eq!(RealmNames::realm_of_login(&installation(), &name), Some("realm-under-test".parse().unwrap()));
+    let name = admin
+        .acl_users()
+        .await
+        .unwrap()
+        .everywhere
+        .into_iter()
+        .find(|name| name != "default")
+        .unwrap();
+    assert_eq!(
+        RealmNames::realm_of_login(&installation(), &name),
+        Some("realm-under-test".parse().unwrap())
+    );
     admin.acl_delete(std::slice::from_ref(&name)).await.unwrap();
     assert!(call(&mut connection, &["GET", &names().realm_record()]).await.is_err());
     assert!(Client::open(url.as_str()).unwrap().get_multiplexed_async_connection().await.is_err());
@@ -142,12 +156,17 @@ async fn a_login_that_is_removed_loses_its_connections_and_comes_back_as_it_was(
 async fn another_database_can_be_chosen_where_the_url_says_so() {
     let world = World::in_redis().await;
     let url = world.redis().url().replace("/0", "/3");
-    let store = twofactor_store::redis::RedisStore::new(&url, names(), twofactor_store::clock::Clock::System)
-        .unwrap();
+    let store = twofactor_store::redis::RedisStore::new(
+        &url,
+        names(),
+        twofactor_store::clock::Clock::System,
+    )
+    .unwrap();
     let user = twofactor_store::acl::AclUser {
         name: names().login(&[1; 16]),
         // Of the empty password.
-        password_hash: "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855".to_owned(),
+        password_hash: "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+            .to_owned(),
         realm: names(),
     };
     store.acl_set(&user, twofactor_store::acl::Separation::ReadAndWrite).await.unwrap();

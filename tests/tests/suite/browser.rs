@@ -1,9 +1,11 @@
-//! The page at `/docs` in a real browser that can reach nothing but the sidecar: it is rendered, and what it offers to try works.
+//! The page at `/docs` in a real browser that can reach nothing but the sidecar: it is rendered,
+//! and what it offers to try works.
 
 use serde_json::json;
 use twofactor_tests::browser::Browser;
 
-/// Tries an operation with a body, as somebody does who clicks; hands on the status and the answer that the page shows.
+/// Tries an operation with a body, as somebody does who clicks; hands on the status and the answer
+/// that the page shows.
 fn try_it(browser: &mut Browser, operation: &str, body: &str) -> (String, String) {
     let part = |selector: &str| format!("document.querySelector('[id$={operation}] {selector}')");
     let clicked = |selector: &str| format!("({}.click(), true)", part(selector));
@@ -34,14 +36,20 @@ fn the_page_is_rendered_without_a_network_and_trying_it_verifies_a_code() {
     browser.open("/docs");
     browser.wait_for("document.querySelectorAll('.opblock').length >= 3");
     let title = browser.evaluate("document.querySelector('.info .title').innerText");
-    assert!(title.as_str().is_some_and(|title| title.contains("FountainAI 2FA Service")), "{title}");
+    assert!(
+        title.as_str().is_some_and(|title| title.contains("FountainAI 2FA Service")),
+        "{title}"
+    );
 
     let (status, answer) = try_it(&mut browser, "generateOtp", r#"{"username":"alice"}"#);
     assert_eq!(status, "200", "{answer}");
     let code: String = answer
         .split_once("\"otp_code\"")
         .map(|(_, rest)| {
-            rest.chars().skip_while(|c| !c.is_ascii_digit()).take_while(char::is_ascii_digit).collect()
+            rest.chars()
+                .skip_while(|c| !c.is_ascii_digit())
+                .take_while(char::is_ascii_digit)
+                .collect()
         })
         .unwrap_or_default();
     let body = json!({ "username": "alice", "otp_code": code }).to_string();

@@ -1,5 +1,6 @@
-//! The chart as people use it: the real helm, and a real API server that takes what helm sends. No node runs here, so its pods
-//! never start; what they do is tested in a cluster. What Redis' pod runs is run here by itself.
+//! The chart as people use it: the real helm, and a real API server that takes what helm sends. No
+//! node runs here, so its pods never start; what they do is tested in a cluster. What Redis' pod
+//! runs is run here by itself.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -29,7 +30,8 @@ fn chart() -> String {
 
 fn read(path: impl AsRef<Path>) -> String {
     let path = project().join(path);
-    fs::read_to_string(&path).unwrap_or_else(|error| panic!("cannot read {}: {error}", path.display()))
+    fs::read_to_string(&path)
+        .unwrap_or_else(|error| panic!("cannot read {}: {error}", path.display()))
 }
 
 /// One of its own: it gets cluster-wide objects, which the tests of the operator have too.
@@ -46,7 +48,9 @@ async fn run(launch: Launch) -> Result<Process, String> {
 
 /// Without the settings and repositories of whoever runs the tests.
 async fn try_helm(args: &[&str]) -> Result<String, String> {
-    run(Launch::new(tools::find("helm")).isolated().args(args)).await.map(|process| process.stdout())
+    run(Launch::new(tools::find("helm")).isolated().args(args))
+        .await
+        .map(|process| process.stdout())
 }
 
 async fn helm(args: &[&str]) -> String {
@@ -80,7 +84,11 @@ async fn helm_has_nothing_to_say_against_the_chart() {
 #[test]
 fn the_chart_holds_what_the_project_made() {
     let same = |original: String, copy: String| {
-        assert_eq!(read(&original), read(&copy), "the copy is out of date; run: cp {original} {copy}");
+        assert_eq!(
+            read(&original),
+            read(&copy),
+            "the copy is out of date; run: cp {original} {copy}"
+        );
     };
     let copies = "charts/fountainai-2fa/files";
     same("operator/rbac.yaml".to_owned(), format!("{copies}/rbac.yaml"));
@@ -88,13 +96,20 @@ fn the_chart_holds_what_the_project_made() {
         let entries = fs::read_dir(project().join(folder)).expect("a folder");
         entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
     };
-    assert_eq!(names("crds"), names(&format!("{copies}/crds")), "run: cp crds/*.yaml {copies}/crds/");
+    assert_eq!(
+        names("crds"),
+        names(&format!("{copies}/crds")),
+        "run: cp crds/*.yaml {copies}/crds/"
+    );
     for name in names("crds") {
         same(format!("crds/{name}"), format!("{copies}/crds/{name}"));
     }
     let manifest = read("charts/fountainai-2fa/Chart.yaml");
     let version = env!("CARGO_PKG_VERSION");
-    assert!(manifest.contains(&format!("\nversion: {version}\n")), "Chart.yaml: version must be {version}");
+    assert!(
+        manifest.contains(&format!("\nversion: {version}\n")),
+        "Chart.yaml: version must be {version}"
+    );
     assert!(
         manifest.contains(&format!("\nappVersion: \"{version}\"\n")),
         "Chart.yaml: appVersion must be {version}"
@@ -104,10 +119,14 @@ fn the_chart_holds_what_the_project_made() {
 #[test]
 fn the_dockerfile_knows_every_crate_of_the_workspace() {
     let manifest = read("Cargo.toml");
-    let members =
-        manifest.lines().find_map(|line| line.strip_prefix("members = ")).expect("members on a line");
+    let members = manifest
+        .lines()
+        .find_map(|line| line.strip_prefix("members = "))
+        .expect("members on a line");
     let dockerfile = read("Dockerfile");
-    for member in json_of(members).as_array().expect("a list").iter().map(|member| member.as_str().unwrap()) {
+    for member in
+        json_of(members).as_array().expect("a list").iter().map(|member| member.as_str().unwrap())
+    {
         let line = format!("COPY {member}/Cargo.toml {member}/\n");
         assert!(dockerfile.contains(&line), "Dockerfile lacks: {line}");
         let line = format!("COPY {member}/src {member}/src\n");
@@ -137,7 +156,10 @@ async fn values_that_cannot_work_are_refused_by_name() {
         ("redis.existing.url=redis://elsewhere:6379", "'/redis/existing/url'"),
         ("redis.existing.secretRef.name=mine", "'/redis/existing/secretRef/name'"),
         ("redis.enabled=false", "'/redis/existing/secretRef/name'"),
-        ("redis.enabled=false,redis.existing.url=redis://:secret@elsewhere", "'/redis/existing/url'"),
+        (
+            "redis.enabled=false,redis.existing.url=redis://:secret@elsewhere",
+            "'/redis/existing/url'",
+        ),
         ("redis.enabled=false,redis.existing.url=http://elsewhere", "'/redis/existing/url'"),
         (
             "redis.enabled=false,redis.existing.url=redis://a,redis.existing.secretRef.name=b",
@@ -157,13 +179,25 @@ async fn values_that_cannot_work_are_refused_by_name() {
             "'/smtp/security'",
         ),
         ("twilio.accountSid=AC0123456789abcdef0123456789abcdef", "'/twilio/authToken'"),
-        ("twilio.accountSid=AC1,twilio.authToken=x,twilio.phoneNumber=+15005550006", "'/twilio/accountSid'"),
-        ("twilio.accountSid=AC0123456789abcdef0123456789abcdef,twilio.authToken=x", "'/twilio/phoneNumber'"),
+        (
+            "twilio.accountSid=AC1,twilio.authToken=x,twilio.phoneNumber=+15005550006",
+            "'/twilio/accountSid'",
+        ),
+        (
+            "twilio.accountSid=AC0123456789abcdef0123456789abcdef,twilio.authToken=x",
+            "'/twilio/phoneNumber'",
+        ),
         ("codesWebhook.url=https://example.org", "'/codesWebhook/secret'"),
-        ("codesWebhook.url=http://example.org,codesWebhook.secret=whsec_AAAA", "'/codesWebhook/url'"),
+        (
+            "codesWebhook.url=http://example.org,codesWebhook.secret=whsec_AAAA",
+            "'/codesWebhook/url'",
+        ),
         ("codesWebhook.secret=whsec_AAAA", "'/codesWebhook/secret'"),
         ("defaults.message.text=no code", "'/defaults/message/text'"),
-        ("providers.existingSecret=mine,smtp.server=mail,smtp.fromEmail=otp@example.org", "'/smtp/server'"),
+        (
+            "providers.existingSecret=mine,smtp.server=mail,smtp.fromEmail=otp@example.org",
+            "'/smtp/server'",
+        ),
     ] {
         let said = render(values).await.expect_err(values);
         assert!(said.contains(name), "{values}: {said}");
@@ -192,24 +226,32 @@ async fn what_is_rendered_is_the_same_each_time_and_holds_nothing_that_the_opera
     .await
     .unwrap();
     for expected in [
-        format!("TWILIO_MESSAGING_SERVICE_SID: {}\n", BASE64.encode(b"MG0123456789abcdef0123456789abcdef")),
+        format!(
+            "TWILIO_MESSAGING_SERVICE_SID: {}\n",
+            BASE64.encode(b"MG0123456789abcdef0123456789abcdef")
+        ),
         format!("WEBHOOK_SECRET: {}\n", BASE64.encode(b"whsec_AAAA whsec_BBBB")),
         "- name: MESSAGE_SMS\n              value: \"Code {{code}}!\"\n".to_owned(),
     ] {
         assert!(more.contains(&expected), "{expected}: {more}");
     }
     assert!(!more.contains("WEBHOOK_ALLOW_HTTP: ") && !more.contains("MESSAGE_TEXT"));
-    let monitored =
-        render("metrics.podMonitor.enabled=true,metrics.serviceMonitor.enabled=true").await.unwrap();
-    assert!(monitored.contains("kind: PodMonitor\n") && monitored.contains("kind: ServiceMonitor\n"));
+    let monitored = render("metrics.podMonitor.enabled=true,metrics.serviceMonitor.enabled=true")
+        .await
+        .unwrap();
+    assert!(
+        monitored.contains("kind: PodMonitor\n") && monitored.contains("kind: ServiceMonitor\n")
+    );
     assert!(!first.contains("monitoring.coreos.com"), "a cluster may not know that");
 }
 
 #[tokio::test]
 async fn a_redis_of_ones_own_may_be_of_any_kind_and_have_an_authority() {
-    for url in
-        ["rediss://a:6379/1", "redis+sentinel://a:26379\\,b:26379/main", "rediss+cluster://a:7000\\,b:7000"]
-    {
+    for url in [
+        "rediss://a:6379/1",
+        "redis+sentinel://a:26379\\,b:26379/main",
+        "rediss+cluster://a:7000\\,b:7000",
+    ] {
         let text = render(&format!("redis.enabled=false,redis.existing.url={url}")).await.unwrap();
         let url = url.replace('\\', "");
         assert!(text.contains(&format!("value: \"{url}\"\n")), "{url}");
@@ -244,18 +286,25 @@ async fn images_are_named_as_the_values_say() {
     }
     let default = render("").await.unwrap();
     let version = env!("CARGO_PKG_VERSION");
-    assert!(default.contains(&format!("image: docker.io/fountainai/twofactor-operator:{version}\n")));
+    assert!(
+        default.contains(&format!("image: docker.io/fountainai/twofactor-operator:{version}\n"))
+    );
 }
 
 #[tokio::test]
 async fn a_second_operator_may_have_another_name() {
     let text = render("name=people-operator,operator.namespaces={people,staff}").await.unwrap();
-    let rules =
-        text.split("resourceNames:").skip(1).map(|rest| rest.split("verbs:").next().unwrap_or_default());
+    let rules = text
+        .split("resourceNames:")
+        .skip(1)
+        .map(|rest| rest.split("verbs:").next().unwrap_or_default());
     assert!(rules.into_iter().all(|names| !names.contains("twofactor-operator")));
-    assert!(text.contains("value: people-operator\n") && text.contains("value: \"people,staff\"\n"));
+    assert!(
+        text.contains("value: people-operator\n") && text.contains("value: \"people,staff\"\n")
+    );
     // The label that its pods are selected by stays: it names the program.
-    let named = text.lines().filter(|line| line.trim_start().starts_with("name: twofactor-operator"));
+    let named =
+        text.lines().filter(|line| line.trim_start().starts_with("name: twofactor-operator"));
     assert_eq!(named.collect::<Vec<_>>(), Vec::<&str>::new());
 }
 
@@ -264,24 +313,32 @@ async fn every_pod_of_the_chart_is_admitted_where_pod_security_is_restricted() {
     let server = server().await;
     let folder = scratch::folder("chart-restricted");
     let _ = server.kubectl(&["create", "namespace", "restricted"]);
-    let level = ["enforce", "warn"].map(|mode| format!("pod-security.kubernetes.io/{mode}=restricted"));
+    let level =
+        ["enforce", "warn"].map(|mode| format!("pod-security.kubernetes.io/{mode}=restricted"));
     let _ = server.kubectl(&["label", "namespace", "restricted", &level[0], &level[1]]);
     let kubeconfig = server.kubeconfig_path();
     let kubectl = |args: &[&str]| {
-        let launch = Launch::new(tools::find_kubernetes("kubectl")).arg("--kubeconfig").arg(&kubeconfig);
+        let launch =
+            Launch::new(tools::find_kubernetes("kubectl")).arg("--kubeconfig").arg(&kubeconfig);
         run(launch.args(["--namespace", "restricted"]).args(args))
     };
-    let careless = kubectl(&["create", "deployment", "careless", "--image=any", "--dry-run=server"]).await;
-    assert!(careless.unwrap().stderr().contains("would violate PodSecurity"), "the server would say so");
+    let careless =
+        kubectl(&["create", "deployment", "careless", "--image=any", "--dry-run=server"]).await;
+    assert!(
+        careless.unwrap().stderr().contains("would violate PodSecurity"),
+        "the server would say so"
+    );
     for (template, kind) in
         [("deployment", "deployment.apps"), ("redis", "statefulset.apps"), ("tests/test", "pod/")]
     {
         let show = format!("templates/{template}.yaml");
         let text =
-            helm(&["template", "x", &chart(), "--namespace", "restricted", "--show-only", &show]).await;
+            helm(&["template", "x", &chart(), "--namespace", "restricted", "--show-only", &show])
+                .await;
         let file = folder.path().join(template.replace('/', "-") + ".yaml");
         fs::write(&file, text).unwrap();
-        let done = kubectl(&["apply", "--dry-run=server", "-f", file.to_str().unwrap()]).await.unwrap();
+        let done =
+            kubectl(&["apply", "--dry-run=server", "-f", file.to_str().unwrap()]).await.unwrap();
         assert!(done.stdout().contains(kind), "{}", done.output());
         assert_eq!(done.stderr(), "", "{template}");
     }
@@ -292,8 +349,12 @@ async fn a_release_is_installed_upgraded_and_removed_and_what_people_made_stays(
     let server = server().await;
     let _ = server.kubectl(&["create", "namespace", NAMESPACE]);
     let said = helm_on(server, &["install", "trial", &chart()]).await;
-    assert!(said.contains("What to do next") && said.contains("What `helm uninstall trial` keeps"), "{said}");
-    let _ = server.kubectl(&["wait", "crd", "--all", "--for=condition=Established", "--timeout=60s"]);
+    assert!(
+        said.contains("What to do next") && said.contains("What `helm uninstall trial` keeps"),
+        "{said}"
+    );
+    let _ =
+        server.kubectl(&["wait", "crd", "--all", "--for=condition=Established", "--timeout=60s"]);
 
     the_rules_are_those_that_the_operator_is_tested_with(server);
     definitions_are_those_of_the_project(server);
@@ -320,8 +381,10 @@ fn the_rules_are_those_that_the_operator_is_tested_with(server: &ApiServer) {
         let (kind, rules) = line.split_once(' ').unwrap();
         let installed = get(server, &[kind, "twofactor-operator", "--namespace", NAMESPACE]);
         assert_eq!(installed["rules"], json_of(rules), "{kind}");
-        let binding =
-            get(server, &[&format!("{kind}Binding"), "twofactor-operator", "--namespace", NAMESPACE]);
+        let binding = get(
+            server,
+            &[&format!("{kind}Binding"), "twofactor-operator", "--namespace", NAMESPACE],
+        );
         assert_eq!(binding["roleRef"]["kind"], kind);
         assert_eq!(
             binding["subjects"],
@@ -334,8 +397,13 @@ fn definitions_are_those_of_the_project(server: &ApiServer) {
     for entry in fs::read_dir(project().join("crds")).expect("the folder of definitions") {
         let file = entry.unwrap().path();
         // What the server would make of the original, with all its defaults.
-        let original =
-            server.kubectl(&["replace", "--dry-run=server", "--output=json", "-f", file.to_str().unwrap()]);
+        let original = server.kubectl(&[
+            "replace",
+            "--dry-run=server",
+            "--output=json",
+            "-f",
+            file.to_str().unwrap(),
+        ]);
         let original = json_of(&original);
         let installed = get(server, &["crd", original["metadata"]["name"].as_str().unwrap()]);
         assert_eq!(installed["spec"], original["spec"], "{}", file.display());
@@ -380,7 +448,8 @@ fn people_get_what_their_role_says(server: &ApiServer) {
 /// There is no pod behind the webhook's Service, so whoever meets it is refused.
 async fn only_pods_that_asked_meet_the_webhook(server: &ApiServer) {
     let start = |namespace: &str, labels: &str| {
-        let (namespace, labels) = (format!("--namespace={namespace}"), format!("--labels={labels}"));
+        let (namespace, labels) =
+            (format!("--namespace={namespace}"), format!("--labels={labels}"));
         server.try_kubectl(&["run", "any", "--image=any", "--dry-run=server", &namespace, &labels])
     };
     let label = "twofactor.fountainai.io/inject";
@@ -390,8 +459,8 @@ async fn only_pods_that_asked_meet_the_webhook(server: &ApiServer) {
     })
     .await;
     assert!(refusal.contains("inject.twofactor.fountainai.io"), "{refusal}");
-    let refusal =
-        start("default", &format!("{label}=yes")).expect_err("a value that the webhook is to judge");
+    let refusal = start("default", &format!("{label}=yes"))
+        .expect_err("a value that the webhook is to judge");
     assert!(refusal.contains("inject.twofactor.fountainai.io"), "{refusal}");
     for (namespace, labels) in [
         ("default", "app=any".to_owned()),
@@ -423,7 +492,8 @@ async fn redis_runs_as_its_pod_would_run_it(server: &ApiServer) {
             ("dir /data", at("data")),
         ] {
             let here = here.display().to_string();
-            text = text.replace(pod, &if pod.starts_with("dir") { format!("dir {here}") } else { here });
+            text = text
+                .replace(pod, &if pod.starts_with("dir") { format!("dir {here}") } else { here });
         }
         let text = text
             .replace("bind * -::*", "bind 127.0.0.1")
@@ -476,14 +546,18 @@ async fn redis_runs_as_its_pod_would_run_it(server: &ApiServer) {
 async fn an_upgrade_leaves_alone_what_the_operator_wrote(server: &ApiServer) {
     let bundle = BASE64.encode(&fs::read(server.ca_path()).unwrap());
     let patch =
-        json!([{ "op": "add", "path": "/webhooks/0/clientConfig/caBundle", "value": bundle }]).to_string();
+        json!([{ "op": "add", "path": "/webhooks/0/clientConfig/caBundle", "value": bundle }])
+            .to_string();
     let manager = "--field-manager=twofactor-operator";
     let _ = server.kubectl(&["patch", WEBHOOK, "--type=json", manager, "--patch", &patch]);
     for replicas in [3, 2] {
         let value = format!("operator.replicas={replicas}");
         let timeout = format!("webhook.timeoutSeconds={}", replicas + 1);
-        let _ = helm_on(server, &["upgrade", "trial", &chart(), "--set", &value, "--set", &timeout]).await;
-        let deployment = get(server, &["deployment", "twofactor-operator", "--namespace", NAMESPACE]);
+        let _ =
+            helm_on(server, &["upgrade", "trial", &chart(), "--set", &value, "--set", &timeout])
+                .await;
+        let deployment =
+            get(server, &["deployment", "twofactor-operator", "--namespace", NAMESPACE]);
         assert_eq!(deployment["spec"]["replicas"], replicas);
         let webhook = &get(server, &[WEBHOOK])["webhooks"][0];
         assert_eq!(webhook["timeoutSeconds"], replicas + 1);
@@ -504,8 +578,14 @@ async fn without_the_release_users_stay_and_pods_start(server: &ApiServer) {
     let _ = server.kubectl(&["apply", "-f", file.to_str().unwrap()]);
     let uid = get(server, &["twofactoruser", "alice"])["metadata"]["uid"].clone();
     // The operator's own: no part of the release.
-    let secret =
-        ["create", "secret", "generic", "twofactor-master-key", "--from-literal=key=x", "--namespace"];
+    let secret = [
+        "create",
+        "secret",
+        "generic",
+        "twofactor-master-key",
+        "--from-literal=key=x",
+        "--namespace",
+    ];
     let _ = server.kubectl(&[&secret[..], &[NAMESPACE]].concat());
 
     let _ = helm_on(server, &["uninstall", "trial"]).await;
@@ -516,7 +596,8 @@ async fn without_the_release_users_stay_and_pods_start(server: &ApiServer) {
         NAMESPACE,
         "--output=name",
     ]);
-    let left: Vec<&str> = left.lines().filter(|name| !name.ends_with("/kube-root-ca.crt")).collect();
+    let left: Vec<&str> =
+        left.lines().filter(|name| !name.ends_with("/kube-root-ca.crt")).collect();
     assert_eq!(left, ["secret/twofactor-master-key"]);
     let cluster_wide = "mutatingwebhookconfigurations,clusterroles,clusterrolebindings";
     let left = server.kubectl(&[

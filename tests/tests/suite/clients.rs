@@ -20,7 +20,8 @@ use crate::serve::shown;
 use crate::world::{Person, World};
 
 const BOUND: Duration = Duration::from_secs(10);
-/// Resident memory that no client may drive a sidecar beyond, in KiB. It is what `proc` shows of a debug build.
+/// Resident memory that no client may drive a sidecar beyond, in KiB. It is what `proc` shows of a
+/// debug build.
 const MEMORY: u64 = 100 * 1024;
 
 struct Served {
@@ -65,9 +66,13 @@ async fn ten_thousand_idle_connections_take_neither_the_memory_nor_the_service_a
     let mut attempts = JoinSet::new();
     for _ in 0..CONNECTIONS {
         let address = address(&api);
-        // Those beyond the limit and the backlog are not let in; they are given up when the others are all there.
+        // Those beyond the limit and the backlog are not let in; they are given up when the others
+        // are all there.
         attempts.spawn(async move {
-            tokio::time::timeout(Duration::from_secs(5), TcpStream::connect(address)).await.ok()?.ok()
+            tokio::time::timeout(Duration::from_secs(5), TcpStream::connect(address))
+                .await
+                .ok()?
+                .ok()
         });
     }
     let (mut idle, mut asked) = (Vec::new(), false);
@@ -75,12 +80,17 @@ async fn ten_thousand_idle_connections_take_neither_the_memory_nor_the_service_a
         idle.extend(connected.unwrap());
         if idle.len() == 1500 && !std::mem::replace(&mut asked, true) {
             assert_eq!(admin.get("/livez").await.status, 200, "probes have a port of their own");
-            assert_eq!(api.verify("carol", &shown(&person)).await.status, 200, "who is connected is served");
+            assert_eq!(
+                api.verify("carol", &shown(&person)).await.status,
+                200,
+                "who is connected is served"
+            );
         }
     }
     assert!(idle.len() >= 1500, "{} connections", idle.len());
     assert!(memory(&served.sidecar) < MEMORY, "{} KiB", memory(&served.sidecar));
-    // Those who say nothing are let go, and others have their turn, while all of them go on waiting.
+    // Those who say nothing are let go, and others have their turn, while all of them go on
+    // waiting.
     let new = served.sidecar.api();
     eventually(Duration::from_secs(90), "a new client to be served", async || {
         let request = new.try_raw("GET", "/", &[], "");
@@ -117,7 +127,8 @@ async fn send_slowly(api: &ApiClient, text: &str) -> (String, Duration) {
 async fn a_client_that_sends_a_byte_a_second_is_let_go() {
     let served = served().await;
     let api = served.sidecar.api();
-    let head = "POST /auth/verify HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n";
+    let head =
+        "POST /auth/verify HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n";
     let (_, took) = send_slowly(&api, head).await;
     assert!(
         took < Duration::from_secs(20),
@@ -201,8 +212,9 @@ async fn sigterm_under_load_loses_nothing_that_was_accepted() {
             let name = person.record.definition.username.to_string();
             let code = shown(&person);
             let body = json!({ "username": name, "otp_code": code }).to_string();
-            let reply =
-                api.try_raw("POST", "/auth/verify", &[("content-type", "application/json")], body).await;
+            let reply = api
+                .try_raw("POST", "/auth/verify", &[("content-type", "application/json")], body)
+                .await;
             (person, code, reply.ok().map(|reply| reply.status))
         });
     }
@@ -218,11 +230,15 @@ async fn sigterm_under_load_loses_nothing_that_was_accepted() {
     assert!((PEOPLE / 4..PEOPLE).contains(&answered), "in the middle of the load: {answered}");
     let next = sidecar(&served.credentials).await;
     for (person, code, status) in &ended {
-        let again = next.api().verify(person.record.definition.username.as_str(), code).await.status;
+        let again =
+            next.api().verify(person.record.definition.username.as_str(), code).await.status;
         match status {
             // What was accepted is used up, and what was not answered was not carried out.
             Some(200) => assert_eq!(again, 400, "accepted twice"),
-            None => assert!(again == 200 || *code != shown(person), "used up without an answer: {again}"),
+            None => assert!(
+                again == 200 || *code != shown(person),
+                "used up without an answer: {again}"
+            ),
             Some(other) => panic!("{other}"),
         }
     }

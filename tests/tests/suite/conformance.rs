@@ -1,5 +1,5 @@
-//! What every store must do: each test runs against memory, a real Redis, one behind a Sentinel and a Redis Cluster, with clocks that
-//! are moved, and also with a service's login.
+//! What every store must do: each test runs against memory, a real Redis, one behind a Sentinel and
+//! a Redis Cluster, with clocks that are moved, and also with a service's login.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,7 +15,8 @@ use crate::world::{Person, START, STEP, World};
 
 const LIFETIME: Duration = Duration::from_mins(5);
 
-/// A test of each rule for each store, and more with the few permissions that a service has in Redis.
+/// A test of each rule for each store, and more with the few permissions that a service has in
+/// Redis.
 macro_rules! both_stores {
     ($($rule:ident),+ $(,)?) => {
         mod memory {
@@ -243,7 +244,8 @@ async fn a_longer_period_does_not_reopen_a_used_step(world: World) {
     assert_eq!(world.verify(&person, "kms", &code).await.unwrap(), Verdict::Accepted);
     let mut record = person.record.clone();
     record.definition.totp =
-        twofactor_core::totp::TotpParameters::new(twofactor_core::totp::Algorithm::Sha1, 6, 60, 1).unwrap();
+        twofactor_core::totp::TotpParameters::new(twofactor_core::totp::Algorithm::Sha1, 6, 60, 1)
+            .unwrap();
     let person = world.publish(record, false).await;
     // The minute that holds the used half minute began before the end of that.
     let code = person.code_at(world.now(), 0);
@@ -293,7 +295,11 @@ async fn a_success_ends_the_run_of_failures(world: World) {
         for _ in 0..4 {
             assert_eq!(world.verify(&person, "kms", &wrong).await.unwrap(), Verdict::Wrong);
         }
-        assert_eq!(world.verify(&person, "kms", &right).await.unwrap(), Verdict::Accepted, "step {step}");
+        assert_eq!(
+            world.verify(&person, "kms", &right).await.unwrap(),
+            Verdict::Accepted,
+            "step {step}"
+        );
         world.set_time(at(&world) + STEP).await;
     }
 }
@@ -347,7 +353,10 @@ async fn an_outdated_record_decides_nothing(world: World) {
         assert_eq!(undecided(world.issue(&old, "kms", LIFETIME).await), stale);
     }
     // Nothing was counted.
-    assert_eq!(world.verify(&new, "kms", &new.code_at(world.now(), 0)).await.unwrap(), Verdict::Accepted);
+    assert_eq!(
+        world.verify(&new, "kms", &new.code_at(world.now(), 0)).await.unwrap(),
+        Verdict::Accepted
+    );
 }
 
 async fn a_clock_that_is_off_decides_nothing(world: World) {
@@ -376,7 +385,8 @@ async fn a_code_of_another_step_than_the_stores_is_not_issued(world: World) {
     let person = world.person("alice", Email).await;
     for steps in [-1_i64, 1] {
         let step = person.step(world.now()).number().checked_add_signed(steps).unwrap();
-        let request = world.issuance(&person, "kms", twofactor_core::time::Step::new(step), LIFETIME);
+        let request =
+            world.issuance(&person, "kms", twofactor_core::time::Step::new(step), LIFETIME);
         let refused = undecided(world.store.issue(&person.pseudonym, &request).await);
         assert_eq!(refused, Undecided::ClockOff { now: world.now() });
     }
@@ -437,7 +447,11 @@ async fn a_seed_that_is_not_fresh_refuses_whatever_could_have_been_used(world: W
     // Steps up to the one of the publication and the skew after it may have been used before.
     for steps in [-1, 0, 1] {
         let code = person.code_at(world.now(), steps);
-        assert_eq!(world.verify(&person, "kms", &code).await.unwrap(), Verdict::Used, "{steps} steps");
+        assert_eq!(
+            world.verify(&person, "kms", &code).await.unwrap(),
+            Verdict::Used,
+            "{steps} steps"
+        );
     }
     world.set_time(START + 12 * STEP - 1).await;
     let next = person.code_at(world.now(), 1);

@@ -82,7 +82,10 @@ fn other(code: &str) -> String {
 async fn the_service_says_that_it_runs() {
     let dev = dev().await;
     let reply = dev.api.get("/").await;
-    assert_eq!((reply.status, reply.json()), (200, json!({ "status": "2FA Service is up and running!" })));
+    assert_eq!(
+        (reply.status, reply.json()),
+        (200, json!({ "status": "2FA Service is up and running!" }))
+    );
 }
 
 #[tokio::test]
@@ -95,12 +98,20 @@ async fn a_generated_code_is_accepted_once() {
     assert_eq!(code.len(), 6);
     let reply = dev.api.verify("alice", &code).await;
     assert_eq!((reply.status, reply.json()), (200, json!({ "success": true })));
-    assert_problem(&dev.api.verify("alice", &code).await, 400, "OTP already used or no matching record.");
+    assert_problem(
+        &dev.api.verify("alice", &code).await,
+        400,
+        "OTP already used or no matching record.",
+    );
     let again = dev.api.generate("alice").await;
     assert_eq!(again.status, 429, "{}", again.body);
     let seconds: u64 = again.header("retry-after").unwrap().parse().unwrap();
     assert!((50..=60).contains(&seconds), "{seconds}");
-    assert_problem(&again, 429, &format!("Codes were asked for too often. Ask again in {seconds} seconds."));
+    assert_problem(
+        &again,
+        429,
+        &format!("Codes were asked for too often. Ask again in {seconds} seconds."),
+    );
     assert_eq!(again.json().get("code_in_flight_until"), None, "it is used up");
 }
 
@@ -163,7 +174,8 @@ async fn a_realm_that_has_sent_as_many_codes_as_it_may_sends_no_more() {
     assert_eq!(dev.sidecar.process().stdout().matches("Your FountainAI OTP").count(), 1);
     let log = dev.sidecar.process().stderr();
     assert!(
-        log.contains("outcome=\"deliveries-used-up\"") && log.contains("as many codes within an hour"),
+        log.contains("outcome=\"deliveries-used-up\"")
+            && log.contains("as many codes within an hour"),
         "{log}"
     );
 }
@@ -171,11 +183,15 @@ async fn a_realm_that_has_sent_as_many_codes_as_it_may_sends_no_more() {
 #[tokio::test]
 async fn an_end_users_address_and_program_are_not_logged_where_that_is_switched_off() {
     let dev = dev_with(&["--audit-origin", "false"]).await;
-    let headers =
-        [("content-type", "application/json"), ("x-forwarded-for", "203.0.113.7"), ("user-agent", "kms/1.0")];
+    let headers = [
+        ("content-type", "application/json"),
+        ("x-forwarded-for", "203.0.113.7"),
+        ("user-agent", "kms/1.0"),
+    ];
     let body = json!({ "username": "alice", "otp_code": "000000" }).to_string();
     dev.api.raw("POST", "/auth/verify", &headers, body).await;
-    let line = dev.sidecar.process().wait_for_line("operation=\"verify\"", Duration::from_secs(5)).await;
+    let line =
+        dev.sidecar.process().wait_for_line("operation=\"verify\"", Duration::from_secs(5)).await;
     assert!(!line.contains("203.0.113.7") && !line.contains("kms/1.0"), "{line}");
 }
 
@@ -194,7 +210,11 @@ async fn usernames_are_matched_exactly() {
     for name in ["Alice", "ALICE", "alice ", " alice", "odd", "odd {name} [1]", "*", "alice*"] {
         let reply = dev.api.generate(name).await;
         assert_problem(&reply, 404, "User not found or 2FA not enabled.");
-        assert_problem(&dev.api.verify(name, "123456").await, 404, "User not found or 2FA not enabled.");
+        assert_problem(
+            &dev.api.verify(name, "123456").await,
+            404,
+            "User not found or 2FA not enabled.",
+        );
     }
 }
 
@@ -202,7 +222,11 @@ async fn usernames_are_matched_exactly() {
 async fn users_who_cannot_get_a_code_are_told_why() {
     let dev = dev().await;
     assert_problem(&dev.api.generate("disabled").await, 404, "User not found or 2FA not enabled.");
-    assert_problem(&dev.api.verify("disabled", "123456").await, 404, "User not found or 2FA not enabled.");
+    assert_problem(
+        &dev.api.verify("disabled", "123456").await,
+        404,
+        "User not found or 2FA not enabled.",
+    );
     assert_problem(&dev.api.generate("carol").await, 400, "No valid delivery method configured.");
     assert_problem(&dev.api.generate("seedless").await, 400, "OTP secret not configured.");
     assert_problem(&dev.api.verify("seedless", "123456").await, 401, "Invalid OTP or expired.");
@@ -213,7 +237,11 @@ async fn wrong_codes_are_refused_and_then_throttled() {
     let dev = dev().await;
     let right = code(&dev.api.generate("alice").await);
     for _ in 0..5 {
-        assert_problem(&dev.api.verify("alice", &other(&right)).await, 401, "Invalid OTP or expired.");
+        assert_problem(
+            &dev.api.verify("alice", &other(&right)).await,
+            401,
+            "Invalid OTP or expired.",
+        );
     }
     let blocked = dev.api.verify("alice", &right).await;
     assert_eq!(blocked.status, 429, "{}", blocked.body);
@@ -227,7 +255,11 @@ async fn wrong_codes_are_refused_and_then_throttled() {
 async fn a_code_with_another_number_of_digits_is_wrong_not_malformed() {
     let dev = dev().await;
     let code = code(&dev.api.generate("alice").await);
-    assert_problem(&dev.api.verify("alice", &format!("{code}0")).await, 401, "Invalid OTP or expired.");
+    assert_problem(
+        &dev.api.verify("alice", &format!("{code}0")).await,
+        401,
+        "Invalid OTP or expired.",
+    );
     assert_problem(&dev.api.verify("Odd {name} [1]", &code).await, 401, "Invalid OTP or expired.");
 }
 
@@ -250,12 +282,14 @@ async fn codes_that_are_not_plain_digits_are_malformed_and_no_second_life() {
         format!("{right}000"),
         String::new(),
     ];
-    let sentence = "otp_code: must be a string of 6 to 8 ASCII digits, without spaces or other characters";
+    let sentence =
+        "otp_code: must be a string of 6 to 8 ASCII digits, without spaces or other characters";
     for _ in 0..2 {
         for variant in &variants {
             assert_problem(&dev.api.verify("alice", variant).await, 422, sentence);
         }
-        // Malformed requests are no failures, so the right one passes; and after that none of them is a second life.
+        // Malformed requests are no failures, so the right one passes; and after that none of them
+        // is a second life.
         let status = dev.api.verify("alice", &right).await.status;
         assert!(status == 200 || status == 400, "{status}");
     }
@@ -298,7 +332,9 @@ async fn a_malformed_request_is_answered_with_the_field_that_is_wrong() {
     assert_problem(&reply, 422, "body: is not valid JSON (line 1, column 22)");
     let reply = post(&dev, "/auth/verify", "application/json", b"\xff\xfe".as_slice()).await;
     assert_eq!(reply.status, 422);
-    let reply = post(&dev, "/auth/verify", "text/plain", r#"{"username":"alice","otp_code":"123456"}"#).await;
+    let reply =
+        post(&dev, "/auth/verify", "text/plain", r#"{"username":"alice","otp_code":"123456"}"#)
+            .await;
     assert_problem(&reply, 422, "Content-Type: must be application/json");
 }
 
@@ -311,15 +347,21 @@ async fn a_malformed_generate_is_answered_with_the_field_that_is_wrong() {
         ("/auth/generate?name=alice", "username: is required, in the query or in a JSON body"),
         ("/auth/generate?username=", "username: must not be empty"),
         ("/auth/generate?username=a%0Ab", "username: must not contain control characters"),
-        ("/auth/generate?username=alice&username=bob", "username: stands in the query more than once"),
+        (
+            "/auth/generate?username=alice&username=bob",
+            "username: stands in the query more than once",
+        ),
         (&long, "username: has 300 characters, at most 253 are allowed"),
     ] {
         assert_problem(&dev.api.raw("POST", path, &[], "").await, 422, detail);
     }
-    let both = dev.api.post_json("/auth/generate?username=alice", &json!({ "username": "bob" })).await;
+    let both =
+        dev.api.post_json("/auth/generate?username=alice", &json!({ "username": "bob" })).await;
     assert_problem(&both, 422, "username: differs between the query and the body");
-    let unknown =
-        dev.api.post_json("/auth/generate", &json!({ "username": "alice", "to": "me@example.org" })).await;
+    let unknown = dev
+        .api
+        .post_json("/auth/generate", &json!({ "username": "alice", "to": "me@example.org" }))
+        .await;
     assert_problem(&unknown, 422, "\"to\": is not a known field; known are username, context");
 }
 
@@ -360,14 +402,18 @@ async fn what_happened_is_logged_without_any_code() {
     let body = json!({ "username": "alice", "otp_code": wrong }).to_string();
     dev.api.raw("POST", "/auth/verify", &headers, body).await;
     dev.api.verify("alice", &right).await;
-    let line = dev.sidecar.process().wait_for_line("outcome=\"accepted\"", Duration::from_secs(5)).await;
+    let line =
+        dev.sidecar.process().wait_for_line("outcome=\"accepted\"", Duration::from_secs(5)).await;
     assert!(
         line.contains("operation=\"verify\"")
             && line.contains("username=\"alice\"")
             && line.contains("caller=dev")
     );
     let log = dev.sidecar.process().stderr();
-    assert!(log.contains("address=\"203.0.113.7\"") && log.contains("user_agent=\"kms/1.0\""), "{log}");
+    assert!(
+        log.contains("address=\"203.0.113.7\"") && log.contains("user_agent=\"kms/1.0\""),
+        "{log}"
+    );
     assert!(log.contains("channel=\"email\""), "{log}");
     assert!(!log.contains(&right) && !log.contains(&wrong), "{log}");
     let metrics = dev.sidecar.admin().get("/metrics").await.body;
@@ -398,7 +444,10 @@ async fn a_client_that_sends_nothing_more_is_not_waited_for() {
     let head = "POST /auth/verify HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: 50\r\n\r\n{";
     stream.write_all(head.as_bytes()).await.unwrap();
     let mut answer = vec![0; 4096];
-    let read = tokio::time::timeout(Duration::from_secs(8), stream.read(&mut answer)).await.unwrap().unwrap();
+    let read = tokio::time::timeout(Duration::from_secs(8), stream.read(&mut answer))
+        .await
+        .unwrap()
+        .unwrap();
     let answer = String::from_utf8_lossy(&answer[..read]).into_owned();
     assert!(answer.starts_with("HTTP/1.1 408"), "{answer}");
 }
@@ -422,7 +471,10 @@ async fn requests_under_way_are_answered_when_the_service_is_told_to_stop() {
     dev.sidecar.process().wait_for_line("SIGTERM", Duration::from_secs(5)).await;
     stream.write_all(body.as_bytes()).await.unwrap();
     let mut answer = String::new();
-    tokio::time::timeout(Duration::from_secs(5), stream.read_to_string(&mut answer)).await.unwrap().unwrap();
+    tokio::time::timeout(Duration::from_secs(5), stream.read_to_string(&mut answer))
+        .await
+        .unwrap()
+        .unwrap();
     assert!(answer.starts_with("HTTP/1.1 401"), "{answer}");
     assert!(dev.sidecar.process().wait_exit(Duration::from_secs(5)).await.success());
 }
@@ -432,7 +484,8 @@ async fn codes_are_in_answers_only_where_that_is_switched_on() {
     let folder = scratch::folder("manifests");
     fs::write(folder.path().join("users.yaml"), USERS).unwrap();
     let path = folder.path().to_str().unwrap().to_owned();
-    let sidecar = SidecarProcess::builder().args(["dev", &path, "--expose-codes=false"]).start().await;
+    let sidecar =
+        SidecarProcess::builder().args(["dev", &path, "--expose-codes=false"]).start().await;
     let reply = sidecar.api().generate("alice").await;
     let Value::Object(members) = reply.json() else { panic!("{}", reply.body) };
     assert_eq!(members.keys().collect::<Vec<_>>(), ["expires_at"]);
@@ -471,11 +524,15 @@ async fn a_client_that_hangs_up_leaves_its_line_in_the_log() {
         stream.write_all(request.as_bytes()).await.unwrap();
     }
     // What was counted is what was logged: the fifth failure blocks only if the four before were.
-    let failures = async || dev.sidecar.process().stderr().matches("outcome=\"invalid-code\"").count();
+    let failures =
+        async || dev.sidecar.process().stderr().matches("outcome=\"invalid-code\"").count();
     let counted = async || {
         let metrics = dev.sidecar.admin().get("/metrics").await.body;
         let name = "twofactor_decisions_total{operation=\"verify\",outcome=\"invalid-code\"} ";
-        metrics.lines().find_map(|line| line.strip_prefix(name)).map_or(0, |number| number.parse().unwrap())
+        metrics
+            .lines()
+            .find_map(|line| line.strip_prefix(name))
+            .map_or(0, |number| number.parse().unwrap())
     };
     twofactor_tests::wait::eventually(Duration::from_secs(5), "every line", async || {
         let (logged, counted): (usize, usize) = (failures().await, counted().await);
@@ -496,11 +553,21 @@ async fn clients_that_do_not_read_do_not_keep_the_probes_out() {
     let mut held = Vec::new();
     for _ in 0..70 {
         let mut stream = tokio::net::TcpStream::connect(&address).await.unwrap();
-        let _ = stream.write_all("GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n".repeat(50).as_bytes()).await;
+        let _ = stream
+            .write_all("GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n".repeat(50).as_bytes())
+            .await;
         held.push(stream);
     }
-    twofactor_tests::wait::eventually(Duration::from_secs(20), "a probe to get through", async || {
-        dev.sidecar.admin().try_raw("GET", "/livez", &[], "").await.map(|reply| assert_eq!(reply.status, 200))
-    })
+    twofactor_tests::wait::eventually(
+        Duration::from_secs(20),
+        "a probe to get through",
+        async || {
+            dev.sidecar
+                .admin()
+                .try_raw("GET", "/livez", &[], "")
+                .await
+                .map(|reply| assert_eq!(reply.status, 200))
+        },
+    )
     .await;
 }

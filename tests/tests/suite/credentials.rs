@@ -1,5 +1,5 @@
-//! Credentials that change, and access that is taken away and given back, while a sidecar serves: a Secret as the kubelet
-//! mounts it, ACL users of a real Redis, and the realm's list of namespaces.
+//! Credentials that change, and access that is taken away and given back, while a sidecar serves: a
+//! Secret as the kubelet mounts it, ACL users of a real Redis, and the realm's list of namespaces.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -28,7 +28,8 @@ const FILES: [&str; 5] = ["redis-url", "realm-key", "installation", "realm", "ca
 const COMMANDS: &str = "+get +hget +hgetall +hmget +hkeys +hset +hsetnx +hdel +set +pexpireat +time +exists +info \
                         +evalsha +script|load +multi +exec +xadd";
 
-/// A folder as the kubelet makes it: each file is a link through `..data`, which is swapped when the Secret changes.
+/// A folder as the kubelet makes it: each file is a link through `..data`, which is swapped when
+/// the Secret changes.
 struct Mount {
     folder: TempDir,
     generation: AtomicU32,
@@ -71,7 +72,10 @@ impl Mount {
 }
 
 async fn sidecar(credentials: &Path) -> SidecarProcess {
-    SidecarProcess::builder().args(["serve", "--credentials", credentials.to_str().unwrap()]).start().await
+    SidecarProcess::builder()
+        .args(["serve", "--credentials", credentials.to_str().unwrap()])
+        .start()
+        .await
 }
 
 async fn world() -> World {
@@ -87,7 +91,8 @@ async fn metric(sidecar: &SidecarProcess, name: &str) -> Option<u64> {
 
 async fn taken_over(sidecar: &SidecarProcess, times: u64) {
     eventually(BOUND, "the new credentials to be in use", async || {
-        metric(sidecar, r#"twofactor_credentials_changes_total{outcome="taken-over"}"#).await == Some(times)
+        metric(sidecar, r#"twofactor_credentials_changes_total{outcome="taken-over"}"#).await
+            == Some(times)
     })
     .await;
 }
@@ -151,7 +156,9 @@ async fn a_changed_password_is_taken_over_without_a_restart_and_without_a_refuse
     end.store(true, Ordering::Relaxed);
     let statuses = asking.await.unwrap();
     assert!(statuses.len() > 20 && statuses.iter().all(|status| *status == 404), "{statuses:?}");
-    let count = metric(&sidecar, r#"twofactor_http_requests_total{route="/auth/verify",status="401"}"#).await;
+    let count =
+        metric(&sidecar, r#"twofactor_http_requests_total{route="/auth/verify",status="401"}"#)
+            .await;
     assert_eq!(count, Some(1), "metrics go on");
     let log = sidecar.process().output();
     assert!(!log.contains("first") && !log.contains("second"), "{log}");
@@ -191,8 +198,10 @@ async fn credentials_that_cannot_be_used_leave_the_known_ones_in_force_and_are_t
     let mount = Mount::of(&secret);
     let sidecar = sidecar(mount.path()).await;
     let told = async |line: &str| {
-        eventually(BOUND, line, async || sidecar.admin().get("/readyz?verbose").await.body.contains(line))
-            .await;
+        eventually(BOUND, line, async || {
+            sidecar.admin().get("/readyz?verbose").await.body.contains(line)
+        })
+        .await;
     };
     told("[+] credentials ok (does not affect readiness)").await;
 
@@ -212,7 +221,10 @@ async fn credentials_that_cannot_be_used_leave_the_known_ones_in_force_and_are_t
     fs::rename(again.path(), mount.path()).unwrap();
     told("[+] credentials ok").await;
     assert_eq!(metric(&sidecar, "twofactor_credentials_current").await, Some(1));
-    assert_eq!(metric(&sidecar, r#"twofactor_credentials_changes_total{outcome="refused"}"#).await, Some(3));
+    assert_eq!(
+        metric(&sidecar, r#"twofactor_credentials_changes_total{outcome="refused"}"#).await,
+        Some(3)
+    );
     let log = sidecar.process().output();
     assert_eq!(log.matches("the known ones stay in use").count(), 3, "{log}");
     assert!(log.contains("realm-key: must have the form") && !log.contains("c2VjcmV0"), "{log}");
@@ -267,7 +279,8 @@ async fn a_namespace_that_is_no_longer_let_in_is_refused_within_two_seconds_and_
         sidecar.api().verify("bob", &shown(&bob)).await.status == 200
     })
     .await;
-    eventually(BOUND, "the metric", async || metric(&sidecar, "twofactor_let_in").await == Some(1)).await;
+    eventually(BOUND, "the metric", async || metric(&sidecar, "twofactor_let_in").await == Some(1))
+        .await;
 }
 
 #[tokio::test]
@@ -294,7 +307,8 @@ async fn a_removed_user_of_redis_is_told_as_refused_access_and_is_served_soon_af
     }
     sidecar.process().wait_for_line("Redis refuses access to this sidecar", BOUND).await;
     eventually(BOUND, "the metric", async || {
-        metric(&sidecar, r#"twofactor_store_failures_total{reason="access-refused"}"#).await >= Some(2)
+        metric(&sidecar, r#"twofactor_store_failures_total{reason="access-refused"}"#).await
+            >= Some(2)
             && metric(&sidecar, "twofactor_store_answers").await == Some(0)
     })
     .await;
@@ -303,20 +317,29 @@ async fn a_removed_user_of_redis_is_told_as_refused_access_and_is_served_soon_af
 
     let_user_in(&world, "secret").await;
     let began = Instant::now();
-    eventually(BOUND, "recovery", async || sidecar.api().verify("nobody", "123456").await.status == 404)
-        .await;
+    eventually(BOUND, "recovery", async || {
+        sidecar.api().verify("nobody", "123456").await.status == 404
+    })
+    .await;
     let took = began.elapsed();
     assert!(took < Duration::from_secs(4), "{took:?}");
 
-    eventually(BOUND, "the metric", async || metric(&sidecar, "twofactor_store_answers").await == Some(1))
-        .await;
+    eventually(BOUND, "the metric", async || {
+        metric(&sidecar, "twofactor_store_answers").await == Some(1)
+    })
+    .await;
 
     // A user who may do less than before is refused access too.
     acl(&world, "SETUSER kms -get -evalsha").await;
-    sidecar.process().wait_for_line("this user has no permissions to run the 'get' command", BOUND).await;
+    sidecar
+        .process()
+        .wait_for_line("this user has no permissions to run the 'get' command", BOUND)
+        .await;
     assert_eq!(kind(&sidecar.api().verify("bob", &shown(&bob)).await), store_unavailable());
     acl(&world, "SETUSER kms +get +evalsha").await;
-    eventually(BOUND, "recovery", async || sidecar.api().verify("bob", &shown(&bob)).await.status == 200)
-        .await;
+    eventually(BOUND, "recovery", async || {
+        sidecar.api().verify("bob", &shown(&bob)).await.status == 200
+    })
+    .await;
     assert!(!sidecar.process().output().contains("secret"));
 }

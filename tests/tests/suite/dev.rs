@@ -83,9 +83,12 @@ async fn two_manifests_with_one_username_serve_the_first_and_name_both() {
     let sidecar = dev(&path).await;
     assert_eq!(sidecar.api().generate("alice").await.status, 200);
     let log = sidecar.process().stderr();
-    let line = log.lines().find(|line| line.contains("spec.username")).unwrap_or_else(|| panic!("{log}"));
+    let line =
+        log.lines().find(|line| line.contains("spec.username")).unwrap_or_else(|| panic!("{log}"));
     assert!(
-        line.contains("b.yaml:6") && line.contains("is taken by the user at") && line.contains("a.yaml:1"),
+        line.contains("b.yaml:6")
+            && line.contains("is taken by the user at")
+            && line.contains("a.yaml:1"),
         "{line}"
     );
 }
@@ -139,15 +142,27 @@ async fn changed_manifests_take_effect_without_a_restart() {
     let sidecar = dev(&path).await;
     assert_eq!(sidecar.api().generate("alice").await.status, 200);
     fs::write(folder.path().join("b.yaml"), user("bob", "email: b@example.org")).unwrap();
-    eventually(BOUND, "bob to be served", async || sidecar.api().generate("bob").await.status == 200).await;
-    fs::write(folder.path().join("a.yaml"), user("alice", "email: a@example.org\n  enabled: false")).unwrap();
-    eventually(BOUND, "alice to be disabled", async || sidecar.api().generate("alice").await.status == 404)
-        .await;
+    eventually(BOUND, "bob to be served", async || {
+        sidecar.api().generate("bob").await.status == 200
+    })
+    .await;
+    fs::write(
+        folder.path().join("a.yaml"),
+        user("alice", "email: a@example.org\n  enabled: false"),
+    )
+    .unwrap();
+    eventually(BOUND, "alice to be disabled", async || {
+        sidecar.api().generate("alice").await.status == 404
+    })
+    .await;
     fs::write(folder.path().join("a.yaml"), user("alice", "deliveryMethod: app")).unwrap();
-    eventually(BOUND, "alice to use an app", async || sidecar.api().generate("alice").await.status == 400)
-        .await;
+    eventually(BOUND, "alice to use an app", async || {
+        sidecar.api().generate("alice").await.status == 400
+    })
+    .await;
     fs::remove_file(folder.path().join("b.yaml")).unwrap();
-    eventually(BOUND, "bob to be gone", async || sidecar.api().generate("bob").await.status == 404).await;
+    eventually(BOUND, "bob to be gone", async || sidecar.api().generate("bob").await.status == 404)
+        .await;
 }
 
 #[tokio::test]
@@ -156,9 +171,11 @@ async fn one_file_is_as_good_as_a_folder_and_a_missing_one_is_named() {
     let sidecar = dev(&format!("{path}/a.yaml")).await;
     assert_eq!(sidecar.api().generate("alice").await.status, 200);
     let free = format!("127.0.0.1:{}", ports::free_port());
-    let error =
-        failing(&["dev", "/nowhere/users.yaml", "--listen", &free, "--admin-listen", "127.0.0.1:0"], &[])
-            .await;
+    let error = failing(
+        &["dev", "/nowhere/users.yaml", "--listen", &free, "--admin-listen", "127.0.0.1:0"],
+        &[],
+    )
+    .await;
     assert!(error.contains("/nowhere/users.yaml: No such file"), "{error}");
 }
 
@@ -168,8 +185,12 @@ async fn a_taken_port_is_told_with_the_flag_that_chooses_another() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
     let error = failing(&["dev", &path, "--listen", &address], &[]).await;
-    assert!(error.contains(&address) && error.contains("Choose another address with --listen"), "{error}");
-    let error = failing(&["dev", &path, "--listen", "127.0.0.1:0", "--admin-listen", &address], &[]).await;
+    assert!(
+        error.contains(&address) && error.contains("Choose another address with --listen"),
+        "{error}"
+    );
+    let error =
+        failing(&["dev", &path, "--listen", "127.0.0.1:0", "--admin-listen", &address], &[]).await;
     assert!(error.contains("--admin-listen"), "{error}");
 }
 
@@ -177,7 +198,10 @@ async fn a_taken_port_is_told_with_the_flag_that_chooses_another() {
 async fn an_address_that_others_can_reach_needs_a_flag_that_says_so() {
     let (_folder, path) = manifests(&[("a.yaml", &user("alice", "email: a@example.org"))]);
     let error = failing(&["dev", &path, "--listen", "0.0.0.0:0"], &[]).await;
-    assert!(error.contains("--allow-non-loopback") && error.contains("no authentication"), "{error}");
+    assert!(
+        error.contains("--allow-non-loopback") && error.contains("no authentication"),
+        "{error}"
+    );
 }
 
 #[tokio::test]
@@ -196,14 +220,17 @@ async fn variables_that_are_wrong_are_named_and_never_repeated() {
         (&[("SMTP_SERVER", "mail.example.org")], "SMTP_FROM_EMAIL is missing"),
         (&[("REDIS_URL", "http://user:hidden-password@host")], "--redis-url is not a Redis URL"),
     ] {
-        let error =
-            failing(&["dev", &path, "--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"], variables)
-                .await;
+        let error = failing(
+            &["dev", &path, "--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"],
+            variables,
+        )
+        .await;
         assert!(error.contains(expected), "{error}");
         assert!(!error.contains("thirty-one") && !error.contains("hidden-password"), "{error}");
     }
     let long_enough = "a key of thirty-two bytes or more";
-    let sidecar = SidecarProcess::builder().args(["dev", &path]).env("SECRET_KEY", long_enough).start().await;
+    let sidecar =
+        SidecarProcess::builder().args(["dev", &path]).env("SECRET_KEY", long_enough).start().await;
     assert_eq!(sidecar.api().generate("alice").await.status, 200);
 }
 
@@ -237,7 +264,10 @@ async fn a_dotenv_file_counts_where_the_environment_says_nothing() {
 
 #[tokio::test]
 async fn help_explains_every_flag_with_its_variable() {
-    let help = twofactor_tests::process::run(tools::project_binary("twofactor-sidecar"), &["dev", "--help"]);
+    let help = twofactor_tests::process::run(
+        tools::project_binary("twofactor-sidecar"),
+        &["dev", "--help"],
+    );
     let help = help.split_whitespace().collect::<Vec<_>>().join(" ");
     for (flag, variable) in [
         ("--listen", "TWOFACTOR_LISTEN"),
@@ -258,7 +288,10 @@ async fn help_explains_every_flag_with_its_variable() {
         ("--expose-codes", "EXPOSE_CODES"),
     ] {
         let env = format!("[env: {variable}");
-        assert!(help.contains(flag) && help.contains(&env), "{flag} or {env} is missing in: {help}");
+        assert!(
+            help.contains(flag) && help.contains(&env),
+            "{flag} or {env} is missing in: {help}"
+        );
     }
     assert!(help.contains("SMTP_PASSWORD") && help.contains("SECRET_KEY"), "{help}");
 }
@@ -337,7 +370,8 @@ async fn dev_starts_and_waits_when_redis_is_away() {
     assert_eq!(sidecar.api().get("/").await.status, 200);
     assert_eq!(sidecar.api().generate("alice").await.status, 503);
     redis.restart().await;
-    eventually(BOUND, "recovery", async || sidecar.api().generate("alice").await.status == 200).await;
+    eventually(BOUND, "recovery", async || sidecar.api().generate("alice").await.status == 200)
+        .await;
 }
 
 #[tokio::test]
@@ -366,7 +400,8 @@ async fn a_realm_of_another_master_key_is_left_alone() {
     assert!(error.contains("--master-key-file") && error.contains("--realm"), "{error}");
     assert_eq!(owner.api().generate("alice").await.status, 200);
     let other_realm = [&stranger[..4], &["--realm", "another"]].concat();
-    let other = SidecarProcess::builder().args(other_realm).env("REDIS_URL", &redis.url()).start().await;
+    let other =
+        SidecarProcess::builder().args(other_realm).env("REDIS_URL", &redis.url()).start().await;
     assert_eq!(other.api().generate("alice").await.status, 200);
     assert_eq!(owner.api().generate("alice").await.status, 200);
 }
@@ -382,7 +417,8 @@ async fn a_manifest_with_a_typing_error_costs_nobody_their_seed() {
     };
     let first = start().await;
     let line = first.process().wait_for_line("otpauth://", BOUND).await;
-    let seed = line.split("secret=").nth(1).and_then(|rest| rest.split('&').next()).unwrap().to_owned();
+    let seed =
+        line.split("secret=").nth(1).and_then(|rest| rest.split('&').next()).unwrap().to_owned();
     drop(first);
     fs::write(folder.path().join("a.yaml"), user("carol", "deliveryMethod: appp")).unwrap();
     let second = start().await;
@@ -390,7 +426,8 @@ async fn a_manifest_with_a_typing_error_costs_nobody_their_seed() {
     drop(second);
     fs::write(folder.path().join("a.yaml"), user("carol", "deliveryMethod: app")).unwrap();
     let third = start().await;
-    let code = twofactor_tests::process::run(tools::find("oathtool"), &["--totp", "--base32", &seed]);
+    let code =
+        twofactor_tests::process::run(tools::find("oathtool"), &["--totp", "--base32", &seed]);
     assert_eq!(third.api().verify("carol", code.trim()).await.status, 200);
     assert!(!third.process().stdout().contains("otpauth://"), "{}", third.process().stdout());
 }

@@ -41,7 +41,8 @@ const LOGIN: [(&str, &str); 2] =
 
 #[tokio::test]
 async fn a_code_arrives_over_starttls_with_the_contracts_text_and_is_accepted() {
-    let mail = MailServer::builder().tls(MailTls::StartTls).login(LOGIN[0].1, LOGIN[1].1).start().await;
+    let mail =
+        MailServer::builder().tls(MailTls::StartTls).login(LOGIN[0].1, LOGIN[1].1).start().await;
     let (sidecar, _folder) = sidecar(&mail, &LOGIN).await;
     let reply = sidecar.api().generate("alice").await;
     assert_eq!(reply.status, 200, "{}", reply.body);
@@ -53,11 +54,18 @@ async fn a_code_arrives_over_starttls_with_the_contracts_text_and_is_accepted() 
     assert_eq!(message.from, "otp@example.org");
     assert_eq!(message.to, ["alice@example.org"]);
     let mut lines = message.text.lines();
-    let code = lines.next().and_then(|line| line.strip_prefix("Your FountainAI OTP: ")).unwrap().to_owned();
+    let code = lines
+        .next()
+        .and_then(|line| line.strip_prefix("Your FountainAI OTP: "))
+        .unwrap()
+        .to_owned();
     let expires = reply.json()["expires_at"].as_str().unwrap().to_owned();
     assert_eq!(lines.next(), Some(format!("It expires at {expires}.").as_str()));
     assert_eq!(lines.next(), Some("It was asked for by dev."));
-    assert_eq!((message.html.as_str(), message.header("Auto-Submitted")), ("", Some("auto-generated")));
+    assert_eq!(
+        (message.html.as_str(), message.header("Auto-Submitted")),
+        ("", Some("auto-generated"))
+    );
     assert_eq!(sidecar.api().verify("alice", &code).await.status, 200);
     assert!(!sidecar.process().output().contains(&code));
 }
@@ -125,12 +133,19 @@ async fn a_refused_delivery_is_told_without_what_the_server_said() {
 
 #[tokio::test]
 async fn a_wrong_password_is_a_refused_delivery_and_is_never_shown() {
-    let mail = MailServer::builder().tls(MailTls::StartTls).login("otp", "the right password").start().await;
+    let mail = MailServer::builder()
+        .tls(MailTls::StartTls)
+        .login("otp", "the right password")
+        .start()
+        .await;
     let (sidecar, _folder) =
         sidecar(&mail, &[("SMTP_USERNAME", "otp"), ("SMTP_PASSWORD", "the-wrong-one")]).await;
     let reply = sidecar.api().generate("alice").await;
     assert_eq!(reply.status, 502, "{}", reply.body);
-    assert!(!reply.body.contains("the-wrong-one") && !sidecar.process().output().contains("the-wrong-one"));
+    assert!(
+        !reply.body.contains("the-wrong-one")
+            && !sidecar.process().output().contains("the-wrong-one")
+    );
 }
 
 #[tokio::test]
@@ -138,7 +153,9 @@ async fn a_server_that_is_gone_or_hangs_is_a_refused_delivery_in_bounded_time() 
     let mail = MailServer::builder().tls(MailTls::StartTls).start().await;
     let (sidecar, _folder) = sidecar(&mail, &[]).await;
     mail.process().pause().await;
-    let reply = tokio::time::timeout(Duration::from_secs(12), sidecar.api().generate("alice")).await.unwrap();
+    let reply = tokio::time::timeout(Duration::from_secs(12), sidecar.api().generate("alice"))
+        .await
+        .unwrap();
     assert_eq!(reply.status, 502, "{}", reply.body);
     mail.process().resume();
     mail.process().kill();
@@ -147,8 +164,9 @@ async fn a_server_that_is_gone_or_hangs_is_a_refused_delivery_in_bounded_time() 
 
 /// What a refused generate says, within the time that a delivery has.
 async fn refused(sidecar: &SidecarProcess, username: &str) -> String {
-    let reply =
-        tokio::time::timeout(Duration::from_secs(12), sidecar.api().generate(username)).await.unwrap();
+    let reply = tokio::time::timeout(Duration::from_secs(12), sidecar.api().generate(username))
+        .await
+        .unwrap();
     assert_eq!(reply.status, 502, "{}", reply.body);
     let detail = reply.json()["detail"].as_str().unwrap().to_owned();
     detail.strip_prefix("The OTP could not be delivered: ").unwrap().to_owned()
@@ -161,7 +179,8 @@ async fn delivered(sidecar: &SidecarProcess, username: &str) {
 
 #[tokio::test]
 async fn a_connection_is_kept_for_the_next_delivery_until_the_server_closes_it() {
-    let mail = MailServer::builder().tls(MailTls::StartTls).login(LOGIN[0].1, LOGIN[1].1).start().await;
+    let mail =
+        MailServer::builder().tls(MailTls::StartTls).login(LOGIN[0].1, LOGIN[1].1).start().await;
     let (sidecar, _folder) = sidecar(&mail, &LOGIN).await;
     delivered(&sidecar, "alice").await;
     delivered(&sidecar, "bob").await;
@@ -171,7 +190,10 @@ async fn a_connection_is_kept_for_the_next_delivery_until_the_server_closes_it()
     delivered(&sidecar, "carol").await;
     assert_eq!((mail.connections().await, mail.messages().await.len()), (2, 3));
     let metrics = sidecar.admin().get("/metrics").await.body;
-    assert!(metrics.contains(r#"twofactor_deliveries_total{channel="email",outcome="sent"} 3"#), "{metrics}");
+    assert!(
+        metrics.contains(r#"twofactor_deliveries_total{channel="email",outcome="sent"} 3"#),
+        "{metrics}"
+    );
 }
 
 #[tokio::test]
@@ -195,7 +217,11 @@ async fn a_server_that_goes_away_in_the_middle_is_told_and_nothing_is_sent_twice
     let stages = [MailStage::Mail, MailStage::Rcpt, MailStage::Data];
     for (number, stage) in stages.into_iter().enumerate() {
         mail.go_silent(stage, MailTrouble::Drop, Some(1)).await;
-        assert_eq!(refused(&sidecar, PEOPLE[2 * number]).await, "the provider broke off.", "{stage:?}");
+        assert_eq!(
+            refused(&sidecar, PEOPLE[2 * number]).await,
+            "the provider broke off.",
+            "{stage:?}"
+        );
         let attempts = mail.attempts().await;
         delivered(&sidecar, PEOPLE[2 * number + 1]).await;
         assert_eq!(mail.attempts().await, attempts + 1, "{stage:?}");
@@ -211,7 +237,8 @@ async fn a_server_that_goes_away_in_the_middle_is_told_and_nothing_is_sent_twice
 async fn what_a_server_puts_off_is_told_apart_from_what_it_refuses() {
     let mail = MailServer::builder().tls(MailTls::StartTls).start().await;
     let (sidecar, _folder) = sidecar(&mail, &[]).await;
-    for (stage, person) in [(MailStage::Mail, "alice"), (MailStage::Rcpt, "bob"), (MailStage::Data, "carol")]
+    for (stage, person) in
+        [(MailStage::Mail, "alice"), (MailStage::Rcpt, "bob"), (MailStage::Data, "carol")]
     {
         mail.fail(stage, "451 4.3.0 carol@example.org later", None).await;
         assert_eq!(refused(&sidecar, person).await, "the provider cannot take it at the moment.");

@@ -1,5 +1,6 @@
-//! Flaws that shipped in systems like this one, each with what keeps it from shipping here: `docs/flaws.md` lists them, and this
-//! makes sure that the tests which the page names are there. Those that had no test elsewhere are here.
+//! Flaws that shipped in systems like this one, each with what keeps it from shipping here:
+//! `docs/flaws.md` lists them, and this makes sure that the tests which the page names are there.
+//! Those that had no test elsewhere are here.
 
 use std::fs;
 use std::path::Path;

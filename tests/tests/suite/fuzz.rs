@@ -1,6 +1,8 @@
-//! Whatever comes in, nothing panics and everything is answered: sealed records, manifests, templates, requests.
+//! Whatever comes in, nothing panics and everything is answered: sealed records, manifests,
+//! templates, requests.
 //!
-//! The number of cases is bounded; `PROPTEST_CASES=100000 cargo test -p twofactor-tests --test suite fuzz` looks longer.
+//! The number of cases is bounded; `PROPTEST_CASES=100000 cargo test -p twofactor-tests --test
+//! suite fuzz` looks longer.
 
 use std::fs;
 use std::time::Duration;
@@ -55,7 +57,8 @@ fn nearly_json() -> impl Strategy<Value = String> {
         Just("[[[[[[[[[[{}]]]]]]]]]]".to_owned()),
     ];
     prop::collection::vec((word, value), 0..8).prop_map(|members| {
-        let members: Vec<_> = members.iter().map(|(name, value)| format!("\"{name}\":{value}")).collect();
+        let members: Vec<_> =
+            members.iter().map(|(name, value)| format!("\"{name}\":{value}")).collect();
         format!("{{{}}}", members.join(","))
     })
 }
@@ -147,7 +150,8 @@ proptest! {
             templates.set(part, Some(template));
             let lines = |filled: &str| filled.lines().count();
             prop_assert!(!templates.subject(&values).contains(['\r', '\n', '\0']));
-            // A value is a part of a line, and of nothing else: another one makes no more lines and no markup.
+            // A value is a part of a line, and of nothing else: another one makes no more lines and
+            // no markup.
             let plain = Values { issuer: "x", username: "x", context: Some("x"), ..values };
             prop_assert_eq!(lines(&templates.text(&values)), lines(&templates.text(&plain)));
             prop_assert!(lines(&templates.sms(&values)) <= lines(&templates.sms(&plain)));
@@ -160,7 +164,8 @@ proptest! {
 
 /// A request with parts that are as they should be, and parts that are not.
 fn request() -> impl Strategy<Value = Vec<u8>> {
-    let method = prop_oneof![4 => Just("POST".to_owned()), 1 => Just("GET".to_owned()), 1 => "[A-Z]{1,9}"];
+    let method =
+        prop_oneof![4 => Just("POST".to_owned()), 1 => Just("GET".to_owned()), 1 => "[A-Z]{1,9}"];
     let path = prop_oneof![
         3 => Just("/auth/verify".to_owned()),
         3 => Just("/auth/generate".to_owned()),
@@ -227,8 +232,8 @@ async fn whatever_is_asked_is_answered_and_never_with_a_defect() {
     for _ in 0..REQUESTS {
         let request = requests.new_tree(&mut runner).unwrap().current();
         let status = tokio::time::timeout(ANSWER, status(&address, &request)).await;
-        let status =
-            status.unwrap_or_else(|_| panic!("no answer to {:?}", String::from_utf8_lossy(&request)));
+        let status = status
+            .unwrap_or_else(|_| panic!("no answer to {:?}", String::from_utf8_lossy(&request)));
         assert_ne!(status, Some(500), "{:?}", String::from_utf8_lossy(&request));
         answered += usize::from(status.is_some());
     }

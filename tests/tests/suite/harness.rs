@@ -36,7 +36,8 @@ async fn an_exceeded_bound_names_what_was_waited_for_and_the_last_reason() {
 #[tokio::test]
 #[should_panic(expected = "for a sign: the probe did not return")]
 async fn a_probe_that_hangs_ends_at_the_bound() {
-    eventually(Duration::from_millis(50), "a sign", async || std::future::pending::<bool>().await).await;
+    eventually(Duration::from_millis(50), "a sign", async || std::future::pending::<bool>().await)
+        .await;
 }
 
 #[test]
@@ -85,8 +86,9 @@ async fn waiting_for_a_line_of_a_process_that_ended_fails_at_once() {
 
 #[tokio::test]
 async fn a_process_that_ignores_the_request_to_end_is_killed_on_drop() {
-    let process =
-        shell("trap '' TERM; echo ready; while :; do :; done").patience(Duration::from_millis(100)).start();
+    let process = shell("trap '' TERM; echo ready; while :; do :; done")
+        .patience(Duration::from_millis(100))
+        .start();
     process.wait_for_line("ready", SOON).await;
     let pid = process.id();
     drop(process);
@@ -117,7 +119,8 @@ fn the_developers_own_settings_can_be_hidden() {
     eventually_blocking(SOON, "the end", || process.try_exit());
     assert!(process.stdout().contains("SEEN=yes\n"));
     assert!(!process.stdout().contains("CARGO"));
-    let home = process.stdout().lines().find_map(|line| line.strip_prefix("HOME=").map(str::to_owned));
+    let home =
+        process.stdout().lines().find_map(|line| line.strip_prefix("HOME=").map(str::to_owned));
     assert_eq!(process.stdout().lines().last(), home.as_deref());
 }
 
@@ -131,7 +134,11 @@ async fn redis_forgets_what_it_was_not_told_to_keep() {
 
 #[tokio::test]
 async fn redis_keeps_what_it_forced_to_the_disk_through_a_crash_on_the_same_port() {
-    let redis = RedisServer::builder().append_only(AppendFsync::Always).password("opensesame").start().await;
+    let redis = RedisServer::builder()
+        .append_only(AppendFsync::Always)
+        .password("opensesame")
+        .start()
+        .await;
     let () = redis.connect().await.set("key", "value").await.expect("SET");
     let (port, first) = (redis.port(), redis.process().id());
     assert!(!redis.kill().success());
@@ -142,8 +149,10 @@ async fn redis_keeps_what_it_forced_to_the_disk_through_a_crash_on_the_same_port
     redis.flush_all().await;
     assert!(!redis.connect().await.exists::<_, bool>("key").await.expect("EXISTS"));
 
-    let without_password = redis::Client::open(format!("redis://127.0.0.1:{port}/0")).expect("a URL");
-    let mut stranger = without_password.get_multiplexed_async_connection().await.expect("a connection");
+    let without_password =
+        redis::Client::open(format!("redis://127.0.0.1:{port}/0")).expect("a URL");
+    let mut stranger =
+        without_password.get_multiplexed_async_connection().await.expect("a connection");
     assert!(stranger.get::<_, Option<String>>("key").await.is_err());
 }
 
@@ -152,7 +161,8 @@ async fn a_held_redis_answers_when_it_goes_on() {
     let redis = RedisServer::start().await;
     let mut connection = redis.connect().await;
     redis.pause().await;
-    let held = tokio::time::timeout(Duration::from_millis(100), connection.exists::<_, bool>("key")).await;
+    let held =
+        tokio::time::timeout(Duration::from_millis(100), connection.exists::<_, bool>("key")).await;
     assert!(held.is_err());
     redis.resume();
     assert!(!connection.exists::<_, bool>("key").await.expect("EXISTS"));
@@ -164,12 +174,17 @@ async fn the_clock_of_redis_stands_where_it_was_put_inside_and_outside_of_script
     let clock = redis.clock();
     let started = clock.unix_millis().await;
     let mut connection = redis.connect().await;
-    for millis in
-        [1_700_000_000_000, 1_700_000_029_999, 1_700_003_600_001, 1_600_000_000_123, 4_102_444_799_999]
-    {
+    for millis in [
+        1_700_000_000_000,
+        1_700_000_029_999,
+        1_700_003_600_001,
+        1_600_000_000_123,
+        4_102_444_799_999,
+    ] {
         let asked = Instant::now();
         clock.set_unix_millis(millis).await;
-        let outside: (u64, u64) = redis::cmd("TIME").query_async(&mut connection).await.expect("TIME");
+        let outside: (u64, u64) =
+            redis::cmd("TIME").query_async(&mut connection).await.expect("TIME");
         let inside: (u64, u64) = redis::Script::new("return redis.call('TIME')")
             .invoke_async(&mut connection)
             .await
@@ -210,7 +225,8 @@ async fn keys_expire_by_the_clock_that_was_put() {
 
 #[tokio::test]
 async fn the_clock_of_redis_stays_where_it_was_put_through_a_restart() {
-    let redis = RedisServer::builder().with_movable_clock().append_only(AppendFsync::Always).start().await;
+    let redis =
+        RedisServer::builder().with_movable_clock().append_only(AppendFsync::Always).start().await;
     redis.clock().set_unix_millis(1_700_000_000_500).await;
     redis.kill();
     redis.restart().await;
@@ -221,7 +237,11 @@ async fn the_clock_of_redis_stays_where_it_was_put_through_a_restart() {
     assert_eq!(redis.clock().unix_millis().await, 1_700_000_777_000);
 }
 
-async fn send(server: &MailServer, to: &str, tls: MailTls) -> Result<(), lettre::transport::smtp::Error> {
+async fn send(
+    server: &MailServer,
+    to: &str,
+    tls: MailTls,
+) -> Result<(), lettre::transport::smtp::Error> {
     let message = Message::builder()
         .from("Service <service@example.org>".parse().expect("an address"))
         .to(to.parse().expect("an address"))
@@ -234,7 +254,8 @@ async fn send(server: &MailServer, to: &str, tls: MailTls) -> Result<(), lettre:
         .build()
         .expect("TLS parameters");
     let login = Credentials::new("user".to_owned(), "pass".to_owned());
-    let transport = AsyncSmtpTransport::<Tokio1Executor>::builder_dangerous("localhost").port(server.port());
+    let transport =
+        AsyncSmtpTransport::<Tokio1Executor>::builder_dangerous("localhost").port(server.port());
     let transport = match tls {
         MailTls::Plain => transport,
         MailTls::StartTls => transport.tls(Tls::Required(parameters)).credentials(login),
@@ -256,7 +277,10 @@ async fn mail_is_read_as_it_arrived_each_message_once() {
     assert_eq!(mail.text.trim(), "Your code: 123456");
     assert_eq!(mail.header("from"), Some("Service <service@example.org>"));
     assert!(
-        !mail.tls && mail.user.is_none() && mail.html.is_empty() && mail.raw.contains("Subject: =?utf-8?")
+        !mail.tls
+            && mail.user.is_none()
+            && mail.html.is_empty()
+            && mail.raw.contains("Subject: =?utf-8?")
     );
     server.wait_for_message("alice@example.org", SOON).await;
     assert_eq!(server.messages().await.len(), 3);
@@ -335,7 +359,8 @@ async fn an_api_server_comes_back_on_its_port_with_its_data() {
 
 #[tokio::test]
 async fn an_api_server_with_controllers_collects_garbage_and_knows_service_accounts() {
-    let controllers = ["garbage-collector-controller", "namespace-controller", "serviceaccount-controller"];
+    let controllers =
+        ["garbage-collector-controller", "namespace-controller", "serviceaccount-controller"];
     let server = ApiServer::builder().controllers(controllers).start().await;
     let _ = server.kubectl(&["create", "configmap", "owner"]);
     let uid = server.kubectl(&["get", "configmap", "owner", "--output=jsonpath={.metadata.uid}"]);
@@ -355,7 +380,13 @@ async fn an_api_server_with_controllers_collects_garbage_and_knows_service_accou
         let kubeconfig = kubeconfig.to_str().expect("a path of visible characters").to_owned();
         twofactor_tests::process::run(
             tools::find_kubernetes("kubectl"),
-            &["--kubeconfig", &kubeconfig, "auth", "whoami", "--output=jsonpath={.status.userInfo.username}"],
+            &[
+                "--kubeconfig",
+                &kubeconfig,
+                "auth",
+                "whoami",
+                "--output=jsonpath={.status.userInfo.username}",
+            ],
         )
     };
     assert_eq!(whoami(&account), "system:serviceaccount:default:default");

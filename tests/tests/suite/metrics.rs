@@ -40,7 +40,10 @@ async fn promtool_has_nothing_to_say_about_the_sidecars_metrics_and_they_count_r
     assert_eq!(api.verify("carol", "000000").await.status, 401);
     let round_trips = |metrics: &str| {
         ["verify", "issue", "record", "absence"].map(|operation| {
-            value(metrics, &format!("twofactor_store_round_trips_total{{operation=\"{operation}\"}}"))
+            value(
+                metrics,
+                &format!("twofactor_store_round_trips_total{{operation=\"{operation}\"}}"),
+            )
         })
     };
     let before = round_trips(&metrics(&sidecar).await);
@@ -56,7 +59,10 @@ async fn promtool_has_nothing_to_say_about_the_sidecars_metrics_and_they_count_r
     world.publish(record, false).await;
     let _ = api.verify("carol", &shown(&person)).await;
     let now = metrics(&sidecar).await;
-    assert_eq!((round_trips(&now), value(&now, "twofactor_stale_records_total")), ([6, 0, 2, 0], 1));
+    assert_eq!(
+        (round_trips(&now), value(&now, "twofactor_stale_records_total")),
+        ([6, 0, 2, 0], 1)
+    );
     assert_eq!(api.verify("nobody", "000000").await.status, 404);
     let _ = api.raw("POST", "/auth/verify", &[], "{").await;
     let _ = api.get("/nowhere/alice").await;

@@ -1,4 +1,5 @@
-//! The table of `docs/outcomes.md`, line by line: each outcome is brought about and compared, and each that there is has a line.
+//! The table of `docs/outcomes.md`, line by line: each outcome is brought about and compared, and
+//! each that there is has a line.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -37,11 +38,14 @@ struct Line {
 }
 
 fn table() -> Vec<Line> {
-    let page = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/outcomes.md")).unwrap();
+    let page =
+        fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/outcomes.md"))
+            .unwrap();
     let rows = page.lines().filter(|line| line.starts_with('|')).skip(2);
     rows.map(|row| {
         let cells: Vec<&str> = row.trim_matches('|').split(" | ").map(str::trim).collect();
-        let [asked, outcome, status, detail, retry, log, metric, history, advice] = cells[..] else {
+        let [asked, outcome, status, detail, retry, log, metric, history, advice] = cells[..]
+        else {
             panic!("{row}")
         };
         assert!(!advice.is_empty(), "{row}");
@@ -103,7 +107,8 @@ impl Scene {
         self.sidecar.api().verify(name, code).await
     }
 
-    /// Brings an outcome about, for a user of that name. `None` for what only a defect brings about.
+    /// Brings an outcome about, for a user of that name. `None` for what only a defect brings
+    /// about.
     async fn bring_about(&self, line: &Line, name: &str) -> Option<Reply> {
         let reply = match (line.asked.as_str(), line.outcome.as_str()) {
             ("generate", "delivered") => {
@@ -158,14 +163,19 @@ impl Scene {
                     self.generate(name).await
                 };
                 self.world.redis().resume();
-                eventually(BOUND, "recovery", async || self.verify("nobody", "000000").await.status == 404)
-                    .await;
+                eventually(BOUND, "recovery", async || {
+                    self.verify("nobody", "000000").await.status == 404
+                })
+                .await;
                 reply
             }
             ("generate", "not-let-in") => self.stranger.api().generate(name).await,
             ("verify", "not-let-in") => self.stranger.api().verify(name, "000000").await,
             (asked @ ("generate" | "verify"), "malformed-request") => {
-                self.sidecar.api().post_json(&format!("/auth/{asked}"), &json!({ "user": name })).await
+                self.sidecar
+                    .api()
+                    .post_json(&format!("/auth/{asked}"), &json!({ "user": name }))
+                    .await
             }
             ("verify", "accepted") => {
                 let person = self.world.person(name, App).await;
@@ -196,7 +206,10 @@ impl Scene {
                 self.sidecar.api().raw("POST", "/auth/generate?username=alice", &headers, "").await
             }
             ("any", "body-too-large") => {
-                self.sidecar.api().post_json("/auth/verify", &json!({ "username": "x".repeat(9000) })).await
+                self.sidecar
+                    .api()
+                    .post_json("/auth/verify", &json!({ "username": "x".repeat(9000) }))
+                    .await
             }
             ("any", "body-too-slow") => self.too_slow().await,
             ("any", "internal-error") => return None,
@@ -243,7 +256,10 @@ impl Scene {
         let (head, body) = answer.split_once("\r\n\r\n").unwrap();
         let status = head.split(' ').nth(1).unwrap().parse().unwrap();
         let content_type = "application/problem+json".parse().unwrap();
-        assert!(head.to_ascii_lowercase().contains("content-type: application/problem+json"), "{head}");
+        assert!(
+            head.to_ascii_lowercase().contains("content-type: application/problem+json"),
+            "{head}"
+        );
         Reply {
             status,
             headers: [(reqwest::header::CONTENT_TYPE, content_type)].into_iter().collect(),
@@ -299,8 +315,10 @@ async fn every_line_of_the_table_is_what_happens() {
         let sidecar = if line.outcome == "not-let-in" { &scene.stranger } else { &scene.sidecar };
         let user = format!("username=\"{name}\"");
         let said = format!("operation=\"{}\" outcome=\"{}\" {user}", line.asked, line.outcome);
-        let counted =
-            format!("twofactor_decisions_total{{operation=\"{}\",outcome=\"{}\"}}", line.asked, line.outcome);
+        let counted = format!(
+            "twofactor_decisions_total{{operation=\"{}\",outcome=\"{}\"}}",
+            line.asked, line.outcome
+        );
         if line.log {
             let audit = sidecar.process().wait_for_line(&said, BOUND).await;
             assert!(audit.contains("audit"), "{audit}");

@@ -1,5 +1,5 @@
-//! One code is one success, whoever asks for it at the same moment through whichever sidecar, and whatever happens to Redis
-//! meanwhile. Real programs on a real Redis.
+//! One code is one success, whoever asks for it at the same moment through whichever sidecar, and
+//! whatever happens to Redis meanwhile. Real programs on a real Redis.
 
 use std::time::{Duration, Instant};
 
@@ -39,7 +39,8 @@ async fn sidecars(world: &World) -> Vec<(SidecarProcess, TempDir)> {
 fn submit(apis: &[ApiClient], name: &str, code: &str) -> JoinSet<u16> {
     let mut requests = JoinSet::new();
     for number in 0..PARALLEL {
-        let (api, name, code) = (apis[number % apis.len()].clone(), name.to_owned(), code.to_owned());
+        let (api, name, code) =
+            (apis[number % apis.len()].clone(), name.to_owned(), code.to_owned());
         requests.spawn(async move { api.verify(&name, &code).await.status });
     }
     requests
@@ -56,8 +57,9 @@ async fn fifty_parallel_verifies_through_three_sidecars_are_one_success_a_thousa
     let apis: Vec<_> = sidecars.iter().map(|(sidecar, _)| sidecar.api()).collect();
     for round in 0..ROUNDS {
         let person = world.person(&format!("user{round}"), App).await;
-        let statuses =
-            submit(&apis, person.record.definition.username.as_str(), &shown(&person)).join_all().await;
+        let statuses = submit(&apis, person.record.definition.username.as_str(), &shown(&person))
+            .join_all()
+            .await;
         assert_eq!(
             (count(&statuses, 200), count(&statuses, 400)),
             (1, PARALLEL - 1),
@@ -88,7 +90,8 @@ async fn fifty_parallel_wrong_guesses_through_three_sidecars_are_five_failures()
 
 #[tokio::test]
 async fn a_redis_that_is_killed_in_the_middle_makes_no_second_success() {
-    let redis = RedisServer::builder().append_only(AppendFsync::Always).with_movable_clock().start().await;
+    let redis =
+        RedisServer::builder().append_only(AppendFsync::Always).with_movable_clock().start().await;
     let world = World::in_redis_with_real_time(redis).await;
     let sidecars = sidecars(&world).await;
     let apis: Vec<_> = sidecars.iter().map(|(sidecar, _)| sidecar.api()).collect();

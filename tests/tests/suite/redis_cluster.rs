@@ -1,4 +1,5 @@
-//! What only a real Redis Cluster can show: masters that are emptied, replaced or joined by others, and slots that move.
+//! What only a real Redis Cluster can show: masters that are emptied, replaced or joined by others,
+//! and slots that move.
 
 use std::time::Duration;
 
@@ -63,7 +64,8 @@ async fn a_master_that_was_emptied_alone_is_an_outage_for_its_users_until_it_is_
         cluster(&world).masters[number].flush_all().await;
         let inspection = world.publisher.store().inspect().await.unwrap();
         assert!(!inspection.ready, "master {number} was emptied");
-        // Never "there is no such user", who would be let go without a second factor by services that go by it.
+        // Never "there is no such user", who would be let go without a second factor by services
+        // that go by it.
         let absence = world.store.confirm_absence(&person.pseudonym).await;
         assert!(matches!(absence, Err(StoreError::Undecided(_))), "{absence:?}");
     }
@@ -114,7 +116,8 @@ async fn a_user_whose_slot_moves_is_found_on_its_way_and_where_it_arrives() {
     for key in rest {
         migrate(key).await;
     }
-    // There already, and not yet theirs: who asks the old node is sent on, and has to say so to the new one.
+    // There already, and not yet theirs: who asks the old node is sent on, and has to say so to the
+    // new one.
     assert_eq!(world.verify(&person, "moved", &wrong).await.unwrap(), Verdict::Wrong);
     assert!(world.store.record(&person.pseudonym).await.unwrap().is_some());
     for node in masters {
@@ -125,14 +128,20 @@ async fn a_user_whose_slot_moves_is_found_on_its_way_and_where_it_arrives() {
     assert_eq!(world.verify(&person, "kms", &code).await.unwrap(), Verdict::Used);
     // A publisher finds it as soon as it has looked again who has the slot.
     eventually(BOUND, "the publisher to find the user", async || {
-        world.publisher.store().published(&[person.pseudonym]).await.map_err(|error| error.to_string())
+        world
+            .publisher
+            .store()
+            .published(&[person.pseudonym])
+            .await
+            .map_err(|error| error.to_string())
     })
     .await;
     assert_eq!(world.publisher.store().users().await.unwrap(), [person.pseudonym]);
 }
 
 #[tokio::test]
-async fn a_replica_in_a_masters_place_decides_nothing_before_it_is_checked_and_brings_no_code_back() {
+async fn a_replica_in_a_masters_place_decides_nothing_before_it_is_checked_and_brings_no_code_back()
+{
     let cluster = RedisCluster::builder().with_replicas().start().await;
     let world = World::on_cluster(cluster, Clock::System).await;
     let cluster = world.cluster.as_ref().unwrap();
@@ -187,10 +196,12 @@ async fn logins_are_made_and_removed_on_every_node_replicas_included() {
     let user = AclUser {
         name: names().login(&[1; 16]),
         // Of the empty password.
-        password_hash: "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855".to_owned(),
+        password_hash: "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+            .to_owned(),
         realm: names(),
     };
-    // Masters tell of a replica once it has something of theirs; the operator sets logins again every minute.
+    // Masters tell of a replica once it has something of theirs; the operator sets logins again
+    // every minute.
     eventually(BOUND, "every node to know the login", async || {
         admin.acl_set(&user, Separation::ReadAndWrite).await.map_err(|error| error.to_string())?;
         for node in cluster.nodes() {
@@ -204,7 +215,9 @@ async fn logins_are_made_and_removed_on_every_node_replicas_included() {
     // One that a node has lost is known somewhere, and not everywhere.
     let _: i64 = cluster.replicas[1].ask(&["ACL", "DELUSER", &user.name]).await;
     let names_known = admin.acl_users().await.unwrap();
-    assert!(names_known.anywhere.contains(&user.name) && !names_known.everywhere.contains(&user.name));
+    assert!(
+        names_known.anywhere.contains(&user.name) && !names_known.everywhere.contains(&user.name)
+    );
     admin.acl_delete(std::slice::from_ref(&user.name)).await.unwrap();
     for node in cluster.nodes() {
         assert_eq!(known(node).await, ["default"]);
@@ -235,7 +248,8 @@ async fn a_cluster_is_reached_over_tls_with_an_authority_of_its_own() {
     let tls = Tls::new();
     let cluster = RedisCluster::builder().tls(tls.clone()).start().await;
     let store =
-        RedisStore::with_authority(&cluster.url(), Some(&tls.authority), names(), Clock::System).unwrap();
+        RedisStore::with_authority(&cluster.url(), Some(&tls.authority), names(), Clock::System)
+            .unwrap();
     let world = World::around(Store::Redis(store), Clock::System).await;
     let person = world.person("alice", Email).await;
     world.issue(&person, "kms", LIFETIME).await.unwrap();

@@ -1,4 +1,5 @@
-//! Bad days of Redis that the other suites do not have: certificates, passwords, replicas, and scripts that are forgotten.
+//! Bad days of Redis that the other suites do not have: certificates, passwords, replicas, and
+//! scripts that are forgotten.
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -28,7 +29,8 @@ async fn redis_is_reached_over_tls_and_whoever_it_is_not_is_not_believed() {
     let redis = RedisServer::builder().tls(tls.clone()).password("first").start().await;
     let _: () = redis.ask(&["ACL", "SETUSER", "somebody", "on", ">p:w", "~*", "+@all"]).await;
     let url = redis.url().replace("rediss://:first@", "rediss://somebody:p%3Aw@");
-    let store = RedisStore::with_authority(&url, Some(&tls.authority), names(), Clock::System).unwrap();
+    let store =
+        RedisStore::with_authority(&url, Some(&tls.authority), names(), Clock::System).unwrap();
     let world = World::around(Store::Redis(store), Clock::System).await;
     let person = world.person("carol", App).await;
     let credentials = world.credentials_for(&url, "kms");
@@ -114,7 +116,11 @@ async fn a_replica_decides_nothing_and_does_so_again_when_it_is_a_master_that_wa
     assert!(matches!(refused, Err(StoreError::Unavailable(_))), "{refused:?}");
     let _: () = replica.ask(&["REPLICAOF", "NO", "ONE"]).await;
     eventually(BOUND, "a check of the new master", async || {
-        on_replica.publisher.begin(&mut crate::world::random()).await.map_err(|error| error.to_string())
+        on_replica
+            .publisher
+            .begin(&mut crate::world::random())
+            .await
+            .map_err(|error| error.to_string())
     })
     .await;
     on_replica.fill(&[&carol]).await;
@@ -186,7 +192,10 @@ async fn an_accepted_code_is_told_when_enough_replicas_know_and_stays_used_when_
     assert!(matches!(world.verify(&dora, "kms", &code).await, Err(StoreError::Unacknowledged)));
     world.store.require_replicas(0);
     let erin = world.person("erin", App).await;
-    assert_eq!(world.verify(&erin, "kms", &erin.code_at(world.now(), 0)).await.unwrap(), Verdict::Accepted);
+    assert_eq!(
+        world.verify(&erin, "kms", &erin.code_at(world.now(), 0)).await.unwrap(),
+        Verdict::Accepted
+    );
 }
 
 #[tokio::test]
@@ -194,7 +203,8 @@ async fn many_codes_that_wait_for_replicas_are_each_accepted_once() {
     let (world, _replica) = with_replica().await;
     world.store.require_replicas(1);
     let alice = world.person("alice", App).await;
-    let request = std::sync::Arc::new(world.verification(&alice, "kms", &alice.code_at(world.now(), 0)));
+    let request =
+        std::sync::Arc::new(world.verification(&alice, "kms", &alice.code_at(world.now(), 0)));
     let mut requests = tokio::task::JoinSet::new();
     for _ in 0..50 {
         let (store, pseudonym, request) = (world.store.clone(), alice.pseudonym, request.clone());

@@ -1,4 +1,5 @@
-//! What only real Sentinels can show: a failover in the middle of everything, to a replica that has missed something.
+//! What only real Sentinels can show: a failover in the middle of everything, to a replica that has
+//! missed something.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -30,7 +31,8 @@ const ANSWER: Duration = Duration::from_secs(3);
 
 /// A master with a replica, and three Sentinels.
 async fn three_sentinels() -> (World, RedisServer) {
-    let master = RedisServer::builder().password("secret").args(["--masterauth", "secret"]).start().await;
+    let master =
+        RedisServer::builder().password("secret").args(["--masterauth", "secret"]).start().await;
     let port = master.port().to_string();
     let replica = RedisServer::builder()
         .password("secret")
@@ -59,12 +61,14 @@ struct Answers {
     longest: Duration,
 }
 
-/// Submits what each person's app shows, again and again and through all sidecars, until it is told to stop.
+/// Submits what each person's app shows, again and again and through all sidecars, until it is told
+/// to stop.
 async fn load(apis: Vec<ApiClient>, people: Arc<Vec<Person>>, stop: Arc<AtomicBool>) -> Answers {
     let answers = Arc::new(Mutex::new(Answers::default()));
     let mut workers = JoinSet::new();
     for worker in 0..6 {
-        let (apis, people, stop, answers) = (apis.clone(), people.clone(), stop.clone(), answers.clone());
+        let (apis, people, stop, answers) =
+            (apis.clone(), people.clone(), stop.clone(), answers.clone());
         workers.spawn(async move {
             let mut turn = worker;
             // Steadily, and not as fast as it can: others test on this machine.
@@ -109,16 +113,20 @@ async fn a_failover_to_a_lagging_replica_in_mid_load_accepts_no_code_twice_and_n
     let apis: Vec<ApiClient> = sidecars.iter().map(|(sidecar, _)| sidecar.api()).collect();
     let (people, stop) = (Arc::new(people), Arc::new(AtomicBool::new(false)));
 
-    // From here on the replica misses everything, and codes are accepted that only the master knows of.
+    // From here on the replica misses everything, and codes are accepted that only the master knows
+    // of.
     replica.pause().await;
     let _: i64 = world.redis().ask(&["CLIENT", "KILL", "TYPE", "replica"]).await;
     let loading = tokio::spawn(load(apis.clone(), people.clone(), stop.clone()));
     eventually(BOUND, "codes to be accepted", async || {
         let metrics = sidecars[0].0.admin().get("/metrics").await.body;
-        let success =
-            |line: &&str| line.contains("route=\"/auth/verify\"") && line.contains("status=\"200\"");
-        let line =
-            metrics.lines().filter(|line| line.starts_with("twofactor_http_requests_total")).find(success);
+        let success = |line: &&str| {
+            line.contains("route=\"/auth/verify\"") && line.contains("status=\"200\"")
+        };
+        let line = metrics
+            .lines()
+            .filter(|line| line.starts_with("twofactor_http_requests_total"))
+            .find(success);
         line.is_some_and(|line| !line.ends_with(" 0"))
     })
     .await;
@@ -160,9 +168,11 @@ async fn a_failover_to_a_lagging_replica_in_mid_load_accepts_no_code_twice_and_n
     eventually(Duration::from_mins(2), "a code to be accepted again", async || {
         let mut accepted = false;
         for person in people.iter() {
-            accepted |=
-                apis[0].verify(person.record.definition.username.as_str(), &shown(person)).await.status
-                    == 200;
+            accepted |= apis[0]
+                .verify(person.record.definition.username.as_str(), &shown(person))
+                .await
+                .status
+                == 200;
         }
         accepted
     })

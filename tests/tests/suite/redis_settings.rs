@@ -40,11 +40,14 @@ async fn settings_are_judged_as_they_are_now() {
     // A replica makes two masters possible.
     let port = redis.port().to_string();
     let _replica = RedisServer::builder().args(["--replicaof", "127.0.0.1", &port]).start().await;
-    eventually(BOUND, "the replica to be noticed", async || strengths(store).await == [Enough, Enough, Weak])
-        .await;
+    eventually(BOUND, "the replica to be noticed", async || {
+        strengths(store).await == [Enough, Enough, Weak]
+    })
+    .await;
     set(redis, "min-replicas-to-write", "1").await;
     assert_eq!(strengths(store).await, [Enough; 3]);
-    // A service's login may not ask for all of it, and asks once: each refusal is noted in Redis' own log.
+    // A service's login may not ask for all of it, and asks once: each refusal is noted in Redis'
+    // own log.
     let service = world.service_store(names()).await;
     for _ in 0..3 {
         assert_eq!(strengths(&service).await, [Enough, Unknown, Enough]);
@@ -64,8 +67,10 @@ async fn where_somebody_may_take_over_replicas_are_demanded_whether_or_not_one_i
 
 #[tokio::test]
 async fn of_the_masters_of_a_cluster_the_weakest_counts() {
-    let cluster =
-        RedisCluster::builder().args(["--appendonly", "yes", "--appendfsync", "always"]).start().await;
+    let cluster = RedisCluster::builder()
+        .args(["--appendonly", "yes", "--appendfsync", "always"])
+        .start()
+        .await;
     let store = RedisStore::new(&cluster.url(), names(), Clock::System).unwrap();
     assert_eq!(strengths(&store).await, [Strength::Enough; 3]);
     set(&cluster.masters[2], "maxmemory-policy", "volatile-lru").await;

@@ -54,7 +54,12 @@ async fn keys_name_nobody_and_all_but_record_and_state_expire() {
     world.set_time(START + 302_000).await;
     assert!(!keys(world.redis()).await.iter().any(|key| key.ends_with(":otp")));
     world.set_time(START + 30 * 24 * 3_600_000 + 1).await;
-    assert!(!keys(world.redis()).await.iter().any(|key| key.ends_with(":log") || key.ends_with(":sent")));
+    assert!(
+        !keys(world.redis())
+            .await
+            .iter()
+            .any(|key| key.ends_with(":log") || key.ends_with(":sent"))
+    );
 }
 
 #[tokio::test]
@@ -67,21 +72,28 @@ async fn neither_codes_nor_seeds_nor_addresses_are_in_redis_in_clear() {
     let mut connection = world.redis().connect().await;
     let mut content = Vec::new();
     for key in keys(world.redis()).await {
-        content.extend(redis::cmd("DUMP").arg(&key).query_async::<Vec<u8>>(&mut connection).await.unwrap());
+        content.extend(
+            redis::cmd("DUMP").arg(&key).query_async::<Vec<u8>>(&mut connection).await.unwrap(),
+        );
     }
     let contains = |needle: &[u8]| content.windows(needle.len()).any(|window| window == needle);
     assert!(contains(b"kms"), "the search works");
     assert!(!contains(code.expose_secret().as_bytes()) && !contains(b"alice"));
-    assert!(!contains(seed.expose_secret()) && !contains(seed.to_base32().expose_secret().as_bytes()));
+    assert!(
+        !contains(seed.expose_secret()) && !contains(seed.to_base32().expose_secret().as_bytes())
+    );
 }
 
 /// How often Redis was asked for something from outside, by command.
 async fn calls(redis: &RedisServer, command: &str) -> u64 {
-    let info: String =
-        redis::cmd("INFO").arg("commandstats").query_async(&mut redis.connect().await).await.unwrap();
-    let line = info
-        .lines()
-        .find_map(|line| line.strip_prefix(&format!("cmdstat_{command}:calls=")).map(str::to_owned));
+    let info: String = redis::cmd("INFO")
+        .arg("commandstats")
+        .query_async(&mut redis.connect().await)
+        .await
+        .unwrap();
+    let line = info.lines().find_map(|line| {
+        line.strip_prefix(&format!("cmdstat_{command}:calls=")).map(str::to_owned)
+    });
     line.map_or(0, |line| line.split(',').next().unwrap().parse().unwrap())
 }
 
@@ -128,7 +140,9 @@ async fn fifty(world: &World, person: &Person, code: &Code) -> Vec<Verdict> {
 #[tokio::test]
 async fn of_fifty_parallel_verifies_one_is_a_success_and_of_fifty_guesses_five_count() {
     let world = World::in_redis().await;
-    let count = |verdicts: &[Verdict], is: fn(&Verdict) -> bool| verdicts.iter().filter(|it| is(it)).count();
+    let count = |verdicts: &[Verdict], is: fn(&Verdict) -> bool| {
+        verdicts.iter().filter(|it| is(it)).count()
+    };
     let began = Instant::now();
     let mut rounds = 0;
     while began.elapsed() < ROUNDS {
@@ -157,7 +171,10 @@ async fn of_fifty_parallel_verifies_one_is_a_success_and_of_fifty_guesses_five_c
             .map(|entry| (entry.outcome, entry.repeated))
             .collect();
         let told: Vec<&str> = outcomes.iter().map(|(outcome, _)| outcome.as_str()).collect();
-        assert_eq!(told, ["accepted", "used", "wrong", "wrong", "wrong", "wrong", "wrong", "blocked"]);
+        assert_eq!(
+            told,
+            ["accepted", "used", "wrong", "wrong", "wrong", "wrong", "wrong", "blocked"]
+        );
         assert_eq!(outcomes[2].1.as_deref(), Some("verify/used=48"));
     }
     assert!(rounds > 3, "only {rounds} rounds");
@@ -214,14 +231,15 @@ async fn a_redis_that_started_again_decides_nothing_before_it_is_checked() {
     let nobody = world.keys().pseudonym(&"nobody".parse().unwrap());
     assert!(world.store.confirm_absence(&nobody).await.unwrap());
     world.redis().restart().await;
-    let answer =
-        twofactor_tests::wait::eventually(Duration::from_secs(5), "Redis to answer again", async || {
-            match world.store.confirm_absence(&nobody).await {
-                Err(StoreError::Unavailable(error)) => Err(error.to_string()),
-                other => Ok(other),
-            }
-        })
-        .await;
+    let answer = twofactor_tests::wait::eventually(
+        Duration::from_secs(5),
+        "Redis to answer again",
+        async || match world.store.confirm_absence(&nobody).await {
+            Err(StoreError::Unavailable(error)) => Err(error.to_string()),
+            other => Ok(other),
+        },
+    )
+    .await;
     assert!(unguarded(&answer), "{answer:?}");
     world.fill(&[]).await;
     assert!(world.store.confirm_absence(&nobody).await.unwrap());
@@ -241,14 +259,15 @@ async fn after_a_restart_with_lost_writes_no_code_is_accepted_twice() {
     world.redis().kill();
     world.set_time(START + 5_000).await;
     world.redis().restart().await;
-    let verdict =
-        twofactor_tests::wait::eventually(Duration::from_secs(5), "Redis to answer again", async || {
-            match world.verify(&carol, "kms", &computed).await {
-                Err(StoreError::Unavailable(error)) => Err(error.to_string()),
-                other => Ok(other),
-            }
-        })
-        .await;
+    let verdict = twofactor_tests::wait::eventually(
+        Duration::from_secs(5),
+        "Redis to answer again",
+        async || match world.verify(&carol, "kms", &computed).await {
+            Err(StoreError::Unavailable(error)) => Err(error.to_string()),
+            other => Ok(other),
+        },
+    )
+    .await;
     assert!(unguarded(&verdict), "{verdict:?}");
     world.fill(&[&alice, &carol]).await;
     let (alice, carol) = (world.current(&alice).await, world.current(&carol).await);
@@ -256,7 +275,10 @@ async fn after_a_restart_with_lost_writes_no_code_is_accepted_twice() {
     assert_eq!(world.verify(&carol, "kms", &computed).await.unwrap(), Verdict::Used);
     // A minute later everything is as it was.
     world.set_time(START + 3 * STEP).await;
-    assert_eq!(world.verify(&carol, "kms", &carol.code_at(world.now(), 0)).await.unwrap(), Verdict::Accepted);
+    assert_eq!(
+        world.verify(&carol, "kms", &carol.code_at(world.now(), 0)).await.unwrap(),
+        Verdict::Accepted
+    );
 }
 
 #[tokio::test]
@@ -306,6 +328,8 @@ async fn a_login_that_was_refused_is_tried_again() {
     let mut command = redis::cmd("ACL");
     command.arg("SETUSER").arg("late").arg("on").arg(">a-password").arg("~*").arg("+@all");
     command.exec_async(&mut redis.connect().await).await.unwrap();
-    twofactor_tests::wait::eventually(Duration::from_secs(10), "the login", async || store.realm().await)
-        .await;
+    twofactor_tests::wait::eventually(Duration::from_secs(10), "the login", async || {
+        store.realm().await
+    })
+    .await;
 }

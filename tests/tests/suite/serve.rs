@@ -1,4 +1,5 @@
-//! `serve`: the real program on what a publisher put into a real Redis, as it is, as it should not be, and gone.
+//! `serve`: the real program on what a publisher put into a real Redis, as it is, as it should not
+//! be, and gone.
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -87,12 +88,15 @@ async fn a_code_mailed_for_one_service_is_not_accepted_from_another() {
 }
 
 #[tokio::test]
-async fn what_happened_is_in_the_users_history_with_what_the_service_passed_on_where_the_realm_keeps_that() {
+async fn what_happened_is_in_the_users_history_with_what_the_service_passed_on_where_the_realm_keeps_that()
+ {
     let world = world().await;
     let mail = MailServer::builder().tls(MailTls::StartTls).start().await;
     let person = world.person("alice", Email).await;
-    let realm =
-        |origin| RealmRecord { audit: AuditPolicy { origin, ..AuditPolicy::default() }, ..with_mail(&mail) };
+    let realm = |origin| RealmRecord {
+        audit: AuditPolicy { origin, ..AuditPolicy::default() },
+        ..with_mail(&mail)
+    };
     world.fill_with(&realm(true), &[&person]).await;
     let person = world.current(&person).await;
     let (sidecar, _credentials) = sidecar(&world, "kms").await;
@@ -141,8 +145,13 @@ async fn what_happened_is_in_the_users_history_with_what_the_service_passed_on_w
             404
         );
         let log = sidecar.process().stderr();
-        let last = log.lines().rfind(|line| line.contains("username=\"nobody\"")).unwrap_or("203.0.113.7");
-        if last.contains("203.0.113.7") || last.contains("a browser") { Err(last.to_owned()) } else { Ok(()) }
+        let last =
+            log.lines().rfind(|line| line.contains("username=\"nobody\"")).unwrap_or("203.0.113.7");
+        if last.contains("203.0.113.7") || last.contains("a browser") {
+            Err(last.to_owned())
+        } else {
+            Ok(())
+        }
     })
     .await;
     assert_eq!(ask("/auth/verify", wrong).await.status, 401);
@@ -230,10 +239,19 @@ async fn a_record_of_a_lower_revision_is_never_used() {
     // Somebody who can write to Redis brings the enabled user back.
     replace(&world, &person, &old).await;
     let state = names().user(&person.pseudonym).state;
-    world.redis().connect().await.hset::<_, _, _, ()>(state, "revision", old_revision.0).await.unwrap();
+    world
+        .redis()
+        .connect()
+        .await
+        .hset::<_, _, _, ()>(state, "revision", old_revision.0)
+        .await
+        .unwrap();
     assert_unavailable(&sidecar.api().verify("alice", &shown(&person)).await);
     let metrics = metrics(&sidecar).await;
-    assert!(metrics.contains(r#"twofactor_records_refused_total{reason="rolled-back"} 1"#), "{metrics}");
+    assert!(
+        metrics.contains(r#"twofactor_records_refused_total{reason="rolled-back"} 1"#),
+        "{metrics}"
+    );
 }
 
 #[tokio::test]
@@ -278,7 +296,10 @@ async fn without_redis_the_answer_is_503_within_a_second_and_recovery_needs_no_r
     );
     assert_eq!(sidecar.api().get("/").await.status, 200);
     world.redis().resume();
-    eventually(BOUND, "recovery", async || sidecar.api().verify("alice", "000000").await.status != 503).await;
+    eventually(BOUND, "recovery", async || {
+        sidecar.api().verify("alice", "000000").await.status != 503
+    })
+    .await;
     world.redis().kill();
     for _ in 0..3 {
         let (reply, took) = timed().await;
@@ -305,7 +326,10 @@ async fn without_redis_the_answer_is_503_within_a_second_and_recovery_needs_no_r
             .await
     })
     .await;
-    eventually(BOUND, "recovery", async || sidecar.api().verify("alice", "000000").await.status == 401).await;
+    eventually(BOUND, "recovery", async || {
+        sidecar.api().verify("alice", "000000").await.status == 401
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -353,7 +377,11 @@ async fn a_delivered_code_is_accepted_until_the_expiry_that_was_promised() {
         assert!(expires.text.contains(reply.json()["expires_at"].as_str().unwrap()));
         let text = mail.wait_for_message(&format!("{name}@example.org"), BOUND).await.text;
         let code = text.lines().next().unwrap().rsplit(' ').next().unwrap().to_owned();
-        world.redis().clock().set_unix_millis(promised.checked_add_signed(offset * 1000).unwrap()).await;
+        world
+            .redis()
+            .clock()
+            .set_unix_millis(promised.checked_add_signed(offset * 1000).unwrap())
+            .await;
         assert_eq!(sidecar.api().verify(name, &code).await.status, expected, "{name}");
     }
 }
@@ -375,7 +403,14 @@ async fn credentials_that_are_missing_or_wrong_are_named_and_never_shown() {
         }
         let process = Launch::new(tools::project_binary("twofactor-sidecar"))
             .isolated()
-            .args(["serve", "--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0", "--credentials"])
+            .args([
+                "serve",
+                "--listen",
+                "127.0.0.1:0",
+                "--admin-listen",
+                "127.0.0.1:0",
+                "--credentials",
+            ])
             .arg(folder.path())
             .start();
         assert!(!process.wait_exit(BOUND).await.success());
@@ -391,12 +426,20 @@ async fn a_realm_record_that_does_not_open_leaves_the_known_policy_in_force() {
     world.person("alice", Email).await;
     let (sidecar, _credentials) = sidecar(&world, "kms").await;
     let detail = |reply: &Reply| reply.json()["detail"].as_str().unwrap().to_owned();
-    assert_eq!(detail(&sidecar.api().generate("alice").await), "No valid delivery method configured.");
+    assert_eq!(
+        detail(&sidecar.api().generate("alice").await),
+        "No valid delivery method configured."
+    );
     let forged = RealmRecord::default().seal(world.keys(), Revision(1), &mut random());
     world.redis().connect().await.set::<_, _, ()>(names().realm_record(), forged).await.unwrap();
-    eventually(BOUND, "the refusal to be counted", async || metrics(&sidecar).await.contains("rolled-back"))
-        .await;
-    assert_eq!(detail(&sidecar.api().generate("alice").await), "No valid delivery method configured.");
+    eventually(BOUND, "the refusal to be counted", async || {
+        metrics(&sidecar).await.contains("rolled-back")
+    })
+    .await;
+    assert_eq!(
+        detail(&sidecar.api().generate("alice").await),
+        "No valid delivery method configured."
+    );
 }
 
 #[tokio::test]
@@ -454,8 +497,11 @@ async fn a_sidecar_starts_without_redis_and_serves_once_it_is_there() {
     assert_unavailable(&sidecar.api().generate("alice").await);
     world.redis().restart().await;
     eventually(BOUND, "the refill", async || {
-        let desired =
-            twofactor_store::publisher::Desired { record: person.record.clone(), fresh: false, reset: None };
+        let desired = twofactor_store::publisher::Desired {
+            record: person.record.clone(),
+            fresh: false,
+            reset: None,
+        };
         let others = twofactor_store::publisher::Others::Remove;
         world
             .publisher
@@ -463,7 +509,10 @@ async fn a_sidecar_starts_without_redis_and_serves_once_it_is_there() {
             .await
     })
     .await;
-    eventually(BOUND, "service", async || sidecar.api().verify("alice", "000000").await.status == 401).await;
+    eventually(BOUND, "service", async || {
+        sidecar.api().verify("alice", "000000").await.status == 401
+    })
+    .await;
 }
 
 #[tokio::test]

@@ -26,7 +26,11 @@ async fn twilio() -> Provider {
 }
 
 /// A sidecar for `count` users with a phone each, of whom everybody asks once.
-async fn sidecar(provider: &Provider, count: usize, variables: &[(&str, &str)]) -> (SidecarProcess, TempDir) {
+async fn sidecar(
+    provider: &Provider,
+    count: usize,
+    variables: &[(&str, &str)],
+) -> (SidecarProcess, TempDir) {
     let folder = scratch::folder("manifests");
     let users: Vec<String> = (0..count)
         .map(|number| {
@@ -76,7 +80,8 @@ async fn a_code_arrives_as_a_text_message_and_is_accepted() {
         (request.field("To"), request.field("From")),
         (format!("{NUMBER}0"), "+15005550006".to_owned())
     );
-    let (text, expires) = (request.field("Body"), reply.json()["expires_at"].as_str().unwrap().to_owned());
+    let (text, expires) =
+        (request.field("Body"), reply.json()["expires_at"].as_str().unwrap().to_owned());
     let code = code_in(&text);
     assert_eq!(
         text,
@@ -123,13 +128,26 @@ async fn a_messaging_service_and_a_text_of_ones_own_take_the_place_of_the_defaul
 async fn whatever_twilio_does_the_answer_is_clear_and_the_next_message_arrives() {
     let provider = twilio().await;
     let elsewhere = Provider::webhook().await;
-    let twilio_error = |code: u32| format!(r#"{{"code":{code},"message":"no: {NUMBER}","status":400}}"#);
+    let twilio_error =
+        |code: u32| format!(r#"{{"code":{code},"message":"no: {NUMBER}","status":400}}"#);
     let status = |status, body: String| Trouble::Status(status, body);
     let cases = [
         (status(400, twilio_error(21211)), "refused", "the provider refused it."),
-        (status(401, twilio_error(20003)), "misconfigured", "the provider is not configured correctly."),
-        (status(429, twilio_error(20429)), "deferred", "the provider cannot take it at the moment."),
-        (status(500, twilio_error(20500)), "deferred", "the provider cannot take it at the moment."),
+        (
+            status(401, twilio_error(20003)),
+            "misconfigured",
+            "the provider is not configured correctly.",
+        ),
+        (
+            status(429, twilio_error(20429)),
+            "deferred",
+            "the provider cannot take it at the moment.",
+        ),
+        (
+            status(500, twilio_error(20500)),
+            "deferred",
+            "the provider cannot take it at the moment.",
+        ),
         (status(503, String::new()), "deferred", "the provider cannot take it at the moment."),
         (status(200, format!("<p>Welcome, {NUMBER}")), "broken-off", "the provider broke off."),
         (Trouble::Oversized, "broken-off", "the provider broke off."),
@@ -155,7 +173,11 @@ async fn whatever_twilio_does_the_answer_is_clear_and_the_next_message_arrives()
             "{trouble:?}: what may have been sent is not sent twice"
         );
         provider.set(None);
-        assert_eq!(sidecar.api().generate(&format!("user{}", 17 - number)).await.status, 200, "{trouble:?}");
+        assert_eq!(
+            sidecar.api().generate(&format!("user{}", 17 - number)).await.status,
+            200,
+            "{trouble:?}"
+        );
     }
     assert!(elsewhere.received().is_empty(), "a redirect was followed");
     assert!(sidecar.process().output().contains("Twilio's error 21211"));
@@ -167,7 +189,9 @@ async fn a_twilio_that_hangs_is_a_refused_delivery_in_bounded_time() {
     let provider = twilio().await;
     let (sidecar, _folder) = sidecar(&provider, 2, &[]).await;
     provider.set(Some(Trouble::Hang));
-    let reply = tokio::time::timeout(Duration::from_secs(12), sidecar.api().generate("user0")).await.unwrap();
+    let reply = tokio::time::timeout(Duration::from_secs(12), sidecar.api().generate("user0"))
+        .await
+        .unwrap();
     assert_eq!(reply.status, 502, "{}", reply.body);
     assert_eq!(
         reply.json()["detail"],
@@ -194,7 +218,10 @@ async fn a_twilio_that_is_gone_or_not_the_one_that_is_trusted_is_not_given_a_cod
     let address = format!("https://localhost:{}", twofactor_tests::ports::free_port());
     let (alone, _folder) = sidecar(&provider, 1, &[("TWILIO_API_URL", &address)]).await;
     let reply = alone.api().generate("user0").await;
-    assert_eq!(reply.json()["detail"], "The OTP could not be delivered: the provider could not be reached.");
+    assert_eq!(
+        reply.json()["detail"],
+        "The OTP could not be delivered: the provider could not be reached."
+    );
 }
 
 #[tokio::test]
@@ -209,7 +236,9 @@ async fn a_published_account_with_twilio_is_used_and_a_wrong_one_is_mended_witho
             },
             account_sid: ACCOUNT.to_owned(),
             auth_token: SecretText::new(token.to_owned()),
-            sender: TwilioSender::PhoneNumber(PhoneNumber::try_from("+15005550006".to_owned()).unwrap()),
+            sender: TwilioSender::PhoneNumber(
+                PhoneNumber::try_from("+15005550006".to_owned()).unwrap(),
+            ),
         };
         let providers = Providers { twilio: Some(twilio), ..Providers::default() };
         RealmRecord { providers, ..RealmRecord::default() }

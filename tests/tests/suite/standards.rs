@@ -1,4 +1,5 @@
-//! What others say about our output: oathtool about codes, zbarimg about QR pictures, a validator about OpenAPI.
+//! What others say about our output: oathtool about codes, zbarimg about QR pictures, a validator
+//! about OpenAPI.
 
 use std::fs;
 
@@ -86,7 +87,8 @@ async fn the_description_is_openapi_3_1_0_and_describes_every_status() {
     let folder = scratch::folder("openapi");
     let path = folder.path().join("openapi.json");
     fs::write(&path, &reply.body).unwrap();
-    let verdict = run(tools::find("openapi-spec-validator"), &["--schema", "3.1", path.to_str().unwrap()]);
+    let verdict =
+        run(tools::find("openapi-spec-validator"), &["--schema", "3.1", path.to_str().unwrap()]);
     assert!(verdict.contains("OK"), "{verdict}");
 }
 

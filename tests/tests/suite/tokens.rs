@@ -1,4 +1,5 @@
-//! Tokens, as others check them: `PyJWT`, and the code that `docs/tokens.md` shows in Python and in Go. And what a code is for.
+//! Tokens, as others check them: `PyJWT`, and the code that `docs/tokens.md` shows in Python and in
+//! Go. And what a code is for.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -44,17 +45,26 @@ async fn dev(variables: &[(&str, &str)]) -> Dev {
     fs::write(folder.path().join("users.yaml"), USERS).unwrap();
     let path = folder.path().to_str().unwrap().to_owned();
     let builder = SidecarProcess::builder().args(["dev", &path, "--realm", "people"]);
-    let sidecar =
-        variables.iter().fold(builder, |builder, (name, value)| builder.env(name, value)).start().await;
+    let sidecar = variables
+        .iter()
+        .fold(builder, |builder, (name, value)| builder.env(name, value))
+        .start()
+        .await;
     Dev { api: sidecar.api(), sidecar, _folder: folder }
 }
 
 async fn with_shared_key() -> Dev {
-    dev(&[("SECRET_KEY", SHARED), ("TOKEN_AUDIENCES", "kms,shop"), ("TOKEN_LIFETIME_SECONDS", "60")]).await
+    dev(&[
+        ("SECRET_KEY", SHARED),
+        ("TOKEN_AUDIENCES", "kms,shop"),
+        ("TOKEN_LIFETIME_SECONDS", "60"),
+    ])
+    .await
 }
 
 async fn with_own_key() -> Dev {
-    dev(&[("ALGORITHM", "EdDSA"), ("ED25519_PRIVATE_KEY", PEM), ("TOKEN_AUDIENCES", "kms,shop")]).await
+    dev(&[("ALGORITHM", "EdDSA"), ("ED25519_PRIVATE_KEY", PEM), ("TOKEN_AUDIENCES", "kms,shop")])
+        .await
 }
 
 fn code(reply: &Reply) -> String {
@@ -85,7 +95,12 @@ impl Dev {
             more["context"] = context.into();
         }
         let reply = self.verify(username, &code, more).await;
-        assert_eq!((reply.status, reply.json()["success"].clone()), (200, json!(true)), "{}", reply.body);
+        assert_eq!(
+            (reply.status, reply.json()["success"].clone()),
+            (200, json!(true)),
+            "{}",
+            reply.body
+        );
         reply.json()["token"].as_str().unwrap().to_owned()
     }
 }
@@ -125,10 +140,12 @@ fn forged(token: &str) -> Vec<String> {
 
 /// The code of `docs/tokens.md` in a language.
 fn shown(language: &str) -> String {
-    let page = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/tokens.md")).unwrap();
+    let page = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/tokens.md"))
+        .unwrap();
     let begin = format!("```{language}\n");
     let mut blocks = page.split(&begin).skip(1).map(|rest| rest.split("```").next().unwrap());
-    let block = blocks.next().unwrap_or_else(|| panic!("no {language} in docs/tokens.md")).to_owned();
+    let block =
+        blocks.next().unwrap_or_else(|| panic!("no {language} in docs/tokens.md")).to_owned();
     assert!(blocks.next().is_none(), "one piece of {language}");
     block
 }
@@ -141,7 +158,8 @@ async fn pyjwt_takes_a_token_for_what_it_is() {
                   print(json.dumps(jwt.decode(sys.argv[1], sys.argv[2], algorithms=['HS256'], audience='kms', \
                   issuer='fountainai-2fa', options={'require': ['exp', 'iat', 'jti', 'sub', 'aud', 'iss']})))";
     let claims: Value =
-        serde_json::from_str(&run(tools::find("tools-python"), &["-c", script, &token, SHARED])).unwrap();
+        serde_json::from_str(&run(tools::find("tools-python"), &["-c", script, &token, SHARED]))
+            .unwrap();
     assert_eq!(claims["sub"], "alice");
     assert_eq!((&claims["realm"], &claims["amr"]), (&json!("people"), &json!(["otp"])));
     assert_eq!(claims["exp"].as_u64().unwrap() - claims["iat"].as_u64().unwrap(), 60);
@@ -167,7 +185,12 @@ async fn a_token_is_given_only_for_an_audience_that_was_asked_for_and_is_in_the_
         (json!(null), "audience: must be a string"),
     ] {
         let reply = dev.verify("alice", &code, json!({ "audience": audience })).await;
-        assert_eq!((reply.status, reply.json()["detail"].as_str()), (422, Some(detail)), "{}", reply.body);
+        assert_eq!(
+            (reply.status, reply.json()["detail"].as_str()),
+            (422, Some(detail)),
+            "{}",
+            reply.body
+        );
     }
     // None of that has used the code up, and without an audience there is no token.
     let reply = dev.verify("alice", &code, json!({})).await;
@@ -194,10 +217,14 @@ async fn the_python_of_the_page_takes_good_tokens_and_no_others() {
     let call = "\nimport sys\ntoken, key, audience, realm, context, later = sys.argv[1:]\n\
                 print(json.dumps(check_token(token, key.encode(), audience, realm, context or None, time.time() + float(later))))\n";
     fs::write(&path, shown("python") + call).unwrap();
-    let check = |token: &str, key: &str, audience: &str, realm: &str, context: &str, later: &str| {
-        let script = path.to_str().unwrap();
-        try_run(tools::find("tools-python"), &[script, token, key, audience, realm, context, later])
-    };
+    let check =
+        |token: &str, key: &str, audience: &str, realm: &str, context: &str, later: &str| {
+            let script = path.to_str().unwrap();
+            try_run(
+                tools::find("tools-python"),
+                &[script, token, key, audience, realm, context, later],
+            )
+        };
     let context = "transfer 100 to X";
     let good = check(&token, SHARED, "kms", "people", context, "0").unwrap();
     assert_eq!(serde_json::from_str::<Value>(&good).unwrap()["sub"], "alice");
@@ -249,9 +276,11 @@ func fail(err error) {
 }
 "#;
     let folder = scratch::folder("go");
-    for (name, content) in
-        [("check.go", shown("go").as_str()), ("main.go", MAIN), ("go.mod", "module check\n\ngo 1.22\n")]
-    {
+    for (name, content) in [
+        ("check.go", shown("go").as_str()),
+        ("main.go", MAIN),
+        ("go.mod", "module check\n\ngo 1.22\n"),
+    ] {
         fs::write(folder.path().join(name), content).unwrap();
     }
     let program = folder.path().join("check");
@@ -275,14 +304,25 @@ async fn the_go_of_the_page_takes_good_tokens_and_no_others() {
         path.to_str().unwrap().to_owned()
     };
     let known = file("jwks.json", &keys.body);
-    let check = |keys: &str, token: &str, audience: &str, realm: &str, later: &str, context: &str| {
-        try_run(&program, &[keys, token, audience, realm, later, context])
-    };
-    assert_eq!(check(&known, &token, "kms", "people", "290", "transfer 100 to X").unwrap(), "alice true");
-    assert_eq!(check(&known, &token, "kms", "people", "0", "transfer 900 to X").unwrap(), "alice false");
+    let check =
+        |keys: &str, token: &str, audience: &str, realm: &str, later: &str, context: &str| {
+            try_run(&program, &[keys, token, audience, realm, later, context])
+        };
+    assert_eq!(
+        check(&known, &token, "kms", "people", "290", "transfer 100 to X").unwrap(),
+        "alice true"
+    );
+    assert_eq!(
+        check(&known, &token, "kms", "people", "0", "transfer 900 to X").unwrap(),
+        "alice false"
+    );
 
-    let others =
-        self::dev(&[("ALGORITHM", "EdDSA"), ("ED25519_PRIVATE_KEY", BARE), ("TOKEN_AUDIENCES", "kms")]).await;
+    let others = self::dev(&[
+        ("ALGORITHM", "EdDSA"),
+        ("ED25519_PRIVATE_KEY", BARE),
+        ("TOKEN_AUDIENCES", "kms"),
+    ])
+    .await;
     let others = file("others.json", &others.api.get("/.well-known/jwks.json").await.body);
     let none = file("none.json", r#"{"keys":[]}"#);
     for (keys, audience, realm, later, reason) in [
@@ -299,10 +339,12 @@ async fn the_go_of_the_page_takes_good_tokens_and_no_others() {
         let error = check(&known, &forged, "kms", "people", "0", "").unwrap_err();
         assert!(error.contains("refused: "), "{forged}: {error}");
     }
-    // The key that others know cannot be used as one that is shared (CVE-2015-9235 and its successors).
+    // The key that others know cannot be used as one that is shared (CVE-2015-9235 and its
+    // successors).
     let mut header_and_claims = changed(&token, 0, |header| header["alg"] = "HS256".into());
     header_and_claims.truncate(header_and_claims.rfind('.').unwrap());
-    let error = check(&known, &format!("{header_and_claims}.AAAA"), "kms", "people", "0", "").unwrap_err();
+    let error =
+        check(&known, &format!("{header_and_claims}.AAAA"), "kms", "people", "0", "").unwrap_err();
     assert!(error.contains("wrong algorithm"), "{error}");
 }
 
@@ -312,9 +354,11 @@ async fn a_code_that_was_asked_for_in_a_context_is_good_for_nothing_else() {
     let x = dev.code("alice", Some("transfer 100 to X")).await;
     let log = dev.sidecar.process().output();
     assert!(log.contains("transfer 100 to X"), "the user reads it: {log}");
-    for context in
-        [json!({}), json!({ "context": "transfer 100 to Y" }), json!({ "context": "transfer 100 to X " })]
-    {
+    for context in [
+        json!({}),
+        json!({ "context": "transfer 100 to Y" }),
+        json!({ "context": "transfer 100 to X " }),
+    ] {
         let reply = dev.verify("alice", &x, context.clone()).await;
         assert_eq!(
             (reply.status, &reply.json()["detail"]),
@@ -327,7 +371,10 @@ async fn a_code_that_was_asked_for_in_a_context_is_good_for_nothing_else() {
 
     // A code without a context is not good with one.
     let plain = dev.code("bob", None).await;
-    assert_eq!(dev.verify("bob", &plain, json!({ "context": "transfer 100 to X" })).await.status, 401);
+    assert_eq!(
+        dev.verify("bob", &plain, json!({ "context": "transfer 100 to X" })).await.status,
+        401
+    );
     assert_eq!(dev.verify("bob", &plain, json!({})).await.status, 200);
 }
 
@@ -368,7 +415,8 @@ async fn neither_keys_nor_tokens_nor_contexts_are_in_logs() {
         (with_own_key().await, vec!["MC4CAQAwBQYDK2Vw", "1O5y2/kTWErVttjx92n4rTr"]),
     ] {
         let token = dev.token("alice", Some("a private matter")).await;
-        let (log, metrics) = (dev.sidecar.process().stderr(), dev.sidecar.admin().get("/metrics").await.body);
+        let (log, metrics) =
+            (dev.sidecar.process().stderr(), dev.sidecar.admin().get("/metrics").await.body);
         for secret in keys.iter().copied().chain([token.as_str(), "a private matter"]) {
             assert!(!log.contains(secret) && !metrics.contains(secret), "{secret}");
         }
@@ -378,7 +426,10 @@ async fn neither_keys_nor_tokens_nor_contexts_are_in_logs() {
 #[test]
 fn a_key_that_is_missing_or_no_key_is_told_at_the_start_and_not_repeated() {
     for (variables, expected) in [
-        (vec![("TOKEN_AUDIENCES", "kms")], "SECRET_KEY is missing, although TOKEN_AUDIENCES turns tokens on"),
+        (
+            vec![("TOKEN_AUDIENCES", "kms")],
+            "SECRET_KEY is missing, although TOKEN_AUDIENCES turns tokens on",
+        ),
         (
             vec![("TOKEN_AUDIENCES", "kms"), ("ALGORITHM", "EdDSA"), ("SECRET_KEY", SHARED)],
             "ED25519_PRIVATE_KEY is missing",
@@ -387,15 +438,22 @@ fn a_key_that_is_missing_or_no_key_is_told_at_the_start_and_not_repeated() {
             vec![("ED25519_PRIVATE_KEY", "a-secret-value")],
             "ED25519_PRIVATE_KEY must be an Ed25519 private key",
         ),
-        (vec![("TOKEN_LIFETIME_SECONDS", "301")], "TOKEN_LIFETIME_SECONDS must be a number of seconds"),
+        (
+            vec![("TOKEN_LIFETIME_SECONDS", "301")],
+            "TOKEN_LIFETIME_SECONDS must be a number of seconds",
+        ),
     ] {
-        let launch = Launch::new(tools::project_binary("twofactor-sidecar")).isolated().args(["dev", "/"]);
-        let process =
-            variables.iter().fold(launch, |launch, (name, value)| launch.env(*name, *value)).start();
-        let status =
-            twofactor_tests::wait::eventually_blocking(std::time::Duration::from_secs(10), "the end", || {
-                process.try_exit()
-            });
+        let launch =
+            Launch::new(tools::project_binary("twofactor-sidecar")).isolated().args(["dev", "/"]);
+        let process = variables
+            .iter()
+            .fold(launch, |launch, (name, value)| launch.env(*name, *value))
+            .start();
+        let status = twofactor_tests::wait::eventually_blocking(
+            std::time::Duration::from_secs(10),
+            "the end",
+            || process.try_exit(),
+        );
         assert!(!status.success());
         let error = process.stderr();
         assert!(error.contains(expected) && !error.contains("a-secret-value"), "{error}");

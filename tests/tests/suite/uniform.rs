@@ -1,4 +1,5 @@
-//! Uniform answers: nobody who sees them learns who is a user, or why a code was not accepted. What really happened is in the log.
+//! Uniform answers: nobody who sees them learns who is a user, or why a code was not accepted. What
+//! really happened is in the log.
 
 use std::time::Duration;
 
@@ -64,7 +65,8 @@ impl Public {
     }
 
     async fn outcome(&self, operation: &str, outcome: &str) {
-        let line = format!("twofactor_decisions_total{{operation=\"{operation}\",outcome=\"{outcome}\"}}");
+        let line =
+            format!("twofactor_decisions_total{{operation=\"{operation}\",outcome=\"{outcome}\"}}");
         eventually(BOUND, format_args!("{line} in the metrics"), async || {
             metrics(&self.sidecar).await.contains(&line)
         })
@@ -106,7 +108,8 @@ impl Monitor {
         Self(monitor)
     }
 
-    /// The commands about a user, sorted, without those that scripts call: these cost no round trip.
+    /// The commands about a user, sorted, without those that scripts call: these cost no round
+    /// trip.
     async fn commands(&self, world: &World, name: &str) -> Vec<String> {
         let mark = format!("mark-{name}");
         let mut connection = world.redis().connect().await;
@@ -114,7 +117,8 @@ impl Monitor {
         self.0.wait_for_line(&mark, BOUND).await;
         let pseudonym = format!("{{{}}}", world.keys().pseudonym(&name.parse().unwrap()));
         let output = self.0.stdout();
-        let about = output.lines().filter(|line| line.contains(&pseudonym) && !line.contains(" lua]"));
+        let about =
+            output.lines().filter(|line| line.contains(&pseudonym) && !line.contains(" lua]"));
         let mut commands: Vec<String> =
             about.map(|line| line.split('"').nth(1).unwrap().to_ascii_uppercase()).collect();
         commands.sort();
@@ -147,7 +151,10 @@ async fn every_refusal_of_verify_looks_the_same_and_costs_the_same() {
     let monitor = Monitor::start(public.world.redis()).await;
     let never = person("never").code_at(now, 0).expose_secret().to_owned();
     let expected = seen(&public.verify("wrong", &wrong("wrong")).await);
-    assert_eq!((expected.0, expected.1.iter().any(|(name, _)| name == "retry-after")), (401, false));
+    assert_eq!(
+        (expected.0, expected.1.iter().any(|(name, _)| name == "retry-after")),
+        (401, false)
+    );
     let problem: Value = serde_json::from_str(&expected.2).unwrap();
     assert_eq!(problem["detail"], "Invalid OTP or expired.");
     let work = monitor.commands(&public.world, "wrong").await;
@@ -191,7 +198,8 @@ async fn generate_answers_every_name_alike_and_mails_to_users_only() {
     public.outcome("generate", "delivered").await;
     let work = monitor.commands(&public.world, "alice").await;
     assert_eq!(work, ["EVALSHA", "EVALSHA", "EXISTS", "EXISTS", "GET"]);
-    // The second script takes note of what became of it, after the answer; of somebody who is no user there is nothing to note.
+    // The second script takes note of what became of it, after the answer; of somebody who is no
+    // user there is nothing to note.
     let before_the_answer = &work[1..];
     for (name, outcome, work) in [
         ("nobody", "unknown-user", before_the_answer),
@@ -248,7 +256,8 @@ async fn what_was_answered_is_delivered_also_when_the_sidecar_is_told_to_stop() 
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
     let (public, _) = public(&names).await;
     public.set_time(START).await;
-    let replies = futures_util::future::join_all(names.iter().map(|name| public.generate(name))).await;
+    let replies =
+        futures_util::future::join_all(names.iter().map(|name| public.generate(name))).await;
     public.sidecar.process().signal(Signal::Term);
     assert!(replies.iter().all(|reply| reply.status == 200));
     assert!(public.sidecar.process().wait_exit(Duration::from_secs(20)).await.success());

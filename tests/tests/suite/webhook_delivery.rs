@@ -37,7 +37,8 @@ async fn sidecar(
     fs::write(folder.path().join("users.yaml"), users.join("---\n")).unwrap();
     let ca = provider.ca_path().to_str().unwrap().to_owned();
     let url = format!("{}/codes?key=a-secret-of-the-address", provider.url());
-    let defaults = [("WEBHOOK_URL", url.as_str()), ("WEBHOOK_SECRET", secrets), ("WEBHOOK_CA_FILE", &ca)];
+    let defaults =
+        [("WEBHOOK_URL", url.as_str()), ("WEBHOOK_SECRET", secrets), ("WEBHOOK_CA_FILE", &ca)];
     let mut builder = SidecarProcess::builder().args(["dev", folder.path().to_str().unwrap()]);
     for (name, value) in defaults.iter().chain(variables) {
         builder = builder.env(name, value);
@@ -47,7 +48,8 @@ async fn sidecar(
 
 /// What the receiver of the documentation says about a request, at the moment `now`.
 fn judged(secret: &str, request: &Received, now: u64) -> String {
-    let source = PAGE.split("```python\n").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
+    let source =
+        PAGE.split("```python\n").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
     let folder = scratch::folder("receiver");
     let path = folder.path().join("receiver.py");
     let headers: Vec<String> = ["webhook-id", "webhook-timestamp", "webhook-signature"]
@@ -59,7 +61,9 @@ fn judged(secret: &str, request: &Received, now: u64) -> String {
     );
     fs::write(&path, format!("{source}{call}")).unwrap();
     let path = path.to_str().unwrap();
-    run(tools::find("tools-python"), &[path, secret, &request.body, &now.to_string()]).trim().to_owned()
+    run(tools::find("tools-python"), &[path, secret, &request.body, &now.to_string()])
+        .trim()
+        .to_owned()
 }
 
 fn timestamp(request: &Received) -> u64 {
@@ -69,12 +73,16 @@ fn timestamp(request: &Received) -> u64 {
 #[tokio::test]
 async fn a_code_arrives_signed_and_the_documented_receiver_accepts_it() {
     let provider = Provider::webhook().await;
-    let (sidecar, _folder) = sidecar(&provider, &format!("{} {}", secret(1), secret(2)), 1, &[]).await;
+    let (sidecar, _folder) =
+        sidecar(&provider, &format!("{} {}", secret(1), secret(2)), 1, &[]).await;
     let reply = sidecar.api().generate("user0").await;
     assert_eq!(reply.status, 200, "{}", reply.body);
     assert_eq!(reply.json().get("otp_code"), None, "with a provider, codes are not in answers");
     let request = provider.wait_for_request(0, BOUND).await;
-    assert_eq!((request.method.as_str(), request.header("content-type")), ("POST", "application/json"));
+    assert_eq!(
+        (request.method.as_str(), request.header("content-type")),
+        ("POST", "application/json")
+    );
     let now = timestamp(&request);
     for known in [1, 2] {
         assert_eq!(judged(&secret(known), &request, now), "True");
@@ -127,11 +135,18 @@ async fn whatever_the_receiver_does_the_answer_is_clear_and_the_next_code_arrive
             "{trouble:?}"
         );
         provider.set(None);
-        assert_eq!(asked.generate(&format!("user{}", 11 - number)).await.status, 200, "{trouble:?}");
+        assert_eq!(
+            asked.generate(&format!("user{}", 11 - number)).await.status,
+            200,
+            "{trouble:?}"
+        );
     }
     assert!(elsewhere.received().is_empty(), "a redirect was followed");
     let output = sidecar.process().output();
-    assert!(!output.contains("a-secret-of-the-address") && !output.contains("a-word-of"), "{output}");
+    assert!(
+        !output.contains("a-secret-of-the-address") && !output.contains("a-word-of"),
+        "{output}"
+    );
 }
 
 #[tokio::test]
@@ -150,7 +165,10 @@ async fn another_try_with_the_same_code_has_the_same_name() {
             serde_json::from_str::<Value>(&request.body).unwrap()["data"]["code"].clone()
         };
         let (first, second) = (&received[before], &received[before + 1]);
-        assert_eq!(code(first) == code(second), first.header("webhook-id") == second.header("webhook-id"));
+        assert_eq!(
+            code(first) == code(second),
+            first.header("webhook-id") == second.header("webhook-id")
+        );
         code(first) == code(second)
     };
     assert!(same("user0").await || same("user1").await);
@@ -176,7 +194,10 @@ async fn a_webhook_without_tls_needs_to_be_allowed_in_so_many_words() {
     let (refused, _folder) = start("false");
     assert!(!refused.wait_exit(BOUND).await.success());
     let said = refused.stderr();
-    assert!(said.contains("WEBHOOK_URL must be https") && said.contains("WEBHOOK_ALLOW_HTTP=true"), "{said}");
+    assert!(
+        said.contains("WEBHOOK_URL must be https") && said.contains("WEBHOOK_ALLOW_HTTP=true"),
+        "{said}"
+    );
     assert!(!said.contains("a-secret-of"), "{said}");
     let (allowed, _folder) = start("true");
     allowed.wait_for_line("Serving", BOUND).await;

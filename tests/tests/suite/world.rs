@@ -1,4 +1,5 @@
-//! What the tests of the store and of `serve` start from: a realm, its publisher, and people to publish.
+//! What the tests of the store and of `serve` start from: a realm, its publisher, and people to
+//! publish.
 //!
 //! Enters: a kind of store. Leaves: a world whose clock the test moves.
 
@@ -105,7 +106,8 @@ impl World {
         Self::new(Store::Redis(store), Some(redis), clock).await
     }
 
-    /// A realm in a real Redis that is found through a Sentinel, and whose clock stands still until it is moved.
+    /// A realm in a real Redis that is found through a Sentinel, and whose clock stands still until
+    /// it is moved.
     pub(crate) async fn behind_a_sentinel() -> Self {
         let redis = RedisServer::builder().with_movable_clock().start().await;
         // Nobody is ever silent for too long.
@@ -117,7 +119,8 @@ impl World {
         Self { sentinels: Some(sentinels), ..world }
     }
 
-    /// A realm in a real Redis Cluster of three masters, whose clocks stand still until they are moved.
+    /// A realm in a real Redis Cluster of three masters, whose clocks stand still until they are
+    /// moved.
     pub(crate) async fn in_a_cluster() -> Self {
         let cluster = RedisCluster::builder().with_clock_at(START).start().await;
         let clock = Clock::manual(UnixMillis::new(START));
@@ -138,7 +141,8 @@ impl World {
         Self { store: Store::Redis(store), ..world }
     }
 
-    /// As [`World::in_redis`], where whoever asks is a service with a login of its own, and only the publisher may do everything.
+    /// As [`World::in_redis`], where whoever asks is a service with a login of its own, and only
+    /// the publisher may do everything.
     pub(crate) async fn in_redis_as_a_service() -> Self {
         let world = Self::in_redis().await;
         let store = world.service_store(names()).await;
@@ -183,7 +187,8 @@ impl World {
     async fn new(store: Store, redis: Option<RedisServer>, clock: Clock) -> Self {
         let realm_key = MasterKey::generate(&mut random()).realm_key(&realm_id(), 1);
         let publisher = Publisher::new(store.clone(), realm_key.keys(&realm_id()));
-        let world = Self { store, publisher, redis, cluster: None, sentinels: None, clock, realm_key };
+        let world =
+            Self { store, publisher, redis, cluster: None, sentinels: None, clock, realm_key };
         world.fill(&[]).await;
         world
     }
@@ -235,7 +240,8 @@ impl World {
         let outcomes = self.publisher.publish(&[desired], self.now(), &mut random()).await.unwrap();
         assert_ne!(outcomes, [Outcome::Conflict]);
         let pseudonym = self.keys().pseudonym(&record.definition.username);
-        let revision = self.publisher.store().published(&[pseudonym]).await.unwrap()[0].revision.unwrap();
+        let revision =
+            self.publisher.store().published(&[pseudonym]).await.unwrap()[0].revision.unwrap();
         Person { record, pseudonym, revision }
     }
 
@@ -255,7 +261,10 @@ impl World {
             .iter()
             .map(|person| Desired { record: person.record.clone(), fresh: false, reset: None })
             .collect();
-        self.publisher.fill(realm, &users, Others::Remove, self.now(), &mut random()).await.unwrap();
+        self.publisher
+            .fill(realm, &users, Others::Remove, self.now(), &mut random())
+            .await
+            .unwrap();
     }
 
     /// The person as published now.
@@ -275,7 +284,13 @@ impl World {
         self.store.issue(&person.pseudonym, &self.issuance(person, from, step, lifetime)).await
     }
 
-    pub(crate) fn issuance(&self, person: &Person, from: &str, step: Step, lifetime: Duration) -> Issuance {
+    pub(crate) fn issuance(
+        &self,
+        person: &Person,
+        from: &str,
+        step: Step,
+        lifetime: Duration,
+    ) -> Issuance {
         let caller = caller(from);
         Issuance {
             revision: person.revision,

@@ -1,5 +1,5 @@
-//! What a realm says about limits and about what is kept of requests. Enters: both parts of a spec. Leaves: what differs from the
-//! operator's own settings, or everything that is wrong.
+//! What a realm says about limits and about what is kept of requests. Enters: both parts of a spec.
+//! Leaves: what differs from the operator's own settings, or everything that is wrong.
 
 use std::ops::RangeInclusive;
 
@@ -91,7 +91,8 @@ pub(super) fn check_limits(spec: Option<&LimitsSpec>, findings: &mut Findings) -
 
 pub(super) fn check_audit(spec: Option<&AuditSpec>, findings: &mut Findings) -> AuditOverrides {
     let Some(spec) = spec else { return AuditOverrides::default() };
-    let retention_days = number("spec.audit.retentionDays", spec.retention_days, &RETENTION_DAYS, findings);
+    let retention_days =
+        number("spec.audit.retentionDays", spec.retention_days, &RETENTION_DAYS, findings);
     AuditOverrides { retention_days, origin: spec.origin }
 }
 
@@ -104,7 +105,8 @@ fn number<T: TryFrom<i32>>(
     let value = value?;
     let number = T::try_from(value).ok().filter(|_| range.contains(&value));
     if number.is_none() {
-        findings.add(field, format_args!("must be {} to {}, not {value}", range.start(), range.end()));
+        findings
+            .add(field, format_args!("must be {} to {}, not {value}", range.start(), range.end()));
     }
     number
 }

@@ -98,13 +98,22 @@ fn each_wrong_field_is_named() {
         (json!({ "otpExpirationMinutes": 0 }), "spec.otpExpirationMinutes"),
         (json!({ "otpExpirationMinutes": 11 }), "spec.otpExpirationMinutes"),
         (json!({ "otpExpirationMinutes": -1 }), "spec.otpExpirationMinutes"),
-        (json!({ "limits": { "generateIntervalSeconds": 3601 } }), "spec.limits.generateIntervalSeconds"),
+        (
+            json!({ "limits": { "generateIntervalSeconds": 3601 } }),
+            "spec.limits.generateIntervalSeconds",
+        ),
         (json!({ "limits": { "generatesPerHour": -1 } }), "spec.limits.generatesPerHour"),
         (json!({ "limits": { "deliveriesPerHour": 1_000_001 } }), "spec.limits.deliveriesPerHour"),
         (json!({ "audit": { "retentionDays": 0 } }), "spec.audit.retentionDays"),
-        (json!({ "allowedNamespaces": { "names": ["kms", "K"] } }), "spec.allowedNamespaces.names[1]"),
+        (
+            json!({ "allowedNamespaces": { "names": ["kms", "K"] } }),
+            "spec.allowedNamespaces.names[1]",
+        ),
         (json!({ "allowedNamespaces": { "names": ["a.b"] } }), "spec.allowedNamespaces.names[0]"),
-        (json!({ "allowedNamespaces": { "names": vec!["a"; 257] } }), "spec.allowedNamespaces.names"),
+        (
+            json!({ "allowedNamespaces": { "names": vec!["a"; 257] } }),
+            "spec.allowedNamespaces.names",
+        ),
         (
             json!({ "allowedNamespaces": { "selector": { "matchLabels": { "a b": "1" } } } }),
             "spec.allowedNamespaces.selector.matchLabels",
@@ -128,7 +137,10 @@ fn each_wrong_field_is_named() {
         (json!({ "delivery": { "secretRef": { "name": "A" } } }), "spec.delivery.secretRef.name"),
         (json!({ "tokens": { "audiences": [] } }), "spec.tokens.audiences"),
         (json!({ "tokens": { "audiences": ["kms", "a b"] } }), "spec.tokens.audiences[1]"),
-        (json!({ "tokens": { "audiences": ["a"], "lifetimeSeconds": 301 } }), "spec.tokens.lifetimeSeconds"),
+        (
+            json!({ "tokens": { "audiences": ["a"], "lifetimeSeconds": 301 } }),
+            "spec.tokens.lifetimeSeconds",
+        ),
         (
             json!({ "tokens": { "audiences": ["a"], "secretRef": { "name": "A" } } }),
             "spec.tokens.secretRef.name",
@@ -137,10 +149,16 @@ fn each_wrong_field_is_named() {
         (json!({ "message": { "text": "no code" } }), "spec.message.text"),
         (json!({ "message": { "html": "{{code}} {{password}}" } }), "spec.message.html"),
         (json!({ "message": { "sms": "{{code}} {{" } }), "spec.message.sms"),
-        (json!({ "message": { "sms": format!("{{{{code}}}}{}", "x".repeat(1000)) } }), "spec.message.sms"),
+        (
+            json!({ "message": { "sms": format!("{{{{code}}}}{}", "x".repeat(1000)) } }),
+            "spec.message.sms",
+        ),
     ] {
         let found = errors(spec.clone());
-        assert!(found.len() == 1 && found[0].starts_with(&format!("{field}: ")), "{spec}: {found:?}");
+        assert!(
+            found.len() == 1 && found[0].starts_with(&format!("{field}: ")),
+            "{spec}: {found:?}"
+        );
     }
     let mut other = realm(json!({}));
     other.metadata.name = Some("other".to_owned());
@@ -150,14 +168,15 @@ fn each_wrong_field_is_named() {
 #[test]
 fn a_message_of_which_nothing_is_written_is_the_operators() {
     assert_eq!(validate(&realm(json!({ "message": {} }))).unwrap().message, None);
-    let message = validate(&realm(json!({ "message": { "text": "{{code}}" } }))).unwrap().message.unwrap();
+    let message =
+        validate(&realm(json!({ "message": { "text": "{{code}}" } }))).unwrap().message.unwrap();
     assert_eq!((message.subject, message.text.unwrap().to_string()), (None, "{{code}}".to_owned()));
 }
 
 #[test]
 fn the_api_server_and_the_checks_agree_about_templates() {
-    let [placeholders, code, one_line] =
-        [PLACEHOLDERS_PATTERN, CODE_PATTERN, ONE_LINE_PATTERN].map(|pattern| Regex::new(pattern).unwrap());
+    let [placeholders, code, one_line] = [PLACEHOLDERS_PATTERN, CODE_PATTERN, ONE_LINE_PATTERN]
+        .map(|pattern| Regex::new(pattern).unwrap());
     for text in [
         "{{code}}",
         "{{ code }} {{context}}",
@@ -180,7 +199,11 @@ fn the_api_server_and_the_checks_agree_about_templates() {
     ] {
         let known = placeholders.is_match(text);
         assert_eq!(Part::Text.parse(text).is_ok(), known && code.is_match(text), "text {text:?}");
-        assert_eq!(Part::Subject.parse(text).is_ok(), known && one_line.is_match(text), "subject {text:?}");
+        assert_eq!(
+            Part::Subject.parse(text).is_ok(),
+            known && one_line.is_match(text),
+            "subject {text:?}"
+        );
     }
 }
 
@@ -188,8 +211,8 @@ fn the_api_server_and_the_checks_agree_about_templates() {
 fn the_patterns_of_the_schema_and_the_checks_agree() {
     let longest = "x".repeat(63);
     for text in [
-        "", "a", "A", "a-b", "-a", "a-", "a.b", "a_b", "_a", "a b", "é", "a/b", "x.y/a", "/a", "a/", "X/a",
-        "a/b/c", &longest,
+        "", "a", "A", "a-b", "-a", "a-", "a.b", "a_b", "_a", "a b", "é", "a/b", "x.y/a", "/a",
+        "a/", "X/a", "a/b/c", &longest,
     ] {
         let matches = |pattern: &str| Regex::new(pattern).unwrap().is_match(text);
         assert_eq!(matches(LABEL_VALUE_PATTERN), is_label_value(text), "value {text:?}");

@@ -1,4 +1,5 @@
-//! What Redis alone takes: `redis-benchmark` calling the very script. Enters: the script's arguments. Leaves: figures.
+//! What Redis alone takes: `redis-benchmark` calling the very script. Enters: the script's
+//! arguments. Leaves: figures.
 
 use std::time::Duration;
 
@@ -11,8 +12,8 @@ use crate::Figures;
 /// A run is far shorter than a time step.
 const ATTEMPTS: usize = 3;
 
-/// Calls, roughly as many as are made in `duration`, of which each has to come to `outcome`. They are made anew when a time step
-/// ended meanwhile.
+/// Calls, roughly as many as are made in `duration`, of which each has to come to `outcome`. They
+/// are made anew when a time step ended meanwhile.
 pub(crate) async fn run(
     redis: &RedisServer,
     arguments: impl Fn() -> Vec<String>,
@@ -22,13 +23,18 @@ pub(crate) async fn run(
 ) -> Figures {
     for _ in 0..ATTEMPTS {
         let arguments = arguments();
-        // What is measured has to be the decision that the sidecar gets, from the first call to the last.
+        // What is measured has to be the decision that the sidecar gets, from the first call to the
+        // last.
         if answer(redis, &arguments).await != outcome {
             continue;
         }
         let trial = benchmark(redis, &arguments, connections, 20_000);
         let calls = trial.per_second * duration.as_secs_f64();
-        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a number of calls")]
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "a number of calls"
+        )]
         let figures = benchmark(redis, &arguments, connections, calls as usize);
         if answer(redis, &arguments).await == outcome {
             return figures;
@@ -46,7 +52,12 @@ async fn answer(redis: &RedisServer, arguments: &[String]) -> String {
     redis::from_redis_value(parts.into_iter().next().unwrap_or(redis::Value::Nil)).expect("a word")
 }
 
-fn benchmark(redis: &RedisServer, arguments: &[String], connections: usize, calls: usize) -> Figures {
+fn benchmark(
+    redis: &RedisServer,
+    arguments: &[String],
+    connections: usize,
+    calls: usize,
+) -> Figures {
     let (port, connections) = (redis.port().to_string(), connections.to_string());
     let number = calls.to_string();
     let mut words =
@@ -54,10 +65,14 @@ fn benchmark(redis: &RedisServer, arguments: &[String], connections: usize, call
     words.extend(arguments.iter().map(String::as_str));
     let table = run_program(tools::find("redis-benchmark"), &words);
     // "test","rps","avg_latency_ms","min_latency_ms","p50_latency_ms","p95_latency_ms","p99_latency_ms",…
-    // The test's name is the whole command, commas included, so the figures are counted from the end.
+    // The test's name is the whole command, commas included, so the figures are counted from the
+    // end.
     let line = table.lines().last().expect("a line of figures");
-    let numbers: Vec<f64> =
-        line.rsplit("\",\"").take(7).map(|cell| cell.trim_matches('"').parse().expect("a figure")).collect();
+    let numbers: Vec<f64> = line
+        .rsplit("\",\"")
+        .take(7)
+        .map(|cell| cell.trim_matches('"').parse().expect("a figure"))
+        .collect();
     let [_max, p99, _p95, p50, _min, _average, per_second] = numbers[..] else {
         panic!("unknown figures: {line}")
     };

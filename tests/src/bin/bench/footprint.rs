@@ -1,5 +1,5 @@
-//! What a sidecar takes up: until its first answer, in memory over a million verifies, and on the disk. Enters: a realm and the
-//! release binary. Leaves: figures.
+//! What a sidecar takes up: until its first answer, in memory over a million verifies, and on the
+//! disk. Enters: a realm and the release binary. Leaves: figures.
 
 use std::fs;
 use std::path::Path;
@@ -42,7 +42,8 @@ pub(crate) async fn run(realm: &Realm, credentials: &Path) {
     let (pid, mut done, mut shown) = (sidecar.process().id(), 0, Vec::new());
     while done < VERIFIES {
         let code = realm.use_up_the_current_code(&sidecar.api()).await;
-        let figures = load::run(sidecar.api().base_url(), &realm::used_up(&code), CONNECTIONS, ROUND).await;
+        let figures =
+            load::run(sidecar.api().base_url(), &realm::used_up(&code), CONNECTIONS, ROUND).await;
         done += figures.count;
         shown.push(format!("{} MiB after {} thousand", load::resident_mebibytes(pid), done / 1000));
     }

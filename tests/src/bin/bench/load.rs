@@ -18,10 +18,16 @@ pub(crate) struct Asked {
 }
 
 /// What the server answers without Redis: what HTTP and the client themselves take.
-pub(crate) const HEALTH: Asked = Asked { method: "GET", path: "/", body: String::new(), status: 200 };
+pub(crate) const HEALTH: Asked =
+    Asked { method: "GET", path: "/", body: String::new(), status: 200 };
 
 /// Asks the same over and over, on `connections` connections for `duration`.
-pub(crate) async fn run(base_url: &str, asked: &Asked, connections: usize, duration: Duration) -> Figures {
+pub(crate) async fn run(
+    base_url: &str,
+    asked: &Asked,
+    connections: usize,
+    duration: Duration,
+) -> Figures {
     let address = base_url.strip_prefix("http://").expect("a base URL").to_owned();
     let Asked { method, path, body, status } = asked;
     let request = format!(
@@ -43,7 +49,12 @@ pub(crate) async fn run(base_url: &str, asked: &Asked, connections: usize, durat
     Figures { count: latencies.len(), per_second, median: at(50), p99: at(99) }
 }
 
-async fn connection(address: String, request: String, expected: String, until: Instant) -> Vec<Duration> {
+async fn connection(
+    address: String,
+    request: String,
+    expected: String,
+    until: Instant,
+) -> Vec<Duration> {
     let mut stream = TcpStream::connect(address).await.expect("a connection");
     stream.set_nodelay(true).expect("TCP_NODELAY");
     let mut latencies = Vec::new();
@@ -57,7 +68,11 @@ async fn connection(address: String, request: String, expected: String, until: I
             assert!(read > 0, "the server closed a kept connection");
             filled += read;
         }
-        assert!(buffer.starts_with(expected.as_bytes()), "{}", String::from_utf8_lossy(&buffer[..filled]));
+        assert!(
+            buffer.starts_with(expected.as_bytes()),
+            "{}",
+            String::from_utf8_lossy(&buffer[..filled])
+        );
         latencies.push(began.elapsed());
     }
     latencies
@@ -79,7 +94,9 @@ pub(crate) fn peak_mebibytes(pid: i32) -> u64 {
 }
 
 fn memory(pid: i32, field: &str) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("the process' status");
+    let status =
+        std::fs::read_to_string(format!("/proc/{pid}/status")).expect("the process' status");
     let line = status.lines().find_map(|line| line.strip_prefix(field)).expect("its memory");
-    line.split_whitespace().next().and_then(|number| number.parse::<u64>().ok()).expect("a number") / 1024
+    line.split_whitespace().next().and_then(|number| number.parse::<u64>().ok()).expect("a number")
+        / 1024
 }

@@ -1,8 +1,10 @@
-//! `make bench`: what verify and generate cost, beside what Redis alone takes for the same scripts, and what the operator takes
-//! for many users, beside a bare client that makes the same writes; all on the same machine in the same run.
+//! `make bench`: what verify and generate cost, beside what Redis alone takes for the same scripts,
+//! and what the operator takes for many users, beside a bare client that makes the same writes; all
+//! on the same machine in the same run.
 //!
-//! Enters: release binaries, a real Redis and a real API server; `verify`, `generate`, `uniform`, `footprint` or `operator`
-//! as an argument chooses one part. Leaves: tables. Absolute figures depend on the machine; the ratios should not.
+//! Enters: release binaries, a real Redis and a real API server; `verify`, `generate`, `uniform`,
+//! `footprint` or `operator` as an argument chooses one part. Leaves: tables. Absolute figures
+//! depend on the machine; the ratios should not.
 
 mod floor;
 mod footprint;
@@ -66,13 +68,19 @@ async fn verify() {
     let realm = Realm::publish(&redis).await;
     let credentials = realm.credentials(&redis);
     let sidecar = serve(credentials.path()).await;
-    println!("A verify that is decided (the code is used up, so nothing is counted), {DURATION:?} each.\n");
+    println!(
+        "A verify that is decided (the code is used up, so nothing is counted), {DURATION:?} each.\n"
+    );
     print_head();
     for connections in CONNECTIONS {
         let code = realm.use_up_the_current_code(&sidecar.api()).await;
-        let ours = load::run(sidecar.api().base_url(), &realm::used_up(&code), connections, DURATION).await;
+        let ours =
+            load::run(sidecar.api().base_url(), &realm::used_up(&code), connections, DURATION)
+                .await;
         let code = realm.use_up_the_current_code(&sidecar.api()).await;
-        let floor = floor::run(&redis, || realm.verify_arguments(&code), "used", connections, DURATION).await;
+        let floor =
+            floor::run(&redis, || realm.verify_arguments(&code), "used", connections, DURATION)
+                .await;
         let http = load::run(sidecar.api().base_url(), &load::HEALTH, connections, DURATION).await;
         print(connections, &ours, &floor, &http);
     }
@@ -91,9 +99,16 @@ async fn generate() {
     );
     print_head();
     for connections in CONNECTIONS {
-        let ours = load::run(sidecar.api().base_url(), &realm::too_soon(), connections, DURATION).await;
-        let floor =
-            floor::run(&redis, || realm.issue_arguments(&policy), "too-soon", connections, DURATION).await;
+        let ours =
+            load::run(sidecar.api().base_url(), &realm::too_soon(), connections, DURATION).await;
+        let floor = floor::run(
+            &redis,
+            || realm.issue_arguments(&policy),
+            "too-soon",
+            connections,
+            DURATION,
+        )
+        .await;
         let http = load::run(sidecar.api().base_url(), &load::HEALTH, connections, DURATION).await;
         print(connections, &ours, &floor, &http);
     }

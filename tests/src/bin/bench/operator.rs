@@ -1,7 +1,8 @@
 //! What the operator takes for many users, beside a bare client that makes the same writes.
 //!
-//! Enters: a real API server and a real Redis. Leaves: the time until all users are ready and its ratio to the bare
-//! client's, the operator's memory, and the time for a refill of an emptied Redis.
+//! Enters: a real API server and a real Redis. Leaves: the time until all users are ready and its
+//! ratio to the bare client's, the operator's memory, and the time for a refill of an emptied
+//! Redis.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -57,14 +58,18 @@ pub(crate) async fn run(users: usize) {
         .env("REDIS_URL", &redis.url())
         .start()
         .await;
-    // A look at a user ends with the status that says that they are ready. The number of those who are is counted once
-    // a second only, so it is asked for afterwards.
+    // A look at a user ends with the status that says that they are ready. The number of those who
+    // are is counted once a second only, so it is asked for afterwards.
     let count = async |name: &str| {
         operator.process().assert_running();
         let metrics = operator.admin().get("/metrics").await.body;
-        metrics.lines().find_map(|line| line.strip_prefix(name)?.trim().parse::<usize>().ok()).unwrap_or(0)
+        metrics
+            .lines()
+            .find_map(|line| line.strip_prefix(name)?.trim().parse::<usize>().ok())
+            .unwrap_or(0)
     };
-    let looked = "controller_runtime_reconcile_total{controller=\"twofactoruser\",result=\"success\"}";
+    let looked =
+        "controller_runtime_reconcile_total{controller=\"twofactoruser\",result=\"success\"}";
     eventually(BOUND, "all users to be looked at", async || count(looked).await >= users).await;
     let took = began.elapsed();
     let ready = async || count("twofactor_users{ready=\"true\"}").await == users;
@@ -112,7 +117,12 @@ fn create_user(namespace: &str, number: usize) -> Call {
         "apiVersion": "twofactor.fountainai.io/v1alpha1", "kind": "TwoFactorUser",
         "metadata": { "name": name(number) }, "spec": { "email": format!("{}@example.org", name(number)) },
     });
-    (Method::POST, format!("{USERS}/namespaces/{namespace}/twofactorusers"), "application/json", body)
+    (
+        Method::POST,
+        format!("{USERS}/namespaces/{namespace}/twofactorusers"),
+        "application/json",
+        body,
+    )
 }
 
 /// As large as one that the operator makes, picture included.
@@ -165,7 +175,8 @@ impl BareClient {
             .tls_certs_only([Certificate::from_pem(&authority).expect("a certificate")])
             .build()
             .expect("an HTTP client");
-        let token = server.kubectl(&["--namespace", "home", "create", "token", "bench"]).trim().to_owned();
+        let token =
+            server.kubectl(&["--namespace", "home", "create", "token", "bench"]).trim().to_owned();
         Self { client, url: server.url(), token }
     }
 
@@ -180,8 +191,10 @@ impl BareClient {
                 loop {
                     let next = calls.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
                     let Some((method, path, content_type, body)) = next else { return };
-                    let request =
-                        api.client.request(method, format!("{}{path}", api.url)).bearer_auth(&api.token);
+                    let request = api
+                        .client
+                        .request(method, format!("{}{path}", api.url))
+                        .bearer_auth(&api.token);
                     let reply = request
                         .header("content-type", content_type)
                         .body(body.to_string())

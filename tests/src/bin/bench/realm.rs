@@ -1,5 +1,5 @@
-//! Two published users, one with an authenticator app and one who gets codes by mail. Enters: a Redis, and a mail server if there is one.
-//! Leaves: what a sidecar and a script need.
+//! Two published users, one with an authenticator app and one who gets codes by mail. Enters: a
+//! Redis, and a mail server if there is one. Leaves: what a sidecar and a script need.
 
 use std::fs;
 
@@ -102,22 +102,25 @@ impl Realm {
             record("carol", DeliveryMethod::App, TotpParameters::default()),
             record("alice", DeliveryMethod::Email, longest),
         ];
-        let store =
-            Store::Redis(RedisStore::new(&redis.url(), names.clone(), Clock::System).expect("a Redis URL"));
+        let store = Store::Redis(
+            RedisStore::new(&redis.url(), names.clone(), Clock::System).expect("a Redis URL"),
+        );
         let publisher = Publisher::new(store, key.keys(&id));
         let users = records.clone().map(|record| Desired { record, fresh: true, reset: None });
         publisher
             .fill(policy, &users, Others::Remove, Clock::System.now(), random)
             .await
             .expect("to publish");
-        let pseudonyms =
-            records.each_ref().map(|record| publisher.keys().pseudonym(&record.definition.username));
+        let pseudonyms = records
+            .each_ref()
+            .map(|record| publisher.keys().pseudonym(&record.definition.username));
         let current = publisher.store().published(&pseudonyms).await.expect("what was published");
-        let mut people =
-            records.into_iter().zip(pseudonyms).zip(current).map(|((record, pseudonym), published)| {
+        let mut people = records.into_iter().zip(pseudonyms).zip(current).map(
+            |((record, pseudonym), published)| {
                 let revision = published.revision.expect("a revision").0;
                 Person { record, pseudonym, revision }
-            });
+            },
+        );
         let (app, mail) = people.next().zip(people.next()).expect("two people");
         let inspection = publisher.store().inspect().await.expect("the node");
         Self { guards: format!("{}=0", inspection.identity()), key, id, names, app, mail }
@@ -126,7 +129,8 @@ impl Realm {
     /// Nobody is to learn from answers who is a user.
     pub(crate) async fn answer_uniformly(&self, redis: &RedisServer) {
         let names = self.names.clone();
-        let store = Store::Redis(RedisStore::new(&redis.url(), names, Clock::System).expect("a Redis URL"));
+        let store =
+            Store::Redis(RedisStore::new(&redis.url(), names, Clock::System).expect("a Redis URL"));
         let record = RealmRecord { uniform_answers: true, ..RealmRecord::default() };
         let revision = Revision(Clock::System.now().millis() + 1);
         let sealed = record.seal(&self.key.keys(&self.id), revision, &mut UnwrapErr(SysRng));
@@ -148,7 +152,8 @@ impl Realm {
         folder
     }
 
-    /// Makes sure that the code of the current step is used up; it stays a code of the window for a step more.
+    /// Makes sure that the code of the current step is used up; it stays a code of the window for a
+    /// step more.
     pub(crate) async fn use_up_the_current_code(&self, api: &ApiClient) -> Code {
         let totp = self.app.record.totp().expect("a seed");
         let code = totp.code_of(self.app.record.definition.totp.step_at(Clock::System.now()));

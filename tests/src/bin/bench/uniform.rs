@@ -1,4 +1,5 @@
-//! What uniform answers cost, and what is left that tells a user from anybody else. Enters: a realm. Leaves: figures.
+//! What uniform answers cost, and what is left that tells a user from anybody else. Enters: a
+//! realm. Leaves: figures.
 
 use std::path::Path;
 use std::time::Duration;

@@ -99,7 +99,9 @@ async fn publish_with_reset(world: &World, person: &Person, request: &str) -> Pe
     world.current(person).await
 }
 
-async fn failures_are_reset_once_for_each_request_also_when_the_realm_is_filled_again(world: World) {
+async fn failures_are_reset_once_for_each_request_also_when_the_realm_is_filled_again(
+    world: World,
+) {
     let person = world.person("carol", App).await;
     disable(&world, &person).await;
     let person = publish_with_reset(&world, &person, "1").await;

@@ -67,7 +67,10 @@ async fn every_decision_and_delivery_leaves_an_entry(world: World) {
     assert_eq!(moments, [0, 0, 0, 1500, 1500, 1500, 1500]);
     assert!(entries.iter().all(|entry| entry.channel == "email"));
     let text = format!("{entries:?}");
-    assert!(!text.contains(code.expose_secret()) && !text.contains(wrong.expose_secret()), "{text}");
+    assert!(
+        !text.contains(code.expose_secret()) && !text.contains(wrong.expose_secret()),
+        "{text}"
+    );
 }
 
 async fn what_a_service_passed_on_is_kept_only_where_it_was_given(world: World) {
@@ -126,7 +129,10 @@ async fn what_nothing_bounds_is_written_once_and_then_counted(world: World) {
     let entries = history(&world, &person).await;
     assert_eq!(
         told(&entries)[10..],
-        [("verify", "used", "kms", None), ("generate", "no-delivery-method", "kms", Some("verify/used=1")),]
+        [
+            ("verify", "used", "kms", None),
+            ("generate", "no-delivery-method", "kms", Some("verify/used=1")),
+        ]
     );
 }
 

@@ -38,7 +38,10 @@ async fn conclude(world: &World, person: &Person, event: Event) {
 }
 
 fn too_soon(seconds: u64, in_flight: Option<u64>) -> Issue {
-    Issue::TooSoon { retry_after: Duration::from_secs(seconds), in_flight: in_flight.map(UnixMillis::new) }
+    Issue::TooSoon {
+        retry_after: Duration::from_secs(seconds),
+        in_flight: in_flight.map(UnixMillis::new),
+    }
 }
 
 fn asked_at(issue: Issue) -> UnixMillis {
@@ -125,7 +128,10 @@ async fn a_refused_delivery_gives_back_the_minute_and_not_the_hour(world: World)
     world.set_time(START + 2_000).await;
     let third = ask(&world, &person, "kms", limits).await;
     conclude(&world, &person, Event::Refused { asked_at: asked_at(third) }).await;
-    assert_eq!(ask(&world, &person, "kms", limits).await, too_soon(3598, Some(until(first).millis())));
+    assert_eq!(
+        ask(&world, &person, "kms", limits).await,
+        too_soon(3598, Some(until(first).millis()))
+    );
 }
 
 async fn a_realm_that_has_sent_all_that_it_may_is_asked_no_more_often(world: World) {
@@ -202,7 +208,8 @@ async fn a_realm_sends_so_many_codes_within_an_hour(world: World) {
     world.set_time(START + 3 * 3_600_000).await;
     if let Some(redis) = &world.redis {
         let key = crate::world::names().realm_deliveries();
-        let there: bool = ::redis::AsyncCommands::exists(&mut redis.connect().await, key).await.unwrap();
+        let there: bool =
+            ::redis::AsyncCommands::exists(&mut redis.connect().await, key).await.unwrap();
         assert!(!there);
     }
     assert_eq!(take().await, Allowance::Granted);

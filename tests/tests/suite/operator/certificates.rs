@@ -1,5 +1,5 @@
-//! The webhook's certificates: made once, kept in the configuration, replaced without a request that fails; and the server that
-//! answers with them.
+//! The webhook's certificates: made once, kept in the configuration, replaced without a request
+//! that fails; and the server that answers with them.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::net::SocketAddr;
@@ -35,15 +35,18 @@ const SERVICE: &str = "webhook";
 pub(super) async fn client(kubeconfig: &Path) -> Client {
     rustls::crypto::ring::default_provider().install_default().ok();
     let kubeconfig = kube::config::Kubeconfig::read_from(kubeconfig).unwrap();
-    let mut configuration =
-        kube::Config::from_custom_kubeconfig(kubeconfig, &kube::config::KubeConfigOptions::default())
-            .await
-            .unwrap();
+    let mut configuration = kube::Config::from_custom_kubeconfig(
+        kubeconfig,
+        &kube::config::KubeConfigOptions::default(),
+    )
+    .await
+    .unwrap();
     configuration.default_retry = false;
     Client::try_from(configuration).unwrap()
 }
 
-/// The operator's namespace, and a service account that may do what leadership and certificates need, and no more.
+/// The operator's namespace, and a service account that may do what leadership and certificates
+/// need, and no more.
 pub(super) struct Home {
     pub(super) namespace: String,
     pub(super) client: Client,
@@ -61,11 +64,17 @@ impl Home {
         let _ = run(&["create", "serviceaccount", "operator"]);
         let account = format!("--serviceaccount={name}:operator");
         let configuration = format!("--resource-name={name}");
-        let create = ["--verb=create", "--resource=secrets", "--resource=leases.coordination.k8s.io"];
+        let create =
+            ["--verb=create", "--resource=secrets", "--resource=leases.coordination.k8s.io"];
         let _ = run(&[&["create", "role", "create"], &create[..]].concat());
         let update = ["--verb=get", "--verb=update"];
-        let secret =
-            ["create", "role", "secret", "--resource=secrets", "--resource-name=twofactor-webhook-ca"];
+        let secret = [
+            "create",
+            "role",
+            "secret",
+            "--resource=secrets",
+            "--resource-name=twofactor-webhook-ca",
+        ];
         let _ = run(&[&secret[..], &update[..]].concat());
         let lease = ["--resource=leases.coordination.k8s.io", "--resource-name=twofactor-operator"];
         let _ = run(&[&["create", "role", "lease"], &lease[..], &update[..]].concat());
@@ -73,8 +82,22 @@ impl Home {
             let _ = run(&["create", "rolebinding", role, &format!("--role={role}"), &account]);
         }
         let resource = "--resource=mutatingwebhookconfigurations.admissionregistration.k8s.io";
-        let _ = run(&["create", "clusterrole", name, "--verb=get", "--verb=patch", resource, &configuration]);
-        let _ = run(&["create", "clusterrolebinding", name, &format!("--clusterrole={name}"), &account]);
+        let _ = run(&[
+            "create",
+            "clusterrole",
+            name,
+            "--verb=get",
+            "--verb=patch",
+            resource,
+            &configuration,
+        ]);
+        let _ = run(&[
+            "create",
+            "clusterrolebinding",
+            name,
+            &format!("--clusterrole={name}"),
+            &account,
+        ]);
         let client = client(&server.kubeconfig_for_service_account(name, "operator")).await;
         Self { namespace, client, server }
     }
@@ -114,7 +137,12 @@ impl Home {
 
     fn lead(&self, lifetimes: Lifetimes) -> DropGuard {
         let stop = CancellationToken::new();
-        tokio::spawn(keep(self.client.clone(), self.settings(lifetimes), Clock::System, stop.clone()));
+        tokio::spawn(keep(
+            self.client.clone(),
+            self.settings(lifetimes),
+            Clock::System,
+            stop.clone(),
+        ));
         stop.drop_guard()
     }
 
@@ -137,7 +165,8 @@ impl Home {
 
     /// The authority that signs.
     async fn authority(&self) -> String {
-        let secret = self.get(&format!("/api/v1/namespaces/{}/secrets/{SECRET}", self.namespace)).await;
+        let secret =
+            self.get(&format!("/api/v1/namespaces/{}/secrets/{SECRET}", self.namespace)).await;
         text(&secret["data"]["ca.crt"])
     }
 
@@ -146,7 +175,8 @@ impl Home {
         eventually(BOUND, "the bundle", async || {
             let bundles = self.bundles().await;
             let good = |bundle: &String| {
-                bundle.matches("BEGIN").count() == count && expected.iter().all(|root| bundle.contains(root))
+                bundle.matches("BEGIN").count() == count
+                    && expected.iter().all(|root| bundle.contains(root))
             };
             if bundles.iter().all(good) { Ok(()) } else { Err(format!("{bundles:?}")) }
         })
@@ -168,7 +198,8 @@ struct Replica {
 
 impl Replica {
     async fn start(home: &Home, lifetimes: Lifetimes) -> Self {
-        let (current, ready) = (Arc::new(CurrentCertificate::default()), Check::required("certificate"));
+        let (current, ready) =
+            (Arc::new(CurrentCertificate::default()), Check::required("certificate"));
         let (settings, stop) = (home.settings(lifetimes), CancellationToken::new());
         let following = follow(
             home.client.clone(),
@@ -188,7 +219,11 @@ impl Replica {
     }
 }
 
-async fn serve(current: Arc<CurrentCertificate>, limits: Limits, stop: CancellationToken) -> SocketAddr {
+async fn serve(
+    current: Arc<CurrentCertificate>,
+    limits: Limits,
+    stop: CancellationToken,
+) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let routes = warp::body::bytes().map(|_| "hello".into_response()).boxed();
@@ -223,7 +258,8 @@ async fn no_request_fails_while_authorities_and_certificates_are_replaced() {
         replica.wait_ready().await;
     }
     let host = format!("{SERVICE}.{}.svc", home.namespace);
-    // One that keeps its connection, as API servers do. The certificate of then is long over at the end.
+    // One that keeps its connection, as API servers do. The certificate of then is long over at the
+    // end.
     let kept = trusting(&home.bundles().await[0], &host, replicas[0].address);
     let (mut authorities, mut sizes) = (BTreeSet::new(), BTreeSet::new());
     let (mut seen, began) = (VecDeque::new(), Instant::now());
@@ -234,22 +270,33 @@ async fn no_request_fails_while_authorities_and_certificates_are_replaced() {
         while seen.front().is_some_and(|(since, _)| since.elapsed() > Duration::from_secs(1)) {
             seen.pop_front();
         }
-        for (age, bundle) in [("current", &bundle), ("old", seen.front().map_or(&bundle, |(_, old)| old))] {
+        for (age, bundle) in
+            [("current", &bundle), ("old", seen.front().map_or(&bundle, |(_, old)| old))]
+        {
             for replica in &replicas {
-                let answer = ask(&trusting(bundle, &host, replica.address), &host, replica.address).await;
-                let answer = answer.unwrap_or_else(|error| panic!("{age} bundle after {asked}: {error:?}"));
+                let answer =
+                    ask(&trusting(bundle, &host, replica.address), &host, replica.address).await;
+                let answer =
+                    answer.unwrap_or_else(|error| panic!("{age} bundle after {asked}: {error:?}"));
                 assert_eq!(answer.status(), 200);
                 assert!(replica.ready.is_good(), "not ready at {:?}", began.elapsed());
                 asked += 1;
             }
         }
-        assert_eq!(ask(&kept, &host, replicas[0].address).await.expect("the kept connection").status(), 200);
+        assert_eq!(
+            ask(&kept, &host, replicas[0].address).await.expect("the kept connection").status(),
+            200
+        );
         sizes.insert(bundle.matches("BEGIN").count());
         authorities.insert(home.authority().await);
         if authorities.len() == 3 && bundle.matches("BEGIN").count() == 1 {
             break;
         }
-        assert!(began.elapsed() < Duration::from_mins(2), "{} authorities so far", authorities.len());
+        assert!(
+            began.elapsed() < Duration::from_mins(2),
+            "{} authorities so far",
+            authorities.len()
+        );
     }
     assert_eq!(sizes, BTreeSet::from([1, 2]), "old and new overlap, and the old one goes");
     assert!(asked > 100, "{asked} requests are no stream");
@@ -317,7 +364,8 @@ async fn a_configuration_that_is_late_or_loses_its_bundle_gets_it_and_nothing_el
 
 #[tokio::test]
 async fn an_authority_that_is_lost_or_damaged_is_replaced_and_requests_go_on() {
-    let lifetimes = Lifetimes { authority: Duration::from_secs(100), leaf: Duration::from_secs(50) };
+    let lifetimes =
+        Lifetimes { authority: Duration::from_secs(100), leaf: Duration::from_secs(50) };
     let home = Home::new().await;
     home.configure();
     let _leader = home.lead(lifetimes);
@@ -341,7 +389,8 @@ async fn an_authority_that_is_lost_or_damaged_is_replaced_and_requests_go_on() {
         // Until the replica has changed over and the old authority is gone from the bundle.
         eventually(Duration::from_mins(1), "the old one to go", async || {
             let bundle = home.bundles().await[0].clone();
-            let answer = ask(&trusting(&bundle, &host, replica.address), &host, replica.address).await;
+            let answer =
+                ask(&trusting(&bundle, &host, replica.address), &host, replica.address).await;
             assert_eq!(answer.expect("an answer").status(), 200);
             !bundle.contains(&old)
         })

@@ -1,7 +1,8 @@
-//! What the operator's tests start from: a namespace of users, a Redis, and an operator with its own rights.
+//! What the operator's tests start from: a namespace of users, a Redis, and an operator with its
+//! own rights.
 //!
-//! Enters: an API server, shared where the test does not harm it. Leaves: short ways to do what an administrator
-//! does with `kubectl`, and to look at what came of it.
+//! Enters: an API server, shared where the test does not harm it. Leaves: short ways to do what an
+//! administrator does with `kubectl`, and to look at what came of it.
 
 use std::fs;
 use std::path::PathBuf;
@@ -22,8 +23,8 @@ use twofactor_tests::sidecar::SidecarProcess;
 use twofactor_tests::wait::eventually;
 use twofactor_tests::{scratch, tools};
 
-/// For what the operator should do at once. Generous, because two cores run many tests at a time; what is promised in
-/// seconds is measured by the tests that are about it.
+/// For what the operator should do at once. Generous, because two cores run many tests at a time;
+/// what is promised in seconds is measured by the tests that are about it.
 pub(crate) const BOUND: Duration = Duration::from_secs(30);
 
 const ACCOUNT: &str = "twofactor-operator";
@@ -93,7 +94,8 @@ impl Cluster {
         let account = format!("{home}:{ACCOUNT}");
         let _ = server.kubectl(&["--namespace", &home, "create", "serviceaccount", ACCOUNT]);
         let binding = format!("--serviceaccount={account}");
-        // Bound in the two namespaces and, for what is cluster-wide, in all: the same rules as in a real installation.
+        // Bound in the two namespaces and, for what is cluster-wide, in all: the same rules as in a
+        // real installation.
         let _ = server.kubectl(&[
             "create",
             "clusterrolebinding",
@@ -101,7 +103,8 @@ impl Cluster {
             "--clusterrole=twofactor-operator",
             &binding,
         ]);
-        let role = server.kubectl(&["apply", "--namespace", &home, "-f", &root("operator/rbac.yaml")]);
+        let role =
+            server.kubectl(&["apply", "--namespace", &home, "-f", &root("operator/rbac.yaml")]);
         assert!(role.contains("role"), "{role}");
         let _ = server.kubectl(&[
             "--namespace",
@@ -192,9 +195,13 @@ impl Cluster {
 
     /// Waits until a user is not ready for this reason, and gives the message.
     pub(crate) async fn wait_not_ready(&self, user: &str, reason: &str) -> String {
-        eventually(BOUND, format_args!("{user} not to be ready: {reason}"), async || match self.ready(user) {
-            Some((status, found, message)) if status == "False" && found == reason => Ok(message),
-            other => Err(format!("{other:?}")),
+        eventually(BOUND, format_args!("{user} not to be ready: {reason}"), async || {
+            match self.ready(user) {
+                Some((status, found, message)) if status == "False" && found == reason => {
+                    Ok(message)
+                }
+                other => Err(format!("{other:?}")),
+            }
         })
         .await
     }
@@ -243,7 +250,8 @@ impl Cluster {
             fs::write(folder.path().join("redis-ca"), authority).unwrap();
         }
         let path = folder.path().to_str().unwrap().to_owned();
-        let process = SidecarProcess::builder().args(["serve", "--credentials", &path]).start().await;
+        let process =
+            SidecarProcess::builder().args(["serve", "--credentials", &path]).start().await;
         Sidecar { api: process.api(), _process: process, _folder: folder }
     }
 
@@ -276,7 +284,13 @@ fn is_realm_record(key: &str) -> bool {
 /// CRDs and the rules that every operator runs under.
 fn prepare(server: &ApiServer) {
     let _ = server.kubectl(&["apply", "-f", &root("crds")]);
-    let _ = server.kubectl(&["wait", "--for=condition=Established", "--timeout=30s", "-f", &root("crds")]);
+    let _ = server.kubectl(&[
+        "wait",
+        "--for=condition=Established",
+        "--timeout=30s",
+        "-f",
+        &root("crds"),
+    ]);
     let _ = server.kubectl(&["apply", "--namespace", "default", "-f", &root("operator/rbac.yaml")]);
 }
 
@@ -293,7 +307,8 @@ impl Sidecar {
         self.api.verify(username, &code_of(seed)).await
     }
 
-    /// Waits until the authenticator's code is accepted: after an import or a loss, that takes up to a minute.
+    /// Waits until the authenticator's code is accepted: after an import or a loss, that takes up
+    /// to a minute.
     pub(crate) async fn wait_accepted(&self, username: &str, seed: &str) {
         eventually(
             Duration::from_secs(100),

@@ -1,5 +1,5 @@
-//! The operator dies after each step of a reconcile: never two seeds, never a user served with a seed that their Secret
-//! does not hold.
+//! The operator dies after each step of a reconcile: never two seeds, never a user served with a
+//! seed that their Secret does not hold.
 
 use std::time::Duration;
 
@@ -7,10 +7,12 @@ use twofactor_tests::wait::eventually;
 
 use super::cluster::{BOUND, Cluster, app_user, user};
 
-/// The steps of `twofactor_operator::crash`, which a reconcile of a new user passes; and those of one that is repaired.
+/// The steps of `twofactor_operator::crash`, which a reconcile of a new user passes; and those of
+/// one that is repaired.
 const NEW_USER: [&str; 6] =
     ["started", "fetched", "secret-created", "predecessor-removed", "published", "status-written"];
-const ROTATED_USER: [&str; 5] = ["started", "fetched", "secret-updated", "published", "status-written"];
+const ROTATED_USER: [&str; 5] =
+    ["started", "fetched", "secret-updated", "published", "status-written"];
 
 /// Lets an operator run into its death.
 async fn die_at(cluster: &Cluster, step: &str) {
@@ -56,9 +58,10 @@ async fn a_rotation_is_finished_whichever_step_the_operator_dies_after() {
         die_at(&cluster, step).await;
         let early = cluster.seed(&name);
         let _operator = cluster.operator().start().await;
-        let new =
-            eventually(BOUND, "the rotation", async || Some(cluster.seed(&name)).filter(|seed| *seed != old))
-                .await;
+        let new = eventually(BOUND, "the rotation", async || {
+            Some(cluster.seed(&name)).filter(|seed| *seed != old)
+        })
+        .await;
         if early != old {
             assert_eq!(new, early, "{step}: a third seed");
         }
@@ -77,7 +80,9 @@ async fn a_rotation_is_finished_whichever_step_the_operator_dies_after() {
 async fn a_deletion_while_the_operator_is_gone_leaves_no_key() {
     let cluster = Cluster::start().await;
     let operator = cluster.operator().start().await;
-    cluster.apply(&[app_user("carol"), app_user("dora"), user("alice", "email: a@example.org")].concat());
+    cluster.apply(
+        &[app_user("carol"), app_user("dora"), user("alice", "email: a@example.org")].concat(),
+    );
     for name in ["carol", "dora", "alice"] {
         cluster.wait_ready(name).await;
     }
@@ -86,7 +91,10 @@ async fn a_deletion_while_the_operator_is_gone_leaves_no_key() {
     let before = cluster.user_keys().await.len();
     let _operator = cluster.operator().start().await;
     eventually(BOUND, "the sweep", async || cluster.user_keys().await.len() * 3 == before).await;
-    assert_eq!(cluster.sidecar().await.verify_seed("dora", &cluster.seed("dora")).await.status, 200);
+    assert_eq!(
+        cluster.sidecar().await.verify_seed("dora", &cluster.seed("dora")).await.status,
+        200
+    );
 }
 
 #[tokio::test]

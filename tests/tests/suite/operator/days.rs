@@ -1,4 +1,5 @@
-//! Bad days: Redis away, emptied, or of yesterday; an API server that is gone, busy, broken or slow; namespaces that go.
+//! Bad days: Redis away, emptied, or of yesterday; an API server that is gone, busy, broken or
+//! slow; namespaces that go.
 
 use std::time::{Duration, Instant};
 
@@ -15,9 +16,14 @@ async fn redis_may_be_away_at_the_start_and_whenever_users_change() {
     let operator = cluster.operator().start().await;
     cluster.apply(&[app_user("carol"), app_user("dora")].concat());
     let (status, ..) =
-        eventually(BOUND, "carol to be told", async || cluster.condition("carol", "Published")).await;
+        eventually(BOUND, "carol to be told", async || cluster.condition("carol", "Published"))
+            .await;
     assert_eq!(status, "False");
-    assert_eq!(operator.admin().get("/readyz").await.status, 200, "readiness never depends on Redis");
+    assert_eq!(
+        operator.admin().get("/readyz").await.status,
+        200,
+        "readiness never depends on Redis"
+    );
     cluster.redis.restart().await;
     cluster.wait_ready("carol").await;
     cluster.wait_ready("dora").await;
@@ -26,14 +32,18 @@ async fn redis_may_be_away_at_the_start_and_whenever_users_change() {
     sidecar.wait_accepted("carol", &carol).await;
     // Away again, while one is created, one changed and one deleted.
     cluster.redis.kill();
-    cluster.apply(&[app_user("erin"), user("carol", "deliveryMethod: app\n  enabled: false")].concat());
+    cluster.apply(
+        &[app_user("erin"), user("carol", "deliveryMethod: app\n  enabled: false")].concat(),
+    );
     let _ = cluster.kubectl(&["delete", "tfu", "dora", "--wait=false"]);
     assert_eq!(sidecar.verify_seed("dora", &dora).await.status, 503);
     cluster.redis.restart().await;
     cluster.wait_ready("erin").await;
     sidecar.wait_accepted("erin", &cluster.seed("erin")).await;
-    eventually(BOUND, "dora to be gone", async || sidecar.verify_seed("dora", &dora).await.status == 404)
-        .await;
+    eventually(BOUND, "dora to be gone", async || {
+        sidecar.verify_seed("dora", &dora).await.status == 404
+    })
+    .await;
     eventually(BOUND, "carol to be disabled", async || {
         sidecar.verify_seed("carol", &carol).await.status == 404
     })
@@ -84,8 +94,11 @@ async fn a_thousand_users_are_back_within_ten_seconds_of_a_flush() {
 
 #[tokio::test]
 async fn a_redis_restarted_with_lost_writes_accepts_no_code_twice() {
-    let redis =
-        RedisServer::builder().append_only(AppendFsync::EverySec).args(["--appendfsync", "no"]).start().await;
+    let redis = RedisServer::builder()
+        .append_only(AppendFsync::EverySec)
+        .args(["--appendfsync", "no"])
+        .start()
+        .await;
     let cluster = Cluster::with_redis(redis).await;
     let _operator = cluster.operator().start().await;
     cluster.apply(&app_user("carol"));
@@ -114,11 +127,13 @@ async fn yesterdays_data_is_put_right_before_anything_is_decided_on_it() {
     cluster.apply(&[app_user("carol"), app_user("gone")].concat());
     cluster.wait_ready("carol").await;
     cluster.wait_ready("gone").await;
-    let (sidecar, seed, gone) = (cluster.sidecar().await, cluster.seed("carol"), cluster.seed("gone"));
+    let (sidecar, seed, gone) =
+        (cluster.sidecar().await, cluster.seed("carol"), cluster.seed("gone"));
     redis::cmd("SAVE").exec_async(&mut cluster.redis.connect().await).await.unwrap();
     // Today: one is deleted, one disabled, one new.
     let _ = cluster.kubectl(&["delete", "tfu", "gone", "--wait=false"]);
-    cluster.apply(&[app_user("new"), user("carol", "deliveryMethod: app\n  enabled: false")].concat());
+    cluster
+        .apply(&[app_user("new"), user("carol", "deliveryMethod: app\n  enabled: false")].concat());
     cluster.wait_ready("new").await;
     eventually(BOUND, "today", async || {
         sidecar.verify_seed("gone", &gone).await.status == 404
@@ -162,8 +177,10 @@ async fn an_api_server_that_is_gone_for_a_while_is_waited_for() {
 async fn an_api_server_that_is_busy_broken_or_slow_delays_and_nothing_more() {
     let cluster = Cluster::start().await;
     let proxy = FaultProxy::start(&cluster.server).await;
-    let operator =
-        cluster.operator_with(&proxy.kubeconfig(&cluster.server, &cluster.kubeconfig)).start().await;
+    let operator = cluster
+        .operator_with(&proxy.kubeconfig(&cluster.server, &cluster.kubeconfig))
+        .start()
+        .await;
     for (number, fault) in [
         Fault::Writes(409),
         Fault::Writes(429),
@@ -178,7 +195,8 @@ async fn an_api_server_that_is_busy_broken_or_slow_delays_and_nothing_more() {
         let before = proxy.hits();
         proxy.set(Some(fault));
         cluster.apply(&app_user(&name));
-        eventually(BOUND, format_args!("{fault:?} to be met"), async || proxy.hits() > before).await;
+        eventually(BOUND, format_args!("{fault:?} to be met"), async || proxy.hits() > before)
+            .await;
         proxy.set(None);
         cluster.wait_ready(&name).await;
         operator.process().assert_running();
@@ -192,7 +210,8 @@ async fn an_api_server_that_is_busy_broken_or_slow_delays_and_nothing_more() {
 
 #[tokio::test]
 async fn a_namespace_goes_with_its_users_also_while_the_operator_is_gone() {
-    let cluster = Cluster::on_own_server(&["namespace-controller", "garbage-collector-controller"]).await;
+    let cluster =
+        Cluster::on_own_server(&["namespace-controller", "garbage-collector-controller"]).await;
     let operator = cluster.operator().start().await;
     cluster.apply(&[app_user("carol"), app_user("dora")].concat());
     cluster.wait_ready("carol").await;
@@ -201,8 +220,11 @@ async fn a_namespace_goes_with_its_users_also_while_the_operator_is_gone() {
     let _ = cluster.server.kubectl(&["delete", "namespace", &cluster.namespace, "--timeout=60s"]);
     let _operator = cluster.operator().start().await;
     eventually(BOUND, "no key to be left", async || {
-        let keys: Vec<String> =
-            redis::cmd("KEYS").arg("*").query_async(&mut cluster.redis.connect().await).await.unwrap();
+        let keys: Vec<String> = redis::cmd("KEYS")
+            .arg("*")
+            .query_async(&mut cluster.redis.connect().await)
+            .await
+            .unwrap();
         if keys.is_empty() { Ok(()) } else { Err(format!("{keys:?}")) }
     })
     .await;
@@ -289,14 +311,16 @@ async fn operators_of_different_namespaces_leave_each_others_users_alone() {
     let (one, two) = (Cluster::start().await, Cluster::start().await);
     // One Redis and one installation: only the namespaces differ, and so the Lease.
     let lease = "twofactor-other";
-    let rights = ["--verb=get,update", "--resource=leases.coordination.k8s.io", "--resource-name", lease];
+    let rights =
+        ["--verb=get,update", "--resource=leases.coordination.k8s.io", "--resource-name", lease];
     let home = ["--namespace", &one.home];
     let _ = one.server.kubectl(&[&home[..], &["create", "role", lease], &rights].concat());
     let account = format!("--serviceaccount={}:twofactor-operator", one.home);
     let binding = ["create", "rolebinding", lease, "--role", lease, &account];
     let _ = one.server.kubectl(&[&home[..], &binding].concat());
     let other = || {
-        let arguments = ["--namespace", &two.namespace, "--operator-namespace", &one.home, "--lease", lease];
+        let arguments =
+            ["--namespace", &two.namespace, "--operator-namespace", &one.home, "--lease", lease];
         twofactor_tests::operator::OperatorProcess::builder(&one.kubeconfig)
             .args(arguments)
             .env("REDIS_URL", &one.redis.url())
@@ -337,7 +361,8 @@ async fn yesterdays_record_is_renewed_also_when_nothing_in_it_has_changed() {
 
 #[tokio::test]
 async fn a_namespace_of_the_same_name_is_another_realm() {
-    let cluster = Cluster::on_own_server(&["namespace-controller", "garbage-collector-controller"]).await;
+    let cluster =
+        Cluster::on_own_server(&["namespace-controller", "garbage-collector-controller"]).await;
     let _operator = cluster.operator().start().await;
     cluster.apply(&app_user("carol"));
     cluster.wait_ready("carol").await;

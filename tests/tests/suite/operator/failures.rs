@@ -22,7 +22,10 @@ async fn fail_for_the_hundredth_time(cluster: &Cluster, sidecar: &super::cluster
     })
     .await;
     let reply = sidecar.api.verify("carol", "0000000").await;
-    assert_eq!((reply.status, reply.json()["type"].as_str()), (404, Some("urn:fountainai:2fa:unknown-user")));
+    assert_eq!(
+        (reply.status, reply.json()["type"].as_str()),
+        (404, Some("urn:fountainai:2fa:unknown-user"))
+    );
     assert_eq!(reply.json()["detail"], "User not found or 2FA not enabled.");
 }
 
@@ -72,7 +75,8 @@ async fn a_user_whom_failures_have_disabled_is_told_and_enabled_once_for_each_re
     })
     .await;
 
-    // The same request does not count for what comes later: not with an edit, and not for the next operator.
+    // The same request does not count for what comes later: not with an edit, and not for the next
+    // operator.
     fail_for_the_hundredth_time(&cluster, &sidecar).await;
     cluster.apply(&user("carol", "deliveryMethod: app\n  issuer: Another"));
     cluster.wait_not_ready("carol", "DisabledByFailures").await;

@@ -64,10 +64,11 @@ async fn what_is_wrong_with_an_import_is_told_by_secret_and_key() {
         ("keyless", "keyless", "secret"),
         ("missing", "nowhere", "secret"),
     ] {
-        let (status, _, message) = eventually(BOUND, format_args!("{name} to be told"), async || {
-            cluster.condition(name, "SecretReady").filter(|(status, ..)| status == "False")
-        })
-        .await;
+        let (status, _, message) =
+            eventually(BOUND, format_args!("{name} to be told"), async || {
+                cluster.condition(name, "SecretReady").filter(|(status, ..)| status == "False")
+            })
+            .await;
         assert_eq!(status, "False");
         assert!(message.contains(secret) && message.contains(sentence), "{message}");
         assert!(!message.contains("SECRET-VALUE") && !message.contains("GEZDG"), "{message}");

@@ -19,7 +19,8 @@ async fn candidate(client: &kube::Client, namespace: &str, identity: &str) -> He
 /// Waits for the leadership, and tells how long that took.
 async fn within(bound: u64, home: &Home, identity: &str) -> Held {
     let (began, bound) = (Instant::now(), Duration::from_secs(bound));
-    let held = tokio::time::timeout(bound, candidate(&home.client, &home.namespace, identity)).await;
+    let held =
+        tokio::time::timeout(bound, candidate(&home.client, &home.namespace, identity)).await;
     held.unwrap_or_else(|_| panic!("{identity} does not lead after {:?}", began.elapsed()))
 }
 
@@ -32,13 +33,18 @@ async fn a_released_lease_is_taken_in_five_seconds_and_that_of_a_vanished_leader
     let waiting = tokio::time::timeout(Duration::from_secs(4), &mut second).await;
     assert!(waiting.is_err(), "two lead at the same time");
     first.release().await;
-    let second = tokio::time::timeout(Duration::from_secs(5), second).await.expect("a hand-over in 5 s");
+    let second =
+        tokio::time::timeout(Duration::from_secs(5), second).await.expect("a hand-over in 5 s");
 
     // It does not give the lease back: as if it had been killed.
     drop(second);
     let began = Instant::now();
     let third = within(20, &home, "third").await;
-    assert!(began.elapsed() > Duration::from_secs(10), "the lease was still good: {:?}", began.elapsed());
+    assert!(
+        began.elapsed() > Duration::from_secs(10),
+        "the lease was still good: {:?}",
+        began.elapsed()
+    );
 
     // A container that is started again in the same pod.
     drop(third);
@@ -75,5 +81,9 @@ async fn without_an_api_server_a_leader_gives_up_before_anybody_else_could_lead(
     server.kill_apiserver();
     let killed = Instant::now();
     tokio::time::timeout(Duration::from_secs(12), held.lost()).await.expect("to give up in 10 s");
-    assert!(killed.elapsed() > Duration::from_secs(5), "after trying again: {:?}", killed.elapsed());
+    assert!(
+        killed.elapsed() > Duration::from_secs(5),
+        "after trying again: {:?}",
+        killed.elapsed()
+    );
 }

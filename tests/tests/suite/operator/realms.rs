@@ -54,7 +54,8 @@ async fn let_in(cluster: &Cluster) -> Sidecar {
     cluster.apply(&[app_user("carol"), letting_in(&kms)].concat());
     cluster.wait_ready("carol").await;
     let sidecar = cluster.sidecar_in(&kms).await;
-    // The record that lets the namespace in comes in the same second as its credentials, not in the same moment.
+    // The record that lets the namespace in comes in the same second as its credentials, not in the
+    // same moment.
     eventually(BOUND, "the namespace to be let in", async || {
         sidecar.api.verify("nobody", "000000").await.status == 404
     })
@@ -71,7 +72,8 @@ async fn a_namespace_that_is_let_in_by_name_verifies_until_it_is_not_any_more() 
     cluster.wait_ready("carol").await;
     let (sidecar, seed) = (cluster.sidecar_in(&kms).await, cluster.seed("carol"));
     let code = code_of(&seed);
-    // The record that lets the namespace in comes in the same second as its credentials, not in the same moment.
+    // The record that lets the namespace in comes in the same second as its credentials, not in the
+    // same moment.
     eventually(BOUND, "the namespace to be let in", async || {
         let reply = sidecar.api.verify("carol", &code).await;
         if reply.status == 200 { Ok(()) } else { Err(reply.body) }
@@ -97,7 +99,8 @@ async fn a_namespace_that_is_let_in_by_name_verifies_until_it_is_not_any_more() 
     assert_eq!((&status["namespacesServed"], &status["users"]), (&Value::from(2), &Value::from(1)));
     assert_eq!(status["namespaces"], serde_json::json!([kms, cluster.namespace]));
     let table = cluster.kubectl(&["get", "tfr"]);
-    let lines: Vec<Vec<&str>> = table.lines().map(|line| line.split_whitespace().collect()).collect();
+    let lines: Vec<Vec<&str>> =
+        table.lines().map(|line| line.split_whitespace().collect()).collect();
     assert_eq!(lines[0], ["NAME", "READY", "NAMESPACES", "USERS", "OUTDATED", "AGE"], "{table}");
     assert_eq!(lines[1][..5], ["default", "True", "2", "1", "0"], "{table}");
 
@@ -109,8 +112,10 @@ async fn a_namespace_that_is_let_in_by_name_verifies_until_it_is_not_any_more() 
     })
     .await;
     assert!(began.elapsed() < WITHDRAWN, "{:?}", began.elapsed());
-    eventually(BOUND, "the credentials to go", async || cluster.credentials_in(&kms, "caller").is_none())
-        .await;
+    eventually(BOUND, "the credentials to go", async || {
+        cluster.credentials_in(&kms, "caller").is_none()
+    })
+    .await;
     assert_eq!(logins(&cluster.redis).await.len(), 1);
 
     // The same sidecar, with the credentials that it has, is let in again.
@@ -139,7 +144,8 @@ async fn a_label_lets_a_namespace_in_and_takes_it_out_again() {
         ]
         .concat(),
     );
-    let message = wait_condition(&cluster, "NamespacesMatched", "False", "SelectorMatchesNothing").await;
+    let message =
+        wait_condition(&cluster, "NamespacesMatched", "False", "SelectorMatchesNothing").await;
     assert!(message.contains("chooses no namespace"), "{message}");
     wait_condition(&cluster, "Ready", "True", "Ready").await;
     assert!(cluster.credentials_in(&kms, "caller").is_none());
@@ -152,11 +158,15 @@ async fn a_label_lets_a_namespace_in_and_takes_it_out_again() {
 
     let _ = cluster.server.kubectl(&["label", "namespace", &kms, "team-"]);
     let began = Instant::now();
-    eventually(BOUND, "the withdrawal", async || sidecar.api.verify("carol", "000000").await.status == 503)
-        .await;
+    eventually(BOUND, "the withdrawal", async || {
+        sidecar.api.verify("carol", "000000").await.status == 503
+    })
+    .await;
     assert!(began.elapsed() < WITHDRAWN, "{:?}", began.elapsed());
-    eventually(BOUND, "the credentials to go", async || cluster.credentials_in(&kms, "caller").is_none())
-        .await;
+    eventually(BOUND, "the credentials to go", async || {
+        cluster.credentials_in(&kms, "caller").is_none()
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -178,8 +188,10 @@ async fn a_namespace_that_comes_later_is_let_in_and_one_that_goes_leaves_no_logi
     cluster.apply(&letting_in(&other));
     eventually(BOUND, "the credentials", async || cluster.credentials_in(&other, "caller")).await;
     let _ = cluster.server.kubectl(&["delete", "namespace", &cluster.namespace]);
-    eventually(BOUND, "the credentials to go", async || cluster.credentials_in(&other, "caller").is_none())
-        .await;
+    eventually(BOUND, "the credentials to go", async || {
+        cluster.credentials_in(&other, "caller").is_none()
+    })
+    .await;
     eventually(BOUND, "the logins to go", async || logins(&cluster.redis).await.is_empty()).await;
 }
 
@@ -206,8 +218,11 @@ async fn a_login_reaches_neither_another_realm_nor_the_records() {
     let kms = cluster.another_namespace("kms");
     cluster.apply(&[app_user("carol"), letting_in(&kms)].concat());
     cluster.wait_ready("carol").await;
-    let url = eventually(BOUND, "the credentials", async || cluster.credentials_in(&kms, "redis-url")).await;
-    let mut service = redis::Client::open(url).unwrap().get_multiplexed_async_connection().await.unwrap();
+    let url =
+        eventually(BOUND, "the credentials", async || cluster.credentials_in(&kms, "redis-url"))
+            .await;
+    let mut service =
+        redis::Client::open(url).unwrap().get_multiplexed_async_connection().await.unwrap();
     let mut admin = cluster.redis.connect().await;
     let keys: Vec<String> = admin.keys("*").await.unwrap();
     let record = keys.iter().find(|key| key.ends_with(":rec")).unwrap();
@@ -223,7 +238,8 @@ async fn a_login_reaches_neither_another_realm_nor_the_records() {
 }
 
 #[tokio::test]
-async fn what_is_wrong_with_the_providers_is_told_until_it_is_mended_and_then_mail_goes_their_way() {
+async fn what_is_wrong_with_the_providers_is_told_until_it_is_mended_and_then_mail_goes_their_way()
+{
     let cluster = Cluster::start().await;
     let _operator = cluster
         .operator()
@@ -232,7 +248,8 @@ async fn what_is_wrong_with_the_providers_is_told_until_it_is_mended_and_then_ma
         .start()
         .await;
     let mail = MailServer::start().await;
-    let spec = "issuer: Realm\n  otpExpirationMinutes: 2\n  delivery: {secretRef: {name: providers}}";
+    let spec =
+        "issuer: Realm\n  otpExpirationMinutes: 2\n  delivery: {secretRef: {name: providers}}";
     cluster.apply(&[user("alice", "email: alice@example.org"), realm(spec)].concat());
     let message = wait_condition(&cluster, "DeliveryReady", "False", "SecretNotFound").await;
     assert!(message.contains("providers"), "{message}");
@@ -310,7 +327,10 @@ async fn a_realm_has_providers_of_all_kinds_and_words_of_its_own() {
             ("WEBHOOK_CA", &certificates(&webhook)),
         ]
         .map(|(key, value)| format!("  {key}: {}\n", encoded(value)));
-        format!("apiVersion: v1\nkind: Secret\nmetadata: {{name: providers}}\ndata:\n{}---\n", data.concat())
+        format!(
+            "apiVersion: v1\nkind: Secret\nmetadata: {{name: providers}}\ndata:\n{}---\n",
+            data.concat()
+        )
     };
     let spec = "delivery: {secretRef: {name: providers}}\n  message: {text: \"{{code}} for {{service}}\", sms: \"{{code}}!\"}";
     let users = [
@@ -342,7 +362,8 @@ async fn a_realm_has_providers_of_all_kinds_and_words_of_its_own() {
         if reply.status == 200 { Ok(()) } else { Err(reply.body) }
     })
     .await;
-    let event: Value = serde_json::from_str(&webhook.wait_for_request(0, BOUND).await.body).unwrap();
+    let event: Value =
+        serde_json::from_str(&webhook.wait_for_request(0, BOUND).await.body).unwrap();
     let text = event["data"]["text"].as_str().unwrap();
     assert!(text.ends_with(&format!(" for {}", cluster.namespace)), "{text}");
 }
@@ -350,16 +371,26 @@ async fn a_realm_has_providers_of_all_kinds_and_words_of_its_own() {
 #[tokio::test]
 async fn a_realm_that_could_mean_everybody_or_nothing_is_refused() {
     let cluster = Cluster::start().await;
-    let expressions = |text: &str| format!("allowedNamespaces: {{selector: {{matchExpressions: [{text}]}}}}");
+    let expressions =
+        |text: &str| format!("allowedNamespaces: {{selector: {{matchExpressions: [{text}]}}}}");
     for (manifest, sentence) in [
         (realm_named("other", "issuer: A"), "must be default"),
-        (realm("allowedNamespaces: {selector: {}}"), "an empty selector would let every namespace in"),
+        (
+            realm("allowedNamespaces: {selector: {}}"),
+            "an empty selector would let every namespace in",
+        ),
         (realm("allowedNamespaces: {selector: {matchLabels: {}}}"), "an empty selector"),
         (realm(&expressions("{key: a, operator: In}")), "must be there for In and NotIn"),
-        (realm(&expressions("{key: a, operator: Exists, values: [b]}")), "must be there for In and NotIn"),
+        (
+            realm(&expressions("{key: a, operator: Exists, values: [b]}")),
+            "must be there for In and NotIn",
+        ),
         (realm(&expressions("{key: a, operator: Equals, values: [b]}")), "operator"),
         (realm(&expressions("{key: /a, operator: Exists}")), "key"),
-        (realm("allowedNamespaces: {selector: {matchLabels: {\"a b\": c}}}"), "is not the key of a label"),
+        (
+            realm("allowedNamespaces: {selector: {matchLabels: {\"a b\": c}}}"),
+            "is not the key of a label",
+        ),
         (realm("allowedNamespaces: {names: [Kms]}"), "names"),
         (realm("otpExpirationMinutes: 0"), "otpExpirationMinutes"),
         (realm("otpExpirationMinutes: 11"), "otpExpirationMinutes"),
@@ -401,12 +432,16 @@ async fn an_older_crd_lets_another_name_through_and_the_operator_says_that_it_ha
     let _operator = cluster.operator().start().await;
     let kms = cluster.another_namespace("kms");
     let manifest = realm_named("other", &format!("allowedNamespaces: {{names: [{kms}]}}"));
-    eventually(BOUND, "the patched CRD to hold", async || cluster.try_apply(&manifest, &[]).map(drop)).await;
+    eventually(BOUND, "the patched CRD to hold", async || {
+        cluster.try_apply(&manifest, &[]).map(drop)
+    })
+    .await;
     cluster.apply(&app_user("carol"));
     cluster.wait_ready("carol").await;
-    let told =
-        eventually(BOUND, "the realm to be told", async || cluster.condition_of("tfr", "other", "Ready"))
-            .await;
+    let told = eventually(BOUND, "the realm to be told", async || {
+        cluster.condition_of("tfr", "other", "Ready")
+    })
+    .await;
     assert_eq!((told.0.as_str(), told.1.as_str()), ("False", "NameNotDefault"));
     assert!(cluster.credentials_in(&kms, "caller").is_none());
 }
@@ -415,13 +450,20 @@ async fn an_older_crd_lets_another_name_through_and_the_operator_says_that_it_ha
 async fn what_a_former_operator_left_behind_is_removed_and_what_is_not_ours_is_left_alone() {
     let cluster = Cluster::start().await;
     let installation = {
-        let uid =
-            cluster.server.kubectl(&["get", "namespace", "kube-system", "-o", "jsonpath={.metadata.uid}"]);
+        let uid = cluster.server.kubectl(&[
+            "get",
+            "namespace",
+            "kube-system",
+            "-o",
+            "jsonpath={.metadata.uid}",
+        ]);
         uid.trim().to_owned()
     };
     let mut connection = cluster.redis.connect().await;
-    let stranger = format!("2fa1:{installation}:00000000-0000-0000-0000-000000000000:{}", "ab".repeat(16));
-    let others = [format!("2fa1:another-installation:realm:{}", "ab".repeat(16)), "somebody".to_owned()];
+    let stranger =
+        format!("2fa1:{installation}:00000000-0000-0000-0000-000000000000:{}", "ab".repeat(16));
+    let others =
+        [format!("2fa1:another-installation:realm:{}", "ab".repeat(16)), "somebody".to_owned()];
     for name in others.iter().chain([&stranger]) {
         redis::cmd("ACL").arg("SETUSER").arg(name).exec_async(&mut connection).await.unwrap();
     }
@@ -440,12 +482,24 @@ async fn what_a_former_operator_left_behind_is_removed_and_what_is_not_ours_is_l
         let folder = twofactor_tests::scratch::folder("leftover");
         let path = folder.path().join("secret.yaml");
         std::fs::write(&path, leftover(labels)).unwrap();
-        let _ = cluster.server.kubectl(&["apply", "--namespace", namespace, "-f", path.to_str().unwrap()]);
+        let _ = cluster.server.kubectl(&[
+            "apply",
+            "--namespace",
+            namespace,
+            "-f",
+            path.to_str().unwrap(),
+        ]);
     }
     cluster.apply(&[app_user("carol"), letting_in(&foreign)].concat());
     let operator = cluster.operator().start().await;
-    eventually(BOUND, "the leftover to go", async || cluster.credentials_in(&kms, "caller").is_none()).await;
-    eventually(BOUND, "the stranger to go", async || !logins(&cluster.redis).await.contains(&stranger)).await;
+    eventually(BOUND, "the leftover to go", async || {
+        cluster.credentials_in(&kms, "caller").is_none()
+    })
+    .await;
+    eventually(BOUND, "the stranger to go", async || {
+        !logins(&cluster.redis).await.contains(&stranger)
+    })
+    .await;
     let left = logins(&cluster.redis).await;
     assert!(others.iter().all(|name| left.contains(name)), "{left:?}");
 
@@ -496,19 +550,20 @@ async fn pods_without_the_sidecar_and_pods_that_wait_are_reported() {
     };
     let injected = ", twofactor.fountainai.io/injected: \"0.0.1\"";
     let manifest =
-        [pod("bare", "true", ""), pod("waiting", "true", injected), pod("unasked", "false", "")].concat();
+        [pod("bare", "true", ""), pod("waiting", "true", injected), pod("unasked", "false", "")]
+            .concat();
     let folder = twofactor_tests::scratch::folder("pods");
     let path = folder.path().join("pods.yaml");
     std::fs::write(&path, manifest).unwrap();
     let _ = cluster.server.kubectl(&["apply", "--namespace", &kms, "-f", path.to_str().unwrap()]);
     let note = async |pod: &str, reason: &str| {
         eventually(BOUND, format_args!("the event {reason} of {pod}"), async || {
-            let text = cluster.server.kubectl(&["--namespace", &kms, "get", "events", "-o", "json"]);
+            let text =
+                cluster.server.kubectl(&["--namespace", &kms, "get", "events", "-o", "json"]);
             let events: Value = serde_json::from_str(&text).unwrap();
-            let found = events["items"]
-                .as_array()?
-                .iter()
-                .find(|event| event["involvedObject"]["name"] == pod && event["reason"] == reason)?;
+            let found = events["items"].as_array()?.iter().find(|event| {
+                event["involvedObject"]["name"] == pod && event["reason"] == reason
+            })?;
             Some((found["type"].clone(), found["message"].as_str().unwrap_or_default().to_owned()))
         })
         .await
@@ -518,7 +573,10 @@ async fn pods_without_the_sidecar_and_pods_that_wait_are_reported() {
     assert!(message.contains("delete the pod"), "{message}");
     let (kind, message) = note("waiting", "NotLetIn").await;
     assert_eq!(kind, "Warning");
-    assert!(message.contains("TwoFactorRealm default") && message.contains(&cluster.namespace), "{message}");
+    assert!(
+        message.contains("TwoFactorRealm default") && message.contains(&cluster.namespace),
+        "{message}"
+    );
     let metric = async |line: &str| {
         eventually(BOUND, line, async || {
             let metrics = operator.admin().get("/metrics").await.body;
@@ -545,7 +603,10 @@ async fn pods_without_the_sidecar_and_pods_that_wait_are_reported() {
     ]);
     metric("twofactor_pods_not_injected 0").await;
     assert!(
-        !cluster.server.kubectl(&["--namespace", &kms, "get", "events", "-o", "json"]).contains("unasked")
+        !cluster
+            .server
+            .kubectl(&["--namespace", &kms, "get", "events", "-o", "json"])
+            .contains("unasked")
     );
 }
 

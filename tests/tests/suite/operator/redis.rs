@@ -1,4 +1,5 @@
-//! The operator and its services on Redis as people run it: with TLS, behind Sentinel, as a Cluster.
+//! The operator and its services on Redis as people run it: with TLS, behind Sentinel, as a
+//! Cluster.
 
 use std::fs;
 use std::time::Duration;
@@ -24,9 +25,10 @@ async fn with_tls_and_an_authority_of_its_own_services_are_told_whom_to_trust() 
     let operator = cluster.operator().env("REDIS_CA_FILE", file.to_str().unwrap()).start().await;
     cluster.apply(&app_user("carol"));
     cluster.wait_ready("carol").await;
-    let told =
-        eventually(BOUND, "the authority", async || cluster.credentials_in(&cluster.namespace, "redis-ca"))
-            .await;
+    let told = eventually(BOUND, "the authority", async || {
+        cluster.credentials_in(&cluster.namespace, "redis-ca")
+    })
+    .await;
     assert_eq!(told, tls.authority);
     let sidecar = cluster.sidecar().await;
     assert_eq!(sidecar.api.verify("carol", WRONG).await.status, 401);
@@ -37,9 +39,16 @@ async fn with_tls_and_an_authority_of_its_own_services_are_told_whom_to_trust() 
         body.contains("twofactor_redis_weakness{setting=\"appendfsync\"} 1").then_some(body)
     })
     .await;
-    assert!(metrics.contains("twofactor_redis_weakness{setting=\"min-replicas-to-write\"} 0"), "{metrics}");
+    assert!(
+        metrics.contains("twofactor_redis_weakness{setting=\"min-replicas-to-write\"} 0"),
+        "{metrics}"
+    );
     let health = operator.admin().get("/readyz?verbose").await;
-    assert!(health.status == 200 && health.body.contains("[-] redis appendfsync failed"), "{}", health.body);
+    assert!(
+        health.status == 200 && health.body.contains("[-] redis appendfsync failed"),
+        "{}",
+        health.body
+    );
 }
 
 #[tokio::test]
@@ -55,7 +64,8 @@ async fn on_a_cluster_services_have_logins_and_a_master_that_was_emptied_is_fill
     let sidecar = cluster.sidecar().await;
     let url = cluster.credentials_in(&cluster.namespace, "redis-url").unwrap();
     assert!(
-        url.starts_with("redis+cluster://2fa1") && url.ends_with(&redis.url()["redis+cluster://".len()..])
+        url.starts_with("redis+cluster://2fa1")
+            && url.ends_with(&redis.url()["redis+cluster://".len()..])
     );
     for name in names {
         let code = code_of(&cluster.seed(name));

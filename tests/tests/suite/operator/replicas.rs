@@ -62,7 +62,8 @@ async fn who_loses_the_lease_ends_and_says_so() {
     let operator = replica(&cluster, "first").start().await;
     wait_until_it_leads(&operator, Duration::from_secs(5)).await;
     let thief = r#"{"spec":{"holderIdentity":"somebody-else"}}"#;
-    let arguments = ["--namespace", &cluster.home, "patch", "lease", "twofactor-operator", "-p", thief];
+    let arguments =
+        ["--namespace", &cluster.home, "patch", "lease", "twofactor-operator", "-p", thief];
     let _ = cluster.server.kubectl(&arguments);
     let status = operator.process().wait_exit(Duration::from_secs(15)).await;
     assert!(!status.success());

@@ -9,7 +9,8 @@ async fn the_examples_are_accepted_by_a_server() {
     let _ = cluster.server.try_kubectl(&["create", "namespace", "people"]);
     let answer = cluster.server.kubectl(&["apply", "--dry-run=server", "-f", examples]);
     assert!(
-        answer.lines().count() >= 5 && answer.lines().all(|line| line.contains("created (server dry run)")),
+        answer.lines().count() >= 5
+            && answer.lines().all(|line| line.contains("created (server dry run)")),
         "{answer}"
     );
 }
@@ -34,15 +35,17 @@ async fn every_field_is_described() {
         let fields = text.split("FIELDS:").nth(1).unwrap_or_else(|| panic!("{text}"));
         // A field is "  name<TAB><type>", its description the lines below, indented by four.
         let lines: Vec<&str> = fields.lines().collect();
-        for (index, line) in lines
-            .iter()
-            .enumerate()
-            .filter(|(_, line)| line.starts_with("  ") && line.contains('<') && !line.starts_with("    "))
-        {
+        for (index, line) in lines.iter().enumerate().filter(|(_, line)| {
+            line.starts_with("  ") && line.contains('<') && !line.starts_with("    ")
+        }) {
             let described = lines.get(index + 1).is_some_and(|next| {
-                next.starts_with("    ") && next.trim().len() > 10 && !next.contains("<no description>")
+                next.starts_with("    ")
+                    && next.trim().len() > 10
+                    && !next.contains("<no description>")
             }) || lines.get(index + 2).is_some_and(|next| {
-                next.starts_with("    ") && next.trim().len() > 10 && !next.contains("<no description>")
+                next.starts_with("    ")
+                    && next.trim().len() > 10
+                    && !next.contains("<no description>")
             });
             assert!(described, "{path}: {line}\n{text}");
         }
@@ -55,7 +58,11 @@ async fn every_rule_accepts_what_is_right_and_refuses_what_is_wrong_in_a_sentenc
     let secret = "secretRef:\n    name";
     for (good, bad, sentence) in [
         ("email: a@example.org", "enabled: true", "email"),
-        ("deliveryMethod: sms\n  phoneNumber: \"+4930123456\"", "deliveryMethod: sms", "phoneNumber"),
+        (
+            "deliveryMethod: sms\n  phoneNumber: \"+4930123456\"",
+            "deliveryMethod: sms",
+            "phoneNumber",
+        ),
         ("deliveryMethod: app", "deliveryMethod: pigeon", "deliveryMethod"),
         ("email: a@example.org", "email: nobody", "spec.email"),
         (
@@ -68,7 +75,11 @@ async fn every_rule_accepts_what_is_right_and_refuses_what_is_wrong_in_a_sentenc
             "deliveryMethod: app\n  username: \"\"",
             "spec.username",
         ),
-        ("deliveryMethod: app\n  username: x", "deliveryMethod: app\n  username: \"a\\nb\"", "spec.username"),
+        (
+            "deliveryMethod: app\n  username: x",
+            "deliveryMethod: app\n  username: \"a\\nb\"",
+            "spec.username",
+        ),
         (
             "deliveryMethod: app\n  issuer: Fountain AI",
             "deliveryMethod: app\n  issuer: \"a:b\"",

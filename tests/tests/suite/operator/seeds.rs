@@ -21,7 +21,8 @@ async fn with_carol() -> (Cluster, twofactor_tests::operator::OperatorProcess, S
 async fn a_secret_deleted_by_hand_is_restored_with_the_same_seed() {
     let (cluster, _operator, seed) = with_carol().await;
     let _ = cluster.kubectl(&["delete", "secret", "carol-totp"]);
-    eventually(BOUND, "the Secret to be back", async || cluster.secret("carol-totp", "secret")).await;
+    eventually(BOUND, "the Secret to be back", async || cluster.secret("carol-totp", "secret"))
+        .await;
     assert_eq!(cluster.seed("carol"), seed);
     cluster.wait_ready("carol").await;
     assert_eq!(cluster.sidecar().await.verify_seed("carol", &seed).await.status, 200);
@@ -49,13 +50,19 @@ async fn a_secret_that_is_lost_with_its_record_is_missed_until_a_rotation_is_ask
 async fn a_rotation_is_carried_out_once() {
     let (cluster, operator, seed) = with_carol().await;
     let sidecar = cluster.sidecar().await;
-    let _ = cluster.kubectl(&["annotate", "tfu", "carol", "twofactor.fountainai.io/rotate=2026-11"]);
-    let new =
-        eventually(BOUND, "a new seed", async || Some(cluster.seed("carol")).filter(|found| *found != seed))
-            .await;
+    let _ =
+        cluster.kubectl(&["annotate", "tfu", "carol", "twofactor.fountainai.io/rotate=2026-11"]);
+    let new = eventually(BOUND, "a new seed", async || {
+        Some(cluster.seed("carol")).filter(|found| *found != seed)
+    })
+    .await;
     cluster.wait_ready("carol").await;
     sidecar.wait_accepted("carol", &new).await;
-    assert_eq!(sidecar.verify_seed("carol", &seed).await.status, 401, "the old seed is worth nothing");
+    assert_eq!(
+        sidecar.verify_seed("carol", &seed).await.status,
+        401,
+        "the old seed is worth nothing"
+    );
     operator.process().kill();
     let _operator = cluster.operator().start().await;
     cluster.apply(&user("carol", "deliveryMethod: app\n  issuer: Another"));
@@ -81,7 +88,9 @@ async fn a_secret_edited_by_hand_is_followed_or_refused_and_never_overwritten() 
     let _ = edit("not base32 !");
     let message = cluster.wait_not_ready("carol", "SecretInvalid").await;
     assert!(
-        message.contains("carol-totp") && message.contains("secret") && !message.contains("not base32 !"),
+        message.contains("carol-totp")
+            && message.contains("secret")
+            && !message.contains("not base32 !"),
         "{message}"
     );
     assert_eq!(sidecar.verify_seed("carol", &seed).await.status, 401);

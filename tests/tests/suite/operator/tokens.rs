@@ -1,4 +1,5 @@
-//! Tokens as a realm asks for them: with the operator's keys and with its own, and what becomes of a key that is missing or replaced.
+//! Tokens as a realm asks for them: with the operator's keys and with its own, and what becomes of
+//! a key that is missing or replaced.
 
 use std::time::Duration;
 
@@ -23,7 +24,9 @@ fn realm(tokens: &Value, more: &str) -> String {
 
 fn secret(name: &str, key: &str, value: &str) -> String {
     let value = BASE64.encode(value.as_bytes());
-    format!("apiVersion: v1\nkind: Secret\nmetadata: {{name: {name}}}\ndata: {{{key}: {value}}}\n---\n")
+    format!(
+        "apiVersion: v1\nkind: Secret\nmetadata: {{name: {name}}}\ndata: {{{key}: {value}}}\n---\n"
+    )
 }
 
 async fn told(cluster: &Cluster, status: &str, reason: &str) {
@@ -38,12 +41,13 @@ async fn told(cluster: &Cluster, status: &str, reason: &str) {
 
 /// The answer to a right code of a user for whom a token is wanted.
 async fn ask(cluster: &Cluster, sidecar: &Sidecar, user: &str) -> Reply {
-    let body = json!({ "username": user, "otp_code": code_of(&cluster.seed(user)), "audience": "kms" });
+    let body =
+        json!({ "username": user, "otp_code": code_of(&cluster.seed(user)), "audience": "kms" });
     sidecar.api.post_json("/auth/verify", &body).await
 }
 
-/// A token for a user who has not verified anything in this step. The realm says that there are tokens a moment earlier than
-/// sidecars know.
+/// A token for a user who has not verified anything in this step. The realm says that there are
+/// tokens a moment earlier than sidecars know.
 async fn token(cluster: &Cluster, sidecar: &Sidecar, user: &str) -> String {
     eventually(BOUND, "a token", async || {
         let reply = ask(cluster, sidecar, user).await;
@@ -72,7 +76,8 @@ async fn started(
     more: &str,
 ) -> (Cluster, twofactor_tests::operator::OperatorProcess, Sidecar) {
     let cluster = Cluster::start().await;
-    let operator = cluster.operator().args(["--secret-key-namespace", &cluster.namespace]).start().await;
+    let operator =
+        cluster.operator().args(["--secret-key-namespace", &cluster.namespace]).start().await;
     cluster.apply(&[app_user("carol"), app_user("dora"), realm(tokens, more)].concat());
     cluster.wait_ready("carol").await;
     cluster.wait_ready("dora").await;
@@ -86,8 +91,13 @@ async fn a_realm_that_asks_for_tokens_has_them_signed_with_the_shared_key_which_
     let (cluster, operator, sidecar) = started(&json!({ "audiences": ["kms"] }), "").await;
     told(&cluster, "True", "Available").await;
     let token = token(&cluster, &sidecar, "carol").await;
-    let uid =
-        cluster.server.kubectl(&["get", "namespace", &cluster.namespace, "-o", "jsonpath={.metadata.uid}"]);
+    let uid = cluster.server.kubectl(&[
+        "get",
+        "namespace",
+        &cluster.namespace,
+        "-o",
+        "jsonpath={.metadata.uid}",
+    ]);
     assert_eq!(part(&token, 1)["realm"], uid.trim());
     let encoded = {
         let path = "jsonpath={.data.SECRET_KEY}";
@@ -115,8 +125,13 @@ async fn a_realm_that_was_not_given_the_shared_key_does_not_get_it() {
     let _operator = cluster.operator().start().await;
     cluster.apply(&[app_user("carol"), realm(&json!({ "audiences": ["kms"] }), "")].concat());
     told(&cluster, "False", "SharedKeyNotGiven").await;
-    let missing =
-        cluster.server.try_kubectl(&["--namespace", &cluster.home, "get", "secret", "twofactor-secret-key"]);
+    let missing = cluster.server.try_kubectl(&[
+        "--namespace",
+        &cluster.home,
+        "get",
+        "secret",
+        "twofactor-secret-key",
+    ]);
     assert!(missing.is_err(), "nobody needed it");
 }
 
@@ -131,8 +146,13 @@ async fn a_realm_has_an_own_key_without_any_secret() {
     assert_eq!(key_ids(&sidecar).await, [part(&token, 0)["kid"].as_str().unwrap()]);
     // The same policy says that nobody learns who is a user.
     assert_eq!(sidecar.api.verify("nobody", "000000").await.status, 401);
-    let missing =
-        cluster.server.try_kubectl(&["--namespace", &cluster.home, "get", "secret", "twofactor-secret-key"]);
+    let missing = cluster.server.try_kubectl(&[
+        "--namespace",
+        &cluster.home,
+        "get",
+        "secret",
+        "twofactor-secret-key",
+    ]);
     assert!(missing.is_err(), "nobody needed it");
 }
 
@@ -140,7 +160,8 @@ async fn a_realm_has_an_own_key_without_any_secret() {
 async fn a_key_that_is_missing_is_told_and_one_that_is_replaced_is_shown_a_while_longer() {
     const FIRST: &str = "AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=";
     const SECOND: &str = "AgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgI=";
-    let tokens = json!({ "audiences": ["kms"], "algorithm": "EdDSA", "secretRef": { "name": "signing" } });
+    let tokens =
+        json!({ "audiences": ["kms"], "algorithm": "EdDSA", "secretRef": { "name": "signing" } });
     let (cluster, _operator, sidecar) = started(&tokens, "").await;
     told(&cluster, "False", "SecretNotFound").await;
     let reply = ask(&cluster, &sidecar, "carol").await;

@@ -1,4 +1,5 @@
-//! From `kubectl apply` to a verified code, and everything that an administrator does to a user afterwards.
+//! From `kubectl apply` to a verified code, and everything that an administrator does to a user
+//! afterwards.
 
 use std::time::{Duration, Instant};
 
@@ -24,7 +25,8 @@ async fn an_applied_user_is_ready_and_verifies_within_seconds() {
     let seed = cluster.seed("carol");
     let uri = String::from_utf8(cluster.secret("carol-totp", "otpauth-uri").unwrap()).unwrap();
     assert!(
-        uri.starts_with("otpauth://totp/FountainAI:carol?") && uri.contains(&format!("secret={seed}")),
+        uri.starts_with("otpauth://totp/FountainAI:carol?")
+            && uri.contains(&format!("secret={seed}")),
         "{uri}"
     );
     assert_eq!(cluster.secret("carol-totp", "username").unwrap(), b"carol");
@@ -74,8 +76,13 @@ async fn what_an_administrator_asks_is_a_column() {
     cluster.wait_ready("alice").await;
     eventually(BOUND, "zoe to have a status", async || cluster.ready("zoe")).await;
     let table = cluster.kubectl(&["get", "tfu"]);
-    let lines: Vec<Vec<&str>> = table.lines().map(|line| line.split_whitespace().collect()).collect();
-    assert_eq!(lines[0], ["NAME", "USERNAME", "DELIVERY", "ENABLED", "READY", "REASON", "AGE"], "{table}");
+    let lines: Vec<Vec<&str>> =
+        table.lines().map(|line| line.split_whitespace().collect()).collect();
+    assert_eq!(
+        lines[0],
+        ["NAME", "USERNAME", "DELIVERY", "ENABLED", "READY", "REASON", "AGE"],
+        "{table}"
+    );
     assert_eq!(lines[1][..5], ["alice", "alice", "email", "true", "True"], "{table}");
     assert_eq!(lines[2][..4], ["zoe", "Zoë", "app", "false"], "{table}");
     assert_eq!(cluster.kubectl(&["get", "fountainai", "-o", "name"]).lines().count(), 2);
@@ -127,7 +134,11 @@ async fn a_username_belongs_to_the_oldest_user_and_passes_on_when_they_go() {
     assert!(message.contains("first"), "{message}");
     let sidecar = cluster.sidecar().await;
     assert_eq!(sidecar.verify_seed("shared", &cluster.seed("first")).await.status, 200);
-    assert_eq!(cluster.secret("second-totp", "secret"), None, "never served, so no seed is handed out");
+    assert_eq!(
+        cluster.secret("second-totp", "secret"),
+        None,
+        "never served, so no seed is handed out"
+    );
     let old = cluster.seed("first");
     let _ = cluster.kubectl(&["delete", "tfu", "first", "--wait=false"]);
     cluster.wait_ready("second").await;
@@ -143,8 +154,10 @@ async fn usernames_of_all_kinds_are_served_exactly() {
     let _operator = cluster.operator().start().await;
     let names = ["Alice", " padded ", "a{b}c", "Zoë 名前", "a:b*c?[d]"];
     for (number, name) in names.iter().enumerate() {
-        cluster
-            .apply(&user(&format!("user{number}"), &format!("username: \"{name}\"\n  deliveryMethod: app")));
+        cluster.apply(&user(
+            &format!("user{number}"),
+            &format!("username: \"{name}\"\n  deliveryMethod: app"),
+        ));
     }
     let sidecar = cluster.sidecar().await;
     for (number, name) in names.iter().enumerate() {
