@@ -1,6 +1,7 @@
-# The components: what each is called with, and when it is ready. Sourced by ../cluster.
+# shellcheck shell=bash
+# Defines the command line of each component, and when it is ready. Sourced by ../cluster.
 
-# In the order in which they start.
+# In start order.
 readonly components=(etcd kube-apiserver containerd kube-controller-manager kube-scheduler kube-proxy kubelet)
 
 command_of_etcd() {
@@ -8,18 +9,18 @@ command_of_etcd() {
     --listen-client-urls http://127.0.0.1:2379 --advertise-client-urls http://127.0.0.1:2379
     --listen-peer-urls http://127.0.0.1:2380 --initial-advertise-peer-urls http://127.0.0.1:2380
     --initial-cluster default=http://127.0.0.1:2380
-    # The data goes away with the cluster.
+    # The data is deleted with the cluster.
     --unsafe-no-fsync)
 }
 
 command_of_kube-apiserver() {
   command=("$bin/kube-apiserver" --etcd-servers=http://127.0.0.1:2379 --secure-port=6443 --allow-privileged=true
-    # A loopback address is not allowed: pods reach the API server at this one.
+    # Pods reach the API server at this address. A loopback address is not allowed.
     "--advertise-address=$node_address"
-    # Otherwise `kubectl logs` and `exec` would look the node's name up in DNS.
+    # Otherwise `kubectl logs` and `exec` would resolve the node's name in DNS.
     --kubelet-preferred-address-types=InternalIP
     "--service-cluster-ip-range=$service_addresses"
-    --authorization-mode=Node,RBAC --enable-admission-plugins=NodeRestriction
+    '--authorization-mode=Node,RBAC' --enable-admission-plugins=NodeRestriction
     "--tls-cert-file=$certificates/apiserver.pem" "--tls-private-key-file=$certificates/apiserver.key"
     "--client-ca-file=$certificates/ca.pem"
     "--kubelet-certificate-authority=$certificates/ca.pem"
@@ -37,7 +38,7 @@ command_of_containerd() {
 command_of_kube-controller-manager() {
   command=("$bin/kube-controller-manager" "--kubeconfig=$state/kubeconfigs/controller-manager"
     --leader-elect=false --bind-address=127.0.0.1 --use-service-account-credentials=true
-    # What pods trust the API server by.
+    # Pods verify the API server with this certificate.
     "--root-ca-file=$certificates/ca.pem"
     "--service-account-private-key-file=$certificates/service-accounts.key"
     "--flex-volume-plugin-dir=$state/kubelet/volume-plugins"
@@ -45,19 +46,21 @@ command_of_kube-controller-manager() {
 }
 
 command_of_kube-scheduler() {
-  command=("$bin/kube-scheduler" "--kubeconfig=$state/kubeconfigs/scheduler" --leader-elect=false --bind-address=127.0.0.1)
+  command=("$bin/kube-scheduler" "--kubeconfig=$state/kubeconfigs/scheduler"
+    --leader-elect=false --bind-address=127.0.0.1)
 }
 
 command_of_kube-proxy() {
-  command=("$bin/kube-proxy" "--kubeconfig=$state/kubeconfigs/proxy" "--hostname-override=$node" --proxy-mode=iptables
-    "--cluster-cidr=$pod_addresses"
-    # The limit of connections is the machine's, and cannot be set from a network namespace.
+  command=("$bin/kube-proxy" "--kubeconfig=$state/kubeconfigs/proxy" "--hostname-override=$node"
+    --proxy-mode=iptables "--cluster-cidr=$pod_addresses"
+    # The limit applies to the whole machine and cannot be set in a network namespace.
     --conntrack-max-per-core=0)
 }
 
 command_of_kubelet() {
-  command=("$bin/kubelet" "--config=$state/config/kubelet.yaml" "--kubeconfig=$state/kubeconfigs/kubelet"
-    "--hostname-override=$node" "--node-ip=$node_address" "--root-dir=$state/kubelet" "--cert-dir=$state/kubelet/pki")
+  command=("$bin/kubelet" "--config=$state/config/kubelet.yaml"
+    "--kubeconfig=$state/kubeconfigs/kubelet" "--hostname-override=$node"
+    "--node-ip=$node_address" "--root-dir=$state/kubelet" "--cert-dir=$state/kubelet/pki")
 }
 
 ready_etcd() { wait_for etcd 30 port_is_open 2379; }
@@ -86,10 +89,10 @@ state = "$state/run/containerd"
 
 [plugins."io.containerd.grpc.v1.cri"]
   sandbox_image = "docker.io/twofactor-test/pause:dev"
-  # Lowering a process's score needs CAP_SYS_RESOURCE, which root in a container may lack; runc then ends with
-  # "can't get final child's PID from pipe".
+  # Lowering a process's score needs CAP_SYS_RESOURCE, which root in a container may lack. runc then
+  # fails with "can't get final child's PID from pipe".
   restrict_oom_score_adj = true
-  # Everything that is mounted lies below one folder, so that \`down\` finds it.
+  # All mounts are below one folder, so that \`down\` finds them.
   netns_mounts_under_state_dir = true
 
   [plugins."io.containerd.grpc.v1.cri".cni]
@@ -102,8 +105,8 @@ state = "$state/run/containerd"
   [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc.options]
     Root = "$state/run/runc"
 CONTAINERD
-  # ptp and not bridge: pods are routed, so that what they send to a Service's address passes iptables. On a bridge that
-  # takes the kernel module br_netfilter.
+  # ptp and not bridge, because routed packets to a Service's address pass iptables. Bridged ones do
+  # so only with the kernel module br_netfilter.
   cat >"$state/config/cni/10-$name.conflist" <<CNI
 {
   "cniVersion": "0.4.0",
@@ -135,12 +138,12 @@ tlsCertFile: $certificates/kubelet-server.pem
 tlsPrivateKeyFile: $certificates/kubelet-server.key
 clusterDNS: [$dns_address]
 clusterDomain: cluster.local
-# Pods get no name server of this machine: none of them needs the internet.
+# Pods get no name server of this machine, because none of them needs the internet.
 resolvConf: ""
 podLogsDir: $state/logs/pods
 volumePluginDir: $state/kubelet/volume-plugins
-# A machine without systemd, or with cgroups of the first version, or inside of a container, is as good as any: containers
-# get their limits, but there is no tree of cgroups above them.
+# These settings let the kubelet start without systemd, with cgroups of version 1, and in a
+# container. Containers have their limits; there is no tree of cgroups above them.
 failCgroupV1: false
 cgroupDriver: cgroupfs
 cgroupsPerQOS: false
@@ -148,9 +151,11 @@ enforceNodeAllocatable: []
 failSwapOn: false
 localStorageCapacityIsolation: false
 oomScoreAdj: 0
-# No registry gives an image back: none is ever thrown out, and a rather full disk is no reason to end pods.
+# There is no registry to pull a deleted image from, so images are never collected, and pods are
+# evicted only when almost nothing is left.
 imageGCHighThresholdPercent: 100
-evictionHard: { memory.available: 1%, nodefs.available: 1%, nodefs.inodesFree: 1%, imagefs.available: 1% }
+evictionHard:
+  { memory.available: 1%, nodefs.available: 1%, nodefs.inodesFree: 1%, imagefs.available: 1% }
 # A changed Secret reaches the pods that mount it in seconds, not after a minute.
 syncFrequency: 10s
 KUBELET

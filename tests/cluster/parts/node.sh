@@ -1,6 +1,8 @@
-# The node's network, images and volumes, and taking it all away. Sourced by ../cluster.
+# shellcheck shell=bash
+# Makes and removes the node's network, images and volumes. Sourced by ../cluster.
 
-# Which folder the network belongs to: another folder's cluster is not to be taken away.
+# Contains the state folder that the network belongs to, so that `down` leaves a cluster of another
+# folder alone.
 readonly owner_file=/run/$name.cluster
 
 has_network() { [[ -e /run/netns/$name ]]; }
@@ -15,14 +17,14 @@ refuse_other_cluster() {
   end it with: TWOFACTOR_CLUSTER=$owner tests/cluster/cluster down"
   fi
   fail "there is a network namespace $name that this script did not make
-  if nobody needs it, delete it: ip netns del $name"
+  delete it if it is not needed: ip netns del $name"
 }
 
 make_network() {
   local route
   route=$(ip -4 route show to match "$node_address" | grep -v '^default' || true)
   if [[ -n $route ]]; then
-    fail "this machine has a route to $node_address, the address that the node is to have: $route
+    fail "this machine has a route to $node_address, the node's address: $route
   choose other addresses in tests/cluster/cluster"
   fi
   printf '%s\n' "$state" >"$owner_file"
@@ -33,14 +35,15 @@ make_network() {
   in_node ip link set lo up
   in_node ip addr add "$node_address/30" dev eth0
   in_node ip link set eth0 up
-  # For processes of the node itself: without a route the kernel refuses before iptables could change the address. There is
-  # no default route: what a pod sends elsewhere is refused by ICMP, whose rate limit would turn some refusals into timeouts.
+  # For the node's own processes: without a route, the kernel refuses before iptables changes the
+  # address. There is no default route, so the kernel answers with ICMP errors to what a pod sends
+  # out of the cluster; their rate limit would turn some refusals into timeouts.
   in_node ip route add "$service_addresses" via "$host_address"
   in_node bash -c 'echo 1 >/proc/sys/net/ipv4/ip_forward; echo 0 >/proc/sys/net/ipv4/icmp_ratelimit'
 }
 
-# Images lie unpacked in memory where there is enough of it. On a disk, deleting them takes longer than all the rest of
-# `down`, and importing them takes longer too.
+# Keeps unpacked images in memory if there is enough. On a disk, deleting them takes longer than the
+# rest of `down`, and importing them takes longer too.
 make_image_folder() {
   local available
   mkdir -p "$state/containerd"
@@ -50,7 +53,7 @@ make_image_folder() {
   fi
 }
 
-# load FILE...: imports each archive once. One that did not change since is not even read.
+# load FILE...: imports each archive once. An archive with the same size and time is not read again.
 load() {
   local file digest known
   for file in "$@"; do
@@ -68,10 +71,11 @@ load() {
   done
 }
 
-# A volume that a claim had stays bound to it for ever, so `volumes` is there to make them new.
+# A volume stays bound to its deleted claim, so this deletes such volumes and makes them again.
 make_volumes() {
   local number volume phases
-  phases=$(admin get persistentvolumes -o 'jsonpath={range .items[*]}{.metadata.name}={.status.phase}{"\n"}{end}')
+  phases=$(admin get persistentvolumes \
+    -o 'jsonpath={range .items[*]}{.metadata.name}={.status.phase}{"\n"}{end}')
   for number in $(seq -w 20); do
     volume=local-$number
     if grep -qxE "$volume=(Released|Failed)" <<<"$phases"; then
@@ -81,7 +85,8 @@ make_volumes() {
       continue
     fi
     # Any user may write, as with the usual provisioners of single nodes.
-    mkdir -p -m 777 "$state/volumes/$volume"
+    mkdir -p "$state/volumes/$volume"
+    chmod 777 "$state/volumes/$volume"
     cat <<VOLUME
 ---
 apiVersion: v1
@@ -92,11 +97,12 @@ spec:
   capacity: { storage: 10Gi }
   accessModes: [ReadWriteOnce]
   persistentVolumeReclaimPolicy: Retain
-  # Not hostPath: that one ignores a pod's fsGroup.
+  # Not hostPath, because it ignores a pod's fsGroup.
   local: { path: $state/volumes/$volume }
   nodeAffinity:
     required:
-      nodeSelectorTerms: [{ matchExpressions: [{ key: kubernetes.io/hostname, operator: In, values: [$node] }] }]
+      nodeSelectorTerms:
+        - matchExpressions: [{ key: kubernetes.io/hostname, operator: In, values: [$node] }]
 VOLUME
   done >"$state/config/volumes.yaml"
   if [[ -s $state/config/volumes.yaml ]]; then
@@ -104,7 +110,7 @@ VOLUME
   fi
 }
 
-# ---- Taking away
+# ---- Removal
 
 readonly tasks=$state/run/containerd/io.containerd.runtime.v2.task/k8s.io
 
@@ -112,14 +118,15 @@ container_ids() {
   if [[ -d $tasks ]]; then ls "$tasks"; fi
 }
 
-# The processes of our containers, told by their cgroup, and the shims above them, told by the socket they report to.
+# Prints the ids of the containers' processes, found by their cgroup, and of their shims, found by
+# the socket that they report to.
 container_processes() {
   local ids file
   ids=$(container_ids)
   if [[ -n $ids ]]; then
     { grep -lFf <(printf '%s\n' "$ids") /proc/[0-9]*/cgroup 2>/dev/null || true; } | cut -d / -f 3
   fi
-  # -z: each argument is a line.
+  # -z, because the arguments are separated by NUL.
   while read -r file; do
     if grep -qz '/containerd-shim-runc-v2$' "$file" 2>/dev/null; then cut -d / -f 3 <<<"$file"; fi
   done < <(grep -lzxF "$state/run/containerd.sock" /proc/[0-9]*/cmdline 2>/dev/null)
@@ -135,9 +142,9 @@ no_container_processes() {
 
 remove_containers() {
   local id file
-  wait_until 20 'the end of the containers' no_container_processes
+  wait_until 20 'the exit of the containers' no_container_processes
   for id in $(container_ids); do
-    # A shim that is killed leaves its socket, which lies outside of the folder.
+    # A killed shim leaves its socket, which is outside of the state folder.
     file=$(cat "$tasks/$id/address" 2>/dev/null) || file=''
     if [[ $file == unix:///run/containerd/s/* ]]; then rm -f "${file#unix://}"; fi
     find /sys/fs/cgroup -depth -type d -name "*$id*" -exec rmdir {} + 2>/dev/null || true
@@ -148,16 +155,16 @@ remove_containers() {
 
 unmount_all() {
   local mount
-  # The last first: mounts lie in one another.
+  # The last mount first, because mounts are nested.
   while read -r mount; do
     umount "$mount" 2>/dev/null || umount -l "$mount" || fail "could not unmount $mount"
   done < <(cut -d ' ' -f 5 /proc/self/mountinfo | grep -F "$state/" | tac)
 }
 
-# Also after half a start, and when there is nothing.
+# Also removes the rest of a failed start, and succeeds if there is nothing.
 take_down() {
   local component
-  # Before what it would start anew.
+  # First, because the kubelet restarts containers that end.
   stop_component kubelet TERM
   for component in kube-proxy kube-scheduler kube-controller-manager containerd; do
     stop_component "$component" KILL
@@ -167,17 +174,19 @@ take_down() {
     stop_component "$component" KILL
   done
   unmount_all
-  # Before the namespace, whose end takes the device away too, but some time later: a new start would still find it.
+  # Before the namespace: the kernel removes the device of a deleted namespace some time later, and
+  # the next start would still find it.
   if [[ -e /sys/class/net/$name ]]; then ip link del "$name"; fi
   if has_network; then ip netns del "$name"; fi
   rm -f "$owner_file"
-  # The kubelet links its pods' logs in a folder that cannot be chosen.
+  # The kubelet puts links to its pods' logs into this folder, which is not configurable.
   find /var/log/containers -type l -lname "$state/*" -delete 2>/dev/null || true
   if [[ -d $state/logs ]]; then
     rm -rf "$state/last-logs"
     mv "$state/logs" "$state/last-logs"
   fi
   if [[ -e $state/$mark ]]; then
-    find "$state" -mindepth 1 -maxdepth 1 ! -name last-logs ! -name "$mark" ! -name .lock -exec rm -rf --one-file-system {} +
+    find "$state" -mindepth 1 -maxdepth 1 ! -name last-logs ! -name "$mark" ! -name .lock \
+      -exec rm -rf --one-file-system {} +
   fi
 }
