@@ -27,7 +27,7 @@ use twofactor_tests::wait::eventually;
 use warp::Filter;
 use warp::reply::Reply;
 
-use super::cluster::BOUND;
+use crate::support::cluster::BOUND;
 
 const SERVICE: &str = "webhook";
 

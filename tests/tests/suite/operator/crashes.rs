@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use twofactor_tests::wait::eventually;
 
-use super::cluster::{BOUND, Cluster, app_user, user};
+use crate::support::cluster::{BOUND, Cluster, app_user, user};
 
 /// The steps of `twofactor_operator::crash`, which a reconcile of a new user passes; and those of
 /// one that is repaired.

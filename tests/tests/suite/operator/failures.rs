@@ -5,13 +5,16 @@ use std::time::Duration;
 use redis::AsyncCommands;
 use twofactor_tests::wait::eventually;
 
-use super::cluster::{BOUND, Cluster, app_user, code_of, user};
+use crate::support::cluster::{BOUND, Cluster, app_user, code_of, user};
 
 /// Nobody tells the operator who was disabled: it looks every half minute.
 const NOTICED: Duration = Duration::from_secs(75);
 
 /// One failure more after ninety-nine, which take some days otherwise.
-async fn fail_for_the_hundredth_time(cluster: &Cluster, sidecar: &super::cluster::Sidecar) {
+async fn fail_for_the_hundredth_time(
+    cluster: &Cluster,
+    sidecar: &crate::support::cluster::Sidecar,
+) {
     let mut connection = cluster.redis.connect().await;
     let states: Vec<String> = connection.keys("*:state").await.unwrap();
     let [state] = &states[..] else { panic!("{states:?}") };

@@ -1,6 +1,6 @@
 //! Seeds that an administrator brings along.
 
-use super::cluster::{BOUND, Cluster, user};
+use crate::support::cluster::{BOUND, Cluster, user};
 use twofactor_tests::wait::eventually;
 
 const SEED: &str = "GEZDGNBVGY3TQOJQGEZDGNBVGY3TQOJQ";

@@ -10,7 +10,7 @@ use twofactor_tests::provider::Provider;
 use twofactor_tests::redis::RedisServer;
 use twofactor_tests::wait::eventually;
 
-use super::cluster::{BOUND, Cluster, Sidecar, app_user, code_of, user};
+use crate::support::cluster::{BOUND, Cluster, Sidecar, app_user, code_of, user};
 
 /// What is promised after a withdrawal.
 const WITHDRAWN: Duration = Duration::from_secs(2);

@@ -10,7 +10,7 @@ use twofactor_tests::redis::{RedisServer, Tls};
 use twofactor_tests::scratch;
 use twofactor_tests::wait::eventually;
 
-use super::cluster::{BOUND, Cluster, app_user, code_of};
+use crate::support::cluster::{BOUND, Cluster, app_user, code_of};
 
 /// Seven digits are never a code of a user with six; the answer shows that there was a decision.
 const WRONG: &str = "0000000";

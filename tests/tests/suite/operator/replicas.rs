@@ -6,7 +6,7 @@ use twofactor_tests::operator::{OperatorBuilder, OperatorProcess};
 use twofactor_tests::process::Signal;
 use twofactor_tests::wait::eventually;
 
-use super::cluster::{Cluster, app_user};
+use crate::support::cluster::{Cluster, app_user};
 
 /// A replica as its pod would be, under a name of its own.
 fn replica(cluster: &Cluster, name: &str) -> OperatorBuilder {

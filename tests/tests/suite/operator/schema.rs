@@ -1,6 +1,6 @@
 //! What the API server itself refuses, and how it says so.
 
-use super::cluster::{Cluster, user};
+use crate::support::cluster::{Cluster, user};
 
 #[tokio::test]
 async fn the_examples_are_accepted_by_a_server() {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use twofactor_tests::wait::eventually;
 
-use super::cluster::{BOUND, Cluster, app_user, user};
+use crate::support::cluster::{BOUND, Cluster, app_user, user};
 
 const OTHER_SEED: &str = "GEZDGNBVGY3TQOJQGEZDGNBVGY3TQOJQ";
 

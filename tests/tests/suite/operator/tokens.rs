@@ -10,7 +10,7 @@ use twofactor_tests::process::run;
 use twofactor_tests::tools;
 use twofactor_tests::wait::eventually;
 
-use super::cluster::{BOUND, Cluster, Sidecar, app_user, code_of};
+use crate::support::cluster::{BOUND, Cluster, Sidecar, app_user, code_of};
 
 /// Keys are looked at every 30 seconds.
 const LOOKED_AT: Duration = Duration::from_secs(75);

@@ -7,7 +7,7 @@ use twofactor_tests::process::{Signal, run};
 use twofactor_tests::wait::eventually;
 use twofactor_tests::{scratch, tools};
 
-use super::cluster::{BOUND, Cluster, app_user, code_of, user};
+use crate::support::cluster::{BOUND, Cluster, app_user, code_of, user};
 
 #[tokio::test]
 async fn an_applied_user_is_ready_and_verifies_within_seconds() {

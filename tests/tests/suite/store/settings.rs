@@ -11,7 +11,7 @@ use twofactor_tests::redis::{AppendFsync, RedisServer};
 use twofactor_tests::sidecar::SidecarProcess;
 use twofactor_tests::wait::eventually;
 
-use crate::world::{World, names};
+use crate::support::world::{World, names};
 
 const BOUND: Duration = Duration::from_secs(20);
 

@@ -11,7 +11,7 @@ use twofactor_core::time::UnixMillis;
 use twofactor_core::user::DeliveryMethod::Email;
 
 use super::{LIFETIME, until};
-use crate::world::{Person, START, STEP, World, caller, trace};
+use crate::support::world::{Person, START, STEP, World, caller, trace};
 
 both_stores!(
     a_user_gets_one_code_a_minute_whoever_asks,
@@ -207,7 +207,7 @@ async fn a_realm_sends_so_many_codes_within_an_hour(world: World) {
     // Nothing is remembered for longer than it matters.
     world.set_time(START + 3 * 3_600_000).await;
     if let Some(redis) = &world.redis {
-        let key = crate::world::names().realm_deliveries();
+        let key = crate::support::world::names().realm_deliveries();
         let there: bool =
             ::redis::AsyncCommands::exists(&mut redis.connect().await, key).await.unwrap();
         assert!(!there);

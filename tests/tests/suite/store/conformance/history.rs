@@ -8,7 +8,7 @@ use twofactor_core::limits::Limits;
 use twofactor_core::user::DeliveryMethod::{App, Email};
 
 use super::LIFETIME;
-use crate::world::{Person, START, STEP, World, caller, trace};
+use crate::support::world::{Person, START, STEP, World, caller, trace};
 
 both_stores!(
     every_decision_and_delivery_leaves_an_entry,

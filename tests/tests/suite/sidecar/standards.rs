@@ -12,7 +12,7 @@ use twofactor_tests::process::run;
 use twofactor_tests::sidecar::SidecarProcess;
 use twofactor_tests::{scratch, tools};
 
-use crate::world::random;
+use crate::support::world::random;
 
 #[test]
 fn codes_agree_with_oathtool() {

@@ -7,7 +7,7 @@ use twofactor_tests::faults::{Fault, FaultProxy};
 use twofactor_tests::redis::{AppendFsync, RedisServer};
 use twofactor_tests::wait::eventually;
 
-use super::cluster::{BOUND, Cluster, app_user, code_of, user};
+use crate::support::cluster::{BOUND, Cluster, app_user, code_of, user};
 
 #[tokio::test]
 async fn redis_may_be_away_at_the_start_and_whenever_users_change() {

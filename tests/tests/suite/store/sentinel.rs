@@ -19,8 +19,8 @@ use twofactor_tests::redis::sentinel::RedisSentinels;
 use twofactor_tests::sidecar::SidecarProcess;
 use twofactor_tests::wait::eventually;
 
-use crate::serve::shown;
-use crate::world::{Person, World, names, record};
+use crate::support::sidecar::shown;
+use crate::support::world::{Person, World, names, record};
 
 const BOUND: Duration = Duration::from_mins(1);
 const DOWN_AFTER: Duration = Duration::from_secs(1);
@@ -153,7 +153,10 @@ async fn a_failover_to_a_lagging_replica_in_mid_load_accepts_no_code_twice_and_n
             .map(|person| Desired { record: person.record.clone(), fresh: false, reset: None })
             .collect();
         let (realm, now) = (twofactor_core::realm::RealmRecord::default(), Clock::System.now());
-        world.publisher.fill(&realm, &users, Others::Remove, now, &mut crate::world::random()).await
+        world
+            .publisher
+            .fill(&realm, &users, Others::Remove, now, &mut crate::support::world::random())
+            .await
     })
     .await;
     // Without a restart, every sidecar decides again, and after a minute or so accepts again.

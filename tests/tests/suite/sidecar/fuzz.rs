@@ -24,7 +24,7 @@ use twofactor_core::user::DeliveryMethod;
 use twofactor_tests::scratch;
 use twofactor_tests::sidecar::SidecarProcess;
 
-use crate::world::{random, realm_id, record};
+use crate::support::world::{random, realm_id, record};
 
 /// A request that this program has to answer, or to hang up on.
 const ANSWER: Duration = Duration::from_secs(10);

@@ -12,8 +12,8 @@ use twofactor_tests::redis::{AppendFsync, RedisServer};
 use twofactor_tests::sidecar::SidecarProcess;
 use twofactor_tests::wait::eventually;
 
-use crate::serve::shown;
-use crate::world::World;
+use crate::support::sidecar::shown;
+use crate::support::world::World;
 
 const BOUND: Duration = Duration::from_secs(10);
 const SIDECARS: usize = 3;

@@ -8,7 +8,6 @@ use redis::AsyncCommands;
 use serde_json::json;
 use tempfile::TempDir;
 use twofactor_core::audit::AuditPolicy;
-use twofactor_core::provider::{Providers, SmtpSecurity, SmtpSettings};
 use twofactor_core::realm::RealmRecord;
 use twofactor_core::seal::Revision;
 use twofactor_core::time::UnixMillis;
@@ -22,7 +21,8 @@ use twofactor_tests::sidecar::SidecarProcess;
 use twofactor_tests::tools;
 use twofactor_tests::wait::eventually;
 
-use crate::world::{Person, World, names, random};
+use crate::support::sidecar::{metrics, shown, with_mail};
+use crate::support::world::{Person, World, names, random};
 
 const BOUND: Duration = Duration::from_secs(10);
 
@@ -35,30 +35,6 @@ async fn sidecar(world: &World, from: &str) -> (SidecarProcess, TempDir) {
 
 async fn world() -> World {
     World::in_redis_with_real_time(RedisServer::start().await).await
-}
-
-/// A realm that sends its mail through `mail`.
-pub(crate) fn with_mail(mail: &MailServer) -> RealmRecord {
-    let smtp = SmtpSettings {
-        server: "localhost".to_owned(),
-        port: mail.port(),
-        security: SmtpSecurity::Starttls,
-        username: None,
-        password: None,
-        from: "otp@example.org".to_owned(),
-        ca_certificates: Some(fs::read_to_string(mail.ca_path()).unwrap()),
-    };
-    let providers = Providers { smtp: Some(smtp), ..Providers::default() };
-    RealmRecord { providers, ..RealmRecord::default() }
-}
-
-/// The code that a person's app shows now.
-pub(crate) fn shown(person: &Person) -> String {
-    person.code_at(Clock::System.now(), 0).expose_secret().to_owned()
-}
-
-pub(crate) async fn metrics(sidecar: &SidecarProcess) -> String {
-    sidecar.admin().get("/metrics").await.body
 }
 
 #[track_caller]

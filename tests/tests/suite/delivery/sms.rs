@@ -14,7 +14,7 @@ use twofactor_tests::scratch;
 use twofactor_tests::sidecar::SidecarProcess;
 use twofactor_tests::wait::eventually;
 
-use crate::world::{World, record};
+use crate::support::world::{World, record};
 
 const ACCOUNT: &str = "AC0123456789abcdef0123456789abcdef";
 const TOKEN: &str = "the-token-of-the-account";

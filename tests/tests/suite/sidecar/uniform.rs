@@ -16,8 +16,8 @@ use twofactor_tests::sidecar::SidecarProcess;
 use twofactor_tests::tools;
 use twofactor_tests::wait::eventually;
 
-use crate::serve::{metrics, with_mail};
-use crate::world::{Person, START, World};
+use crate::support::sidecar::{metrics, with_mail};
+use crate::support::world::{Person, START, World};
 
 const BOUND: Duration = Duration::from_secs(10);
 

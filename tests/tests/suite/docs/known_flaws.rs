@@ -14,7 +14,7 @@ use twofactor_tests::redis::RedisServer;
 use twofactor_tests::sidecar::SidecarProcess;
 use twofactor_tests::wait::eventually;
 
-use crate::world::{START, STEP, World, record};
+use crate::support::world::{START, STEP, World, record};
 
 const BOUND: Duration = Duration::from_secs(10);
 const LIFETIME: Duration = Duration::from_mins(5);

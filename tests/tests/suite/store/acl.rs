@@ -7,7 +7,7 @@ use twofactor_core::user::DeliveryMethod::App;
 use twofactor_store::Store;
 use twofactor_store::acl::AclError;
 
-use crate::world::{World, installation, names};
+use crate::support::world::{World, installation, names};
 
 async fn connect(url: &str) -> redis::aio::MultiplexedConnection {
     Client::open(url).unwrap().get_multiplexed_async_connection().await.unwrap()

@@ -19,8 +19,8 @@ use twofactor_tests::redis::RedisServer;
 use twofactor_tests::sidecar::SidecarProcess;
 use twofactor_tests::wait::eventually;
 
-use crate::serve::{metrics, shown, with_mail};
-use crate::world::{World, names, record};
+use crate::support::sidecar::{metrics, shown, with_mail};
+use crate::support::world::{World, names, record};
 
 const BOUND: Duration = Duration::from_secs(10);
 

@@ -11,7 +11,7 @@ use twofactor_core::time::UnixMillis;
 use twofactor_core::user::DeliveryMethod::{App, Email};
 use twofactor_store::{Publication, Store, StoreError};
 
-use crate::world::{Person, START, STEP, World};
+use crate::support::world::{Person, START, STEP, World};
 
 const LIFETIME: Duration = Duration::from_mins(5);
 
@@ -428,22 +428,22 @@ async fn a_code_sent_to_an_old_address_is_not_made_good_by_asking_again(world: W
 async fn a_realm_that_was_emptied_while_it_was_filled_is_not_complete(world: World) {
     let alice = world.person("alice", Email).await;
     world.empty().await;
-    let inspection = world.publisher.begin(&mut crate::world::random()).await.unwrap();
+    let inspection = world.publisher.begin(&mut crate::support::world::random()).await.unwrap();
     world.publish(alice.record.clone(), false).await;
     world.empty().await;
     assert!(world.publisher.store().stamp(&inspection).await.is_err());
     assert!(world.store.confirm_absence(&alice.pseudonym).await.is_err());
     assert!(!world.publisher.store().inspect().await.unwrap().ready);
     // Nor does a filling that began before another one speak for that.
-    let first = world.publisher.begin(&mut crate::world::random()).await.unwrap();
-    let second = world.publisher.begin(&mut crate::world::random()).await.unwrap();
+    let first = world.publisher.begin(&mut crate::support::world::random()).await.unwrap();
+    let second = world.publisher.begin(&mut crate::support::world::random()).await.unwrap();
     assert!(world.publisher.store().stamp(&first).await.is_err());
     world.publisher.store().stamp(&second).await.unwrap();
 }
 
 async fn a_seed_that_is_not_fresh_refuses_whatever_could_have_been_used(world: World) {
     world.set_time(START + 10 * STEP + 7_000).await;
-    let person = world.publish(crate::world::record("carol", App), false).await;
+    let person = world.publish(crate::support::world::record("carol", App), false).await;
     // Steps up to the one of the publication and the skew after it may have been used before.
     for steps in [-1, 0, 1] {
         let code = person.code_at(world.now(), steps);
@@ -460,7 +460,7 @@ async fn a_seed_that_is_not_fresh_refuses_whatever_could_have_been_used(world: W
 
 async fn a_code_is_not_issued_in_the_step_of_a_loss(world: World) {
     world.set_time(START + 10_000).await;
-    let person = world.publish(crate::world::record("alice", Email), false).await;
+    let person = world.publish(crate::support::world::record("alice", Email), false).await;
     let consumed = Issue::Consumed { retry_after: Duration::from_secs(20) };
     assert_eq!(world.issue(&person, "kms", LIFETIME).await.unwrap(), consumed);
     world.set_time(START + STEP).await;
@@ -510,7 +510,7 @@ async fn two_publishers_do_not_overwrite_each_other(world: World) {
             world.keys(),
             person.pseudonym,
             Revision(revision),
-            &mut crate::world::random(),
+            &mut crate::support::world::random(),
         ),
         fresh: false,
         revoke: false,

@@ -13,8 +13,8 @@ use twofactor_tests::redis::{AppendFsync, RedisServer, Tls};
 use twofactor_tests::sidecar::SidecarProcess;
 use twofactor_tests::wait::eventually;
 
-use crate::serve::shown;
-use crate::world::{World, names};
+use crate::support::sidecar::shown;
+use crate::support::world::{World, names};
 
 const BOUND: Duration = Duration::from_secs(20);
 const LIFETIME: Duration = Duration::from_mins(5);
@@ -112,13 +112,13 @@ async fn a_replica_decides_nothing_and_does_so_again_when_it_is_a_master_that_wa
         let verdict = on_replica.verify(&carol, "kms", &code).await;
         assert!(matches!(verdict, Err(StoreError::Undecided(Undecided::Unguarded))), "{verdict:?}");
     }
-    let refused = on_replica.publisher.begin(&mut crate::world::random()).await;
+    let refused = on_replica.publisher.begin(&mut crate::support::world::random()).await;
     assert!(matches!(refused, Err(StoreError::Unavailable(_))), "{refused:?}");
     let _: () = replica.ask(&["REPLICAOF", "NO", "ONE"]).await;
     eventually(BOUND, "a check of the new master", async || {
         on_replica
             .publisher
-            .begin(&mut crate::world::random())
+            .begin(&mut crate::support::world::random())
             .await
             .map_err(|error| error.to_string())
     })

@@ -19,8 +19,8 @@ use twofactor_tests::scratch;
 use twofactor_tests::sidecar::SidecarProcess;
 use twofactor_tests::wait::eventually;
 
-use crate::serve::{metrics, shown, with_mail};
-use crate::world::{World, names};
+use crate::support::sidecar::{metrics, shown, with_mail};
+use crate::support::world::{World, names};
 
 const BOUND: Duration = Duration::from_secs(10);
 const FILES: [&str; 5] = ["redis-url", "realm-key", "installation", "realm", "caller"];

@@ -8,9 +8,9 @@ use twofactor_tests::redis::RedisServer;
 use twofactor_tests::sidecar::SidecarProcess;
 use twofactor_tests::{scratch, tools};
 
-use crate::operator::cluster::{Cluster, app_user};
-use crate::serve::{metrics, shown};
-use crate::world::World;
+use crate::support::cluster::{Cluster, app_user};
+use crate::support::sidecar::{metrics, shown};
+use crate::support::world::World;
 
 /// Fails when `promtool` finds anything to say.
 fn check(metrics: &str) {

@@ -16,8 +16,8 @@ use twofactor_tests::sidecar::SidecarProcess;
 use twofactor_tests::wait::eventually;
 use twofactor_tests::{scratch, tools};
 
-use crate::serve::shown;
-use crate::world::{Person, World};
+use crate::support::sidecar::shown;
+use crate::support::world::{Person, World};
 
 const BOUND: Duration = Duration::from_secs(10);
 /// Resident memory that no client may drive a sidecar beyond, in KiB. It is what `proc` shows of a

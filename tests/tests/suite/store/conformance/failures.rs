@@ -5,7 +5,7 @@ use twofactor_core::user::DeliveryMethod::{App, Email};
 use twofactor_store::publisher::Desired;
 
 use super::LIFETIME;
-use crate::world::{Person, START, STEP, World, random};
+use crate::support::world::{Person, START, STEP, World, random};
 
 both_stores!(
     a_hundred_failures_of_all_callers_together_disable_the_user,

@@ -13,7 +13,7 @@ use twofactor_tests::redis::cluster::RedisCluster;
 use twofactor_tests::redis::{RedisServer, Tls};
 use twofactor_tests::wait::eventually;
 
-use crate::world::{Person, World, names};
+use crate::support::world::{Person, World, names};
 
 const BOUND: Duration = Duration::from_secs(30);
 const LIFETIME: Duration = Duration::from_mins(5);
@@ -76,7 +76,7 @@ async fn a_master_that_was_emptied_while_it_was_filled_is_noticed() {
     let world = with_real_time().await;
     for master in &cluster(&world).masters {
         world.empty().await;
-        let inspection = world.publisher.begin(&mut crate::world::random()).await.unwrap();
+        let inspection = world.publisher.begin(&mut crate::support::world::random()).await.unwrap();
         master.flush_all().await;
         assert!(world.publisher.store().stamp(&inspection).await.is_err());
         assert!(!world.publisher.store().inspect().await.unwrap().ready);

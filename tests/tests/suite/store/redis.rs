@@ -12,7 +12,7 @@ use twofactor_store::clock::Clock;
 use twofactor_store::{Store, StoreError};
 use twofactor_tests::redis::{AppendFsync, RedisServer};
 
-use crate::world::{Person, START, STEP, World, names};
+use crate::support::world::{Person, START, STEP, World, names};
 
 const LIFETIME: Duration = Duration::from_mins(5);
 /// For how long races are run.

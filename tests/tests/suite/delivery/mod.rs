@@ -1,0 +1,5 @@
+//! Tests of the delivery channels, against real servers.
+
+mod email;
+mod sms;
+mod webhook;

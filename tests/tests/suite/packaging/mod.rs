@@ -1,0 +1,3 @@
+//! Tests of the Helm chart.
+
+mod chart;

@@ -1,0 +1,13 @@
+//! Tests of the sidecar program: its HTTP API, `dev`, `serve`, tokens, metrics and documentation.
+
+mod browser;
+mod clients;
+mod contract;
+mod credentials;
+mod dev;
+mod fuzz;
+mod metrics;
+mod serve;
+mod standards;
+mod tokens;
+mod uniform;

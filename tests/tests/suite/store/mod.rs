@@ -1,0 +1,10 @@
+//! Tests of the store: in memory, in one Redis, behind Sentinels and in a Redis Cluster.
+
+mod acl;
+mod cluster;
+mod conformance;
+mod outages;
+mod races;
+mod redis;
+mod sentinel;
+mod settings;
