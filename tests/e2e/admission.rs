@@ -165,7 +165,7 @@ pub(crate) fn a_lost_ca_and_a_rotated_one_fail_no_creation(scene: &Scene<'_>) {
             }
         };
         finally(short, || {
-            release::install(&["webhook.caLifetime=", "webhook.certificateLifetime="])
+            release::install(&["webhook.caLifetime=", "webhook.certificateLifetime="]);
         });
     });
     println!("          {created} creations while the CA was lost and replaced, and then rotated");

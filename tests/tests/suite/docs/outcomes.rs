@@ -107,115 +107,136 @@ impl Scene {
         self.sidecar.api().verify(name, code).await
     }
 
-    /// Brings an outcome about, for a user of that name. `None` for what only a defect brings
-    /// about.
+    /// Requests `name` in the situation that the line describes. Returns `None` for an outcome that
+    /// only a defect causes.
     async fn bring_about(&self, line: &Line, name: &str) -> Option<Reply> {
-        let reply = match (line.asked.as_str(), line.outcome.as_str()) {
-            ("generate", "delivered") => {
+        match line.asked.as_str() {
+            "generate" => Some(self.generate_with(&line.outcome, name).await),
+            "verify" => Some(self.verify_with(&line.outcome, name).await),
+            "any" if line.outcome == "internal-error" => None,
+            "any" => Some(self.refused_before_routing(&line.outcome).await),
+            _ => panic!("no such operation: {line:?}"),
+        }
+    }
+
+    async fn generate_with(&self, outcome: &str, name: &str) -> Reply {
+        match outcome {
+            "delivered" => {
                 self.world.person(name, Email).await;
                 self.generate(name).await
             }
-            ("generate", "unknown-user") => self.generate(name).await,
-            ("generate", "no-secret") => {
+            "unknown-user" => self.generate(name).await,
+            "no-secret" => {
                 let mut seedless = record(name, Email);
                 seedless.seed = None;
                 self.world.publish(seedless, false).await;
                 self.generate(name).await
             }
-            ("generate", "no-delivery-method") => {
+            "no-delivery-method" => {
                 self.world.person(name, App).await;
                 self.generate(name).await
             }
-            ("generate", "disabled-by-failures") => {
+            "disabled-by-failures" => {
                 self.disable(name, Email).await;
                 self.generate(name).await
             }
-            ("verify", "disabled-by-failures") => {
-                self.disable(name, App).await;
-                self.verify(name, "00000000").await
-            }
-            ("generate", "asked-too-soon") => {
+            "asked-too-soon" => {
                 self.world.person(name, Email).await;
                 assert_eq!(self.generate(name).await.status, 200);
                 self.generate(name).await
             }
-            ("generate", "deliveries-used-up") => {
+            "deliveries-used-up" => {
                 for name in ["first", name] {
                     self.world.person(name, Email).await;
                 }
                 assert_eq!(self.generate("first").await.status, 200);
                 self.generate(name).await
             }
-            ("generate", "code-consumed") => self.consumed(name).await,
-            ("generate", "not-delivered") => {
+            "code-consumed" => self.consumed(name).await,
+            "not-delivered" => {
                 self.world.person(name, Email).await;
                 self.mail.fail(MailStage::Rcpt, "550 5.1.1 no such mailbox", None).await;
                 let reply = self.generate(name).await;
                 self.mail.heal().await;
                 reply
             }
-            (asked @ ("generate" | "verify"), "store-unavailable") => {
-                self.world.person(name, App).await;
-                self.world.redis().pause().await;
-                let reply = if asked == "verify" {
-                    self.verify(name, "000000").await
-                } else {
-                    self.generate(name).await
-                };
-                self.world.redis().resume();
-                eventually(BOUND, "recovery", async || {
-                    self.verify("nobody", "000000").await.status == 404
-                })
-                .await;
-                reply
+            "store-unavailable" => {
+                self.during_an_outage(name, async || self.generate(name).await).await
             }
-            ("generate", "not-let-in") => self.stranger.api().generate(name).await,
-            ("verify", "not-let-in") => self.stranger.api().verify(name, "000000").await,
-            (asked @ ("generate" | "verify"), "malformed-request") => {
-                self.sidecar
-                    .api()
-                    .post_json(&format!("/auth/{asked}"), &json!({ "user": name }))
-                    .await
-            }
-            ("verify", "accepted") => {
+            "not-let-in" => self.stranger.api().generate(name).await,
+            "malformed-request" => self.malformed("/auth/generate", name).await,
+            _ => panic!("no request for the outcome {outcome} of generate"),
+        }
+    }
+
+    async fn verify_with(&self, outcome: &str, name: &str) -> Reply {
+        match outcome {
+            "accepted" => {
                 let person = self.world.person(name, App).await;
                 self.verify(name, &shown(&person)).await
             }
-            ("verify", "invalid-code") => {
+            "invalid-code" => {
                 self.world.person(name, App).await;
                 self.verify(name, "00000000").await
             }
-            ("verify", "used-code") => {
+            "used-code" => {
                 let person = self.world.person(name, App).await;
                 let code = shown(&person);
                 assert_eq!(self.verify(name, &code).await.status, 200);
                 self.verify(name, &code).await
             }
-            ("verify", "unknown-user") => self.verify(name, "000000").await,
-            ("verify", "throttled") => {
+            "unknown-user" => self.verify(name, "000000").await,
+            "disabled-by-failures" => {
+                self.disable(name, App).await;
+                self.verify(name, "00000000").await
+            }
+            "throttled" => {
                 self.world.person(name, App).await;
                 for _ in 0..5 {
                     assert_eq!(self.verify(name, "00000000").await.status, 401);
                 }
                 self.verify(name, "00000000").await
             }
-            ("any", "no-such-path") => self.sidecar.api().get("/auth/nothing").await,
-            ("any", "wrong-method") => self.sidecar.api().get("/auth/verify").await,
-            ("any", "foreign-origin") => {
+            "store-unavailable" => {
+                self.during_an_outage(name, async || self.verify(name, "000000").await).await
+            }
+            "not-let-in" => self.stranger.api().verify(name, "000000").await,
+            "malformed-request" => self.malformed("/auth/verify", name).await,
+            _ => panic!("no request for the outcome {outcome} of verify"),
+        }
+    }
+
+    async fn refused_before_routing(&self, outcome: &str) -> Reply {
+        let api = self.sidecar.api();
+        match outcome {
+            "no-such-path" => api.get("/auth/nothing").await,
+            "wrong-method" => api.get("/auth/verify").await,
+            "foreign-origin" => {
                 let headers = [("origin", "https://example.org")];
-                self.sidecar.api().raw("POST", "/auth/generate?username=alice", &headers, "").await
+                api.raw("POST", "/auth/generate?username=alice", &headers, "").await
             }
-            ("any", "body-too-large") => {
-                self.sidecar
-                    .api()
-                    .post_json("/auth/verify", &json!({ "username": "x".repeat(9000) }))
-                    .await
+            "body-too-large" => {
+                let body = json!({ "username": "x".repeat(9000) });
+                api.post_json("/auth/verify", &body).await
             }
-            ("any", "body-too-slow") => self.too_slow().await,
-            ("any", "internal-error") => return None,
-            _ => panic!("nobody knows how to bring this about: {line:?}"),
-        };
-        Some(reply)
+            "body-too-slow" => self.too_slow().await,
+            _ => panic!("no request for the outcome {outcome}"),
+        }
+    }
+
+    async fn malformed(&self, path: &str, name: &str) -> Reply {
+        self.sidecar.api().post_json(path, &json!({ "user": name })).await
+    }
+
+    /// The reply to a request while Redis does not answer.
+    async fn during_an_outage(&self, name: &str, request: impl AsyncFn() -> Reply) -> Reply {
+        self.world.person(name, App).await;
+        self.world.redis().pause().await;
+        let reply = request().await;
+        self.world.redis().resume();
+        eventually(BOUND, "recovery", async || self.verify("nobody", "000000").await.status == 404)
+            .await;
+        reply
     }
 
     /// A user whose hundredth failure in a row this is; the others were in another namespace.
