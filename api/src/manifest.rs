@@ -251,7 +251,9 @@ impl Reader<'_> {
         self.misfits(unknown_fields(node, &LIST_FIELDS));
         match node.get("items") {
             Some(Node { value: Value::List(items), .. }) => {
-                items.iter().for_each(|item| self.object(item))
+                for item in items {
+                    self.object(item);
+                }
             }
             Some(items) => self.problem(items.line, Some("items"), "must be a list"),
             None => self.problem(node.line, Some("items"), "is missing"),

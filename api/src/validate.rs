@@ -206,7 +206,7 @@ fn check_name(name: Option<&str>, findings: &mut Findings) {
     match name {
         None | Some("") => findings.add("metadata.name", "is missing"),
         Some(name) if name.len() > USER_NAME_CHARACTERS => {
-            findings.add("metadata.name", NAME_TOO_LONG)
+            findings.add("metadata.name", NAME_TOO_LONG);
         }
         Some(name) if !is_object_name(name) => findings.add("metadata.name", NAME_MESSAGE),
         Some(_) => {}

@@ -273,7 +273,7 @@ async fn redis_url(configuration: &Configuration, client: &Client) -> Result<Sec
                 return Ok(redis_password::put_into(&configuration.redis_url, &password)?);
             }
             Err(error @ RedisPasswordError::Api { .. }) if error.is_temporary() => {
-                pause(&error).await
+                pause(&error).await;
             }
             Err(error) => return Err(error.into()),
         }

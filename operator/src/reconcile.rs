@@ -117,7 +117,7 @@ pub fn failed(user: &TwoFactorUser, error: &ReconcileError, context: &Context) -
             tracing::debug!(user = %reference, %error, retry = ?delay, "not published yet");
         }
         error => {
-            tracing::warn!(user = %reference, %error, retry = ?delay, "a user could not be reconciled")
+            tracing::warn!(user = %reference, %error, retry = ?delay, "a user could not be reconciled");
         }
     }
     Action::requeue(delay)

@@ -53,7 +53,7 @@ impl Tasks {
                 match ended {
                     Ok((name, Ok(()))) => tracing::debug!(task = name, "ended"),
                     Ok((_, Err(error))) => {
-                        result = std::mem::replace(&mut result, Ok(())).and(Err(error))
+                        result = std::mem::replace(&mut result, Ok(())).and(Err(error));
                     }
                     Err(error) => tracing::error!(%error, "a task ended badly"),
                 }

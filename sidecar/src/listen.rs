@@ -130,7 +130,7 @@ fn loopback(port: u16) -> Result<Vec<TcpListener>, RunError> {
             return Err(RunError::Listen { address, flag: "--port", source });
         }
         Err(error) => {
-            tracing::debug!(%address, %error, "not listening on the IPv6 loopback address")
+            tracing::debug!(%address, %error, "not listening on the IPv6 loopback address");
         }
     }
     Ok(listeners)

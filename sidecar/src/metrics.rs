@@ -121,10 +121,8 @@ impl Metrics {
             &["channel"],
         )?;
         registry.register(Box::new(delivery_durations.clone()))?;
-        let build = IntGaugeVec::new(
-            Opts::new("twofactor_build_info", "Always 1; the version is a label."),
-            &["version"],
-        )?;
+        let build = Opts::new("twofactor_build_info", "Always 1; the version is a label.");
+        let build = IntGaugeVec::new(build, &["version"])?;
         registry.register(Box::new(build.clone()))?;
         build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
         Ok(Self {

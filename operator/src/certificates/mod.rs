@@ -102,7 +102,7 @@ pub async fn keep(client: Client, settings: Settings, clock: Clock, stop: Cancel
             None => return,
             Some(Ok(())) => {}
             Some(Err(error)) => {
-                keeper.news.tell(&format!("cannot keep the webhook's authority: {error}"))
+                keeper.news.tell(&format!("cannot keep the webhook's authority: {error}"));
             }
         }
         if stop.run_until_cancelled(tokio::time::sleep(poll)).await.is_none() {
@@ -333,7 +333,7 @@ impl Keeper {
         let name = &self.objects.settings.configuration;
         match api::within(self.objects.configurations.patch(name, &parameters, &patch)).await {
             Ok(_) => {
-                tracing::info!(configuration = name, webhooks = differ.len(), "wrote the caBundle")
+                tracing::info!(configuration = name, webhooks = differ.len(), "wrote the caBundle");
             }
             Err(ApiError::Conflict(_) | ApiError::NotFound(_)) => {}
             Err(error) => return Err(self.objects.of_configuration(error)),

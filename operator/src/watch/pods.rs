@@ -64,7 +64,7 @@ pub async fn run(context: Arc<Context>, stop: CancellationToken) {
             }
             Some(Event::Apply(pod)) => seen(&context, &mut pods, &pod),
             Some(Event::Delete(pod)) => {
-                pods.gone(&pod.namespace().unwrap_or_default(), &pod.name_any())
+                pods.gone(&pod.namespace().unwrap_or_default(), &pod.name_any());
             }
         }
     }

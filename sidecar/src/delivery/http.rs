@@ -81,7 +81,7 @@ pub(super) async fn send(request: RequestBuilder) -> Result<Answer, DeliveryErro
         match response.chunk().await {
             Ok(Some(chunk)) => match &mut body {
                 Some(read) if read.len() + chunk.len() <= LONGEST_ANSWER => {
-                    read.extend_from_slice(&chunk)
+                    read.extend_from_slice(&chunk);
                 }
                 _ => {
                     body = None;
