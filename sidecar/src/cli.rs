@@ -15,10 +15,10 @@ use tokio_util::sync::CancellationToken;
 use twofactor_core::names::{Caller, RealmId};
 use twofactor_server::logging::{self, Format};
 
+use crate::dev::settings::RealmOptions;
 use crate::dev::{DevOptions, dev};
-use crate::listen::{API_PORT, Addresses, AdminAddress, ApiAddress};
+use crate::process::listen::{API_PORT, Addresses, AdminAddress, ApiAddress};
 use crate::serve::serve;
-use crate::settings::RealmOptions;
 
 /// Threads that answer requests, unless another number is asked for.
 const MOST_THREADS: usize = 4;

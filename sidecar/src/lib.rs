@@ -1,10 +1,10 @@
 //! The sidecar: answers `/auth/generate` and `/auth/verify` on localhost.
 //!
-//! A request goes one way: [`routes`] read it, [`generate`] or [`verify`] look up the user in
-//! [`records`] and ask the store for the decision, [`delivery`] sends a code, [`audit`] writes the
-//! record of it, and the answer or a [`refusal`] goes back, with a token of [`tokens`] where one
-//! was asked for; [`uniform`] does it so that nobody sees who is a user. [`serve`] runs that on
-//! what the operator published, with credentials that it follows ([`follow`]); [`dev`] on manifests
+//! A request goes one way: [`routes`] read it, [`otp::generate`] or [`otp::verify`] look up the user in
+//! [`otp::records`] and ask the store for the decision, [`delivery`] sends a code, [`audit`] writes the
+//! record of it, and the answer or a [`refusal`] goes back, with a token of [`otp::tokens`] where one
+//! was asked for; [`otp::uniform`] does it so that nobody sees who is a user. [`serve`] runs that on
+//! what the operator published, with credentials that it follows ([`serve::follow`]); [`dev`] on manifests
 //! from disk.
 
 /// Writes a line to standard output. Unlike `println!` it does not end the process when nobody
@@ -18,27 +18,12 @@ macro_rules! say {
 
 pub mod audit;
 pub mod cli;
-pub mod counted;
-pub mod credentials;
 pub mod delivery;
 pub mod dev;
-pub mod follow;
-pub mod generate;
-pub mod listen;
-pub mod manifests;
 pub mod metrics;
+pub mod otp;
 pub mod outcomes;
-pub mod records;
-mod redis_settings;
-mod refresh;
+pub mod process;
 pub mod refusal;
 pub mod routes;
-pub mod run;
 pub mod serve;
-pub mod service;
-pub mod settings;
-pub mod store_metrics;
-pub mod tokens;
-pub mod uniform;
-pub mod verify;
-pub mod work;

@@ -15,9 +15,9 @@ use twofactor_core::token::Audience;
 use twofactor_core::user::Username;
 
 use crate::audit::Origin;
-use crate::generate::Wish;
+use crate::otp::generate::Wish;
+use crate::otp::verify::Claim;
 use crate::refusal::Refusal;
-use crate::verify::Claim;
 
 /// Larger than any request with a username of 253 and a context of 140 characters, however they are
 /// escaped.

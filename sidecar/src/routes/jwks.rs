@@ -10,9 +10,9 @@ use utoipa::ToSchema;
 use warp::reply::Response;
 
 use super::{answer, json, require};
+use crate::otp::service::Service;
+use crate::otp::tokens::PublicKey;
 use crate::refusal::Problem;
-use crate::service::Service;
-use crate::tokens::PublicKey;
 
 /// Shorter than what a token is good for, so that a new key is known before it is missed for long.
 const KEPT: &str = "max-age=60";

@@ -22,11 +22,11 @@ use warp::reply::{Reply, Response};
 
 use crate::audit::{self, Event, Origin};
 use crate::delivery::rfc3339;
-use crate::generate::{self, Generated, Wish, count, deliver, generate};
+use crate::otp::generate::{self, Generated, Wish, count, deliver, generate};
+use crate::otp::service::{Current, Service, within_bound};
+use crate::otp::uniform::{self, Refused};
+use crate::otp::verify::verify;
 use crate::refusal::{Problem, Refusal};
-use crate::service::{Current, Service, within_bound};
-use crate::uniform::{self, Refused};
-use crate::verify::verify;
 
 /// The answer to `GET /`.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]

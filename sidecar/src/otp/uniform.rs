@@ -15,11 +15,11 @@ use twofactor_core::realm::{OtpLifetime, RealmRecord};
 use twofactor_core::time::UnixMillis;
 use twofactor_store::StoreError;
 
-use crate::generate::{self, Issued, Wish};
-use crate::records::CurrentUser;
+use crate::otp::generate::{self, Issued, Wish};
+use crate::otp::records::CurrentUser;
+use crate::otp::service::Service;
+use crate::otp::verify::{self, Claim};
 use crate::refusal::Refusal;
-use crate::service::Service;
-use crate::verify::{self, Claim};
 
 /// What `expires_at` is counted from. A user who asks twice within it is told the same twice, as
 /// everybody is.

@@ -1,14 +1,17 @@
 //! `serve`: next to a service, on what the operator published. Enters: credentials. Leaves: a
 //! running sidecar.
 
+pub mod credentials;
+pub mod follow;
+
 use std::path::Path;
 
 use tokio_util::sync::CancellationToken;
 
-use crate::follow::Follower;
-use crate::listen::{Addresses, Listeners};
 use crate::metrics::Metrics;
-use crate::run::{Background, RunError, run};
+use crate::process::listen::{Addresses, Listeners};
+use crate::process::{Background, RunError, run};
+use crate::serve::follow::Follower;
 
 /// Serves until it is told to stop. Redis need not be there at the start.
 ///

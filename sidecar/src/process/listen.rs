@@ -9,7 +9,7 @@ use std::str::FromStr;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::TcpListener;
 
-use crate::run::RunError;
+use crate::process::RunError;
 
 /// The port of the API, unless another one is asked for.
 pub const API_PORT: u16 = 8004;

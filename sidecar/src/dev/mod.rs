@@ -1,6 +1,9 @@
 //! `dev`: the same service without Kubernetes. Enters: manifests on disk and the environment.
 //! Leaves: a running sidecar that is its own publisher, into memory or into Redis.
 
+pub mod manifests;
+pub mod settings;
+
 use std::fs;
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
@@ -24,15 +27,15 @@ use twofactor_store::publisher::Publisher;
 use twofactor_store::redis::{RedisStore, RedisTargetError};
 use twofactor_store::{Store, StoreError};
 
-use crate::counted::CountedStore;
+use self::manifests::{SeedBook, Users};
 use crate::delivery::Delivery;
-use crate::listen::{Addresses, Listeners};
-use crate::manifests::{self, SeedBook, Users};
 use crate::metrics::Metrics;
-use crate::records::Records;
-use crate::run::{Background, RunError, run};
-use crate::service::{Current, Service};
-use crate::work::Work;
+use crate::otp::background::Work;
+use crate::otp::instrumented_store::CountedStore;
+use crate::otp::records::Records;
+use crate::otp::service::{Current, Service};
+use crate::process::listen::{Addresses, Listeners};
+use crate::process::{Background, RunError, run};
 
 /// How often the manifests are looked at and the store is checked.
 const WATCH: Duration = Duration::from_secs(1);

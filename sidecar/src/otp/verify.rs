@@ -12,11 +12,11 @@ use twofactor_core::token::{Audience, TokenLifetime};
 use twofactor_core::user::{DeliveryMethod, Username};
 
 use crate::audit::Origin;
-use crate::records::CurrentUser;
+use crate::otp::records::CurrentUser;
+use crate::otp::service::{ATTEMPTS, Service, within_bound};
+use crate::otp::tokens::{Signer, Subject};
+use crate::otp::uniform;
 use crate::refusal::Refusal;
-use crate::service::{ATTEMPTS, Service, within_bound};
-use crate::tokens::{Signer, Subject};
-use crate::uniform;
 
 /// What is to be verified.
 #[derive(Debug)]

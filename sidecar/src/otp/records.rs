@@ -22,10 +22,10 @@ use twofactor_core::totp::TotpParameters;
 use twofactor_core::user::{DeliveryMethod, EmailAddress, UserDefinition, Username};
 use twofactor_store::StoreError;
 
-use crate::counted::CountedStore;
 use crate::metrics::Metrics;
+use crate::otp::instrumented_store::CountedStore;
+use crate::otp::uniform::Found;
 use crate::refusal::Refusal;
-use crate::uniform::Found;
 
 /// Users whose opened records are kept; beyond that, those not asked about for longest are read
 /// again. At about half a kilobyte each they are some ten megabytes, which has to fit into what a

@@ -9,7 +9,7 @@ use twofactor_core::limits::Allowance;
 use twofactor_core::names::Pseudonym;
 use twofactor_store::{RealmSnapshot, Store, StoreError};
 
-use crate::store_metrics::StoreMetrics;
+use crate::metrics::store::StoreMetrics;
 
 /// A store whose questions are counted. A question is a round trip; what is not asked for here
 /// costs none.

@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use twofactor_server::admin::Check;
 use twofactor_store::StoreError;
 
-use crate::service::{Current, Service};
+use crate::otp::service::{Current, Service};
 
 /// How often the realm's record and the guards are read again. A namespace that is no longer let in
 /// is refused within two seconds, reading and waiting included.

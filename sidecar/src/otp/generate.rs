@@ -14,10 +14,10 @@ use twofactor_core::user::{DeliveryMethod, Username};
 
 use crate::audit::Origin;
 use crate::delivery::Message;
-use crate::records::CurrentUser;
+use crate::otp::records::CurrentUser;
+use crate::otp::service::{ATTEMPTS, Service, within_bound};
+use crate::otp::uniform;
 use crate::refusal::Refusal;
-use crate::service::{ATTEMPTS, Service, within_bound};
-use crate::uniform;
 
 /// Whom a code is asked for, and what for.
 #[derive(Debug)]

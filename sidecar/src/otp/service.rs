@@ -13,13 +13,13 @@ use twofactor_core::seal::Revision;
 use twofactor_core::user::UserDefinition;
 use twofactor_store::StoreError;
 
-use crate::counted::CountedStore;
 use crate::delivery::{Delivery, DeliveryError, Message};
 use crate::metrics::Metrics;
-use crate::records::{CurrentUser, Records};
+use crate::otp::background::Work;
+use crate::otp::instrumented_store::CountedStore;
+use crate::otp::records::{CurrentUser, Records};
+use crate::otp::tokens::PublicKeys;
 use crate::refusal::Refusal;
-use crate::tokens::PublicKeys;
-use crate::work::Work;
 
 /// How long a decision may take in all, every reading and repeating included: a client has its 503
 /// in a second.

@@ -1,6 +1,10 @@
 //! A sidecar from its first listener to its last answer. Enters: a service and addresses. Leaves:
 //! the end, clean or with the reason. Every task is joined here, and the end of one ends all.
 
+pub mod listen;
+mod redis_settings;
+mod refresh;
+
 use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -12,11 +16,10 @@ use tokio_util::sync::CancellationToken;
 use twofactor_server::admin::{self, Check};
 use twofactor_server::http::{self, Limits};
 
-use crate::listen::Listeners;
-use crate::redis_settings;
-use crate::refresh::{Checks, refresh};
+use self::listen::Listeners;
+use self::refresh::{Checks, refresh};
+use crate::otp::service::Current;
 use crate::routes;
-use crate::service::Current;
 
 /// Probes and Prometheus: few connections are enough.
 const ADMIN_CONNECTIONS: usize = 64;

@@ -10,7 +10,7 @@ use twofactor_server::admin::Check;
 use twofactor_store::Store;
 use twofactor_store::redis::{Setting, SettingsWatch, Strength};
 
-use crate::service::Current;
+use crate::otp::service::Current;
 
 /// How often to look. They change when somebody changes them, or another node is the master.
 const LOOK: Duration = Duration::from_mins(1);

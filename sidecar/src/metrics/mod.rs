@@ -1,20 +1,15 @@
 //! Metrics for Prometheus. Enters: what happened, as one of a few constant words. Leaves: counters
 //! and histograms. No label ever holds a name, an address or anything else that a caller chooses.
 
+pub mod store;
+
 use std::time::Duration;
 
 use http::StatusCode;
 use prometheus::{HistogramOpts, HistogramVec, IntCounterVec, IntGaugeVec, Opts, Registry};
 use twofactor_store::redis::Strength;
 
-use crate::store_metrics::StoreMetrics;
-
-/// From a tenth of a millisecond, which a decision takes, to the ten seconds after which delivery
-/// gives up.
-pub(crate) const BUCKETS: [f64; 16] = [
-    0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5,
-    5.0, 10.0,
-];
+use self::store::{BUCKETS, StoreMetrics};
 
 /// All metrics of the sidecar.
 #[derive(Clone, Debug)]
@@ -77,32 +72,32 @@ impl Metrics {
             "Changes of the mounted credentials, by outcome.",
             &["outcome"],
         )?;
-        // Without a label and yet a vector: what is not known yet is not shown.
-        let gauge = |name: &str, help: &str| {
-            let gauge = IntGaugeVec::new(Opts::new(name, help), &[])?;
+        // A vector also where there is no label, because a value that is not known yet is not shown.
+        let gauge = |name: &str, help: &str, labels: &[&str]| {
+            let gauge = IntGaugeVec::new(Opts::new(name, help), labels)?;
             registry.register(Box::new(gauge.clone()))?;
             Ok::<_, prometheus::Error>(gauge)
         };
         let store_answers = gauge(
             "twofactor_store_answers",
             "1 when the store answered the last look at it, 0 when not.",
+            &[],
         )?;
         let let_in = gauge(
             "twofactor_let_in",
             "1 when the realm lets this sidecar's namespace in, 0 when not.",
+            &[],
         )?;
         let credentials = gauge(
             "twofactor_credentials_current",
             "1 when the credentials in use are those of the folder, 0 when those cannot be used.",
+            &[],
         )?;
-        let redis_weakness = IntGaugeVec::new(
-            Opts::new(
-                "twofactor_redis_weakness",
-                "1 for a setting of Redis that is weaker than it should be, 0 when not.",
-            ),
+        let redis_weakness = gauge(
+            "twofactor_redis_weakness",
+            "1 for a setting of Redis that is weaker than it should be, 0 when not.",
             &["setting"],
         )?;
-        registry.register(Box::new(redis_weakness.clone()))?;
         let durations = HistogramVec::new(
             HistogramOpts::new(
                 "twofactor_http_request_duration_seconds",
@@ -121,9 +116,8 @@ impl Metrics {
             &["channel"],
         )?;
         registry.register(Box::new(delivery_durations.clone()))?;
-        let build = Opts::new("twofactor_build_info", "Always 1; the version is a label.");
-        let build = IntGaugeVec::new(build, &["version"])?;
-        registry.register(Box::new(build.clone()))?;
+        let build =
+            gauge("twofactor_build_info", "Always 1; the version is a label.", &["version"])?;
         build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
         Ok(Self {
             store: StoreMetrics::new(&registry)?,

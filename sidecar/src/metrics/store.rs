@@ -5,7 +5,12 @@ use std::time::Duration;
 
 use prometheus::{HistogramOpts, HistogramVec, IntCounter, IntCounterVec, Opts, Registry};
 
-use crate::metrics::BUCKETS;
+/// From a tenth of a millisecond, which a decision takes, to the ten seconds after which delivery
+/// gives up.
+pub(super) const BUCKETS: [f64; 16] = [
+    0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5,
+    5.0, 10.0,
+];
 
 /// The metrics of the store.
 #[derive(Clone, Debug)]

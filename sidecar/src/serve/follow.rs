@@ -15,12 +15,12 @@ use twofactor_store::Store;
 use twofactor_store::clock::Clock;
 use twofactor_store::redis::{RedisStore, RedisTargetError};
 
-use crate::counted::CountedStore;
-use crate::credentials::{CredentialFiles, CredentialsError, REDIS_CA, REDIS_URL, Version};
 use crate::delivery::Delivery;
 use crate::metrics::Metrics;
-use crate::records::Records;
-use crate::service::{Current, Service};
+use crate::otp::instrumented_store::CountedStore;
+use crate::otp::records::Records;
+use crate::otp::service::{Current, Service};
+use crate::serve::credentials::{CredentialFiles, CredentialsError, REDIS_CA, REDIS_URL, Version};
 
 /// How often the folder is looked at.
 const LOOK: Duration = Duration::from_secs(2);
