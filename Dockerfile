@@ -1,19 +1,21 @@
-# The images of the operator and of the sidecar. `images/build` (make images) builds both; by hand it is
+# Builds the images of the operator and of the sidecar. `make images` builds both; by hand:
 #   docker build --target operator --tag fountainai/twofactor-operator:0.1.0 .
 #   docker build --target sidecar  --tag fountainai/twofactor-sidecar:0.1.0 .
-# No instruction needs BuildKit: podman and buildah build the same (older buildah wants --build-arg BINARIES=build).
+# No instruction needs BuildKit, so podman and buildah build it too (older buildah needs
+# --build-arg BINARIES=build).
 #
-# BINARIES and BASE say where programs and base come from. The defaults build in here. `images/build` can also fill a
-# folder images/host with programs that cargo built on the host and with the libraries that these need, and then builds
-# with BINARIES=host-binaries and BASE=host-base: that needs no registry and runs no program in a container.
+# BINARIES and BASE choose the programs and the base. By default, this file compiles the programs.
+# `images/build` can instead put programs that cargo built on the host, and the libraries that they
+# need, into images/host, and build with BINARIES=host-binaries and BASE=host-base. That needs no
+# registry and runs no program in a container.
 ARG RUST_IMAGE=docker.io/library/rust:1.95-bookworm
 ARG BINARIES=build
 ARG BASE=gcr.io/distroless/cc-debian12:nonroot
 
-# ---- Programs, built in here. Its C library is the base's: Debian 12's.
+# ---- Programs, compiled here with the same C library as the base (Debian 12).
 FROM ${RUST_IMAGE} AS build
 WORKDIR /build
-# Dependencies first, with empty crates of our own, so that a changed line of code does not build all of them again.
+# Dependencies first, with empty crates of the project, so that a changed line rebuilds only ours.
 COPY Cargo.toml Cargo.lock ./
 COPY api/Cargo.toml api/
 COPY core/Cargo.toml core/
@@ -34,14 +36,14 @@ COPY operator/src operator/src
 COPY server/src server/src
 COPY sidecar/src sidecar/src
 COPY store/src store/src
-# A member of the workspace has to be there, and nothing of it is built.
+# Cargo needs every member of the workspace, but builds nothing of this one.
 RUN mkdir tests/src && touch tests/src/lib.rs \
-    # Cargo compares times, and a checkout may be older than the empty crates were.
+    # Cargo compares times, and the checkout may be older than the empty crates.
     && find . -path ./target -prune -o -name '*.rs' -exec touch {} + \
     && cargo build --release --locked --package twofactor-operator --package twofactor-sidecar \
     && mkdir /programs && cp target/release/twofactor-operator target/release/twofactor-sidecar /programs/
 
-# ---- Programs of the host, and a base of the libraries that they are linked with.
+# ---- Programs from the host, and a base with the libraries that they are linked with.
 FROM scratch AS host-binaries
 COPY images/host/programs/ /programs/
 
@@ -63,9 +65,9 @@ LABEL org.opencontainers.image.title="FountainAI two-factor operator" \
       org.opencontainers.image.revision="${REVISION}" \
       org.opencontainers.image.source="${SOURCE}"
 COPY --from=binaries /programs/twofactor-operator /usr/local/bin/twofactor-operator
-# Numeric, or Kubernetes cannot tell that it is not root. Any other user that is not root will do as well.
+# Numeric, so that Kubernetes can verify that it is not root. Any other user works as well.
 USER 65532:65532
-# The webhook; health and metrics.
+# 9443 is the webhook, 18005 health and metrics.
 EXPOSE 9443 18005
 ENTRYPOINT ["/usr/local/bin/twofactor-operator"]
 
@@ -83,6 +85,6 @@ LABEL org.opencontainers.image.title="FountainAI two-factor sidecar" \
       org.opencontainers.image.source="${SOURCE}"
 COPY --from=binaries /programs/twofactor-sidecar /usr/local/bin/twofactor-sidecar
 USER 65532:65532
-# Health and metrics. Not 8004: the API is for the pod's own containers, on loopback.
+# Health and metrics. Not 8004, because the API listens on loopback for the pod's own containers.
 EXPOSE 18004
 ENTRYPOINT ["/usr/local/bin/twofactor-sidecar"]

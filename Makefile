@@ -1,66 +1,83 @@
-# What people and CI run. `make` alone lists it.
+# The commands for people and CI. `make` alone lists them.
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help run test tools check bench images e2e cluster own-target
+.PHONY: help run test tools check advisories bench images e2e cluster own-target
 
-# Everything that is downloaded or built lies in one cache outside the checkout, so a second clone is quick.
+# Downloads and builds go to one cache outside of the checkout, so that a second clone builds fast.
 TOOLS_BIN := $(shell tests/tools/install --print-bin)
 ifeq ($(TOOLS_BIN),)
-$(error there is nowhere to keep what is built)
+$(error there is no folder to build in)
 endif
 export TWOFACTOR_CACHE := $(patsubst %/tools/bin,%,$(TOOLS_BIN))
 export CARGO_TARGET_DIR := $(or $(CARGO_TARGET_DIR),$(TWOFACTOR_CACHE)/target)
 
-# The address of `make run`.
+# Address of `make run`.
 LISTEN ?= 127.0.0.1:8004
-# Passed on to what `run`, `test` and `bench` start.
+# More arguments for the program that a target starts.
 ARGS ?=
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
-	@echo '  LISTEN=ADDRESS:PORT   where `make run` listens (default: $(LISTEN))'
-	@echo '  ARGS=...              more arguments for run (see: make run ARGS=--help), test and bench'
+	@echo '  LISTEN=ADDRESS:PORT   address of `make run` (default: $(LISTEN))'
+	@echo '  ARGS=...              more arguments for run (see: make run ARGS=--help), test, images,'
+	@echo '                        e2e and bench'
 	@echo '  CARGO_TARGET_DIR=...  where cargo builds (default: $(CARGO_TARGET_DIR))'
 
 run: own-target ## build the sidecar and start it with the users in examples/, without Kubernetes
 	cargo run -p twofactor-sidecar -- dev examples/ --listen $(LISTEN) $(ARGS)
 
-test: own-target ## run all tests, after getting the programs that they need
+test: own-target ## install what the tests need, build the programs and run all tests (8 minutes)
+	@echo 'make test: installs the programs that the tests need, builds the project, and runs all'
+	@echo 'tests against real Redis, mail and Kubernetes API servers. It usually takes 8 minutes on'
+	@echo 'two cores; the first run also compiles the dependencies and the API server (some 30 more).'
 	tests/tools/install verifier cluster
 	cargo build --workspace --bins
 	cargo test --workspace $(ARGS)
 
-tools: ## get the programs that tests and checks need, as far as they are missing
+tools: ## install the programs that tests and checks need
 	tests/tools/install
 
-check: own-target ## check format, lints, generated files, dependencies and scripts
+check: own-target ## check format, lints, generated files, dependencies, scripts and documentation
 	tests/tools/install check
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets --features twofactor-tests/e2e -- -D warnings
-	@echo 'crds/ is what the types say'
+	@echo 'checking that crds/ is up to date'
 	@folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; \
 	cargo run --quiet --locked -p twofactor-api --bin twofactor-crds -- "$$folder"; \
-	diff -ru crds "$$folder" || { echo 'crds/ is out of date; run: cargo run -q -p twofactor-api --bin twofactor-crds -- crds' >&2; exit 1; }
+	diff -ru crds "$$folder" || { \
+	  echo 'crds/ is out of date; run: cargo run -q -p twofactor-api --bin twofactor-crds -- crds' >&2; \
+	  exit 1; \
+	}
 	PATH="$(TOOLS_BIN):$$PATH" cargo deny --locked --all-features check licenses bans sources
-	@echo 'shell scripts can be parsed'
+	@echo 'checking shell scripts with shellcheck'
 	@git ls-files -z --cached --others --exclude-standard | while IFS= read -r -d '' file; do \
-	  if [[ -f $$file ]] && head -n 1 -- "$$file" | grep -aqE '^#!.*[/ ](ba)?sh$$'; then bash -n -- "$$file"; fi; \
-	done
+	  if [[ -f $$file ]] && head -n 1 -- "$$file" | grep -aqE '^#!.*[/ ](ba)?sh$$'; then \
+	    printf '%s\0' "$$file"; \
+	  fi; \
+	done | xargs -0 shellcheck --external-sources --check-sourced
+
+advisories: ## check the dependencies for known vulnerabilities; needs the RustSec database
+	tests/tools/install check
+	PATH="$(TOOLS_BIN):$$PATH" cargo deny --locked --all-features check advisories
 
 images: own-target ## build the container images with docker, podman or buildah
 	images/build $(ARGS)
 
-e2e: own-target ## the whole story on a one-node cluster, or on the one that KUBECONFIG names
+e2e: own-target ## run the end-to-end tests on a one-node cluster, or on the one of KUBECONFIG
+	@echo 'make e2e: starts a one-node cluster on this machine (as root), builds the images, and runs'
+	@echo 'the end-to-end tests; with KUBECONFIG, uses that cluster. It usually takes 12 minutes on two'
+	@echo 'cores; the first run also compiles the Kubernetes programs and builds the test images (some'
+	@echo '20 more).'
 	tests/cluster/e2e $(ARGS)
 
-cluster: own-target ## leave a one-node cluster with the chart installed up, to play with
+cluster: own-target ## start a one-node cluster with the chart installed, and leave it up
 	tests/cluster/play
 
-bench: own-target ## measure verify rate and latency, beside Redis alone
+bench: own-target ## measure verify rate and latency, compared with Redis alone
 	tests/tools/install verifier
 	cargo build --release -p twofactor-sidecar
 	cargo run --release -p twofactor-tests --bin bench -- $(ARGS)

@@ -1,7 +1,8 @@
 """An SMTP server that keeps what it receives, for the tests. Run it with tools-python.
 
-The protocol is aiosmtpd's. This file adds what tests need around it: a REST API to read the mail, and
-switchable faults. On start it prints one line of JSON with its ports: {"smtp": 40001, "http": 40002}.
+The protocol is aiosmtpd's. This file adds what tests need: a REST API to read the mail, and
+switchable faults. On start it prints one line of JSON with its ports:
+{"smtp": 40001, "http": 40002}.
 """
 
 import argparse
@@ -20,14 +21,14 @@ from aiosmtpd.smtp import AuthResult
 
 
 class Mailbox:
-    """What arrived, and the fault that is switched on; shared by the SMTP thread and the HTTP threads."""
+    """Received mail and the active fault, shared by the SMTP thread and the HTTP threads."""
 
     def __init__(self):
         self.lock = threading.Lock()
         self.messages = []
         self.attempts = 0
         self.fault = None
-        # How many connections there have been, and those that are open.
+        # Number of connections since the start, and the open ones.
         self.connections = 0
         self.sessions = set()
 
@@ -42,7 +43,6 @@ class Mailbox:
                     self.fault = None
             return fault["reply"]
 
-
     def close_all(self):
         with self.lock:
             sessions, self.sessions = self.sessions, set()
@@ -56,13 +56,13 @@ class Handler:
         self.mailbox = mailbox
 
     async def fault(self, server, stage):
-        """The reply to give in the place of a proper one. No reply is a fault as well."""
+        """Returns the reply to send in place of the usual one. No reply is a fault as well."""
         reply = self.mailbox.reply_for(stage)
         if reply == "hang":
             await asyncio.sleep(3600)
         elif reply == "drop":
             server.transport.abort()
-            return "421 gone"
+            return "421 closed"
         return reply
 
     async def handle_MAIL(self, server, session, envelope, address, options):
@@ -71,7 +71,7 @@ class Handler:
         fault = await self.fault(server, "mail")
         if fault:
             return fault
-        # aiosmtpd leaves these two to a handler that takes the command over.
+        # A handler that replaces aiosmtpd's command has to set these two.
         envelope.mail_from = address
         envelope.mail_options.extend(options)
         return "250 OK"
@@ -94,7 +94,7 @@ class Handler:
         message = {
             "from": envelope.mail_from,
             "to": list(envelope.rcpt_tos),
-            # Not session.ssl: aiosmtpd sets that for STARTTLS only.
+            # Not session.ssl, because aiosmtpd sets it for STARTTLS only.
             "tls": server.transport.get_extra_info("ssl_object") is not None,
             "user": session.auth_data,
             "headers": [[name, str(value)] for name, value in parsed.items()],
@@ -120,13 +120,18 @@ def rest(mailbox):
 
         def do_GET(self):
             with mailbox.lock:
-                messages, attempts, fault = list(mailbox.messages), mailbox.attempts, mailbox.fault
-                connections = mailbox.connections
+                messages = list(mailbox.messages)
+                attempts, connections = mailbox.attempts, mailbox.connections
+                fault = mailbox.fault
             if self.path == "/messages":
                 self.answer(200, messages)
             elif self.path == "/state":
-                self.answer(200, {"messages": len(messages), "attempts": attempts, "fault": fault,
-                                  "connections": connections})
+                self.answer(200, {
+                    "messages": len(messages),
+                    "attempts": attempts,
+                    "fault": fault,
+                    "connections": connections,
+                })
             else:
                 self.answer(404, {"error": "not found"})
 
@@ -152,7 +157,10 @@ def rest(mailbox):
                 stages = ("auth", "mail", "rcpt", "data")
                 silent = reply in ("hang", "drop") and stage != "auth"
                 if stage not in stages or not (silent or reply[:3].isdigit()):
-                    raise ValueError("stage is auth, mail, rcpt or data; reply begins with its code, or is hang or drop")
+                    raise ValueError(
+                        "stage is auth, mail, rcpt or data; "
+                        "reply begins with its code, or is hang or drop"
+                    )
             except (ValueError, KeyError, TypeError) as error:
                 return self.answer(400, {"error": str(error)})
             with mailbox.lock:
@@ -179,23 +187,26 @@ class Server(Controller):
         return session
 
     def _trigger_server(self):
-        # aiosmtpd connects to the port it was given to see that it answers, which fails for port 0.
+        # aiosmtpd checks that its port answers, which fails for port 0.
         self.port = self.server.sockets[0].getsockname()[1]
         super()._trigger_server()
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--tls", choices=["none", "starttls", "implicit"], default="none",
                         help="starttls: mail without STARTTLS is refused (530)")
     parser.add_argument("--cert", help="PEM certificate chain, for starttls and implicit")
     parser.add_argument("--key", help="PEM private key, for starttls and implicit")
-    parser.add_argument("--auth", metavar="USER:PASSWORD", help="require this login (530 without, 535 when wrong)")
+    parser.add_argument("--auth", metavar="USER:PASSWORD",
+                        help="require this login (530 without one, 535 if it is wrong)")
     parser.add_argument("--listen", metavar="ADDRESS", default="127.0.0.1", help="default: %(default)s")
     parser.add_argument("--smtp-port", type=int, default=0, help="default: a free one")
     parser.add_argument("--http-port", type=int, default=0, help="default: a free one")
     options = parser.parse_args()
-    # In a container this is process 1, which SIGTERM does not end by itself.
+    # In a container this is process 1, which SIGTERM does not end by default.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     context = None
     if options.tls != "none":
@@ -217,8 +228,12 @@ def main():
 
     smtp = {"server_hostname": "localhost"}
     if options.auth:
-        # Only STARTTLS counts as TLS for aiosmtpd, so asking for it would shut out implicit TLS too.
-        smtp.update(authenticator=authenticate, auth_required=True, auth_require_tls=options.tls == "starttls")
+        # Only STARTTLS counts as TLS for aiosmtpd, so requiring it would exclude implicit TLS.
+        smtp.update(
+            authenticator=authenticate,
+            auth_required=True,
+            auth_require_tls=options.tls == "starttls",
+        )
     if options.tls == "starttls":
         smtp.update(tls_context=context, require_starttls=True)
 
@@ -226,7 +241,7 @@ def main():
                     ssl_context=context if options.tls == "implicit" else None, **smtp)
     server.start()
     with mailbox.lock:
-        # The start was one of the controller's own.
+        # The controller connects once when it starts.
         mailbox.connections = 0
     http = ThreadingHTTPServer((options.listen, options.http_port), rest(mailbox))
     print(json.dumps({"smtp": server.port, "http": http.server_address[1]}), flush=True)
