@@ -19,7 +19,7 @@ use twofactor_core::secret::SecretText;
 use twofactor_core::settings;
 use twofactor_server::logging::{self, Format};
 
-use crate::run::{Configuration, run};
+use crate::process::{Configuration, run};
 use crate::webhook::cli::WebhookArguments;
 
 const VARIABLES: &str = "\
@@ -182,7 +182,7 @@ fn print_crds() -> Result<(), Box<dyn Error>> {
 
 #[expect(clippy::print_stdout, reason = "this is what the command is for")]
 fn print_crash_points() {
-    for step in crate::crash::Step::ALL {
+    for step in crate::failpoint::Step::ALL {
         println!("{}", step.name());
     }
 }
@@ -242,7 +242,7 @@ async fn client() -> Result<Client, Box<dyn Error>> {
         .await
         .map_err(|error| format!("there is no usable kubeconfig: {error}"))?;
     configuration.default_retry = false;
-    configuration.connect_timeout = Some(crate::api::REQUEST_TIMEOUT);
+    configuration.connect_timeout = Some(crate::k8s::request::REQUEST_TIMEOUT);
     Ok(Client::try_from(configuration)?)
 }
 

@@ -19,12 +19,14 @@ use rand_core::UnwrapErr;
 use serde::de::DeserializeOwned;
 use tokio::sync::watch as channel;
 
-use crate::api::ApiError;
-use crate::backoff::jittered;
+use crate::k8s::backoff::jittered;
+use crate::k8s::request::ApiError;
+use crate::state::watched_namespaces::Scopes;
 
 pub mod namespaces;
+pub mod pod_findings;
 pub mod pods;
-pub mod policies;
+pub mod realms;
 pub mod secrets;
 pub mod users;
 
@@ -145,26 +147,5 @@ impl Iterator for Pauses {
 impl Backoff for Pauses {
     fn reset(&mut self) {
         *self = Self::default();
-    }
-}
-
-/// The namespaces that are looked at; all when there are none.
-#[derive(Clone, Debug, Default)]
-pub struct Scopes(pub Vec<String>);
-
-impl Scopes {
-    /// How many lists there are.
-    pub(crate) fn lists(&self) -> usize {
-        self.0.len().max(1)
-    }
-
-    /// Whether users of this namespace are looked after.
-    #[must_use]
-    pub fn cover(&self, namespace: &str) -> bool {
-        self.0.is_empty() || self.0.iter().any(|name| name == namespace)
-    }
-
-    pub(crate) fn contains(&self, number: usize, namespace: Option<&str>) -> bool {
-        self.0.get(number).is_none_or(|name| Some(name.as_str()) == namespace)
     }
 }

@@ -13,9 +13,9 @@ use kube::{Api, ResourceExt};
 use tokio_util::sync::CancellationToken;
 
 use super::{Synced, events};
-use crate::context::Context;
-use crate::credentials::Request;
-use crate::queue::user_ref;
+use crate::realm::credentials::Request;
+use crate::state::Context;
+use crate::state::queue::user_ref;
 
 /// Keeps up with namespaces until it is told to stop.
 pub async fn run(context: Arc<Context>, synced: Synced, stop: CancellationToken) {

@@ -14,8 +14,8 @@ use tokio_util::sync::CancellationToken;
 use twofactor_api::labels;
 
 use super::events;
-use crate::context::Context;
-use crate::pods::{Finding, Pod, Pods, Trouble};
+use crate::state::Context;
+use crate::watch::pod_findings::{Finding, Pod, Pods, Trouble};
 
 /// How often to look at all of them, when something may have changed: many pods change at the same
 /// time.

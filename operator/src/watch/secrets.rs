@@ -12,10 +12,11 @@ use kube::{Api, ResourceExt};
 use tokio_util::sync::CancellationToken;
 use twofactor_api::labels;
 
-use super::{Events, Scopes, events, watch};
-use crate::context::Context;
-use crate::credentials::Request;
-use crate::queue::{UserRef, user_ref};
+use super::{Events, events, watch};
+use crate::realm::credentials::Request;
+use crate::state::Context;
+use crate::state::queue::{UserRef, user_ref};
+use crate::state::watched_namespaces::Scopes;
 
 /// Notices what others do to users' Secrets until it is told to stop.
 pub async fn users(context: Arc<Context>, scopes: Scopes, stop: CancellationToken) {

@@ -13,11 +13,12 @@ use kube::runtime::watcher::{self, Event};
 use tokio_util::sync::CancellationToken;
 use twofactor_api::{TwoFactorUser, labels};
 
-use super::{Events, Scopes, Synced, watch};
-use crate::context::Context;
-use crate::credentials::Request;
-use crate::index::Entry;
-use crate::queue::{Urgency, UserRef, user_ref};
+use super::{Events, Synced, watch};
+use crate::realm::credentials::Request;
+use crate::state::Context;
+use crate::state::queue::{Urgency, UserRef, user_ref};
+use crate::state::usernames::Entry;
+use crate::state::watched_namespaces::Scopes;
 
 /// Keeps users, index and queue up to date until it is told to stop.
 pub async fn run(

@@ -12,9 +12,9 @@ use std::time::Duration;
 use clap::Args;
 use twofactor_server::logging::Format;
 
+use super::certificates::rotation::Lifetimes;
+use super::config::WebhookConfiguration;
 use super::defaults::{SidecarDefaults, SidecarOptions};
-use crate::certificates::rotation::Lifetimes;
-use crate::run::WebhookConfiguration;
 
 /// Where the webhook is, and what it gives to pods.
 #[derive(Args, Debug)]

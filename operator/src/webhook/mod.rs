@@ -9,8 +9,10 @@
 //! what is known of realms is handed in as a lookup of [`Access`].
 
 pub mod annotations;
+pub mod certificates;
 pub mod checks;
 pub mod cli;
+pub mod config;
 pub mod defaults;
 pub mod exposure;
 pub mod metrics;
@@ -29,7 +31,7 @@ mod tests;
 
 use std::sync::Arc;
 
-use crate::policies::Access;
+use crate::state::realm_policies::Access;
 
 /// Answers from memory: first the realm's namespace, then the namespace of the pod.
 pub type AccessLookup = Arc<dyn Fn(&str, &str) -> Access + Send + Sync>;

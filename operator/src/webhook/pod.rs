@@ -18,7 +18,7 @@ use super::patch::{Additions, patch};
 use super::quoted;
 use super::reason::{Reason, Refusal};
 use super::sidecar;
-use crate::policies::Access;
+use crate::state::realm_policies::Access;
 
 /// On the API server's picture of a static pod.
 const MIRROR_ANNOTATION: &str = "kubernetes.io/config.mirror";

@@ -162,7 +162,7 @@ mod tests {
     use super::super::pod::inject;
     use super::super::samples::{self, defaults};
     use super::*;
-    use crate::policies::Access;
+    use crate::state::realm_policies::Access;
 
     fn read_value(review: &Value) -> Result<Request, ReviewError> {
         read(review.to_string().as_bytes())

@@ -249,7 +249,7 @@ mod tests {
 
     use super::super::samples::{self, defaults};
     use super::*;
-    use crate::policies::Access;
+    use crate::state::realm_policies::Access;
 
     struct Served {
         routes: BoxedFilter<(Response,)>,

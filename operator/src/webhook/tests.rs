@@ -12,7 +12,7 @@ use super::pod::{Decision, Injection, inject};
 use super::reason::Reason;
 use super::samples::{defaults, options, pod, review};
 use super::{annotations, review as reviews};
-use crate::policies::Access;
+use crate::state::realm_policies::Access;
 
 /// `people` and `other` let `kms` in, `shut` does not, and there are no other realms.
 fn access(realm: &str, namespace: &str) -> Access {

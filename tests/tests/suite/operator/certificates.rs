@@ -16,7 +16,9 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use serde_json::{Value, json};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::{CancellationToken, DropGuard};
-use twofactor_operator::certificates::{SECRET, Settings, follow, keep, rotation::Lifetimes};
+use twofactor_operator::webhook::certificates::{
+    SECRET, Settings, follow, keep, rotation::Lifetimes,
+};
 use twofactor_server::admin::Check;
 use twofactor_server::http::{Limits, serve_tls};
 use twofactor_server::tls::{CurrentCertificate, configuration};

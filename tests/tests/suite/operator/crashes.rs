@@ -7,8 +7,8 @@ use twofactor_tests::wait::eventually;
 
 use crate::support::cluster::{BOUND, Cluster, app_user, user};
 
-/// The steps of `twofactor_operator::crash`, which a reconcile of a new user passes; and those of
-/// one that is repaired.
+/// The steps of `twofactor_operator::failpoint`, which a reconcile of a new user passes; and those
+/// of one that is repaired.
 const NEW_USER: [&str; 6] =
     ["started", "fetched", "secret-created", "predecessor-removed", "published", "status-written"];
 const ROTATED_USER: [&str; 5] =

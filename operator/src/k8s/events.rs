@@ -1,0 +1,138 @@
+//! Events, as `kubectl describe` shows them. Enters: what happened to a user. Leaves: an object of
+//! `events.k8s.io/v1`, written in the background.
+//!
+//! Not kube's recorder: that one makes its caller wait for the request, and searches through
+//! everything it told in the last minutes each time, which ten thousand new users would feel. Here
+//! nobody waits, and when too much happens at once some of it is not told; the status tells it all.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::ObjectReference;
+use k8s_openapi::api::events::v1::Event;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
+use kube::api::PostParams;
+use kube::{Api, Client};
+use prometheus::IntCounter;
+use tokio::sync::mpsc::{self, Receiver, Sender};
+use tokio_util::sync::CancellationToken;
+use twofactor_api::labels::MANAGED_BY;
+use twofactor_store::clock::Clock;
+
+use crate::k8s::request;
+
+/// Events that wait to be written.
+const WAITING: usize = 1000;
+/// Between two events.
+const PAUSE: Duration = Duration::from_millis(20);
+/// Between two events when many wait: then many users are being reconciled, and they come first.
+const LONG_PAUSE: Duration = Duration::from_millis(200);
+/// How many are many.
+const MANY: usize = 50;
+/// How long the last events may take when the process ends.
+const DRAIN: Duration = Duration::from_secs(2);
+
+/// Something that happened to a user, in words that are no secret.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Notice {
+    /// Whether somebody should look at it.
+    pub warning: bool,
+    /// In one word.
+    pub reason: &'static str,
+    /// In a sentence.
+    pub note: String,
+}
+
+impl Notice {
+    /// Something that went as it should.
+    #[must_use]
+    pub fn normal(reason: &'static str, note: impl Into<String>) -> Self {
+        Self { warning: false, reason, note: note.into() }
+    }
+
+    /// Something that somebody should look at.
+    #[must_use]
+    pub fn warning(reason: &'static str, note: impl Into<String>) -> Self {
+        Self { warning: true, reason, note: note.into() }
+    }
+}
+
+/// Where notices are left.
+#[derive(Clone, Debug)]
+pub struct Events {
+    sender: Sender<Event>,
+    clock: Clock,
+    instance: String,
+    dropped: IntCounter,
+}
+
+impl Events {
+    /// Where notices are left, and what has to be given to [`write()`]. `instance` is the name of
+    /// this process.
+    #[must_use]
+    pub fn new(instance: &str, clock: Clock, dropped: IntCounter) -> (Self, Receiver<Event>) {
+        let (sender, receiver) = mpsc::channel(WAITING);
+        (Self { sender, clock, instance: instance.to_owned(), dropped }, receiver)
+    }
+
+    /// Leaves a notice about the object `regarding`.
+    pub fn tell(&self, regarding: &ObjectReference, notice: Notice) {
+        let Ok(now) =
+            Timestamp::from_millisecond(self.clock.now().millis().try_into().unwrap_or(i64::MAX))
+        else {
+            return;
+        };
+        // Half of the room is kept for what somebody should look at.
+        let crowded = !notice.warning && self.sender.capacity() < WAITING / 2;
+        if crowded || self.sender.try_send(event(&self.instance, now, regarding, notice)).is_err() {
+            self.dropped.inc();
+        }
+    }
+}
+
+fn event(instance: &str, now: Timestamp, regarding: &ObjectReference, notice: Notice) -> Event {
+    let mut note = notice.note;
+    if note.len() > 1024 {
+        note.truncate(note.floor_char_boundary(1024));
+    }
+    Event {
+        metadata: ObjectMeta {
+            namespace: regarding.namespace.clone(),
+            generate_name: Some(format!("{}-", regarding.name.as_deref().unwrap_or(MANAGED_BY))),
+            ..ObjectMeta::default()
+        },
+        action: Some("Reconcile".to_owned()),
+        event_time: Some(MicroTime(now)),
+        note: Some(note),
+        reason: Some(notice.reason.to_owned()),
+        regarding: Some(regarding.clone()),
+        reporting_controller: Some(format!("{}/operator", twofactor_api::labels::GROUP)),
+        reporting_instance: Some(instance.to_owned()),
+        type_: Some(if notice.warning { "Warning" } else { "Normal" }.to_owned()),
+        ..Event::default()
+    }
+}
+
+/// Writes events until it is told to stop, and then those that wait, for a moment.
+pub async fn write(client: Client, mut events: Receiver<Event>, stop: CancellationToken) {
+    while let Some(Some(event)) = stop.run_until_cancelled(events.recv()).await {
+        write_one(&client, &event).await;
+        let pause = if events.len() > MANY { LONG_PAUSE } else { PAUSE };
+        stop.run_until_cancelled(tokio::time::sleep(pause)).await;
+    }
+    events.close();
+    let rest = async {
+        while let Some(event) = events.recv().await {
+            write_one(&client, &event).await;
+        }
+    };
+    let _ = tokio::time::timeout(DRAIN, rest).await;
+}
+
+async fn write_one(client: &Client, event: &Event) {
+    let namespace = event.metadata.namespace.as_deref().unwrap_or("default");
+    let events = Api::<Event>::namespaced(client.clone(), namespace);
+    if let Err(error) = request::within(events.create(&PostParams::default(), event)).await {
+        tracing::debug!(%error, event = event.reason, "an event could not be written");
+    }
+}

@@ -1,0 +1,57 @@
+//! Secrets of the operator's own, which are made once. Enters: what one should hold. Leaves: the
+//! one that is there.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::ByteString;
+use k8s_openapi::api::core::v1::Secret;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::Api;
+use kube::api::PostParams;
+use twofactor_api::labels;
+
+use crate::k8s::request::{self, ApiError};
+
+/// A Secret of the operator's own. Without the label of what the operator watches: nobody has to be
+/// woken by it.
+#[must_use]
+pub fn own_secret(name: &str, data: BTreeMap<String, ByteString>) -> Secret {
+    let part_of = ("app.kubernetes.io/part-of".to_owned(), labels::MANAGED_BY.to_owned());
+    Secret {
+        metadata: ObjectMeta {
+            name: Some(name.to_owned()),
+            labels: Some(BTreeMap::from([part_of])),
+            ..ObjectMeta::default()
+        },
+        data: Some(data),
+        type_: Some("Opaque".to_owned()),
+        ..Secret::default()
+    }
+}
+
+/// A Secret with one key.
+#[must_use]
+pub fn with_key(name: &str, key: &str, value: &str) -> Secret {
+    own_secret(name, BTreeMap::from([(key.to_owned(), ByteString(value.as_bytes().to_vec()))]))
+}
+
+/// The Secret `name`, made by `make` when there is none, and whether it was made now. Of several
+/// processes that make one at the same time, all get the same.
+///
+/// # Errors
+/// When the API server neither gives it nor takes a new one.
+pub async fn get_or_create(
+    secrets: &Api<Secret>,
+    name: &str,
+    make: impl FnOnce() -> Secret,
+) -> Result<(Secret, bool), ApiError> {
+    if let Some(found) = request::optional(request::within(secrets.get(name)).await)? {
+        return Ok((found, false));
+    }
+    match request::within(secrets.create(&PostParams::default(), &make())).await {
+        Ok(created) => Ok((created, true)),
+        // Another process was quicker; its Secret counts.
+        Err(ApiError::AlreadyExists(_)) => Ok((request::within(secrets.get(name)).await?, false)),
+        Err(error) => Err(error),
+    }
+}

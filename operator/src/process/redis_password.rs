@@ -1,0 +1,128 @@
+//! The password of a Redis that came with the operator. Enters: the operator's namespace and the
+//! name of a Secret. Leaves: the password in it, made when there is no such Secret, and never
+//! written over: Redis reads the same Secret.
+
+use data_encoding::HEXLOWER;
+use k8s_openapi::api::core::v1::Secret;
+use kube::{Api, Client};
+use rand_core::CryptoRng;
+use thiserror::Error;
+use twofactor_core::secret::SecretText;
+use twofactor_store::acl;
+
+use crate::k8s::owned_secret::{get_or_create, with_key};
+use crate::k8s::request::ApiError;
+
+/// The key of the Secret.
+pub const KEY: &str = "password";
+
+/// Why there is no password.
+#[derive(Debug, Error)]
+pub enum RedisPasswordError {
+    /// The API server does not give it.
+    #[error("the Secret {secret} in the namespace {namespace} cannot be read or created: {source}")]
+    Api {
+        /// The Secret.
+        secret: String,
+        /// Where it should be.
+        namespace: String,
+        /// Why.
+        source: ApiError,
+    },
+    /// What is there is no password.
+    #[error(
+        "the key {KEY} of the Secret {secret} in the namespace {namespace} is missing, empty or not text"
+    )]
+    NotAPassword {
+        /// The Secret.
+        secret: String,
+        /// Where it is.
+        namespace: String,
+    },
+    /// The URL says something else.
+    #[error(
+        "--redis-url must not hold a password when --redis-password-secret is given, and must be like redis://host:6379"
+    )]
+    Url,
+}
+
+impl RedisPasswordError {
+    /// Whether the API server may give it later.
+    #[must_use]
+    pub const fn is_temporary(&self) -> bool {
+        matches!(self, Self::Api { source, .. } if source.is_temporary())
+    }
+}
+
+/// Reads the password in the Secret `name`, or makes it when there is none.
+///
+/// # Errors
+/// When the API server does not give it, or it is no password.
+pub async fn load_or_create(
+    client: &Client,
+    namespace: &str,
+    name: &str,
+    random: &mut impl CryptoRng,
+) -> Result<SecretText, RedisPasswordError> {
+    let secrets = Api::<Secret>::namespaced(client.clone(), namespace);
+    let failed = |source| RedisPasswordError::Api {
+        secret: name.to_owned(),
+        namespace: namespace.to_owned(),
+        source,
+    };
+    let wrong = || RedisPasswordError::NotAPassword {
+        secret: name.to_owned(),
+        namespace: namespace.to_owned(),
+    };
+    let make = || with_key(name, KEY, generate(random).expose_secret());
+    let (secret, is_new) = get_or_create(&secrets, name, make).await.map_err(failed)?;
+    if is_new {
+        tracing::info!(namespace, secret = name, "made the password of Redis");
+    }
+    read(&secret).ok_or_else(wrong)
+}
+
+/// The URL with the password in it.
+///
+/// # Errors
+/// When it has a login already, or no place for one.
+pub fn put_into(url: &SecretText, password: &SecretText) -> Result<SecretText, RedisPasswordError> {
+    if acl::has_login(url.expose_secret()) {
+        return Err(RedisPasswordError::Url);
+    }
+    acl::with_login(url.expose_secret(), "", password).ok_or(RedisPasswordError::Url)
+}
+
+fn generate(random: &mut impl CryptoRng) -> SecretText {
+    let mut bytes = [0; 32];
+    random.fill_bytes(&mut bytes);
+    SecretText::new(HEXLOWER.encode(&bytes))
+}
+
+fn read(secret: &Secret) -> Option<SecretText> {
+    let bytes = secret.data.as_ref()?.get(KEY)?;
+    let text = std::str::from_utf8(&bytes.0).ok()?.trim_end_matches(['\r', '\n']);
+    (!text.is_empty()).then(|| SecretText::new(text.to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use rand::rngs::SysRng;
+    use rand_core::UnwrapErr;
+
+    use super::*;
+
+    #[test]
+    fn the_password_comes_back_from_its_secret_and_goes_into_the_url() {
+        let password = generate(&mut UnwrapErr(SysRng));
+        assert_eq!(
+            read(&with_key("twofactor-redis", KEY, password.expose_secret())).unwrap(),
+            password
+        );
+        assert!(read(&Secret::default()).is_none());
+        let text = |text: &str| SecretText::new(text.to_owned());
+        let url = put_into(&text("redis://redis:6379/1"), &text("p/w")).unwrap();
+        assert_eq!(url.expose_secret(), "redis://:p%2Fw@redis:6379/1");
+        assert!(put_into(&text("redis://:other@redis:6379"), &password).is_err());
+    }
+}

@@ -1,0 +1,120 @@
+//! Tasks that belong together. Enters: tasks by name. Leaves: their end, which is one: the end of
+//! one ends all, and every one is waited for.
+
+use std::time::Duration;
+
+use tokio::task::{JoinError, JoinSet};
+use tokio_util::sync::CancellationToken;
+
+use crate::process::RunError;
+
+/// A task's name, and how it ended.
+type Ended = (&'static str, Result<(), RunError>);
+
+/// Tasks that belong together.
+#[derive(Debug, Default)]
+pub struct Tasks(JoinSet<Ended>);
+
+impl Tasks {
+    /// Begins a task that goes on until all are told to stop.
+    pub fn spawn(&mut self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
+        self.spawn_fallible(name, async move {
+            task.await;
+            Ok(())
+        });
+    }
+
+    /// Begins a task that may end early, and then says why.
+    pub fn spawn_fallible(
+        &mut self,
+        name: &'static str,
+        task: impl Future<Output = Result<(), RunError>> + Send + 'static,
+    ) {
+        self.0.spawn(async move { (name, task.await) });
+    }
+
+    /// Waits for the signal to stop, or for a task that ends without it. Then ends all, those that
+    /// take longer than `drain` in the middle.
+    ///
+    /// # Errors
+    /// When a task ended although it should not have, or ended badly.
+    pub async fn supervise(
+        mut self,
+        stop: &CancellationToken,
+        drain: Duration,
+    ) -> Result<(), RunError> {
+        let mut result = tokio::select! {
+            () = stop.cancelled() => Ok(()),
+            ended = self.0.join_next() => judge(ended, stop),
+        };
+        stop.cancel();
+        let joined = async {
+            while let Some(ended) = self.0.join_next().await {
+                match ended {
+                    Ok((name, Ok(()))) => tracing::debug!(task = name, "ended"),
+                    Ok((_, Err(error))) => {
+                        result = std::mem::replace(&mut result, Ok(())).and(Err(error));
+                    }
+                    Err(error) => tracing::error!(%error, "a task ended badly"),
+                }
+            }
+        };
+        if tokio::time::timeout(drain, joined).await.is_err() {
+            tracing::warn!(after = ?drain, "something was still under way at the end");
+            self.0.shutdown().await;
+        }
+        result
+    }
+}
+
+/// What the end of a task means that nobody has waited for.
+fn judge(
+    ended: Option<Result<Ended, JoinError>>,
+    stop: &CancellationToken,
+) -> Result<(), RunError> {
+    let name = match ended {
+        Some(Ok((_, Err(error)))) => return Err(error),
+        // When both are true at once, it was told to.
+        Some(Ok(_)) | None if stop.is_cancelled() => return Ok(()),
+        Some(Ok((name, Ok(())))) => name,
+        Some(Err(_)) | None => "that panicked",
+    };
+    tracing::error!(task = name, "a task has ended, and so the whole process does");
+    Err(RunError::TaskEnded(name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DRAIN: Duration = Duration::from_secs(5);
+
+    #[tokio::test]
+    async fn the_end_of_one_task_is_the_end_of_all() {
+        let (mut tasks, stop) = (Tasks::default(), CancellationToken::new());
+        tasks.spawn("waits", stop.clone().cancelled_owned());
+        tasks.spawn("ends", async {});
+        assert!(matches!(tasks.supervise(&stop, DRAIN).await, Err(RunError::TaskEnded("ends"))));
+        assert!(stop.is_cancelled());
+    }
+
+    #[tokio::test]
+    async fn what_went_wrong_at_the_end_is_told() {
+        let (mut tasks, stop) = (Tasks::default(), CancellationToken::new());
+        let told = stop.clone();
+        tasks.spawn_fallible("fails", async move {
+            told.cancelled().await;
+            Err(RunError::InstallationName)
+        });
+        stop.cancel();
+        assert!(matches!(tasks.supervise(&stop, DRAIN).await, Err(RunError::InstallationName)));
+    }
+
+    #[tokio::test]
+    async fn a_task_that_does_not_end_is_ended() {
+        let (mut tasks, stop) = (Tasks::default(), CancellationToken::new());
+        tasks.spawn("stubborn", std::future::pending());
+        stop.cancel();
+        assert!(tasks.supervise(&stop, Duration::from_millis(10)).await.is_ok());
+    }
+}

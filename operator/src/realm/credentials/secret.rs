@@ -1,0 +1,123 @@
+//! The Secret with credentials. Enters: a realm, and the namespace whose services are let in.
+//! Leaves: the Secret as it should be, and how one that is there differs. No I/O.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::ByteString;
+use k8s_openapi::api::core::v1::Secret;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::ResourceExt;
+use serde_json::{Value, json};
+use twofactor_api::labels;
+use twofactor_core::names::Installation;
+use twofactor_core::secret::SecretText;
+
+use crate::state::realms::Realm;
+
+/// What the services of a namespace have been told to connect to.
+pub(super) fn told_url(secret: &Secret) -> Option<SecretText> {
+    let bytes = secret.data.as_ref()?.get(labels::CREDENTIALS_KEY_REDIS_URL)?;
+    let text = std::str::from_utf8(&bytes.0).ok().filter(|text| !text.is_empty())?;
+    Some(SecretText::new(text.to_owned()))
+}
+
+/// Whether a Secret holds credentials of the realm of `namespace`. They are found by label: an
+/// owner in another namespace is not possible, and a namespace that is let in is one.
+pub(super) fn is_ours(secret: &Secret, namespace: &str) -> bool {
+    let label = |name: &str| secret.labels().get(name).map(String::as_str);
+    label(labels::MANAGED_BY_LABEL) == Some(labels::MANAGED_BY)
+        && label(labels::CREDENTIALS_LABEL) == Some(namespace)
+}
+
+/// The credentials of `realm` for the services of the namespace `caller`.
+pub(super) fn secret(
+    realm: &Realm,
+    installation: &Installation,
+    redis_url: &SecretText,
+    redis_authority: Option<&str>,
+    caller: &str,
+) -> Secret {
+    let key = realm.key.to_text();
+    let data = [
+        (labels::CREDENTIALS_KEY_REDIS_URL, redis_url.expose_secret()),
+        (labels::CREDENTIALS_KEY_REALM_KEY, key.expose_secret()),
+        (labels::CREDENTIALS_KEY_INSTALLATION, installation.as_str()),
+        (labels::CREDENTIALS_KEY_REALM, realm.id.as_str()),
+        (labels::CREDENTIALS_KEY_CALLER, caller),
+    ];
+    // Only where there is one: sidecars of earlier versions need five keys, and mind no other.
+    let authority = redis_authority.map(|authority| (labels::CREDENTIALS_KEY_REDIS_CA, authority));
+    let bytes = |text: &str| ByteString(text.as_bytes().to_vec());
+    Secret {
+        metadata: ObjectMeta {
+            name: Some(labels::credentials_name(&realm.namespace)),
+            namespace: Some(caller.to_owned()),
+            labels: Some(BTreeMap::from([
+                (labels::MANAGED_BY_LABEL.to_owned(), labels::MANAGED_BY.to_owned()),
+                (labels::CREDENTIALS_LABEL.to_owned(), realm.namespace.clone()),
+            ])),
+            ..ObjectMeta::default()
+        },
+        data: Some(
+            data.into_iter()
+                .chain(authority)
+                .map(|(key, value)| (key.to_owned(), bytes(value)))
+                .collect(),
+        ),
+        type_: Some("Opaque".to_owned()),
+        ..Secret::default()
+    }
+}
+
+/// The merge patch that makes `found` what it should be; keys that nobody asked for go, so that
+/// none is mounted.
+pub(super) fn difference(found: &Secret, wanted: &Secret) -> Option<Value> {
+    if found.data == wanted.data {
+        return None;
+    }
+    let wanted_data = wanted.data.clone().unwrap_or_default();
+    let mut data: serde_json::Map<String, Value> =
+        wanted_data.iter().map(|(key, value)| (key.clone(), json!(value))).collect();
+    for key in
+        found.data.iter().flat_map(BTreeMap::keys).filter(|key| !wanted_data.contains_key(*key))
+    {
+        data.insert(key.clone(), Value::Null);
+    }
+    Some(json!({
+        "metadata": { "uid": found.uid(), "resourceVersion": found.resource_version() },
+        "data": data,
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn with(entries: &[(&str, &str)]) -> Secret {
+        let data = entries
+            .iter()
+            .map(|(key, value)| ((*key).to_owned(), ByteString(value.as_bytes().to_vec())));
+        Secret { data: Some(data.collect()), ..Secret::default() }
+    }
+
+    #[test]
+    fn a_change_is_undone_and_what_was_added_goes() {
+        let wanted = with(&[("realm", "a"), ("caller", "b")]);
+        assert_eq!(difference(&wanted, &wanted), None);
+        let patch = difference(&with(&[("realm", "x"), ("more", "y")]), &wanted).unwrap();
+        assert_eq!(patch["data"], json!({ "realm": "YQ==", "caller": "Yg==", "more": null }));
+    }
+
+    #[test]
+    fn a_secret_without_our_labels_is_not_ours() {
+        let mut secret = with(&[]);
+        assert!(!is_ours(&secret, "people"));
+        secret
+            .labels_mut()
+            .insert(labels::MANAGED_BY_LABEL.to_owned(), labels::MANAGED_BY.to_owned());
+        assert!(!is_ours(&secret, "people"));
+        secret.labels_mut().insert(labels::CREDENTIALS_LABEL.to_owned(), "people".to_owned());
+        assert!(is_ours(&secret, "people"));
+        assert!(!is_ours(&secret, "others"));
+    }
+}

@@ -1,0 +1,204 @@
+//! A realm's own providers. Enters: the Secret that a realm refers to. Leaves: what sidecars need
+//! to deliver codes, or what is wrong with the Secret. No value of it is ever part of a sentence.
+
+use k8s_openapi::api::core::v1::Secret;
+use kube::{Api, Client};
+use twofactor_core::provider::{Providers, SmtpSecurity};
+use twofactor_core::settings::providers::{PROVIDERS, Read, providers};
+use twofactor_core::user::DeliveryMethod;
+
+use crate::k8s::request::{self, ApiError};
+use crate::user::status::Told;
+
+/// What a realm's Secret came to.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Delivery {
+    /// The Secret's name.
+    pub secret: String,
+    /// The providers that can be used.
+    pub providers: Providers,
+    /// The condition `DeliveryReady`: the sum of the others.
+    pub told: Told,
+    /// The conditions of the providers that the Secret says something about.
+    pub channels: Vec<(DeliveryMethod, Told)>,
+}
+
+/// Reads the Secret `name` of a realm.
+///
+/// # Errors
+/// When the API server does not tell, and may tell later.
+pub async fn read(client: &Client, namespace: &str, name: &str) -> Result<Delivery, ApiError> {
+    let secrets = Api::<Secret>::namespaced(client.clone(), namespace);
+    match request::optional(request::within(secrets.get(name)).await) {
+        Ok(found) => Ok(judge(name, found.as_ref())),
+        Err(error) if error.is_temporary() => Err(error),
+        Err(error) => Ok(undelivered(
+            name,
+            "SecretNotReadable",
+            format!("The Secret {name} cannot be read: {error}"),
+        )),
+    }
+}
+
+fn undelivered(name: &str, reason: &'static str, message: String) -> Delivery {
+    Delivery {
+        secret: name.to_owned(),
+        providers: Providers::default(),
+        told: Told::no(reason, message),
+        channels: Vec::new(),
+    }
+}
+
+/// What a Secret comes to.
+fn judge(name: &str, secret: Option<&Secret>) -> Delivery {
+    let Some(secret) = secret else {
+        return undelivered(
+            name,
+            "SecretNotFound",
+            format!("There is no Secret {name} in this namespace"),
+        );
+    };
+    let data = secret.data.clone().unwrap_or_default();
+    let value = |key: &str| data.get(key).filter(|value| !value.0.is_empty());
+    if let Some(key) = PROVIDERS
+        .iter()
+        .find(|key| value(key).is_some_and(|value| std::str::from_utf8(&value.0).is_err()))
+    {
+        let message = format!("The key {key} of the Secret {name} is not text");
+        return undelivered(name, "SecretKeyInvalid", message);
+    }
+    // Policy is the TwoFactorRealm's: nothing but providers is read here. A file that was made a
+    // Secret ends with a new line.
+    let lookup = |key: &str| {
+        let value = PROVIDERS.contains(&key).then(|| value(key)).flatten()?;
+        let text = std::str::from_utf8(&value.0).ok()?;
+        Some(
+            if key.ends_with("_CA") { text } else { text.trim_end_matches(['\r', '\n']) }
+                .to_owned(),
+        )
+    };
+    let Read { providers, errors } = providers(lookup);
+    let mut channels: Vec<(DeliveryMethod, Told)> = providers
+        .methods()
+        .into_iter()
+        .map(|method| (method, available(method, &providers, name)))
+        .collect();
+    for (method, error) in errors {
+        let reason =
+            if value(error.variable).is_some() { "SecretKeyInvalid" } else { "SecretKeyMissing" };
+        let message = format!("The key {} of the Secret {name} {}", error.variable, error.message);
+        channels.push((method, Told::no(reason, message)));
+    }
+    if channels.is_empty() {
+        let message = format!(
+            "The Secret {name} has none of the keys SMTP_SERVER, TWILIO_ACCOUNT_SID and WEBHOOK_URL, and so no provider that \
+             codes could be delivered with"
+        );
+        return undelivered(name, "SecretKeyMissing", message);
+    }
+    Delivery { secret: name.to_owned(), providers, told: sum(&channels, name), channels }
+}
+
+fn available(method: DeliveryMethod, providers: &Providers, name: &str) -> Told {
+    let in_clear = match method {
+        DeliveryMethod::Email => {
+            providers.smtp.as_ref().is_some_and(|smtp| smtp.security == SmtpSecurity::Plain)
+        }
+        DeliveryMethod::Sms => {
+            providers.twilio.as_ref().is_some_and(|twilio| twilio.api.is_in_clear())
+        }
+        DeliveryMethod::Webhook => {
+            providers.webhook.as_ref().is_some_and(|webhook| webhook.receiver.is_in_clear())
+        }
+        DeliveryMethod::App => false,
+    };
+    let warning = if in_clear { ", and travel in clear" } else { "" };
+    Told::yes(
+        "Available",
+        format!("Codes are delivered by {} as the Secret {name} says{warning}", method.name()),
+    )
+}
+
+/// Those that were asked for must all be there.
+fn sum(channels: &[(DeliveryMethod, Told)], name: &str) -> Told {
+    let bad: Vec<&Told> = channels.iter().map(|(_, told)| told).filter(|told| !told.good).collect();
+    if let Some(first) = bad.first() {
+        let messages: Vec<&str> = bad.iter().map(|told| told.message.as_str()).collect();
+        return Told::no(first.reason, messages.join("; "));
+    }
+    let methods: Vec<&str> = channels.iter().map(|(method, _)| method.name()).collect();
+    Told::yes(
+        "Available",
+        format!("Codes are delivered by {} as the Secret {name} says", methods.join(", ")),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::ByteString;
+
+    use super::*;
+
+    const MAIL: [(&str, &str); 2] =
+        [("SMTP_SERVER", "mail.example.org"), ("SMTP_FROM_EMAIL", "otp@example.org")];
+
+    fn judged(entries: &[(&str, &str)]) -> Delivery {
+        let data = entries
+            .iter()
+            .map(|(key, value)| ((*key).to_owned(), ByteString(value.as_bytes().to_vec())));
+        judge("providers", Some(&Secret { data: Some(data.collect()), ..Secret::default() }))
+    }
+
+    #[test]
+    fn providers_are_read_and_nothing_else() {
+        let delivery =
+            judged(&[MAIL.as_slice(), &[("ISSUER", "a:b"), ("SMTP_PORT", "2525\n")]].concat());
+        assert!(delivery.told.good, "{delivery:?}");
+        assert_eq!(delivery.providers.smtp.unwrap().port, 2525);
+        assert_eq!(delivery.channels.len(), 1);
+    }
+
+    #[test]
+    fn one_that_is_wrong_does_not_take_the_others_along() {
+        let delivery =
+            judged(&[MAIL.as_slice(), &[("WEBHOOK_URL", "https://example.org")]].concat());
+        assert_eq!((delivery.told.good, delivery.told.reason), (false, "SecretKeyMissing"));
+        assert_eq!(delivery.providers.methods(), [DeliveryMethod::Email]);
+        let told = |method| {
+            delivery.channels.iter().find(|(found, _)| *found == method).map(|(_, told)| told.good)
+        };
+        assert_eq!(told(DeliveryMethod::Email), Some(true));
+        assert_eq!(told(DeliveryMethod::Webhook), Some(false));
+        assert_eq!(told(DeliveryMethod::Sms), None);
+    }
+
+    #[test]
+    fn what_travels_in_clear_is_told() {
+        let delivery = judged(&[MAIL.as_slice(), &[("SMTP_SECURITY", "plain")]].concat());
+        assert!(delivery.channels[0].1.message.ends_with("in clear"), "{delivery:?}");
+    }
+
+    #[test]
+    fn what_is_wrong_is_told_with_the_key_and_without_the_value() {
+        for (entries, reason, key) in [
+            (&[][..], "SecretKeyMissing", "SMTP_SERVER"),
+            (&[("TWILIO_ACCOUNT_SID", "secret-value")], "SecretKeyInvalid", "TWILIO_ACCOUNT_SID"),
+            (&[("TWILIO_AUTH_TOKEN", "secret-value")], "SecretKeyMissing", "TWILIO_ACCOUNT_SID"),
+            (&[("WEBHOOK_SECRET", "secret-value")], "SecretKeyMissing", "WEBHOOK_URL"),
+            (&MAIL[..1], "SecretKeyMissing", "SMTP_FROM_EMAIL"),
+            (&[MAIL[0], MAIL[1], ("SMTP_PORT", "secret-value")], "SecretKeyInvalid", "SMTP_PORT"),
+            (
+                &[MAIL[0], MAIL[1], ("SMTP_USERNAME", "secret-value")],
+                "SecretKeyMissing",
+                "SMTP_PASSWORD",
+            ),
+        ] {
+            let told = judged(entries).told;
+            assert!(!told.good);
+            assert_eq!(told.reason, reason);
+            assert!(told.message.contains(key) && told.message.contains("providers"), "{told:?}");
+            assert!(!told.message.contains("secret-value"), "{told:?}");
+        }
+        assert_eq!(judge("providers", None).told.reason, "SecretNotFound");
+    }
+}

@@ -1,0 +1,114 @@
+//! Hands a user to the sidecars. Enters: a user's record, as it should be. Leaves: the record in
+//! the store, unless the user has gone meanwhile: then nothing of them.
+
+use std::time::Duration;
+
+use thiserror::Error;
+use twofactor_core::names::Pseudonym;
+use twofactor_core::user::Username;
+use twofactor_store::StoreError;
+use twofactor_store::publisher::{Desired, Outcome};
+
+use crate::failpoint::{self, Step};
+use crate::state::Context;
+use crate::state::realms::{Readiness, Realm};
+
+/// How long to wait for a realm that is being filled.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// How often to look again when somebody else publishes the same user.
+const ATTEMPTS: usize = 3;
+
+/// Why a user is not published.
+#[derive(Debug, Error)]
+pub enum PublishError {
+    /// The store does not answer.
+    #[error("Redis does not answer")]
+    Away,
+    /// The realm is being filled, which takes longer than this user can wait.
+    #[error("Redis is being filled")]
+    Filling,
+    /// The store answered with an error.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// What became of a user.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Published {
+    /// Sidecars can read the record.
+    Current,
+    /// The user is gone, or not the owner of the username any more. Nothing of them is published.
+    Gone,
+}
+
+/// Publishes the user with this UID. `newcomer`: what there is under their username belongs to
+/// somebody else.
+///
+/// # Errors
+/// When the store does not do what it is asked for.
+pub async fn publish(
+    context: &Context,
+    realm: &Realm,
+    uid: &str,
+    desired: Desired,
+    newcomer: bool,
+) -> Result<Published, PublishError> {
+    let username = desired.record.definition.username.clone();
+    let pseudonym = realm.publisher.keys().pseudonym(&username);
+    if newcomer {
+        // Remembered, so that it is not forgotten when the store is away.
+        realm.vacate(pseudonym);
+    }
+    match realm.wait_until_ready(PATIENCE).await {
+        Readiness::Ready => {}
+        Readiness::Pending => return Err(PublishError::Filling),
+        Readiness::Away => return Err(PublishError::Away),
+    }
+    let _shared = realm.gate.read().await;
+    if !context.owns(&realm.namespace, &username, uid) {
+        return Ok(Published::Gone);
+    }
+    if realm.is_vacated(&pseudonym) {
+        realm.publisher.remove(pseudonym).await?;
+        realm.cleared(&[pseudonym]);
+        failpoint::point(Step::PredecessorRemoved);
+    }
+    write(context, realm, desired).await?;
+    failpoint::point(Step::Published);
+    if context.owns(&realm.namespace, &username, uid) {
+        realm.settle(uid);
+        return Ok(Published::Current);
+    }
+    retract(context, realm, &username, pseudonym).await?;
+    Ok(Published::Gone)
+}
+
+async fn write(context: &Context, realm: &Realm, desired: Desired) -> Result<(), StoreError> {
+    let desired = [desired];
+    for _ in 0..ATTEMPTS {
+        let now = context.clock.now();
+        let outcomes = realm.publisher.publish(&desired, now, &mut context.random()).await?;
+        if !outcomes.contains(&Outcome::Conflict) {
+            return Ok(());
+        }
+    }
+    Err(StoreError::Conflict)
+}
+
+/// The user went while they were being published.
+async fn retract(
+    context: &Context,
+    realm: &Realm,
+    username: &Username,
+    pseudonym: Pseudonym,
+) -> Result<(), StoreError> {
+    realm.vacate(pseudonym);
+    if let Some(owner) = context.owner(&realm.namespace, username) {
+        // Whoever owns the name now clears it first.
+        context.queue.push(crate::state::queue::user_ref(&realm.namespace, &owner));
+        return Ok(());
+    }
+    realm.publisher.remove(pseudonym).await?;
+    realm.cleared(&[pseudonym]);
+    Ok(())
+}

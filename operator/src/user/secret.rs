@@ -1,0 +1,307 @@
+//! What a user's Secret should be. Enters: the user, a seed, the Secret that is there. Leaves: a
+//! Secret, or the changes that make one of it. No I/O.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::ByteString;
+use k8s_openapi::api::core::v1::Secret;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
+use kube::{Resource, ResourceExt};
+use serde_json::{Value, json};
+use twofactor_api::{TwoFactorUser, labels};
+use twofactor_core::otpauth;
+use twofactor_core::qr::QrPicture;
+use twofactor_core::seed::Seed;
+use twofactor_core::user::UserDefinition;
+
+use crate::user::seed_decision::{Found, Unusable};
+
+/// Everything that a user's Secret depends on.
+#[derive(Clone, Debug)]
+pub struct Wanted<'a> {
+    /// The object.
+    pub user: &'a TwoFactorUser,
+    /// What it says.
+    pub definition: &'a UserDefinition,
+    /// The realm's issuer.
+    pub issuer: &'a str,
+    /// The seed.
+    pub seed: &'a Seed,
+    /// The request for a new seed that this one answers.
+    pub rotated: Option<&'a str>,
+}
+
+/// Reads a seed from a key of a Secret.
+///
+/// # Errors
+/// Names the key and the Secret, and says what is wrong.
+pub fn read_seed(secret: &Secret, key: &str) -> Result<Seed, Unusable> {
+    let name = secret.name_any();
+    let value = secret.data.as_ref().and_then(|data| data.get(key));
+    let Some(ByteString(bytes)) = value else {
+        return Err(Unusable::NoKey { secret: name, key: key.to_owned() });
+    };
+    // What is not UTF-8 is not base32 either.
+    Seed::from_base32(std::str::from_utf8(bytes).unwrap_or("\u{fffd}"))
+        .map_err(|error| Unusable::NotASeed { secret: name, key: key.to_owned(), error })
+}
+
+/// Whose Secret this is, from the point of view of `user`.
+#[must_use]
+pub fn classify(secret: &Secret, user: &TwoFactorUser) -> Found {
+    let owner = controller(secret.metadata.owner_references.as_deref().unwrap_or_default());
+    let is_user = |owner: &OwnerReference| {
+        owner.kind == TwoFactorUser::kind(&())
+            && owner.api_version.split('/').next() == Some(labels::GROUP)
+            && owner.name == user.name_any()
+    };
+    match owner {
+        Some(owner) if Some(&owner.uid) == user.metadata.uid.as_ref() => {
+            // One that is being deleted still holds the seed, and is restored when it is gone.
+            Found::Ours {
+                seed: read_seed(secret, labels::SECRET_KEY_SEED),
+                rotated: secret.annotations().get(labels::ROTATED_ANNOTATION).cloned(),
+            }
+        }
+        Some(owner) if is_user(owner) => Found::Leaving,
+        _ => Found::NotOurs,
+    }
+}
+
+fn controller(owners: &[OwnerReference]) -> Option<&OwnerReference> {
+    owners.iter().find(|owner| owner.controller == Some(true))
+}
+
+/// The Secret that is to be created.
+#[must_use]
+pub fn secret(wanted: &Wanted<'_>) -> Secret {
+    let user = wanted.user;
+    let data = values(wanted)
+        .into_iter()
+        .map(|(key, value)| (key.to_owned(), ByteString(value)))
+        .collect();
+    Secret {
+        metadata: ObjectMeta {
+            name: Some(labels::secret_name(&user.name_any())),
+            namespace: user.namespace(),
+            labels: Some(BTreeMap::from([(
+                labels::MANAGED_BY_LABEL.to_owned(),
+                labels::MANAGED_BY.to_owned(),
+            )])),
+            annotations: wanted.rotated.map(|value| {
+                BTreeMap::from([(labels::ROTATED_ANNOTATION.to_owned(), value.to_owned())])
+            }),
+            owner_references: Some(vec![owner_reference(user)]),
+            ..ObjectMeta::default()
+        },
+        data: Some(data),
+        type_: Some("Opaque".to_owned()),
+        ..Secret::default()
+    }
+}
+
+/// Not with `blockOwnerDeletion`: that takes a permission that is of no use otherwise.
+fn owner_reference(user: &TwoFactorUser) -> OwnerReference {
+    OwnerReference {
+        api_version: labels::API_VERSION.to_owned(),
+        block_owner_deletion: None,
+        controller: Some(true),
+        kind: TwoFactorUser::kind(&()).into_owned(),
+        name: user.name_any(),
+        uid: user.uid().unwrap_or_default(),
+    }
+}
+
+/// The keys of the Secret. A URI that is too long for a QR code has none.
+fn values(wanted: &Wanted<'_>) -> Vec<(&'static str, Vec<u8>)> {
+    let Wanted { definition, seed, .. } = wanted;
+    let issuer = definition.issuer.as_deref().unwrap_or(wanted.issuer);
+    let uri = otpauth::uri(&definition.username, issuer, seed, &definition.totp);
+    let mut values = vec![
+        (labels::SECRET_KEY_SEED, seed.to_base32().expose_secret().as_bytes().to_vec()),
+        (labels::SECRET_KEY_OTPAUTH_URI, uri.expose_secret().as_bytes().to_vec()),
+        (labels::SECRET_KEY_USERNAME, definition.username.as_str().as_bytes().to_vec()),
+    ];
+    if let Ok(picture) = QrPicture::encode(&uri) {
+        values.push((labels::SECRET_KEY_QR, picture.png()));
+    }
+    values
+}
+
+/// The merge patch that makes `found` what it should be; nothing when it is. It applies only to the
+/// very version that was found, so that it never undoes what somebody else did meanwhile.
+#[must_use]
+pub fn repair(found: &Secret, wanted: &Wanted<'_>) -> Option<Value> {
+    let should = secret(wanted);
+    let mut data = serde_json::Map::new();
+    let present = found.data.as_ref();
+    for (key, value) in should.data.iter().flatten() {
+        let known = present.and_then(|data| data.get(key));
+        // A seed may be written in several ways: the one that somebody chose stays.
+        let same = if key == labels::SECRET_KEY_SEED {
+            read_seed(found, key).is_ok_and(|seed| seed == *wanted.seed)
+        } else {
+            known == Some(value)
+        };
+        if !same {
+            data.insert(key.clone(), json!(value));
+        }
+    }
+    let mut metadata = serde_json::Map::new();
+    if found.labels().get(labels::MANAGED_BY_LABEL).map(String::as_str) != Some(labels::MANAGED_BY)
+    {
+        metadata.insert("labels".to_owned(), json!(should.metadata.labels));
+    }
+    let rotated = found.annotations().get(labels::ROTATED_ANNOTATION).map(String::as_str);
+    if rotated != wanted.rotated {
+        metadata.insert(
+            "annotations".to_owned(),
+            json!({ labels::ROTATED_ANNOTATION: wanted.rotated }),
+        );
+    }
+    if data.is_empty() && metadata.is_empty() {
+        return None;
+    }
+    metadata.insert("resourceVersion".to_owned(), json!(found.resource_version()));
+    metadata.insert("uid".to_owned(), json!(found.uid()));
+    let mut patch = serde_json::Map::from_iter([("metadata".to_owned(), Value::Object(metadata))]);
+    if !data.is_empty() {
+        patch.insert("data".to_owned(), Value::Object(data));
+    }
+    Some(Value::Object(patch))
+}
+
+#[cfg(test)]
+mod tests {
+    use twofactor_api::validate::validate;
+
+    use super::*;
+
+    fn alice() -> TwoFactorUser {
+        serde_json::from_value(json!({
+            "apiVersion": labels::API_VERSION,
+            "kind": "TwoFactorUser",
+            "metadata": { "name": "alice", "namespace": "people", "uid": "uid-1" },
+            "spec": { "username": "alice@example.org", "deliveryMethod": "app" },
+        }))
+        .unwrap()
+    }
+
+    fn with<T>(rotated: Option<&str>, work: impl FnOnce(&Wanted<'_>) -> T) -> T {
+        let user = alice();
+        let definition = validate(&user).unwrap();
+        let seed = Seed::from_bytes(vec![7; 20]).unwrap();
+        work(&Wanted {
+            user: &user,
+            definition: &definition,
+            issuer: "FountainAI",
+            seed: &seed,
+            rotated,
+        })
+    }
+
+    #[test]
+    fn the_secret_holds_everything_that_the_contract_promises_and_is_found_to_be_ours() {
+        let secret = with(Some("1"), secret);
+        assert_eq!(secret.metadata.name.as_deref(), Some("alice-totp"));
+        let data = secret.data.as_ref().unwrap();
+        assert_eq!(data["username"].0, b"alice@example.org");
+        assert!(data["qr.png"].0.starts_with(b"\x89PNG"));
+        assert!(
+            data["otpauth-uri"]
+                .0
+                .starts_with(b"otpauth://totp/FountainAI:alice%40example.org?secret=")
+        );
+        let seed = Seed::from_bytes(vec![7; 20]).unwrap();
+        assert_eq!(
+            classify(&secret, &alice()),
+            Found::Ours { seed: Ok(seed), rotated: Some("1".to_owned()) }
+        );
+    }
+
+    #[test]
+    fn a_secret_is_classified_by_the_uid_of_its_controller() {
+        let change = |change: &dyn Fn(&mut ObjectMeta)| {
+            let mut secret = with(None, secret);
+            change(&mut secret.metadata);
+            classify(&secret, &alice())
+        };
+        let owner =
+            |metadata: &mut ObjectMeta| metadata.owner_references.as_mut().unwrap().remove(0);
+        let put = |metadata: &mut ObjectMeta, owner| metadata.owner_references = Some(vec![owner]);
+        assert_eq!(change(&|metadata| metadata.owner_references = None), Found::NotOurs);
+        let set = |set: &dyn Fn(&mut OwnerReference)| {
+            change(&|metadata| {
+                let mut reference = owner(metadata);
+                set(&mut reference);
+                put(metadata, reference);
+            })
+        };
+        assert_eq!(set(&|owner| owner.uid = "uid-0".to_owned()), Found::Leaving);
+        assert_eq!(
+            set(&|owner| (owner.uid, owner.name) = ("uid-9".to_owned(), "bob".to_owned())),
+            Found::NotOurs
+        );
+        assert_eq!(
+            set(&|owner| (owner.uid, owner.kind) = ("uid-9".to_owned(), "Pod".to_owned())),
+            Found::NotOurs
+        );
+        assert_eq!(set(&|owner| owner.controller = None), Found::NotOurs);
+    }
+
+    #[test]
+    fn a_secret_as_it_should_be_needs_no_repair() {
+        assert_eq!(with(None, |wanted| repair(&secret(wanted), wanted)), None);
+    }
+
+    #[test]
+    fn a_seed_written_in_another_way_stays_as_it_is() {
+        with(None, |wanted| {
+            let mut found = secret(wanted);
+            let seed = found.data.as_mut().unwrap().get_mut("secret").unwrap();
+            seed.0.make_ascii_lowercase();
+            assert_eq!(repair(&found, wanted), None);
+        });
+    }
+
+    #[test]
+    fn only_what_is_wrong_is_repaired_and_only_in_the_version_that_was_seen() {
+        with(None, |wanted| {
+            let mut found = secret(wanted);
+            found.metadata.resource_version = Some("7".to_owned());
+            found.data.as_mut().unwrap().remove("qr.png");
+            found.metadata.labels = None;
+            let patch = repair(&found, wanted).unwrap();
+            assert_eq!(patch["metadata"]["resourceVersion"], "7");
+            assert_eq!(patch["data"].as_object().unwrap().keys().collect::<Vec<_>>(), ["qr.png"]);
+            assert_eq!(patch["metadata"]["labels"][labels::MANAGED_BY_LABEL], labels::MANAGED_BY);
+        });
+        let patch = with(None, |before| {
+            let found = secret(before);
+            with(Some("2"), |wanted| repair(&found, wanted)).unwrap()
+        });
+        assert_eq!(patch["metadata"]["annotations"][labels::ROTATED_ANNOTATION], "2");
+    }
+
+    #[test]
+    fn an_unusable_value_is_named_and_not_shown() {
+        let mut secret = with(None, secret);
+        let put = |secret: &mut Secret, bytes: &[u8]| {
+            secret.data.as_mut().unwrap().insert("secret".to_owned(), ByteString(bytes.to_vec()));
+        };
+        for (bytes, expected) in [
+            (&b"not base32!"[..], "the key secret of the Secret alice-totp is not base32"),
+            (b"\xff\xfe", "the key secret of the Secret alice-totp is not base32"),
+            (
+                b"GEZDGNBVGY3TQOJQ",
+                "the key secret of the Secret alice-totp has 80 bits, at least 160 are needed",
+            ),
+        ] {
+            put(&mut secret, bytes);
+            let message = read_seed(&secret, "secret").unwrap_err().to_string();
+            assert!(message.starts_with(expected), "{message}");
+        }
+        let message = read_seed(&secret, "seed").unwrap_err().to_string();
+        assert_eq!(message, "the Secret alice-totp has no key seed");
+    }
+}

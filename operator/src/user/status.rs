@@ -1,0 +1,331 @@
+//! What the user's status says. Enters: what each step came to. Leaves: conditions, and a patch
+//! only when something is different. Nothing here changes from one pass to the next unless there is
+//! something to tell.
+
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use kube::api::{Patch, PatchParams};
+use kube::{Api, Client, ResourceExt};
+use serde_json::json;
+use thiserror::Error;
+use twofactor_api::user::TwoFactorUserStatus;
+use twofactor_api::{TwoFactorUser, labels};
+
+use crate::k8s::events::Notice;
+use crate::k8s::request::{self, ApiError};
+
+/// Why the status was not written.
+#[derive(Debug, Error)]
+#[error("cannot write the status: {0}")]
+pub struct StatusError(#[from] pub ApiError);
+
+/// What a condition says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Told {
+    /// Whether it is so.
+    pub good: bool,
+    /// Why, in one word.
+    pub reason: &'static str,
+    /// Why, in a sentence.
+    pub message: String,
+}
+
+impl Told {
+    /// It is so.
+    #[must_use]
+    pub fn yes(reason: &'static str, message: impl Into<String>) -> Self {
+        Self { good: true, reason, message: message.into() }
+    }
+
+    /// It is not.
+    #[must_use]
+    pub fn no(reason: &'static str, message: impl Into<String>) -> Self {
+        Self { good: false, reason, message: message.into() }
+    }
+}
+
+/// What a reconciliation came to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Report {
+    /// The name that services verify, if it is one.
+    pub username: Option<String>,
+    /// The user's Secret, if it is known to exist.
+    pub secret_name: Option<String>,
+    /// The last request for a new seed that was acted on, if that is known anew.
+    pub rotated: Option<String>,
+    /// The last request to reset failures that was acted on, if that is known anew.
+    pub failures_reset: Option<String>,
+    /// Whether failures have disabled the user.
+    pub disabled_by_failures: bool,
+    /// The condition `SecretReady`.
+    pub secret: Told,
+    /// The condition `Published`.
+    pub published: Told,
+    /// Whether the user is enabled.
+    pub enabled: bool,
+}
+
+/// The status that `report` makes of the one that is there.
+#[must_use]
+pub fn build(user: &TwoFactorUser, report: &Report, now: Timestamp) -> TwoFactorUserStatus {
+    let old = user.status.clone().unwrap_or_default();
+    let conditions = [
+        (labels::CONDITION_READY, ready(report)),
+        (labels::CONDITION_SECRET_READY, report.secret.clone()),
+        (labels::CONDITION_PUBLISHED, report.published.clone()),
+    ];
+    let generation = user.metadata.generation;
+    TwoFactorUserStatus {
+        observed_generation: generation,
+        conditions: conditions
+            .into_iter()
+            .map(|(kind, told)| condition(&old.conditions, kind, told, generation, now))
+            .collect(),
+        // What is known about the past stays known.
+        secret_name: report.secret_name.clone().or(old.secret_name),
+        username: report.username.clone(),
+        rotated: report.rotated.clone().or(old.rotated),
+        failures_reset: report.failures_reset.clone().or(old.failures_reset),
+    }
+}
+
+/// The reason of a user whom failures have disabled.
+pub const DISABLED_BY_FAILURES: &str = "DisabledByFailures";
+
+/// Whether the status says that failures have disabled the user.
+#[must_use]
+pub fn says_disabled_by_failures(user: &TwoFactorUser) -> bool {
+    ready_says(user, |condition| condition.reason == DISABLED_BY_FAILURES)
+}
+
+/// Whether the status says that services can verify the user.
+#[must_use]
+pub fn says_ready(user: &TwoFactorUser) -> bool {
+    ready_says(user, |condition| condition.status == "True")
+}
+
+fn ready_says(user: &TwoFactorUser, what: impl Fn(&Condition) -> bool) -> bool {
+    user.status.as_ref().is_some_and(|status| {
+        status.conditions.iter().any(|it| it.type_ == labels::CONDITION_READY && what(it))
+    })
+}
+
+/// The sum of the others.
+fn ready(report: &Report) -> Told {
+    let first_bad = [&report.secret, &report.published].into_iter().find(|told| !told.good);
+    match first_bad {
+        Some(bad) => bad.clone(),
+        None if !report.enabled => {
+            Told::no("Disabled", "The user is disabled (spec.enabled is false)")
+        }
+        None if report.disabled_by_failures => Told::no(
+            DISABLED_BY_FAILURES,
+            format!(
+                "A hundred failed attempts in a row have disabled the user: look into it, and then enable them with another \
+                 value of the annotation {}",
+                labels::RESET_FAILURES_ANNOTATION
+            ),
+        ),
+        None => Told::yes("Ready", "Services can verify the user"),
+    }
+}
+
+/// The condition that says this, with the time of the last transition.
+#[must_use]
+pub fn condition(
+    old: &[Condition],
+    kind: &str,
+    told: Told,
+    generation: Option<i64>,
+    now: Timestamp,
+) -> Condition {
+    let status = if told.good { "True" } else { "False" };
+    let since = old
+        .iter()
+        .find(|condition| condition.type_ == kind && condition.status == status)
+        .map_or(Time(now), |condition| condition.last_transition_time.clone());
+    Condition {
+        type_: kind.to_owned(),
+        status: status.to_owned(),
+        reason: told.reason.to_owned(),
+        message: told.message,
+        observed_generation: generation,
+        last_transition_time: since,
+    }
+}
+
+/// What is worth an event: a condition that says something else than before.
+#[must_use]
+pub fn notices(old: Option<&TwoFactorUserStatus>, new: &TwoFactorUserStatus) -> Vec<Notice> {
+    let before = |kind: &str| {
+        old.and_then(|old| old.conditions.iter().find(|condition| condition.type_ == kind))
+            .map(|condition| (condition.status.as_str(), condition.reason.as_str()))
+    };
+    let mut notices: Vec<Notice> = Vec::new();
+    for condition in &new.conditions {
+        let now = (condition.status.as_str(), condition.reason.as_str());
+        let Some(known) = KNOWN_REASONS.iter().find(|known| **known == condition.reason) else {
+            continue;
+        };
+        let told = notices.iter().any(|notice| notice.reason == *known);
+        if before(&condition.type_) != Some(now) && !told {
+            notices.push(Notice {
+                warning: condition.status == "False" && *known != "Disabled",
+                reason: known,
+                note: condition.message.clone(),
+            });
+        }
+    }
+    notices
+}
+
+/// The reasons that are told as events when they come up.
+const KNOWN_REASONS: [&str; 14] = [
+    "Conflict",
+    "Disabled",
+    DISABLED_BY_FAILURES,
+    "Invalid",
+    "Published",
+    "SecretInvalid",
+    "SecretLost",
+    "SecretNotOurs",
+    "SecretRefInvalid",
+    "SecretRefKeyMissing",
+    "SecretRefNotFound",
+    "SecretRefused",
+    "StoreUnavailable",
+    "WaitingForPredecessor",
+];
+
+/// Writes the status. It applies only to the very object that was looked at, not to one of the same
+/// name made since.
+///
+/// # Errors
+/// When the API server does not do it. That the user is gone is no error.
+pub async fn write(
+    client: &Client,
+    user: &TwoFactorUser,
+    status: &TwoFactorUserStatus,
+) -> Result<(), StatusError> {
+    let users =
+        Api::<TwoFactorUser>::namespaced(client.clone(), &user.namespace().unwrap_or_default());
+    let mut body = json!({ "status": status, "metadata": { "uid": user.uid() } });
+    // A merge patch leaves alone what it does not name.
+    for (field, absent) in [
+        ("username", status.username.is_none()),
+        ("secretName", status.secret_name.is_none()),
+        ("rotated", status.rotated.is_none()),
+        ("failuresReset", status.failures_reset.is_none()),
+    ] {
+        if absent {
+            body["status"][field] = serde_json::Value::Null;
+        }
+    }
+    let (name, parameters, patch) = (user.name_any(), PatchParams::default(), Patch::Merge(&body));
+    request::optional(request::within(users.patch_status(&name, &parameters, &patch)).await)?;
+    Ok(())
+}
+
+/// The moment, in the whole seconds that Kubernetes keeps.
+#[must_use]
+pub fn whole_seconds(millis: u64) -> Timestamp {
+    i64::try_from(millis / 1000)
+        .ok()
+        .and_then(|seconds| Timestamp::from_second(seconds).ok())
+        .unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report() -> Report {
+        Report {
+            username: Some("alice".to_owned()),
+            secret_name: Some("alice-totp".to_owned()),
+            rotated: None,
+            failures_reset: None,
+            disabled_by_failures: false,
+            secret: Told::yes("Available", "fine"),
+            published: Told::yes("Published", "fine"),
+            enabled: true,
+        }
+    }
+
+    fn user(status: Option<TwoFactorUserStatus>) -> TwoFactorUser {
+        let mut user =
+            TwoFactorUser::new("alice", twofactor_api::user::TwoFactorUserSpec::default());
+        user.metadata.generation = Some(3);
+        user.status = status;
+        user
+    }
+
+    fn ready_of(status: &TwoFactorUserStatus) -> (&str, &str) {
+        let ready = status.conditions.iter().find(|condition| condition.type_ == "Ready").unwrap();
+        (&ready.status, &ready.reason)
+    }
+
+    #[test]
+    fn nothing_changes_when_there_is_nothing_new_to_say() {
+        let first = build(&user(None), &report(), whole_seconds(1_000_000));
+        let second = build(&user(Some(first.clone())), &report(), whole_seconds(9_000_000));
+        assert_eq!(first, second);
+        assert_eq!(notices(Some(&first), &second), []);
+        assert!(first.conditions.iter().all(|condition| condition.observed_generation == Some(3)));
+    }
+
+    #[test]
+    fn ready_is_the_sum_of_the_others() {
+        let status = |report: Report| build(&user(None), &report, whole_seconds(0));
+        assert_eq!(ready_of(&status(report())), ("True", "Ready"));
+        let lost = Told::no("SecretLost", "gone");
+        assert_eq!(ready_of(&status(Report { secret: lost, ..report() })), ("False", "SecretLost"));
+        let away = Told::no("StoreUnavailable", "away");
+        assert_eq!(
+            ready_of(&status(Report { published: away, ..report() })),
+            ("False", "StoreUnavailable")
+        );
+        assert_eq!(ready_of(&status(Report { enabled: false, ..report() })), ("False", "Disabled"));
+        let failed = Report { disabled_by_failures: true, ..report() };
+        assert_eq!(ready_of(&status(failed)), ("False", "DisabledByFailures"));
+    }
+
+    #[test]
+    fn a_transition_time_changes_only_with_the_status() {
+        let first = build(&user(None), &report(), whole_seconds(1000));
+        let mut bad = report();
+        bad.secret = Told::no("SecretLost", "gone");
+        let second = build(&user(Some(first.clone())), &bad, whole_seconds(2000));
+        let time = |status: &TwoFactorUserStatus, kind: &str| {
+            let found = status.conditions.iter().find(|condition| condition.type_ == kind).unwrap();
+            found.last_transition_time.0.as_second()
+        };
+        assert_eq!((time(&second, "SecretReady"), time(&second, "Published")), (2, 1));
+        bad.secret = Told::no("SecretInvalid", "spoilt");
+        let third = build(&user(Some(second)), &bad, whole_seconds(5000));
+        assert_eq!(time(&third, "SecretReady"), 2, "another reason is no transition");
+    }
+
+    #[test]
+    fn that_there_was_a_secret_is_not_forgotten() {
+        let first = build(&user(None), &report(), whole_seconds(1000));
+        let later = Report { secret_name: None, rotated: None, ..report() };
+        let second = build(&user(Some(first)), &later, whole_seconds(2000));
+        assert_eq!(second.secret_name.as_deref(), Some("alice-totp"));
+    }
+
+    #[test]
+    fn what_goes_wrong_is_told_once() {
+        let first = build(&user(None), &report(), whole_seconds(1000));
+        assert_eq!(
+            notices(None, &first).iter().map(|notice| notice.reason).collect::<Vec<_>>(),
+            ["Published"]
+        );
+        let mut conflict = report();
+        conflict.secret = Told::no("Conflict", "taken");
+        conflict.published = Told::no("Conflict", "taken");
+        let second = build(&user(Some(first.clone())), &conflict, whole_seconds(2000));
+        let told = notices(Some(&first), &second);
+        assert_eq!(told, [Notice::warning("Conflict", "taken")]);
+    }
+}
