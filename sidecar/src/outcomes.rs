@@ -1,5 +1,5 @@
-//! Every outcome that there is. Enters: nothing. Leaves: their names, which `docs/outcomes.md` has
-//! to tell about, each of them.
+//! Every outcome that there is. Enters: nothing. Leaves: their names, which
+//! `docs/reference/outcomes.md` has to tell about, each of them.
 
 use std::time::Duration;
 

@@ -11,7 +11,7 @@ use twofactor_core::webhook::WebhookSecrets;
 
 use super::*;
 
-const PAGE: &str = include_str!("../../../docs/adding-a-channel.md");
+const PAGE: &str = include_str!("../../../docs/development/adding-a-channel.md");
 
 /// A channel of a test's: it does what it is told, and counts.
 #[derive(Clone, Debug)]
@@ -160,7 +160,7 @@ async fn an_authenticators_code_is_never_sent() {
 fn the_documentation_shows_the_example_as_it_is() {
     assert!(
         PAGE.contains(include_str!("example.rs")),
-        "docs/adding-a-channel.md differs from example.rs"
+        "docs/development/adding-a-channel.md differs from example.rs"
     );
 }
 

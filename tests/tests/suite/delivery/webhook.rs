@@ -11,7 +11,7 @@ use twofactor_tests::provider::{Provider, Received, Trouble};
 use twofactor_tests::sidecar::SidecarProcess;
 use twofactor_tests::{scratch, tools};
 
-const PAGE: &str = include_str!("../../../../docs/webhook.md");
+const PAGE: &str = include_str!("../../../../docs/reference/webhook-delivery.md");
 const BOUND: Duration = Duration::from_secs(10);
 
 fn secret(seed: u8) -> String {

@@ -1,6 +1,6 @@
 //! Flaws that shipped in systems like this one, each with what keeps it from shipping here:
-//! `docs/flaws.md` lists them, and this makes sure that the tests which the page names are there.
-//! Those that had no test elsewhere are here.
+//! `docs/development/known-flaws.md` lists them, and this makes sure that the tests which the page
+//! names are there. Those that had no test elsewhere are here.
 
 use std::fs;
 use std::path::Path;
@@ -39,7 +39,7 @@ fn source(folder: &Path, text: &mut String) {
 
 #[test]
 fn every_flaw_has_a_test_that_is_there() {
-    let page = fs::read_to_string(checkout().join("docs/flaws.md")).unwrap();
+    let page = fs::read_to_string(checkout().join("docs/development/known-flaws.md")).unwrap();
     let mut code = String::new();
     source(checkout(), &mut code);
     let rows: Vec<Vec<&str>> = page

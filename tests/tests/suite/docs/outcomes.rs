@@ -1,5 +1,5 @@
-//! The table of `docs/outcomes.md`, line by line: each outcome is brought about and compared, and
-//! each that there is has a line.
+//! The table of `docs/reference/outcomes.md`, line by line: each outcome is brought about and
+//! compared, and each that there is has a line.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -38,9 +38,10 @@ struct Line {
 }
 
 fn table() -> Vec<Line> {
-    let page =
-        fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/outcomes.md"))
-            .unwrap();
+    let page = fs::read_to_string(
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/reference/outcomes.md"),
+    )
+    .unwrap();
     let rows = page.lines().filter(|line| line.starts_with('|')).skip(2);
     rows.map(|row| {
         let cells: Vec<&str> = row.trim_matches('|').split(" | ").map(str::trim).collect();

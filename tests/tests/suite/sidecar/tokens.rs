@@ -1,5 +1,5 @@
-//! Tokens, as others check them: `PyJWT`, and the code that `docs/tokens.md` shows in Python and in
-//! Go. And what a code is for.
+//! Tokens, as others check them: `PyJWT`, and the code that `docs/guides/tokens.md` shows in Python
+//! and in Go. And what a code is for.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -138,14 +138,17 @@ fn forged(token: &str) -> Vec<String> {
     ]
 }
 
-/// The code of `docs/tokens.md` in a language.
+/// The code of `docs/guides/tokens.md` in a language.
 fn shown(language: &str) -> String {
-    let page = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/tokens.md"))
-        .unwrap();
+    let page =
+        fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/guides/tokens.md"))
+            .unwrap();
     let begin = format!("```{language}\n");
     let mut blocks = page.split(&begin).skip(1).map(|rest| rest.split("```").next().unwrap());
-    let block =
-        blocks.next().unwrap_or_else(|| panic!("no {language} in docs/tokens.md")).to_owned();
+    let block = blocks
+        .next()
+        .unwrap_or_else(|| panic!("no {language} in docs/guides/tokens.md"))
+        .to_owned();
     assert!(blocks.next().is_none(), "one piece of {language}");
     block
 }
