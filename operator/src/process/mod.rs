@@ -277,7 +277,7 @@ impl Replica {
     /// Answers the webhook from memory.
     fn access(&self) -> AccessLookup {
         let policies = self.policies.clone();
-        Arc::new(move |realm, namespace| policies.lets_in(realm, namespace))
+        Arc::new(move |realm, namespace| policies.access(realm, namespace))
     }
 
     fn watch(

@@ -1,8 +1,7 @@
-//! Which namespaces each realm lets in: what every replica knows. Enters: realms and namespaces as
-//! they come and go. Leaves: answers without any I/O, and for the leader the realms of which
-//! something has changed.
+//! Knows, in every replica, which namespaces each realm allows. The watches report realms and
+//! namespaces to it, it answers without I/O, and it gives the leader the realms that have changed.
 //!
-//! Whoever is let in is worked out when something changes, not when somebody asks.
+//! The allowed namespaces are computed when something changes, not when they are looked up.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -15,21 +14,21 @@ use twofactor_api::{TwoFactorRealm, labels};
 
 /// Whether services of a namespace may verify the users of a realm.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Access {
-    /// They may.
-    Granted,
-    /// The realm does not let the namespace in.
-    NotLetIn,
-    /// There is no namespace of the realm's name.
+pub enum NamespaceAccess {
+    /// The realm allows the namespace.
+    Allowed,
+    /// The realm does not allow the namespace.
+    NotAllowed,
+    /// The realm's namespace does not exist.
     NoSuchNamespace,
 }
 
-/// A `TwoFactorRealm` and what it comes to.
+/// A `TwoFactorRealm` and the policy that it defines.
 #[derive(Clone, Debug)]
 pub struct KnownRealm {
-    /// The object, as last seen.
+    /// The object, as the watch last reported it.
     pub object: TwoFactorRealm,
-    /// What it says, or why it says nothing.
+    /// The policy, or why the object is invalid.
     pub policy: Result<RealmPolicy, Vec<FieldError>>,
 }
 
@@ -38,15 +37,15 @@ pub struct KnownRealm {
 struct KnownNamespace {
     uid: String,
     labels: BTreeMap<String, String>,
-    /// Whether it is being deleted, and takes nothing new.
+    /// Whether the namespace is being deleted, so that nothing can be created in it.
     ending: bool,
 }
 
-/// All realms and namespaces.
+/// All realms and namespaces, with the allowed namespaces of each realm.
 #[derive(Debug, Default)]
 pub struct Policies {
     state: Mutex<State>,
-    news: Notify,
+    changes: Notify,
 }
 
 #[derive(Debug, Default)]
@@ -54,30 +53,30 @@ struct State {
     namespaces: HashMap<String, KnownNamespace>,
     /// By namespace and name.
     realms: HashMap<String, BTreeMap<String, Arc<KnownRealm>>>,
-    /// By realm, those that it lets in, without its own.
+    /// By realm, the namespaces that it allows, without its own.
     members: HashMap<String, BTreeSet<String>>,
-    /// Realms that the leader has to look at again.
+    /// Realms that the leader has to reconcile.
     changed: HashSet<String>,
 }
 
 impl Policies {
     /// Whether services of `namespace` may verify the users of the namespace `realm`.
     #[must_use]
-    pub fn lets_in(&self, realm: &str, namespace: &str) -> Access {
+    pub fn access(&self, realm: &str, namespace: &str) -> NamespaceAccess {
         let state = self.state();
         if realm == namespace {
-            Access::Granted
+            NamespaceAccess::Allowed
         } else if !state.namespaces.contains_key(realm) {
-            Access::NoSuchNamespace
+            NamespaceAccess::NoSuchNamespace
         } else if state.members.get(realm).is_some_and(|members| members.contains(namespace)) {
-            Access::Granted
+            NamespaceAccess::Allowed
         } else {
-            Access::NotLetIn
+            NamespaceAccess::NotAllowed
         }
     }
 
-    /// The names of the Secrets with credentials that there are, or can be, in a namespace: for its
-    /// own users, and for those of each realm that lets it in. Sorted.
+    /// Names of the Secrets with credentials that can exist in a namespace, sorted: one for its own
+    /// users, and one for each realm that allows it.
     #[must_use]
     pub fn credentials_names(&self, namespace: &str) -> Vec<String> {
         let state = self.state();
@@ -89,19 +88,19 @@ impl Policies {
         names
     }
 
-    /// What a realm says; nothing when there is no `TwoFactorRealm` that says anything.
+    /// The policy of a realm; nothing if there is no valid `TwoFactorRealm`.
     #[must_use]
     pub fn policy(&self, realm: &str) -> Option<RealmPolicy> {
         self.state().policy(realm).cloned()
     }
 
-    /// Whether there is a `TwoFactorRealm` that says something.
+    /// Whether the realm has a valid `TwoFactorRealm`.
     #[must_use]
     pub fn has_policy(&self, realm: &str) -> bool {
         self.state().policy(realm).is_some()
     }
 
-    /// The namespaces that a realm lets in, its own included. They exist.
+    /// The existing namespaces that a realm allows, including its own.
     #[must_use]
     pub fn namespaces_of(&self, realm: &str) -> BTreeSet<String> {
         let state = self.state();
@@ -122,27 +121,26 @@ impl Policies {
         self.state().realms.values().flat_map(BTreeMap::values).cloned().collect()
     }
 
-    /// The namespaces with a `TwoFactorRealm` that says something.
+    /// The namespaces with a valid `TwoFactorRealm`.
     #[must_use]
     pub fn namespaces_with_policy(&self) -> Vec<String> {
         let state = self.state();
         state.realms.keys().filter(|realm| state.policy(realm).is_some()).cloned().collect()
     }
 
-    /// Waits until there are changes to take. For one at a time: the leader.
+    /// Waits until there are changes to take. Only one task may wait: the leader's.
     pub async fn changed(&self) {
-        self.news.notified().await;
+        self.changes.notified().await;
     }
 
-    /// The realms of which something has changed since this was last asked: what they say, or whom
-    /// they let in.
+    /// Takes the realms whose policy or allowed namespaces have changed since the last call.
     #[must_use]
     pub fn take_changes(&self) -> HashSet<String> {
         std::mem::take(&mut self.state().changed)
     }
 
-    /// A namespace is there.
-    pub fn namespace_seen(
+    /// Records a namespace that was created or changed.
+    pub fn namespace_applied(
         &self,
         name: &str,
         uid: &str,
@@ -155,19 +153,19 @@ impl Policies {
         if old == Some(&namespace) {
             return;
         }
-        // Another one of the same name has another login.
+        // Another namespace of the same name has another login.
         let renewed = old.is_none_or(|old| old.uid != uid);
         state.namespaces.insert(name.to_owned(), namespace);
-        state.place(name, renewed);
-        self.tell(&state);
+        state.recompute_namespace(name, renewed);
+        self.notify_leader(&state);
     }
 
-    /// A namespace is gone.
-    pub fn namespace_gone(&self, name: &str) {
+    /// Records that a namespace was deleted.
+    pub fn namespace_deleted(&self, name: &str) {
         let mut state = self.state();
         state.namespaces.remove(name);
-        state.place(name, true);
-        self.tell(&state);
+        state.recompute_namespace(name, true);
+        self.notify_leader(&state);
     }
 
     /// The names of the namespaces that are known.
@@ -176,23 +174,23 @@ impl Policies {
         self.state().namespaces.keys().cloned().collect()
     }
 
-    /// A `TwoFactorRealm` is there.
-    pub fn realm_seen(&self, object: TwoFactorRealm) {
+    /// Records a `TwoFactorRealm` that was created or changed.
+    pub fn realm_applied(&self, object: TwoFactorRealm) {
         let (namespace, name) = (object.namespace().unwrap_or_default(), object.name_any());
         let known = KnownRealm { policy: validate(&object), object };
         let mut state = self.state();
         let realms = state.realms.entry(namespace.clone()).or_default();
         let changed = realms.get(&name).is_none_or(|old| old.policy != known.policy);
-        let is_the_one = name == labels::REALM_NAME;
+        let is_default = name == labels::REALM_NAME;
         realms.insert(name, Arc::new(known));
-        if changed && is_the_one {
-            state.decide(&namespace);
+        if changed && is_default {
+            state.recompute_realm(&namespace);
         }
-        self.tell(&state);
+        self.notify_leader(&state);
     }
 
-    /// A `TwoFactorRealm` is gone.
-    pub fn realm_gone(&self, namespace: &str, name: &str) {
+    /// Records that a `TwoFactorRealm` was deleted.
+    pub fn realm_deleted(&self, namespace: &str, name: &str) {
         let mut state = self.state();
         let Some(realms) = state.realms.get_mut(namespace) else { return };
         realms.remove(name);
@@ -200,9 +198,9 @@ impl Policies {
             state.realms.remove(namespace);
         }
         if name == labels::REALM_NAME {
-            state.decide(namespace);
+            state.recompute_realm(namespace);
         }
-        self.tell(&state);
+        self.notify_leader(&state);
     }
 
     /// The namespaces and names of every `TwoFactorRealm`.
@@ -215,9 +213,9 @@ impl Policies {
         state.realms.iter().flat_map(names).collect()
     }
 
-    fn tell(&self, state: &State) {
+    fn notify_leader(&self, state: &State) {
         if !state.changed.is_empty() {
-            self.news.notify_one();
+            self.changes.notify_one();
         }
     }
 
@@ -231,8 +229,8 @@ impl State {
         self.realms.get(realm)?.get(labels::REALM_NAME)?.policy.as_ref().ok()
     }
 
-    /// Works out whom a realm lets in.
-    fn decide(&mut self, realm: &str) {
+    /// Computes which namespaces a realm allows.
+    fn recompute_realm(&mut self, realm: &str) {
         let members: BTreeSet<String> = match self.policy(realm) {
             Some(policy) => {
                 let others = self.namespaces.iter().filter(|(name, _)| *name != realm);
@@ -251,31 +249,31 @@ impl State {
         self.changed.insert(realm.to_owned());
     }
 
-    /// Works out who lets a namespace in. `renewed`: also where that stays as it is, something has
-    /// changed.
-    fn place(&mut self, name: &str, renewed: bool) {
+    /// Computes which realms allow a namespace. If `renewed`, the realms that allow it count as
+    /// changed even if they allowed it before, because another namespace now has the name.
+    fn recompute_namespace(&mut self, name: &str, renewed: bool) {
         let namespace = self.namespaces.get(name);
-        let deciding = |realm: &&String| realm.as_str() != name && self.policy(realm).is_some();
+        let with_policy = |realm: &&String| realm.as_str() != name && self.policy(realm).is_some();
         let realms: Vec<(String, bool)> = self
             .realms
             .keys()
-            .filter(deciding)
+            .filter(with_policy)
             .map(|realm| {
                 let policy = self.policy(realm);
-                let lets_in = policy
+                let allowed = policy
                     .zip(namespace)
                     .is_some_and(|(policy, namespace)| policy.lets_in(name, &namespace.labels));
-                (realm.clone(), lets_in)
+                (realm.clone(), allowed)
             })
             .collect();
-        for (realm, lets_in) in realms {
+        for (realm, allowed) in realms {
             let members = self.members.entry(realm.clone()).or_default();
             let changed =
-                if lets_in { members.insert(name.to_owned()) } else { members.remove(name) };
+                if allowed { members.insert(name.to_owned()) } else { members.remove(name) };
             if members.is_empty() {
                 self.members.remove(&realm);
             }
-            if changed || (renewed && lets_in) {
+            if changed || (renewed && allowed) {
                 self.changed.insert(realm);
             }
         }
@@ -299,7 +297,7 @@ mod tests {
 
     fn namespace(policies: &Policies, name: &str, label: Option<&str>) {
         let labels = label.map(|value| ("team".to_owned(), value.to_owned())).into_iter().collect();
-        policies.namespace_seen(name, &format!("uid-{name}"), &labels, false);
+        policies.namespace_applied(name, &format!("uid-{name}"), &labels, false);
     }
 
     fn changes(policies: &Policies) -> Vec<String> {
@@ -309,55 +307,56 @@ mod tests {
     }
 
     #[test]
-    fn without_a_realm_only_the_own_namespace_is_let_in() {
+    fn a_realm_without_an_object_allows_only_its_own_namespace() {
         let policies = Policies::default();
-        assert_eq!(policies.lets_in("people", "people"), Access::Granted);
-        assert_eq!(policies.lets_in("people", "kms"), Access::NoSuchNamespace);
+        assert_eq!(policies.access("people", "people"), NamespaceAccess::Allowed);
+        assert_eq!(policies.access("people", "kms"), NamespaceAccess::NoSuchNamespace);
         namespace(&policies, "people", None);
-        assert_eq!(policies.lets_in("people", "kms"), Access::NotLetIn);
+        assert_eq!(policies.access("people", "kms"), NamespaceAccess::NotAllowed);
         assert_eq!(policies.credentials_names("kms"), ["twofactor-kms"]);
     }
 
     #[test]
-    fn a_namespace_is_let_in_by_its_name_as_soon_as_there_is_one() {
+    fn a_realm_allows_a_namespace_by_name_as_soon_as_it_exists() {
         let policies = Policies::default();
         namespace(&policies, "people", None);
-        policies.realm_seen(realm("people", json!({ "allowedNamespaces": { "names": ["kms"] } })));
-        assert_eq!(policies.lets_in("people", "kms"), Access::NotLetIn);
+        policies
+            .realm_applied(realm("people", json!({ "allowedNamespaces": { "names": ["kms"] } })));
+        assert_eq!(policies.access("people", "kms"), NamespaceAccess::NotAllowed);
         assert_eq!(changes(&policies), ["people"]);
         namespace(&policies, "kms", None);
-        assert_eq!(policies.lets_in("people", "kms"), Access::Granted);
+        assert_eq!(policies.access("people", "kms"), NamespaceAccess::Allowed);
         assert_eq!(policies.credentials_names("kms"), ["twofactor-kms", "twofactor-people"]);
         assert_eq!(changes(&policies), ["kms", "people"]);
-        policies.namespace_gone("kms");
+        policies.namespace_deleted("kms");
         assert_eq!(policies.namespaces_of("people"), ["people".to_owned()].into());
         assert!(changes(&policies).contains(&"people".to_owned()));
     }
 
     #[test]
-    fn labels_decide_when_they_come_and_when_they_go() {
+    fn a_realm_allows_a_namespace_while_its_labels_match() {
         let policies = Policies::default();
         for name in ["people", "kms", "other"] {
             namespace(&policies, name, None);
         }
         let selector =
             json!({ "allowedNamespaces": { "selector": { "matchLabels": { "team": "a" } } } });
-        policies.realm_seen(realm("people", selector));
+        policies.realm_applied(realm("people", selector));
         changes(&policies);
         namespace(&policies, "kms", Some("a"));
         assert_eq!(
-            (policies.lets_in("people", "kms"), changes(&policies)),
-            (Access::Granted, vec!["people".to_owned()])
+            (policies.access("people", "kms"), changes(&policies)),
+            (NamespaceAccess::Allowed, vec!["people".to_owned()])
         );
         namespace(&policies, "other", Some("b"));
         assert_eq!(
-            (policies.lets_in("people", "other"), changes(&policies)),
-            (Access::NotLetIn, vec![])
+            (policies.access("people", "other"), changes(&policies)),
+            (NamespaceAccess::NotAllowed, vec![])
         );
         namespace(&policies, "kms", Some("b"));
         assert_eq!(
-            (policies.lets_in("people", "kms"), changes(&policies)),
-            (Access::NotLetIn, vec!["people".to_owned()])
+            (policies.access("people", "kms"), changes(&policies)),
+            (NamespaceAccess::NotAllowed, vec!["people".to_owned()])
         );
     }
 
@@ -366,43 +365,44 @@ mod tests {
         let policies = Policies::default();
         namespace(&policies, "people", None);
         namespace(&policies, "kms", None);
-        policies.realm_seen(realm("people", json!({ "allowedNamespaces": { "names": ["kms"] } })));
+        policies
+            .realm_applied(realm("people", json!({ "allowedNamespaces": { "names": ["kms"] } })));
         changes(&policies);
-        policies.namespace_seen("kms", "another", &BTreeMap::new(), false);
+        policies.namespace_applied("kms", "another", &BTreeMap::new(), false);
         assert_eq!(changes(&policies), ["kms", "people"]);
-        policies.namespace_seen("kms", "another", &BTreeMap::new(), false);
+        policies.namespace_applied("kms", "another", &BTreeMap::new(), false);
         assert!(changes(&policies).is_empty());
     }
 
     #[test]
-    fn a_realm_that_is_not_valid_or_not_the_default_lets_nobody_in() {
+    fn a_realm_that_is_invalid_or_not_the_default_allows_no_other_namespace() {
         let policies = Policies::default();
         namespace(&policies, "people", None);
         namespace(&policies, "kms", None);
         let spec = json!({ "allowedNamespaces": { "names": ["kms"] } });
         let mut other = realm("people", spec.clone());
         other.metadata.name = Some("other".to_owned());
-        policies.realm_seen(other);
-        assert_eq!(policies.lets_in("people", "kms"), Access::NotLetIn);
-        policies.realm_seen(realm("people", spec));
-        assert_eq!(policies.lets_in("people", "kms"), Access::Granted);
-        policies.realm_gone("people", "other");
-        assert_eq!(policies.lets_in("people", "kms"), Access::Granted);
-        let wrong = json!({ "issuer": "a:b", "allowedNamespaces": { "names": ["kms"] } });
-        policies.realm_seen(realm("people", wrong));
-        assert_eq!(policies.lets_in("people", "kms"), Access::NotLetIn);
-        policies.realm_gone("people", "default");
+        policies.realm_applied(other);
+        assert_eq!(policies.access("people", "kms"), NamespaceAccess::NotAllowed);
+        policies.realm_applied(realm("people", spec));
+        assert_eq!(policies.access("people", "kms"), NamespaceAccess::Allowed);
+        policies.realm_deleted("people", "other");
+        assert_eq!(policies.access("people", "kms"), NamespaceAccess::Allowed);
+        let invalid = json!({ "issuer": "a:b", "allowedNamespaces": { "names": ["kms"] } });
+        policies.realm_applied(realm("people", invalid));
+        assert_eq!(policies.access("people", "kms"), NamespaceAccess::NotAllowed);
+        policies.realm_deleted("people", "default");
         assert!(policies.realms().is_empty());
     }
 
     #[test]
-    fn a_status_is_no_change() {
+    fn a_changed_status_is_not_a_change_of_the_realm() {
         let policies = Policies::default();
         let mut object = realm("people", json!({ "issuer": "A" }));
-        policies.realm_seen(object.clone());
+        policies.realm_applied(object.clone());
         assert_eq!(changes(&policies), ["people"]);
         object.status = Some(twofactor_api::realm::TwoFactorRealmStatus::default());
-        policies.realm_seen(object);
+        policies.realm_applied(object);
         assert!(changes(&policies).is_empty());
         assert!(policies.realms()[0].object.status.is_some());
     }

@@ -1,73 +1,73 @@
-//! Pods that ask for the sidecar, and what is wrong with them. Enters: pods' labels and
-//! annotations, and whom the realms let in. Leaves: what there is to tell of each, and counts. No
-//! I/O.
+//! Finds problems of pods that ask for the sidecar. From the pods' annotations and the realms'
+//! allowed namespaces it makes findings with the texts of Events, and counts. No I/O.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use twofactor_api::labels::{INJECTED_ANNOTATION, REALM_ANNOTATION, credentials_name};
 
 use crate::k8s::events::Notice;
-use crate::state::realm_policies::Access;
+use crate::state::realm_policies::NamespaceAccess;
 
 /// A pod that asks for the sidecar.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pod {
-    /// Its UID.
+    /// The pod's UID.
     pub uid: String,
-    /// The namespace of the users whom it verifies.
+    /// The namespace whose users the pod verifies.
     pub realm: String,
-    /// The version of the operator that gave it the sidecar; nothing when it has none.
+    /// The version of the operator that added the sidecar; nothing if the pod has no sidecar.
     pub injected: Option<String>,
 }
 
-/// What is wrong with a pod.
+/// A problem of a pod.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Trouble {
-    /// It runs without the sidecar.
+pub enum PodProblem {
+    /// The pod runs without the sidecar.
     NotInjected,
-    /// It waits for credentials that it is not going to get.
-    NotLetIn,
-    /// It waits for the first user of its own namespace, or its author has forgotten to name
-    /// another one.
+    /// The pod waits for credentials that its realm does not give to its namespace.
+    NamespaceNotAllowed,
+    /// The pod waits for the first user of its own namespace, or its author has forgotten to name
+    /// another namespace.
     NoUsers,
 }
 
-/// What there is to tell about one pod.
+/// A problem that was found at one pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Finding {
-    /// Its namespace.
+pub struct PodFinding {
+    /// The pod's namespace.
     pub namespace: String,
-    /// Its name.
+    /// The pod's name.
     pub name: String,
     /// The pod.
     pub pod: Pod,
-    /// What is wrong.
-    pub trouble: Trouble,
-    /// In a sentence.
+    /// The problem.
+    pub problem: PodProblem,
+    /// The Event about it.
     pub notice: Notice,
 }
 
-/// How many pods there are of each kind.
+/// Numbers of pods of each kind.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
     /// Pods without the sidecar.
     pub not_injected: usize,
-    /// Pods whose realm does not let them in.
+    /// Pods that wait for credentials.
     pub waiting: usize,
     /// Pods with a sidecar of another version, by realm.
     pub outdated: HashMap<String, usize>,
 }
 
-/// All of them, by namespace and name.
+/// All pods that ask for the sidecar.
 #[derive(Debug, Default)]
 pub struct Pods {
+    /// By namespace and name.
     pods: HashMap<(String, String), Pod>,
-    /// What was told already, by UID.
-    told: HashSet<(String, Trouble)>,
+    /// Problems that were reported already, by UID.
+    reported: HashSet<(String, PodProblem)>,
 }
 
 impl Pod {
-    /// A pod in `namespace`, by its annotations.
+    /// Makes a pod in `namespace` from its annotations.
     #[must_use]
     pub fn of(namespace: &str, uid: String, annotations: &BTreeMap<String, String>) -> Self {
         let realm =
@@ -77,7 +77,7 @@ impl Pod {
 }
 
 impl Pods {
-    /// A pod is there. Tells whether it is news.
+    /// Records a pod that was created or changed. Returns whether anything about it is new.
     pub fn seen(&mut self, namespace: &str, name: &str, pod: Pod) -> bool {
         let key = (namespace.to_owned(), name.to_owned());
         let news = self.pods.get(&key) != Some(&pod);
@@ -85,59 +85,63 @@ impl Pods {
         news
     }
 
-    /// A pod is gone.
+    /// Records that a pod was deleted.
     pub fn gone(&mut self, namespace: &str, name: &str) {
         if let Some(pod) = self.pods.remove(&(namespace.to_owned(), name.to_owned())) {
-            self.told.retain(|(uid, _)| *uid != pod.uid);
+            self.reported.retain(|(uid, _)| *uid != pod.uid);
         }
     }
 
-    /// The namespaces and names of all.
+    /// The namespaces and names of all pods.
     #[must_use]
     pub fn names(&self) -> HashSet<(String, String)> {
         self.pods.keys().cloned().collect()
     }
 
-    /// Looks at all pods: the counts, and what was not told yet. `lets_in` is asked with a realm
-    /// and a namespace, `has_users` with a realm; `version` is the operator's.
-    pub fn judge(
+    /// Evaluates all pods and returns the counts, and the problems that were not reported yet.
+    /// `access` takes a realm and a namespace, `has_users` a realm; `version` is the operator's.
+    pub fn evaluate(
         &mut self,
-        lets_in: impl Fn(&str, &str) -> Access,
+        access: impl Fn(&str, &str) -> NamespaceAccess,
         has_users: impl Fn(&str) -> bool,
         version: &str,
-    ) -> (Counts, Vec<Finding>) {
+    ) -> (Counts, Vec<PodFinding>) {
         let mut counts = Counts::default();
         let mut findings = Vec::new();
         for ((namespace, name), pod) in &self.pods {
-            let access = lets_in(&pod.realm, namespace);
-            let trouble = match &pod.injected {
+            let access = access(&pod.realm, namespace);
+            let problem = match &pod.injected {
                 None => {
                     counts.not_injected += 1;
-                    Trouble::NotInjected
+                    PodProblem::NotInjected
                 }
                 Some(injected) => {
                     if injected != version {
                         *counts.outdated.entry(pod.realm.clone()).or_default() += 1;
                     }
-                    // Other realms' credentials are there before they have users.
+                    // Other realms' credentials exist before the realms have users.
                     let without_users = pod.realm == *namespace && !has_users(&pod.realm);
-                    if access == Access::Granted && !without_users {
-                        // It may be shut out once more, and that is news then.
-                        self.told.remove(&(pod.uid.clone(), Trouble::NotLetIn));
-                        self.told.remove(&(pod.uid.clone(), Trouble::NoUsers));
+                    if access == NamespaceAccess::Allowed && !without_users {
+                        // If the realm stops allowing the namespace, that is reported again.
+                        self.reported.remove(&(pod.uid.clone(), PodProblem::NamespaceNotAllowed));
+                        self.reported.remove(&(pod.uid.clone(), PodProblem::NoUsers));
                         continue;
                     }
                     counts.waiting += 1;
-                    if access == Access::Granted { Trouble::NoUsers } else { Trouble::NotLetIn }
+                    if access == NamespaceAccess::Allowed {
+                        PodProblem::NoUsers
+                    } else {
+                        PodProblem::NamespaceNotAllowed
+                    }
                 }
             };
-            if self.told.insert((pod.uid.clone(), trouble)) {
-                findings.push(Finding {
+            if self.reported.insert((pod.uid.clone(), problem)) {
+                findings.push(PodFinding {
                     namespace: namespace.clone(),
                     name: name.clone(),
                     pod: pod.clone(),
-                    trouble,
-                    notice: notice(namespace, pod, trouble, access),
+                    problem,
+                    notice: notice(namespace, pod, problem, access),
                 });
             }
         }
@@ -145,33 +149,33 @@ impl Pods {
     }
 }
 
-fn notice(namespace: &str, pod: &Pod, trouble: Trouble, access: Access) -> Notice {
+fn notice(namespace: &str, pod: &Pod, problem: PodProblem, access: NamespaceAccess) -> Notice {
     let realm = &pod.realm;
-    match (trouble, access) {
-        (Trouble::NotInjected, _) => Notice::warning(
+    match (problem, access) {
+        (PodProblem::NotInjected, _) => Notice::warning(
             "NotInjected",
-            "The pod asks for the two-factor sidecar by its label, but was created while the webhook was not installed, and runs \
-             without it: delete the pod, so that it is created anew",
+            "The pod asks for the two-factor sidecar by its label, but was created while the webhook was not \
+             installed, and runs without it: delete the pod, so that it is created again",
         ),
-        (Trouble::NoUsers, _) => Notice::warning(
+        (PodProblem::NoUsers, _) => Notice::warning(
             "NoUsers",
             format!(
-                "The pod is to verify the users of its own namespace, where there is no TwoFactorUser: create one, or name the namespace of \
-                 the users with the annotation {REALM_ANNOTATION}"
+                "The pod verifies the users of its own namespace, which has no TwoFactorUser: create one, or \
+                 name the namespace of the users with the annotation {REALM_ANNOTATION}"
             ),
         ),
-        (Trouble::NotLetIn, Access::NoSuchNamespace) => Notice::warning(
-            "NotLetIn",
+        (PodProblem::NamespaceNotAllowed, NamespaceAccess::NoSuchNamespace) => Notice::warning(
+            "NamespaceNotAllowed",
             format!(
-                "The pod's annotation {REALM_ANNOTATION} names the namespace {realm}, which does not exist: create it or change \
-                 the annotation"
+                "The pod's annotation {REALM_ANNOTATION} names the namespace {realm}, which does not exist: create \
+                 it or change the annotation"
             ),
         ),
-        (Trouble::NotLetIn, _) => Notice::warning(
-            "NotLetIn",
+        (PodProblem::NamespaceNotAllowed, _) => Notice::warning(
+            "NamespaceNotAllowed",
             format!(
-                "The namespace {realm} does not let the namespace {namespace} verify its users, so the Secret {} is missing here: \
-                 add {namespace} to spec.allowedNamespaces of the TwoFactorRealm default in {realm}",
+                "The realm {realm} does not allow the namespace {namespace}, so the Secret {} does not exist \
+                 here: add {namespace} to spec.allowedNamespaces of the TwoFactorRealm default in {realm}",
                 credentials_name(realm)
             ),
         ),
@@ -191,49 +195,50 @@ mod tests {
         Pod::of("kms", uid.to_owned(), &annotations)
     }
 
-    fn own_only(realm: &str, namespace: &str) -> Access {
-        if realm == namespace { Access::Granted } else { Access::NotLetIn }
+    fn own_only(realm: &str, namespace: &str) -> NamespaceAccess {
+        if realm == namespace { NamespaceAccess::Allowed } else { NamespaceAccess::NotAllowed }
     }
 
     #[test]
-    fn what_is_wrong_is_told_once_and_counted_as_long_as_it_is() {
+    fn a_problem_is_reported_once_and_counted_while_it_lasts() {
         let mut pods = Pods::default();
         pods.seen("kms", "good", pod("1", None, Some("2")));
         pods.seen("kms", "old", pod("2", None, Some("1")));
         pods.seen("kms", "bare", pod("3", None, None));
         pods.seen("kms", "waiting", pod("4", Some("people"), Some("2")));
-        let (counts, mut findings) = pods.judge(own_only, |_| true, "2");
+        let (counts, mut findings) = pods.evaluate(own_only, |_| true, "2");
         assert_eq!((counts.not_injected, counts.waiting), (1, 1));
         assert_eq!(counts.outdated, HashMap::from([("kms".to_owned(), 1)]));
         findings.sort_by(|a, b| a.name.cmp(&b.name));
-        let told: Vec<_> = findings.iter().map(|it| (it.name.as_str(), it.notice.reason)).collect();
-        assert_eq!(told, [("bare", "NotInjected"), ("waiting", "NotLetIn")]);
+        let reported: Vec<_> =
+            findings.iter().map(|it| (it.name.as_str(), it.notice.reason)).collect();
+        assert_eq!(reported, [("bare", "NotInjected"), ("waiting", "NamespaceNotAllowed")]);
         assert!(findings[1].notice.note.contains("TwoFactorRealm default in people"));
-        let (again, findings) = pods.judge(own_only, |_| true, "2");
+        let (again, findings) = pods.evaluate(own_only, |_| true, "2");
         assert_eq!((again, findings.len()), (counts, 0));
-        let (counts, _) = pods.judge(|_, _| Access::Granted, |_| true, "2");
+        let (counts, _) = pods.evaluate(|_, _| NamespaceAccess::Allowed, |_| true, "2");
         assert_eq!(counts.waiting, 0);
-        assert_eq!(pods.judge(own_only, |_| true, "2").1.len(), 1, "shut out once more");
+        assert_eq!(pods.evaluate(own_only, |_| true, "2").1.len(), 1, "not allowed again");
         pods.gone("kms", "bare");
-        assert_eq!(pods.judge(own_only, |_| true, "2").0.not_injected, 0);
+        assert_eq!(pods.evaluate(own_only, |_| true, "2").0.not_injected, 0);
     }
 
     #[test]
-    fn a_realm_without_a_namespace_is_told_as_such() {
+    fn a_pod_whose_realm_has_no_namespace_is_reported() {
         let mut pods = Pods::default();
         pods.seen("kms", "pod", pod("1", Some("peeple"), Some("1")));
-        let (_, findings) = pods.judge(|_, _| Access::NoSuchNamespace, |_| true, "1");
+        let (_, findings) = pods.evaluate(|_, _| NamespaceAccess::NoSuchNamespace, |_| true, "1");
         assert!(findings[0].notice.note.contains("peeple, which does not exist"));
     }
 
     #[test]
-    fn a_pod_that_forgot_to_name_its_realm_is_told_that_there_are_no_users() {
+    fn a_pod_without_a_realm_annotation_in_a_namespace_without_users_is_reported() {
         let mut pods = Pods::default();
         let annotations = BTreeMap::from([(INJECTED_ANNOTATION.to_owned(), "1".to_owned())]);
         pods.seen("kms", "service", Pod::of("kms", "1".to_owned(), &annotations));
-        let (counts, findings) = pods.judge(|_, _| Access::Granted, |_| false, "1");
-        assert_eq!((counts.waiting, findings[0].trouble), (1, Trouble::NoUsers));
+        let (counts, findings) = pods.evaluate(|_, _| NamespaceAccess::Allowed, |_| false, "1");
+        assert_eq!((counts.waiting, findings[0].problem), (1, PodProblem::NoUsers));
         assert!(findings[0].notice.note.contains(REALM_ANNOTATION), "{findings:?}");
-        assert_eq!(pods.judge(|_, _| Access::Granted, |_| true, "1").0.waiting, 0);
+        assert_eq!(pods.evaluate(|_, _| NamespaceAccess::Allowed, |_| true, "1").0.waiting, 0);
     }
 }

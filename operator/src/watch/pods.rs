@@ -1,5 +1,5 @@
-//! The watch of pods that ask for the sidecar, by their metadata. Enters: such pods as they come
-//! and go, in every namespace. Leaves: Events on those with which something is wrong, and metrics.
+//! Watches the metadata of pods that ask for the sidecar, in every namespace. It emits Events for
+//! pods that have a problem, and sets metrics.
 
 use std::collections::HashSet;
 use std::sync::{Arc, PoisonError};
@@ -15,17 +15,17 @@ use twofactor_api::labels;
 
 use super::events;
 use crate::state::Context;
-use crate::watch::pod_findings::{Finding, Pod, Pods, Trouble};
+use crate::watch::pod_findings::{Pod, PodFinding, PodProblem, Pods};
 
-/// How often to look at all of them, when something may have changed: many pods change at the same
-/// time.
+/// Interval between two evaluations of all pods. Many pods change at the same time, so an
+/// evaluation for every change would be too many.
 const PERIOD: Duration = Duration::from_secs(1);
 
-/// Looks after pods until it is told to stop. Begins when the lists are complete.
+/// Watches pods until `stop`.
 pub async fn run(context: Arc<Context>, stop: CancellationToken) {
     let selector = format!("{label},{label}!=false", label = labels::INJECT_LABEL);
     let api = Api::<PartialObjectMeta<CorePod>>::all(context.client.clone());
-    // Those that have ended need nothing any more.
+    // Pods that have ended need no check.
     let running = "status.phase!=Succeeded,status.phase!=Failed";
     let watched = watcher::Config::default().labels(&selector).fields(running);
     let mut events = std::pin::pin!(events(api, watched));
@@ -38,9 +38,9 @@ pub async fn run(context: Arc<Context>, stop: CancellationToken) {
             () = stop.cancelled() => return,
             event = events.next() => event,
             _ = period.tick() => {
-                // Half a list tells too little.
+                // An incomplete list would give wrong counts.
                 if !listing {
-                    look(&context, &mut pods);
+                    report(&context, &mut pods);
                 }
                 continue;
             }
@@ -73,8 +73,8 @@ pub async fn run(context: Arc<Context>, stop: CancellationToken) {
 fn seen(context: &Context, pods: &mut Pods, object: &PartialObjectMeta<CorePod>) {
     let (namespace, name) = (object.namespace().unwrap_or_default(), object.name_any());
     let pod = Pod::of(&namespace, object.uid().unwrap_or_default(), object.annotations());
-    // One that is about to go needs nothing; those of other realms are somebody else's to look
-    // after.
+    // A pod that is being deleted needs no check, and pods of other realms are checked by another
+    // operator.
     if object.metadata.deletion_timestamp.is_some() || !context.scopes.cover(&pod.realm) {
         pods.gone(&namespace, &name);
     } else {
@@ -82,37 +82,38 @@ fn seen(context: &Context, pods: &mut Pods, object: &PartialObjectMeta<CorePod>)
     }
 }
 
-fn look(context: &Context, pods: &mut Pods) {
-    let lets_in = |realm: &str, namespace: &str| context.policies.lets_in(realm, namespace);
+/// Sets the metrics, and emits an Event and a log line for each new problem.
+fn report(context: &Context, pods: &mut Pods) {
+    let access = |realm: &str, namespace: &str| context.policies.access(realm, namespace);
     let has_users = |realm: &str| context.index().has_users(realm);
-    let (counts, findings) = pods.judge(lets_in, has_users, env!("CARGO_PKG_VERSION"));
+    let (counts, findings) = pods.evaluate(access, has_users, env!("CARGO_PKG_VERSION"));
     let number = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
     context.metrics.pods_not_injected.set(number(counts.not_injected));
     context.metrics.pods_waiting.set(number(counts.waiting));
     *context.outdated.lock().unwrap_or_else(PoisonError::into_inner) = counts.outdated;
-    for Finding { namespace, name, pod, trouble, notice } in findings {
-        match trouble {
-            Trouble::NotInjected => {
+    for PodFinding { namespace, name, pod, problem, notice } in findings {
+        match problem {
+            PodProblem::NotInjected => {
                 tracing::warn!(
                     namespace,
                     pod = name,
-                    "a pod asks for the sidecar and runs without it"
+                    "pod without sidecar found: it asks for one by its label"
                 );
             }
-            Trouble::NoUsers => {
+            PodProblem::NoUsers => {
                 tracing::warn!(
                     namespace,
                     pod = name,
-                    "a pod waits: there are no users in its namespace"
+                    "pod waiting for credentials: its namespace has no users"
                 );
             }
-            Trouble::NotLetIn => {
+            PodProblem::NamespaceNotAllowed => {
                 let realm = pod.realm;
                 tracing::warn!(
                     namespace,
                     pod = name,
                     realm,
-                    "a pod waits: the realm does not let its namespace in"
+                    "pod waiting for credentials: the realm does not allow its namespace"
                 );
             }
         }

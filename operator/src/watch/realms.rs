@@ -36,12 +36,12 @@ pub async fn namespaces(
             }
             Event::InitDone => {
                 for name in policies.namespaces().difference(&listed) {
-                    policies.namespace_gone(name);
+                    policies.namespace_deleted(name);
                 }
                 synced.set();
             }
             Event::Apply(namespace) => seen(&policies, &namespace),
-            Event::Delete(namespace) => policies.namespace_gone(&namespace.name_any()),
+            Event::Delete(namespace) => policies.namespace_deleted(&namespace.name_any()),
         }
     }
 }
@@ -49,7 +49,7 @@ pub async fn namespaces(
 fn seen(policies: &Policies, namespace: &PartialObjectMeta<Namespace>) {
     let ending = namespace.metadata.deletion_timestamp.is_some();
     let uid = namespace.uid().unwrap_or_default();
-    policies.namespace_seen(&namespace.name_any(), &uid, namespace.labels(), ending);
+    policies.namespace_applied(&namespace.name_any(), &uid, namespace.labels(), ending);
 }
 
 /// Keeps up with realms until it is told to stop. `unreadable` counts those that this version
@@ -67,7 +67,7 @@ pub async fn realms(
     let mut listed = vec![HashSet::new(); scopes.lists()];
     let mut complete = HashSet::new();
     let apply = |object: DeserializeGuard<TwoFactorRealm>| match object.0 {
-        Ok(realm) => policies.realm_seen(realm),
+        Ok(realm) => policies.realm_applied(realm),
         // What was known of it stays.
         Err(invalid) => {
             let (namespace, name) = (invalid.metadata.namespace, invalid.metadata.name);
@@ -91,7 +91,7 @@ pub async fn realms(
                 for (namespace, name) in policies.realm_names() {
                     let within = scopes.contains(list, Some(&namespace));
                     if within && !listed.contains(&(namespace.clone(), name.clone())) {
-                        policies.realm_gone(&namespace, &name);
+                        policies.realm_deleted(&namespace, &name);
                     }
                 }
                 complete.insert(list);
@@ -102,7 +102,7 @@ pub async fn realms(
             Event::Apply(object) => apply(object),
             Event::Delete(object) => {
                 let (namespace, name) = reference(&object);
-                policies.realm_gone(&namespace, &name);
+                policies.realm_deleted(&namespace, &name);
             }
         }
     }

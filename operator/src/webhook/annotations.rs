@@ -1,5 +1,5 @@
-//! What a pod asks for in its annotations. Enters: annotations and defaults. Leaves: settings that
-//! cannot be wrong, or a refusal that names the annotation.
+//! Reads a pod's annotations. From these and the defaults it makes valid settings of the sidecar,
+//! or a refusal that names the invalid annotation.
 
 use std::collections::BTreeMap;
 
@@ -10,27 +10,27 @@ use super::quantity::{Quantity, Resource};
 use super::quoted;
 use super::reason::{Reason, Refusal};
 
-/// On a pod: the port of the sidecar's API, 1 to 65535.
+/// Annotation with the port of the sidecar's API, 1 to 65535.
 pub const PORT_ANNOTATION: &str = "twofactor.fountainai.io/port";
-/// On a pod: the port of the sidecar's health and metrics, 1 to 65535.
+/// Annotation with the port of the sidecar's health and metrics, 1 to 65535.
 pub const ADMIN_PORT_ANNOTATION: &str = "twofactor.fountainai.io/admin-port";
-/// On a pod: the filter of the sidecar's log.
+/// Annotation with the filter of the sidecar's log.
 pub const LOG_ANNOTATION: &str = "twofactor.fountainai.io/log";
-/// On a pod: the sidecar's image.
+/// Annotation with the sidecar's image.
 pub const IMAGE_ANNOTATION: &str = "twofactor.fountainai.io/image";
-/// On a pod: the processor time that is kept free for the sidecar.
+/// Annotation with the sidecar's CPU request.
 pub const CPU_REQUEST_ANNOTATION: &str = "twofactor.fountainai.io/cpu-request";
-/// On a pod: the processor time that the sidecar may use.
+/// Annotation with the sidecar's CPU limit.
 pub const CPU_LIMIT_ANNOTATION: &str = "twofactor.fountainai.io/cpu-limit";
-/// On a pod: the memory that is kept free for the sidecar.
+/// Annotation with the sidecar's memory request.
 pub const MEMORY_REQUEST_ANNOTATION: &str = "twofactor.fountainai.io/memory-request";
-/// On a pod: the memory that the sidecar may use.
+/// Annotation with the sidecar's memory limit.
 pub const MEMORY_LIMIT_ANNOTATION: &str = "twofactor.fountainai.io/memory-limit";
 
 const LONGEST_LOG_FILTER: usize = 256;
 const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
 
-/// What the sidecar of one pod is to be.
+/// Settings of the sidecar of one pod.
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// The namespace whose users the pod verifies.
@@ -46,7 +46,7 @@ pub struct Settings {
 /// Reads the annotations of a pod in `namespace`.
 ///
 /// # Errors
-/// The first annotation that is wrong.
+/// Names the first invalid annotation.
 pub fn settings(
     annotations: &BTreeMap<String, String>,
     namespace: &str,
@@ -54,7 +54,7 @@ pub fn settings(
 ) -> Result<Settings, Refusal> {
     let realm = annotations.get(REALM_ANNOTATION).map_or(namespace, String::as_str);
     if !is_dns_label(realm) {
-        return Err(wrong(REALM_ANNOTATION, "must be the name of a namespace", realm));
+        return Err(invalid(REALM_ANNOTATION, "must be the name of a namespace", realm));
     }
     let port = port(annotations, PORT_ANNOTATION, defaults::PORT)?;
     let admin_port = self::port(annotations, ADMIN_PORT_ANNOTATION, defaults::ADMIN_PORT)?;
@@ -71,10 +71,10 @@ pub fn settings(
     if !is_log_filter(log) {
         let rule =
             "must be error, warn, info, debug, trace or off, or a list such as info,audit=off";
-        return Err(wrong(LOG_ANNOTATION, rule, log));
+        return Err(invalid(LOG_ANNOTATION, rule, log));
     }
     let image = annotations.get(IMAGE_ANNOTATION).unwrap_or(&defaults.image);
-    check_image(image).map_err(|rule| wrong(IMAGE_ANNOTATION, rule, image))?;
+    check_image(image).map_err(|rule| invalid(IMAGE_ANNOTATION, rule, image))?;
     let cpu = range(
         annotations,
         Resource::Cpu,
@@ -100,7 +100,7 @@ pub fn settings(
     })
 }
 
-fn wrong(annotation: &str, rule: impl std::fmt::Display, value: &str) -> Refusal {
+fn invalid(annotation: &str, rule: impl std::fmt::Display, value: &str) -> Refusal {
     Refusal::new(
         Reason::Annotation,
         format!("annotation {annotation}: {rule}; it is {}", quoted(value)),
@@ -115,11 +115,11 @@ fn port(
     let Some(text) = annotations.get(annotation) else {
         return Ok(default);
     };
-    // `parse` alone would take a sign.
+    // `parse` alone would accept a sign.
     let digits = text.bytes().all(|byte| byte.is_ascii_digit());
     match text.parse() {
         Ok(port) if digits && port != 0 => Ok(port),
-        _ => Err(wrong(annotation, "must be a port from 1 to 65535", text)),
+        _ => Err(invalid(annotation, "must be a port from 1 to 65535", text)),
     }
 }
 
@@ -132,17 +132,17 @@ fn range(
 ) -> Result<Range, Refusal> {
     let parse = |annotation: &'static str, default: &Quantity| {
         annotations.get(annotation).map_or(Ok(default.clone()), |text| {
-            Quantity::parse(text, resource).map_err(|problem| wrong(annotation, problem, text))
+            Quantity::parse(text, resource).map_err(|problem| invalid(annotation, problem, text))
         })
     };
     let request = parse(request_annotation, &defaults.request)?;
     let limit = parse(limit_annotation, &defaults.limit)?;
     if limit.is_zero() {
-        return Err(wrong(limit_annotation, "must be more than 0", limit.as_str()));
+        return Err(invalid(limit_annotation, "must be more than 0", limit.as_str()));
     }
     if request.exceeds(&limit) {
-        // Either may be a default that nobody sees in the pod: so both are named, with their
-        // values.
+        // Either may be a default, which the pod does not show, so the message names both with
+        // their values.
         return Err(Refusal::new(
             Reason::Annotation,
             format!(
@@ -156,8 +156,8 @@ fn range(
     Ok(Range { request, limit })
 }
 
-/// A list of levels and of `target=level`. The sidecar would take more, such as a bare target, but
-/// there a misspelt level becomes a target, and nothing is logged.
+/// Whether the text is a list of levels and of `target=level`. The sidecar accepts more, such as a
+/// bare target, but then a misspelt level would be read as a target, and nothing would be logged.
 fn is_log_filter(text: &str) -> bool {
     let is_level = |word: &str| LEVELS.iter().any(|level| level.eq_ignore_ascii_case(word));
     let is_target = |word: &str| {
@@ -191,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn every_annotation_is_taken_over() {
+    fn every_annotation_changes_its_setting() {
         let settings = read(&[
             (REALM_ANNOTATION, "people"),
             (PORT_ANNOTATION, "9004"),
@@ -216,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_annotation_is_named_with_what_would_be_right() {
+    fn a_refusal_names_the_invalid_annotation_and_its_rule() {
         let table: &[(&str, &[&str], &str)] = &[
             (REALM_ANNOTATION, &["", "People", "a/b", "a.b", "-"], "the name of a namespace"),
             (
@@ -271,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_above_the_limit_is_refused_also_when_one_of_them_is_a_default() {
+    fn a_request_above_the_limit_is_refused_even_if_one_of_them_is_a_default() {
         let sentence = read(&[(MEMORY_LIMIT_ANNOTATION, "8Mi")]).unwrap_err().sentence;
         assert!(sentence.contains("they are 16Mi and 8Mi, defaults included"), "{sentence}");
         assert!(read(&[(CPU_REQUEST_ANNOTATION, "501m")]).is_err());
@@ -279,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn the_two_ports_must_differ_also_when_one_of_them_is_a_default() {
+    fn the_two_ports_must_differ_even_if_one_of_them_is_a_default() {
         for (annotation, port) in [(PORT_ANNOTATION, "18004"), (ADMIN_PORT_ANNOTATION, "8004")] {
             let sentence = read(&[(annotation, port)]).unwrap_err().sentence;
             assert!(sentence.contains("two different ports"), "{sentence}");

@@ -1,5 +1,5 @@
-//! What a pod must not be when it asks for a sidecar. Enters: a pod and its settings. Leaves:
-//! nothing, or a refusal that names the field and what would be right.
+//! Checks whether a pod can have a sidecar. The result for a pod and its settings is nothing, or a
+//! refusal that names the field and what it must be.
 
 use k8s_openapi::api::core::v1::{
     Container, ContainerPort, EphemeralContainer, Lifecycle, LifecycleHandler, PodSpec, Probe,
@@ -10,14 +10,14 @@ use super::annotations::{ADMIN_PORT_ANNOTATION, PORT_ANNOTATION, Settings};
 use super::quoted;
 use super::reason::{Reason, Refusal};
 
-/// Refuses pods whose processes or network somebody shares who must not.
+/// Refuses pods that share the host network or a process namespace.
 ///
 /// # Errors
-/// A field of the pod that must not be as it is.
+/// Names the field.
 pub fn isolation(spec: &PodSpec) -> Result<(), Refusal> {
     if spec.host_network == Some(true) {
-        let why =
-            "the sidecar answers whoever reaches its loopback address, which would be the node's";
+        let why = "the sidecar answers on its loopback address, which every process on the node \
+                   could reach";
         return Err(must_be_false(Reason::HostNetwork, "hostNetwork", why));
     }
     let why = "other processes could read the sidecar's keys under /proc";
@@ -37,10 +37,10 @@ fn must_be_false(reason: Reason, field: &str, why: &str) -> Refusal {
     )
 }
 
-/// Refuses pods that run where the sidecar does not.
+/// Refuses pods for other operating systems than Linux.
 ///
 /// # Errors
-/// The field that says so.
+/// Names the field.
 pub fn operating_system(spec: &PodSpec) -> Result<(), Refusal> {
     let named = spec.os.as_ref().map(|os| ("spec.os.name", os.name.as_str()));
     let label = "kubernetes.io/os";
@@ -55,11 +55,10 @@ pub fn operating_system(spec: &PodSpec) -> Result<(), Refusal> {
     }
 }
 
-/// Refuses pods in which another container uses one of the sidecar's ports, as far as the pod
-/// tells.
+/// Refuses pods in which another container declares or probes one of the sidecar's ports.
 ///
 /// # Errors
-/// The container and the port.
+/// Names the container and the port.
 pub fn ports<'a>(
     others: impl Iterator<Item = ContainerView<'a>>,
     settings: &Settings,
@@ -74,20 +73,20 @@ pub fn ports<'a>(
                 return Err(Refusal::new(
                     Reason::PortTaken,
                     format!(
-                        "{}: {field} is port {port}, which is that of the sidecar's {what}; use another one, or \
+                        "{}: {field} is port {port}, which the sidecar uses for its {what}; use another port, or \
                          give the sidecar another one with the annotation {annotation}",
                         container.place()
                     ),
                 ));
             }
         }
-        // A probe comes from the node, which reaches what listens on the pod's address: not the
-        // sidecar's API.
+        // A probe comes from the node, which cannot reach the sidecar's API, because that listens
+        // on the loopback address only.
         if container.probes().any(|probed| probed == IntOrString::Int(settings.port.into())) {
             return Err(Refusal::new(
                 Reason::PortTaken,
                 format!(
-                    "{}: a probe or lifecycle hook asks port {}, which is that of the sidecar's API and answers \
+                    "{}: a probe or lifecycle hook uses port {}, which the sidecar uses for its API and answers \
                      inside the pod only; if the container listens there, use another port, or give the sidecar \
                      another one with the annotation {PORT_ANNOTATION}",
                     container.place(),
@@ -99,7 +98,7 @@ pub fn ports<'a>(
     Ok(())
 }
 
-/// What init, app and ephemeral containers have in common.
+/// The fields that init, app and ephemeral containers have in common.
 #[derive(Clone, Copy, Debug)]
 pub struct ContainerView<'a> {
     list: &'static str,
@@ -139,7 +138,7 @@ macro_rules! view {
 view!(view, Container);
 view!(view_ephemeral, EphemeralContainer);
 
-/// All containers of a pod, of every kind.
+/// Lists a pod's init, app and ephemeral containers.
 pub fn containers(spec: &PodSpec) -> impl Iterator<Item = ContainerView<'_>> {
     let init = spec
         .init_containers
@@ -154,7 +153,7 @@ pub fn containers(spec: &PodSpec) -> impl Iterator<Item = ContainerView<'_>> {
 }
 
 impl ContainerView<'_> {
-    /// Where it stands, for a sentence.
+    /// The container's place in the pod, for a sentence.
     #[must_use]
     pub fn place(&self) -> String {
         format!("{}[{}]", self.list, quoted(self.name))
@@ -162,7 +161,7 @@ impl ContainerView<'_> {
 
     fn uses(&self, port: u16) -> Option<&'static str> {
         let port = i32::from(port);
-        // The sidecar listens with TCP only. Absent means TCP.
+        // The sidecar listens on TCP only. An absent protocol means TCP.
         let tcp = |declared: &&ContainerPort| {
             declared.protocol.as_deref().is_none_or(|name| name == "TCP")
         };
@@ -177,7 +176,7 @@ impl ContainerView<'_> {
         })
     }
 
-    /// The ports of the pod that the node asks.
+    /// The ports of the pod that the node probes.
     fn probes(&self) -> impl Iterator<Item = IntOrString> {
         let by_probe = self.probes.into_iter().flatten().filter_map(|probe| {
             let http = probe

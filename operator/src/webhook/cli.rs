@@ -1,5 +1,5 @@
-//! The webhook's part of the command line. Enters: arguments and the environment. Leaves: its
-//! configuration, or the flag that is wrong.
+//! Parses the webhook's part of the command line and the environment. The result is the webhook's
+//! configuration, or an error that names the invalid flag.
 #![expect(
     clippy::doc_markdown,
     reason = "clap shows these comments in a terminal, where backticks are noise"
@@ -16,10 +16,10 @@ use super::certificates::rotation::Lifetimes;
 use super::config::WebhookConfiguration;
 use super::defaults::{SidecarDefaults, SidecarOptions};
 
-/// Where the webhook is, and what it gives to pods.
+/// Flags of the webhook and of the sidecars that it adds to pods.
 #[derive(Args, Debug)]
 pub struct WebhookArguments {
-    /// Address of the webhook that gives pods their sidecars [default: there is none]
+    /// Address on which the webhook that gives pods their sidecars listens [default: no webhook]
     #[arg(
         long,
         env = "TWOFACTOR_WEBHOOK_LISTEN",
@@ -37,7 +37,7 @@ pub struct WebhookArguments {
     )]
     webhook_service: String,
 
-    /// MutatingWebhookConfiguration, of which the operator keeps the caBundle
+    /// MutatingWebhookConfiguration whose caBundle the operator writes
     #[arg(
         long,
         env = "TWOFACTOR_WEBHOOK_CONFIGURATION",
@@ -46,8 +46,8 @@ pub struct WebhookArguments {
     )]
     webhook_configuration: String,
 
-    /// How long the webhook's certificate authority is good for, such as 8760h; it is replaced in
-    /// time
+    /// Lifetime of the webhook's certificate authority, such as 8760h. The operator replaces it
+    /// before it expires
     #[arg(
         long,
         env = "TWOFACTOR_WEBHOOK_CA_LIFETIME",
@@ -57,7 +57,8 @@ pub struct WebhookArguments {
     )]
     webhook_ca_lifetime: Duration,
 
-    /// How long its certificates are good for, at most half as long; they are replaced in time
+    /// Lifetime of the webhook's certificates, at most half of the authority's. The operator
+    /// replaces them before they expire
     #[arg(
         long,
         env = "TWOFACTOR_WEBHOOK_CERTIFICATE_LIFETIME",
@@ -67,15 +68,17 @@ pub struct WebhookArguments {
     )]
     webhook_certificate_lifetime: Duration,
 
-    /// Image of the sidecar
+    /// Image of the sidecars
     #[arg(long, env = "TWOFACTOR_SIDECAR_IMAGE", value_name = "IMAGE")]
     sidecar_image: Option<String>,
 
-    /// When nodes pull it: Always, IfNotPresent or Never [default: Kubernetes decides by the tag]
+    /// Pull policy of the sidecars' image: Always, IfNotPresent or Never [default: Kubernetes
+    /// decides by the tag]
     #[arg(long, env = "TWOFACTOR_SIDECAR_IMAGE_PULL_POLICY", value_name = "POLICY")]
     sidecar_image_pull_policy: Option<String>,
 
-    /// Secret in the pods' namespaces to pull it with. Can be given more than once
+    /// Secret for pulling the sidecars' image, which must exist in each pod's namespace. Can be
+    /// given more than once
     #[arg(
         long = "sidecar-image-pull-secret",
         env = "TWOFACTOR_SIDECAR_IMAGE_PULL_SECRETS",
@@ -84,7 +87,7 @@ pub struct WebhookArguments {
     )]
     sidecar_image_pull_secrets: Vec<String>,
 
-    /// Processor time that is kept free for a sidecar
+    /// CPU request of a sidecar
     #[arg(
         long,
         env = "TWOFACTOR_SIDECAR_CPU_REQUEST",
@@ -93,7 +96,7 @@ pub struct WebhookArguments {
     )]
     sidecar_cpu_request: String,
 
-    /// Processor time that a sidecar may take
+    /// CPU limit of a sidecar
     #[arg(
         long,
         env = "TWOFACTOR_SIDECAR_CPU_LIMIT",
@@ -102,7 +105,7 @@ pub struct WebhookArguments {
     )]
     sidecar_cpu_limit: String,
 
-    /// Memory that is kept free for a sidecar
+    /// Memory request of a sidecar
     #[arg(
         long,
         env = "TWOFACTOR_SIDECAR_MEMORY_REQUEST",
@@ -111,7 +114,7 @@ pub struct WebhookArguments {
     )]
     sidecar_memory_request: String,
 
-    /// Memory that a sidecar may take
+    /// Memory limit of a sidecar
     #[arg(
         long,
         env = "TWOFACTOR_SIDECAR_MEMORY_LIMIT",
@@ -120,12 +123,12 @@ pub struct WebhookArguments {
     )]
     sidecar_memory_limit: String,
 
-    /// Log lines of sidecars as json or text
+    /// Format of the sidecars' log lines: json or text
     #[arg(long, env = "TWOFACTOR_SIDECAR_LOG_FORMAT", default_value = "json")]
     sidecar_log_format: Format,
 }
 
-/// A time such as `90s`, `24h` or `1h 30m`.
+/// Parses a lifetime such as `90s`, `24h` or `1h 30m`.
 fn lifetime(text: &str) -> Result<Duration, String> {
     let span: jiff::SignedDuration =
         text.parse().map_err(|_| "must be a time such as 90s or 24h".to_owned())?;
@@ -136,10 +139,10 @@ fn lifetime(text: &str) -> Result<Duration, String> {
 }
 
 impl WebhookArguments {
-    /// What they say; nothing when there is to be no webhook.
+    /// Makes the configuration; nothing if there is no webhook.
     ///
     /// # Errors
-    /// Names the flag that is wrong.
+    /// Names the invalid flag.
     pub fn configuration(self) -> Result<Option<WebhookConfiguration>, Box<dyn Error>> {
         let Some(listen) = self.webhook_listen else { return Ok(None) };
         if self.webhook_ca_lifetime < self.webhook_certificate_lifetime * 2 {
@@ -171,7 +174,7 @@ impl WebhookArguments {
     }
 }
 
-/// An empty variable names nothing.
+/// Removes the empty name that an empty environment variable gives.
 fn named(names: Vec<String>) -> Vec<String> {
     names.into_iter().filter(|name| !name.is_empty()).collect()
 }
@@ -184,8 +187,8 @@ mod tests {
     fn a_lifetime_is_a_number_with_a_unit() {
         assert_eq!(lifetime("24h"), Ok(Duration::from_hours(24)));
         assert_eq!(lifetime("90s"), Ok(Duration::from_secs(90)));
-        for wrong in ["", "24", "soon", "-1h", "1s"] {
-            assert!(lifetime(wrong).is_err(), "{wrong}");
+        for invalid in ["", "24", "soon", "-1h", "1s"] {
+            assert!(lifetime(invalid).is_err(), "{invalid}");
         }
     }
 }

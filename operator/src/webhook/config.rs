@@ -1,4 +1,4 @@
-//! What the webhook is told when the process starts.
+//! Holds the webhook's configuration.
 
 use std::net::SocketAddr;
 
@@ -6,29 +6,28 @@ use super::certificates;
 use super::certificates::rotation::Lifetimes;
 use super::defaults::SidecarDefaults;
 
-/// What the webhook was told.
+/// The webhook's configuration.
 #[derive(Clone, Debug)]
 pub struct WebhookConfiguration {
-    /// Where to serve it.
+    /// Address on which the webhook listens.
     pub listen: SocketAddr,
-    /// The Service that the API servers call, in the operator's namespace.
+    /// Name of the Service that the API servers call, in the operator's namespace.
     pub service: String,
-    /// The `MutatingWebhookConfiguration`.
+    /// Name of the `MutatingWebhookConfiguration`.
     pub configuration: String,
-    /// How long certificates are good for.
+    /// Lifetimes of the certificates.
     pub lifetimes: Lifetimes,
-    /// What pods get.
+    /// Defaults of the sidecar that pods get.
     pub sidecar: SidecarDefaults,
 }
 
 impl WebhookConfiguration {
-    /// The settings of the webhook's certificates. `namespace` is the operator's.
+    /// Makes the settings of the webhook's certificates. `namespace` is the operator's.
     #[must_use]
     pub fn certificates(&self, namespace: &str) -> certificates::Settings {
         let mut settings =
             certificates::Settings::new(namespace, &self.service, &self.configuration);
-        // A tenth of a certificate's life is early enough to notice everything; so are three
-        // seconds.
+        // A tenth of a certificate's lifetime is often enough to replace it in time.
         settings.poll = settings.poll.min(self.lifetimes.leaf / 10);
         settings.lifetimes = self.lifetimes;
         settings

@@ -1,6 +1,5 @@
-//! What a sidecar gets unless its pod asks for something else. Enters: the operator's flags, as
-//! texts. Leaves: values that cannot be wrong, or an error that names the flag. Done once, at the
-//! start.
+//! Checks the operator's flags for sidecars, once at the start. They become valid defaults, which a
+//! pod's annotations can override, or an error that names the flag.
 
 use thiserror::Error;
 use twofactor_server::logging::Format;
@@ -13,16 +12,16 @@ pub const PORT: u16 = 8004;
 pub const ADMIN_PORT: u16 = 18004;
 /// The filter of the sidecar's log.
 pub const LOG: &str = "info";
-/// No registry takes a longer name.
+/// Maximum length of an image name. No registry accepts a longer one.
 const LONGEST_IMAGE: usize = 1024;
 
-/// The flags, as they were typed.
+/// The flags as the administrator typed them.
 #[derive(Clone, Debug)]
 pub struct SidecarOptions {
     /// `--sidecar-image`
     pub image: String,
-    /// `--sidecar-image-pull-policy`: `Always`, `IfNotPresent` or `Never`; Kubernetes decides by
-    /// the tag when absent.
+    /// `--sidecar-image-pull-policy`: `Always`, `IfNotPresent` or `Never`; if absent, Kubernetes
+    /// decides by the tag.
     pub image_pull_policy: Option<String>,
     /// `--sidecar-image-pull-secret`: names of Secrets in the pods' namespaces.
     pub image_pull_secrets: Vec<String>,
@@ -38,7 +37,7 @@ pub struct SidecarOptions {
     pub log_format: Format,
 }
 
-/// What a sidecar gets unless its pod asks for something else.
+/// The defaults of a sidecar, which its pod's annotations can override.
 #[derive(Clone, Debug)]
 pub struct SidecarDefaults {
     pub(super) image: String,
@@ -49,38 +48,37 @@ pub struct SidecarDefaults {
     pub(super) log_format: &'static str,
 }
 
-/// What a container may use of a resource, and what is kept free for it: a limit above 0 and a
-/// request not above it.
+/// Request and limit of a resource. The limit is above 0, and the request is not above the limit.
 #[derive(Clone, Debug)]
 pub(super) struct Range {
     pub(super) request: Quantity,
     pub(super) limit: Quantity,
 }
 
-/// Which flag is wrong, and how.
+/// Errors of the flags for sidecars.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum DefaultsError {
-    /// Not an image's name.
+    /// The text is not an image name.
     #[error("--sidecar-image: {0}")]
     Image(&'static str),
-    /// Not a policy.
+    /// The text is not a pull policy.
     #[error("--sidecar-image-pull-policy: must be `Always`, `IfNotPresent` or `Never`")]
     ImagePullPolicy,
-    /// Not a Secret's name.
-    #[error("--sidecar-image-pull-secret: must be the name of a Secret: a DNS subdomain")]
+    /// The text is not the name of a Secret.
+    #[error("--sidecar-image-pull-secret: must be the name of a Secret, which is a DNS subdomain")]
     ImagePullSecret,
-    /// Not a quantity.
+    /// The text is not a quantity.
     #[error("{flag}: {problem}")]
     Quantity {
         /// The flag.
         flag: &'static str,
-        /// What is wrong.
+        /// The error.
         problem: QuantityError,
     },
-    /// A limit of 0 would mean that there is none.
+    /// The limit is 0, which Kubernetes would read as no limit.
     #[error("{0}: must be more than 0")]
     NoLimit(&'static str),
-    /// A request above the limit.
+    /// The request is above the limit.
     #[error("{request}: must not be more than {limit}")]
     RequestAboveLimit {
         /// The flag of the request.
@@ -94,7 +92,7 @@ impl SidecarDefaults {
     /// Checks the flags.
     ///
     /// # Errors
-    /// The first flag that is wrong.
+    /// Names the first invalid flag.
     pub fn parse(options: SidecarOptions) -> Result<Self, DefaultsError> {
         check_image(&options.image).map_err(DefaultsError::Image)?;
         let image_pull_policy = match options.image_pull_policy.as_deref() {
@@ -150,7 +148,7 @@ fn range(
     Ok(Range { request, limit })
 }
 
-/// Says what is wrong with an image's name. Whether there is such an image only the node finds out.
+/// Checks an image name. Whether the image exists is known only to the node that pulls it.
 pub(super) fn check_image(image: &str) -> Result<(), &'static str> {
     if image.is_empty() {
         Err("must not be empty")
@@ -163,7 +161,7 @@ pub(super) fn check_image(image: &str) -> Result<(), &'static str> {
     }
 }
 
-/// Whether a text can be the name of a namespace.
+/// Whether the text can be the name of a namespace.
 pub(super) fn is_dns_label(text: &str) -> bool {
     let inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
     (1..=63).contains(&text.len())
@@ -188,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn good_flags_are_taken_over() {
+    fn valid_flags_become_the_defaults() {
         let defaults = SidecarDefaults::parse(options()).unwrap();
         assert_eq!(defaults.image, "fountainai/twofactor-sidecar:0.1.0");
         assert_eq!(defaults.cpu.request.as_str(), "10m");
@@ -197,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn an_error_names_the_flag_and_what_would_be_right() {
+    fn an_error_names_the_flag_and_its_rule() {
         assert_eq!(message(|o| o.image.clear()), "--sidecar-image: must not be empty");
         assert!(
             message(|o| o.image = "a b".into())
@@ -231,11 +229,11 @@ mod tests {
 
     #[test]
     fn names_of_namespaces_are_dns_labels() {
-        for good in ["a", "people", "0", "a-b", &"a".repeat(63)] {
-            assert!(is_dns_label(good), "{good}");
+        for valid in ["a", "people", "0", "a-b", &"a".repeat(63)] {
+            assert!(is_dns_label(valid), "{valid}");
         }
-        for bad in ["", "-a", "a-", "A", "a.b", "a/b", "a\n", "ä", &"a".repeat(64)] {
-            assert!(!is_dns_label(bad), "{bad}");
+        for invalid in ["", "-a", "a-", "A", "a.b", "a/b", "a\n", "ä", &"a".repeat(64)] {
+            assert!(!is_dns_label(invalid), "{invalid}");
         }
     }
 }

@@ -1,9 +1,9 @@
-//! Who else would read a realm's credentials. Enters: a pod and a way to tell which Secrets are
-//! credentials. Leaves: nothing, or a refusal that names the container.
+//! Refuses pods in which another container than the sidecar could read a realm's credentials. The
+//! refusal names the container.
 //!
-//! Whoever may create pods in a namespace can read its Secrets in a pod without the label. This is
-//! no wall against them: it stops the container of a service from being handed, by mistake, what it
-//! must not have.
+//! This does not stop an attacker: a person who may create pods in a namespace can read its Secrets
+//! through a pod without the label. It keeps a service's container from getting the credentials by
+//! mistake.
 
 use std::collections::HashSet;
 
@@ -15,10 +15,10 @@ use super::quoted;
 use super::reason::{Reason, Refusal};
 
 /// Refuses pods in which one of `others`, which are all containers but the sidecar, sees
-/// credentials.
+/// credentials. `is_credentials` takes the name of a Secret.
 ///
 /// # Errors
-/// The container, and how it sees them.
+/// Names the container and how it sees the credentials.
 pub fn check<'a>(
     spec: &PodSpec,
     others: impl Iterator<Item = ContainerView<'a>>,
@@ -31,7 +31,7 @@ pub fn check<'a>(
         .filter(|volume| secrets(volume).any(is_credentials))
         .map(|volume| volume.name.as_str())
         .collect();
-    // It may not be there yet: then a mount of it would become valid by our patch.
+    // If the volume does not exist yet, the webhook's patch would make a mount of it valid.
     volumes.insert(CREDENTIALS_VOLUME);
     for container in others {
         if let Some(how) = sees(&container, &volumes, is_credentials) {
@@ -47,7 +47,7 @@ pub fn check<'a>(
     Ok(())
 }
 
-/// The Secrets that a volume shows.
+/// Names of the Secrets in a volume.
 pub(super) fn secrets(volume: &Volume) -> impl Iterator<Item = &str> {
     let direct = volume.secret.iter().filter_map(|source| source.secret_name.as_deref());
     let sources = volume.projected.iter().flat_map(|source| source.sources.iter().flatten());

@@ -1,5 +1,4 @@
-//! Metrics of the webhook. Enters: decisions and how long they took. Leaves: a counter by reason,
-//! and a histogram.
+//! Counts the webhook's decisions by reason and measures how long they take.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -8,35 +7,36 @@ use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, Opts, Regi
 
 use super::reason::Reason;
 
-/// A decision takes a fraction of a millisecond; the rest is for the body to arrive.
+/// Histogram buckets in seconds. A decision takes a fraction of a millisecond; the larger buckets
+/// are for bodies that arrive slowly.
 const BUCKETS: [f64; 13] =
     [0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0, 5.0];
 
-/// Counters and the histogram.
+/// The webhook's metrics.
 #[derive(Clone, Debug)]
 pub struct AdmissionMetrics {
-    // Looked up once: a counter is an atomic number, the vector that it comes from has a lock.
+    // Looked up once, because the vector that counters come from has a lock.
     counters: HashMap<Reason, IntCounter>,
     seconds: Histogram,
 }
 
 impl AdmissionMetrics {
-    /// New metrics in `registry`. Every reason is there from the start, with 0.
+    /// Registers the metrics. Every reason starts with 0.
     ///
     /// # Errors
-    /// Only when they are registered twice: a defect.
+    /// Fails only if they are registered twice, which would be a defect.
     pub fn new(registry: &Registry) -> prometheus::Result<Self> {
         let total = IntCounterVec::new(
             Opts::new(
                 "twofactor_admission_total",
-                "Requests to the webhook, by what was decided and why; dry runs included.",
+                "Requests to the webhook by decision and reason, dry runs included.",
             ),
             &["decision", "reason"],
         )?;
         let seconds = Histogram::with_opts(
             HistogramOpts::new(
                 "twofactor_admission_seconds",
-                "From a request's head to its answer, the arrival of the body included.",
+                "Seconds from the head of a request to its answer, including the arrival of the body.",
             )
             .buckets(BUCKETS.to_vec()),
         )?;
@@ -48,7 +48,7 @@ impl AdmissionMetrics {
         Ok(Self { counters: Reason::ALL.iter().map(counter).collect(), seconds })
     }
 
-    /// A request was answered.
+    /// Counts an answered request.
     pub fn decided(&self, reason: Reason, took: Duration) {
         if let Some(counter) = self.counters.get(&reason) {
             counter.inc();

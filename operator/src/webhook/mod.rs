@@ -1,12 +1,12 @@
-//! The webhook that gives pods their sidecar. Enters: an `AdmissionReview` about a pod that is to
-//! be created. Leaves: a patch, or the word that none is needed, or a refusal that says what the
-//! pod gets wrong.
+//! Runs the webhook that gives pods their sidecar. It answers an `AdmissionReview` about a pod that
+//! is to be created with a patch, with no patch, or with a refusal that says what is wrong with
+//! the pod.
 //!
-//! A request goes one way: [`routes`] takes its body in, [`review`] reads it, [`pod`] decides
+//! A request goes one way: [`routes`] receives its body, [`review`] reads it, [`pod`] decides
 //! (without I/O), and the answer goes back. The decision reads the [`annotations`], makes the
-//! [`checks`] and looks for [`exposure`] of credentials; only then comes the [`patch`] with the
-//! container that [`sidecar`] builds. Nothing is asked of the API server while it waits for us:
-//! what is known of realms is handed in as a lookup of [`Access`].
+//! [`checks`] and refuses the [`exposure`] of credentials; then comes the [`patch`] with the
+//! container that [`sidecar`] builds. The webhook sends no request to the API server, which waits
+//! for the answer: what is known of realms comes from a lookup of [`NamespaceAccess`].
 
 pub mod annotations;
 pub mod certificates;
@@ -31,13 +31,13 @@ mod tests;
 
 use std::sync::Arc;
 
-use crate::state::realm_policies::Access;
+use crate::state::realm_policies::NamespaceAccess;
 
-/// Answers from memory: first the realm's namespace, then the namespace of the pod.
-pub type AccessLookup = Arc<dyn Fn(&str, &str) -> Access + Send + Sync>;
+/// Looks up in memory whether a realm (first argument) allows the namespace of a pod (second
+/// argument).
+pub type AccessLookup = Arc<dyn Fn(&str, &str) -> NamespaceAccess + Send + Sync>;
 
-/// A text that somebody else chose, as it may stand in a sentence: in quotes, on one line, not too
-/// long.
+/// Quotes a text from a pod for a sentence: on one line, and cut after 64 characters.
 fn quoted(text: &str) -> String {
     const LONGEST: usize = 64;
     if text.chars().nth(LONGEST).is_none() {

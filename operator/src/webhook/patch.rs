@@ -1,24 +1,23 @@
-//! The JSON Patch (RFC 6902) that adds the sidecar. Enters: a pod, to see which lists it has, and
-//! what is to be added. Leaves: operations that only add, so that whatever else stands in the pod
-//! stays, known to us or not.
+//! Builds the JSON Patch (RFC 6902) that adds the sidecar to a pod. Its operations only add, so
+//! that every other field of the pod stays, even one that this version does not know.
 
 use k8s_openapi::api::core::v1::Pod;
 use serde_json::{Map, Value, json};
 
-/// What a pod gets.
+/// What the patch adds to a pod.
 #[derive(Clone, Debug)]
 pub struct Additions {
-    /// Annotations; those that exist are overwritten.
+    /// Annotations, which replace existing ones of the same name.
     pub annotations: Map<String, Value>,
     /// The first init container.
     pub container: Value,
     /// A volume.
     pub volume: Value,
-    /// Secrets to pull images with, unless the pod has them.
+    /// Image pull Secrets, without those that the pod has already.
     pub image_pull_secrets: Vec<String>,
 }
 
-/// The operations that make the additions.
+/// Builds the operations that make the additions.
 #[must_use]
 pub fn patch(pod: &Pod, additions: Additions) -> Value {
     let spec = pod.spec.as_ref();
@@ -31,7 +30,7 @@ pub fn patch(pod: &Pod, additions: Additions) -> Value {
         operations.push(add(&["metadata", "annotations"], additions.annotations));
     }
     if spec.is_some_and(|spec| spec.init_containers.is_some()) {
-        // First: the init containers after it may ask for a second factor, too.
+        // First, because the init containers after it may verify users too.
         operations.push(add(&["spec", "initContainers", "0"], additions.container));
     } else {
         operations.push(add(&["spec", "initContainers"], json!([additions.container])));

@@ -1,5 +1,6 @@
-//! The decision about a pod. Enters: a pod that is to be created, its namespace, the defaults, and
-//! who lets whom in. Leaves: a patch, or a reason to leave the pod alone, or a refusal. No I/O.
+//! Decides whether a pod that is to be created gets the sidecar. From the pod, its namespace, the
+//! defaults and the realms' allowed namespaces it makes a patch, a reason to admit the pod
+//! unchanged, or a refusal. No I/O.
 
 use std::collections::BTreeMap;
 
@@ -18,42 +19,42 @@ use super::patch::{Additions, patch};
 use super::quoted;
 use super::reason::{Reason, Refusal};
 use super::sidecar;
-use crate::state::realm_policies::Access;
+use crate::state::realm_policies::NamespaceAccess;
 
-/// On the API server's picture of a static pod.
+/// Annotation on the pod that the API server shows for a static pod.
 const MIRROR_ANNOTATION: &str = "kubernetes.io/config.mirror";
 
-/// What is to become of a pod.
+/// The decision about a pod.
 #[derive(Clone, Debug)]
 pub enum Decision {
-    /// It gets the sidecar.
+    /// The pod gets the sidecar.
     Inject(Injection),
-    /// It is let through as it is.
+    /// The pod is admitted unchanged.
     Skip {
-        /// Why.
+        /// The reason.
         reason: Reason,
-        /// The realm of the sidecar that it has.
+        /// The realm of the sidecar that the pod has already.
         realm: Option<String>,
     },
-    /// It is not let through.
+    /// The pod is refused.
     Refuse(Refusal),
 }
 
-/// How a pod gets the sidecar.
+/// The addition of the sidecar to a pod.
 #[derive(Clone, Debug)]
 pub struct Injection {
     /// A JSON Patch.
     pub patch: Value,
-    /// For whoever creates the pod.
+    /// Warnings that the API server shows to the author of the pod.
     pub warnings: Vec<String>,
-    /// The namespace whose users it verifies.
+    /// The namespace whose users the pod verifies.
     pub realm: String,
-    /// Whether it will be let in at once.
+    /// Whether the pod gets its credentials at once.
     pub reason: Reason,
 }
 
 impl Decision {
-    /// Why.
+    /// The reason of the decision.
     #[must_use]
     pub const fn reason(&self) -> Reason {
         match self {
@@ -63,7 +64,7 @@ impl Decision {
         }
     }
 
-    /// The namespace whose users the pod verifies, where it has or gets the sidecar.
+    /// The namespace whose users the pod verifies, if it has or gets the sidecar.
     #[must_use]
     pub fn realm(&self) -> Option<&str> {
         match self {
@@ -74,14 +75,14 @@ impl Decision {
     }
 }
 
-/// Decides about a pod that is to be created in `namespace`. `access` is asked with a realm and a
+/// Decides about a pod that is to be created in `namespace`. `access` takes a realm and a
 /// namespace.
 #[must_use]
 pub fn inject(
     pod: &Pod,
     namespace: &str,
     defaults: &SidecarDefaults,
-    access: &dyn Fn(&str, &str) -> Access,
+    access: &dyn Fn(&str, &str) -> NamespaceAccess,
 ) -> Decision {
     decide(pod, namespace, defaults, access).unwrap_or_else(Decision::Refuse)
 }
@@ -90,7 +91,7 @@ fn decide(
     pod: &Pod,
     namespace: &str,
     defaults: &SidecarDefaults,
-    access: &dyn Fn(&str, &str) -> Access,
+    access: &dyn Fn(&str, &str) -> NamespaceAccess,
 ) -> Result<Decision, Refusal> {
     match pod
         .metadata
@@ -125,8 +126,8 @@ fn decide(
         return Err(Refusal::new(
             Reason::StaticPod,
             format!(
-                "label {INJECT_LABEL}: must not stand in a static pod, which can use no Secret; remove it, or run \
-                 the pod another way"
+                "label {INJECT_LABEL}: must not be on a static pod, which cannot use a Secret; remove the label, or \
+                 create the pod through the API server"
             ),
         ));
     }
@@ -134,14 +135,15 @@ fn decide(
     checks::isolation(spec)?;
     let settings = settings(annotations, namespace, defaults)?;
     let present = present(spec, annotations, &settings.realm)?;
-    // By its name: `present` has made sure that nothing else is called so.
+    // The name is enough, because `present` refuses every other container of that name.
     let others =
         || checks::containers(spec).filter(|container| container.name != SIDECAR_CONTAINER);
     checks::ports(others(), &settings)?;
     let own = credentials_name(&settings.realm);
     let is_credentials = |secret: &str| {
         let of = secret.strip_prefix(credentials_name("").as_str());
-        secret == own || of.is_some_and(|realm| access(realm, namespace) == Access::Granted)
+        secret == own
+            || of.is_some_and(|realm| access(realm, namespace) == NamespaceAccess::Allowed)
     };
     exposure::check(spec, others(), &is_credentials)?;
     if present {
@@ -150,11 +152,11 @@ fn decide(
     Ok(Decision::Inject(injection(pod, spec, settings, defaults, namespace, access)))
 }
 
-/// Whether an earlier pass gave the pod its sidecar. What other webhooks may have changed of it
-/// since (its image, resources, environment, place) does not matter.
+/// Whether an earlier call of this webhook gave the pod its sidecar. Later changes by other
+/// webhooks (image, resources, environment, order) do not matter.
 ///
 /// # Errors
-/// When the pod brings a container or a volume that only has the name.
+/// Refuses a pod with its own container or volume of the sidecar's name.
 fn present(
     spec: &PodSpec,
     annotations: &BTreeMap<String, String>,
@@ -171,7 +173,7 @@ fn present(
     let Some(view) = first else {
         return match volume {
             None => Ok(false),
-            Some(_) => Err(volume_taken("is the name of the sidecar's volume; use another one")),
+            Some(_) => Err(volume_taken("is the name of the sidecar's volume; use another name")),
         };
     };
     let mut init = spec.init_containers.iter().flatten();
@@ -200,7 +202,7 @@ fn looks_injected(container: &Container) -> bool {
 
 fn name_taken(container: &ContainerView<'_>) -> Refusal {
     let sentence = format!(
-        "{}: is the name of the sidecar; give your own container another one",
+        "{}: is the name of the sidecar; give your own container another name",
         container.place()
     );
     Refusal::new(Reason::ContainerNameTaken, sentence)
@@ -216,7 +218,7 @@ fn injection(
     settings: Settings,
     defaults: &SidecarDefaults,
     namespace: &str,
-    access: &dyn Fn(&str, &str) -> Access,
+    access: &dyn Fn(&str, &str) -> NamespaceAccess,
 ) -> Injection {
     let additions = Additions {
         annotations: sidecar::annotations(&settings.realm),
@@ -227,19 +229,19 @@ fn injection(
     let realm = settings.realm;
     let secret = credentials_name(&realm);
     let (reason, warning) = match access(&realm, namespace) {
-        Access::Granted => (Reason::LetIn, None),
-        Access::NotLetIn => (
-            Reason::NotLetIn,
+        NamespaceAccess::Allowed => (Reason::Allowed, None),
+        NamespaceAccess::NotAllowed => (
+            Reason::NamespaceNotAllowed,
             Some(format!(
                 "this pod will wait for the Secret {secret} until the TwoFactorRealm `default` in the namespace \
-                 {realm} lets {namespace} in"
+                 {realm} allows the namespace {namespace}"
             )),
         ),
-        Access::NoSuchNamespace => (
+        NamespaceAccess::NoSuchNamespace => (
             Reason::NoSuchNamespace,
             Some(format!(
                 "this pod will wait for the Secret {secret}: there is no namespace {realm}, whose TwoFactorRealm \
-                 `default` would have to let {namespace} in"
+                 `default` would have to allow the namespace {namespace}"
             )),
         ),
     };

@@ -1,9 +1,9 @@
-//! Quantities of resources, as Kubernetes writes them. Enters: a text such as `500m` or `64Mi`.
-//! Leaves: a number that can be compared, with the text as it was.
+//! Parses quantities of resources as Kubernetes writes them. A text such as `500m` or `64Mi`
+//! becomes a number that can be compared, and the text is kept.
 
 use thiserror::Error;
 
-/// Nothing that a pod can ask for needs more characters.
+/// Maximum length of a quantity. No amount that a pod can request needs more characters.
 const LONGEST: usize = 24;
 const NANO: i128 = 1_000_000_000;
 
@@ -14,25 +14,26 @@ pub struct Quantity {
     nanos: i128,
 }
 
-/// What a quantity is of.
+/// The resource that a quantity measures.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Resource {
-    /// Processor time, in cores, not finer than a thousandth.
+    /// CPU, in cores, not finer than a thousandth.
     Cpu,
     /// Memory, in whole bytes.
     Memory,
 }
 
-/// Why a text is not a quantity.
+/// Errors of a text that is not a valid quantity.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 pub enum QuantityError {
-    /// Not in Kubernetes' notation, or negative.
+    /// The text is not in Kubernetes' notation, or is negative.
     #[error("must be a quantity such as {}", example(*.0))]
     Notation(Resource),
-    /// `64m` of memory is a slip that Kubernetes accepts, and that no container survives.
+    /// The amount of memory is not in whole bytes. Kubernetes accepts a slip such as `64m`, but no
+    /// container can start with it.
     #[error("must be whole bytes: `m` means a thousandth, `Mi` a mebibyte")]
     FractionOfByte,
-    /// Kubernetes measures no finer.
+    /// The amount of CPU is finer than Kubernetes measures.
     #[error("must not be finer than a thousandth of a core, `1m`")]
     TooFine,
 }
@@ -45,10 +46,10 @@ const fn example(resource: Resource) -> &'static str {
 }
 
 impl Quantity {
-    /// Reads a quantity.
+    /// Parses a quantity.
     ///
     /// # Errors
-    /// When it is not one of that resource.
+    /// Fails if the text is not a quantity of that resource.
     pub fn parse(text: &str, resource: Resource) -> Result<Self, QuantityError> {
         let nanos = nanos(text).ok_or(QuantityError::Notation(resource))?;
         match resource {
@@ -58,19 +59,19 @@ impl Quantity {
         }
     }
 
-    /// As it was written.
+    /// The text as it was written.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.text
     }
 
-    /// Whether it is nothing.
+    /// Whether the quantity is 0.
     #[must_use]
     pub const fn is_zero(&self) -> bool {
         self.nanos == 0
     }
 
-    /// Whether it is more than the other one.
+    /// Whether the quantity is larger than `other`.
     #[must_use]
     pub const fn exceeds(&self, other: &Self) -> bool {
         self.nanos > other.nanos
@@ -90,7 +91,7 @@ fn nanos(text: &str) -> Option<i128> {
     let digits: i128 = format!("{whole}{fraction}").parse().ok()?;
     let unit = digits.checked_mul(nanos_of_unit(suffix)?)?;
     let parts = 10_i128.checked_pow(u32::try_from(fraction.len()).ok()?)?;
-    // Kubernetes rounds up what is finer than it can hold.
+    // Kubernetes rounds up to whole nanos.
     Some(unit / parts + i128::from(unit % parts != 0))
 }
 

@@ -1,28 +1,28 @@
-//! Why the webhook decided as it did, as words for a metric's labels and for log lines.
+//! Lists the webhook's decisions and their reasons, with the words for metric labels and log lines.
 
-/// What became of a request.
+/// The webhook's decision about a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Verdict {
     /// The pod gets the sidecar.
     Inject,
-    /// The pod is let through as it is.
+    /// The pod is admitted unchanged.
     Skip,
-    /// The pod is not let through.
+    /// The pod is refused.
     Refuse,
-    /// The request is not one that the webhook can decide about.
+    /// The request is not one that the webhook can decide on.
     Invalid,
 }
 
 macro_rules! reasons {
     ($($(#[$documentation:meta])* $variant:ident = $verdict:ident, $name:literal;)*) => {
-        /// Why. Each belongs to one verdict.
+        /// The reason of a decision. Each reason belongs to one verdict.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         pub enum Reason {
             $($(#[$documentation])* $variant,)*
         }
 
         impl Reason {
-            /// All of them, in the order of the variants.
+            /// All reasons, in the order of the variants.
             pub const ALL: &[Self] = &[$(Self::$variant),*];
 
             /// The word for a metric's label.
@@ -31,7 +31,7 @@ macro_rules! reasons {
                 match self { $(Self::$variant => $name,)* }
             }
 
-            /// What follows from it.
+            /// The verdict that the reason belongs to.
             #[must_use]
             pub const fn verdict(self) -> Verdict {
                 match self { $(Self::$variant => Verdict::$verdict,)* }
@@ -41,51 +41,51 @@ macro_rules! reasons {
 }
 
 reasons! {
-    /// It asked, and its realm lets its namespace in.
-    LetIn = Inject, "let_in";
-    /// It asked; it will wait until its realm lets its namespace in.
-    NotLetIn = Inject, "not_let_in";
-    /// It asked; it will wait until there is a namespace of its realm's name.
+    /// The pod has the label, and its realm allows its namespace.
+    Allowed = Inject, "allowed";
+    /// The pod has the label, and will wait until its realm allows its namespace.
+    NamespaceNotAllowed = Inject, "namespace_not_allowed";
+    /// The pod has the label, and will wait until its realm's namespace exists.
     NoSuchNamespace = Inject, "no_such_namespace";
-    /// It has no label.
+    /// The pod has no label.
     NotAsked = Skip, "not_asked";
-    /// Its label says that it wants no sidecar.
+    /// The pod's label says that it wants no sidecar.
     SwitchedOff = Skip, "switched_off";
-    /// It has the sidecar.
+    /// The pod has the sidecar already.
     AlreadyInjected = Skip, "already_injected";
-    /// Its label says neither yes nor no.
+    /// The pod's label is neither "true" nor "false".
     Label = Refuse, "label";
-    /// It would share the node's network.
+    /// The pod would share the node's network.
     HostNetwork = Refuse, "host_network";
-    /// It would share the node's processes.
+    /// The pod would share the node's processes.
     HostProcesses = Refuse, "host_pid";
-    /// Its containers would share processes.
+    /// The pod's containers would share processes.
     SharedProcesses = Refuse, "share_process_namespace";
-    /// It runs on Windows.
+    /// The pod runs on another operating system than Linux.
     OperatingSystem = Refuse, "operating_system";
-    /// It is the mirror of a static pod.
+    /// The pod is the mirror of a static pod.
     StaticPod = Refuse, "static_pod";
-    /// One of its annotations says something impossible.
+    /// One of the pod's annotations is invalid.
     Annotation = Refuse, "annotation";
-    /// One of its containers uses a port of the sidecar.
+    /// Another container uses a port of the sidecar.
     PortTaken = Refuse, "port_taken";
-    /// It brings another container of the sidecar's name.
+    /// Another container has the sidecar's name.
     ContainerNameTaken = Refuse, "container_name_taken";
-    /// It brings another volume of the name of the sidecar's.
+    /// Another volume has the name of the sidecar's volume.
     VolumeNameTaken = Refuse, "volume_name_taken";
     /// Another container would read the sidecar's credentials.
     CredentialsExposed = Refuse, "credentials_exposed";
-    /// It is not a pod that an API server would create.
+    /// The object is not a pod that an API server would create.
     Unreadable = Refuse, "unreadable_pod";
     /// The review is about something else than the creation of a pod.
     NotAPod = Refuse, "not_a_pod_creation";
     /// The request's method is not POST.
     Method = Invalid, "method";
-    /// The body is not said to be JSON.
+    /// The request's Content-Type is not JSON.
     ContentType = Invalid, "content_type";
     /// The body is too large.
     TooLarge = Invalid, "too_large";
-    /// The body did not arrive, or not in time.
+    /// The body did not arrive completely, or not in time.
     BrokenOff = Invalid, "broken_off";
     /// The body is not an `AdmissionReview` in JSON.
     NotAReview = Invalid, "not_a_review";
@@ -104,18 +104,18 @@ impl Verdict {
     }
 }
 
-/// Why a pod is not let through.
+/// A refusal of a pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {
-    /// The kind of reason. Its verdict is [`Verdict::Refuse`].
+    /// The reason. Its verdict is [`Verdict::Refuse`].
     pub reason: Reason,
-    /// What is wrong and what would be right, for whoever wrote the pod. It may repeat what they
-    /// wrote.
+    /// What is wrong and what would be right, for the author of the pod. It may repeat what the pod
+    /// says.
     pub sentence: String,
 }
 
 impl Refusal {
-    /// A refusal.
+    /// Makes a refusal.
     pub fn new(reason: Reason, sentence: impl Into<String>) -> Self {
         Self { reason, sentence: sentence.into() }
     }
@@ -128,7 +128,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_reason_has_a_word_of_its_own() {
+    fn every_reason_has_a_different_word() {
         let names: HashSet<_> = Reason::ALL.iter().map(|reason| reason.name()).collect();
         assert_eq!(names.len(), Reason::ALL.len());
         assert!(names.iter().all(|name| name.bytes().all(|b| b.is_ascii_lowercase() || b == b'_')));

@@ -1,5 +1,5 @@
-//! Admission reviews, `admission.k8s.io/v1`. Enters: the body of a request. Leaves: the pod in it,
-//! or what is wrong; and from a decision, the body of the answer.
+//! Reads admission reviews (`admission.k8s.io/v1`) and writes the answers. The body of a request
+//! becomes a pod or an error, and a decision becomes the body of an answer.
 
 use k8s_openapi::api::core::v1::Pod;
 use serde::Deserialize;
@@ -12,44 +12,44 @@ use super::reason::{Reason, Refusal};
 
 const API_VERSION: &str = "admission.k8s.io/v1";
 const KIND: &str = "AdmissionReview";
-/// A UID has 36 characters.
+/// Maximum length of a UID. Kubernetes' UIDs have 36 characters.
 const LONGEST_UID: usize = 128;
 
-/// A request that can be answered.
+/// A request that can be answered with a decision.
 #[derive(Debug)]
 pub struct Request {
-    /// What the answer must repeat.
+    /// The UID of the request, which the answer must repeat.
     pub uid: String,
-    /// The namespace that the object is to be created in.
+    /// The namespace in which the object is to be created.
     pub namespace: String,
-    /// The object's name; absent when the API server is to make one up.
+    /// The object's name, absent if the API server generates one.
     pub name: Option<String>,
-    /// Whether nothing will be stored.
+    /// Whether this is a dry run, so that nothing will be stored.
     pub dry_run: bool,
-    /// The pod that is to be created, or why there is none.
+    /// The pod that is to be created, or the refusal.
     pub pod: Result<Box<Pod>, Refusal>,
 }
 
-/// Why a body cannot be answered with a decision. The message does not repeat what was sent.
+/// Errors of a body that cannot be answered with a decision. The messages do not repeat the body.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 pub enum ReviewError {
-    /// Not JSON, or not with the members that a review has.
+    /// The body is not JSON, or lacks the members of a review.
     #[error(
         "the body must be an AdmissionReview of admission.k8s.io/v1 in JSON (line {line}, column {column})"
     )]
     Unreadable {
-        /// Where reading ended.
+        /// Line at which reading ended.
         line: usize,
-        /// Where in it.
+        /// Column at which reading ended.
         column: usize,
     },
-    /// Another version or another kind.
+    /// The body has another version or another kind.
     #[error("apiVersion and kind must be admission.k8s.io/v1 and AdmissionReview")]
     AnotherKind,
-    /// Perhaps an answer.
+    /// The review has no request; it may be an answer.
     #[error("request: is required")]
     NoRequest,
-    /// There is nothing to repeat.
+    /// The request has no usable UID that the answer could repeat.
     #[error("request.uid: must have 1 to 128 characters")]
     Uid,
 }
@@ -78,7 +78,7 @@ struct BodyRequest<'a> {
     name: Option<String>,
     #[serde(default)]
     dry_run: Option<bool>,
-    // Read as a pod once it is known to be one. Nothing is kept of what a pod does not have.
+    // Read as a pod after its kind is checked. Fields that a pod does not have are dropped.
     #[serde(borrow, default)]
     object: Option<&'a RawValue>,
 }
@@ -95,7 +95,7 @@ struct Kind {
 /// Reads a review.
 ///
 /// # Errors
-/// When it is not one, so that there is nothing to decide about.
+/// Fails if the body is not a review, so that there is nothing to decide on.
 pub fn read(body: &[u8]) -> Result<Request, ReviewError> {
     let review: Body<'_> = serde_json::from_slice(body)
         .map_err(|error| ReviewError::Unreadable { line: error.line(), column: error.column() })?;
@@ -121,7 +121,8 @@ fn pod(request: &BodyRequest<'_>) -> Result<Box<Pod>, Refusal> {
     let is_pod = kind.group.is_empty() && kind.version == "v1" && kind.name == "Pod";
     let whole = request.sub_resource.as_deref().unwrap_or_default().is_empty();
     if !is_pod || !whole || request.operation.as_deref() != Some("CREATE") {
-        // Whoever registered the webhook for more should see it at once.
+        // Refused and not skipped, so that the administrator notices a webhook configuration that
+        // names too much.
         let sentence = "this webhook decides about the creation of pods (v1) only; its \
                         MutatingWebhookConfiguration must name nothing else";
         return Err(Refusal::new(Reason::NotAPod, sentence));
@@ -134,7 +135,7 @@ fn pod(request: &BodyRequest<'_>) -> Result<Box<Pod>, Refusal> {
     })
 }
 
-/// The answer to a review.
+/// Writes the answer to a review.
 #[must_use]
 pub fn answer(uid: &str, decision: &Decision) -> String {
     let response = match decision {
@@ -162,7 +163,7 @@ mod tests {
     use super::super::pod::inject;
     use super::super::samples::{self, defaults};
     use super::*;
-    use crate::state::realm_policies::Access;
+    use crate::state::realm_policies::NamespaceAccess;
 
     fn read_value(review: &Value) -> Result<Request, ReviewError> {
         read(review.to_string().as_bytes())
@@ -171,7 +172,9 @@ mod tests {
     fn response(review: &Value) -> Value {
         let request = read_value(review).unwrap();
         let decision = match &request.pod {
-            Ok(pod) => inject(pod, &request.namespace, &defaults(), &|_, _| Access::NotLetIn),
+            Ok(pod) => {
+                inject(pod, &request.namespace, &defaults(), &|_, _| NamespaceAccess::NotAllowed)
+            }
             Err(refusal) => Decision::Refuse(refusal.clone()),
         };
         serde_json::from_str(&answer(&request.uid, &decision)).unwrap()
@@ -194,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pod_that_did_not_ask_is_allowed_without_a_patch() {
+    fn a_pod_whose_label_says_false_is_allowed_without_a_patch() {
         let mut pod = samples::pod();
         pod["metadata"]["labels"]["twofactor.fountainai.io/inject"] = "false".into();
         let answer = response(&samples::review(&pod));
@@ -251,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn a_body_that_is_no_review_is_an_error() {
+    fn a_body_that_is_not_a_review_is_an_error() {
         let good = samples::review(&samples::pod());
         let mut no_uid = good.clone();
         no_uid["request"]["uid"] = "".into();
@@ -286,14 +289,14 @@ mod tests {
     }
 
     #[test]
-    fn deep_nesting_ends_in_an_answer_and_not_in_the_stack() {
+    fn deep_nesting_does_not_overflow_the_stack() {
         let depth = 500_000;
         let bomb =
             |open: &str, close: &str| format!("{}1{}", open.repeat(depth), close.repeat(depth));
         for bomb in [bomb("[", "]"), bomb("{\"a\":", "}")] {
             assert!(read(bomb.as_bytes()).is_err());
             let review = samples::review(&samples::pod()).to_string();
-            // Among the fields that nobody reads, in the object, and where the types hold free
+            // Among unknown fields of the request, in the object, and where the types hold free
             // JSON.
             let places = [
                 review.replacen("\"request\":{", &format!("\"request\":{{\"x\":{bomb},"), 1),
@@ -306,7 +309,7 @@ mod tests {
             ];
             for body in places {
                 assert!(body.len() > depth);
-                // Whatever it is, it is a value: nothing overflowed.
+                // Any result is fine, because a stack overflow would abort the process.
                 let _ = read(body.as_bytes());
             }
         }

@@ -1,8 +1,7 @@
-//! `POST /inject`. Enters: an HTTP request. Leaves: an answer, a line in the log and a count in the
-//! metrics, for every one.
+//! Serves `POST /inject`. Every request gets an answer, a log line and a count in the metrics.
 //!
-//! Of a pod, the line has the name, the owner's name and the realm; nothing else of it is ever
-//! logged.
+//! Of a pod, the log line contains the name, the owner's name and the realm. Nothing else of a pod
+//! is ever logged.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -24,16 +23,17 @@ use super::pod::{Decision, inject};
 use super::reason::{Reason, Verdict};
 use super::review::{self, Request, ReviewError};
 
-/// The most bytes of a body: what an API server takes for an object, and the review around it.
+/// Maximum size of a body in bytes: the largest object that an API server accepts, and the review
+/// around it.
 pub const LARGEST_BODY: usize = 3 * 1024 * 1024 + 64 * 1024;
-/// Hardly a pod is larger.
+/// Size in bytes that few pods exceed.
 const USUAL_BODY: usize = 256 * 1024;
-/// How many bodies may be larger than usual at the same time: anybody in the cluster can send some,
-/// and memory is limited.
+/// Maximum number of bodies larger than usual at the same time. Every process in the cluster can
+/// send them, and memory is limited.
 const LARGE_BODIES: usize = 8;
-/// For a body to arrive. An API server waits 10 s by default.
+/// Timeout for the arrival of a body. An API server waits 10 s for the answer by default.
 const BODY_TIMEOUT: Duration = Duration::from_secs(5);
-/// The longest name of an object.
+/// Maximum length of an object's name.
 const LONGEST_NAME: usize = 253;
 
 struct Webhook {
@@ -43,7 +43,7 @@ struct Webhook {
     large_bodies: Semaphore,
 }
 
-/// Why a request has no decision.
+/// Errors of a request that gets no decision.
 enum Failure {
     Method,
     ContentType,
@@ -52,7 +52,7 @@ enum Failure {
     NotAReview(ReviewError),
 }
 
-/// The webhook's routes.
+/// Builds the webhook's routes.
 #[must_use]
 pub fn routes(
     defaults: Arc<SidecarDefaults>,
@@ -137,7 +137,7 @@ impl Webhook {
             let mut permit = None;
             while let Some(part) = body.next().await {
                 let part = part.map_err(|_| {
-                    Failure::BrokenOff(StatusCode::BAD_REQUEST, "the body broke off")
+                    Failure::BrokenOff(StatusCode::BAD_REQUEST, "the body ended early")
                 })?;
                 let length = bytes.len() + part.remaining();
                 if length > LARGEST_BODY {
@@ -194,7 +194,7 @@ impl Failure {
 }
 
 fn log(request: &Request, decision: &Decision) {
-    /// A macro's level is a constant, so there are two of it.
+    // `tracing` takes the level as a constant only, so this expands the same line for each level.
     macro_rules! line {
         ($level:ident, $reason:ident, $pod:ident) => {
             tracing::$level!(
@@ -235,7 +235,8 @@ fn owner(pod: &Pod) -> String {
         .unwrap_or_default()
 }
 
-/// A name as it may stand in a log line: nothing was validated yet, so it could be anything.
+/// Makes a name safe for a log line. The API server has not validated it yet, so it can be any
+/// text.
 fn name_in_log(name: &str) -> String {
     let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_');
     name.chars().take(LONGEST_NAME).map(|c| if allowed(c) { c } else { '?' }).collect()
@@ -249,7 +250,7 @@ mod tests {
 
     use super::super::samples::{self, defaults};
     use super::*;
-    use crate::state::realm_policies::Access;
+    use crate::state::realm_policies::NamespaceAccess;
 
     struct Served {
         routes: BoxedFilter<(Response,)>,
@@ -259,12 +260,9 @@ mod tests {
     fn served() -> Served {
         let registry = Registry::new();
         let metrics = AdmissionMetrics::new(&registry).unwrap();
-        let access: AccessLookup =
-            Arc::new(
-                |realm, namespace| {
-                    if realm == namespace { Access::Granted } else { Access::NotLetIn }
-                },
-            );
+        let access: AccessLookup = Arc::new(|realm, namespace| {
+            if realm == namespace { NamespaceAccess::Allowed } else { NamespaceAccess::NotAllowed }
+        });
         Served { routes: routes(Arc::new(defaults()), access, metrics), registry }
     }
 
@@ -291,7 +289,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_pod_is_given_the_sidecar_and_it_is_counted() {
+    async fn an_injected_pod_is_answered_and_counted() {
         let served = served();
         let review = samples::review(&samples::pod()).to_string();
         let reply = post(review).reply(&served.routes).await;
@@ -299,7 +297,7 @@ mod tests {
         assert_eq!(reply.headers()["content-type"], "application/json");
         let answer: Value = serde_json::from_slice(reply.body()).unwrap();
         assert_eq!(answer["response"]["allowed"], true);
-        assert!(served.counted("inject", "let_in"));
+        assert!(served.counted("inject", "allowed"));
         assert!(!served.counted("refuse", "port_taken"));
         let text = TextEncoder::new().encode_to_string(&served.registry.gather()).unwrap();
         assert!(
@@ -312,7 +310,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_not_a_review_is_refused_with_its_own_status_and_counted() {
+    async fn a_request_that_is_not_a_review_is_refused_with_its_own_status_and_counted() {
         let served = served();
         let get = warp::test::request().method("GET").path("/inject");
         assert_eq!(served.status(get).await, 405);
@@ -332,7 +330,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_body_that_does_not_tell_its_length_is_not_read_beyond_the_limit() {
+    async fn a_body_without_a_declared_length_is_not_read_beyond_the_limit() {
         let mut sent = 0_usize;
         let endless = futures_util::stream::repeat_with(|| {
             sent += 1;
@@ -340,7 +338,7 @@ mod tests {
         });
         let webhook = Webhook {
             defaults: Arc::new(defaults()),
-            access: Arc::new(|_, _| Access::Granted),
+            access: Arc::new(|_, _| NamespaceAccess::Allowed),
             metrics: AdmissionMetrics::new(&Registry::new()).unwrap(),
             large_bodies: Semaphore::new(LARGE_BODIES),
         };
@@ -355,12 +353,12 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_large_pod_within_the_limit_is_decided_about() {
+    async fn a_large_pod_within_the_limit_is_injected() {
         let served = served();
         let mut pod = samples::pod();
         pod["metadata"]["annotations"] = json!({"large": "x".repeat(3 * 1024 * 1024)});
         assert_eq!(served.status(post(samples::review(&pod).to_string())).await, 200);
-        assert!(served.counted("inject", "let_in"));
+        assert!(served.counted("inject", "allowed"));
     }
 
     #[derive(Clone, Default)]
@@ -376,7 +374,7 @@ mod tests {
         }
     }
 
-    /// What is logged while these reviews are answered, a line each.
+    /// Answers the reviews and returns the log lines about them, one for each.
     async fn logged(reviews: &[Value]) -> Vec<Value> {
         let lines = Lines::default();
         let writer = lines.clone();
@@ -399,7 +397,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn every_decision_is_one_line_with_names_and_nothing_else_of_the_pod() {
+    async fn every_decision_is_one_log_line_with_names_and_nothing_else_of_the_pod() {
         let mut pod = samples::pod();
         pod["metadata"]["annotations"] = json!({"note": "hush-annotation"});
         pod["metadata"]["ownerReferences"] = json!([
@@ -424,8 +422,8 @@ mod tests {
         let seen: Vec<_> =
             lines.iter().map(|line| (line["decision"].clone(), line["reason"].clone())).collect();
         let expected = [
-            ("inject", "let_in"),
-            ("inject", "let_in"),
+            ("inject", "allowed"),
+            ("inject", "allowed"),
             ("refuse", "label"),
             ("refuse", "unreadable_pod"),
             ("invalid", "not_a_review"),
@@ -442,7 +440,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_in_the_log_is_one_short_word() {
+    fn a_name_in_the_log_is_short_and_has_no_control_characters() {
         assert_eq!(name_in_log("kms-7d9c.x_Y"), "kms-7d9c.x_Y");
         assert_eq!(name_in_log("a\nINFO fake=\u{1b}[31m\""), "a?INFO?fake???31m?");
         assert_eq!(name_in_log(&"a".repeat(1000)).len(), LONGEST_NAME);

@@ -1,4 +1,4 @@
-//! Pods and flags for the tests of the webhook.
+//! Holds sample pods and flags for the webhook's tests.
 
 use std::collections::BTreeMap;
 
@@ -28,7 +28,7 @@ pub(super) fn annotations(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
     pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
 }
 
-/// A pod that asks for the sidecar, and nothing else.
+/// A minimal pod that asks for the sidecar.
 pub(super) fn pod() -> Value {
     json!({
         "apiVersion": "v1",

@@ -1,5 +1,4 @@
-//! The container and the volume that a pod gets. Enters: settings. Leaves: JSON, as it will stand
-//! in the pod.
+//! Builds the container, the volume and the annotations that a pod gets, as JSON.
 
 use k8s_openapi::api::core::v1::PodSpec;
 use serde_json::{Map, Value, json};
@@ -10,16 +9,16 @@ use twofactor_api::labels::{
 use super::annotations::Settings;
 use super::defaults::SidecarDefaults;
 
-/// User and group of the images.
+/// User and group of the project's images.
 const USER: i64 = 65532;
 
-/// The sidecar's container, an init container that goes on beside the others.
+/// Builds the sidecar's container, an init container that keeps running beside the others.
 #[must_use]
 pub fn container(spec: &PodSpec, settings: &Settings, defaults: &SidecarDefaults) -> Value {
     let mut container = json!({
         "name": SIDECAR_CONTAINER,
         "image": settings.image,
-        // A native sidecar: up before the app starts, ended after it, and no Job waits for it.
+        // A native sidecar starts before the app and ends after it, and a Job does not wait for it.
         "restartPolicy": "Always",
         "args": ["serve"],
         "env": [
@@ -28,13 +27,14 @@ pub fn container(spec: &PodSpec, settings: &Settings, defaults: &SidecarDefaults
             {"name": "TWOFACTOR_LOG", "value": settings.log},
             {"name": "TWOFACTOR_LOG_FORMAT", "value": defaults.log_format},
         ],
-        // The API's port is not declared: NetworkPolicies and Services made from declared ports
-        // would open it.
+        // The API's port is not declared, because tools that make NetworkPolicies and Services from
+        // declared ports would open it.
         "ports": [{"name": SIDECAR_ADMIN_PORT, "containerPort": settings.admin_port, "protocol": "TCP"}],
         "volumeMounts": [{"name": CREDENTIALS_VOLUME, "mountPath": CREDENTIALS_PATH, "readOnly": true}],
         "startupProbe": probe(settings.admin_port, 1, 60),
         "livenessProbe": probe(settings.admin_port, 10, 3),
-        // No readiness probe: it would take the app out of its Service whenever Redis is away.
+        // No readiness probe, because it would remove the app from its Service whenever Redis is
+        // unavailable.
         "resources": {
             "requests": {"cpu": settings.cpu.request.as_str(), "memory": settings.memory.request.as_str()},
             "limits": {"cpu": settings.cpu.limit.as_str(), "memory": settings.memory.limit.as_str()},
@@ -48,7 +48,8 @@ pub fn container(spec: &PodSpec, settings: &Settings, defaults: &SidecarDefaults
     container
 }
 
-/// Means "it listens". A port's number, since a name could be changed by another webhook.
+/// Builds a probe that succeeds if the sidecar listens. It uses the port's number, because another
+/// webhook could change the name.
 fn probe(port: u16, period_seconds: u32, failure_threshold: u32) -> Value {
     json!({
         "httpGet": {"path": "/livez", "port": port},
@@ -58,7 +59,7 @@ fn probe(port: u16, period_seconds: u32, failure_threshold: u32) -> Value {
     })
 }
 
-/// What the level "restricted" of the Pod Security Standards asks for.
+/// Builds the security context that the level "restricted" of the Pod Security Standards demands.
 fn security_context(spec: &PodSpec) -> Value {
     let mut context = json!({
         "runAsNonRoot": true,
@@ -67,10 +68,10 @@ fn security_context(spec: &PodSpec) -> Value {
         "capabilities": {"drop": ["ALL"]},
         "seccompProfile": {"type": "RuntimeDefault"},
     });
-    // The image names a user, and a user that the pod names instead is as good (OpenShift gives
-    // each namespace its own range). Only root would stop the sidecar from starting. Its group is
-    // set too: with a user that is named here, the image's group no longer counts, and it would be
-    // root's.
+    // The image names a user, and any user that the pod names instead works (OpenShift gives each
+    // namespace its own range), except root, with which the sidecar could not start. The group is
+    // set too, because with a user named here the image's group no longer applies, and the group
+    // would be root's.
     let of_pod = spec.security_context.as_ref().and_then(|context| context.run_as_user);
     if of_pod == Some(0) {
         context["runAsUser"] = USER.into();
@@ -79,23 +80,23 @@ fn security_context(spec: &PodSpec) -> Value {
     context
 }
 
-/// The volume with the credentials.
+/// Builds the volume with the credentials.
 #[must_use]
 pub fn volume(realm: &str) -> Value {
     json!({
         "name": CREDENTIALS_VOLUME,
         "secret": {
             "secretName": credentials_name(realm),
-            // Without it the sidecar could do nothing: the pod waits for it.
+            // The pod waits for the Secret, because the sidecar cannot work without it.
             "optional": false,
-            // Readable by all, since the sidecar's user is not known beforehand; its container
-            // alone mounts it.
+            // Readable by every user, because the sidecar's user is not known beforehand. Only the
+            // sidecar's container mounts the volume.
             "defaultMode": 0o444,
         },
     })
 }
 
-/// The annotations that say what was done.
+/// Builds the annotations that record the injection.
 #[must_use]
 pub fn annotations(realm: &str) -> Map<String, Value> {
     [

@@ -1,4 +1,4 @@
-//! What becomes of pods: a table of them, and what holds for every one that is given the sidecar.
+//! Tests decisions about many pods, and what holds for every pod that gets the sidecar.
 
 use json_patch::Patch;
 use k8s_openapi::api::core::v1::{Container, Pod};
@@ -12,15 +12,15 @@ use super::pod::{Decision, Injection, inject};
 use super::reason::Reason;
 use super::samples::{defaults, options, pod, review};
 use super::{annotations, review as reviews};
-use crate::state::realm_policies::Access;
+use crate::state::realm_policies::NamespaceAccess;
 
-/// `people` and `other` let `kms` in, `shut` does not, and there are no other realms.
-fn access(realm: &str, namespace: &str) -> Access {
+/// `people` and `other` allow `kms`, `shut` does not, and there are no other realms.
+fn access(realm: &str, namespace: &str) -> NamespaceAccess {
     match realm {
-        _ if realm == namespace => Access::Granted,
-        "people" | "other" => Access::Granted,
-        "shut" => Access::NotLetIn,
-        _ => Access::NoSuchNamespace,
+        _ if realm == namespace => NamespaceAccess::Allowed,
+        "people" | "other" => NamespaceAccess::Allowed,
+        "shut" => NamespaceAccess::NotAllowed,
+        _ => NamespaceAccess::NoSuchNamespace,
     }
 }
 
@@ -100,7 +100,7 @@ fn only_the_label_true_asks_and_only_the_two_values_are_known() {
 }
 
 #[test]
-fn a_pod_that_says_false_is_never_looked_at() {
+fn a_pod_whose_label_says_false_is_never_checked() {
     let mut pod = with(|pod| pod["metadata"]["labels"][INJECT_LABEL] = "false".into());
     pod["spec"]["hostNetwork"] = true.into();
     pod["metadata"]["annotations"] = json!({annotations::PORT_ANNOTATION: "none"});
@@ -198,7 +198,7 @@ fn annotations_change_the_sidecar() {
 }
 
 #[test]
-fn a_wrong_annotation_refuses_the_pod() {
+fn a_pod_with_an_invalid_annotation_is_refused() {
     refused(
         &annotated(&[(annotations::PORT_ANNOTATION, "0")]),
         Reason::Annotation,
@@ -233,22 +233,22 @@ fn a_user_that_the_pod_names_is_kept_unless_it_is_root() {
 }
 
 #[test]
-fn who_is_not_let_in_is_injected_all_the_same_and_warned() {
+fn a_pod_in_a_namespace_that_is_not_allowed_is_injected_with_a_warning() {
     let warnings = |realm: &str| {
         let (pod, injection) = injected_with(&annotated(&[(REALM_ANNOTATION, realm)]), &defaults());
         assert_eq!(sidecar(&pod)["name"], SIDECAR_CONTAINER);
         assert_eq!(injection.realm, realm);
         (injection.reason, injection.warnings)
     };
-    assert_eq!(warnings("people"), (Reason::LetIn, vec![]));
-    assert_eq!(warnings("kms"), (Reason::LetIn, vec![]));
+    assert_eq!(warnings("people"), (Reason::Allowed, vec![]));
+    assert_eq!(warnings("kms"), (Reason::Allowed, vec![]));
     let (reason, shut) = warnings("shut");
-    assert_eq!(reason, Reason::NotLetIn);
+    assert_eq!(reason, Reason::NamespaceNotAllowed);
     assert_eq!(
         shut,
         [
             "this pod will wait for the Secret twofactor-shut until the TwoFactorRealm `default` in the namespace \
-          shut lets kms in"
+          shut allows the namespace kms"
         ]
     );
     let (reason, missing) = warnings("missing");
@@ -337,10 +337,10 @@ fn a_probe_of_the_apis_port_means_that_the_container_listens_there() {
         })
     };
     for probe in probes {
-        refused(&app(&probe), Reason::PortTaken, &["a probe or lifecycle hook asks port 8004"]);
+        refused(&app(&probe), Reason::PortTaken, &["a probe or lifecycle hook uses port 8004"]);
     }
     for probe in [
-        // Somebody may want their pod's readiness to depend on the sidecar's.
+        // An author may want the pod's readiness to depend on the sidecar's.
         json!({"readinessProbe": {"httpGet": {"path": "/readyz", "port": 18004}}}),
         json!({"readinessProbe": {"httpGet": {"path": "/", "port": 8004, "host": "example.org"}}}),
         json!({"readinessProbe": {"exec": {"command": ["true"]}}}),
@@ -377,7 +377,7 @@ fn a_container_or_volume_that_only_has_the_name_is_refused() {
     refused(&another_realm, Reason::VolumeNameTaken, &["must be the Secret twofactor-people"]);
 }
 
-/// Ways to show the Secret `name` to a container: what goes into the container, and a volume.
+/// Ways to show the Secret `name` to a container: fields of the container, and a volume.
 fn ways_to_see(name: &str) -> Vec<(Value, Value)> {
     let mount = json!({"volumeMounts": [{"name": "mine", "mountPath": "/mine"}]});
     vec![
@@ -412,7 +412,7 @@ fn seeing(list: &str, (fields, volumes): &(Value, Value)) -> Value {
 #[test]
 fn another_container_must_not_see_the_credentials_in_any_way() {
     for list in ["containers", "initContainers", "ephemeralContainers"] {
-        // Its own realm's, and those of another realm that lets the namespace in.
+        // The credentials of its own realm, and of another realm that allows the namespace.
         for secret in ["twofactor-kms", "twofactor-other"] {
             for way in ways_to_see(secret) {
                 refused(
@@ -437,7 +437,7 @@ fn another_container_must_not_see_the_credentials_in_any_way() {
 }
 
 #[test]
-fn credentials_of_a_realm_that_does_not_let_in_yet_must_not_be_seen_either() {
+fn another_container_must_not_see_credentials_of_a_realm_that_may_allow_the_namespace_later() {
     for way in ways_to_see("twofactor-shut") {
         let mut pod = seeing("containers", &way);
         pod["metadata"]["annotations"] = json!({REALM_ANNOTATION: "shut"});
@@ -446,7 +446,7 @@ fn credentials_of_a_realm_that_does_not_let_in_yet_must_not_be_seen_either() {
 }
 
 #[test]
-fn a_volume_of_the_credentials_that_nobody_mounts_is_let_be() {
+fn a_volume_of_the_credentials_that_no_container_mounts_is_allowed() {
     let pod = with(|pod| {
         pod["spec"]["volumes"] =
             json!([{"name": "mine", "secret": {"secretName": "twofactor-kms"}}]);
@@ -455,7 +455,7 @@ fn a_volume_of_the_credentials_that_nobody_mounts_is_let_be() {
 }
 
 #[test]
-fn a_webhook_that_comes_later_cannot_mount_the_credentials_into_the_app() {
+fn a_later_webhook_cannot_mount_the_credentials_into_the_app() {
     let mut pod = injected(&pod());
     pod["spec"]["containers"][0]["volumeMounts"] =
         json!([{"name": CREDENTIALS_VOLUME, "mountPath": "/var/run/secrets/twofactor"}]);
@@ -463,7 +463,7 @@ fn a_webhook_that_comes_later_cannot_mount_the_credentials_into_the_app() {
 }
 
 #[test]
-fn a_second_pass_changes_nothing_whatever_others_did_to_the_sidecar() {
+fn a_second_call_changes_nothing_even_if_other_webhooks_changed_the_sidecar() {
     let mut pod = injected(&pod());
     skipped(&pod, Reason::AlreadyInjected);
     assert_eq!(decide(&pod).realm(), Some("kms"));
@@ -485,7 +485,7 @@ fn a_second_pass_changes_nothing_whatever_others_did_to_the_sidecar() {
 }
 
 #[test]
-fn an_annotation_alone_does_not_pass_for_the_sidecar() {
+fn a_pod_with_the_annotation_but_without_the_sidecar_is_injected() {
     let copied = annotated(&[(INJECTED_ANNOTATION, "0.0.1"), (REALM_ANNOTATION, "people")]);
     let pod = injected(&copied);
     assert_eq!(sidecar(&pod)["name"], SIDECAR_CONTAINER);
@@ -517,7 +517,7 @@ fn a_pod_without_a_spec_or_from_no_namespace_is_refused() {
 }
 
 #[test]
-fn a_sentence_stays_short_and_on_one_line_whatever_the_pod_says() {
+fn a_refusal_stays_short_and_on_one_line_for_every_pod() {
     let long = format!("{}\n\u{1b}[31m", "x".repeat(100_000));
     let pods = [
         with(|pod| pod["metadata"]["labels"][INJECT_LABEL] = long.clone().into()),
@@ -534,7 +534,7 @@ fn a_sentence_stays_short_and_on_one_line_whatever_the_pod_says() {
     }
 }
 
-/// Numbers that look random and are the same in every run.
+/// Pseudorandom numbers, the same in every run.
 struct Numbers(u64);
 
 impl Numbers {
@@ -556,8 +556,8 @@ impl Numbers {
     }
 }
 
-/// Some pod that asks, with lists that are there, empty, or missing, and with fields that no
-/// version knows.
+/// Makes a pod that asks for the sidecar, with lists that are present, empty or absent, and with
+/// fields that no version knows.
 fn some_pod(numbers: &mut Numbers) -> Value {
     let mut pod = pod();
     let annotations = [
@@ -592,8 +592,7 @@ fn some_pod(numbers: &mut Numbers) -> Value {
 }
 
 #[test]
-fn for_every_pod_the_patch_gives_a_pod_with_the_sidecar_first_and_the_rest_untouched_and_twice_is_once()
- {
+fn the_patch_of_every_pod_adds_the_sidecar_first_and_changes_nothing_else_and_is_idempotent() {
     let mut options = options();
     options.image_pull_secrets = vec!["ours".to_owned()];
     let defaults = SidecarDefaults::parse(options).unwrap();
@@ -607,7 +606,7 @@ fn for_every_pod_the_patch_gives_a_pod_with_the_sidecar_first_and_the_rest_untou
         assert_eq!(parsed.metadata.annotations.unwrap()[REALM_ANNOTATION], injection.realm);
         skipped(&after, Reason::AlreadyInjected);
 
-        // What was added taken away again, the rest is as it was.
+        // After the additions are removed, the rest is unchanged.
         let mut rest = after.clone();
         let mut expected = before.clone();
         rest["spec"]["initContainers"].as_array_mut().unwrap().remove(0);
@@ -617,7 +616,7 @@ fn for_every_pod_the_patch_gives_a_pod_with_the_sidecar_first_and_the_rest_untou
         let annotations = rest["metadata"]["annotations"].as_object_mut().unwrap();
         annotations.remove(INJECTED_ANNOTATION);
         annotations.remove(REALM_ANNOTATION);
-        // A list that was missing is empty now.
+        // A list that was absent is empty now.
         for list in ["initContainers", "volumes", "imagePullSecrets"] {
             if expected["spec"][list].is_null() {
                 expected["spec"][list] = json!([]);
@@ -633,7 +632,7 @@ fn for_every_pod_the_patch_gives_a_pod_with_the_sidecar_first_and_the_rest_untou
     }
 }
 
-/// Some JSON, at most `depth` deep.
+/// Makes a JSON value, at most `depth` deep.
 fn some_json(numbers: &mut Numbers, depth: usize) -> Value {
     let keys = ["name", "spec", "metadata", "containers", "ports", "env", "x"];
     match numbers.below(if depth == 0 { 5 } else { 7 }) {
@@ -650,7 +649,7 @@ fn some_json(numbers: &mut Numbers, depth: usize) -> Value {
     }
 }
 
-/// All places in a value.
+/// Collects the JSON Pointers of all places in a value.
 fn places(value: &Value, here: &str, found: &mut Vec<String>) {
     found.push(here.to_owned());
     match value {
@@ -670,7 +669,7 @@ fn places(value: &Value, here: &str, found: &mut Vec<String>) {
 }
 
 #[test]
-fn whatever_json_a_review_is_made_of_it_is_answered_or_refused_and_nothing_breaks() {
+fn every_json_body_is_answered_or_refused_without_a_panic() {
     let defaults = defaults();
     let whole = review(&injected(&pod()));
     let mut found = Vec::new();

@@ -9,7 +9,7 @@ use twofactor_core::secret::SecretText;
 use twofactor_store::acl::{self, AclUser};
 
 use crate::state::Context;
-use crate::state::realm_policies::Access;
+use crate::state::realm_policies::NamespaceAccess;
 use crate::state::realms::Realm;
 
 /// The namespaces whose users somebody may verify.
@@ -33,7 +33,7 @@ pub(super) fn callers(context: &Context, realm: &str) -> BTreeSet<String> {
 pub(super) fn needs(context: &Context, realm: &str, namespace: &str) -> bool {
     context.scopes.cover(realm)
         && context.policies.namespace(realm).is_some()
-        && context.policies.lets_in(realm, namespace) == Access::Granted
+        && context.policies.access(realm, namespace) == NamespaceAccess::Allowed
         && (realm != namespace || context.index().has_users(realm))
 }
 

@@ -571,7 +571,7 @@ async fn pods_without_the_sidecar_and_pods_that_wait_are_reported() {
     let (kind, message) = note("bare", "NotInjected").await;
     assert_eq!(kind, "Warning");
     assert!(message.contains("delete the pod"), "{message}");
-    let (kind, message) = note("waiting", "NotLetIn").await;
+    let (kind, message) = note("waiting", "NamespaceNotAllowed").await;
     assert_eq!(kind, "Warning");
     assert!(
         message.contains("TwoFactorRealm default") && message.contains(&cluster.namespace),
