@@ -59,7 +59,7 @@ impl AuditPolicy {
 
 /// What is written beside an outcome.
 #[derive(Clone, Debug, Default)]
-pub struct Trace {
+pub struct AuditContext {
     /// How the user gets codes.
     pub channel: DeliveryMethod,
     /// The end user's address, where it is to be kept.
@@ -143,7 +143,7 @@ impl History {
         operation: Operation,
         outcome: &'static str,
         caller: &Caller,
-        trace: &Trace,
+        audit: &AuditContext,
         now: UnixMillis,
     ) {
         let kind = format!("{}/{outcome}", operation.name());
@@ -171,12 +171,12 @@ impl History {
             operation: operation.name().to_owned(),
             outcome: outcome.to_owned(),
             caller: caller.to_string(),
-            channel: trace.channel.name().to_owned(),
-            address: trace.address.clone(),
-            user_agent: trace.user_agent.clone(),
+            channel: audit.channel.name().to_owned(),
+            address: audit.address.clone(),
+            user_agent: audit.user_agent.clone(),
             repeated: (!repeated.is_empty()).then(|| repeated.join(" ")),
         });
-        let oldest = now.offset(-i64::try_from(trace.retention.as_millis()).unwrap_or(i64::MAX));
+        let oldest = now.offset(-i64::try_from(audit.retention.as_millis()).unwrap_or(i64::MAX));
         while self.entries.front().is_some_and(|entry| entry.at < oldest) {
             self.entries.pop_front();
         }
@@ -196,8 +196,8 @@ impl History {
 mod tests {
     use super::*;
 
-    fn trace() -> Trace {
-        Trace { retention: AuditPolicy::default().retention(), ..Trace::default() }
+    fn audit() -> AuditContext {
+        AuditContext { retention: AuditPolicy::default().retention(), ..AuditContext::default() }
     }
 
     fn outcomes(history: &History) -> Vec<(String, Option<String>)> {
@@ -213,14 +213,14 @@ mod tests {
         let (mut history, kms) = (History::default(), "kms".parse().unwrap());
         for millis in 0..1000 {
             let at = UnixMillis::new(1_000_000 + millis);
-            history.add(Operation::Verify, "used", &kms, &trace(), at);
-            history.add(Operation::Generate, "too-soon", &kms, &trace(), at);
+            history.add(Operation::Verify, "used", &kms, &audit(), at);
+            history.add(Operation::Generate, "too-soon", &kms, &audit(), at);
         }
         assert_eq!(outcomes(&history), [("used".to_owned(), None), ("too-soon".to_owned(), None)]);
-        history.add(Operation::Verify, "accepted", &kms, &trace(), UnixMillis::new(1_002_000));
+        history.add(Operation::Verify, "accepted", &kms, &audit(), UnixMillis::new(1_002_000));
         let repeated = "verify/used=999 generate/too-soon=999".to_owned();
         assert_eq!(outcomes(&history)[2], ("accepted".to_owned(), Some(repeated)));
-        history.add(Operation::Verify, "used", &kms, &trace(), UnixMillis::new(1_003_000));
+        history.add(Operation::Verify, "used", &kms, &audit(), UnixMillis::new(1_003_000));
         assert_eq!(history.entries.len(), 4, "after another entry the first one is written again");
     }
 
@@ -232,7 +232,7 @@ mod tests {
                 Operation::Verify,
                 "blocked",
                 &kms,
-                &trace(),
+                &audit(),
                 UnixMillis::from_seconds(minutes * 60),
             );
         }

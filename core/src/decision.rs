@@ -29,7 +29,7 @@ use std::time::Duration;
 use thiserror::Error;
 
 pub use self::state::UserState;
-use crate::audit::{Operation, Trace};
+use crate::audit::{AuditContext, Operation};
 use crate::limits::Limits;
 use crate::names::{Caller, CodeTag};
 use crate::seal::Revision;
@@ -76,7 +76,7 @@ impl Throttle {
 pub enum Undecided {
     /// The Redis node started, or became master, after the publisher last checked it.
     #[error("the Redis node has not been checked since it started or was promoted")]
-    Unguarded,
+    UncheckedNode,
     /// The store has no state for this user.
     #[error("the store has no state for this user")]
     NoState,
@@ -123,7 +123,7 @@ pub struct Verification {
     /// Steps before and after the current one that are accepted.
     pub skew: u8,
     /// What the history says beside the verdict.
-    pub trace: Trace,
+    pub audit: AuditContext,
 }
 
 /// What a submitted code is worth.
@@ -184,7 +184,7 @@ pub struct Issuance {
     /// How often one may be asked for.
     pub limits: Limits,
     /// What the history says beside the outcome.
-    pub trace: Trace,
+    pub audit: AuditContext,
 }
 
 /// Whether a code may be delivered.
@@ -195,7 +195,7 @@ pub enum Issue {
     Issued {
         /// Until when it is accepted; a whole second.
         expires_at: UnixMillis,
-        /// When it was asked for, by the store's clock: what [`Aftermath`] needs to give it back.
+        /// When it was asked for, by the store's clock: what [`DeliveryReport`] needs to give it back.
         asked_at: UnixMillis,
     },
     /// The code of this step is used up; the next step has another one.
@@ -231,13 +231,13 @@ impl Issue {
 /// What happened after a decision, or kept it from being asked for: for the history, and to give
 /// back what came to nothing.
 #[derive(Clone, Debug)]
-pub struct Aftermath {
+pub struct DeliveryReport {
     /// Who asked.
     pub caller: Caller,
     /// What happened.
     pub event: Event,
     /// What the history says beside it.
-    pub trace: Trace,
+    pub audit: AuditContext,
 }
 
 /// Something that happened beside decisions.

@@ -203,8 +203,8 @@ impl RealmNames {
     pub fn keys_to_read(&self) -> Vec<String> {
         // Nothing in the prefix or a realm's id means anything in a pattern, and braces do not
         // either.
-        let mark = self.node_mark(&"?".repeat(NODE_TAG));
-        vec![self.realm_record(), self.realm_meta(), mark, self.pattern_of_every("rec")]
+        let fill_id = self.node_fill_id(&"?".repeat(NODE_TAG));
+        vec![self.realm_record(), self.realm_meta(), fill_id, self.pattern_of_every("rec")]
     }
 
     /// The glob patterns of the keys that sidecars write.
@@ -247,7 +247,7 @@ impl RealmNames {
     /// In a cluster, what the last filling of the realm left on a node: that of the slot of `tag`,
     /// which has five characters.
     #[must_use]
-    pub fn node_mark(&self, tag: &str) -> String {
+    pub fn node_fill_id(&self, tag: &str) -> String {
         format!("{}:{{{tag}}}:node", self.prefix)
     }
 
@@ -308,7 +308,7 @@ mod tests {
         assert_eq!(names.user_of(&user.log), Some(pseudonym));
         assert_eq!(names.user_of(&names.realm_meta()), None);
         assert_eq!(names.user_of(&names.realm_deliveries()), None);
-        assert_eq!(names.user_of(&names.node_mark("00012")), None);
+        assert_eq!(names.user_of(&names.node_fill_id("00012")), None);
         let other = RealmNames::new(&"cluster".parse().unwrap(), &"a-realm-2".parse().unwrap());
         assert_eq!(other.user_of(&user.state), None);
     }
@@ -350,7 +350,7 @@ mod tests {
             [
                 names().realm_record(),
                 names().realm_meta(),
-                names().node_mark("?????"),
+                names().node_fill_id("?????"),
                 pattern(&user.record)
             ]
         );
@@ -366,7 +366,7 @@ mod tests {
         assert_eq!(names.user_of(&names.realm_record()), None);
         assert_eq!(names.user_of(&names.realm_meta()), None);
         assert_eq!(names.user_of(&names.realm_deliveries()), None);
-        assert_eq!(names.user_of(&names.node_mark("00012")), None);
+        assert_eq!(names.user_of(&names.node_fill_id("00012")), None);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //! destination; and for the store what the user's history says beside an outcome.
 
 use http::HeaderMap;
-use twofactor_core::audit::Trace;
+use twofactor_core::audit::AuditContext;
 use twofactor_core::names::Caller;
 use twofactor_core::realm::RealmRecord;
 use twofactor_core::user::DeliveryMethod;
@@ -52,10 +52,10 @@ impl Origin {
 
     /// What the history of a user of `realm` says beside an outcome.
     #[must_use]
-    pub fn trace(&self, realm: &RealmRecord, channel: DeliveryMethod) -> Trace {
+    pub fn audit_context(&self, realm: &RealmRecord, channel: DeliveryMethod) -> AuditContext {
         let retention = realm.audit.retention();
         let kept = if realm.audit.origin { self.clone() } else { Self::default() };
-        Trace { channel, address: kept.address, user_agent: kept.user_agent, retention }
+        AuditContext { channel, address: kept.address, user_agent: kept.user_agent, retention }
     }
 }
 

@@ -10,7 +10,7 @@ use redis::{Cmd, ErrorKind, FromRedisValue, ServerErrorKind};
 use twofactor_core::names::RealmNames;
 
 use crate::StoreError;
-use crate::link::{Node, Operation};
+use crate::connection::{Node, Operation};
 use crate::redis::{OPERATION_TIMEOUT, RedisStore};
 pub use crate::url::{has_login, with_login};
 
@@ -112,7 +112,7 @@ impl RedisStore {
     /// changed then.
     pub async fn acl_set(&self, user: &AclUser, separation: Separation) -> Result<(), AclError> {
         let mut command = redis::cmd("ACL");
-        let rules = rules(user, separation, self.selects_database(), self.link.is_cluster());
+        let rules = rules(user, separation, self.selects_database(), self.connection.is_cluster());
         command.arg("SETUSER").arg(&user.name).arg(rules);
         self.on_every_server::<()>(&command).await.map(drop)
     }
@@ -132,11 +132,13 @@ impl RedisStore {
     /// a replica that is promoted lets in whom it knows. One that is away is told when it is looked
     /// at again.
     async fn on_every_server<T: FromRedisValue>(&self, command: &Cmd) -> Result<Vec<T>, AclError> {
-        let servers = self.link.servers(OPERATION_TIMEOUT).await.map_err(error)?;
+        let servers = self.connection.servers(OPERATION_TIMEOUT).await.map_err(error)?;
         let mut answers = Vec::with_capacity(servers.masters.len() + servers.replicas.len());
         let ask = async |node: &Node| {
-            let answer =
-                self.link.run_on::<T>(node, OPERATION_TIMEOUT, Operation::Command(command)).await;
+            let answer = self
+                .connection
+                .run_on::<T>(node, OPERATION_TIMEOUT, Operation::Command(command))
+                .await;
             answer.map_err(error)
         };
         for master in &servers.masters {

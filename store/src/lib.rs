@@ -7,7 +7,7 @@
 
 pub mod acl;
 pub mod clock;
-mod link;
+mod connection;
 pub mod memory;
 pub mod publisher;
 pub mod redis;
@@ -15,7 +15,7 @@ mod url;
 
 use thiserror::Error;
 use twofactor_core::audit::Entry;
-use twofactor_core::decision::{Aftermath, Issuance, Issue, Undecided, Verdict, Verification};
+use twofactor_core::decision::{DeliveryReport, Issuance, Issue, Undecided, Verdict, Verification};
 use twofactor_core::limits::Allowance;
 use twofactor_core::names::Pseudonym;
 use twofactor_core::seal::Revision;
@@ -112,8 +112,8 @@ pub struct Inspection {
     /// Whether every node has been checked and everything is published: nothing needs to be
     /// refilled.
     pub ready: bool,
-    /// What [`Store::begin_filling`] left on the nodes.
-    pub filling: String,
+    /// What [`Store::begin_fill`] left on the nodes.
+    pub fill_id: String,
 }
 
 impl Inspection {
@@ -210,14 +210,14 @@ impl Store {
     ///
     /// # Errors
     /// When there is no such user any more, or Redis does not answer.
-    pub async fn conclude(
+    pub async fn record_delivery(
         &self,
         user: &Pseudonym,
-        aftermath: &Aftermath,
+        report: &DeliveryReport,
     ) -> Result<(), StoreError> {
         match self {
-            Self::Memory(store) => store.conclude(user, aftermath),
-            Self::Redis(store) => store.conclude(user, aftermath).await,
+            Self::Memory(store) => store.record_delivery(user, report),
+            Self::Redis(store) => store.record_delivery(user, report).await,
         }
     }
 
@@ -265,8 +265,8 @@ impl Store {
     ///
     /// # Errors
     /// When Redis does not answer.
-    pub async fn begin_filling(&self, mark: &str) -> Result<(), StoreError> {
-        delegate!(self, store => store.begin_filling(mark))
+    pub async fn begin_fill(&self, fill_id: &str) -> Result<(), StoreError> {
+        delegate!(self, store => store.begin_fill(fill_id))
     }
 
     /// For the publisher: what is there of these users, in their order.
@@ -317,10 +317,10 @@ impl Store {
     ///
     /// # Errors
     /// When Redis does not answer, is another node by now, or was emptied since.
-    pub async fn stamp(&self, inspection: &Inspection) -> Result<(), StoreError> {
+    pub async fn complete_fill(&self, inspection: &Inspection) -> Result<(), StoreError> {
         match self {
-            Self::Memory(store) => store.stamp(inspection),
-            Self::Redis(store) => store.stamp(inspection).await,
+            Self::Memory(store) => store.complete_fill(inspection),
+            Self::Redis(store) => store.complete_fill(inspection).await,
         }
     }
 }

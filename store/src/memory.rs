@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use twofactor_core::audit::Entry;
 use twofactor_core::decision::{
-    Aftermath, Issuance, Issue, THROTTLE, Undecided, UserState, Verdict, Verification,
+    DeliveryReport, Issuance, Issue, THROTTLE, Undecided, UserState, Verdict, Verification,
 };
 use twofactor_core::limits::{Allowance, Deliveries};
 use twofactor_core::names::Pseudonym;
@@ -27,7 +27,7 @@ pub struct MemoryStore {
 struct Content {
     users: HashMap<Pseudonym, (Vec<u8>, UserState)>,
     realm: RealmSnapshot,
-    filling: String,
+    fill_id: String,
     deliveries: Deliveries,
 }
 
@@ -85,14 +85,14 @@ impl MemoryStore {
         Ok(state.issue(request, self.clock.now())?)
     }
 
-    pub(crate) fn conclude(
+    pub(crate) fn record_delivery(
         &self,
         user: &Pseudonym,
-        aftermath: &Aftermath,
+        report: &DeliveryReport,
     ) -> Result<(), StoreError> {
         let mut content = self.content();
         let (_, state) = content.users.get_mut(user).ok_or(Undecided::NoState)?;
-        state.conclude(aftermath, self.clock.now());
+        state.record_delivery(report, self.clock.now());
         Ok(())
     }
 
@@ -118,7 +118,7 @@ impl MemoryStore {
         Inspection {
             nodes: vec![NodeInspection { identity: "memory".to_owned(), empty }],
             ready: content.realm.complete,
-            filling: String::new(),
+            fill_id: String::new(),
         }
     }
 
@@ -172,13 +172,13 @@ impl MemoryStore {
         }
     }
 
-    pub(crate) fn begin_filling(&self, mark: &str) {
-        mark.clone_into(&mut self.content().filling);
+    pub(crate) fn begin_fill(&self, fill_id: &str) {
+        fill_id.clone_into(&mut self.content().fill_id);
     }
 
-    pub(crate) fn stamp(&self, inspection: &Inspection) -> Result<(), StoreError> {
+    pub(crate) fn complete_fill(&self, inspection: &Inspection) -> Result<(), StoreError> {
         let mut content = self.content();
-        if content.filling != inspection.filling {
+        if content.fill_id != inspection.fill_id {
             return Err(Undecided::NoState.into());
         }
         content.realm.complete = true;

@@ -18,7 +18,7 @@ use crate::{Inspection, Publication, Published, Store, StoreError};
 
 /// A user as they should be.
 #[derive(Clone, Debug)]
-pub struct Desired {
+pub struct DesiredUser {
     /// The record.
     pub record: UserRecord,
     /// Whether the seed was made just now, so that no code of it can have been used.
@@ -29,7 +29,7 @@ pub struct Desired {
 
 /// What publishing a user came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
+pub enum PublishOutcome {
     /// It was there already.
     Unchanged,
     /// It is current now.
@@ -40,7 +40,7 @@ pub enum Outcome {
 
 /// What becomes of users who are in the store and not in the list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Others {
+pub enum UnlistedUsers {
     /// The list is complete: they are gone.
     Remove,
     /// Part of the list could not be read: they may be there.
@@ -95,10 +95,10 @@ impl Publisher {
     /// When Redis does not answer; part of the users may have been written then.
     pub async fn publish(
         &self,
-        users: &[Desired],
+        users: &[DesiredUser],
         now: UnixMillis,
         random: &mut impl CryptoRng,
-    ) -> Result<Vec<Outcome>, StoreError> {
+    ) -> Result<Vec<PublishOutcome>, StoreError> {
         self.write(users, false, now, random).await
     }
 
@@ -109,26 +109,26 @@ impl Publisher {
     /// As [`Publisher::publish`].
     pub async fn renew(
         &self,
-        users: &[Desired],
+        users: &[DesiredUser],
         now: UnixMillis,
         random: &mut impl CryptoRng,
-    ) -> Result<Vec<Outcome>, StoreError> {
+    ) -> Result<Vec<PublishOutcome>, StoreError> {
         self.write(users, true, now, random).await
     }
 
     async fn write(
         &self,
-        users: &[Desired],
+        users: &[DesiredUser],
         renew: bool,
         now: UnixMillis,
         random: &mut impl CryptoRng,
-    ) -> Result<Vec<Outcome>, StoreError> {
+    ) -> Result<Vec<PublishOutcome>, StoreError> {
         let pseudonyms: Vec<Pseudonym> = users
             .iter()
             .map(|user| self.keys.pseudonym(&user.record.definition.username))
             .collect();
         let published = self.store.published(&pseudonyms).await?;
-        let mut outcomes = vec![Outcome::Unchanged; users.len()];
+        let mut outcomes = vec![PublishOutcome::Unchanged; users.len()];
         let mut batch = Vec::new();
         let mut positions = Vec::new();
         for (position, (user, published)) in users.iter().zip(published).enumerate() {
@@ -141,8 +141,8 @@ impl Publisher {
         }
         for (position, result) in positions.into_iter().zip(self.store.publish(&batch).await?) {
             outcomes[position] = match result {
-                Ok(()) => Outcome::Written,
-                Err(StoreError::Conflict) => Outcome::Conflict,
+                Ok(()) => PublishOutcome::Written,
+                Err(StoreError::Conflict) => PublishOutcome::Conflict,
                 Err(error) => return Err(error),
             };
         }
@@ -152,7 +152,7 @@ impl Publisher {
     /// What has to be written for `desired`, if anything.
     fn difference(
         &self,
-        desired: &Desired,
+        desired: &DesiredUser,
         pseudonym: Pseudonym,
         published: &Published,
         renew: bool,
@@ -222,14 +222,14 @@ impl Publisher {
     ///
     /// # Errors
     /// When Redis does not answer.
-    pub async fn sweep(&self, keep: &HashSet<Pseudonym>) -> Result<usize, StoreError> {
-        let strangers: Vec<Pseudonym> =
+    pub async fn remove_unlisted(&self, keep: &HashSet<Pseudonym>) -> Result<usize, StoreError> {
+        let unlisted: Vec<Pseudonym> =
             self.store.users().await?.into_iter().filter(|user| !keep.contains(user)).collect();
-        self.store.remove(&strangers).await?;
-        Ok(strangers.len())
+        self.store.remove(&unlisted).await?;
+        Ok(unlisted.len())
     }
 
-    /// The store before anything is written to it, to be handed to [`Store::stamp`] after
+    /// The store before anything is written to it, to be handed to [`Store::complete_fill`] after
     /// everything is. Where a realm has to be filled, this marks the beginning.
     ///
     /// A realm of which there is no user yet is as good as an empty node: whatever will be there
@@ -237,7 +237,7 @@ impl Publisher {
     ///
     /// # Errors
     /// When Redis does not answer.
-    pub async fn begin(&self, random: &mut impl CryptoRng) -> Result<Inspection, StoreError> {
+    pub async fn begin_fill(&self, random: &mut impl CryptoRng) -> Result<Inspection, StoreError> {
         let mut inspection = self.store.inspect().await?;
         if inspection.ready {
             return Ok(inspection);
@@ -247,8 +247,8 @@ impl Publisher {
                 node.empty = true;
             }
         }
-        inspection.filling = format!("{:016x}", random.next_u64());
-        self.store.begin_filling(&inspection.filling).await?;
+        inspection.fill_id = format!("{:016x}", random.next_u64());
+        self.store.begin_fill(&inspection.fill_id).await?;
         Ok(inspection)
     }
 
@@ -261,25 +261,29 @@ impl Publisher {
     pub async fn fill(
         &self,
         realm: &RealmRecord,
-        users: &[Desired],
-        others: Others,
+        users: &[DesiredUser],
+        unlisted: UnlistedUsers,
         now: UnixMillis,
         random: &mut impl CryptoRng,
     ) -> Result<bool, StoreError> {
-        let inspection = self.begin(random).await?;
+        let inspection = self.begin_fill(random).await?;
         self.publish_realm(realm, now, random).await?;
-        if self.write(users, !inspection.ready, now, random).await?.contains(&Outcome::Conflict) {
+        if self
+            .write(users, !inspection.ready, now, random)
+            .await?
+            .contains(&PublishOutcome::Conflict)
+        {
             return Err(StoreError::Conflict);
         }
-        if others == Others::Remove {
+        if unlisted == UnlistedUsers::Remove {
             let keep = users
                 .iter()
                 .map(|user| self.keys.pseudonym(&user.record.definition.username))
                 .collect();
-            self.sweep(&keep).await?;
+            self.remove_unlisted(&keep).await?;
         }
         if !inspection.ready {
-            self.store.stamp(&inspection).await?;
+            self.store.complete_fill(&inspection).await?;
         }
         Ok(!inspection.ready)
     }

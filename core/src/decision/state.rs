@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 
 use super::{
-    Aftermath, CLOCK_TOLERANCE, Event, Factor, Issuance, Issue, Throttle, Undecided, Verdict,
+    CLOCK_TOLERANCE, DeliveryReport, Event, Factor, Issuance, Issue, Throttle, Undecided, Verdict,
     Verification,
 };
 use crate::audit::{Entry, History, Operation};
@@ -154,7 +154,7 @@ impl UserState {
     ) -> Result<Verdict, Undecided> {
         self.check(request.revision, request.asked_at, now)?;
         let verdict = self.judge(request, throttle, now);
-        self.history.add(Operation::Verify, verdict.name(), &request.caller, &request.trace, now);
+        self.history.add(Operation::Verify, verdict.name(), &request.caller, &request.audit, now);
         Ok(verdict)
     }
 
@@ -244,7 +244,7 @@ impl UserState {
             return Err(Undecided::ClockOff { now });
         }
         let issue = self.issue_within_limits(request, now);
-        self.history.add(Operation::Generate, issue.name(), &request.caller, &request.trace, now);
+        self.history.add(Operation::Generate, issue.name(), &request.caller, &request.audit, now);
         Ok(issue)
     }
 
@@ -314,13 +314,13 @@ impl UserState {
     }
 
     /// Takes note of what happened after a decision, or in place of one.
-    pub fn conclude(&mut self, aftermath: &Aftermath, now: UnixMillis) {
-        match aftermath.event {
+    pub fn record_delivery(&mut self, report: &DeliveryReport, now: UnixMillis) {
+        match report.event {
             Event::Refused { asked_at } => self.asked.give_back_the_pause(asked_at),
             // A realm that has sent all that it may is asked no more often than one that sends.
             Event::DeliveriesUsedUp | Event::Sent | Event::NoSecret | Event::NoDeliveryMethod => {}
         }
-        let event = aftermath.event;
-        self.history.add(event.operation(), event.name(), &aftermath.caller, &aftermath.trace, now);
+        let event = report.event;
+        self.history.add(event.operation(), event.name(), &report.caller, &report.audit, now);
     }
 }

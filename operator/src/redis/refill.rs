@@ -18,7 +18,7 @@ use twofactor_api::{TwoFactorUser, labels};
 use twofactor_core::record::UserRecord;
 use twofactor_core::seed::Seed;
 use twofactor_store::StoreError;
-use twofactor_store::publisher::{Desired, Outcome};
+use twofactor_store::publisher::{DesiredUser, PublishOutcome};
 
 use crate::k8s::request::{self, ApiError};
 use crate::realm;
@@ -62,7 +62,7 @@ pub async fn refill(context: &Context, realm: &Realm) -> Result<usize, RefillErr
     let now = context.clock.now();
     // Who the node is comes first: what is true of another one does not count, and the stamp will
     // tell.
-    let inspection = realm.publisher.begin(&mut context.random()).await?;
+    let inspection = realm.publisher.begin_fill(&mut context.random()).await?;
     if inspection.ready {
         return Ok(0);
     }
@@ -77,7 +77,7 @@ pub async fn refill(context: &Context, realm: &Realm) -> Result<usize, RefillErr
     }
     let others = fill_others(context, realm, &done).await?;
     cleanup::sweep(context, realm).await?;
-    realm.publisher.store().stamp(&inspection).await?;
+    realm.publisher.store().complete_fill(&inspection).await?;
     Ok(done.len() + others)
 }
 
@@ -103,7 +103,7 @@ async fn fill_from_secrets(
             {
                 done.insert(user.uid().unwrap_or_default());
                 let reset = failures::request(realm, &user);
-                desired.push(Desired { record, fresh: false, reset });
+                desired.push(DesiredUser { record, fresh: false, reset });
             }
         }
         publish(context, realm, &desired).await?;
@@ -167,11 +167,15 @@ fn record(
     wanted.then_some(UserRecord { definition, seed: own.seed, provenance })
 }
 
-async fn publish(context: &Context, realm: &Realm, desired: &[Desired]) -> Result<(), StoreError> {
+async fn publish(
+    context: &Context,
+    realm: &Realm,
+    desired: &[DesiredUser],
+) -> Result<(), StoreError> {
     for _ in 0..ATTEMPTS {
         let now = context.clock.now();
         let outcomes = realm.publisher.renew(desired, now, &mut context.random()).await?;
-        if !outcomes.contains(&Outcome::Conflict) {
+        if !outcomes.contains(&PublishOutcome::Conflict) {
             return Ok(());
         }
     }
@@ -206,7 +210,7 @@ async fn fill_others(
         let is_known = realm.publisher.current(pseudonym).await?.is_some();
         if imported.is_some() || !is_known {
             let reset = failures::request(realm, &user);
-            publish(context, realm, &[Desired { record, fresh: false, reset }]).await?;
+            publish(context, realm, &[DesiredUser { record, fresh: false, reset }]).await?;
             count += 1;
         }
         context.queue.push(user_ref(&realm.namespace, &name));

@@ -30,7 +30,7 @@ pub async fn run(context: Arc<Context>, checks: Vec<(Setting, Check)>, stop: Can
         // The guard says when Redis does not answer.
         let found = context.realms.store().settings().await;
         if let Ok(found) = &found {
-            watch.tell(found);
+            watch.log_changes(found);
             for (setting, strength) in found {
                 context.metrics.show_setting(setting.name(), *strength);
                 let check = checks.iter().find(|(known, _)| known == setting);

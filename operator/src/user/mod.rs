@@ -20,7 +20,7 @@ use twofactor_api::validate::validate;
 use twofactor_api::{TwoFactorUser, labels};
 use twofactor_core::record::{Provenance, UserRecord};
 use twofactor_core::user::UserDefinition;
-use twofactor_store::publisher::Desired;
+use twofactor_store::publisher::DesiredUser;
 
 use self::apply::{Applied, ApplyError, Outcome as Seeding};
 use self::fetch::FetchError;
@@ -185,7 +185,7 @@ async fn pass(
     let fresh = matches!(applied.outcome, Seeding::Seed { fresh: true, .. });
     let uid = user.uid().unwrap_or_default();
     let reset = failures::request(&realm, user);
-    let desired = Desired { record, fresh, reset };
+    let desired = DesiredUser { record, fresh, reset };
     let published = publish::publish(context, &realm, &uid, desired, applied.newcomer).await;
     if matches!(published, Ok(Published::Gone)) {
         return Ok((Action::await_change(), Waiting::Settled));
@@ -233,7 +233,7 @@ async fn disable(
     let Ok(Some(record)) = realm.publisher.current(pseudonym).await else { return };
     let record = UserRecord { definition: definition.clone(), ..record };
     let uid = user.uid().unwrap_or_default();
-    let desired = Desired { record, fresh: false, reset: failures::request(realm, user) };
+    let desired = DesiredUser { record, fresh: false, reset: failures::request(realm, user) };
     if let Err(error) = publish::publish(context, realm, &uid, desired, false).await {
         tracing::debug!(%error, "a user could not be disabled yet");
     }

@@ -7,7 +7,7 @@ use thiserror::Error;
 use twofactor_core::names::Pseudonym;
 use twofactor_core::user::Username;
 use twofactor_store::StoreError;
-use twofactor_store::publisher::{Desired, Outcome};
+use twofactor_store::publisher::{DesiredUser, PublishOutcome};
 
 use crate::failpoint::{self, Step};
 use crate::state::Context;
@@ -50,7 +50,7 @@ pub async fn publish(
     context: &Context,
     realm: &Realm,
     uid: &str,
-    desired: Desired,
+    desired: DesiredUser,
     newcomer: bool,
 ) -> Result<Published, PublishError> {
     let username = desired.record.definition.username.clone();
@@ -83,12 +83,12 @@ pub async fn publish(
     Ok(Published::Gone)
 }
 
-async fn write(context: &Context, realm: &Realm, desired: Desired) -> Result<(), StoreError> {
+async fn write(context: &Context, realm: &Realm, desired: DesiredUser) -> Result<(), StoreError> {
     let desired = [desired];
     for _ in 0..ATTEMPTS {
         let now = context.clock.now();
         let outcomes = realm.publisher.publish(&desired, now, &mut context.random()).await?;
-        if !outcomes.contains(&Outcome::Conflict) {
+        if !outcomes.contains(&PublishOutcome::Conflict) {
             return Ok(());
         }
     }

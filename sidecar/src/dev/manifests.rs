@@ -14,7 +14,7 @@ use twofactor_core::record::UserRecord;
 use twofactor_core::seed::Seed;
 use twofactor_core::user::{UserDefinition, Username};
 use twofactor_store::StoreError;
-use twofactor_store::publisher::{Desired, Others, Publisher};
+use twofactor_store::publisher::{DesiredUser, Publisher, UnlistedUsers};
 
 /// The endings of files that are read from a folder.
 const ENDINGS: [&str; 3] = ["yaml", "yml", "json"];
@@ -181,8 +181,8 @@ impl Users {
     /// What is to become of users who are published and not among these: one whose manifest cannot
     /// be read may be one of them, and would lose their seed.
     #[must_use]
-    pub fn others(&self) -> Others {
-        if self.complete { Others::Remove } else { Others::Keep }
+    pub fn others(&self) -> UnlistedUsers {
+        if self.complete { UnlistedUsers::Remove } else { UnlistedUsers::Keep }
     }
 
     /// How many users there are.
@@ -206,7 +206,7 @@ impl Users {
         book: &mut SeedBook,
         random: &mut impl CryptoRng,
         publisher: &Publisher,
-    ) -> Result<Vec<Desired>, StoreError> {
+    ) -> Result<Vec<DesiredUser>, StoreError> {
         let mut desired = Vec::with_capacity(self.users.len());
         for User { definition, source, reset } in &self.users {
             let username = &definition.username;
@@ -227,7 +227,7 @@ impl Users {
             };
             let ours = matches!(source, SeedSource::Ours) && book.fresh.contains_key(username);
             let fresh = ours && book.offered.insert(username.clone());
-            desired.push(Desired {
+            desired.push(DesiredUser {
                 record: UserRecord { definition: definition.clone(), seed, provenance: None },
                 fresh,
                 reset: reset.as_ref().map(|request| publisher.keys().request_tag(request)),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use twofactor_core::code::Code;
 use twofactor_core::context::Context;
-use twofactor_core::decision::{Aftermath, Event, Issuance, Issue};
+use twofactor_core::decision::{DeliveryReport, Event, Issuance, Issue};
 use twofactor_core::limits::Allowance;
 use twofactor_core::realm::RealmRecord;
 use twofactor_core::seal::Revision;
@@ -167,7 +167,7 @@ pub fn issuance(
         period: definition.totp.period(),
         lifetime,
         limits: realm.limits,
-        trace: wish.origin.trace(realm, definition.delivery_method),
+        audit: wish.origin.audit_context(realm, definition.delivery_method),
     };
     Some((request, code))
 }
@@ -218,9 +218,9 @@ pub async fn conclude(
     origin: &Origin,
     event: Event,
 ) {
-    let trace = origin.trace(realm, user.record.definition.delivery_method);
-    let aftermath = Aftermath { caller: service.caller.clone(), event, trace };
-    if let Err(error) = service.store.conclude(&user.pseudonym, &aftermath).await {
+    let audit = origin.audit_context(realm, user.record.definition.delivery_method);
+    let report = DeliveryReport { caller: service.caller.clone(), event, audit };
+    if let Err(error) = service.store.record_delivery(&user.pseudonym, &report).await {
         let cause = std::error::Error::source(&error).map(ToString::to_string);
         tracing::warn!(event = event.name(), %error, cause, "the store did not take note");
     }

@@ -4,7 +4,7 @@
 use std::ops::Deref;
 use std::time::Instant;
 
-use twofactor_core::decision::{Aftermath, Issuance, Issue, Verdict, Verification};
+use twofactor_core::decision::{DeliveryReport, Issuance, Issue, Verdict, Verification};
 use twofactor_core::limits::Allowance;
 use twofactor_core::names::Pseudonym;
 use twofactor_store::{RealmSnapshot, Store, StoreError};
@@ -77,16 +77,16 @@ impl CountedStore {
         self.counted("issue", self.store.issue(user, request)).await
     }
 
-    /// [`Store::conclude`].
+    /// [`Store::record_delivery`].
     ///
     /// # Errors
     /// As there.
-    pub async fn conclude(
+    pub async fn record_delivery(
         &self,
         user: &Pseudonym,
-        aftermath: &Aftermath,
+        report: &DeliveryReport,
     ) -> Result<(), StoreError> {
-        self.counted("conclude", self.store.conclude(user, aftermath)).await
+        self.counted("conclude", self.store.record_delivery(user, report)).await
     }
 
     /// [`Store::count_delivery`].

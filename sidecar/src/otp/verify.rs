@@ -150,6 +150,6 @@ pub fn verification(
         matches: totp.map_or_else(Vec::new, |totp| totp.matching_steps(code, around, margin)),
         period: definition.totp.period(),
         skew: definition.totp.skew(),
-        trace: claim.origin.trace(realm, definition.delivery_method),
+        audit: claim.origin.audit_context(realm, definition.delivery_method),
     }
 }

@@ -41,7 +41,7 @@ pub(crate) async fn watch(
             let Store::Redis(store) = &*service.store else { continue };
             // The refresh says when it does not answer.
             let Ok(found) = store.settings().await else { continue };
-            watch.tell(&found);
+            watch.log_changes(&found);
             for (setting, strength) in found {
                 service.metrics.redis_setting(setting.name(), strength);
                 let check = checks.iter().find(|(known, _)| *known == setting);

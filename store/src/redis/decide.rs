@@ -6,9 +6,9 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use redis::{FromRedisValue, ParsingError, Script, ScriptInvocation, Value};
-use twofactor_core::audit::{Entry, Trace};
+use twofactor_core::audit::{AuditContext, Entry};
 use twofactor_core::decision::{
-    Aftermath, CLOCK_TOLERANCE, Event, Factor, Issuance, Issue, THROTTLE, Undecided, Verdict,
+    CLOCK_TOLERANCE, DeliveryReport, Event, Factor, Issuance, Issue, THROTTLE, Undecided, Verdict,
     Verification,
 };
 use twofactor_core::limits::{Allowance, MOST_CODES_IN_FLIGHT};
@@ -18,7 +18,7 @@ use twofactor_core::time::UnixMillis;
 
 use super::{ACKNOWLEDGED_TIMEOUT, OPERATION_TIMEOUT, RedisStore, text};
 use crate::StoreError;
-use crate::link::{Acknowledgement, Operation};
+use crate::connection::{Acknowledgement, Operation};
 
 const AUDIT: &str = include_str!("../scripts/audit.lua");
 const ASKED: &str = include_str!("../scripts/asked.lua");
@@ -97,11 +97,11 @@ fn moment(number: i64) -> UnixMillis {
     UnixMillis::new(u64::try_from(number).unwrap_or_default())
 }
 
-fn trace_arguments(call: &mut ScriptInvocation<'_>, trace: &Trace) {
-    call.arg(millis(trace.retention))
-        .arg(trace.channel.name())
-        .arg(trace.address.as_deref().unwrap_or_default())
-        .arg(trace.user_agent.as_deref().unwrap_or_default());
+fn audit_arguments(call: &mut ScriptInvocation<'_>, audit: &AuditContext) {
+    call.arg(millis(audit.retention))
+        .arg(audit.channel.name())
+        .arg(audit.address.as_deref().unwrap_or_default())
+        .arg(audit.user_agent.as_deref().unwrap_or_default());
 }
 
 impl RedisStore {
@@ -129,7 +129,7 @@ impl RedisStore {
                     .arg(millis(THROTTLE.first_block))
                     .arg(millis(THROTTLE.longest_block))
                     .arg(THROTTLE.disable_after);
-                trace_arguments(call, &request.trace);
+                audit_arguments(call, &request.audit);
             })
             .await?;
         match word.as_str() {
@@ -159,7 +159,7 @@ impl RedisStore {
                     .arg(millis(request.lifetime))
                     .arg(millis(request.limits.generate_interval()))
                     .arg(request.limits.generates_per_hour);
-                trace_arguments(call, &request.trace);
+                audit_arguments(call, &request.audit);
                 call.arg(MOST_CODES_IN_FLIGHT);
             })
             .await?;
@@ -175,13 +175,13 @@ impl RedisStore {
         }
     }
 
-    pub(crate) async fn conclude(
+    pub(crate) async fn record_delivery(
         &self,
         user: &Pseudonym,
-        aftermath: &Aftermath,
+        report: &DeliveryReport,
     ) -> Result<(), StoreError> {
         let UserNames { state, log, .. } = self.names.user(user);
-        let (give_back, asked_at) = match aftermath.event {
+        let (give_back, asked_at) = match report.event {
             Event::Refused { asked_at } => ("pause", asked_at),
             Event::DeliveriesUsedUp | Event::Sent | Event::NoSecret | Event::NoDeliveryMethod => {
                 ("nothing", UnixMillis::default())
@@ -189,14 +189,14 @@ impl RedisStore {
         };
         let mut call = self.scripts.deciding.conclude.prepare_invoke();
         call.key(&[&state, &log])
-            .arg(aftermath.caller.as_str())
-            .arg(aftermath.event.operation().name())
-            .arg(aftermath.event.name())
+            .arg(report.caller.as_str())
+            .arg(report.event.operation().name())
+            .arg(report.event.name())
             .arg(give_back)
             .arg(asked_at.millis());
-        trace_arguments(&mut call, &aftermath.trace);
+        audit_arguments(&mut call, &report.audit);
         let answer: Answer =
-            self.link.run(&state, OPERATION_TIMEOUT, Operation::Script(&call)).await?;
+            self.connection.run(&state, OPERATION_TIMEOUT, Operation::Script(&call)).await?;
         match answer.word.as_str() {
             "concluded" => {
                 answer.check_history();
@@ -212,7 +212,7 @@ impl RedisStore {
         let mut call = self.scripts.deciding.deliveries.prepare_invoke();
         call.key(&deliveries).arg(most);
         let answer: Answer =
-            self.link.run(&deliveries, OPERATION_TIMEOUT, Operation::Script(&call)).await?;
+            self.connection.run(&deliveries, OPERATION_TIMEOUT, Operation::Script(&call)).await?;
         match answer.word.as_str() {
             "granted" => Ok(Allowance::Granted),
             "used-up" => Ok(Allowance::UsedUp { retry_after: duration(answer.numbers[0]) }),
@@ -258,19 +258,19 @@ impl RedisStore {
         let run = async || {
             let mut call = script.prepare_invoke();
             call.key(&[&state, &otp, &log])
-                .arg(self.learned.guards.load().as_str())
+                .arg(self.view.checked_nodes.load().as_str())
                 .arg(revision.0)
                 .arg(asked_at.millis())
                 .arg(millis(CLOCK_TOLERANCE));
             arguments(&mut call);
-            let replicas = self.learned.replicas.load(Ordering::Relaxed);
+            let replicas = self.view.replicas.load(Ordering::Relaxed);
             let operation = Operation::Script(&call);
             // Only an accepted code is worth the wait.
             if replicas == 0 || script.get_hash() != self.scripts.deciding.verify.get_hash() {
-                return self.link.run::<Answer>(&state, OPERATION_TIMEOUT, operation).await;
+                return self.connection.run::<Answer>(&state, OPERATION_TIMEOUT, operation).await;
             }
             let acknowledgement = Acknowledgement { word: "accepted", replicas };
-            self.link
+            self.connection
                 .run_acknowledged(&state, ACKNOWLEDGED_TIMEOUT, operation, acknowledgement)
                 .await
         };
@@ -283,8 +283,8 @@ impl RedisStore {
         match answer.word.as_str() {
             "unguarded" => {
                 // It may be a former master, while new connections lead to the present one.
-                self.link.renew(&state).await;
-                Err(Undecided::Unguarded.into())
+                self.connection.renew(&state).await;
+                Err(Undecided::UncheckedNode.into())
             }
             "no-state" => Err(Undecided::NoState.into()),
             "stale" => {
@@ -296,7 +296,7 @@ impl RedisStore {
                 let ours = self.clock.now();
                 let offset = i64::try_from(now.millis()).unwrap_or_default()
                     - i64::try_from(ours.millis()).unwrap_or_default();
-                self.learned.offset.store(offset, Ordering::Relaxed);
+                self.view.offset.store(offset, Ordering::Relaxed);
                 Err(Undecided::ClockOff { now }.into())
             }
             _ => {

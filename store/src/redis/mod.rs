@@ -11,7 +11,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 mod decide;
-mod inspect;
+mod node_status;
 mod publish;
 mod settings;
 
@@ -23,7 +23,7 @@ use twofactor_core::time::UnixMillis;
 pub use self::decide::{issue_script, verify_script};
 pub use self::settings::{Setting, SettingsWatch, Strength, Strengths};
 use crate::clock::Clock;
-use crate::link::{Link, Operation};
+use crate::connection::{Connection, Operation};
 use crate::url::Target;
 pub use crate::url::{RedisAuthorityError, RedisTargetError, RedisUrlError};
 use crate::{RealmSnapshot, StoreError};
@@ -42,12 +42,12 @@ const BATCH: usize = 200;
 /// A store in Redis; clones share one connection.
 #[derive(Clone)]
 pub struct RedisStore {
-    pub(crate) link: Arc<Link>,
+    pub(crate) connection: Arc<Connection>,
     names: RealmNames,
     clock: Clock,
     selects_database: bool,
     scripts: Arc<Scripts>,
-    learned: Arc<Learned>,
+    view: Arc<RealmView>,
     /// Set when Redis has refused to tell its settings.
     refused: Arc<OnceLock<()>>,
 }
@@ -56,17 +56,17 @@ struct Scripts {
     deciding: decide::Scripts,
     publish: Script,
     publish_text: String,
-    stamp: Script,
-    mark: Script,
+    complete_fill: Script,
+    confirm_node: Script,
 }
 
 /// What a realm's decisions have taught.
 #[derive(Default)]
-struct Learned {
+struct RealmView {
     /// Redis' clock less ours, in milliseconds.
     offset: AtomicI64,
     /// The checked nodes, as the scripts read them: `node=since`, separated by spaces.
-    guards: ArcSwap<String>,
+    checked_nodes: ArcSwap<String>,
     /// Replicas that have to know of an accepted code.
     replicas: AtomicU8,
 }
@@ -122,34 +122,34 @@ impl RedisStore {
         clock: Clock,
     ) -> Result<Self, RedisTargetError> {
         let target = Target::parse(url, authority)?;
-        let link = Arc::new(Link::new(&target).map_err(|_| RedisUrlError::NotAUrl)?);
+        let connection = Arc::new(Connection::new(&target).map_err(|_| RedisUrlError::NotAUrl)?);
         let publish_text = text(include_str!("../scripts/publish.lua"));
         let scripts = Scripts {
             deciding: decide::Scripts::default(),
             publish: Script::new(&publish_text),
             publish_text,
-            stamp: Script::new(&text(include_str!("../scripts/stamp.lua"))),
-            mark: Script::new(&text(include_str!("../scripts/mark.lua"))),
+            complete_fill: Script::new(&text(include_str!("../scripts/stamp.lua"))),
+            confirm_node: Script::new(&text(include_str!("../scripts/mark.lua"))),
         };
         let selects_database = target.selects_database;
-        let (scripts, learned, refused) = (Arc::new(scripts), Arc::default(), Arc::default());
-        Ok(Self { link, names, clock, selects_database, scripts, learned, refused })
+        let (scripts, view, refused) = (Arc::new(scripts), Arc::default(), Arc::default());
+        Ok(Self { connection, names, clock, selects_database, scripts, view, refused })
     }
 
     /// The store of another realm, over the same connection.
     #[must_use]
     pub fn for_realm(&self, names: RealmNames) -> Self {
-        Self { names, learned: Arc::default(), ..self.clone() }
+        Self { names, view: Arc::default(), ..self.clone() }
     }
 
     /// From now on, an accepted code is told only when so many replicas know of it. With none,
     /// nobody waits for them.
     pub fn require_replicas(&self, replicas: u8) {
-        self.learned.replicas.store(replicas, Ordering::Relaxed);
+        self.view.replicas.store(replicas, Ordering::Relaxed);
     }
 
     pub(crate) fn now(&self) -> UnixMillis {
-        self.clock.now().offset(self.learned.offset.load(Ordering::Relaxed))
+        self.clock.now().offset(self.view.offset.load(Ordering::Relaxed))
     }
 
     pub(crate) async fn record(&self, user: &Pseudonym) -> Result<Option<Vec<u8>>, StoreError> {
@@ -163,16 +163,16 @@ impl RedisStore {
         pipeline.get(record).hgetall(&meta);
         let (sealed, meta): (Option<Vec<u8>>, Fields) =
             self.query_pipeline(&meta, &pipeline, OPERATION_TIMEOUT).await?;
-        self.learn_guards(&meta);
+        self.learn_checked_nodes(&meta);
         Ok(RealmSnapshot { sealed, complete: meta.contains_key("complete") })
     }
 
-    fn learn_guards(&self, meta: &Fields) {
-        let guards: Vec<String> = meta
+    fn learn_checked_nodes(&self, meta: &Fields) {
+        let checked_nodes: Vec<String> = meta
             .iter()
             .filter_map(|(field, since)| Some(format!("{}={since}", field.strip_prefix("guard:")?)))
             .collect();
-        self.learned.guards.store(Arc::new(guards.join(" ")));
+        self.view.checked_nodes.store(Arc::new(checked_nodes.join(" ")));
     }
 
     /// Whether connections begin with the choice of another database than the first.
@@ -186,7 +186,7 @@ impl RedisStore {
         key: &str,
         command: &redis::Cmd,
     ) -> Result<T, StoreError> {
-        self.link.run(key, OPERATION_TIMEOUT, Operation::Command(command)).await
+        self.connection.run(key, OPERATION_TIMEOUT, Operation::Command(command)).await
     }
 
     async fn query_pipeline<T: FromRedisValue>(
@@ -195,7 +195,7 @@ impl RedisStore {
         pipeline: &Pipeline,
         bound: Duration,
     ) -> Result<T, StoreError> {
-        self.link.run(key, bound, Operation::Pipeline(pipeline)).await
+        self.connection.run(key, bound, Operation::Pipeline(pipeline)).await
     }
 }
 

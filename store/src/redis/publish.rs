@@ -9,7 +9,7 @@ use twofactor_core::names::{Installation, Pseudonym, RealmId, RealmNames, UserNa
 use twofactor_core::seal::Revision;
 
 use super::{Answer, BATCH, BATCH_TIMEOUT, RedisStore, read};
-use crate::link::{Node, Operation};
+use crate::connection::{Node, Operation};
 use crate::{Publication, Published, StoreError};
 
 /// Users in a pipeline to one node: what they are called, and their positions among all.
@@ -43,15 +43,15 @@ impl RedisStore {
         let own = [meta.clone(), self.names.realm_record(), self.names.realm_deliveries()];
         self.query::<()>(&meta, redis::cmd("UNLINK").arg(&own)).await?;
         self.remove(&self.users().await?).await?;
-        if self.link.is_cluster() {
-            let mut marks = BTreeSet::new();
-            let is_mark = |key: &str| self.names.user_of(key).is_none();
+        if self.connection.is_cluster() {
+            let mut fill_ids = BTreeSet::new();
+            let is_fill_id = |key: &str| self.names.user_of(key).is_none();
             self.scan(&self.names.every_user_key(), |key| {
-                marks.extend(is_mark(key).then(|| key.to_owned()));
+                fill_ids.extend(is_fill_id(key).then(|| key.to_owned()));
             })
             .await?;
-            for mark in marks {
-                self.query::<()>(&mark, redis::cmd("UNLINK").arg(&mark)).await?;
+            for fill_id in fill_ids {
+                self.query::<()>(&fill_id, redis::cmd("UNLINK").arg(&fill_id)).await?;
             }
         }
         Ok(())
@@ -63,7 +63,8 @@ impl RedisStore {
         users: impl Iterator<Item = &Pseudonym>,
     ) -> Result<Vec<Part>, StoreError> {
         let states: Vec<String> = users.map(|user| self.names.user(user).state).collect();
-        let groups = self.link.grouped(states.iter().map(String::as_str), BATCH_TIMEOUT).await?;
+        let groups =
+            self.connection.grouped(states.iter().map(String::as_str), BATCH_TIMEOUT).await?;
         let parts = groups.iter().flat_map(|(node, positions)| {
             positions.chunks(BATCH).map(|part| (node.clone(), part.to_vec()))
         });
@@ -75,7 +76,7 @@ impl RedisStore {
         node: &Node,
         pipeline: &Pipeline,
     ) -> Result<T, StoreError> {
-        self.link.run_on(node, BATCH_TIMEOUT, Operation::Pipeline(pipeline)).await
+        self.connection.run_on(node, BATCH_TIMEOUT, Operation::Pipeline(pipeline)).await
     }
 
     pub(crate) async fn published(
@@ -173,13 +174,15 @@ impl RedisStore {
 
     /// Every key of a pattern, on every master.
     async fn scan(&self, pattern: &str, mut found: impl FnMut(&str)) -> Result<(), StoreError> {
-        for master in self.link.servers(BATCH_TIMEOUT).await?.masters {
+        for master in self.connection.servers(BATCH_TIMEOUT).await?.masters {
             let mut cursor = 0_u64;
             loop {
                 let mut scan = redis::cmd("SCAN");
                 scan.arg(cursor).arg("MATCH").arg(pattern).arg("COUNT").arg(1000);
-                let (next, keys): (u64, Vec<String>) =
-                    self.link.run_on(&master, BATCH_TIMEOUT, Operation::Command(&scan)).await?;
+                let (next, keys): (u64, Vec<String>) = self
+                    .connection
+                    .run_on(&master, BATCH_TIMEOUT, Operation::Command(&scan))
+                    .await?;
                 for key in &keys {
                     found(key);
                 }

@@ -10,7 +10,7 @@ use std::collections::HashMap;
 
 use super::{BATCH_TIMEOUT, RedisStore};
 use crate::StoreError;
-use crate::link::{Node, Operation};
+use crate::connection::{Node, Operation};
 
 /// A setting that matters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -85,13 +85,13 @@ impl RedisStore {
     /// # Errors
     /// When Redis does not answer.
     pub async fn settings(&self) -> Result<Strengths, StoreError> {
-        let servers = self.link.servers(BATCH_TIMEOUT).await?;
-        let expects_replicas = self.link.is_watched_over() || !servers.replicas.is_empty();
+        let servers = self.connection.servers(BATCH_TIMEOUT).await?;
+        let expects_replicas = self.connection.is_watched_over() || !servers.replicas.is_empty();
         let mut worst: HashMap<Setting, Strength> = HashMap::new();
         for master in &servers.masters {
             let information = self.information(master).await?;
             let fsync = self.appendfsync(master).await?;
-            for (setting, found) in judge(&information, fsync.as_deref(), expects_replicas) {
+            for (setting, found) in evaluate(&information, fsync.as_deref(), expects_replicas) {
                 let known = worst.entry(setting).or_insert(found);
                 *known = weaker(*known, found);
             }
@@ -106,7 +106,7 @@ impl RedisStore {
             pipeline.cmd("INFO").arg(section);
         }
         let sections: Vec<String> =
-            self.link.run_on(node, BATCH_TIMEOUT, Operation::Pipeline(&pipeline)).await?;
+            self.connection.run_on(node, BATCH_TIMEOUT, Operation::Pipeline(&pipeline)).await?;
         Ok(sections.join("\n"))
     }
 
@@ -119,7 +119,7 @@ impl RedisStore {
         let mut command = redis::cmd("CONFIG");
         command.arg("GET").arg("appendfsync");
         match self
-            .link
+            .connection
             .run_on::<Vec<String>>(node, BATCH_TIMEOUT, Operation::Command(&command))
             .await
         {
@@ -158,7 +158,7 @@ const fn weaker(one: Strength, other: Strength) -> Strength {
 }
 
 /// What one master's words mean.
-fn judge(information: &str, appendfsync: Option<&str>, expects_replicas: bool) -> Strengths {
+fn evaluate(information: &str, appendfsync: Option<&str>, expects_replicas: bool) -> Strengths {
     let field = |name: &str| {
         information.lines().find_map(|line| line.trim_end().strip_prefix(name)?.strip_prefix(':'))
     };
@@ -184,14 +184,14 @@ fn judge(information: &str, appendfsync: Option<&str>, expects_replicas: bool) -
 /// What was last told about the settings: a change is worth a log line, and nothing else is.
 #[derive(Debug, Default)]
 pub struct SettingsWatch {
-    told: HashMap<Setting, Strength>,
+    last: HashMap<Setting, Strength>,
 }
 
 impl SettingsWatch {
     /// Says what has changed.
-    pub fn tell(&mut self, found: &Strengths) {
+    pub fn log_changes(&mut self, found: &Strengths) {
         for (setting, strength) in found {
-            let before = self.told.insert(*setting, *strength);
+            let before = self.last.insert(*setting, *strength);
             match strength {
                 Strength::Weak if before != Some(Strength::Weak) => {
                     tracing::warn!(setting = setting.name(), "Redis: {}", setting.advice());
@@ -217,7 +217,7 @@ mod tests {
         appendfsync: Option<&str>,
         expects_replicas: bool,
     ) -> [Strength; 3] {
-        judge(information, appendfsync, expects_replicas).map(|(_, strength)| strength)
+        evaluate(information, appendfsync, expects_replicas).map(|(_, strength)| strength)
     }
 
     #[test]

@@ -22,7 +22,7 @@ use twofactor_core::totp::{Algorithm, TotpParameters};
 use twofactor_core::user::{DeliveryMethod, UserDefinition};
 use twofactor_store::Store;
 use twofactor_store::clock::Clock;
-use twofactor_store::publisher::{Desired, Others, Publisher};
+use twofactor_store::publisher::{DesiredUser, Publisher, UnlistedUsers};
 use twofactor_store::redis::{RedisStore, issue_script, verify_script};
 use twofactor_tests::http::ApiClient;
 use twofactor_tests::redis::RedisServer;
@@ -106,9 +106,9 @@ impl Realm {
             RedisStore::new(&redis.url(), names.clone(), Clock::System).expect("a Redis URL"),
         );
         let publisher = Publisher::new(store, key.keys(&id));
-        let users = records.clone().map(|record| Desired { record, fresh: true, reset: None });
+        let users = records.clone().map(|record| DesiredUser { record, fresh: true, reset: None });
         publisher
-            .fill(policy, &users, Others::Remove, Clock::System.now(), random)
+            .fill(policy, &users, UnlistedUsers::Remove, Clock::System.now(), random)
             .await
             .expect("to publish");
         let pseudonyms = records

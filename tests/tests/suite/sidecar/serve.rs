@@ -290,12 +290,12 @@ async fn without_redis_the_answer_is_503_within_a_second_and_recovery_needs_no_r
             .publisher
             .fill(
                 &RealmRecord::default(),
-                &[twofactor_store::publisher::Desired {
+                &[twofactor_store::publisher::DesiredUser {
                     record: person.record.clone(),
                     fresh: false,
                     reset: None,
                 }],
-                twofactor_store::publisher::Others::Remove,
+                twofactor_store::publisher::UnlistedUsers::Remove,
                 Clock::System.now(),
                 &mut random(),
             )
@@ -473,12 +473,12 @@ async fn a_sidecar_starts_without_redis_and_serves_once_it_is_there() {
     assert_unavailable(&sidecar.api().generate("alice").await);
     world.redis().restart().await;
     eventually(BOUND, "the refill", async || {
-        let desired = twofactor_store::publisher::Desired {
+        let desired = twofactor_store::publisher::DesiredUser {
             record: person.record.clone(),
             fresh: false,
             reset: None,
         };
-        let others = twofactor_store::publisher::Others::Remove;
+        let others = twofactor_store::publisher::UnlistedUsers::Remove;
         world
             .publisher
             .fill(&RealmRecord::default(), &[desired], others, Clock::System.now(), &mut random())

@@ -51,7 +51,7 @@ async fn one_on_each(world: &World) -> Vec<Person> {
 }
 
 fn unguarded<T>(result: &Result<T, StoreError>) -> bool {
-    matches!(result, Err(StoreError::Undecided(Undecided::Unguarded)))
+    matches!(result, Err(StoreError::Undecided(Undecided::UncheckedNode)))
 }
 
 #[tokio::test]
@@ -76,9 +76,10 @@ async fn a_master_that_was_emptied_while_it_was_filled_is_noticed() {
     let world = with_real_time().await;
     for master in &cluster(&world).masters {
         world.empty().await;
-        let inspection = world.publisher.begin(&mut crate::support::world::random()).await.unwrap();
+        let inspection =
+            world.publisher.begin_fill(&mut crate::support::world::random()).await.unwrap();
         master.flush_all().await;
-        assert!(world.publisher.store().stamp(&inspection).await.is_err());
+        assert!(world.publisher.store().complete_fill(&inspection).await.is_err());
         assert!(!world.publisher.store().inspect().await.unwrap().ready);
     }
     world.fill(&[]).await;

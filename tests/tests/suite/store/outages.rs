@@ -110,15 +110,18 @@ async fn a_replica_decides_nothing_and_does_so_again_when_it_is_a_master_that_wa
     for _ in 0..2 {
         let code = carol.code_at(world.now(), 0);
         let verdict = on_replica.verify(&carol, "kms", &code).await;
-        assert!(matches!(verdict, Err(StoreError::Undecided(Undecided::Unguarded))), "{verdict:?}");
+        assert!(
+            matches!(verdict, Err(StoreError::Undecided(Undecided::UncheckedNode))),
+            "{verdict:?}"
+        );
     }
-    let refused = on_replica.publisher.begin(&mut crate::support::world::random()).await;
+    let refused = on_replica.publisher.begin_fill(&mut crate::support::world::random()).await;
     assert!(matches!(refused, Err(StoreError::Unavailable(_))), "{refused:?}");
     let _: () = replica.ask(&["REPLICAOF", "NO", "ONE"]).await;
     eventually(BOUND, "a check of the new master", async || {
         on_replica
             .publisher
-            .begin(&mut crate::support::world::random())
+            .begin_fill(&mut crate::support::world::random())
             .await
             .map_err(|error| error.to_string())
     })

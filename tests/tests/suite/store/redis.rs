@@ -221,7 +221,7 @@ async fn acl_user(world: &World) -> String {
 }
 
 fn unguarded<T: std::fmt::Debug>(result: &Result<T, StoreError>) -> bool {
-    matches!(result, Err(StoreError::Undecided(Undecided::Unguarded)))
+    matches!(result, Err(StoreError::Undecided(Undecided::UncheckedNode)))
 }
 
 #[tokio::test]

@@ -147,15 +147,15 @@ async fn a_failover_to_a_lagging_replica_in_mid_load_accepts_no_code_twice_and_n
     .await;
     assert!(!unchecked.ready, "the promoted replica must be checked before it decides");
     eventually(BOUND, "the refill", async || {
-        use twofactor_store::publisher::{Desired, Others};
-        let users: Vec<Desired> = everybody
+        use twofactor_store::publisher::{DesiredUser, UnlistedUsers};
+        let users: Vec<DesiredUser> = everybody
             .iter()
-            .map(|person| Desired { record: person.record.clone(), fresh: false, reset: None })
+            .map(|person| DesiredUser { record: person.record.clone(), fresh: false, reset: None })
             .collect();
         let (realm, now) = (twofactor_core::realm::RealmRecord::default(), Clock::System.now());
         world
             .publisher
-            .fill(&realm, &users, Others::Remove, now, &mut crate::support::world::random())
+            .fill(&realm, &users, UnlistedUsers::Remove, now, &mut crate::support::world::random())
             .await
     })
     .await;

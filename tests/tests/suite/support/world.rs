@@ -10,7 +10,7 @@ use std::time::Duration;
 use rand::rngs::SysRng;
 use rand_core::UnwrapErr;
 use tempfile::TempDir;
-use twofactor_core::audit::{AuditPolicy, Trace};
+use twofactor_core::audit::{AuditContext, AuditPolicy};
 use twofactor_core::code::Code;
 use twofactor_core::decision::{Factor, Issuance, Issue, Verdict, Verification};
 use twofactor_core::key::{MasterKey, RealmKey, RealmKeys};
@@ -26,7 +26,7 @@ use twofactor_core::user::{DeliveryMethod, UserDefinition};
 use twofactor_store::acl::{self, AclUser, Separation};
 use twofactor_store::clock::Clock;
 use twofactor_store::memory::MemoryStore;
-use twofactor_store::publisher::{Desired, Others, Outcome, Publisher};
+use twofactor_store::publisher::{DesiredUser, PublishOutcome, Publisher, UnlistedUsers};
 use twofactor_store::redis::RedisStore;
 use twofactor_store::{Store, StoreError};
 use twofactor_tests::redis::RedisServer;
@@ -236,9 +236,9 @@ impl World {
 
     /// Publishes somebody; `fresh` as for a seed that was just made.
     pub(crate) async fn publish(&self, record: UserRecord, fresh: bool) -> Person {
-        let desired = Desired { record: record.clone(), fresh, reset: None };
+        let desired = DesiredUser { record: record.clone(), fresh, reset: None };
         let outcomes = self.publisher.publish(&[desired], self.now(), &mut random()).await.unwrap();
-        assert_ne!(outcomes, [Outcome::Conflict]);
+        assert_ne!(outcomes, [PublishOutcome::Conflict]);
         let pseudonym = self.keys().pseudonym(&record.definition.username);
         let revision =
             self.publisher.store().published(&[pseudonym]).await.unwrap()[0].revision.unwrap();
@@ -257,12 +257,12 @@ impl World {
 
     /// Makes the whole realm current, with a policy.
     pub(crate) async fn fill_with(&self, realm: &RealmRecord, people: &[&Person]) {
-        let users: Vec<Desired> = people
+        let users: Vec<DesiredUser> = people
             .iter()
-            .map(|person| Desired { record: person.record.clone(), fresh: false, reset: None })
+            .map(|person| DesiredUser { record: person.record.clone(), fresh: false, reset: None })
             .collect();
         self.publisher
-            .fill(realm, &users, Others::Remove, self.now(), &mut random())
+            .fill(realm, &users, UnlistedUsers::Remove, self.now(), &mut random())
             .await
             .unwrap();
     }
@@ -302,7 +302,7 @@ impl World {
             lifetime,
             // The tests of the limits set them.
             limits: Limits::NONE,
-            trace: trace(person.record.definition.delivery_method),
+            audit: audit_context(person.record.definition.delivery_method),
         }
     }
 
@@ -331,7 +331,7 @@ impl World {
             caller,
             period: totp.period(),
             skew: totp.skew(),
-            trace: trace(person.record.definition.delivery_method),
+            audit: audit_context(person.record.definition.delivery_method),
         }
     }
 
@@ -349,8 +349,12 @@ impl World {
 }
 
 /// What the history says of a request that nobody passed anything on for.
-pub(crate) fn trace(channel: DeliveryMethod) -> Trace {
-    Trace { channel, retention: AuditPolicy::default().retention(), ..Trace::default() }
+pub(crate) fn audit_context(channel: DeliveryMethod) -> AuditContext {
+    AuditContext {
+        channel,
+        retention: AuditPolicy::default().retention(),
+        ..AuditContext::default()
+    }
 }
 
 pub(crate) fn names() -> RealmNames {

@@ -2,7 +2,7 @@
 
 use twofactor_core::decision::{Issue, Verdict};
 use twofactor_core::user::DeliveryMethod::{App, Email};
-use twofactor_store::publisher::Desired;
+use twofactor_store::publisher::DesiredUser;
 
 use super::LIFETIME;
 use crate::support::world::{Person, START, STEP, World, random};
@@ -94,7 +94,7 @@ async fn a_disabled_user_gets_no_codes_and_a_right_one_is_not_looked_at(world: W
 
 async fn publish_with_reset(world: &World, person: &Person, request: &str) -> Person {
     let reset = Some(request.to_owned());
-    let desired = Desired { record: person.record.clone(), fresh: false, reset };
+    let desired = DesiredUser { record: person.record.clone(), fresh: false, reset };
     world.publisher.publish(&[desired], world.now(), &mut random()).await.unwrap();
     world.current(person).await
 }
@@ -118,7 +118,7 @@ async fn failures_are_reset_once_for_each_request_also_when_the_realm_is_filled_
     // The same request once more, with an edit and with a refill, changes nothing.
     let person = publish_with_reset(&world, &person, "1").await;
     let reset = Some("1".to_owned());
-    let desired = [Desired { record: person.record.clone(), fresh: false, reset }];
+    let desired = [DesiredUser { record: person.record.clone(), fresh: false, reset }];
     world.publisher.renew(&desired, world.now(), &mut random()).await.unwrap();
     let person = world.current(&person).await;
     assert!(matches!(

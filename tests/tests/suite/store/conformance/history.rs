@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
-use twofactor_core::audit::{Entry, Trace};
-use twofactor_core::decision::{Aftermath, Event, Issue, Verdict};
+use twofactor_core::audit::{AuditContext, Entry};
+use twofactor_core::decision::{DeliveryReport, Event, Issue, Verdict};
 use twofactor_core::limits::Limits;
 use twofactor_core::user::DeliveryMethod::{App, Email};
 
 use super::LIFETIME;
-use crate::support::world::{Person, START, STEP, World, caller, trace};
+use crate::support::world::{Person, START, STEP, World, audit_context, caller};
 
 both_stores!(
     every_decision_and_delivery_leaves_an_entry,
@@ -33,8 +33,8 @@ fn told(entries: &[Entry]) -> Vec<(&str, &str, &str, Option<&str>)> {
 }
 
 async fn conclude(world: &World, person: &Person, event: Event) {
-    let aftermath = Aftermath { caller: caller("kms"), event, trace: trace(Email) };
-    world.store.conclude(&person.pseudonym, &aftermath).await.unwrap();
+    let report = DeliveryReport { caller: caller("kms"), event, audit: audit_context(Email) };
+    world.store.record_delivery(&person.pseudonym, &report).await.unwrap();
 }
 
 async fn every_decision_and_delivery_leaves_an_entry(world: World) {
@@ -76,10 +76,10 @@ async fn every_decision_and_delivery_leaves_an_entry(world: World) {
 async fn what_a_service_passed_on_is_kept_only_where_it_was_given(world: World) {
     let person = world.person("carol", App).await;
     let mut request = world.verification(&person, "kms", &person.wrong_code(world.now()));
-    request.trace = Trace {
+    request.audit = AuditContext {
         address: Some("203.0.113.7".to_owned()),
         user_agent: Some("a \"program\"\u{0} = 1".to_owned()),
-        ..trace(App)
+        ..audit_context(App)
     };
     world.store.verify(&person.pseudonym, &request).await.unwrap();
     world.verify(&person, "kms", &person.wrong_code(world.now())).await.unwrap();
@@ -142,7 +142,7 @@ async fn entries_go_when_they_are_too_old_and_all_of_them_with_their_user(world:
     let fail = async |at: u64| {
         world.set_time(at).await;
         let mut request = world.verification(&person, "kms", &person.wrong_code(world.now()));
-        request.trace.retention = day;
+        request.audit.retention = day;
         assert_eq!(world.store.verify(&person.pseudonym, &request).await.unwrap(), Verdict::Wrong);
     };
     let millis = u64::try_from(day.as_millis()).unwrap();
@@ -161,7 +161,8 @@ async fn entries_go_when_they_are_too_old_and_all_of_them_with_their_user(world:
 async fn nothing_is_written_of_somebody_who_is_gone(world: World) {
     let person = world.person("alice", Email).await;
     world.publisher.remove(person.pseudonym).await.unwrap();
-    let aftermath = Aftermath { caller: caller("kms"), event: Event::Sent, trace: trace(Email) };
-    assert!(world.store.conclude(&person.pseudonym, &aftermath).await.is_err());
+    let report =
+        DeliveryReport { caller: caller("kms"), event: Event::Sent, audit: audit_context(Email) };
+    assert!(world.store.record_delivery(&person.pseudonym, &report).await.is_err());
     assert_eq!(world.publisher.store().users().await.unwrap(), []);
 }

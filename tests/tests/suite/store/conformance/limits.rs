@@ -4,14 +4,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::task::JoinSet;
-use twofactor_core::decision::{Aftermath, Event, Issue, Verdict};
+use twofactor_core::decision::{DeliveryReport, Event, Issue, Verdict};
 use twofactor_core::limits::{Allowance, Limits, MOST_CODES_IN_FLIGHT};
 use twofactor_core::names::CodeTag;
 use twofactor_core::time::UnixMillis;
 use twofactor_core::user::DeliveryMethod::Email;
 
 use super::{LIFETIME, until};
-use crate::support::world::{Person, START, STEP, World, caller, trace};
+use crate::support::world::{Person, START, STEP, World, audit_context, caller};
 
 both_stores!(
     a_user_gets_one_code_a_minute_whoever_asks,
@@ -33,8 +33,8 @@ async fn ask(world: &World, person: &Person, from: &str, limits: Limits) -> Issu
 }
 
 async fn conclude(world: &World, person: &Person, event: Event) {
-    let aftermath = Aftermath { caller: caller("kms"), event, trace: trace(Email) };
-    world.store.conclude(&person.pseudonym, &aftermath).await.unwrap();
+    let report = DeliveryReport { caller: caller("kms"), event, audit: audit_context(Email) };
+    world.store.record_delivery(&person.pseudonym, &report).await.unwrap();
 }
 
 fn too_soon(seconds: u64, in_flight: Option<u64>) -> Issue {

@@ -428,17 +428,18 @@ async fn a_code_sent_to_an_old_address_is_not_made_good_by_asking_again(world: W
 async fn a_realm_that_was_emptied_while_it_was_filled_is_not_complete(world: World) {
     let alice = world.person("alice", Email).await;
     world.empty().await;
-    let inspection = world.publisher.begin(&mut crate::support::world::random()).await.unwrap();
+    let inspection =
+        world.publisher.begin_fill(&mut crate::support::world::random()).await.unwrap();
     world.publish(alice.record.clone(), false).await;
     world.empty().await;
-    assert!(world.publisher.store().stamp(&inspection).await.is_err());
+    assert!(world.publisher.store().complete_fill(&inspection).await.is_err());
     assert!(world.store.confirm_absence(&alice.pseudonym).await.is_err());
     assert!(!world.publisher.store().inspect().await.unwrap().ready);
     // Nor does a filling that began before another one speak for that.
-    let first = world.publisher.begin(&mut crate::support::world::random()).await.unwrap();
-    let second = world.publisher.begin(&mut crate::support::world::random()).await.unwrap();
-    assert!(world.publisher.store().stamp(&first).await.is_err());
-    world.publisher.store().stamp(&second).await.unwrap();
+    let first = world.publisher.begin_fill(&mut crate::support::world::random()).await.unwrap();
+    let second = world.publisher.begin_fill(&mut crate::support::world::random()).await.unwrap();
+    assert!(world.publisher.store().complete_fill(&first).await.is_err());
+    world.publisher.store().complete_fill(&second).await.unwrap();
 }
 
 async fn a_seed_that_is_not_fresh_refuses_whatever_could_have_been_used(world: World) {
@@ -475,11 +476,11 @@ async fn only_a_completely_published_realm_knows_who_is_absent(world: World) {
     assert!(!world.store.confirm_absence(&person.pseudonym).await.unwrap());
     world.empty().await;
     let missing = world.store.confirm_absence(&nobody).await;
-    assert!(matches!(undecided(missing), Undecided::NoState | Undecided::Unguarded));
+    assert!(matches!(undecided(missing), Undecided::NoState | Undecided::UncheckedNode));
     let code = person.code_at(world.now(), 0);
     assert!(matches!(
         undecided(world.verify(&person, "kms", &code).await),
-        Undecided::NoState | Undecided::Unguarded
+        Undecided::NoState | Undecided::UncheckedNode
     ));
     world.fill(&[&person]).await;
     assert!(world.store.confirm_absence(&nobody).await.unwrap());
@@ -496,7 +497,7 @@ async fn a_removed_user_leaves_nothing(world: World) {
     let code = alice.code_at(world.now(), 0);
     assert_eq!(undecided(world.verify(&alice, "kms", &code).await), Undecided::NoState);
     assert!(world.store.confirm_absence(&alice.pseudonym).await.unwrap());
-    let swept = world.publisher.sweep(&[alice.pseudonym].into()).await.unwrap();
+    let swept = world.publisher.remove_unlisted(&[alice.pseudonym].into()).await.unwrap();
     assert_eq!((swept, world.publisher.store().users().await.unwrap()), (1, vec![]));
 }
 

@@ -55,7 +55,7 @@ impl Sentinels {
     }
 
     /// Something went wrong: the master may be another one by now.
-    pub(crate) fn doubt(self: &Arc<Self>) {
+    pub(crate) fn schedule_refresh(self: &Arc<Self>) {
         self.look_again(PAUSE);
     }
 

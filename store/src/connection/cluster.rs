@@ -100,7 +100,7 @@ impl Cluster {
     }
 
     /// Something went wrong: others may have the slots by now.
-    pub(crate) fn doubt(self: &Arc<Self>) {
+    pub(crate) fn schedule_refresh(self: &Arc<Self>) {
         self.look_again(PAUSE);
     }
 

@@ -16,7 +16,7 @@ pub(crate) enum Operation<'a> {
 }
 
 impl Operation<'_> {
-    pub(crate) async fn perform(self, connection: &mut Connection) -> RedisResult<Value> {
+    pub(crate) async fn perform(self, connection: &mut NodeConnection) -> RedisResult<Value> {
         match self {
             Self::Command(command) => command.query_async(connection).await,
             Self::Pipeline(pipeline) => pipeline.query_async(connection).await,
@@ -27,7 +27,7 @@ impl Operation<'_> {
 
 /// A connection to a node.
 #[derive(Clone)]
-pub(crate) struct Connection {
+pub(crate) struct NodeConnection {
     kind: Sharing,
     /// Whether the slot is on its way to this node, which answers only those who say that they
     /// know.
@@ -42,7 +42,7 @@ enum Sharing {
     Own(MultiplexedConnection),
 }
 
-impl Connection {
+impl NodeConnection {
     pub(crate) fn shared(manager: ConnectionManager, asking: bool) -> Self {
         Self { kind: Sharing::Shared(manager), asking }
     }
@@ -59,7 +59,7 @@ impl Connection {
     }
 }
 
-impl ConnectionLike for Connection {
+impl ConnectionLike for NodeConnection {
     fn req_packed_command<'a>(&'a mut self, cmd: &'a Cmd) -> RedisFuture<'a, Value> {
         if !self.asking {
             return self.inner().req_packed_command(cmd);

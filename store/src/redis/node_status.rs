@@ -9,7 +9,7 @@ use twofactor_core::decision::Undecided;
 use twofactor_core::names::{Pseudonym, RealmNames, UserNames};
 
 use super::{Answer, BATCH, BATCH_TIMEOUT, Fields, OPERATION_TIMEOUT, RedisStore, read};
-use crate::link::{Node, Operation};
+use crate::connection::{Node, Operation};
 use crate::{Inspection, NodeInspection, StoreError};
 
 impl RedisStore {
@@ -29,16 +29,16 @@ impl RedisStore {
         realms: &[RealmNames],
     ) -> Result<Vec<Inspection>, StoreError> {
         let mut nodes = Vec::new();
-        for master in self.link.servers(BATCH_TIMEOUT).await?.masters {
+        for master in self.connection.servers(BATCH_TIMEOUT).await?.masters {
             nodes.push(self.inspect_node(&master).await?);
         }
         // In one order, whoever was asked first.
         nodes.sort_by(|one, other| one.identity.cmp(&other.identity));
-        let marks = self.marks(realms).await?;
+        let fill_ids = self.fill_ids(realms).await?;
         let metas: Vec<String> = realms.iter().map(RealmNames::realm_meta).collect();
         let mut inspections: Vec<Option<Inspection>> = vec![None; realms.len()];
         for (node, positions) in
-            self.link.grouped(metas.iter().map(String::as_str), BATCH_TIMEOUT).await?
+            self.connection.grouped(metas.iter().map(String::as_str), BATCH_TIMEOUT).await?
         {
             for part in positions.chunks(BATCH) {
                 let mut pipeline = redis::pipe();
@@ -49,20 +49,23 @@ impl RedisStore {
                     }
                     pipeline.exists(realms[*position].realm_record());
                 }
-                let answers: Vec<redis::Value> =
-                    self.link.run_on(&node, BATCH_TIMEOUT, Operation::Pipeline(&pipeline)).await?;
+                let answers: Vec<redis::Value> = self
+                    .connection
+                    .run_on(&node, BATCH_TIMEOUT, Operation::Pipeline(&pipeline))
+                    .await?;
                 for (position, pair) in part.iter().zip(answers.chunks_exact(2)) {
                     let fields: Vec<Option<String>> = read(&pair[0])?;
-                    let [complete, filled, guards @ ..] = fields.as_slice() else {
+                    let [complete, filled, checked_nodes @ ..] = fields.as_slice() else {
                         return Err(StoreError::Protocol);
                     };
-                    let marked =
-                        marks[*position].iter().all(|mark| mark.is_some() && mark == filled);
-                    let guarded = guards.iter().all(Option::is_some);
+                    let same_fill = fill_ids[*position]
+                        .iter()
+                        .all(|fill_id| fill_id.is_some() && fill_id == filled);
+                    let checked = checked_nodes.iter().all(Option::is_some);
                     // A realm that was stamped after it was flushed has no record of its own.
-                    let ready = complete.is_some() && guarded && marked && read(&pair[1])?;
+                    let ready = complete.is_some() && checked && same_fill && read(&pair[1])?;
                     inspections[*position] =
-                        Some(Inspection { nodes: nodes.clone(), ready, filling: String::new() });
+                        Some(Inspection { nodes: nodes.clone(), ready, fill_id: String::new() });
                 }
             }
         }
@@ -73,75 +76,85 @@ impl RedisStore {
         let mut pipeline = redis::pipe();
         pipeline.cmd("INFO").arg("server").cmd("INFO").arg("replication").cmd("DBSIZE");
         let (server, replication, keys): (String, String, u64) =
-            self.link.run_on(node, BATCH_TIMEOUT, Operation::Pipeline(&pipeline)).await?;
+            self.connection.run_on(node, BATCH_TIMEOUT, Operation::Pipeline(&pipeline)).await?;
         Ok(NodeInspection { identity: node_identity(&server, &replication)?, empty: keys == 0 })
     }
 
     /// For each realm, the marks on the masters of a cluster; none elsewhere.
-    async fn marks(&self, realms: &[RealmNames]) -> Result<Vec<Vec<Option<String>>>, StoreError> {
-        let mut marks = vec![Vec::new(); realms.len()];
-        for (node, tag) in self.link.tags(BATCH_TIMEOUT).await? {
-            for (part, marks) in realms.chunks(BATCH).zip(marks.chunks_mut(BATCH)) {
+    async fn fill_ids(
+        &self,
+        realms: &[RealmNames],
+    ) -> Result<Vec<Vec<Option<String>>>, StoreError> {
+        let mut fill_ids = vec![Vec::new(); realms.len()];
+        for (node, tag) in self.connection.tags(BATCH_TIMEOUT).await? {
+            for (part, fill_ids) in realms.chunks(BATCH).zip(fill_ids.chunks_mut(BATCH)) {
                 let mut pipeline = redis::pipe();
                 for realm in part {
-                    pipeline.get(realm.node_mark(&tag));
+                    pipeline.get(realm.node_fill_id(&tag));
                 }
-                let found: Vec<Option<String>> =
-                    self.link.run_on(&node, BATCH_TIMEOUT, Operation::Pipeline(&pipeline)).await?;
-                for (marks, found) in marks.iter_mut().zip(found) {
-                    marks.push(found);
+                let found: Vec<Option<String>> = self
+                    .connection
+                    .run_on(&node, BATCH_TIMEOUT, Operation::Pipeline(&pipeline))
+                    .await?;
+                for (fill_ids, found) in fill_ids.iter_mut().zip(found) {
+                    fill_ids.push(found);
                 }
             }
         }
-        Ok(marks)
+        Ok(fill_ids)
     }
 
-    pub(crate) async fn begin_filling(&self, mark: &str) -> Result<(), StoreError> {
-        for (node, tag) in self.link.tags(BATCH_TIMEOUT).await? {
+    pub(crate) async fn begin_fill(&self, fill_id: &str) -> Result<(), StoreError> {
+        for (node, tag) in self.connection.tags(BATCH_TIMEOUT).await? {
             let mut set = redis::cmd("SET");
-            set.arg(self.names.node_mark(&tag)).arg(mark);
-            self.link.run_on::<()>(&node, OPERATION_TIMEOUT, Operation::Command(&set)).await?;
+            set.arg(self.names.node_fill_id(&tag)).arg(fill_id);
+            self.connection
+                .run_on::<()>(&node, OPERATION_TIMEOUT, Operation::Command(&set))
+                .await?;
         }
         let meta = self.names.realm_meta();
-        self.query(&meta, redis::cmd("HSET").arg(&meta).arg("filling").arg(mark)).await
+        self.query(&meta, redis::cmd("HSET").arg(&meta).arg("filling").arg(fill_id)).await
     }
 
-    pub(crate) async fn stamp(&self, inspection: &Inspection) -> Result<(), StoreError> {
-        let mut guards = Vec::new();
-        for (node, tag) in self.link.tags(BATCH_TIMEOUT).await? {
-            guards.push(self.kept(&node, &self.names.node_mark(&tag), inspection).await?);
+    pub(crate) async fn complete_fill(&self, inspection: &Inspection) -> Result<(), StoreError> {
+        let mut checked_nodes = Vec::new();
+        for (node, tag) in self.connection.tags(BATCH_TIMEOUT).await? {
+            checked_nodes
+                .push(self.confirm_node(&node, &self.names.node_fill_id(&tag), inspection).await?);
         }
         let meta = self.names.realm_meta();
         let own = match inspection.nodes.as_slice() {
             [only] => only.clone(),
             _ => self.owner_of(&meta, inspection).await?,
         };
-        let mut call = self.scripts.stamp.prepare_invoke();
-        call.key(&meta).arg(&own.identity).arg(u8::from(own.empty)).arg(&inspection.filling);
-        for (identity, since) in guards.iter().filter(|(identity, _)| *identity != own.identity) {
+        let mut call = self.scripts.complete_fill.prepare_invoke();
+        call.key(&meta).arg(&own.identity).arg(u8::from(own.empty)).arg(&inspection.fill_id);
+        for (identity, since) in
+            checked_nodes.iter().filter(|(identity, _)| *identity != own.identity)
+        {
             call.arg(identity).arg(since);
         }
         let (word, _): Answer =
-            self.link.run(&meta, OPERATION_TIMEOUT, Operation::Script(&call)).await?;
-        stamped(&word, "stamped")
+            self.connection.run(&meta, OPERATION_TIMEOUT, Operation::Script(&call)).await?;
+        confirmed(&word, "stamped")
     }
 
     /// Whether a master of a cluster is still the one that was checked, and has kept everything
     /// since the filling began; who it is, and since when it counts.
-    async fn kept(
+    async fn confirm_node(
         &self,
         node: &Node,
-        mark: &str,
+        fill_id: &str,
         inspection: &Inspection,
     ) -> Result<(String, i64), StoreError> {
         let found = self.inspect_node(node).await?;
         let known = inspection.nodes.iter().find(|known| known.identity == found.identity);
-        let known = known.ok_or(Undecided::Unguarded)?;
-        let mut call = self.scripts.mark.prepare_invoke();
-        call.key(mark).arg(&known.identity).arg(u8::from(known.empty)).arg(&inspection.filling);
+        let known = known.ok_or(Undecided::UncheckedNode)?;
+        let mut call = self.scripts.confirm_node.prepare_invoke();
+        call.key(fill_id).arg(&known.identity).arg(u8::from(known.empty)).arg(&inspection.fill_id);
         let (word, since): Answer =
-            self.link.run_on(node, OPERATION_TIMEOUT, Operation::Script(&call)).await?;
-        stamped(&word, "kept")?;
+            self.connection.run_on(node, OPERATION_TIMEOUT, Operation::Script(&call)).await?;
+        confirmed(&word, "kept")?;
         Ok((known.identity.clone(), since))
     }
 
@@ -151,16 +164,16 @@ impl RedisStore {
         key: &str,
         inspection: &Inspection,
     ) -> Result<NodeInspection, StoreError> {
-        let owner = self.link.grouped([key].into_iter(), BATCH_TIMEOUT).await?.pop();
+        let owner = self.connection.grouped([key].into_iter(), BATCH_TIMEOUT).await?.pop();
         let (node, _) = owner.ok_or(StoreError::Protocol)?;
         let found = self.inspect_node(&node).await?;
         let known = inspection.nodes.iter().find(|known| known.identity == found.identity);
-        Ok(known.ok_or(Undecided::Unguarded)?.clone())
+        Ok(known.ok_or(Undecided::UncheckedNode)?.clone())
     }
 
     pub(crate) async fn confirm_absence(&self, user: &Pseudonym) -> Result<bool, StoreError> {
         let UserNames { record, state, .. } = self.names.user(user);
-        if let Some((node, tag)) = self.link.tag_beside(&state, OPERATION_TIMEOUT).await? {
+        if let Some((node, tag)) = self.connection.tag_beside(&state, OPERATION_TIMEOUT).await? {
             return self.confirm_absence_on(&node, &tag, user).await;
         }
         let mut pipeline = redis::pipe();
@@ -182,24 +195,24 @@ impl RedisStore {
         user: &Pseudonym,
     ) -> Result<bool, StoreError> {
         let UserNames { record, state, .. } = self.names.user(user);
-        let (meta, mark) = (self.names.realm_meta(), self.names.node_mark(tag));
+        let (meta, fill_id) = (self.names.realm_meta(), self.names.node_fill_id(tag));
         let meta: Fields = self.query(&meta, redis::cmd("HGETALL").arg(&meta)).await?;
         let mut pipeline = redis::pipe();
-        pipeline.get(&mark).cmd("INFO").arg("server").cmd("INFO").arg("replication");
+        pipeline.get(&fill_id).cmd("INFO").arg("server").cmd("INFO").arg("replication");
         pipeline.exists(&record).exists(&state);
-        pipeline.get(&mark).cmd("INFO").arg("server").cmd("INFO").arg("replication");
+        pipeline.get(&fill_id).cmd("INFO").arg("server").cmd("INFO").arg("replication");
         let answers: Vec<redis::Value> =
-            self.link.run_on(node, OPERATION_TIMEOUT, Operation::Pipeline(&pipeline)).await?;
-        let [before @ .., record, state, mark, server, replication] = answers.as_slice() else {
+            self.connection.run_on(node, OPERATION_TIMEOUT, Operation::Pipeline(&pipeline)).await?;
+        let [before @ .., record, state, fill_id, server, replication] = answers.as_slice() else {
             return Err(StoreError::Protocol);
         };
-        let (mark, identity) =
-            mark_and_identity(&[mark.clone(), server.clone(), replication.clone()])?;
-        let (mark_before, identity_before) = mark_and_identity(before)?;
+        let (fill_id, identity) =
+            fill_and_identity(&[fill_id.clone(), server.clone(), replication.clone()])?;
+        let (fill_before, identity_before) = fill_and_identity(before)?;
         if identity != identity_before {
-            return Err(Undecided::Unguarded.into());
+            return Err(Undecided::UncheckedNode.into());
         }
-        if mark.is_none() || mark != mark_before || mark.as_ref() != meta.get("filled") {
+        if fill_id.is_none() || fill_id != fill_before || fill_id.as_ref() != meta.get("filled") {
             return Err(Undecided::NoState.into());
         }
         absent(&meta, &identity, read(record)?, read(state)?)
@@ -207,15 +220,15 @@ impl RedisStore {
 }
 
 /// What a node of a cluster answers to the questions for a mark and for who it is.
-fn mark_and_identity(answers: &[redis::Value]) -> Result<(Option<String>, String), StoreError> {
-    let [mark, server, replication] = answers else { return Err(StoreError::Protocol) };
-    Ok((read(mark)?, node_identity(&read::<String>(server)?, &read::<String>(replication)?)?))
+fn fill_and_identity(answers: &[redis::Value]) -> Result<(Option<String>, String), StoreError> {
+    let [fill_id, server, replication] = answers else { return Err(StoreError::Protocol) };
+    Ok((read(fill_id)?, node_identity(&read::<String>(server)?, &read::<String>(replication)?)?))
 }
 
 /// Whether the absence of a user means that there is none.
 fn absent(meta: &Fields, node: &str, record: bool, state: bool) -> Result<bool, StoreError> {
     if !meta.contains_key(&format!("guard:{node}")) {
-        return Err(Undecided::Unguarded.into());
+        return Err(Undecided::UncheckedNode.into());
     }
     // Half a user, or a realm that is being filled, is a loss and not an absence.
     if !meta.contains_key("complete") || record != state {
@@ -224,10 +237,10 @@ fn absent(meta: &Fields, node: &str, record: bool, state: bool) -> Result<bool, 
     Ok(!record)
 }
 
-fn stamped(word: &str, good: &str) -> Result<(), StoreError> {
+fn confirmed(word: &str, expected: &str) -> Result<(), StoreError> {
     match word {
-        word if word == good => Ok(()),
-        "another-node" => Err(Undecided::Unguarded.into()),
+        word if word == expected => Ok(()),
+        "another-node" => Err(Undecided::UncheckedNode.into()),
         "lost" => Err(Undecided::NoState.into()),
         _ => Err(StoreError::Protocol),
     }

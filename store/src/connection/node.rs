@@ -15,7 +15,7 @@ use redis::{
 };
 use tokio::sync::Semaphore;
 
-use super::operation::{Connection, Operation};
+use super::operation::{NodeConnection, Operation};
 use crate::url::Address;
 
 /// For a connection to be made, with TLS and login. Operations have shorter bounds of their own.
@@ -74,7 +74,7 @@ impl Node {
         asking: bool,
     ) -> RedisResult<Value> {
         let manager = ConnectionManager::clone(&self.current.load());
-        operation.perform(&mut Connection::shared(manager, asking)).await
+        operation.perform(&mut NodeConnection::shared(manager, asking)).await
     }
 
     /// Performs an operation, and when its answer is `word`, waits until so many replicas know of
@@ -99,7 +99,8 @@ impl Node {
         };
         let connection =
             if let Some(connection) = kept { connection } else { self.own_connection().await? };
-        let answer = operation.perform(&mut Connection::own(connection.clone(), asking)).await?;
+        let answer =
+            operation.perform(&mut NodeConnection::own(connection.clone(), asking)).await?;
         let mut acknowledged = Acknowledged::Enough(answer.clone());
         if first_word(&answer) == Some(word.as_bytes()) {
             let mut wait = redis::cmd("WAIT");

@@ -42,7 +42,7 @@ pub(crate) struct Servers {
 }
 
 /// The way to Redis; many operations share it.
-pub(crate) struct Link {
+pub(crate) struct Connection {
     topology: Topology,
 }
 
@@ -52,7 +52,7 @@ enum Topology {
     Cluster(Arc<Cluster>),
 }
 
-impl Link {
+impl Connection {
     /// Prepares the way; connections are made when they are needed. Must be called within a tokio
     /// runtime.
     pub(crate) fn new(target: &Target) -> RedisResult<Self> {
@@ -99,7 +99,7 @@ impl Link {
         read(Box::pin(self.follow(key, bound, operation, None)).await?)
     }
 
-    /// [`Link::run`], and when the answer is the word of `acknowledgement`, until so many replicas
+    /// [`Connection::run`], and when the answer is the word of `acknowledgement`, until so many replicas
     /// know of it.
     pub(crate) async fn run_acknowledged<T: FromRedisValue>(
         &self,
@@ -184,7 +184,7 @@ impl Link {
             return Ok(None);
         };
         if error.kind() == ErrorKind::Server(ServerErrorKind::Moved) {
-            cluster.doubt();
+            cluster.schedule_refresh();
         }
         let address = Address::of_redirection(address, node.address());
         address.map(|address| cluster.node(&address)).transpose()
@@ -197,19 +197,19 @@ impl Link {
             if let Some(node) = node {
                 node.renew();
             }
-            self.doubt();
+            self.schedule_refresh();
         } else if moved {
-            self.doubt();
+            self.schedule_refresh();
         }
         StoreError::Unavailable(error)
     }
 
     /// Another node may have taken the place of the one that answered.
-    fn doubt(&self) {
+    fn schedule_refresh(&self) {
         match &self.topology {
             Topology::Standalone(_) => {}
-            Topology::Sentinel(sentinels) => sentinels.doubt(),
-            Topology::Cluster(cluster) => cluster.doubt(),
+            Topology::Sentinel(sentinels) => sentinels.schedule_refresh(),
+            Topology::Cluster(cluster) => cluster.schedule_refresh(),
         }
     }
 
@@ -219,7 +219,7 @@ impl Link {
         if let Ok(node) = self.node_of(key).await {
             node.renew();
         }
-        self.doubt();
+        self.schedule_refresh();
     }
 
     /// Every server that is known.
