@@ -22,7 +22,7 @@ const COUNTED_FOR: Duration = Duration::from_hours(1);
 const UNBOUNDED: [&str; 8] = [
     "blocked",
     "consumed",
-    "deliveries-used-up",
+    "delivery-limit-reached",
     "disabled-by-failures",
     "no-delivery-method",
     "no-secret",

@@ -252,7 +252,7 @@ pub enum Event {
     },
     /// It was not sent, because the realm has sent as many as it may. It counts as if it had been:
     /// otherwise, nothing would bound how often such a realm is asked.
-    DeliveriesUsedUp,
+    DeliveryLimitReached,
     /// A code was asked for by a user without a seed.
     NoSecret,
     /// A code was asked for by a user whom nothing can be sent to.
@@ -264,7 +264,7 @@ impl Event {
     #[must_use]
     pub const fn operation(self) -> Operation {
         match self {
-            Self::Sent | Self::Refused { .. } | Self::DeliveriesUsedUp => Operation::Delivery,
+            Self::Sent | Self::Refused { .. } | Self::DeliveryLimitReached => Operation::Delivery,
             Self::NoSecret | Self::NoDeliveryMethod => Operation::Generate,
         }
     }
@@ -275,7 +275,7 @@ impl Event {
         match self {
             Self::Sent => "sent",
             Self::Refused { .. } => "refused",
-            Self::DeliveriesUsedUp => "deliveries-used-up",
+            Self::DeliveryLimitReached => "delivery-limit-reached",
             Self::NoSecret => "no-secret",
             Self::NoDeliveryMethod => "no-delivery-method",
         }

@@ -57,7 +57,7 @@ pub enum Refusal {
     },
     /// The realm has sent as many codes within the hour as it may.
     #[error("Too many codes have been sent within an hour. Ask again in {} seconds.", whole_seconds(*retry_after))]
-    DeliveriesUsedUp {
+    DeliveryLimitReached {
         /// Until the next one may be sent.
         retry_after: Duration,
     },
@@ -76,8 +76,8 @@ pub enum Refusal {
     )]
     Unavailable,
     /// The realm does not let the namespace of this sidecar in, or no longer does.
-    #[error("This namespace is not let in by the realm of these users.")]
-    NotLetIn,
+    #[error("This namespace is not allowed by the realm of these users.")]
+    NamespaceNotAllowed,
     /// No such path.
     #[error("There is nothing at this path. The API is described at /docs.")]
     NoSuchPath,
@@ -144,10 +144,10 @@ impl Refusal {
             Self::WrongCode => StatusCode::UNAUTHORIZED,
             Self::CodeConsumed { .. }
             | Self::TooSoon { .. }
-            | Self::DeliveriesUsedUp { .. }
+            | Self::DeliveryLimitReached { .. }
             | Self::Blocked { .. } => StatusCode::TOO_MANY_REQUESTS,
             Self::NotDelivered(_) => StatusCode::BAD_GATEWAY,
-            Self::Unavailable | Self::NotLetIn => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Unavailable | Self::NamespaceNotAllowed => StatusCode::SERVICE_UNAVAILABLE,
             Self::ForeignOrigin => StatusCode::FORBIDDEN,
             Self::WrongMethod(_) => StatusCode::METHOD_NOT_ALLOWED,
             Self::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
@@ -178,11 +178,11 @@ impl Refusal {
             Self::UsedCode => "used-code",
             Self::CodeConsumed { .. } => "code-consumed",
             Self::TooSoon { .. } => "asked-too-soon",
-            Self::DeliveriesUsedUp { .. } => "deliveries-used-up",
+            Self::DeliveryLimitReached { .. } => "delivery-limit-reached",
             Self::Blocked { .. } => "throttled",
             Self::NotDelivered(_) => "not-delivered",
             Self::Unavailable => "store-unavailable",
-            Self::NotLetIn => "not-let-in",
+            Self::NamespaceNotAllowed => "namespace-not-allowed",
             Self::NoSuchPath => "no-such-path",
             Self::WrongMethod(_) => "wrong-method",
             Self::ForeignOrigin => "foreign-origin",
@@ -202,11 +202,11 @@ impl Refusal {
             Self::UsedCode => "Used code",
             Self::CodeConsumed { .. } => "Code already used in this time step",
             Self::TooSoon { .. } => "Code asked for too soon",
-            Self::DeliveriesUsedUp { .. } => "Too many codes sent",
+            Self::DeliveryLimitReached { .. } => "Too many codes sent",
             Self::Blocked { .. } => "Too many failed attempts",
             Self::NotDelivered(_) => "Delivery failed",
             Self::Unavailable => "Store unavailable",
-            Self::NotLetIn => "Namespace not let in",
+            Self::NamespaceNotAllowed => "Namespace not allowed",
             Self::NoSuchPath => "No such path",
             Self::WrongMethod(_) => "Wrong method",
             Self::ForeignOrigin => "Foreign origin",
@@ -230,12 +230,12 @@ impl Refusal {
             | Self::UsedCode
             | Self::CodeConsumed { .. }
             | Self::TooSoon { .. }
-            | Self::DeliveriesUsedUp { .. }
+            | Self::DeliveryLimitReached { .. }
             | Self::Blocked { .. }
             | Self::NotDelivered(_) => false,
             Self::Malformed(_)
             | Self::Unavailable
-            | Self::NotLetIn
+            | Self::NamespaceNotAllowed
             | Self::NoSuchPath
             | Self::WrongMethod(_)
             | Self::ForeignOrigin
@@ -266,7 +266,7 @@ impl Refusal {
         match self {
             Self::CodeConsumed { retry_after }
             | Self::TooSoon { retry_after, .. }
-            | Self::DeliveriesUsedUp { retry_after }
+            | Self::DeliveryLimitReached { retry_after }
             | Self::Blocked { retry_after } => {
                 headers.insert(header::RETRY_AFTER, whole_seconds(retry_after).into());
             }
@@ -274,7 +274,7 @@ impl Refusal {
                 headers.insert(header::RETRY_AFTER, 1.into());
             }
             // Somebody has to change something first.
-            Self::NotLetIn => {
+            Self::NamespaceNotAllowed => {
                 headers.insert(header::RETRY_AFTER, 10.into());
             }
             Self::WrongMethod(allowed) => {

@@ -318,7 +318,10 @@ impl UserState {
         match report.event {
             Event::Refused { asked_at } => self.asked.give_back_the_pause(asked_at),
             // A realm that has sent all that it may is asked no more often than one that sends.
-            Event::DeliveriesUsedUp | Event::Sent | Event::NoSecret | Event::NoDeliveryMethod => {}
+            Event::DeliveryLimitReached
+            | Event::Sent
+            | Event::NoSecret
+            | Event::NoDeliveryMethod => {}
         }
         let event = report.event;
         self.history.add(event.operation(), event.name(), &report.caller, &report.audit, now);

@@ -23,7 +23,7 @@ pub struct Metrics {
     refused_records: IntCounterVec,
     store_failures: IntCounterVec,
     store_answers: IntGaugeVec,
-    let_in: IntGaugeVec,
+    namespace_allowed: IntGaugeVec,
     credentials: IntGaugeVec,
     credential_changes: IntCounterVec,
     store: StoreMetrics,
@@ -83,9 +83,9 @@ impl Metrics {
             "1 when the store answered the last look at it, 0 when not.",
             &[],
         )?;
-        let let_in = gauge(
-            "twofactor_let_in",
-            "1 when the realm lets this sidecar's namespace in, 0 when not.",
+        let namespace_allowed = gauge(
+            "twofactor_namespace_allowed",
+            "1 when the realm allows this sidecar's namespace, 0 when not.",
             &[],
         )?;
         let credentials = gauge(
@@ -130,7 +130,7 @@ impl Metrics {
             refused_records,
             store_failures,
             store_answers,
-            let_in,
+            namespace_allowed,
             credentials,
             credential_changes,
             redis_weakness,
@@ -182,8 +182,8 @@ impl Metrics {
     }
 
     /// Whether the realm lets this sidecar's namespace in.
-    pub fn let_in(&self, let_in: bool) {
-        self.let_in.with_label_values::<&str>(&[]).set(let_in.into());
+    pub fn namespace_allowed(&self, allowed: bool) {
+        self.namespace_allowed.with_label_values::<&str>(&[]).set(allowed.into());
     }
 
     /// How a setting of Redis is. What it does not tell is not shown.

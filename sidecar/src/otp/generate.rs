@@ -175,7 +175,7 @@ pub fn issuance(
 /// Counts the delivery that is about to be made, if the realm may still make one.
 ///
 /// # Errors
-/// [`Refusal::DeliveriesUsedUp`] when it may not.
+/// [`Refusal::DeliveryLimitReached`] when it may not.
 pub async fn count(service: &Service, issued: Issued, wish: &Wish) -> Result<Issued, Refusal> {
     let realm = &issued.realm.1;
     let most = realm.limits.deliveries_per_hour;
@@ -189,8 +189,8 @@ pub async fn count(service: &Service, issued: Issued, wish: &Wish) -> Result<Iss
                 most,
                 "the realm has sent as many codes within an hour as it may: this one is not sent"
             );
-            conclude(service, &issued.user, realm, &wish.origin, Event::DeliveriesUsedUp).await;
-            Err(Refusal::DeliveriesUsedUp { retry_after })
+            conclude(service, &issued.user, realm, &wish.origin, Event::DeliveryLimitReached).await;
+            Err(Refusal::DeliveryLimitReached { retry_after })
         }
         // The decision was made a moment ago: it is this key only that an operator of the version
         // before has not opened.

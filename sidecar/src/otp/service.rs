@@ -77,7 +77,7 @@ impl Current {
 impl Service {
     /// Whether `realm` lets this sidecar's namespace in.
     #[must_use]
-    pub fn is_let_in(&self, realm: &RealmRecord) -> bool {
+    pub fn is_allowed(&self, realm: &RealmRecord) -> bool {
         realm.callers.as_ref().is_none_or(|callers| callers.contains(self.caller.as_str()))
     }
 
@@ -85,10 +85,10 @@ impl Service {
     /// decided.
     ///
     /// # Errors
-    /// [`Refusal::NotLetIn`] when it does not; [`Refusal::Unavailable`] when that is not known.
+    /// [`Refusal::NamespaceNotAllowed`] when it does not; [`Refusal::Unavailable`] when that is not known.
     pub async fn realm(&self) -> Result<Arc<(Revision, RealmRecord)>, Refusal> {
         let realm = self.records.realm().await?;
-        if self.is_let_in(&realm.1) { Ok(realm) } else { Err(Refusal::NotLetIn) }
+        if self.is_allowed(&realm.1) { Ok(realm) } else { Err(Refusal::NamespaceNotAllowed) }
     }
 
     /// Whether there is a code to send to this user, and a way to send it.

@@ -97,7 +97,9 @@ pub async fn run(
     }
     let settings = redis_settings::checks();
     let of_settings = settings.iter().map(|(_, check)| check.clone());
-    let shown = [checks.redis.clone(), checks.let_in.clone()].into_iter().chain(background.check);
+    let shown = [checks.redis.clone(), checks.namespace_allowed.clone()]
+        .into_iter()
+        .chain(background.check);
     let shown = shown.chain(of_settings).collect();
     let admin = admin::routes(shown, current.load().metrics.registry());
     let limits = Limits {

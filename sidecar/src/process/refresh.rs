@@ -25,12 +25,15 @@ const REFRESH: Duration = Duration::from_secs(1);
 #[derive(Clone, Debug)]
 pub(crate) struct Checks {
     pub(crate) redis: Check,
-    pub(crate) let_in: Check,
+    pub(crate) namespace_allowed: Check,
 }
 
 impl Checks {
     pub(crate) fn new() -> Self {
-        Self { redis: Check::informational("redis"), let_in: Check::informational("let-in") }
+        Self {
+            redis: Check::informational("redis"),
+            namespace_allowed: Check::informational("namespace-allowed"),
+        }
     }
 }
 
@@ -46,14 +49,14 @@ enum Outcome {
 pub(crate) async fn refresh(current: Current, checks: Checks, stop: CancellationToken) {
     let mut ticks = tokio::time::interval(REFRESH);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let (mut last, mut was_let_in) = (None, true);
+    let (mut last, mut was_allowed) = (None, true);
     let work = async {
         loop {
             ticks.tick().await;
             let service = current.load();
             let result = service.records.refresh_realm().await;
             last = Some(tell_outcome(&service, &checks, result.as_ref(), last));
-            was_let_in = tell_let_in(&service, &checks, was_let_in);
+            was_allowed = tell_allowed(&service, &checks, was_allowed);
             // Seen every second, so that a key that is replaced is still shown to those who check
             // the last tokens of it.
             let realm = service.records.known_realm();
@@ -107,21 +110,21 @@ fn tell_outcome(
 }
 
 /// Tells whether the realm lets this namespace in, as far as it is known.
-fn tell_let_in(service: &Service, checks: &Checks, was_let_in: bool) -> bool {
-    let Some(let_in) = service.records.known_realm().map(|realm| service.is_let_in(&realm.1))
+fn tell_allowed(service: &Service, checks: &Checks, was_allowed: bool) -> bool {
+    let Some(allowed) = service.records.known_realm().map(|realm| service.is_allowed(&realm.1))
     else {
-        return was_let_in;
+        return was_allowed;
     };
-    if was_let_in && !let_in {
+    if was_allowed && !allowed {
         tracing::warn!(
             caller = %service.caller,
-            "the realm does not let this namespace in; requests are answered with 503 until it does"
+            "the realm does not allow this namespace; requests are answered with 503 until it does"
         );
     }
-    if !was_let_in && let_in {
-        tracing::info!(caller = %service.caller, "the realm lets this namespace in");
+    if !was_allowed && allowed {
+        tracing::info!(caller = %service.caller, "the realm allows this namespace");
     }
-    service.metrics.let_in(let_in);
-    checks.let_in.set(let_in);
-    let_in
+    service.metrics.namespace_allowed(allowed);
+    checks.namespace_allowed.set(allowed);
+    allowed
 }

@@ -35,7 +35,7 @@ pub(super) struct KeySet {
         (status = 200, description = "The keys.", body = KeySet, content_type = "application/jwk-set+json"),
         (status = 403, description = "A web page from elsewhere asks.", body = Problem, content_type = "application/problem+json"),
         (status = 405, description = "Only GET is answered.", body = Problem, content_type = "application/problem+json"),
-        (status = 503, description = "Redis is unreachable or has lost data that is being restored, or the realm does not let this namespace in.", body = Problem, content_type = "application/problem+json",
+        (status = 503, description = "Redis is unreachable or has lost data that is being restored, or the realm does not allow this namespace.", body = Problem, content_type = "application/problem+json",
             headers(("Retry-After" = u64, description = "Seconds to wait."))),
     )
 )]

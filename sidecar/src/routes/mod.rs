@@ -182,7 +182,7 @@ async fn health_route(service: Arc<Service>, method: Method) -> Response {
         (status = 429, description = "Asked too soon; a code that is in flight stays good.", body = Problem, content_type = "application/problem+json",
             headers(("Retry-After" = u64, description = "Seconds to wait."))),
         (status = 502, description = "The mail or SMS provider did not take the message.", body = Problem, content_type = "application/problem+json"),
-        (status = 503, description = "Redis is unreachable or has lost data that is being restored, or the realm does not let this namespace in.", body = Problem, content_type = "application/problem+json",
+        (status = 503, description = "Redis is unreachable or has lost data that is being restored, or the realm does not allow this namespace.", body = Problem, content_type = "application/problem+json",
             headers(("Retry-After" = u64, description = "Seconds to wait."))),
     )
 )]
@@ -288,7 +288,7 @@ fn conclude_generate(service: &Service, wish: &Wish, result: Result<&Generated, 
         (status = 422, description = "The request is malformed; `detail` names the field.", body = Problem, content_type = "application/problem+json"),
         (status = 429, description = "Too many failures; nothing was looked at.", body = Problem, content_type = "application/problem+json",
             headers(("Retry-After" = u64, description = "Seconds to wait."))),
-        (status = 503, description = "Redis is unreachable or has lost data that is being restored, or the realm does not let this namespace in.", body = Problem, content_type = "application/problem+json",
+        (status = 503, description = "Redis is unreachable or has lost data that is being restored, or the realm does not allow this namespace.", body = Problem, content_type = "application/problem+json",
             headers(("Retry-After" = u64, description = "Seconds to wait."))),
     )
 )]

@@ -183,9 +183,10 @@ impl RedisStore {
         let UserNames { state, log, .. } = self.names.user(user);
         let (give_back, asked_at) = match report.event {
             Event::Refused { asked_at } => ("pause", asked_at),
-            Event::DeliveriesUsedUp | Event::Sent | Event::NoSecret | Event::NoDeliveryMethod => {
-                ("nothing", UnixMillis::default())
-            }
+            Event::DeliveryLimitReached
+            | Event::Sent
+            | Event::NoSecret
+            | Event::NoDeliveryMethod => ("nothing", UnixMillis::default()),
         };
         let mut call = self.scripts.deciding.conclude.prepare_invoke();
         call.key(&[&state, &log])
@@ -225,23 +226,7 @@ impl RedisStore {
         let log = self.names.user(user).log;
         command.arg(&log).arg("-").arg("+");
         let entries: Vec<(String, HashMap<String, String>)> = self.query(&log, &command).await?;
-        entries
-            .into_iter()
-            .map(|(id, mut fields)| {
-                let at = id.split('-').next().and_then(|millis| millis.parse().ok());
-                let mut required = |name: &str| fields.remove(name).ok_or(StoreError::Protocol);
-                Ok(Entry {
-                    at: UnixMillis::new(at.ok_or(StoreError::Protocol)?),
-                    operation: required("operation")?,
-                    outcome: required("outcome")?,
-                    caller: required("caller")?,
-                    channel: required("channel")?,
-                    address: fields.remove("address"),
-                    user_agent: fields.remove("user_agent"),
-                    repeated: fields.remove("repeated"),
-                })
-            })
-            .collect()
+        entries.into_iter().map(|(id, fields)| entry(&id, fields)).collect()
     }
 
     /// Runs a deciding script. A node that is not among the guards known here may have been checked
@@ -304,5 +289,43 @@ impl RedisStore {
                 Ok(answer)
             }
         }
+    }
+}
+
+/// Reads an entry of a history. Its words are those of the release that wrote it, so any word is
+/// accepted.
+fn entry(id: &str, mut fields: HashMap<String, String>) -> Result<Entry, StoreError> {
+    let at = id.split('-').next().and_then(|millis| millis.parse().ok());
+    let mut required = |name: &str| fields.remove(name).ok_or(StoreError::Protocol);
+    Ok(Entry {
+        at: UnixMillis::new(at.ok_or(StoreError::Protocol)?),
+        operation: required("operation")?,
+        outcome: required("outcome")?,
+        caller: required("caller")?,
+        channel: required("channel")?,
+        address: fields.remove("address"),
+        user_agent: fields.remove("user_agent"),
+        repeated: fields.remove("repeated"),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_entry_that_an_earlier_release_wrote_under_its_own_word_is_read() {
+        let fields = [
+            ("operation", "delivery"),
+            ("outcome", "deliveries-used-up"),
+            ("caller", "kms"),
+            ("channel", "email"),
+            ("repeated", "delivery/deliveries-used-up=3"),
+        ];
+        let fields = fields.map(|(name, text)| (name.to_owned(), text.to_owned())).into();
+        let read = entry("1798000000000-0", fields).unwrap();
+        assert_eq!(read.at, UnixMillis::new(1_798_000_000_000));
+        assert_eq!(read.outcome, "deliveries-used-up");
+        assert_eq!(read.repeated.as_deref(), Some("delivery/deliveries-used-up=3"));
     }
 }

@@ -3,7 +3,7 @@
 
 -- What nothing else bounds is written once and then counted, for an hour at most.
 local UNBOUNDED = {
-  blocked = true, consumed = true, ['deliveries-used-up'] = true, ['disabled-by-failures'] = true,
+  blocked = true, consumed = true, ['delivery-limit-reached'] = true, ['disabled-by-failures'] = true,
   ['no-delivery-method'] = true, ['no-secret'] = true, ['too-soon'] = true, used = true,
 }
 local COUNTED_FOR = 3600000

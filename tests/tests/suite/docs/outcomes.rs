@@ -146,7 +146,7 @@ impl Scene {
                 assert_eq!(self.generate(name).await.status, 200);
                 self.generate(name).await
             }
-            "deliveries-used-up" => {
+            "delivery-limit-reached" => {
                 for name in ["first", name] {
                     self.world.person(name, Email).await;
                 }
@@ -164,7 +164,7 @@ impl Scene {
             "store-unavailable" => {
                 self.during_an_outage(name, async || self.generate(name).await).await
             }
-            "not-let-in" => self.stranger.api().generate(name).await,
+            "namespace-not-allowed" => self.stranger.api().generate(name).await,
             "malformed-request" => self.malformed("/auth/generate", name).await,
             _ => panic!("no request for the outcome {outcome} of generate"),
         }
@@ -201,7 +201,7 @@ impl Scene {
             "store-unavailable" => {
                 self.during_an_outage(name, async || self.verify(name, "000000").await).await
             }
-            "not-let-in" => self.stranger.api().verify(name, "000000").await,
+            "namespace-not-allowed" => self.stranger.api().verify(name, "000000").await,
             "malformed-request" => self.malformed("/auth/verify", name).await,
             _ => panic!("no request for the outcome {outcome} of verify"),
         }
@@ -315,7 +315,7 @@ async fn every_line_of_the_table_is_what_happens() {
         let name = format!("user{number}");
         let scene = match line.outcome.as_str() {
             "asked-too-soon" => &usual,
-            "deliveries-used-up" => &used_up,
+            "delivery-limit-reached" => &used_up,
             _ => &free,
         };
         let Some(reply) = scene.bring_about(line, &name).await else { continue };
@@ -334,7 +334,8 @@ async fn every_line_of_the_table_is_what_happens() {
             assert_eq!(body["type"], format!("urn:fountainai:2fa:{kind}"), "{about}");
             assert!(reads(body["detail"].as_str().unwrap(), &line.detail), "{about}");
         }
-        let sidecar = if line.outcome == "not-let-in" { &scene.stranger } else { &scene.sidecar };
+        let sidecar =
+            if line.outcome == "namespace-not-allowed" { &scene.stranger } else { &scene.sidecar };
         let user = format!("username=\"{name}\"");
         let said = format!("operation=\"{}\" outcome=\"{}\" {user}", line.asked, line.outcome);
         let counted = format!(

@@ -165,7 +165,7 @@ async fn a_realm_that_has_sent_as_many_codes_as_it_may_sends_no_more() {
     assert_eq!(dev.api.generate("alice").await.status, 200);
     let reply = dev.api.generate("Odd {name} [1]").await;
     assert_eq!(reply.status, 429, "{}", reply.body);
-    assert_eq!(reply.json()["type"], "urn:fountainai:2fa:deliveries-used-up");
+    assert_eq!(reply.json()["type"], "urn:fountainai:2fa:delivery-limit-reached");
     let seconds: u64 = reply.header("retry-after").unwrap().parse().unwrap();
     assert!((3540..=3600).contains(&seconds), "{seconds}");
     // Asked again, it is the user's own limit: nothing is done more often because nothing is sent.
@@ -174,7 +174,7 @@ async fn a_realm_that_has_sent_as_many_codes_as_it_may_sends_no_more() {
     assert_eq!(dev.sidecar.process().stdout().matches("Your FountainAI OTP").count(), 1);
     let log = dev.sidecar.process().stderr();
     assert!(
-        log.contains("outcome=\"deliveries-used-up\"")
+        log.contains("outcome=\"delivery-limit-reached\"")
             && log.contains("as many codes within an hour"),
         "{log}"
     );

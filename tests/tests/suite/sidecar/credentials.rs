@@ -121,8 +121,8 @@ fn store_unavailable() -> (u16, String) {
     (503, "urn:fountainai:2fa:store-unavailable".to_owned())
 }
 
-fn not_let_in() -> (u16, String) {
-    (503, "urn:fountainai:2fa:not-let-in".to_owned())
+fn namespace_not_allowed() -> (u16, String) {
+    (503, "urn:fountainai:2fa:namespace-not-allowed".to_owned())
 }
 
 #[tokio::test]
@@ -251,36 +251,45 @@ async fn a_namespace_that_is_no_longer_let_in_is_refused_within_two_seconds_and_
     letting_in(&["shop"]).await;
     let began = Instant::now();
     eventually(BOUND, "the withdrawal", async || {
-        kind(&sidecar.api().verify("nobody", "123456").await) == not_let_in()
+        kind(&sidecar.api().verify("nobody", "123456").await) == namespace_not_allowed()
     })
     .await;
     let took = began.elapsed();
     assert!(took < Duration::from_millis(2300), "{took:?}");
     let attempts = mail.attempts().await;
     let reply = sidecar.api().generate("alice").await;
-    assert_eq!(kind(&reply), not_let_in());
-    assert_eq!(reply.json()["detail"], "This namespace is not let in by the realm of these users.");
+    assert_eq!(kind(&reply), namespace_not_allowed());
+    assert_eq!(
+        reply.json()["detail"],
+        "This namespace is not allowed by the realm of these users."
+    );
     assert_eq!(reply.header("retry-after"), Some("10"));
-    assert_eq!(kind(&sidecar.api().verify("bob", &shown(&bob)).await), not_let_in());
-    assert_eq!(kind(&sidecar.api().verify("nobody", "123456").await), not_let_in());
+    assert_eq!(kind(&sidecar.api().verify("bob", &shown(&bob)).await), namespace_not_allowed());
+    assert_eq!(kind(&sidecar.api().verify("nobody", "123456").await), namespace_not_allowed());
     assert_eq!(mail.attempts().await, attempts, "nothing is sent");
-    sidecar.process().wait_for_line("the realm does not let this namespace in", BOUND).await;
-    sidecar.process().wait_for_line("outcome=\"not-let-in\"", BOUND).await;
-    assert_eq!(metric(&sidecar, "twofactor_let_in").await, Some(0));
+    sidecar.process().wait_for_line("the realm does not allow this namespace", BOUND).await;
+    sidecar.process().wait_for_line("outcome=\"namespace-not-allowed\"", BOUND).await;
+    assert_eq!(metric(&sidecar, "twofactor_namespace_allowed").await, Some(0));
     let health = sidecar.admin().get("/readyz?verbose").await;
-    assert!(health.status == 200 && health.body.contains("[-] let-in failed"), "{}", health.body);
+    assert!(
+        health.status == 200 && health.body.contains("[-] namespace-allowed failed"),
+        "{}",
+        health.body
+    );
 
     // Also after a restart.
     let another = self::sidecar(credentials.path()).await;
-    assert_eq!(kind(&another.api().generate("alice").await), not_let_in());
+    assert_eq!(kind(&another.api().generate("alice").await), namespace_not_allowed());
 
     letting_in(&["kms"]).await;
     eventually(BOUND, "to be let in again", async || {
         sidecar.api().verify("bob", &shown(&bob)).await.status == 200
     })
     .await;
-    eventually(BOUND, "the metric", async || metric(&sidecar, "twofactor_let_in").await == Some(1))
-        .await;
+    eventually(BOUND, "the metric", async || {
+        metric(&sidecar, "twofactor_namespace_allowed").await == Some(1)
+    })
+    .await;
 }
 
 #[tokio::test]

@@ -140,7 +140,7 @@ async fn a_realm_that_has_sent_all_that_it_may_is_asked_no_more_often(world: Wor
     for minute in 0..2 {
         world.set_time(START + minute * 60_000).await;
         until(ask(&world, &person, "kms", limits).await);
-        conclude(&world, &person, Event::DeliveriesUsedUp).await;
+        conclude(&world, &person, Event::DeliveryLimitReached).await;
         assert!(matches!(ask(&world, &person, "kms", limits).await, Issue::TooSoon { .. }));
     }
     world.set_time(START + 2 * 60_000).await;
