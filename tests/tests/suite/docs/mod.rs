@@ -1,4 +1,5 @@
 //! Tests that hold pages of `docs/` to what the programs do.
 
+mod client_programs;
 mod known_flaws;
 mod outcomes;
