@@ -1,27 +1,28 @@
-//! Where records and decisions are kept.
+//! Stores records and decisions, in Redis or in the memory of one process.
 //!
-//! Enters: pseudonyms, sealed records, and the requests of `twofactor_core::decision`. Leaves:
-//! records, and decisions that were made and remembered in one step. [`redis::RedisStore`] is the
-//! real one; [`memory::MemoryStore`] keeps to the same rules within one process. [`publisher`]
-//! fills either of them.
+//! [`Decisions`] is what a sidecar uses, [`Publishing`] what a publisher uses; both work on a
+//! [`Store`]. [`redis::RedisStore`] is the real one, [`memory::MemoryStore`] follows the same rules
+//! within one process. [`publisher`] writes only the differences between what should be there and
+//! what is.
 
 pub mod acl;
 pub mod clock;
 mod connection;
+mod decisions;
 pub mod memory;
 pub mod publisher;
+mod publishing;
 pub mod redis;
 mod url;
 
 use thiserror::Error;
-use twofactor_core::audit::Entry;
-use twofactor_core::decision::{DeliveryReport, Issuance, Issue, Undecided, Verdict, Verification};
-use twofactor_core::limits::Allowance;
+use twofactor_core::decision::Undecided;
 use twofactor_core::names::Pseudonym;
 use twofactor_core::seal::Revision;
-use twofactor_core::time::UnixMillis;
 
+pub use crate::decisions::{Decisions, Observer};
 use crate::memory::MemoryStore;
+pub use crate::publishing::Publishing;
 use crate::redis::RedisStore;
 
 /// Why the store gave no answer.
@@ -112,7 +113,7 @@ pub struct Inspection {
     /// Whether every node has been checked and everything is published: nothing needs to be
     /// refilled.
     pub ready: bool,
-    /// What [`Store::begin_fill`] left on the nodes.
+    /// What [`Publishing::begin_fill`] left on the nodes.
     pub fill_id: String,
 }
 
@@ -124,203 +125,21 @@ impl Inspection {
     }
 }
 
-/// A store. Two kinds, one meaning: the conformance suite runs against both.
+/// Where the data is. Both kinds follow the same rules: one conformance suite runs against both.
+/// Operations are those of [`Decisions`] and [`Publishing`].
 #[derive(Clone, Debug)]
 pub enum Store {
-    /// Within this process, and gone with it.
+    /// In the memory of this process, and lost with it.
     Memory(MemoryStore),
-    /// In Redis, shared by everybody who uses the realm.
+    /// In Redis, shared by the operator and all sidecars of the realm.
     Redis(RedisStore),
 }
 
-macro_rules! delegate {
-    ($self:ident, $store:ident => $call:expr) => {
-        match $self {
-            Self::Memory($store) => Ok($call),
-            Self::Redis($store) => $call.await,
-        }
-    };
-}
-
 impl Store {
-    /// The store's clock, as far as it is known here.
-    #[must_use]
-    pub fn now(&self) -> UnixMillis {
+    const fn redis(&self) -> Option<&RedisStore> {
         match self {
-            Self::Memory(store) => store.now(),
-            Self::Redis(store) => store.now(),
-        }
-    }
-
-    /// The sealed record of a user.
-    ///
-    /// # Errors
-    /// When Redis does not answer.
-    pub async fn record(&self, user: &Pseudonym) -> Result<Option<Vec<u8>>, StoreError> {
-        delegate!(self, store => store.record(user))
-    }
-
-    /// Whether it is certain that there is no such user: the realm is completely published on a
-    /// checked node, and this user has neither record nor state there.
-    ///
-    /// # Errors
-    /// When Redis does not answer, or holds less than a completely published realm.
-    pub async fn confirm_absence(&self, user: &Pseudonym) -> Result<bool, StoreError> {
-        match self {
-            Self::Memory(store) => store.confirm_absence(user),
-            Self::Redis(store) => store.confirm_absence(user).await,
-        }
-    }
-
-    /// The realm's record, and whether the realm is completely published.
-    ///
-    /// # Errors
-    /// When Redis does not answer.
-    pub async fn realm(&self) -> Result<RealmSnapshot, StoreError> {
-        delegate!(self, store => store.realm())
-    }
-
-    /// Decides about a submitted code. One round trip.
-    ///
-    /// # Errors
-    /// When there is nothing to decide on, or Redis does not answer.
-    pub async fn verify(
-        &self,
-        user: &Pseudonym,
-        request: &Verification,
-    ) -> Result<Verdict, StoreError> {
-        match self {
-            Self::Memory(store) => store.verify(user, request),
-            Self::Redis(store) => store.verify(user, request).await,
-        }
-    }
-
-    /// Puts a code into the OTP log. One round trip.
-    ///
-    /// # Errors
-    /// When there is nothing to decide on, or Redis does not answer.
-    pub async fn issue(&self, user: &Pseudonym, request: &Issuance) -> Result<Issue, StoreError> {
-        match self {
-            Self::Memory(store) => store.issue(user, request),
-            Self::Redis(store) => store.issue(user, request).await,
-        }
-    }
-
-    /// Takes note of what happened after a decision, or in place of one.
-    ///
-    /// # Errors
-    /// When there is no such user any more, or Redis does not answer.
-    pub async fn record_delivery(
-        &self,
-        user: &Pseudonym,
-        report: &DeliveryReport,
-    ) -> Result<(), StoreError> {
-        match self {
-            Self::Memory(store) => store.record_delivery(user, report),
-            Self::Redis(store) => store.record_delivery(user, report).await,
-        }
-    }
-
-    /// Counts one more delivery of the realm, unless there were `most` within the hour.
-    ///
-    /// # Errors
-    /// When Redis does not answer.
-    pub async fn count_delivery(&self, most: u32) -> Result<Allowance, StoreError> {
-        delegate!(self, store => store.count_delivery(most))
-    }
-
-    /// For the publisher: what happened to a user, the oldest first.
-    ///
-    /// # Errors
-    /// When Redis does not answer.
-    pub async fn history(&self, user: &Pseudonym) -> Result<Vec<Entry>, StoreError> {
-        delegate!(self, store => store.history(user))
-    }
-
-    /// For the publisher: whether failures have disabled these users, in their order.
-    ///
-    /// # Errors
-    /// When Redis does not answer.
-    pub async fn disabled(&self, users: &[Pseudonym]) -> Result<Vec<bool>, StoreError> {
-        delegate!(self, store => store.disabled(users))
-    }
-
-    /// From now on, an accepted code is told only when so many replicas know of it.
-    pub fn require_replicas(&self, replicas: u8) {
-        if let Self::Redis(store) = self {
-            store.require_replicas(replicas);
-        }
-    }
-
-    /// For the publisher: the state that the store is in.
-    ///
-    /// # Errors
-    /// When Redis does not answer.
-    pub async fn inspect(&self) -> Result<Inspection, StoreError> {
-        delegate!(self, store => store.inspect())
-    }
-
-    /// For the publisher: leaves a mark on the node that goes with everything else when the node is
-    /// emptied.
-    ///
-    /// # Errors
-    /// When Redis does not answer.
-    pub async fn begin_fill(&self, fill_id: &str) -> Result<(), StoreError> {
-        delegate!(self, store => store.begin_fill(fill_id))
-    }
-
-    /// For the publisher: what is there of these users, in their order.
-    ///
-    /// # Errors
-    /// When Redis does not answer.
-    pub async fn published(&self, users: &[Pseudonym]) -> Result<Vec<Published>, StoreError> {
-        delegate!(self, store => store.published(users))
-    }
-
-    /// For the publisher: makes records current; one result for each, in their order.
-    ///
-    /// # Errors
-    /// When Redis does not answer. A single user that somebody else changed is an error of that
-    /// user alone.
-    pub async fn publish(
-        &self,
-        batch: &[Publication],
-    ) -> Result<Vec<Result<(), StoreError>>, StoreError> {
-        delegate!(self, store => store.publish(batch))
-    }
-
-    /// For the publisher: makes the realm's record current.
-    ///
-    /// # Errors
-    /// When Redis does not answer.
-    pub async fn publish_realm(&self, sealed: &[u8]) -> Result<(), StoreError> {
-        delegate!(self, store => store.publish_realm(sealed))
-    }
-
-    /// For the publisher: everybody of whom there is any key.
-    ///
-    /// # Errors
-    /// When Redis does not answer.
-    pub async fn users(&self) -> Result<Vec<Pseudonym>, StoreError> {
-        delegate!(self, store => store.users())
-    }
-
-    /// For the publisher: leaves nothing of these users.
-    ///
-    /// # Errors
-    /// When Redis does not answer.
-    pub async fn remove(&self, users: &[Pseudonym]) -> Result<(), StoreError> {
-        delegate!(self, store => store.remove(users))
-    }
-
-    /// For the publisher: the realm is completely published, on the node of `inspection`.
-    ///
-    /// # Errors
-    /// When Redis does not answer, is another node by now, or was emptied since.
-    pub async fn complete_fill(&self, inspection: &Inspection) -> Result<(), StoreError> {
-        match self {
-            Self::Memory(store) => store.complete_fill(inspection),
-            Self::Redis(store) => store.complete_fill(inspection).await,
+            Self::Memory(_) => None,
+            Self::Redis(store) => Some(store),
         }
     }
 }

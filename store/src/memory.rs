@@ -1,4 +1,4 @@
-//! The store within one process, for trying the product. Enters and leaves: as in [`crate::Store`].
+//! Stores records and decisions in the memory of one process, for trying the product.
 //!
 //! It is lost with the process, so it has no node to check: a fresh one is an emptied one.
 

@@ -14,7 +14,7 @@ use twofactor_core::record::UserRecord;
 use twofactor_core::seal::Revision;
 use twofactor_core::time::UnixMillis;
 
-use crate::{Inspection, Publication, Published, Store, StoreError};
+use crate::{Inspection, Publication, Published, Publishing, Store, StoreError};
 
 /// A user as they should be.
 #[derive(Clone, Debug)]
@@ -50,7 +50,7 @@ pub enum UnlistedUsers {
 /// The publisher of one realm.
 #[derive(Debug)]
 pub struct Publisher {
-    store: Store,
+    store: Publishing,
     keys: RealmKeys,
 }
 
@@ -63,12 +63,12 @@ impl Publisher {
     /// A publisher into `store` under `keys`.
     #[must_use]
     pub fn new(store: Store, keys: RealmKeys) -> Self {
-        Self { store, keys }
+        Self { store: Publishing::new(store), keys }
     }
 
     /// The store that is published into.
     #[must_use]
-    pub fn store(&self) -> &Store {
+    pub fn store(&self) -> &Publishing {
         &self.store
     }
 
@@ -229,7 +229,7 @@ impl Publisher {
         Ok(unlisted.len())
     }
 
-    /// The store before anything is written to it, to be handed to [`Store::complete_fill`] after
+    /// The store before anything is written to it, to be handed to [`Publishing::complete_fill`] after
     /// everything is. Where a realm has to be filled, this marks the beginning.
     ///
     /// A realm of which there is no user yet is as good as an empty node: whatever will be there

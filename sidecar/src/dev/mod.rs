@@ -25,13 +25,12 @@ use twofactor_store::clock::Clock;
 use twofactor_store::memory::MemoryStore;
 use twofactor_store::publisher::Publisher;
 use twofactor_store::redis::{RedisStore, RedisTargetError};
-use twofactor_store::{Store, StoreError};
+use twofactor_store::{Decisions, Store, StoreError};
 
 use self::manifests::{SeedBook, Users};
 use crate::delivery::Delivery;
 use crate::metrics::Metrics;
 use crate::otp::background::Work;
-use crate::otp::instrumented_store::CountedStore;
 use crate::otp::records::Records;
 use crate::otp::service::{Current, Service};
 use crate::process::listen::{Addresses, Listeners};
@@ -100,10 +99,10 @@ pub async fn dev(
         None => Store::Memory(MemoryStore::new(Clock::System)),
     };
     let metrics = Metrics::new().map_err(|error| RunError::Configuration(error.to_string()))?;
-    let counted = CountedStore::new(store.clone(), metrics.store().clone());
+    let decisions = Decisions::new(store.clone(), Arc::new(metrics.store().clone()));
     let current = Current::new(Service {
-        records: Records::new(counted.clone(), keys(), metrics.clone()),
-        store: counted,
+        records: Records::new(decisions.clone(), keys(), metrics.clone()),
+        store: decisions,
         delivery: Delivery::new(true),
         caller: options.caller,
         expose_codes: options.expose_codes,

@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use prometheus::{HistogramOpts, HistogramVec, IntCounter, IntCounterVec, Opts, Registry};
+use twofactor_store::Observer;
 
 /// From a tenth of a millisecond, which a decision takes, to the ten seconds after which delivery
 /// gives up.
@@ -48,14 +49,15 @@ impl StoreMetrics {
         Ok(Self { round_trips, durations, stale_records })
     }
 
-    /// The store was asked for something.
-    pub fn operation(&self, operation: &'static str, took: Duration) {
-        self.round_trips.with_label_values(&[operation]).inc();
-        self.durations.with_label_values(&[operation]).observe(took.as_secs_f64());
-    }
-
     /// A decision was asked for on a record that had changed.
     pub fn stale_record(&self) {
         self.stale_records.inc();
+    }
+}
+
+impl Observer for StoreMetrics {
+    fn operation(&self, name: &'static str, duration: Duration) {
+        self.round_trips.with_label_values(&[name]).inc();
+        self.durations.with_label_values(&[name]).observe(duration.as_secs_f64());
     }
 }

@@ -2,7 +2,6 @@
 
 pub mod background;
 pub mod generate;
-pub mod instrumented_store;
 pub mod records;
 pub mod service;
 pub mod tokens;

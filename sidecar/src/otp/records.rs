@@ -20,10 +20,9 @@ use twofactor_core::seal::{OpenError, Revision};
 use twofactor_core::seed::Seed;
 use twofactor_core::totp::TotpParameters;
 use twofactor_core::user::{DeliveryMethod, EmailAddress, UserDefinition, Username};
-use twofactor_store::StoreError;
+use twofactor_store::{Decisions, StoreError};
 
 use crate::metrics::Metrics;
-use crate::otp::instrumented_store::CountedStore;
 use crate::otp::uniform::Found;
 use crate::refusal::Refusal;
 
@@ -57,7 +56,7 @@ struct Seen {
 
 /// The records of one realm.
 pub struct Records {
-    store: CountedStore,
+    store: Decisions,
     known: Arc<Known>,
     /// When the store was last asked for the realm and answered.
     looked_at: Mutex<Option<Instant>>,
@@ -126,7 +125,7 @@ impl Rejected {
 impl Records {
     /// Records of the realm that `keys` open, read from `store`.
     #[must_use]
-    pub fn new(store: CountedStore, keys: RealmKeys, metrics: Metrics) -> Self {
+    pub fn new(store: Decisions, keys: RealmKeys, metrics: Metrics) -> Self {
         let stand_in = StandIn::new(&keys);
         let known = Known {
             keys,
@@ -140,7 +139,7 @@ impl Records {
     /// The same realm's records, read from another store from now on. What is known stays known,
     /// and with it the revisions below which nothing is accepted.
     #[must_use]
-    pub fn moved_to(&self, store: CountedStore) -> Self {
+    pub fn moved_to(&self, store: Decisions) -> Self {
         let known = self.known.clone();
         Self { store, known, looked_at: Mutex::default(), metrics: self.metrics.clone() }
     }

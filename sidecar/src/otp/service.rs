@@ -11,12 +11,11 @@ use twofactor_core::realm::RealmRecord;
 use twofactor_core::record::UserRecord;
 use twofactor_core::seal::Revision;
 use twofactor_core::user::UserDefinition;
-use twofactor_store::StoreError;
+use twofactor_store::{Decisions, StoreError};
 
 use crate::delivery::{Delivery, DeliveryError, Message};
 use crate::metrics::Metrics;
 use crate::otp::background::Work;
-use crate::otp::instrumented_store::CountedStore;
 use crate::otp::records::{CurrentUser, Records};
 use crate::otp::tokens::PublicKeys;
 use crate::refusal::Refusal;
@@ -33,7 +32,7 @@ pub const ATTEMPTS: usize = 4;
 #[derive(Debug)]
 pub struct Service {
     /// Decides and remembers.
-    pub store: CountedStore,
+    pub store: Decisions,
     /// Users and the realm.
     pub records: Records,
     /// Sends codes.

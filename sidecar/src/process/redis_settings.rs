@@ -7,7 +7,6 @@ use std::time::Duration;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 use twofactor_server::admin::Check;
-use twofactor_store::Store;
 use twofactor_store::redis::{Setting, SettingsWatch, Strength};
 
 use crate::otp::service::Current;
@@ -28,7 +27,7 @@ pub(crate) async fn watch(
     checks: Vec<(Setting, Check)>,
     stop: CancellationToken,
 ) {
-    if matches!(*current.load().store, Store::Memory(_)) {
+    if current.load().store.redis().is_none() {
         return stop.cancelled().await;
     }
     let work = async {
@@ -38,7 +37,7 @@ pub(crate) async fn watch(
         loop {
             ticks.tick().await;
             let service = current.load();
-            let Store::Redis(store) = &*service.store else { continue };
+            let Some(store) = service.store.redis() else { continue };
             // The refresh says when it does not answer.
             let Ok(found) = store.settings().await else { continue };
             watch.log_changes(&found);

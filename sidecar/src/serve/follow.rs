@@ -6,18 +6,18 @@
 //! to be made again whenever a link is swapped.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 use twofactor_server::admin::Check;
-use twofactor_store::Store;
 use twofactor_store::clock::Clock;
 use twofactor_store::redis::{RedisStore, RedisTargetError};
+use twofactor_store::{Decisions, Store};
 
 use crate::delivery::Delivery;
 use crate::metrics::Metrics;
-use crate::otp::instrumented_store::CountedStore;
 use crate::otp::records::Records;
 use crate::otp::service::{Current, Service};
 use crate::serve::credentials::{CredentialFiles, CredentialsError, REDIS_CA, REDIS_URL, Version};
@@ -144,7 +144,7 @@ fn service(
         RedisTargetError::Url(error) => files.wrong(REDIS_URL, &error),
         RedisTargetError::Authority(error) => files.wrong(REDIS_CA, &error),
     })?;
-    let store = CountedStore::new(Store::Redis(store), metrics.store().clone());
+    let store = Decisions::new(Store::Redis(store), Arc::new(metrics.store().clone()));
     let records = match before {
         Some((known, before)) if known.is_same_realm(files) => {
             before.records.moved_to(store.clone())

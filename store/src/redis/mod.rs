@@ -1,4 +1,4 @@
-//! The store in Redis. Enters and leaves: as in [`crate::Store`].
+//! Stores records and decisions in Redis.
 //!
 //! A decision is one `EVALSHA`: the script looks, decides and remembers, and nothing comes between.
 //! The clock that counts is Redis'; the difference to the local one is learned from a refused

@@ -20,7 +20,7 @@ impl RedisStore {
             .ok_or(StoreError::Protocol)
     }
 
-    /// [`crate::Store::inspect`] for several realms at once, in their order.
+    /// [`crate::Publishing::inspect`] for several realms at once, in their order.
     ///
     /// # Errors
     /// When Redis does not answer; in a cluster, when one of its masters does not.

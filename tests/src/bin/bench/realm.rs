@@ -20,10 +20,10 @@ use twofactor_core::seal::Revision;
 use twofactor_core::seed::Seed;
 use twofactor_core::totp::{Algorithm, TotpParameters};
 use twofactor_core::user::{DeliveryMethod, UserDefinition};
-use twofactor_store::Store;
 use twofactor_store::clock::Clock;
 use twofactor_store::publisher::{DesiredUser, Publisher, UnlistedUsers};
 use twofactor_store::redis::{RedisStore, issue_script, verify_script};
+use twofactor_store::{Publishing, Store};
 use twofactor_tests::http::ApiClient;
 use twofactor_tests::redis::RedisServer;
 use twofactor_tests::scratch;
@@ -134,7 +134,7 @@ impl Realm {
         let record = RealmRecord { uniform_answers: true, ..RealmRecord::default() };
         let revision = Revision(Clock::System.now().millis() + 1);
         let sealed = record.seal(&self.key.keys(&self.id), revision, &mut UnwrapErr(SysRng));
-        store.publish_realm(&sealed).await.expect("to publish");
+        Publishing::new(store).publish_realm(&sealed).await.expect("to publish");
     }
 
     /// The files that a sidecar is given.

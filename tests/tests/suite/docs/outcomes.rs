@@ -350,7 +350,7 @@ async fn every_line_of_the_table_is_what_happens() {
         }
         assert_eq!(metrics(sidecar).await.contains(&counted), line.metric, "{about}");
         let pseudonym = scene.world.keys().pseudonym(&name.parse().unwrap());
-        let history = scene.world.store.history(&pseudonym).await.unwrap();
+        let history = scene.world.publisher.store().history(&pseudonym).await.unwrap();
         let last = history.last().map(|entry| entry.outcome.clone());
         assert_eq!(last, line.history, "{about}: {history:?}");
     }

@@ -4,7 +4,6 @@
 use redis::{Client, ErrorKind, RedisResult, ServerErrorKind, Value};
 use twofactor_core::names::{Pseudonym, RealmNames};
 use twofactor_core::user::DeliveryMethod::App;
-use twofactor_store::Store;
 use twofactor_store::acl::AclError;
 
 use crate::support::world::{World, installation, names};
@@ -127,7 +126,7 @@ async fn other_keys_are_refused_and_records_cannot_be_written_not_even_by_a_scri
 #[tokio::test]
 async fn a_login_that_is_removed_loses_its_connections_and_comes_back_as_it_was() {
     let world = World::in_redis().await;
-    let Store::Redis(admin) = world.publisher.store().clone() else { panic!() };
+    let admin = world.publisher.store().redis().unwrap().clone();
     let url = world.service_url(names()).await;
     let mut connection = connect(&url).await;
     let name = admin

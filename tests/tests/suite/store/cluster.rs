@@ -8,7 +8,7 @@ use twofactor_core::user::DeliveryMethod::{App, Email};
 use twofactor_store::acl::{AclUser, Separation};
 use twofactor_store::clock::Clock;
 use twofactor_store::redis::RedisStore;
-use twofactor_store::{Store, StoreError};
+use twofactor_store::{Decisions, Store, StoreError};
 use twofactor_tests::redis::cluster::RedisCluster;
 use twofactor_tests::redis::{RedisServer, Tls};
 use twofactor_tests::wait::eventually;
@@ -192,7 +192,7 @@ async fn logins_are_made_and_removed_on_every_node_replicas_included() {
     let cluster = RedisCluster::builder().with_replicas().start().await;
     let world = World::on_cluster(cluster, Clock::System).await;
     let cluster = world.cluster.as_ref().unwrap();
-    let Store::Redis(admin) = world.publisher.store() else { panic!() };
+    let admin = world.publisher.store().redis().unwrap();
     let known = async |node: &RedisServer| -> Vec<String> { node.ask(&["ACL", "USERS"]).await };
     let user = AclUser {
         name: names().login(&[1; 16]),
@@ -236,7 +236,7 @@ async fn a_realm_that_is_gone_leaves_nothing_on_any_node() {
     let world = with_real_time().await;
     let people = one_on_each(&world).await;
     world.issue(&people[0], "kms", LIFETIME).await.unwrap();
-    let Store::Redis(store) = world.publisher.store() else { panic!() };
+    let store = world.publisher.store().redis().unwrap();
     store.remove_realm().await.unwrap();
     for master in &cluster(&world).masters {
         let keys: Vec<String> = master.ask(&["KEYS", "*"]).await;
@@ -258,7 +258,7 @@ async fn a_cluster_is_reached_over_tls_with_an_authority_of_its_own() {
     assert_eq!(world.verify(&person, "kms", &code).await.unwrap(), Verdict::Accepted);
     // Without it, nobody is believed.
     let store = RedisStore::new(&cluster.url(), names(), Clock::System).unwrap();
-    let refused = Store::Redis(store).realm().await;
+    let refused = Decisions::unobserved(Store::Redis(store)).realm().await;
     let Err(StoreError::Unavailable(error)) = refused else { panic!("{refused:?}") };
     assert!(error.to_string().contains("certificate"), "{error}");
 }

@@ -9,7 +9,7 @@ use twofactor_core::code::Code;
 use twofactor_core::decision::{Undecided, Verdict};
 use twofactor_core::user::DeliveryMethod::{App, Email};
 use twofactor_store::clock::Clock;
-use twofactor_store::{Store, StoreError};
+use twofactor_store::{Decisions, Store, StoreError};
 use twofactor_tests::redis::{AppendFsync, RedisServer};
 
 use crate::support::world::{Person, START, STEP, World, names};
@@ -122,9 +122,9 @@ async fn a_decision_is_one_round_trip() {
 
 /// What fifty requests at once come to, made through three stores with connections of their own.
 async fn fifty(world: &World, person: &Person, code: &Code) -> Vec<Verdict> {
-    let stores: Vec<Store> = vec![
-        Store::Redis(world.service_store(names()).await),
-        Store::Redis(world.service_store(names()).await),
+    let stores: Vec<Decisions> = vec![
+        Decisions::unobserved(Store::Redis(world.service_store(names()).await)),
+        Decisions::unobserved(Store::Redis(world.service_store(names()).await)),
         world.store.clone(),
     ];
     let request = Arc::new(world.verification(person, "kms", code));
@@ -184,7 +184,7 @@ async fn of_fifty_parallel_verifies_one_is_a_success_and_of_fifty_guesses_five_c
 async fn a_service_with_the_login_of_the_version_before_decides_all_the_same() {
     let world = World::in_redis().await;
     let person = world.person("carol", App).await;
-    let store = Store::Redis(world.service_store(names()).await);
+    let store = Decisions::unobserved(Store::Redis(world.service_store(names()).await));
     let admin = world.redis().connect().await;
     let name = acl_user(&world).await;
     let acl = async |rule: &str| {
@@ -322,7 +322,7 @@ async fn a_login_that_was_refused_is_tried_again() {
     let redis = RedisServer::start().await;
     let url = redis.url().replace("redis://", "redis://late:a-password@");
     let store = twofactor_store::redis::RedisStore::new(&url, names(), Clock::System).unwrap();
-    let store = twofactor_store::Store::Redis(store);
+    let store = Decisions::unobserved(Store::Redis(store));
     let refused = store.realm().await;
     assert!(matches!(refused, Err(StoreError::Unavailable(_))), "{refused:?}");
     let mut command = redis::cmd("ACL");

@@ -10,9 +10,9 @@ use tempfile::TempDir;
 use tokio::task::JoinSet;
 use twofactor_core::totp::{Algorithm, TotpParameters};
 use twofactor_core::user::DeliveryMethod::App;
-use twofactor_store::Store;
 use twofactor_store::clock::Clock;
 use twofactor_store::redis::RedisStore;
+use twofactor_store::{Decisions, Store};
 use twofactor_tests::http::ApiClient;
 use twofactor_tests::redis::RedisServer;
 use twofactor_tests::redis::sentinel::RedisSentinels;
@@ -194,7 +194,7 @@ async fn a_name_that_no_sentinel_knows_is_told() {
     let sentinels = RedisSentinels::start(&master, 1, DOWN_AFTER).await;
     let url = sentinels.url().replace("/main", "/other");
     let store = Store::Redis(RedisStore::new(&url, names(), Clock::System).unwrap());
-    let Err(error) = store.realm().await else { panic!() };
+    let Err(error) = Decisions::unobserved(store).realm().await else { panic!() };
     let cause = std::error::Error::source(&error).unwrap().to_string();
     assert!(cause.contains("the Sentinels know no master of this name"), "{cause}");
 }

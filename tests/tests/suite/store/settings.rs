@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use twofactor_store::Store;
 use twofactor_store::clock::Clock;
 use twofactor_store::redis::{RedisStore, Strength};
 use twofactor_tests::redis::cluster::RedisCluster;
@@ -29,7 +28,7 @@ async fn settings_are_judged_as_they_are_now() {
     use Strength::{Enough, Unknown, Weak};
     let redis = RedisServer::builder().append_only(AppendFsync::Always).start().await;
     let world = World::in_redis_with_real_time(redis).await;
-    let Store::Redis(store) = world.publisher.store() else { panic!() };
+    let store = world.publisher.store().redis().unwrap();
     let redis = world.redis();
     assert_eq!(strengths(store).await, [Enough; 3]);
     set(redis, "appendfsync", "everysec").await;

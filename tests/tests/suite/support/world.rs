@@ -28,7 +28,7 @@ use twofactor_store::clock::Clock;
 use twofactor_store::memory::MemoryStore;
 use twofactor_store::publisher::{DesiredUser, PublishOutcome, Publisher, UnlistedUsers};
 use twofactor_store::redis::RedisStore;
-use twofactor_store::{Store, StoreError};
+use twofactor_store::{Decisions, Store, StoreError};
 use twofactor_tests::redis::RedisServer;
 use twofactor_tests::redis::cluster::RedisCluster;
 use twofactor_tests::redis::sentinel::RedisSentinels;
@@ -41,7 +41,8 @@ pub(crate) const STEP: u64 = 30_000;
 
 /// A realm in a store, with a clock that the test moves.
 pub(crate) struct World {
-    pub(crate) store: Store,
+    pub(crate) store: Decisions,
+    data: Store,
     pub(crate) publisher: Publisher,
     pub(crate) redis: Option<RedisServer>,
     pub(crate) cluster: Option<RedisCluster>,
@@ -138,7 +139,7 @@ impl World {
     pub(crate) async fn in_a_cluster_as_a_service() -> Self {
         let world = Self::in_a_cluster().await;
         let store = world.service_store(names()).await;
-        Self { store: Store::Redis(store), ..world }
+        Self { store: Decisions::unobserved(Store::Redis(store)), ..world }
     }
 
     /// As [`World::in_redis`], where whoever asks is a service with a login of its own, and only
@@ -146,7 +147,7 @@ impl World {
     pub(crate) async fn in_redis_as_a_service() -> Self {
         let world = Self::in_redis().await;
         let store = world.service_store(names()).await;
-        Self { store: Store::Redis(store), ..world }
+        Self { store: Decisions::unobserved(Store::Redis(store)), ..world }
     }
 
     /// The store as a service sees it that has a login for a realm.
@@ -160,7 +161,7 @@ impl World {
         let login = MasterKey::generate(&mut random()).login(&realm_id(), 1, "a-namespace");
         let name = realm.login(&login.tag);
         let user = AclUser { name: name.clone(), password_hash: login.password_hash(), realm };
-        let Store::Redis(store) = self.publisher.store() else { panic!("a world in Redis") };
+        let store = self.publisher.store().redis().expect("a world in Redis");
         store.acl_set(&user, Separation::ReadAndWrite).await.unwrap();
         acl::with_login(&self.url(), &name, &login.password).unwrap().expose_secret().to_owned()
     }
@@ -181,14 +182,33 @@ impl World {
         let realm_key = RealmKey::from_text(other.realm_key.to_text().expose_secret()).unwrap();
         let publisher = Publisher::new(store.clone(), realm_key.keys(&realm_id()));
         let clock = other.clock.clone();
-        Self { store, publisher, redis: None, cluster: None, sentinels: None, clock, realm_key }
+        let (data, store) = (store.clone(), Decisions::unobserved(store));
+        Self {
+            store,
+            data,
+            publisher,
+            redis: None,
+            cluster: None,
+            sentinels: None,
+            clock,
+            realm_key,
+        }
     }
 
     async fn new(store: Store, redis: Option<RedisServer>, clock: Clock) -> Self {
         let realm_key = MasterKey::generate(&mut random()).realm_key(&realm_id(), 1);
         let publisher = Publisher::new(store.clone(), realm_key.keys(&realm_id()));
-        let world =
-            Self { store, publisher, redis, cluster: None, sentinels: None, clock, realm_key };
+        let (data, store) = (store.clone(), Decisions::unobserved(store));
+        let world = Self {
+            store,
+            data,
+            publisher,
+            redis,
+            cluster: None,
+            sentinels: None,
+            clock,
+            realm_key,
+        };
         world.fill(&[]).await;
         world
     }
@@ -212,7 +232,7 @@ impl World {
 
     /// Removes everything from the store, as somebody at its command line would.
     pub(crate) async fn empty(&self) {
-        match (&self.store, &self.cluster) {
+        match (&self.data, &self.cluster) {
             (Store::Memory(store), _) => store.clear(),
             (Store::Redis(_), Some(cluster)) => cluster.flush_all().await,
             (Store::Redis(_), None) => self.redis().flush_all().await,

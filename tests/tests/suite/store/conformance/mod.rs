@@ -9,7 +9,7 @@ use twofactor_core::decision::{Issue, Undecided, Verdict};
 use twofactor_core::seal::Revision;
 use twofactor_core::time::UnixMillis;
 use twofactor_core::user::DeliveryMethod::{App, Email};
-use twofactor_store::{Publication, Store, StoreError};
+use twofactor_store::{Decisions, Publication, StoreError};
 
 use crate::support::world::{Person, START, STEP, World};
 
@@ -129,7 +129,7 @@ async fn fifty(
     let request = Arc::new(request);
     let mut requests = JoinSet::new();
     for _ in 0..50 {
-        let (store, pseudonym, request): (Store, _, _) =
+        let (store, pseudonym, request): (Decisions, _, _) =
             (world.store.clone(), person.pseudonym, request.clone());
         requests.spawn(async move { store.verify(&pseudonym, &request).await.unwrap() });
     }

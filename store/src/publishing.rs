@@ -1,0 +1,141 @@
+//! Reads and writes what a publisher maintains: records, and which nodes hold all of them.
+
+use twofactor_core::audit::Entry;
+use twofactor_core::names::Pseudonym;
+
+use crate::redis::RedisStore;
+use crate::{Inspection, Publication, Published, RealmSnapshot, Store, StoreError};
+
+/// The operations of a publisher: the operator, or a sidecar in `dev` mode.
+#[derive(Clone, Debug)]
+pub struct Publishing {
+    store: Store,
+}
+
+macro_rules! delegate {
+    ($self:ident, $store:ident => $call:expr) => {
+        match &$self.store {
+            Store::Memory($store) => Ok($call),
+            Store::Redis($store) => $call.await,
+        }
+    };
+}
+
+impl Publishing {
+    /// Publishes into `store`.
+    #[must_use]
+    pub const fn new(store: Store) -> Self {
+        Self { store }
+    }
+
+    /// The Redis store, unless the store is in memory.
+    #[must_use]
+    pub fn redis(&self) -> Option<&RedisStore> {
+        self.store.redis()
+    }
+
+    /// Reads the sealed record of a user.
+    ///
+    /// # Errors
+    /// If Redis does not answer.
+    pub async fn record(&self, user: &Pseudonym) -> Result<Option<Vec<u8>>, StoreError> {
+        delegate!(self, store => store.record(user))
+    }
+
+    /// Reads the realm's record and whether the realm is completely published.
+    ///
+    /// # Errors
+    /// If Redis does not answer.
+    pub async fn realm(&self) -> Result<RealmSnapshot, StoreError> {
+        delegate!(self, store => store.realm())
+    }
+
+    /// Reads the history of a user, the oldest entry first.
+    ///
+    /// # Errors
+    /// If Redis does not answer.
+    pub async fn history(&self, user: &Pseudonym) -> Result<Vec<Entry>, StoreError> {
+        delegate!(self, store => store.history(user))
+    }
+
+    /// Reads whether failures have disabled these users, in their order.
+    ///
+    /// # Errors
+    /// If Redis does not answer.
+    pub async fn disabled(&self, users: &[Pseudonym]) -> Result<Vec<bool>, StoreError> {
+        delegate!(self, store => store.disabled(users))
+    }
+
+    /// Reads which nodes there are, and whether all of them are checked and the realm is complete.
+    ///
+    /// # Errors
+    /// If Redis does not answer.
+    pub async fn inspect(&self) -> Result<Inspection, StoreError> {
+        delegate!(self, store => store.inspect())
+    }
+
+    /// Writes the id of a fill to every node. A flush deletes it, so [`Publishing::complete_fill`]
+    /// detects a flush that happens during the fill.
+    ///
+    /// # Errors
+    /// If Redis does not answer.
+    pub async fn begin_fill(&self, fill_id: &str) -> Result<(), StoreError> {
+        delegate!(self, store => store.begin_fill(fill_id))
+    }
+
+    /// Reads what the store holds of these users, in their order.
+    ///
+    /// # Errors
+    /// If Redis does not answer.
+    pub async fn published(&self, users: &[Pseudonym]) -> Result<Vec<Published>, StoreError> {
+        delegate!(self, store => store.published(users))
+    }
+
+    /// Makes records current and returns one result for each, in their order.
+    ///
+    /// # Errors
+    /// If Redis does not answer. If another publisher has changed a user, only the result of this
+    /// user is an error.
+    pub async fn publish(
+        &self,
+        batch: &[Publication],
+    ) -> Result<Vec<Result<(), StoreError>>, StoreError> {
+        delegate!(self, store => store.publish(batch))
+    }
+
+    /// Makes the realm's record current.
+    ///
+    /// # Errors
+    /// If Redis does not answer.
+    pub async fn publish_realm(&self, sealed: &[u8]) -> Result<(), StoreError> {
+        delegate!(self, store => store.publish_realm(sealed))
+    }
+
+    /// Lists every user of whom the store holds any key.
+    ///
+    /// # Errors
+    /// If Redis does not answer.
+    pub async fn users(&self) -> Result<Vec<Pseudonym>, StoreError> {
+        delegate!(self, store => store.users())
+    }
+
+    /// Deletes every key of these users.
+    ///
+    /// # Errors
+    /// If Redis does not answer.
+    pub async fn remove(&self, users: &[Pseudonym]) -> Result<(), StoreError> {
+        delegate!(self, store => store.remove(users))
+    }
+
+    /// Declares the realm complete on the nodes of `inspection`.
+    ///
+    /// # Errors
+    /// If Redis does not answer, a node was replaced, or a node was flushed since
+    /// [`Publishing::begin_fill`].
+    pub async fn complete_fill(&self, inspection: &Inspection) -> Result<(), StoreError> {
+        match &self.store {
+            Store::Memory(store) => store.complete_fill(inspection),
+            Store::Redis(store) => store.complete_fill(inspection).await,
+        }
+    }
+}
