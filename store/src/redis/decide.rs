@@ -5,8 +5,8 @@ use std::collections::HashMap;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use redis::{FromRedisValue, ParsingError, Script, ScriptInvocation, Value};
-use twofactor_core::audit::{AuditContext, Entry};
+use redis::{FromRedisValue, ParsingError, ScriptInvocation, Value};
+use twofactor_core::audit::Entry;
 use twofactor_core::decision::{
     CLOCK_TOLERANCE, DeliveryReport, Event, Factor, Issuance, Issue, THROTTLE, Undecided, Verdict,
     Verification,
@@ -16,45 +16,10 @@ use twofactor_core::names::{Pseudonym, UserNames};
 use twofactor_core::seal::Revision;
 use twofactor_core::time::UnixMillis;
 
-use super::{ACKNOWLEDGED_TIMEOUT, OPERATION_TIMEOUT, RedisStore, text};
+use super::scripts::{self, ScriptCall};
+use super::{ACKNOWLEDGED_TIMEOUT, OPERATION_TIMEOUT, RedisStore};
 use crate::StoreError;
 use crate::connection::{Acknowledgement, Operation};
-
-const AUDIT: &str = include_str!("../scripts/audit.lua");
-const ASKED: &str = include_str!("../scripts/asked.lua");
-
-/// The scripts that decide.
-pub(super) struct Scripts {
-    verify: Script,
-    issue: Script,
-    conclude: Script,
-    deliveries: Script,
-}
-
-impl Default for Scripts {
-    fn default() -> Self {
-        let script = |parts: &[&str]| Script::new(&text(&parts.concat()));
-        Self {
-            verify: Script::new(&verify_script()),
-            issue: Script::new(&issue_script()),
-            conclude: script(&[AUDIT, include_str!("../scripts/conclude.lua")]),
-            deliveries: script(&[include_str!("../scripts/deliveries.lua")]),
-        }
-    }
-}
-
-/// The script that decides about a submitted code, for measuring what Redis alone takes for it. Its
-/// arguments are described at its beginning.
-#[must_use]
-pub fn verify_script() -> String {
-    text(&[AUDIT, include_str!("../scripts/verify.lua")].concat())
-}
-
-/// The script that decides whether a code is made, for the same purpose.
-#[must_use]
-pub fn issue_script() -> String {
-    text(&[AUDIT, ASKED, include_str!("../scripts/issue.lua")].concat())
-}
 
 /// What a deciding script answers: a word and up to three numbers, of which the last is 1 when the
 /// history could not be written.
@@ -97,13 +62,6 @@ fn moment(number: i64) -> UnixMillis {
     UnixMillis::new(u64::try_from(number).unwrap_or_default())
 }
 
-fn audit_arguments(call: &mut ScriptInvocation<'_>, audit: &AuditContext) {
-    call.arg(millis(audit.retention))
-        .arg(audit.channel.name())
-        .arg(audit.address.as_deref().unwrap_or_default())
-        .arg(audit.user_agent.as_deref().unwrap_or_default());
-}
-
 impl RedisStore {
     pub(crate) async fn verify(
         &self,
@@ -116,22 +74,39 @@ impl RedisStore {
             Factor::Delivered => "delivered",
             Factor::Authenticator => "authenticator",
         };
-        let script = &self.scripts.deciding.verify;
-        let Answer { word, numbers: [number, ..] } = self
-            .decide(script, user, request.revision, request.asked_at, |call| {
-                call.arg(factor)
-                    .arg(request.caller.as_str())
-                    .arg(request.tag.to_string())
-                    .arg(matches.join(","))
-                    .arg(request.period)
-                    .arg(request.skew)
-                    .arg(THROTTLE.threshold)
-                    .arg(millis(THROTTLE.first_block))
-                    .arg(millis(THROTTLE.longest_block))
-                    .arg(THROTTLE.disable_after);
-                audit_arguments(call, &request.audit);
-            })
-            .await?;
+        let UserNames { state, otp, log, .. } = self.names.user(user);
+        let call = |checked_nodes: &str| {
+            let call = scripts::Verify {
+                state_key: &state,
+                otp_key: &otp,
+                log_key: &log,
+                checked_nodes,
+                revision: request.revision.0.to_string(),
+                asked_at: request.asked_at.millis(),
+                tolerance: millis(CLOCK_TOLERANCE),
+                factor,
+                caller: request.caller.as_str(),
+                tag: request.tag.to_string(),
+                matches: matches.join(","),
+                period: request.period,
+                skew: request.skew,
+                threshold: THROTTLE.threshold,
+                first_block: millis(THROTTLE.first_block),
+                longest_block: millis(THROTTLE.longest_block),
+                disable_after: THROTTLE.disable_after,
+                retention: millis(request.audit.retention),
+                channel: request.audit.channel.name(),
+                address: request.audit.address.as_deref().unwrap_or_default(),
+                user_agent: request.audit.user_agent.as_deref().unwrap_or_default(),
+            };
+            call.of(&self.scripts.verify)
+        };
+        // Only an accepted code is worth waiting for replicas.
+        let replicas = self.view.replicas.load(Ordering::Relaxed);
+        let acknowledgement =
+            (replicas > 0).then_some(Acknowledgement { word: "accepted", replicas });
+        let Answer { word, numbers: [number, ..] } =
+            self.decide(&state, acknowledgement, call).await?;
         match word.as_str() {
             "accepted" => Ok(Verdict::Accepted),
             "used" => Ok(Verdict::Used),
@@ -149,20 +124,32 @@ impl RedisStore {
         user: &Pseudonym,
         request: &Issuance,
     ) -> Result<Issue, StoreError> {
-        let script = &self.scripts.deciding.issue;
-        let Answer { word, numbers: [first, second, _] } = self
-            .decide(script, user, request.revision, request.asked_at, |call| {
-                call.arg(request.caller.as_str())
-                    .arg(request.tag.to_string())
-                    .arg(request.step.number())
-                    .arg(request.period)
-                    .arg(millis(request.lifetime))
-                    .arg(millis(request.limits.generate_interval()))
-                    .arg(request.limits.generates_per_hour);
-                audit_arguments(call, &request.audit);
-                call.arg(MOST_CODES_IN_FLIGHT);
-            })
-            .await?;
+        let UserNames { state, otp, log, .. } = self.names.user(user);
+        let call = |checked_nodes: &str| {
+            let call = scripts::Issue {
+                state_key: &state,
+                otp_key: &otp,
+                log_key: &log,
+                checked_nodes,
+                revision: request.revision.0.to_string(),
+                asked_at: request.asked_at.millis(),
+                tolerance: millis(CLOCK_TOLERANCE),
+                caller: request.caller.as_str(),
+                tag: request.tag.to_string(),
+                step: request.step.number(),
+                period: request.period,
+                lifetime: millis(request.lifetime),
+                interval: millis(request.limits.generate_interval()),
+                most_per_hour: request.limits.generates_per_hour,
+                most_in_flight: MOST_CODES_IN_FLIGHT,
+                retention: millis(request.audit.retention),
+                channel: request.audit.channel.name(),
+                address: request.audit.address.as_deref().unwrap_or_default(),
+                user_agent: request.audit.user_agent.as_deref().unwrap_or_default(),
+            };
+            call.of(&self.scripts.issue)
+        };
+        let Answer { word, numbers: [first, second, _] } = self.decide(&state, None, call).await?;
         match word.as_str() {
             "issued" => Ok(Issue::Issued { expires_at: moment(first), asked_at: moment(second) }),
             "consumed" => Ok(Issue::Consumed { retry_after: duration(first) }),
@@ -188,18 +175,24 @@ impl RedisStore {
             | Event::NoSecret
             | Event::NoDeliveryMethod => ("nothing", UnixMillis::default()),
         };
-        let mut call = self.scripts.deciding.conclude.prepare_invoke();
-        call.key(&[&state, &log])
-            .arg(report.caller.as_str())
-            .arg(report.event.operation().name())
-            .arg(report.event.name())
-            .arg(give_back)
-            .arg(asked_at.millis());
-        audit_arguments(&mut call, &report.audit);
+        let call = scripts::RecordDelivery {
+            state_key: &state,
+            log_key: &log,
+            caller: report.caller.as_str(),
+            operation: report.event.operation().name(),
+            outcome: report.event.name(),
+            give_back,
+            asked_at: asked_at.millis(),
+            retention: millis(report.audit.retention),
+            channel: report.audit.channel.name(),
+            address: report.audit.address.as_deref().unwrap_or_default(),
+            user_agent: report.audit.user_agent.as_deref().unwrap_or_default(),
+        };
+        let call = call.of(&self.scripts.record_delivery);
         let answer: Answer =
             self.connection.run(&state, OPERATION_TIMEOUT, Operation::Script(&call)).await?;
         match answer.word.as_str() {
-            "concluded" => {
+            "recorded" => {
                 answer.check_history();
                 Ok(())
             }
@@ -210,13 +203,13 @@ impl RedisStore {
 
     pub(crate) async fn count_delivery(&self, most: u32) -> Result<Allowance, StoreError> {
         let deliveries = self.names.realm_deliveries();
-        let mut call = self.scripts.deciding.deliveries.prepare_invoke();
-        call.key(&deliveries).arg(most);
+        let call = scripts::CountDelivery { deliveries_key: &deliveries, most };
+        let call = call.of(&self.scripts.count_delivery);
         let answer: Answer =
             self.connection.run(&deliveries, OPERATION_TIMEOUT, Operation::Script(&call)).await?;
         match answer.word.as_str() {
             "granted" => Ok(Allowance::Granted),
-            "used-up" => Ok(Allowance::UsedUp { retry_after: duration(answer.numbers[0]) }),
+            "limit-reached" => Ok(Allowance::UsedUp { retry_after: duration(answer.numbers[0]) }),
             _ => Err(StoreError::Protocol),
         }
     }
@@ -229,46 +222,37 @@ impl RedisStore {
         entries.into_iter().map(|(id, fields)| entry(&id, fields)).collect()
     }
 
-    /// Runs a deciding script. A node that is not among the guards known here may have been checked
-    /// since they were read, so they are read again once.
-    async fn decide(
-        &self,
-        script: &Script,
-        user: &Pseudonym,
-        revision: Revision,
-        asked_at: UnixMillis,
-        arguments: impl Fn(&mut ScriptInvocation<'_>),
+    /// Runs a deciding script. A node that this process does not know as checked may have been
+    /// checked in the meantime, so the checked nodes are read again once.
+    async fn decide<'s>(
+        &'s self,
+        state_key: &str,
+        acknowledgement: Option<Acknowledgement>,
+        call: impl Fn(&str) -> ScriptInvocation<'s>,
     ) -> Result<Answer, StoreError> {
-        let UserNames { state, otp, log, .. } = self.names.user(user);
         let run = async || {
-            let mut call = script.prepare_invoke();
-            call.key(&[&state, &otp, &log])
-                .arg(self.view.checked_nodes.load().as_str())
-                .arg(revision.0)
-                .arg(asked_at.millis())
-                .arg(millis(CLOCK_TOLERANCE));
-            arguments(&mut call);
-            let replicas = self.view.replicas.load(Ordering::Relaxed);
+            let call = call(self.view.checked_nodes.load().as_str());
             let operation = Operation::Script(&call);
-            // Only an accepted code is worth the wait.
-            if replicas == 0 || script.get_hash() != self.scripts.deciding.verify.get_hash() {
-                return self.connection.run::<Answer>(&state, OPERATION_TIMEOUT, operation).await;
-            }
-            let acknowledgement = Acknowledgement { word: "accepted", replicas };
+            let Some(acknowledgement) = acknowledgement else {
+                return self
+                    .connection
+                    .run::<Answer>(state_key, OPERATION_TIMEOUT, operation)
+                    .await;
+            };
             self.connection
-                .run_acknowledged(&state, ACKNOWLEDGED_TIMEOUT, operation, acknowledgement)
+                .run_acknowledged(state_key, ACKNOWLEDGED_TIMEOUT, operation, acknowledgement)
                 .await
         };
         let mut answer = run().await?;
-        if answer.word == "unguarded" {
+        if answer.word == "unchecked-node" {
             self.realm().await?;
             answer = run().await?;
         }
         let number = answer.numbers[0];
         match answer.word.as_str() {
-            "unguarded" => {
-                // It may be a former master, while new connections lead to the present one.
-                self.connection.renew(&state).await;
+            "unchecked-node" => {
+                // It may be a former master, while new connections lead to the current one.
+                self.connection.renew(state_key).await;
                 Err(Undecided::UncheckedNode.into())
             }
             "no-state" => Err(Undecided::NoState.into()),

@@ -13,6 +13,7 @@ use std::time::Duration;
 mod decide;
 mod node_status;
 mod publish;
+pub mod scripts;
 mod settings;
 
 use arc_swap::ArcSwap;
@@ -20,7 +21,7 @@ use redis::{FromRedisValue, Pipeline, Script};
 use twofactor_core::names::{Pseudonym, RealmNames};
 use twofactor_core::time::UnixMillis;
 
-pub use self::decide::{issue_script, verify_script};
+use self::scripts::ScriptCall;
 pub use self::settings::{Setting, SettingsWatch, Strength, Strengths};
 use crate::clock::Clock;
 use crate::connection::{Connection, Operation};
@@ -53,11 +54,29 @@ pub struct RedisStore {
 }
 
 struct Scripts {
-    deciding: decide::Scripts,
+    verify: Script,
+    issue: Script,
+    record_delivery: Script,
+    count_delivery: Script,
     publish: Script,
     publish_text: String,
-    complete_fill: Script,
     confirm_node: Script,
+    complete_fill: Script,
+}
+
+impl Default for Scripts {
+    fn default() -> Self {
+        Self {
+            verify: scripts::Verify::script(),
+            issue: scripts::Issue::script(),
+            record_delivery: scripts::RecordDelivery::script(),
+            count_delivery: scripts::CountDelivery::script(),
+            publish: scripts::Publish::script(),
+            publish_text: scripts::Publish::text(),
+            confirm_node: scripts::ConfirmNode::script(),
+            complete_fill: scripts::CompleteFill::script(),
+        }
+    }
 }
 
 /// What a realm's decisions have taught.
@@ -75,10 +94,6 @@ struct RealmView {
 type Answer = (String, i64);
 /// The fields of a hash.
 type Fields = HashMap<String, String>;
-
-fn text(body: &str) -> String {
-    format!("{}{body}", include_str!("../scripts/ground.lua"))
-}
 
 impl RedisStore {
     /// Whether this is the URL of a Redis. Nobody is asked.
@@ -123,16 +138,8 @@ impl RedisStore {
     ) -> Result<Self, RedisTargetError> {
         let target = Target::parse(url, authority)?;
         let connection = Arc::new(Connection::new(&target).map_err(|_| RedisUrlError::NotAUrl)?);
-        let publish_text = text(include_str!("../scripts/publish.lua"));
-        let scripts = Scripts {
-            deciding: decide::Scripts::default(),
-            publish: Script::new(&publish_text),
-            publish_text,
-            complete_fill: Script::new(&text(include_str!("../scripts/stamp.lua"))),
-            confirm_node: Script::new(&text(include_str!("../scripts/mark.lua"))),
-        };
         let selects_database = target.selects_database;
-        let (scripts, view, refused) = (Arc::new(scripts), Arc::default(), Arc::default());
+        let (scripts, view, refused) = (Arc::default(), Arc::default(), Arc::default());
         Ok(Self { connection, names, clock, selects_database, scripts, view, refused })
     }
 

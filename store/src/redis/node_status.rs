@@ -8,6 +8,7 @@
 use twofactor_core::decision::Undecided;
 use twofactor_core::names::{Pseudonym, RealmNames, UserNames};
 
+use super::scripts::{self, ScriptCall};
 use super::{Answer, BATCH, BATCH_TIMEOUT, Fields, OPERATION_TIMEOUT, RedisStore, read};
 use crate::connection::{Node, Operation};
 use crate::{Inspection, NodeInspection, StoreError};
@@ -127,16 +128,22 @@ impl RedisStore {
             [only] => only.clone(),
             _ => self.owner_of(&meta, inspection).await?,
         };
-        let mut call = self.scripts.complete_fill.prepare_invoke();
-        call.key(&meta).arg(&own.identity).arg(u8::from(own.empty)).arg(&inspection.fill_id);
-        for (identity, since) in
-            checked_nodes.iter().filter(|(identity, _)| *identity != own.identity)
-        {
-            call.arg(identity).arg(since);
-        }
+        let others: Vec<String> = checked_nodes
+            .iter()
+            .filter(|(identity, _)| *identity != own.identity)
+            .map(|(identity, since)| format!("{identity}={since}"))
+            .collect();
+        let call = scripts::CompleteFill {
+            meta_key: &meta,
+            node: &own.identity,
+            was_empty: own.empty,
+            fill_id: &inspection.fill_id,
+            other_nodes: others.join(" "),
+        };
+        let call = call.of(&self.scripts.complete_fill);
         let (word, _): Answer =
             self.connection.run(&meta, OPERATION_TIMEOUT, Operation::Script(&call)).await?;
-        confirmed(&word, "stamped")
+        confirmed(&word, "completed")
     }
 
     /// Whether a master of a cluster is still the one that was checked, and has kept everything
@@ -144,17 +151,22 @@ impl RedisStore {
     async fn confirm_node(
         &self,
         node: &Node,
-        fill_id: &str,
+        fill_key: &str,
         inspection: &Inspection,
     ) -> Result<(String, i64), StoreError> {
         let found = self.inspect_node(node).await?;
         let known = inspection.nodes.iter().find(|known| known.identity == found.identity);
         let known = known.ok_or(Undecided::UncheckedNode)?;
-        let mut call = self.scripts.confirm_node.prepare_invoke();
-        call.key(fill_id).arg(&known.identity).arg(u8::from(known.empty)).arg(&inspection.fill_id);
+        let call = scripts::ConfirmNode {
+            fill_key,
+            node: &known.identity,
+            was_empty: known.empty,
+            fill_id: &inspection.fill_id,
+        };
+        let call = call.of(&self.scripts.confirm_node);
         let (word, since): Answer =
             self.connection.run_on(node, OPERATION_TIMEOUT, Operation::Script(&call)).await?;
-        confirmed(&word, "kept")?;
+        confirmed(&word, "confirmed")?;
         Ok((known.identity.clone(), since))
     }
 
@@ -241,7 +253,7 @@ fn confirmed(word: &str, expected: &str) -> Result<(), StoreError> {
     match word {
         word if word == expected => Ok(()),
         "another-node" => Err(Undecided::UncheckedNode.into()),
-        "lost" => Err(Undecided::NoState.into()),
+        "interrupted" => Err(Undecided::NoState.into()),
         _ => Err(StoreError::Protocol),
     }
 }

@@ -8,6 +8,7 @@ use redis::Pipeline;
 use twofactor_core::names::{Installation, Pseudonym, RealmId, RealmNames, UserNames};
 use twofactor_core::seal::Revision;
 
+use super::scripts::{self, ScriptCall};
 use super::{Answer, BATCH, BATCH_TIMEOUT, RedisStore, read};
 use crate::connection::{Node, Operation};
 use crate::{Publication, Published, StoreError};
@@ -130,23 +131,26 @@ impl RedisStore {
             for position in &positions {
                 let publication = &batch[*position];
                 let UserNames { record, state, otp, .. } = self.names.user(&publication.pseudonym);
+                let call = scripts::Publish {
+                    record_key: &record,
+                    state_key: &state,
+                    otp_key: &otp,
+                    expected: publication
+                        .expected
+                        .map(|revision| revision.0.to_string())
+                        .unwrap_or_default(),
+                    revision: publication.revision.0.to_string(),
+                    sealed: &publication.sealed,
+                    fresh: publication.fresh,
+                    revoke: publication.revoke,
+                    reset: publication.reset.as_deref().unwrap_or_default(),
+                };
                 pipeline
                     .cmd("EVALSHA")
                     .arg(self.scripts.publish.get_hash())
-                    .arg(3)
-                    .arg(&[record, state, otp]);
-                pipeline
-                    .arg(
-                        publication
-                            .expected
-                            .map(|revision| revision.0.to_string())
-                            .unwrap_or_default(),
-                    )
-                    .arg(publication.revision.0)
-                    .arg(publication.sealed.as_slice())
-                    .arg(u8::from(publication.fresh))
-                    .arg(u8::from(publication.revoke))
-                    .arg(publication.reset.as_deref().unwrap_or_default());
+                    .arg(scripts::Publish::KEYS.len())
+                    .arg(call.keys())
+                    .arg(call.arguments());
             }
             let answers: Vec<Answer> = self.send(&node, &pipeline).await?;
             for (position, (word, _)) in positions.into_iter().zip(answers) {

@@ -1,20 +1,12 @@
--- Decides about a submitted code; the rules are those of `twofactor_core::decision`. KEYS: state,
--- otp, log ARGV: guards, revision, asked_at, tolerance, factor, caller, tag, matches, period, skew,
--- threshold, first_block, longest_block, disable_after, retention, channel, address, user agent
--- (moments and durations in ms, the period in s)
-local state_key, otp_key = KEYS[1], KEYS[2]
-local factor, caller, field = ARGV[5], ARGV[6], ARGV[6] .. ':' .. ARGV[7]
-local period, skew = tonumber(ARGV[9]), tonumber(ARGV[10])
+-- Decides whether a submitted code is accepted, by the rules of `twofactor_core::decision`.
+local field = caller .. ':' .. tag
 
-local undecided, now, since, accepted_until, state = ground(
-  state_key, ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4]),
+local undecided, now, since, accepted_until, state = preconditions(
   { 'failures:' .. caller, 'blocked:' .. caller, 'disabled', 'counted:' .. caller })
 if undecided then return undecided end
 
 local function done(verdict, number)
-  local keys = { state = state_key, log = KEYS[3] }
-  local trace = { retention = tonumber(ARGV[15]), channel = ARGV[16], address = ARGV[17], user_agent = ARGV[18] }
-  return { verdict, number, 0, write_entry_of_history(keys, now, caller, trace, state[7], 'verify', verdict) }
+  return { verdict, number, 0, write_history(now, state[7], 'verify', verdict) }
 end
 
 if state[6] then return done('disabled-by-failures', 0) end
@@ -24,20 +16,20 @@ if blocked > now then return done('blocked', blocked - now) end
 
 local current = math.floor(now / 1000 / period)
 local latest = nil
-for number in string.gmatch(ARGV[8], '%d+') do
+for number in string.gmatch(matches, '%d+') do
   local step = tonumber(number)
   if math.abs(step - current) <= skew and (not latest or step > latest) then latest = step end
 end
 
 local function accept(step, step_period)
-  -- First of all what burns the code: where Redis is out of memory, this is refused, and nothing
-  -- was accepted.
+  -- The write that burns the code comes first: if Redis is out of memory, it fails and nothing is
+  -- accepted.
   redis.call('HSET', state_key, 'until', whole(math.max(accepted_until, end_of(step, step_period))))
   if state[4] then redis.call('HDEL', state_key, 'failures:' .. caller, 'blocked:' .. caller) end
   return done('accepted', 0)
 end
 
--- Failures in a row, those of all callers together, this one's being `failures`.
+-- Returns the failures in a row of all callers together, with `failures` for this caller.
 local function all_failures()
   local all, fields = 0, redis.call('HGETALL', state_key)
   for index = 1, #fields, 2 do
@@ -49,12 +41,12 @@ end
 local function fail(verdict)
   failures = failures + 1
   local changes = { 'failures:' .. caller, whole(failures) }
-  local doublings = failures - tonumber(ARGV[11])
+  local doublings = failures - threshold
   if doublings >= 0 then
-    local block = math.min(tonumber(ARGV[12]) * 2 ^ math.min(doublings, 31), tonumber(ARGV[13]))
+    local block = math.min(first_block * 2 ^ math.min(doublings, 31), longest_block)
     changes[3], changes[4] = 'blocked:' .. caller, whole(now + block)
   end
-  if all_failures() >= tonumber(ARGV[14]) then
+  if all_failures() >= disable_after then
     changes[#changes + 1], changes[#changes + 2] = 'disabled', whole(now)
   end
   redis.call('HSET', state_key, unpack(changes))
@@ -74,7 +66,7 @@ local entry = read_entry(text)
 if entry.consumed or (since > 0 and entry.issued <= since) then return done('used', 0) end
 if now > entry.expires then return fail('expired') end
 
--- The step is burned for every caller, and this caller's other codes with it.
+-- The step is burned for every caller, and with it all other codes of this caller.
 local log = redis.call('HGETALL', otp_key)
 for index = 1, #log, 2 do
   local other = read_entry(log[index + 1])

@@ -2,10 +2,10 @@
 //! Redis, and a mail server if there is one. Leaves: what a sidecar and a script need.
 
 use std::fs;
+use std::time::Duration;
 
 use rand::rngs::SysRng;
 use rand_core::UnwrapErr;
-use redis::Script;
 use tempfile::TempDir;
 use twofactor_core::audit::AuditPolicy;
 use twofactor_core::code::Code;
@@ -22,7 +22,8 @@ use twofactor_core::totp::{Algorithm, TotpParameters};
 use twofactor_core::user::{DeliveryMethod, UserDefinition};
 use twofactor_store::clock::Clock;
 use twofactor_store::publisher::{DesiredUser, Publisher, UnlistedUsers};
-use twofactor_store::redis::{RedisStore, issue_script, verify_script};
+use twofactor_store::redis::RedisStore;
+use twofactor_store::redis::scripts::{self, ScriptCall};
 use twofactor_store::{Publishing, Store};
 use twofactor_tests::http::ApiClient;
 use twofactor_tests::redis::RedisServer;
@@ -43,7 +44,7 @@ pub(crate) struct Realm {
     app: Person,
     /// Alice, who gets mail.
     mail: Person,
-    guards: String,
+    checked_nodes: String,
 }
 
 /// A policy of a realm that sends mail, and to nobody twice within an hour.
@@ -123,7 +124,7 @@ impl Realm {
         );
         let (app, mail) = people.next().zip(people.next()).expect("two people");
         let inspection = publisher.store().inspect().await.expect("the node");
-        Self { guards: format!("{}=0", inspection.identity()), key, id, names, app, mail }
+        Self { checked_nodes: format!("{}=0", inspection.identity()), key, id, names, app, mail }
     }
 
     /// Nobody is to learn from answers who is a user.
@@ -168,24 +169,30 @@ impl Realm {
         let step = record.definition.totp.step_at(Clock::System.now());
         let steps = record.totp().expect("a seed").matching_steps(code, step, 2);
         let steps: Vec<String> = steps.iter().map(|step| step.number().to_string()).collect();
-        let mut arguments = self.ground(&verify_script(), &self.app);
-        arguments.extend(
-            [
-                "authenticator",
-                CALLER,
-                &self.tag(&self.app, code),
-                &steps.join(","),
-                "30",
-                "1",
-                &THROTTLE.threshold.to_string(),
-                &THROTTLE.first_block.as_millis().to_string(),
-                &THROTTLE.longest_block.as_millis().to_string(),
-                &THROTTLE.disable_after.to_string(),
-            ]
-            .map(str::to_owned),
-        );
-        arguments.extend(trace("app"));
-        arguments
+        let user = self.names.user(&self.app.pseudonym);
+        evalsha(&scripts::Verify {
+            state_key: &user.state,
+            otp_key: &user.otp,
+            log_key: &user.log,
+            checked_nodes: &self.checked_nodes,
+            revision: self.app.revision.to_string(),
+            asked_at: Clock::System.now().millis(),
+            tolerance: TOLERANCE_MILLIS,
+            factor: "authenticator",
+            caller: CALLER,
+            tag: self.tag(&self.app, code),
+            matches: steps.join(","),
+            period: 30,
+            skew: 1,
+            threshold: THROTTLE.threshold,
+            first_block: millis(THROTTLE.first_block),
+            longest_block: millis(THROTTLE.longest_block),
+            disable_after: THROTTLE.disable_after,
+            retention: millis(AuditPolicy::default().retention()),
+            channel: "app",
+            address: "",
+            user_agent: "",
+        })
     }
 
     /// The arguments of `EVALSHA` for a code for Alice, under the limits of a policy.
@@ -194,51 +201,51 @@ impl Realm {
         let totp = record.definition.totp;
         let step = totp.step_at(Clock::System.now());
         let code = record.totp().expect("a seed").code_of(step);
-        let mut arguments = self.ground(&issue_script(), &self.mail);
-        arguments.extend(
-            [
-                CALLER,
-                &self.tag(&self.mail, &code),
-                &step.number().to_string(),
-                &totp.period().to_string(),
-                &policy.otp_lifetime.duration().as_millis().to_string(),
-                &policy.limits.generate_interval().as_millis().to_string(),
-                &policy.limits.generates_per_hour.to_string(),
-            ]
-            .map(str::to_owned),
-        );
-        arguments.extend(trace("email"));
-        arguments.push(MOST_CODES_IN_FLIGHT.to_string());
-        arguments
+        let user = self.names.user(&self.mail.pseudonym);
+        evalsha(&scripts::Issue {
+            state_key: &user.state,
+            otp_key: &user.otp,
+            log_key: &user.log,
+            checked_nodes: &self.checked_nodes,
+            revision: self.mail.revision.to_string(),
+            asked_at: Clock::System.now().millis(),
+            tolerance: TOLERANCE_MILLIS,
+            caller: CALLER,
+            tag: self.tag(&self.mail, &code),
+            step: step.number(),
+            period: totp.period(),
+            lifetime: millis(policy.otp_lifetime.duration()),
+            interval: millis(policy.limits.generate_interval()),
+            most_per_hour: policy.limits.generates_per_hour,
+            most_in_flight: MOST_CODES_IN_FLIGHT,
+            retention: millis(AuditPolicy::default().retention()),
+            channel: "email",
+            address: "",
+            user_agent: "",
+        })
     }
 
     fn tag(&self, person: &Person, code: &Code) -> String {
         let caller: Caller = CALLER.parse().expect("a caller");
         self.key.keys(&self.id).code_tag(&person.pseudonym, &caller, code, None).to_string()
     }
-
-    /// What the arguments of every deciding script begin with.
-    fn ground(&self, script: &str, person: &Person) -> Vec<String> {
-        let user = self.names.user(&person.pseudonym);
-        [
-            Script::new(script).get_hash().to_owned(),
-            "3".to_owned(),
-            user.state,
-            user.otp,
-            user.log,
-            self.guards.clone(),
-            person.revision.to_string(),
-            Clock::System.now().millis().to_string(),
-            TOLERANCE_MILLIS.to_string(),
-        ]
-        .into()
-    }
 }
 
-/// What the history says beside an outcome.
-fn trace(channel: &str) -> [String; 4] {
-    let retention = AuditPolicy::default().retention().as_millis().to_string();
-    [retention, channel.to_owned(), String::new(), String::new()]
+/// The arguments of `EVALSHA` for a call.
+fn evalsha<C: ScriptCall>(call: &C) -> Vec<String> {
+    let arguments = call
+        .arguments()
+        .into_iter()
+        .map(|argument| String::from_utf8(argument).expect("an argument that is text"));
+    [C::script().get_hash().to_owned(), C::KEYS.len().to_string()]
+        .into_iter()
+        .chain(call.keys().into_iter().map(str::to_owned))
+        .chain(arguments)
+        .collect()
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).expect("less than an age")
 }
 
 /// A verify of a code that is used up.

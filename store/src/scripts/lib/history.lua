@@ -1,19 +1,20 @@
--- Put in front of the scripts that leave an entry in a user's stream; the rules are those of
--- `twofactor_core::audit`.
+-- Writes entries of a user's history, by the rules of `twofactor_core::audit`. Uses the script's
+-- arguments state_key, log_key, caller, retention, channel, address and user_agent; the last two are
+-- '' if they are unknown or not recorded.
 
--- What nothing else bounds is written once and then counted, for an hour at most.
+-- Nothing else bounds how often these outcomes occur, so each is written once and then counted, for
+-- at most one hour.
 local UNBOUNDED = {
   blocked = true, consumed = true, ['delivery-limit-reached'] = true, ['disabled-by-failures'] = true,
   ['no-delivery-method'] = true, ['no-secret'] = true, ['too-soon'] = true, used = true,
 }
 local COUNTED_FOR = 3600000
 
--- trace: retention (ms), channel, address and user agent ('' when not known or not to be kept);
--- `counted` is what the state has of this caller. Errors are left alone, those of a login without
--- the permission or of a Redis without memory: a decision that was made stays made. Returns 0, or 1
--- when it could not be written.
-local function write_entry_of_history(keys, now, caller, trace, counted, operation, outcome)
-  local kind, unbounded = operation .. '/' .. outcome, UNBOUNDED[outcome]
+-- `counted` is what the state has counted for this caller. Errors are ignored, because a decision
+-- stays valid if the login lacks a permission or Redis is out of memory. Returns 1 if the entry
+-- could not be written, otherwise 0.
+local function write_history(now, counted, what, result)
+  local kind, unbounded = what .. '/' .. result, UNBOUNDED[result]
   counted = counted or ''
   local since = tonumber(string.match(counted, '^%d+'))
   local kinds, counts = {}, {}
@@ -21,38 +22,38 @@ local function write_entry_of_history(keys, now, caller, trace, counted, operati
     kinds[#kinds + 1], counts[name] = name, tonumber(count)
   end
   local fresh = since and math.abs(now - since) < COUNTED_FOR
-  local function remember()
+  local function write_counts()
     local parts = { whole(since) }
     for _, name in ipairs(kinds) do parts[#parts + 1] = name .. '=' .. whole(counts[name]) end
-    redis.pcall('HSET', keys.state, 'counted:' .. caller, table.concat(parts, ' '))
+    redis.pcall('HSET', state_key, 'counted:' .. caller, table.concat(parts, ' '))
   end
 
   if unbounded and fresh and counts[kind] then
     counts[kind] = counts[kind] + 1
-    remember()
+    write_counts()
     return 0
   end
   local repeated = {}
   for _, name in ipairs(kinds) do
     if counts[name] > 0 then repeated[#repeated + 1] = name .. '=' .. whole(counts[name]) end
   end
-  local entry = { 'operation', operation, 'outcome', outcome, 'caller', caller, 'channel', trace.channel }
+  local entry = { 'operation', what, 'outcome', result, 'caller', caller, 'channel', channel }
   local function add(field, value)
     if value ~= '' then entry[#entry + 1], entry[#entry + 2] = field, value end
   end
-  add('address', trace.address)
-  add('user_agent', trace.user_agent)
+  add('address', address)
+  add('user_agent', user_agent)
   add('repeated', table.concat(repeated, ' '))
-  local oldest = math.max(now - trace.retention, 0)
-  local added = redis.pcall('XADD', keys.log, 'MINID', whole(oldest), '*', unpack(entry))
-  redis.pcall('PEXPIREAT', keys.log, whole(now + trace.retention))
+  local oldest = math.max(now - retention, 0)
+  local added = redis.pcall('XADD', log_key, 'MINID', whole(oldest), '*', unpack(entry))
+  redis.pcall('PEXPIREAT', log_key, whole(now + retention))
   if unbounded then
     if not fresh then since, kinds, counts = now, {}, {} end
     for _, name in ipairs(kinds) do counts[name] = 0 end
     kinds[#kinds + 1], counts[kind] = kind, 0
-    remember()
+    write_counts()
   elseif counted ~= '' then
-    redis.pcall('HDEL', keys.state, 'counted:' .. caller)
+    redis.pcall('HDEL', state_key, 'counted:' .. caller)
   end
   return type(added) == 'table' and 1 or 0
 end

@@ -1,0 +1,274 @@
+//! Declares the scripts: the keys and arguments of each, which its Lua code reads as local variables
+//! of the same name.
+
+use redis::{Script, ScriptInvocation, ToRedisArgs};
+
+const PRELUDE: &str = include_str!("../scripts/lib/prelude.lua");
+const PRECONDITIONS: &str = include_str!("../scripts/lib/preconditions.lua");
+const HISTORY: &str = include_str!("../scripts/lib/history.lua");
+const RATE_LIMIT: &str = include_str!("../scripts/lib/rate_limit.lua");
+
+/// How Lua reads an argument, which arrives as text.
+#[derive(Clone, Copy)]
+pub enum Kind {
+    /// As it is.
+    Text,
+    /// As a number.
+    Number,
+    /// As true or false.
+    Flag,
+}
+
+/// A value that can be an argument.
+pub trait Argument: ToRedisArgs {
+    /// How Lua reads it.
+    const KIND: Kind;
+}
+
+impl Argument for &str {
+    const KIND: Kind = Kind::Text;
+}
+
+impl Argument for String {
+    const KIND: Kind = Kind::Text;
+}
+
+impl Argument for &[u8] {
+    const KIND: Kind = Kind::Text;
+}
+
+impl Argument for u64 {
+    const KIND: Kind = Kind::Number;
+}
+
+impl Argument for u32 {
+    const KIND: Kind = Kind::Number;
+}
+
+impl Argument for usize {
+    const KIND: Kind = Kind::Number;
+}
+
+impl Argument for u8 {
+    const KIND: Kind = Kind::Number;
+}
+
+impl Argument for bool {
+    const KIND: Kind = Kind::Flag;
+}
+
+/// A call of a script. The struct has one field for each key and argument, so a call that leaves one
+/// out, or passes one that the script does not have, does not compile.
+pub trait ScriptCall: Sized {
+    /// The names of the keys, in the order of `KEYS`.
+    const KEYS: &'static [&'static str];
+    /// The names of the arguments, in the order of `ARGV`.
+    const ARGUMENTS: &'static [(&'static str, Kind)];
+    /// The Lua code.
+    const CODE: &'static [&'static str];
+
+    /// The keys of this call.
+    fn keys(&self) -> Vec<&str>;
+
+    /// The arguments of this call.
+    fn arguments(&self) -> Vec<Vec<u8>>;
+
+    /// The whole script. Its keys and arguments become local variables when it is loaded, so names
+    /// cost no time.
+    #[must_use]
+    fn text() -> String {
+        let mut lines = Vec::new();
+        for (index, name) in (1..).zip(Self::KEYS) {
+            lines.push(format!("local {name} = KEYS[{index}]\n"));
+        }
+        for (index, (name, kind)) in (1..).zip(Self::ARGUMENTS) {
+            lines.push(match kind {
+                Kind::Text => format!("local {name} = ARGV[{index}]\n"),
+                Kind::Number => format!("local {name} = tonumber(ARGV[{index}])\n"),
+                Kind::Flag => format!("local {name} = ARGV[{index}] == '1'\n"),
+            });
+        }
+        [PRELUDE, &lines.concat(), &Self::CODE.concat()].concat()
+    }
+
+    /// The script, ready to be called.
+    #[must_use]
+    fn script() -> Script {
+        Script::new(&Self::text())
+    }
+
+    /// This call of `script`, which [`ScriptCall::script`] returned.
+    fn of(self, script: &Script) -> ScriptInvocation<'_> {
+        let mut call = script.prepare_invoke();
+        call.key(self.keys()).arg(self.arguments());
+        call
+    }
+}
+
+macro_rules! scripts {
+    ($(
+        $(#[$meta:meta])*
+        $name:ident: $code:expr;
+        keys { $($key:ident),* $(,)? }
+        arguments { $($argument:ident: $type:ty),* $(,)? }
+    )*) => {$(
+        $(#[$meta])*
+        #[expect(missing_docs, reason = "each is described where it is used: in the Lua code")]
+        pub struct $name<'a> {
+            $(pub $key: &'a str,)*
+            $(pub $argument: $type,)*
+        }
+
+        impl<'a> ScriptCall for $name<'a> {
+            const KEYS: &'static [&'static str] = &[$(stringify!($key)),*];
+            const ARGUMENTS: &'static [(&'static str, Kind)] =
+                &[$((stringify!($argument), <$type as Argument>::KIND)),*];
+            const CODE: &'static [&'static str] = &$code;
+
+            fn keys(&self) -> Vec<&str> {
+                vec![$(self.$key),*]
+            }
+
+            fn arguments(&self) -> Vec<Vec<u8>> {
+                let mut arguments = Vec::with_capacity(Self::ARGUMENTS.len());
+                $(self.$argument.write_redis_args(&mut arguments);)*
+                arguments
+            }
+        }
+    )*};
+}
+
+scripts! {
+    /// Decides whether a submitted code is accepted.
+    Verify: [PRECONDITIONS, HISTORY, include_str!("../scripts/verify.lua")];
+    keys { state_key, otp_key, log_key }
+    arguments {
+        checked_nodes: &'a str,
+        revision: String,
+        asked_at: u64,
+        tolerance: u64,
+        factor: &'a str,
+        caller: &'a str,
+        tag: String,
+        matches: String,
+        period: u32,
+        skew: u8,
+        threshold: u32,
+        first_block: u64,
+        longest_block: u64,
+        disable_after: u32,
+        retention: u64,
+        channel: &'a str,
+        address: &'a str,
+        user_agent: &'a str,
+    }
+
+    /// Decides whether a code may be delivered.
+    Issue: [PRECONDITIONS, HISTORY, RATE_LIMIT, include_str!("../scripts/issue.lua")];
+    keys { state_key, otp_key, log_key }
+    arguments {
+        checked_nodes: &'a str,
+        revision: String,
+        asked_at: u64,
+        tolerance: u64,
+        caller: &'a str,
+        tag: String,
+        step: u64,
+        period: u32,
+        lifetime: u64,
+        interval: u64,
+        most_per_hour: u32,
+        most_in_flight: usize,
+        retention: u64,
+        channel: &'a str,
+        address: &'a str,
+        user_agent: &'a str,
+    }
+
+    /// Records what became of a delivery.
+    RecordDelivery: [HISTORY, include_str!("../scripts/record_delivery.lua")];
+    keys { state_key, log_key }
+    arguments {
+        caller: &'a str,
+        operation: &'a str,
+        outcome: &'a str,
+        give_back: &'a str,
+        asked_at: u64,
+        retention: u64,
+        channel: &'a str,
+        address: &'a str,
+        user_agent: &'a str,
+    }
+
+    /// Counts one delivery of a realm.
+    CountDelivery: [include_str!("../scripts/count_delivery.lua")];
+    keys { deliveries_key }
+    arguments { most: u32 }
+
+    /// Makes a user's record current.
+    Publish: [include_str!("../scripts/publish.lua")];
+    keys { record_key, state_key, otp_key }
+    arguments {
+        expected: String,
+        revision: String,
+        sealed: &'a [u8],
+        fresh: bool,
+        revoke: bool,
+        reset: &'a str,
+    }
+
+    /// Confirms that a master of a cluster was not flushed during a fill.
+    ConfirmNode: [include_str!("../scripts/confirm_node.lua")];
+    keys { fill_key }
+    arguments { node: &'a str, was_empty: bool, fill_id: &'a str }
+
+    /// Declares a realm complete.
+    CompleteFill: [include_str!("../scripts/complete_fill.lua")];
+    keys { meta_key }
+    arguments { node: &'a str, was_empty: bool, fill_id: &'a str, other_nodes: String }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_and_arguments_become_local_variables_in_the_order_in_which_they_are_passed() {
+        let text = Publish::text();
+        for line in [
+            "local record_key = KEYS[1]\n",
+            "local otp_key = KEYS[3]\n",
+            "local sealed = ARGV[3]\n",
+            "local fresh = ARGV[4] == '1'\n",
+        ] {
+            assert!(text.contains(line), "{line}");
+        }
+        assert!(Verify::text().contains("local skew = tonumber(ARGV[10])\n"));
+        let call = Publish {
+            record_key: "record",
+            state_key: "state",
+            otp_key: "otp",
+            expected: String::new(),
+            revision: "7".to_owned(),
+            sealed: b"sealed",
+            fresh: true,
+            revoke: false,
+            reset: "now",
+        };
+        assert_eq!(call.keys(), ["record", "state", "otp"]);
+        assert_eq!(
+            call.arguments(),
+            ["", "7", "sealed", "1", "0", "now"].map(|argument| argument.as_bytes().to_vec())
+        );
+    }
+
+    #[test]
+    fn scripts_use_names_only() {
+        for code in [Verify::CODE, Issue::CODE, RecordDelivery::CODE, CountDelivery::CODE] {
+            assert!(!code.concat().contains("ARGV") && !code.concat().contains("KEYS["));
+        }
+        for code in [Publish::CODE, ConfirmNode::CODE, CompleteFill::CODE] {
+            assert!(!code.concat().contains("ARGV") && !code.concat().contains("KEYS["));
+        }
+    }
+}
