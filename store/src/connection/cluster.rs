@@ -3,23 +3,16 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
 
-use arc_swap::ArcSwapOption;
 use redis::{ErrorKind, RedisError, RedisResult};
 use tokio::task::JoinSet;
 
 use super::node::Node;
 use super::operation::Operation;
+use super::refreshed::{ANSWER_TIMEOUT, Lookup, Refreshed};
 use super::slots::{Range, ranges, slot_of};
 use crate::url::{Address, Endpoint};
 
-/// For a node to tell who has which slot: a part of what an operation may take.
-const PATIENCE: Duration = Duration::from_millis(300);
-/// Between two looks after something went wrong.
-const PAUSE: Duration = Duration::from_millis(500);
-/// How long what was found is believed without a look.
-const BELIEVED: Duration = Duration::from_secs(5);
 /// Names that are tried to find one in a slot of a node. With slots spread over a thousand nodes, a
 /// thousand are enough as a rule.
 const NAMES: u32 = 100_000;
@@ -63,9 +56,7 @@ pub(crate) struct Cluster {
     seeds: Vec<Arc<Node>>,
     /// Every node that was ever in the map, or redirected to, and still is.
     nodes: Mutex<HashMap<Address, Arc<Node>>>,
-    map: ArcSwapOption<Map>,
-    /// When the last look began.
-    looked: Mutex<Option<Instant>>,
+    map: Refreshed<Map>,
 }
 
 impl Cluster {
@@ -74,8 +65,7 @@ impl Cluster {
             endpoint,
             seeds: Vec::new(),
             nodes: Mutex::default(),
-            map: ArcSwapOption::empty(),
-            looked: Mutex::default(),
+            map: Refreshed::default(),
         };
         let seeds = seeds.iter().map(|seed| cluster.node(seed)).collect::<RedisResult<Vec<_>>>()?;
         Ok(Self { seeds, ..cluster })
@@ -90,65 +80,6 @@ impl Cluster {
         let node = Arc::new(Node::new(address.clone(), self.endpoint.client(address)?)?);
         nodes.insert(address.clone(), node.clone());
         Ok(node)
-    }
-
-    /// Who has which slot.
-    pub(crate) async fn map(self: &Arc<Self>) -> RedisResult<Arc<Map>> {
-        let Some(map) = self.map.load_full() else { return self.look().await };
-        self.look_again(BELIEVED);
-        Ok(map)
-    }
-
-    /// Something went wrong: others may have the slots by now.
-    pub(crate) fn schedule_refresh(self: &Arc<Self>) {
-        self.look_again(PAUSE);
-    }
-
-    /// Looks in the background, unless somebody did so just now.
-    fn look_again(self: &Arc<Self>, pause: Duration) {
-        {
-            let mut looked = self.looked.lock().unwrap_or_else(PoisonError::into_inner);
-            if looked.is_some_and(|last| last.elapsed() < pause) {
-                return;
-            }
-            *looked = Some(Instant::now());
-        }
-        let this = self.clone();
-        tokio::spawn(async move {
-            if let Err(error) = this.look().await {
-                tracing::debug!(%error, "no node of the cluster tells who has which slot");
-            }
-        });
-    }
-
-    /// Asks whom it knows, at once, and takes the first answer.
-    async fn look(&self) -> RedisResult<Arc<Map>> {
-        let known = self.map.load_full();
-        let mut asked: Vec<Arc<Node>> =
-            known.iter().flat_map(|map| map.masters.iter().cloned()).collect();
-        for seed in &self.seeds {
-            if !asked.iter().any(|node| Arc::ptr_eq(node, seed)) {
-                asked.push(seed.clone());
-            }
-        }
-        let mut questions = JoinSet::new();
-        for node in asked {
-            questions.spawn(async move { ask(&node).await });
-        }
-        let mut failure = None;
-        while let Some(answer) = questions.join_next().await {
-            match answer {
-                Ok(Ok(ranges)) => {
-                    let map = Arc::new(self.map_of(ranges)?);
-                    self.map.store(Some(map.clone()));
-                    return Ok(map);
-                }
-                Ok(Err(error)) => failure = Some(error),
-                Err(_) => {}
-            }
-        }
-        Err(failure
-            .unwrap_or_else(|| RedisError::from((ErrorKind::Io, "no node of the cluster answers"))))
     }
 
     fn map_of(&self, told: Vec<Range>) -> RedisResult<Map> {
@@ -175,6 +106,42 @@ impl Cluster {
     }
 }
 
+impl Lookup for Cluster {
+    type Value = Map;
+
+    const FAILURE: &'static str = "failed to read from any node which nodes have which slots";
+
+    fn refreshed(&self) -> &Refreshed<Map> {
+        &self.map
+    }
+
+    /// Asks all known nodes at once and takes the first answer.
+    async fn look_up(&self) -> RedisResult<Arc<Map>> {
+        let known = self.map.current();
+        let mut asked: Vec<Arc<Node>> =
+            known.iter().flat_map(|map| map.masters.iter().cloned()).collect();
+        for seed in &self.seeds {
+            if !asked.iter().any(|node| Arc::ptr_eq(node, seed)) {
+                asked.push(seed.clone());
+            }
+        }
+        let mut questions = JoinSet::new();
+        for node in asked {
+            questions.spawn(async move { ask(&node).await });
+        }
+        let mut failure = None;
+        while let Some(answer) = questions.join_next().await {
+            match answer {
+                Ok(Ok(ranges)) => return self.map_of(ranges).map(Arc::new),
+                Ok(Err(error)) => failure = Some(error),
+                Err(_) => {}
+            }
+        }
+        Err(failure
+            .unwrap_or_else(|| RedisError::from((ErrorKind::Io, "no node of the cluster answers"))))
+    }
+}
+
 fn add(nodes: &mut Vec<Arc<Node>>, node: Arc<Node>) {
     if !nodes.iter().any(|known| Arc::ptr_eq(known, &node)) {
         nodes.push(node);
@@ -185,7 +152,8 @@ async fn ask(node: &Node) -> RedisResult<Vec<Range>> {
     let mut command = redis::cmd("CLUSTER");
     command.arg("SLOTS");
     let answer =
-        tokio::time::timeout(PATIENCE, node.perform(Operation::Command(&command), false)).await;
+        tokio::time::timeout(ANSWER_TIMEOUT, node.perform(Operation::Command(&command), false))
+            .await;
     let answer = answer.unwrap_or_else(|_| {
         Err(RedisError::from((ErrorKind::Io, "no node of the cluster answers in time")))
     });

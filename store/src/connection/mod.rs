@@ -7,6 +7,7 @@
 mod cluster;
 mod node;
 mod operation;
+mod refreshed;
 mod sentinel;
 mod slots;
 
@@ -19,6 +20,7 @@ use self::cluster::Cluster;
 pub(crate) use self::node::Node;
 use self::node::{Acknowledged, may_be_the_connections};
 pub(crate) use self::operation::Operation;
+use self::refreshed::Lookup;
 use self::sentinel::Sentinels;
 use crate::StoreError;
 use crate::url::{Address, Kind, Target};
@@ -171,8 +173,8 @@ impl Connection {
     async fn node_of(&self, key: &str) -> RedisResult<Arc<Node>> {
         match &self.topology {
             Topology::Standalone(node) => Ok(node.clone()),
-            Topology::Sentinel(sentinels) => sentinels.master().await,
-            Topology::Cluster(cluster) => cluster.map().await?.owner(key).cloned(),
+            Topology::Sentinel(sentinels) => sentinels.value().await,
+            Topology::Cluster(cluster) => cluster.value().await?.owner(key).cloned(),
         }
     }
 
@@ -228,9 +230,9 @@ impl Connection {
         let found = async {
             match &self.topology {
                 Topology::Standalone(node) => Ok(one(node.clone())),
-                Topology::Sentinel(sentinels) => sentinels.master().await.map(one),
+                Topology::Sentinel(sentinels) => sentinels.value().await.map(one),
                 Topology::Cluster(cluster) => {
-                    let map = cluster.map().await?;
+                    let map = cluster.value().await?;
                     Ok(Servers { masters: map.masters.clone(), replicas: map.replicas.clone() })
                 }
             }
@@ -248,7 +250,7 @@ impl Connection {
             let node = self.bounded(bound, self.node_of("")).await?;
             return Ok(vec![(node, keys.enumerate().map(|(position, _)| position).collect())]);
         };
-        let map = self.bounded(bound, cluster.map()).await?;
+        let map = self.bounded(bound, cluster.value()).await?;
         let mut groups: Vec<(Arc<Node>, Vec<usize>)> = Vec::new();
         for (position, key) in keys.enumerate() {
             let owner = map.owner(key)?;
@@ -267,7 +269,7 @@ impl Connection {
         bound: Duration,
     ) -> Result<Vec<(Arc<Node>, String)>, StoreError> {
         let Topology::Cluster(cluster) = &self.topology else { return Ok(Vec::new()) };
-        let map = self.bounded(bound, cluster.map()).await?;
+        let map = self.bounded(bound, cluster.value()).await?;
         let tagged = map.masters.iter().map(|node| Ok((node.clone(), map.tag_on(node)?)));
         Ok(tagged.collect::<RedisResult<Vec<_>>>()?)
     }
@@ -280,7 +282,7 @@ impl Connection {
         bound: Duration,
     ) -> Result<Option<(Arc<Node>, String)>, StoreError> {
         let Topology::Cluster(cluster) = &self.topology else { return Ok(None) };
-        let map = self.bounded(bound, cluster.map()).await?;
+        let map = self.bounded(bound, cluster.value()).await?;
         let owner = map.owner(key)?;
         Ok(Some((owner.clone(), map.tag_on(owner)?)))
     }

@@ -2,34 +2,22 @@
 //! Leaves: the node that is the master now; another one after a failover.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
 
-use arc_swap::ArcSwapOption;
 use redis::{ErrorKind, FromRedisValue, RedisError, RedisResult};
 use tokio::task::JoinSet;
 
 use super::node::Node;
 use super::operation::Operation;
+use super::refreshed::{ANSWER_TIMEOUT, Lookup, Refreshed};
 use crate::url::{Address, Endpoint};
-
-/// For a Sentinel to answer: a part of what an operation may take, so that one that is gone is not
-/// the end of it.
-const PATIENCE: Duration = Duration::from_millis(300);
-/// Between two looks after something went wrong.
-const PAUSE: Duration = Duration::from_millis(500);
-/// How long the master that was found is believed without a look: one that was replaced, and does
-/// not know, may go on answering.
-const BELIEVED: Duration = Duration::from_secs(5);
 
 /// Sentinels, and the master that they look after.
 pub(crate) struct Sentinels {
     asked: Vec<Arc<Node>>,
     name: String,
     of_data: Endpoint,
-    master: ArcSwapOption<Node>,
-    /// When the last look began.
-    looked: Mutex<Option<Instant>>,
+    master: Refreshed<Node>,
 }
 
 impl Sentinels {
@@ -44,49 +32,7 @@ impl Sentinels {
             Ok(Arc::new(Node::new(address, client)?))
         };
         let asked = sentinels.into_iter().map(sentinel).collect::<RedisResult<Vec<_>>>()?;
-        Ok(Self { asked, name, of_data, master: ArcSwapOption::empty(), looked: Mutex::default() })
-    }
-
-    /// The master, as last named.
-    pub(crate) async fn master(self: &Arc<Self>) -> RedisResult<Arc<Node>> {
-        let Some(master) = self.master.load_full() else { return self.look().await };
-        self.look_again(BELIEVED);
-        Ok(master)
-    }
-
-    /// Something went wrong: the master may be another one by now.
-    pub(crate) fn schedule_refresh(self: &Arc<Self>) {
-        self.look_again(PAUSE);
-    }
-
-    /// Looks in the background, unless somebody did so just now.
-    fn look_again(self: &Arc<Self>, pause: Duration) {
-        {
-            let mut looked = self.looked.lock().unwrap_or_else(PoisonError::into_inner);
-            if looked.is_some_and(|last| last.elapsed() < pause) {
-                return;
-            }
-            *looked = Some(Instant::now());
-        }
-        let this = self.clone();
-        tokio::spawn(async move {
-            if let Err(error) = this.look().await {
-                tracing::debug!(%error, "the Sentinels name no master");
-            }
-        });
-    }
-
-    async fn look(&self) -> RedisResult<Arc<Node>> {
-        let address = self.named().await?;
-        if let Some(master) = self.master.load_full().filter(|master| *master.address() == address)
-        {
-            return Ok(master);
-        }
-        tracing::info!(master = %address, "connecting to the master that the Sentinels name");
-        let client = self.of_data.client(&address)?;
-        let master = Arc::new(Node::new(address, client)?);
-        self.master.store(Some(master.clone()));
-        Ok(master)
+        Ok(Self { asked, name, of_data, master: Refreshed::default() })
     }
 
     /// Asks all of them at once, and goes by the many: one that is cut off may still name a master
@@ -119,11 +65,32 @@ impl Sentinels {
     }
 }
 
+impl Lookup for Sentinels {
+    type Value = Node;
+
+    const FAILURE: &'static str = "failed to find the master: no Sentinel names one";
+
+    fn refreshed(&self) -> &Refreshed<Node> {
+        &self.master
+    }
+
+    async fn look_up(&self) -> RedisResult<Arc<Node>> {
+        let address = self.named().await?;
+        if let Some(master) = self.master.current().filter(|master| *master.address() == address) {
+            return Ok(master);
+        }
+        tracing::info!(master = %address, "connecting to the master that the Sentinels name");
+        let client = self.of_data.client(&address)?;
+        Ok(Arc::new(Node::new(address, client)?))
+    }
+}
+
 async fn ask(sentinel: &Node, name: &str) -> RedisResult<Address> {
     let mut command = redis::cmd("SENTINEL");
     command.arg("get-master-addr-by-name").arg(name);
     let answer =
-        tokio::time::timeout(PATIENCE, sentinel.perform(Operation::Command(&command), false)).await;
+        tokio::time::timeout(ANSWER_TIMEOUT, sentinel.perform(Operation::Command(&command), false))
+            .await;
     let answer = answer
         .unwrap_or_else(|_| Err(RedisError::from((ErrorKind::Io, "no Sentinel answers in time"))));
     let answer = answer.inspect_err(|_| sentinel.renew())?;
