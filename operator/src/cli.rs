@@ -2,22 +2,21 @@
 //! sentence.
 
 use std::error::Error;
-use std::fs;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 use kube::Client;
 use rand::rngs::SysRng;
 use rand_core::{Rng, UnwrapErr};
-use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use twofactor_api::crds;
 use twofactor_core::names::Installation;
 use twofactor_core::secret::SecretText;
 use twofactor_core::settings;
 use twofactor_server::logging::{self, Format};
+use twofactor_server::startup::{read_certificate_authority, stop_on_signals};
 
 use crate::process::{Configuration, run};
 use crate::webhook::cli::WebhookArguments;
@@ -195,7 +194,10 @@ fn start_operator(arguments: RunArguments) -> Result<(), Box<dyn Error>> {
     let configuration = Configuration {
         namespaces: arguments.namespaces.into_iter().filter(|name| !name.is_empty()).collect(),
         redis_url: SecretText::new(arguments.redis_url),
-        redis_authority: redis_authority(arguments.redis_ca_file.as_deref())?,
+        redis_authority: read_certificate_authority(
+            "--redis-ca-file",
+            arguments.redis_ca_file.as_deref(),
+        )?,
         redis_password_secret: arguments.redis_password_secret.filter(|name| !name.is_empty()),
         secret_key_secret: arguments.secret_key_secret,
         secret_key_namespaces: arguments
@@ -224,13 +226,6 @@ fn start_operator(arguments: RunArguments) -> Result<(), Box<dyn Error>> {
     result
 }
 
-/// An empty variable counts as unset.
-fn redis_authority(path: Option<&Path>) -> Result<Option<String>, String> {
-    let Some(path) = path.filter(|path| !path.as_os_str().is_empty()) else { return Ok(None) };
-    let read = fs::read_to_string(path);
-    read.map(Some).map_err(|error| format!("--redis-ca-file {}: {error}", path.display()))
-}
-
 /// A name that no other process has.
 fn new_instance() -> String {
     format!("twofactor-operator-{:08x}", UnwrapErr(SysRng).next_u32())
@@ -244,18 +239,4 @@ async fn client() -> Result<Client, Box<dyn Error>> {
     configuration.default_retry = false;
     configuration.connect_timeout = Some(crate::k8s::request::REQUEST_TIMEOUT);
     Ok(Client::try_from(configuration)?)
-}
-
-fn stop_on_signals(stop: &CancellationToken) -> Result<(), Box<dyn Error>> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let stop = stop.clone();
-    tokio::spawn(async move {
-        tokio::select! {
-            _ = terminate.recv() => tracing::info!("SIGTERM: letting what is under way end"),
-            _ = interrupt.recv() => tracing::info!("SIGINT: letting what is under way end"),
-        }
-        stop.cancel();
-    });
-    Ok(())
 }

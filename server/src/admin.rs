@@ -1,10 +1,10 @@
-//! The port for probes and Prometheus: `/livez`, `/readyz`, `/metrics`.
+//! Serves the port for probes and Prometheus: `/livez`, `/readyz` and `/metrics`.
 //!
-//! Enters: checks and a registry of metrics. Leaves: text. Nothing on this port is secret or can be
-//! changed.
+//! Nothing on this port is secret, and nothing can be changed through it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::Duration;
 
 use http::{StatusCode, header};
 use prometheus::{Registry, TextEncoder};
@@ -12,7 +12,15 @@ use warp::Filter;
 use warp::filters::BoxedFilter;
 use warp::reply::{Reply, Response};
 
-/// One thing that health depends on, told by whoever takes care of it.
+use crate::http::Limits;
+
+/// Maximum number of connections: probes and Prometheus need few.
+const CONNECTIONS: usize = 64;
+/// Timeout for the head of a request. Other pods can reach this port, so a client that sends nothing
+/// does not hold a connection for longer.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// One condition of readiness, set by the task that is responsible for it.
 #[derive(Clone, Debug)]
 pub struct Check {
     name: &'static str,
@@ -22,44 +30,74 @@ pub struct Check {
 }
 
 const UNKNOWN: u8 = 0;
-const GOOD: u8 = 1;
-const BAD: u8 = 2;
+const PASSES: u8 = 1;
+const FAILS: u8 = 2;
 
 impl Check {
-    /// A check without which no request should come in.
+    /// A check that must pass before the pod receives requests.
     #[must_use]
     pub fn required(name: &'static str) -> Self {
         Self { name, required: true, state: Arc::default() }
     }
 
-    /// A check that `/readyz?verbose` tells about, but that does not take the pod out of its
-    /// Service.
+    /// A check that `/readyz?verbose` shows, but that does not remove the pod from its Service.
     #[must_use]
     pub fn informational(name: &'static str) -> Self {
         Self { name, required: false, state: Arc::default() }
     }
 
-    /// Tells how it is.
-    pub fn set(&self, good: bool) {
-        self.state.store(if good { GOOD } else { BAD }, Ordering::Relaxed);
+    /// Sets whether the check passes.
+    pub fn set(&self, passes: bool) {
+        self.state.store(if passes { PASSES } else { FAILS }, Ordering::Relaxed);
     }
 
-    /// Whether it was last told to be good.
+    /// Whether the check passes; false until it is set for the first time.
     #[must_use]
-    pub fn is_good(&self) -> bool {
-        self.state.load(Ordering::Relaxed) == GOOD
+    pub fn passes(&self) -> bool {
+        self.state.load(Ordering::Relaxed) == PASSES
     }
 
     fn line(&self) -> String {
-        let mark = if self.is_good() { "[+]" } else { "[-]" };
+        let symbol = if self.passes() { "[+]" } else { "[-]" };
         let state = match self.state.load(Ordering::Relaxed) {
-            GOOD => "ok",
+            PASSES => "ok",
             UNKNOWN => "not known yet",
             _ => "failed",
         };
         let remark = if self.required { "" } else { " (does not affect readiness)" };
-        format!("{mark} {} {state}{remark}\n", self.name)
+        format!("{symbol} {} {state}{remark}\n", self.name)
     }
+}
+
+/// Informational checks that are set by name.
+#[derive(Clone, Debug)]
+pub struct NamedChecks(Vec<Check>);
+
+impl NamedChecks {
+    /// One check for each name.
+    #[must_use]
+    pub fn new(names: impl IntoIterator<Item = &'static str>) -> Self {
+        Self(names.into_iter().map(Check::informational).collect())
+    }
+
+    /// The checks, to be shown.
+    #[must_use]
+    pub fn all(&self) -> Vec<Check> {
+        self.0.clone()
+    }
+
+    /// Sets whether the check of this name passes.
+    pub fn set(&self, name: &str, passes: bool) {
+        for check in self.0.iter().filter(|check| check.name == name) {
+            check.set(passes);
+        }
+    }
+}
+
+/// The limits that the admin ports of all programs share.
+#[must_use]
+pub fn limits() -> Limits {
+    Limits { connections: CONNECTIONS, header_timeout: HEADER_TIMEOUT, ..Limits::default() }
 }
 
 /// The routes of the admin port.
@@ -79,11 +117,11 @@ fn optional_query() -> impl Filter<Extract = (String,), Error = std::convert::In
 }
 
 fn ready(checks: &[Check], query: &str) -> Response {
-    let good = checks.iter().all(|check| check.is_good() || !check.required);
-    let status = if good { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    let verdict = if good { "ok\n" } else { "not ready\n" };
+    let ready = checks.iter().all(|check| check.passes() || !check.required);
+    let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    let verdict = if ready { "ok\n" } else { "not ready\n" };
     let verbose =
-        !good || query.split('&').any(|part| part == "verbose" || part.starts_with("verbose="));
+        !ready || query.split('&').any(|part| part == "verbose" || part.starts_with("verbose="));
     let body = if verbose {
         checks.iter().map(Check::line).chain([verdict.to_owned()]).collect()
     } else {
@@ -97,7 +135,7 @@ fn metrics(registry: &Registry) -> Response {
         Ok(text) => warp::reply::with_header(text, header::CONTENT_TYPE, prometheus::TEXT_FORMAT)
             .into_response(),
         Err(error) => {
-            tracing::error!(%error, "metrics cannot be written");
+            tracing::error!(%error, "failed to write metrics");
             StatusCode::INTERNAL_SERVER_ERROR.into_response()
         }
     }

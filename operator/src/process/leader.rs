@@ -18,9 +18,9 @@ use tokio_util::task::AbortOnDropHandle;
 use twofactor_api::TwoFactorUser;
 use twofactor_core::names::{Installation, RealmId, RealmNames};
 use twofactor_core::secret::SecretText;
-use twofactor_server::admin::Check;
+use twofactor_server::admin::{Check, NamedChecks};
 use twofactor_store::clock::Clock;
-use twofactor_store::redis::{RedisStore, Setting};
+use twofactor_store::redis::RedisStore;
 
 use crate::k8s::backoff;
 use crate::k8s::events::{self, Events};
@@ -70,7 +70,7 @@ pub struct Leader {
     /// Good while Redis answers.
     pub redis: Check,
     /// Good while Redis' own settings are.
-    pub redis_settings: Vec<(Setting, Check)>,
+    pub redis_settings: NamedChecks,
 }
 
 impl Leader {

@@ -24,11 +24,11 @@ use tokio_util::sync::CancellationToken;
 use twofactor_core::names::Installation;
 use twofactor_core::realm::RealmRecord;
 use twofactor_core::secret::SecretText;
-use twofactor_server::admin::{self, Check};
+use twofactor_server::admin::{self, Check, NamedChecks};
 use twofactor_server::http::{self, Limits};
 use twofactor_server::tls::{self, CurrentCertificate};
 use twofactor_store::clock::Clock;
-use twofactor_store::redis::{RedisStore, RedisTargetError};
+use twofactor_store::redis::{RedisStore, RedisTargetError, SettingsWatch};
 
 use self::leader::Leader;
 use self::master_key::MasterKeyError;
@@ -36,7 +36,6 @@ use self::redis_password::RedisPasswordError;
 use self::tasks::Tasks;
 use crate::k8s::request::ApiError;
 use crate::metrics::Metrics;
-use crate::redis::settings;
 use crate::state::realm_policies::Policies;
 use crate::state::watched_namespaces::Scopes;
 use crate::watch::{self, Synced};
@@ -66,8 +65,6 @@ const WEBHOOK_IDLE: Duration = Duration::from_mins(2);
 const WEBHOOK_LIFETIME: Duration = Duration::from_mins(5);
 /// How long work under way may take at the end.
 const DRAIN: Duration = Duration::from_secs(10);
-/// Probes and Prometheus: few connections are enough.
-const ADMIN_CONNECTIONS: usize = 64;
 /// The namespace whose UID names an installation.
 pub(crate) const CLUSTER_NAMESPACE: &str = "kube-system";
 
@@ -179,22 +176,16 @@ pub async fn run(
     let lists = [("realms", replica.realms.clone()), ("namespaces", replica.namespaces.clone())]
         .map(|(name, synced)| (Check::required(name), synced));
     let (leading, redis) = (Check::informational("leading"), Check::informational("redis"));
-    let redis_settings = settings::checks();
-    let of_settings = redis_settings.iter().map(|(_, check)| check);
+    let redis_settings = NamedChecks::new(SettingsWatch::check_names());
+    let of_settings = redis_settings.all();
     let shown = lists
         .iter()
         .map(|(check, _)| check)
         .chain(&certificate)
         .chain([&leading, &redis])
-        .chain(of_settings);
+        .chain(&of_settings);
     let routes = admin::routes(shown.cloned().collect(), metrics.registry());
-    let limits = Limits {
-        connections: ADMIN_CONNECTIONS,
-        header_timeout: HEAD_TIMEOUT,
-        idle: Some(ADMIN_IDLE),
-        drain: DRAIN,
-        ..Limits::default()
-    };
+    let limits = Limits { idle: Some(ADMIN_IDLE), drain: DRAIN, ..admin::limits() };
     tasks.spawn("admin", http::serve(admin, routes, limits, stop.clone()));
     for (check, synced) in lists {
         let stop = stop.clone();

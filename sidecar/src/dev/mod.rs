@@ -21,6 +21,7 @@ use twofactor_core::otpauth;
 use twofactor_core::qr::QrPicture;
 use twofactor_core::realm::RealmRecord;
 use twofactor_core::user::DeliveryMethod;
+use twofactor_server::startup::read_certificate_authority;
 use twofactor_store::clock::Clock;
 use twofactor_store::memory::MemoryStore;
 use twofactor_store::publisher::Publisher;
@@ -86,7 +87,9 @@ pub async fn dev(
                 .parse()
                 .map_err(|error| RunError::Configuration(format!("installation {error}")))?;
             let names = RealmNames::new(&installation, &options.realm_id);
-            let authority = redis_authority(options.redis_ca_file.as_deref())?;
+            let authority =
+                read_certificate_authority("--redis-ca-file", options.redis_ca_file.as_deref())
+                    .map_err(RunError::Configuration)?;
             let store = RedisStore::with_authority(url, authority.as_deref(), names, Clock::System);
             let store = store.map_err(|error| {
                 RunError::Configuration(match error {
@@ -246,14 +249,6 @@ fn report(files: &[(String, Vec<u8>)]) -> Users {
         tracing::error!("{problem}");
     }
     users
-}
-
-fn redis_authority(path: Option<&Path>) -> Result<Option<String>, RunError> {
-    let Some(path) = path else { return Ok(None) };
-    let read = fs::read_to_string(path);
-    let wrong =
-        |error| RunError::Configuration(format!("--redis-ca-file {}: {error}", path.display()));
-    read.map(Some).map_err(wrong)
 }
 
 /// The key under which records stay readable from one start to the next: read, or made at the first

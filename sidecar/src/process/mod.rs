@@ -10,22 +10,18 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use thiserror::Error;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use twofactor_server::admin::{self, Check};
+use twofactor_server::admin::{self, Check, NamedChecks};
 use twofactor_server::http::{self, Limits};
+use twofactor_server::startup::stop_on_signals;
+use twofactor_store::redis::SettingsWatch;
 
 use self::listen::Listeners;
 use self::refresh::{Checks, refresh};
 use crate::otp::service::Current;
 use crate::routes;
 
-/// Probes and Prometheus: few connections are enough.
-const ADMIN_CONNECTIONS: usize = 64;
-/// For a probe's or a scrape's head to arrive: strangers in the cluster's network can reach this
-/// port.
-const ADMIN_HEAD_TIMEOUT: Duration = Duration::from_secs(3);
 /// For a probe or a scrape, answer included: nobody holds a slot for longer.
 const ADMIN_LIFETIME: Duration = Duration::from_secs(15);
 
@@ -79,8 +75,7 @@ pub async fn run(
     background: Background<impl Future<Output = ()> + Send + 'static>,
     stop: CancellationToken,
 ) -> Result<(), RunError> {
-    let mut terminate = signal(SignalKind::terminate()).map_err(RunError::Signal)?;
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(RunError::Signal)?;
+    stop_on_signals(&stop).map_err(RunError::Signal)?;
     let checks = Checks::new();
     let mut tasks = JoinSet::new();
     let mut spawn = |name: &'static str,
@@ -95,19 +90,13 @@ pub async fn run(
     for listener in listeners.api {
         spawn("api", Box::pin(http::serve(listener, api.clone(), Limits::default(), stop.clone())));
     }
-    let settings = redis_settings::checks();
-    let of_settings = settings.iter().map(|(_, check)| check.clone());
+    let settings = NamedChecks::new(SettingsWatch::check_names());
     let shown = [checks.redis.clone(), checks.namespace_allowed.clone()]
         .into_iter()
         .chain(background.check);
-    let shown = shown.chain(of_settings).collect();
+    let shown = shown.chain(settings.all()).collect();
     let admin = admin::routes(shown, current.load().metrics.registry());
-    let limits = Limits {
-        connections: ADMIN_CONNECTIONS,
-        header_timeout: ADMIN_HEAD_TIMEOUT,
-        single_request: Some(ADMIN_LIFETIME),
-        ..Limits::default()
-    };
+    let limits = Limits { single_request: Some(ADMIN_LIFETIME), ..admin::limits() };
     spawn("admin", Box::pin(http::serve(listeners.admin, admin, limits, stop.clone())));
     let work = current.load().work.clone();
     spawn(
@@ -119,8 +108,6 @@ pub async fn run(
 
     let mut result = Ok(());
     tokio::select! {
-        _ = terminate.recv() => tracing::info!("SIGTERM: letting requests under way end"),
-        _ = interrupt.recv() => tracing::info!("SIGINT: letting requests under way end"),
         () = stop.cancelled() => {}
         ended = tasks.join_next() => {
             result = Err(RunError::TaskEnded(ended.and_then(Result::ok).unwrap_or("unknown")));

@@ -7,6 +7,7 @@
 //! see.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use super::{BATCH_TIMEOUT, RedisStore};
 use crate::StoreError;
@@ -181,15 +182,44 @@ fn evaluate(information: &str, appendfsync: Option<&str>, expects_replicas: bool
     ]
 }
 
-/// What was last told about the settings: a change is worth a log line, and nothing else is.
+/// Interval between two checks of the settings, which change when an administrator changes them or
+/// another node becomes the master.
+const CHECK_INTERVAL: Duration = Duration::from_mins(1);
+/// Interval until the next check if Redis did not answer.
+const RETRY_INTERVAL: Duration = Duration::from_secs(5);
+
+/// Checks the settings again and again, and logs what has changed.
 #[derive(Debug, Default)]
 pub struct SettingsWatch {
     last: HashMap<Setting, Strength>,
 }
 
 impl SettingsWatch {
-    /// Says what has changed.
-    pub fn log_changes(&mut self, found: &Strengths) {
+    /// Names of the checks that `/readyz?verbose` shows. None of them affects readiness.
+    #[must_use]
+    pub fn check_names() -> [&'static str; 3] {
+        Setting::ALL.map(Setting::check)
+    }
+
+    /// Checks the settings once, logs changes and passes each result to `show`, with whether it is
+    /// strong enough if that is known. Returns the time to wait until the next check. If Redis does
+    /// not answer, another task logs it.
+    pub async fn check(
+        &mut self,
+        store: &RedisStore,
+        mut show: impl FnMut(Setting, Strength, Option<bool>),
+    ) -> Duration {
+        let Ok(found) = store.settings().await else { return RETRY_INTERVAL };
+        self.log_changes(&found);
+        for (setting, strength) in found {
+            let known = (strength != Strength::Unknown).then_some(strength == Strength::Enough);
+            show(setting, strength, known);
+        }
+        CHECK_INTERVAL
+    }
+
+    /// Logs what has changed since the last check.
+    fn log_changes(&mut self, found: &Strengths) {
         for (setting, strength) in found {
             let before = self.last.insert(*setting, *strength);
             match strength {

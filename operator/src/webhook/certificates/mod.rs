@@ -142,7 +142,7 @@ pub async fn follow(
             }
         }
         let good = follower.is_ready(clock.now());
-        if good != ready.is_good() {
+        if good != ready.passes() {
             tracing::info!(ready = good, "the webhook's certificate");
         }
         ready.set(good);

@@ -217,7 +217,7 @@ impl Replica {
     }
 
     async fn wait_ready(&self) {
-        eventually(BOUND, "the replica to be ready", async || self.ready.is_good()).await;
+        eventually(BOUND, "the replica to be ready", async || self.ready.passes()).await;
     }
 }
 
@@ -281,7 +281,7 @@ async fn no_request_fails_while_authorities_and_certificates_are_replaced() {
                 let answer =
                     answer.unwrap_or_else(|error| panic!("{age} bundle after {asked}: {error:?}"));
                 assert_eq!(answer.status(), 200);
-                assert!(replica.ready.is_good(), "not ready at {:?}", began.elapsed());
+                assert!(replica.ready.passes(), "not ready at {:?}", began.elapsed());
                 asked += 1;
             }
         }
@@ -330,7 +330,7 @@ async fn a_configuration_that_is_late_or_loses_its_bundle_gets_it_and_nothing_el
         home.server.try_kubectl(&["--namespace", &home.namespace, "get", "secret", SECRET])
     })
     .await;
-    assert!(!replica.ready.is_good(), "nobody trusts it yet");
+    assert!(!replica.ready.passes(), "nobody trusts it yet");
     home.configure();
     replica.wait_ready().await;
     let authority = home.authority().await;
@@ -361,7 +361,7 @@ async fn a_configuration_that_is_late_or_loses_its_bundle_gets_it_and_nothing_el
     let ours = managers.iter().find(|entry| entry["manager"] == "twofactor-operator").unwrap();
     assert!(!ours.to_string().contains("f:rules"), "{ours}");
     assert_eq!(without(after), before);
-    assert!(replica.ready.is_good(), "for a moment without a bundle nobody has to go");
+    assert!(replica.ready.passes(), "for a moment without a bundle nobody has to go");
 }
 
 #[tokio::test]
