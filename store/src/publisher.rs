@@ -14,7 +14,11 @@ use twofactor_core::record::UserRecord;
 use twofactor_core::seal::Revision;
 use twofactor_core::time::UnixMillis;
 
+use crate::clock::Clock;
 use crate::{Inspection, Publication, Published, Publishing, Store, StoreError};
+
+/// Maximum number of attempts to publish users whom another publisher changes at the same time.
+const ATTEMPTS: usize = 3;
 
 /// A user as they should be.
 #[derive(Clone, Debug)]
@@ -114,6 +118,48 @@ impl Publisher {
         random: &mut impl CryptoRng,
     ) -> Result<Vec<PublishOutcome>, StoreError> {
         self.write(users, true, now, random).await
+    }
+
+    /// [`Publisher::publish`], again if another publisher changes a user at the same time.
+    ///
+    /// # Errors
+    /// As [`Publisher::publish`], and [`StoreError::Conflict`] after [`ATTEMPTS`].
+    pub async fn publish_with_retry(
+        &self,
+        users: &[DesiredUser],
+        clock: &Clock,
+        random: &mut impl CryptoRng,
+    ) -> Result<(), StoreError> {
+        self.write_with_retry(users, false, clock, random).await
+    }
+
+    /// [`Publisher::renew`], again if another publisher changes a user at the same time.
+    ///
+    /// # Errors
+    /// As [`Publisher::publish_with_retry`].
+    pub async fn renew_with_retry(
+        &self,
+        users: &[DesiredUser],
+        clock: &Clock,
+        random: &mut impl CryptoRng,
+    ) -> Result<(), StoreError> {
+        self.write_with_retry(users, true, clock, random).await
+    }
+
+    async fn write_with_retry(
+        &self,
+        users: &[DesiredUser],
+        renew: bool,
+        clock: &Clock,
+        random: &mut impl CryptoRng,
+    ) -> Result<(), StoreError> {
+        for _ in 0..ATTEMPTS {
+            let outcomes = self.write(users, renew, clock.now(), random).await?;
+            if !outcomes.contains(&PublishOutcome::Conflict) {
+                return Ok(());
+            }
+        }
+        Err(StoreError::Conflict)
     }
 
     async fn write(

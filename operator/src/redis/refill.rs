@@ -18,7 +18,7 @@ use twofactor_api::{TwoFactorUser, labels};
 use twofactor_core::record::UserRecord;
 use twofactor_core::seed::Seed;
 use twofactor_store::StoreError;
-use twofactor_store::publisher::{DesiredUser, PublishOutcome};
+use twofactor_store::publisher::DesiredUser;
 
 use crate::k8s::request::{self, ApiError};
 use crate::realm;
@@ -34,8 +34,6 @@ use crate::user::seed_decision::Found;
 
 /// Secrets in a page.
 const PAGE: u32 = 500;
-/// How often to look again when somebody else publishes the same users.
-const ATTEMPTS: usize = 3;
 
 /// Why a realm could not be filled.
 #[derive(Debug, Error)]
@@ -172,14 +170,7 @@ async fn publish(
     realm: &Realm,
     desired: &[DesiredUser],
 ) -> Result<(), StoreError> {
-    for _ in 0..ATTEMPTS {
-        let now = context.clock.now();
-        let outcomes = realm.publisher.renew(desired, now, &mut context.random()).await?;
-        if !outcomes.contains(&PublishOutcome::Conflict) {
-            return Ok(());
-        }
-    }
-    Err(StoreError::Conflict)
+    realm.publisher.renew_with_retry(desired, &context.clock, &mut context.random()).await
 }
 
 /// Users who import their seed, and those whose Secret is gone.

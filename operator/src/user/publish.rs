@@ -7,7 +7,7 @@ use thiserror::Error;
 use twofactor_core::names::Pseudonym;
 use twofactor_core::user::Username;
 use twofactor_store::StoreError;
-use twofactor_store::publisher::{DesiredUser, PublishOutcome};
+use twofactor_store::publisher::DesiredUser;
 
 use crate::failpoint::{self, Step};
 use crate::state::Context;
@@ -15,8 +15,6 @@ use crate::state::realms::{Readiness, Realm};
 
 /// How long to wait for a realm that is being filled.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// How often to look again when somebody else publishes the same user.
-const ATTEMPTS: usize = 3;
 
 /// Why a user is not published.
 #[derive(Debug, Error)]
@@ -73,7 +71,8 @@ pub async fn publish(
         realm.cleared(&[pseudonym]);
         failpoint::point(Step::PredecessorRemoved);
     }
-    write(context, realm, desired).await?;
+    let random = &mut context.random();
+    realm.publisher.publish_with_retry(&[desired], &context.clock, random).await?;
     failpoint::point(Step::Published);
     if context.owns(&realm.namespace, &username, uid) {
         realm.settle(uid);
@@ -81,18 +80,6 @@ pub async fn publish(
     }
     retract(context, realm, &username, pseudonym).await?;
     Ok(Published::Gone)
-}
-
-async fn write(context: &Context, realm: &Realm, desired: DesiredUser) -> Result<(), StoreError> {
-    let desired = [desired];
-    for _ in 0..ATTEMPTS {
-        let now = context.clock.now();
-        let outcomes = realm.publisher.publish(&desired, now, &mut context.random()).await?;
-        if !outcomes.contains(&PublishOutcome::Conflict) {
-            return Ok(());
-        }
-    }
-    Err(StoreError::Conflict)
 }
 
 /// The user went while they were being published.
