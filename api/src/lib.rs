@@ -13,6 +13,7 @@ pub mod crds;
 pub mod labels;
 pub mod manifest;
 pub mod realm;
+mod rules;
 mod schema;
 pub mod tokens;
 pub mod user;

@@ -16,10 +16,9 @@ use kube::{CustomResource, KubeSchema};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
+use crate::rules::{self as shared, realm as rules};
 use crate::tokens::Tokens;
 use crate::user::conditions_schema;
-use crate::validate as shared;
-use crate::validate::realm as rules;
 
 // The doc comments of the fields are what `kubectl explain` prints: plain text, for an
 // administrator.

@@ -10,8 +10,7 @@ use schemars::{Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 use twofactor_core::token::{Audience, TokenAlgorithm};
 
-use crate::validate as shared;
-use crate::validate::tokens as rules;
+use crate::rules::{self as shared, tokens as rules};
 
 // The doc comments of the fields are what `kubectl explain` prints: plain text, for an
 // administrator.

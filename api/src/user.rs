@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use twofactor_core::totp::{Algorithm, TotpParameters};
 use twofactor_core::user::{DeliveryMethod, Username};
 
-use crate::validate as rules;
+use crate::rules::{self as shared, user as rules};
 
 // The doc comments of the fields are what `kubectl explain` prints: plain text, for an
 // administrator.
@@ -99,7 +99,7 @@ pub struct TwoFactorUserSpec {
         length(min = 1, max = Username::MAXIMUM_CHARACTERS),
         regex(pattern = rules::USERNAME_PATTERN)
     )]
-    #[x_kube(validation = rules::pattern_rule(rules::USERNAME_PATTERN, rules::USERNAME_MESSAGE))]
+    #[x_kube(validation = shared::pattern_rule(rules::USERNAME_PATTERN, rules::USERNAME_MESSAGE))]
     pub username: Option<String>,
 
     /// Whether the user can be verified. A disabled user is answered like an unknown one and keeps
@@ -115,7 +115,7 @@ pub struct TwoFactorUserSpec {
         length(min = 3, max = rules::EMAIL_CHARACTERS),
         regex(pattern = rules::EMAIL_PATTERN)
     )]
-    #[x_kube(validation = rules::pattern_rule(rules::EMAIL_PATTERN, rules::email_message()))]
+    #[x_kube(validation = shared::pattern_rule(rules::EMAIL_PATTERN, rules::email_message()))]
     pub email: Option<String>,
 
     /// The number that codes are sent to as text messages, in international format: a plus sign and
@@ -127,7 +127,7 @@ pub struct TwoFactorUserSpec {
         length(min = 8, max = rules::PHONE_NUMBER_CHARACTERS),
         regex(pattern = rules::PHONE_NUMBER_PATTERN)
     )]
-    #[x_kube(validation = rules::pattern_rule(rules::PHONE_NUMBER_PATTERN, rules::phone_number_message()))]
+    #[x_kube(validation = shared::pattern_rule(rules::PHONE_NUMBER_PATTERN, rules::phone_number_message()))]
     pub phone_number: Option<String>,
 
     /// How the user gets codes: email, sms, webhook (a signed request to the realm's webhook), or
@@ -151,10 +151,10 @@ pub struct TwoFactorUserSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(
         with = "String",
-        length(min = 1, max = rules::ISSUER_CHARACTERS),
-        regex(pattern = rules::ISSUER_PATTERN)
+        length(min = 1, max = shared::ISSUER_CHARACTERS),
+        regex(pattern = shared::ISSUER_PATTERN)
     )]
-    #[x_kube(validation = rules::pattern_rule(rules::ISSUER_PATTERN, rules::ISSUER_MESSAGE))]
+    #[x_kube(validation = shared::pattern_rule(shared::ISSUER_PATTERN, shared::ISSUER_MESSAGE))]
     pub issuer: Option<String>,
 }
 
@@ -164,14 +164,14 @@ pub struct TwoFactorUserSpec {
 pub struct SecretReference {
     /// The name of a Secret in the same namespace. It must not be the one that the operator writes
     /// for this user.
-    #[schemars(length(min = 1, max = rules::NAME_CHARACTERS), regex(pattern = rules::NAME_PATTERN))]
-    #[x_kube(validation = rules::pattern_rule(rules::NAME_PATTERN, rules::NAME_MESSAGE))]
+    #[schemars(length(min = 1, max = shared::NAME_CHARACTERS), regex(pattern = shared::NAME_PATTERN))]
+    #[x_kube(validation = shared::pattern_rule(shared::NAME_PATTERN, shared::NAME_MESSAGE))]
     pub name: String,
 
     /// The key whose value is the TOTP secret in base32, at least 160 bits (32 characters).
     #[serde(default = "seed_key")]
-    #[schemars(length(min = 1, max = rules::NAME_CHARACTERS), regex(pattern = rules::SECRET_KEY_PATTERN))]
-    #[x_kube(validation = rules::pattern_rule(rules::SECRET_KEY_PATTERN, rules::SECRET_KEY_MESSAGE))]
+    #[schemars(length(min = 1, max = shared::NAME_CHARACTERS), regex(pattern = rules::SECRET_KEY_PATTERN))]
+    #[x_kube(validation = shared::pattern_rule(rules::SECRET_KEY_PATTERN, rules::SECRET_KEY_MESSAGE))]
     pub key: String,
 }
 

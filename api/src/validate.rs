@@ -1,118 +1,21 @@
-//! What makes a user valid. Enters: a [`TwoFactorUser`]. Leaves: a [`UserDefinition`], or
-//! everything that is wrong with it.
-//!
-//! The API server gets the same constants and the same sentences: the schema of
-//! [`user`](crate::user) is built from what stands here. It refuses early and where the
-//! administrator looks; [`validate`] is what the rest of the system relies on.
+//! Validates users: turns a [`TwoFactorUser`] into a [`UserDefinition`], or returns everything that
+//! is invalid about it.
 
 pub mod realm;
 pub mod tokens;
 
 use std::fmt;
-use std::ops::RangeInclusive;
 
-use kube::core::{Message, Reason, Rule};
-use twofactor_core::totp::{Algorithm, TotpParameters};
-use twofactor_core::user::{
-    DeliveryMethod, EmailAddress, EmailAddressError, PhoneNumber, PhoneNumberError, UserDefinition,
-    Username,
-};
+use twofactor_core::totp::TotpParameters;
+use twofactor_core::user::{DeliveryMethod, EmailAddress, PhoneNumber, UserDefinition, Username};
 
 use crate::labels;
+use crate::rules::user::{
+    DIGITS, EMAIL_NEEDED, NAME_TOO_LONG, OWN_SECRET, PERIOD_SECONDS, PHONE_NUMBER_NEEDED,
+    SECRET_KEY_MESSAGE, SKEW, USER_NAME_CHARACTERS,
+};
+use crate::rules::{ISSUER_CHARACTERS, ISSUER_MESSAGE, NAME_CHARACTERS, NAME_MESSAGE};
 use crate::user::{SecretReference, TotpSpec, TwoFactorUser};
-
-/// The longest name of a Kubernetes object, and the longest key of a Secret, in characters.
-pub const NAME_CHARACTERS: usize = 253;
-/// The longest `metadata.name` of a user: the name of their Secret is longer by a suffix.
-pub const USER_NAME_CHARACTERS: usize = NAME_CHARACTERS - labels::SECRET_SUFFIX.len();
-/// The longest email address, in characters (RFC 5321 §4.5.3.1.3 less the brackets).
-pub const EMAIL_CHARACTERS: usize = 254;
-/// The longest phone number: a plus sign and the 15 digits that E.164 allows.
-pub const PHONE_NUMBER_CHARACTERS: usize = 16;
-/// The longest issuer, in characters: authenticator apps show it in one line.
-pub const ISSUER_CHARACTERS: usize = 100;
-/// How many digits a code may have.
-pub const DIGITS: RangeInclusive<i32> = 6..=8;
-/// How many seconds a code may last.
-pub const PERIOD_SECONDS: RangeInclusive<i32> = 15..=120;
-/// How many codes before and after the current one may be accepted.
-pub const SKEW: RangeInclusive<i32> = 0..=1;
-/// The hash functions, in the order of the documentation.
-pub const ALGORITHMS: [Algorithm; 3] = [Algorithm::Sha1, Algorithm::Sha256, Algorithm::Sha512];
-
-// What the API server matches (RE2). `validate` uses the types of the core instead; tests compare
-// the two.
-pub(crate) const USERNAME_PATTERN: &str = r"^\P{Cc}*$";
-pub(crate) const EMAIL_PATTERN: &str =
-    r#"^[^\p{Cc}\p{Z},;:<>()\[\]"\\@]{1,64}@[^\p{Cc}\p{Z},;:<>()\[\]"\\@]+$"#;
-pub(crate) const PHONE_NUMBER_PATTERN: &str = r"^\+[1-9][0-9]{6,14}$";
-pub(crate) const ISSUER_PATTERN: &str = r"^[^\p{Cc}:]*$";
-pub(crate) const NAME_PATTERN: &str =
-    r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$";
-pub(crate) const SECRET_KEY_PATTERN: &str = r"^[-._a-zA-Z0-9]+$";
-
-pub(crate) const USERNAME_MESSAGE: &str = "must not contain control characters";
-pub(crate) const ISSUER_MESSAGE: &str = "must not contain a colon or control characters";
-pub(crate) const NAME_MESSAGE: &str = "is not the name of a Kubernetes object: lower case letters, digits, hyphens and dots are allowed";
-pub(crate) const SECRET_KEY_MESSAGE: &str =
-    "is not a key of a Secret: letters, digits, hyphens, underscores and dots are allowed";
-const EMAIL_NEEDED: &str = "is needed when deliveryMethod is email";
-const PHONE_NUMBER_NEEDED: &str = "is needed when deliveryMethod is sms";
-const USERNAME_IMMUTABLE: &str = "cannot be changed, added or removed: delete the user and create it again to use another username";
-const OWN_SECRET: &str =
-    "is the Secret that the operator writes for this user: import from another one";
-const NAME_TOO_LONG: &str = "is too long: the name of a user has at most 248 characters";
-
-pub(crate) fn email_message() -> String {
-    EmailAddressError.to_string()
-}
-
-pub(crate) fn phone_number_message() -> String {
-    PhoneNumberError.to_string()
-}
-
-/// Says the same as the schema's `pattern`, which an API server quotes instead of explaining it.
-pub(crate) fn pattern_rule(pattern: &str, message: impl Into<String>) -> Rule {
-    Rule::new(format!("self.matches(r'{pattern}')")).message(Message::Message(message.into()))
-}
-
-pub(crate) fn username_rule() -> Rule {
-    Rule::new(
-        "has(self.username) == has(oldSelf.username) && (!has(self.username) || self.username == oldSelf.username)",
-    )
-    .message(USERNAME_IMMUTABLE)
-    .field_path(".username")
-    .reason(Reason::FieldValueForbidden)
-}
-
-pub(crate) fn email_needed_rule() -> Rule {
-    Rule::new("self.deliveryMethod != 'email' || has(self.email)")
-        .message(EMAIL_NEEDED)
-        .field_path(".email")
-        .reason(Reason::FieldValueRequired)
-}
-
-pub(crate) fn phone_number_needed_rule() -> Rule {
-    Rule::new("self.deliveryMethod != 'sms' || has(self.phoneNumber)")
-        .message(PHONE_NUMBER_NEEDED)
-        .field_path(".phoneNumber")
-        .reason(Reason::FieldValueRequired)
-}
-
-pub(crate) fn name_rule() -> Rule {
-    // No `fieldPath`: an API server takes only fields of the schema there, and `metadata` has none.
-    Rule::new(format!("self.metadata.name.size() <= {USER_NAME_CHARACTERS}"))
-        .message(Message::Message(format!("metadata.name {NAME_TOO_LONG}")))
-}
-
-pub(crate) fn own_secret_rule() -> Rule {
-    Rule::new(format!(
-        "!has(self.spec.secretRef) || self.spec.secretRef.name != self.metadata.name + '{}'",
-        labels::SECRET_SUFFIX
-    ))
-    .message(OWN_SECRET)
-    .field_path(".spec.secretRef.name")
-}
 
 /// One field that is wrong.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,109 +1,27 @@
-//! What makes a realm valid. Enters: a [`TwoFactorRealm`]. Leaves: a [`RealmPolicy`], or everything
-//! that is wrong with it.
-//!
-//! As for users, the API server gets the same constants and sentences.
+//! Validates realms: turns a [`TwoFactorRealm`] into a [`RealmPolicy`], or returns everything that is
+//! invalid about it.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::ops::RangeInclusive;
 
-use kube::core::{Expression, Message, Rule, Selector, SelectorExt};
-use twofactor_core::message::{MessageTemplates, Part, PartError};
+use kube::core::{Expression, Selector, SelectorExt};
+use twofactor_core::message::{MessageTemplates, Part};
 use twofactor_core::realm::OtpLifetime;
 
 mod limits;
 
-pub use self::limits::{
-    AuditOverrides, DELIVERIES_PER_HOUR, GENERATE_INTERVAL_SECONDS, GENERATES_PER_HOUR,
-    LimitsPolicy, RETENTION_DAYS,
-};
+pub use self::limits::{AuditOverrides, LimitsPolicy};
 use super::tokens::{self, TokenPolicy};
-use super::{FieldError, Findings, NAME_MESSAGE, check_issuer, is_object_name, pattern_rule};
+use super::{FieldError, Findings, check_issuer, is_object_name};
 use crate::labels;
 use crate::realm::{
     AllowedNamespaces, MessageSpec, NamespaceSelector, Operator, Requirement, TwoFactorRealm,
 };
-
-/// For how many minutes a delivered code may be accepted.
-pub const EXPIRATION_MINUTES: RangeInclusive<i32> = 1..=10;
-/// The most namespaces that can be named.
-pub const NAMES: usize = 256;
-/// The most requirements of a selector, of each kind.
-pub const REQUIREMENTS: usize = 16;
-/// The most values of a requirement.
-pub const VALUES: usize = 64;
-/// The longest name of a namespace.
-pub const NAMESPACE_CHARACTERS: usize = 63;
-/// The longest key of a label: a prefix of 253 characters, a slash and a name of 63.
-pub const LABEL_KEY_CHARACTERS: usize = 317;
-/// The longest subject of a message.
-pub const SUBJECT_CHARACTERS: usize = Part::Subject.longest();
-/// The longest text of a message.
-pub const TEXT_CHARACTERS: usize = Part::Text.longest();
-/// The longest HTML of a message.
-pub const HTML_CHARACTERS: usize = Part::Html.longest();
-/// The longest text message.
-pub const SMS_CHARACTERS: usize = Part::Sms.longest();
-/// The longest value of a label.
-pub const LABEL_VALUE_CHARACTERS: usize = 63;
-
-pub(crate) const NAMESPACE_PATTERN: &str = "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$";
-pub(crate) const LABEL_KEY_PATTERN: &str = r"^([a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*/)?([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]$";
-pub(crate) const LABEL_VALUE_PATTERN: &str = r"^(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?$";
-/// Text, in which two opening braces begin a placeholder that there is.
-pub(crate) const PLACEHOLDERS_PATTERN: &str =
-    r"^([^{]|\{[^{]|\{\{ *(code|expires_at|issuer|username|service|context) *\}\})*\{?$";
-pub(crate) const CODE_PATTERN: &str = r"\{\{ *code *\}\}";
-pub(crate) const ONE_LINE_PATTERN: &str = r"^[^\p{Cc}\p{Zl}\p{Zp}]*$";
-
-const PLACEHOLDERS_MESSAGE: &str = "has {{ without }}, or a placeholder that there is not: there are {{code}}, {{expires_at}}, \
-                                    {{issuer}}, {{username}}, {{service}}, {{context}}";
-const NAME_NOT_DEFAULT: &str = "must be default: there is one realm in a namespace";
-const NAMESPACE_MESSAGE: &str =
-    "is not the name of a namespace: at most 63 lower case letters, digits and hyphens are allowed";
-const EMPTY_SELECTOR: &str =
-    "must have matchLabels or matchExpressions: an empty selector would let every namespace in";
-const LABEL_KEY_MESSAGE: &str = "is not the key of a label: write it like team or example.org/team";
-const LABEL_VALUE_MESSAGE: &str = "is not the value of a label: at most 63 letters, digits, hyphens, underscores and dots are allowed, \
-                                   the first and the last a letter or a digit";
-const VALUES_MESSAGE: &str = "must be there for In and NotIn, and for nothing else";
-
-pub(crate) fn name_rule() -> Rule {
-    Rule::new(format!("self.metadata.name == '{}'", labels::REALM_NAME))
-        .message(Message::Message(format!("metadata.name {NAME_NOT_DEFAULT}")))
-}
-
-pub(crate) fn selector_rule() -> Rule {
-    Rule::new(
-        "(has(self.matchLabels) && self.matchLabels.size() > 0) || (has(self.matchExpressions) && \
-         self.matchExpressions.size() > 0)",
-    )
-    .message(EMPTY_SELECTOR)
-}
-
-pub(crate) fn label_keys_rule() -> Rule {
-    Rule::new(format!(
-        "self.all(key, key.size() <= {LABEL_KEY_CHARACTERS} && key.matches(r'{LABEL_KEY_PATTERN}'))"
-    ))
-    .message(Message::Message(format!("a key {LABEL_KEY_MESSAGE}")))
-}
-
-pub(crate) fn values_rule() -> Rule {
-    Rule::new("(self.operator in ['In', 'NotIn']) == (has(self.values) && self.values.size() > 0)")
-        .message(VALUES_MESSAGE)
-        .field_path(".values")
-}
-
-pub(crate) fn placeholders_rule() -> Rule {
-    pattern_rule(PLACEHOLDERS_PATTERN, PLACEHOLDERS_MESSAGE)
-}
-
-pub(crate) fn code_rule() -> Rule {
-    pattern_rule(CODE_PATTERN, PartError::NoCode.to_string())
-}
-
-pub(crate) fn one_line_rule() -> Rule {
-    pattern_rule(ONE_LINE_PATTERN, PartError::NotOneLine.to_string())
-}
+use crate::rules::NAME_MESSAGE;
+use crate::rules::realm::{
+    EMPTY_SELECTOR, EXPIRATION_MINUTES, LABEL_KEY_MESSAGE, LABEL_VALUE_CHARACTERS,
+    LABEL_VALUE_MESSAGE, NAME_NOT_DEFAULT, NAMES, NAMESPACE_CHARACTERS, NAMESPACE_MESSAGE,
+    REQUIREMENTS, VALUES, VALUES_MESSAGE,
+};
 
 /// What a realm says, checked.
 #[derive(Clone, Debug, Default, PartialEq)]

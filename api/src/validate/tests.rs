@@ -1,8 +1,11 @@
 use kube::CustomResourceExt;
 use regex::Regex;
 use serde_json::{Value, json};
+use twofactor_core::totp::Algorithm;
+use twofactor_core::user::{EmailAddressError, PhoneNumberError};
 
 use super::*;
+use crate::rules::user::ALGORITHMS;
 
 /// A user called alice with this spec, as the API server would hand it out.
 fn user(spec: Value) -> TwoFactorUser {

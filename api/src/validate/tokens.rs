@@ -1,20 +1,13 @@
-//! What makes a realm's tokens valid. Enters: [`Tokens`]. Leaves: a [`TokenPolicy`], and everything
-//! that is wrong.
+//! Validates what a realm says about tokens.
 
 use std::collections::BTreeSet;
-use std::ops::RangeInclusive;
 
 use twofactor_core::token::{Audience, TokenAlgorithm, TokenLifetime};
 
-use super::{Findings, NAME_MESSAGE, is_object_name};
+use super::{Findings, is_object_name};
+use crate::rules::NAME_MESSAGE;
+use crate::rules::tokens::{AUDIENCES, LIFETIME_SECONDS};
 use crate::tokens::Tokens;
-
-/// For how many seconds a token may be good.
-pub const LIFETIME_SECONDS: RangeInclusive<i32> = 1..=300;
-/// The most audiences of a realm.
-pub const AUDIENCES: usize = 64;
-
-pub(crate) const AUDIENCE_PATTERN: &str = r"^[!#-&(-+\--\[\]-~]+$";
 
 /// What a realm says about tokens, checked.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,24 +1,16 @@
-//! What a realm says about limits and about what is kept of requests. Enters: both parts of a spec.
-//! Leaves: what differs from the operator's own settings, or everything that is wrong.
+//! Validates what a realm says about limits and histories. What the realm does not say stays as the
+//! operator's own settings have it.
 
 use std::ops::RangeInclusive;
 
-use twofactor_core::audit::{AuditPolicy, LONGEST_RETENTION_DAYS};
-use twofactor_core::limits::{
-    LONGEST_INTERVAL_SECONDS, Limits, MOST_DELIVERIES_PER_HOUR, MOST_GENERATES_PER_HOUR,
-};
+use twofactor_core::audit::AuditPolicy;
+use twofactor_core::limits::Limits;
 
 use super::super::Findings;
 use crate::realm::{AuditSpec, LimitsSpec};
-
-/// How many seconds there may be between two codes for a user.
-pub const GENERATE_INTERVAL_SECONDS: RangeInclusive<i32> = 0..=LONGEST_INTERVAL_SECONDS as i32;
-/// How many codes there may be for a user within an hour.
-pub const GENERATES_PER_HOUR: RangeInclusive<i32> = 0..=MOST_GENERATES_PER_HOUR as i32;
-/// How many codes may be sent for a realm within an hour.
-pub const DELIVERIES_PER_HOUR: RangeInclusive<i32> = 0..=MOST_DELIVERIES_PER_HOUR.cast_signed();
-/// For how many days the users' histories may be kept.
-pub const RETENTION_DAYS: RangeInclusive<i32> = 1..=LONGEST_RETENTION_DAYS as i32;
+use crate::rules::realm::{
+    DELIVERIES_PER_HOUR, GENERATE_INTERVAL_SECONDS, GENERATES_PER_HOUR, RETENTION_DAYS,
+};
 
 /// What a realm says about limits; what is absent is the operator's.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -3,6 +3,11 @@ use regex::Regex;
 use serde_json::{Value, json};
 
 use super::*;
+use crate::rules::realm::{
+    CODE_PATTERN, LABEL_KEY_PATTERN, LABEL_VALUE_PATTERN, NAMESPACE_PATTERN, ONE_LINE_PATTERN,
+    PLACEHOLDERS_PATTERN,
+};
+use crate::rules::tokens::AUDIENCE_PATTERN;
 
 fn realm(spec: Value) -> TwoFactorRealm {
     TwoFactorRealm::new("default", serde_json::from_value(spec).unwrap())
@@ -220,7 +225,7 @@ fn the_patterns_of_the_schema_and_the_checks_agree() {
         let name = !text.contains('.') && is_object_name(text);
         assert_eq!(matches(NAMESPACE_PATTERN), name, "namespace {text:?}");
     }
-    let audience = Regex::new(tokens::AUDIENCE_PATTERN).unwrap();
+    let audience = Regex::new(AUDIENCE_PATTERN).unwrap();
     for byte in 0..=127_u8 {
         let text = format!("a{}", char::from(byte));
         assert_eq!(

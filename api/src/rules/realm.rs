@@ -1,0 +1,106 @@
+//! The rules of a realm.
+
+use std::ops::RangeInclusive;
+
+use kube::core::{Message, Rule};
+use twofactor_core::audit::LONGEST_RETENTION_DAYS;
+use twofactor_core::limits::{
+    LONGEST_INTERVAL_SECONDS, MOST_DELIVERIES_PER_HOUR, MOST_GENERATES_PER_HOUR,
+};
+use twofactor_core::message::{Part, PartError};
+
+use super::pattern_rule;
+use crate::labels;
+
+/// Allowed lifetimes of a delivered code, in minutes.
+pub(crate) const EXPIRATION_MINUTES: RangeInclusive<i32> = 1..=10;
+/// Maximum number of namespaces that can be named.
+pub(crate) const NAMES: usize = 256;
+/// Maximum number of requirements of a selector, of each kind.
+pub(crate) const REQUIREMENTS: usize = 16;
+/// Maximum number of values of a requirement.
+pub(crate) const VALUES: usize = 64;
+/// Maximum length of a namespace's name.
+pub(crate) const NAMESPACE_CHARACTERS: usize = 63;
+/// Maximum length of a label's key: a prefix of 253 characters, a slash and a name of 63.
+pub(crate) const LABEL_KEY_CHARACTERS: usize = 317;
+/// Maximum length of a label's value.
+pub(crate) const LABEL_VALUE_CHARACTERS: usize = 63;
+/// Maximum length of a message's subject.
+pub(crate) const SUBJECT_CHARACTERS: usize = Part::Subject.longest();
+/// Maximum length of a message's text.
+pub(crate) const TEXT_CHARACTERS: usize = Part::Text.longest();
+/// Maximum length of a message's HTML.
+pub(crate) const HTML_CHARACTERS: usize = Part::Html.longest();
+/// Maximum length of a text message.
+pub(crate) const SMS_CHARACTERS: usize = Part::Sms.longest();
+/// Allowed intervals between two codes for a user, in seconds.
+pub(crate) const GENERATE_INTERVAL_SECONDS: RangeInclusive<i32> =
+    0..=LONGEST_INTERVAL_SECONDS as i32;
+/// Allowed numbers of codes for a user within an hour.
+pub(crate) const GENERATES_PER_HOUR: RangeInclusive<i32> = 0..=MOST_GENERATES_PER_HOUR as i32;
+/// Allowed numbers of codes that are sent for a realm within an hour.
+pub(crate) const DELIVERIES_PER_HOUR: RangeInclusive<i32> =
+    0..=MOST_DELIVERIES_PER_HOUR.cast_signed();
+/// Allowed numbers of days for which the users' histories are kept.
+pub(crate) const RETENTION_DAYS: RangeInclusive<i32> = 1..=LONGEST_RETENTION_DAYS as i32;
+
+pub(crate) const NAMESPACE_PATTERN: &str = "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$";
+pub(crate) const LABEL_KEY_PATTERN: &str = r"^([a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*/)?([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]$";
+pub(crate) const LABEL_VALUE_PATTERN: &str = r"^(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?$";
+/// Text in which two opening braces begin a known placeholder.
+pub(crate) const PLACEHOLDERS_PATTERN: &str =
+    r"^([^{]|\{[^{]|\{\{ *(code|expires_at|issuer|username|service|context) *\}\})*\{?$";
+pub(crate) const CODE_PATTERN: &str = r"\{\{ *code *\}\}";
+pub(crate) const ONE_LINE_PATTERN: &str = r"^[^\p{Cc}\p{Zl}\p{Zp}]*$";
+
+pub(crate) const NAME_NOT_DEFAULT: &str = "must be default: there is one realm in a namespace";
+pub(crate) const NAMESPACE_MESSAGE: &str =
+    "is not the name of a namespace: at most 63 lower case letters, digits and hyphens are allowed";
+pub(crate) const EMPTY_SELECTOR: &str =
+    "must have matchLabels or matchExpressions: an empty selector would let every namespace in";
+pub(crate) const LABEL_KEY_MESSAGE: &str =
+    "is not the key of a label: write it like team or example.org/team";
+pub(crate) const LABEL_VALUE_MESSAGE: &str = "is not the value of a label: at most 63 letters, digits, hyphens, underscores and dots are allowed, \
+                                   the first and the last a letter or a digit";
+pub(crate) const VALUES_MESSAGE: &str = "must be there for In and NotIn, and for nothing else";
+const PLACEHOLDERS_MESSAGE: &str = "has {{ without }}, or a placeholder that there is not: there are {{code}}, {{expires_at}}, \
+                                    {{issuer}}, {{username}}, {{service}}, {{context}}";
+
+pub(crate) fn name_rule() -> Rule {
+    Rule::new(format!("self.metadata.name == '{}'", labels::REALM_NAME))
+        .message(Message::Message(format!("metadata.name {NAME_NOT_DEFAULT}")))
+}
+
+pub(crate) fn selector_rule() -> Rule {
+    Rule::new(
+        "(has(self.matchLabels) && self.matchLabels.size() > 0) || (has(self.matchExpressions) && \
+         self.matchExpressions.size() > 0)",
+    )
+    .message(EMPTY_SELECTOR)
+}
+
+pub(crate) fn label_keys_rule() -> Rule {
+    Rule::new(format!(
+        "self.all(key, key.size() <= {LABEL_KEY_CHARACTERS} && key.matches(r'{LABEL_KEY_PATTERN}'))"
+    ))
+    .message(Message::Message(format!("a key {LABEL_KEY_MESSAGE}")))
+}
+
+pub(crate) fn values_rule() -> Rule {
+    Rule::new("(self.operator in ['In', 'NotIn']) == (has(self.values) && self.values.size() > 0)")
+        .message(VALUES_MESSAGE)
+        .field_path(".values")
+}
+
+pub(crate) fn placeholders_rule() -> Rule {
+    pattern_rule(PLACEHOLDERS_PATTERN, PLACEHOLDERS_MESSAGE)
+}
+
+pub(crate) fn code_rule() -> Rule {
+    pattern_rule(CODE_PATTERN, PartError::NoCode.to_string())
+}
+
+pub(crate) fn one_line_rule() -> Rule {
+    pattern_rule(ONE_LINE_PATTERN, PartError::NotOneLine.to_string())
+}
