@@ -5,7 +5,10 @@ use twofactor_core::totp::Algorithm;
 use twofactor_core::user::{EmailAddressError, PhoneNumberError};
 
 use super::*;
-use crate::rules::user::ALGORITHMS;
+use crate::rules::user::{
+    ALGORITHMS, email_needed_rule, name_rule, own_secret_rule, phone_number_needed_rule,
+    username_rule,
+};
 
 /// A user called alice with this spec, as the API server would hand it out.
 fn user(spec: Value) -> TwoFactorUser {

@@ -140,7 +140,7 @@ impl RedisStore {
                 period: request.period,
                 lifetime: millis(request.lifetime),
                 interval: millis(request.limits.generate_interval()),
-                most_per_hour: request.limits.generates_per_hour,
+                most_per_hour: request.limits.generates_per_hour.into(),
                 most_in_flight: MOST_CODES_IN_FLIGHT,
                 retention: millis(request.audit.retention),
                 channel: request.audit.channel.name(),

@@ -210,7 +210,7 @@ impl SettingsWatch {
         mut show: impl FnMut(Setting, Strength, Option<bool>),
     ) -> Duration {
         let Ok(found) = store.settings().await else { return RETRY_INTERVAL };
-        self.log_changes(&found);
+        self.log_changes(found);
         for (setting, strength) in found {
             let known = (strength != Strength::Unknown).then_some(strength == Strength::Enough);
             show(setting, strength, known);
@@ -219,9 +219,9 @@ impl SettingsWatch {
     }
 
     /// Logs what has changed since the last check.
-    fn log_changes(&mut self, found: &Strengths) {
+    fn log_changes(&mut self, found: Strengths) {
         for (setting, strength) in found {
-            let before = self.last.insert(*setting, *strength);
+            let before = self.last.insert(setting, strength);
             match strength {
                 Strength::Weak if before != Some(Strength::Weak) => {
                     tracing::warn!(setting = setting.name(), "Redis: {}", setting.advice());

@@ -216,7 +216,7 @@ impl Realm {
             period: totp.period(),
             lifetime: millis(policy.otp_lifetime.duration()),
             interval: millis(policy.limits.generate_interval()),
-            most_per_hour: policy.limits.generates_per_hour,
+            most_per_hour: policy.limits.generates_per_hour.into(),
             most_in_flight: MOST_CODES_IN_FLIGHT,
             retention: millis(AuditPolicy::default().retention()),
             channel: "email",
