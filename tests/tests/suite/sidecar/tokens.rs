@@ -234,7 +234,7 @@ async fn the_python_of_the_page_takes_good_tokens_and_no_others() {
     assert!(check(&token, SHARED, "kms", "people", "", "50").is_ok());
     for (key, audience, realm, context, later, reason) in [
         ("another key of thirty-two bytes or so", "kms", "people", "", "0", "wrong signature"),
-        (SHARED, "shop", "people", "", "0", "for somebody else"),
+        (SHARED, "shop", "people", "", "0", "for another audience"),
         (SHARED, "kms", "others", "", "0", "of another issuer or realm"),
         (SHARED, "kms", "people", "transfer 900 to X", "0", "for something else"),
         (SHARED, "kms", "people", context, "61", "expired"),
@@ -299,8 +299,8 @@ async fn the_go_of_the_page_takes_good_tokens_and_no_others() {
     let keys = dev.api.get("/.well-known/jwks.json").await;
     assert_eq!(keys.header("content-type"), Some("application/jwk-set+json"));
     assert!(!keys.body.contains("\"d\""), "public keys only: {}", keys.body);
-    let token = dev.token("alice", Some("transfer 100 to X")).await;
     let (folder, program) = go_program();
+    let token = dev.token("alice", Some("transfer 100 to X")).await;
     let file = |name: &str, content: &str| {
         let path = folder.path().join(name);
         fs::write(&path, content).unwrap();
@@ -331,7 +331,7 @@ async fn the_go_of_the_page_takes_good_tokens_and_no_others() {
     for (keys, audience, realm, later, reason) in [
         (&others, "kms", "people", "0", "unknown key"),
         (&none, "kms", "people", "0", "unknown key"),
-        (&known, "shop", "people", "0", "for somebody else"),
+        (&known, "shop", "people", "0", "for another audience"),
         (&known, "kms", "others", "0", "of another issuer or realm"),
         (&known, "kms", "people", "301", "expired"),
     ] {
