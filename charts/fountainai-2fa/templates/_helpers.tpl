@@ -1,4 +1,4 @@
-{{/* Labels of every object. Enters: the root. */}}
+{{/* Labels of every object. Takes the root. */}}
 {{- define "twofactor.labels" -}}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
@@ -9,7 +9,7 @@ app.kubernetes.io/part-of: fountainai-2fa
 {{- end }}
 {{- end }}
 
-{{/* What selects the operator's pods. The value never changes within a release: selectors cannot. */}}
+{{/* Labels that select the operator's pods. They must not change within a release, because selectors are immutable. */}}
 {{- define "twofactor.operator.selector" -}}
 app.kubernetes.io/name: twofactor-operator
 app.kubernetes.io/instance: {{ .Release.Name }}
@@ -25,12 +25,12 @@ app.kubernetes.io/name: twofactor-test
 app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end }}
 
-{{/* A map as text, and nothing when it is empty. */}}
+{{/* A map as text, or nothing if it is empty. */}}
 {{- define "twofactor.yaml" -}}
 {{- with . }}{{ toYaml . }}{{ end }}
 {{- end }}
 
-{{/* Metadata of an object. Enters: root, name, and, where it needs them, namespaced, labels (text), annotations (a map). */}}
+{{/* Metadata of an object. Takes root, name, and optionally namespaced, labels (text) and annotations (a map). */}}
 {{- define "twofactor.metadata" -}}
 metadata:
   name: {{ .name }}
@@ -48,7 +48,7 @@ metadata:
   {{- end }}
 {{- end }}
 
-{{/* An image's full name. Enters: root, image. */}}
+{{/* Full name of an image. Takes root and image. */}}
 {{- define "twofactor.image" -}}
 {{- with .root.Values.image.registry }}{{ . }}/{{ end }}{{ .image.repository }}
 {{- if .image.digest }}@{{ .image.digest }}{{ else }}:{{ .image.tag | default .root.Chart.AppVersion }}{{ end }}
@@ -58,14 +58,14 @@ metadata:
 {{ .Values.operator.serviceAccount.name | default .Values.name }}
 {{- end }}
 
-{{/* The Secret with the providers, or nothing. */}}
+{{/* Name of the Secret with the providers, or nothing. */}}
 {{- define "twofactor.providers" -}}
 {{- if .Values.providers.existingSecret }}{{ .Values.providers.existingSecret }}
 {{- else if or .Values.smtp.server .Values.twilio.accountSid .Values.codesWebhook.url }}{{ .Values.name }}-providers
 {{- end }}
 {{- end }}
 
-{{/* What Pod Security "restricted" asks of every container. */}}
+{{/* Security context that the Pod Security level "restricted" demands of every container. */}}
 {{- define "twofactor.containerSecurity" -}}
 allowPrivilegeEscalation: false
 readOnlyRootFilesystem: true
@@ -73,7 +73,7 @@ capabilities:
   drop: [ALL]
 {{- end }}
 
-{{/* The documents of the operator's RBAC file, as a list under "items", under this release's name. Enters: the root. */}}
+{{/* Documents of the operator's RBAC file, as a list under "items", renamed for this release. Takes the root. */}}
 {{- define "twofactor.rbac" -}}
 {{- $items := list }}
 {{- range regexSplit "(?m)^---$" (.Files.Get "files/rbac.yaml") -1 }}
@@ -82,7 +82,7 @@ capabilities:
 {{- dict "items" $items | toJson | replace "\"twofactor-operator\"" (.Values.name | toJson) }}
 {{- end }}
 
-{{- /* The Secret with the authority of a Redis of one's own, if there is one. */}}
+{{- /* Name of the Secret with the certificate authority of an existing Redis, or nothing. */}}
 {{- define "twofactor.redis.ca" -}}
 {{- if not .Values.redis.enabled }}{{ .Values.redis.existing.caSecretRef.name }}{{ end }}
 {{- end }}
