@@ -1,5 +1,4 @@
-//! The CRDs as YAML. Enters: nothing. Leaves: the files of the folder `crds`, generated from the
-//! types.
+//! Generates the files of the folder `crds` from the types.
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::CustomResourceExt;

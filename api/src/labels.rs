@@ -1,5 +1,4 @@
-//! Names that several parts of the system must spell alike. Enters: a user's name. Leaves: names of
-//! objects, labels, conditions and keys.
+//! Holds the names that several programs must spell alike: objects, labels, conditions and keys.
 
 /// The API group of every custom resource here, and the prefix of every label and annotation.
 pub const GROUP: &str = "twofactor.fountainai.io";

@@ -1,13 +1,13 @@
 //! The Kubernetes types of the two-factor system.
 //!
-//! What enters: manifests, from the API server or as YAML text. What leaves: validated users of
-//! `twofactor_core`, problems that name file, line and field, and the CRDs that make an API server
-//! refuse the same things. There is no I/O and no Kubernetes client in this crate, so the sidecar
-//! links it too.
+//! This crate reads manifests, from the API server or as YAML text, and turns them into validated
+//! users of `twofactor_core`, or into problems that name file, line and field. The CRDs make an API
+//! server reject the same problems. There is no I/O and no Kubernetes client in this crate, so that
+//! the sidecar can link it too.
 //!
-//! [`user`] and [`realm`] are what an administrator writes and [`validate`] what becomes of it;
-//! [`manifest`] reads it from text, [`crds`] describes it to an API server, [`labels`] holds the
-//! names that every part of the system must spell alike.
+//! [`user`] and [`realm`] are what an administrator writes, and [`validate`] checks it by the rules
+//! that the schema has too; [`manifest`] reads it from text, [`crds`] describes it to an API
+//! server, and [`labels`] holds the names that several programs must spell alike.
 
 pub mod crds;
 pub mod labels;

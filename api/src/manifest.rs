@@ -1,8 +1,8 @@
-//! Manifests on disk, read without an API server. Enters: the name and the content of a file.
-//! Leaves: the users and Secrets in it, and a [`Problem`] with file, line and field for everything
-//! that an API server would refuse.
+//! Reads manifests from files, without an API server.
 //!
-//! A document with a problem is left out; the others of the file are read all the same.
+//! Returns the users and Secrets of a file, and a [`Problem`] with file, line and field for
+//! everything that an API server would reject. A document with a problem is left out; the others of
+//! the file are still read.
 
 use std::collections::BTreeMap;
 use std::fmt;

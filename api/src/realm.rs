@@ -1,8 +1,7 @@
-//! [`TwoFactorRealm`]: what an administrator writes about all users of a namespace, and what the
-//! operator answers.
+//! Defines [`TwoFactorRealm`]: what an administrator writes about all users of a namespace, and the
+//! status that the operator writes.
 //!
-//! Enters: a manifest. Leaves: its fields as they were written, for
-//! [`validate::realm`](crate::validate::realm) to judge.
+//! Fields are read as they were written; [`validate::realm`](crate::validate::realm) checks them.
 
 // `KubeSchema` copies each type into a function, where its `pub` reaches nobody.
 #![allow(unreachable_pub)]
@@ -23,7 +22,7 @@ use crate::user::conditions_schema;
 // The doc comments of the fields are what `kubectl explain` prints: plain text, for an
 // administrator.
 
-/// What an administrator says about the users of a namespace.
+/// What an administrator writes about the users of a namespace.
 #[derive(CustomResource, KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[kube(
     group = "twofactor.fountainai.io",
@@ -36,9 +35,9 @@ use crate::user::conditions_schema;
     namespaced,
     status = "TwoFactorRealmStatus",
     derive = "PartialEq",
-    doc = "What holds for all users of a namespace: which other namespaces may verify them, and how codes are delivered. There \
-           is at most one in a namespace, named default; without one, only the namespace itself is let in, and the operator's \
-           own settings hold.",
+    doc = "Settings of all users of a namespace: which other namespaces may verify them, and how codes are delivered. \
+           There is at most one in a namespace, named default. Without one, only the namespace itself is allowed, and \
+           the operator's own settings apply.",
     printcolumn(
         name = "Ready",
         type_ = "string",
@@ -49,19 +48,19 @@ use crate::user::conditions_schema;
         name = "Namespaces",
         type_ = "integer",
         json_path = ".status.namespacesServed",
-        description = "How many namespaces are let in, this one included"
+        description = "Number of allowed namespaces, this one included"
     ),
     printcolumn(
         name = "Users",
         type_ = "integer",
         json_path = ".status.users",
-        description = "How many users there are"
+        description = "Number of users"
     ),
     printcolumn(
         name = "Outdated",
         type_ = "integer",
         json_path = ".status.outdatedSidecars",
-        description = "How many pods run a sidecar of another version than the operator's"
+        description = "Number of pods whose sidecar has another version than the operator"
     ),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
     printcolumn(
@@ -75,16 +74,16 @@ use crate::user::conditions_schema;
         name = "Message",
         type_ = "string",
         json_path = ".status.conditions[?(@.type==\"Ready\")].message",
-        description = "What there is to say about that",
+        description = "Details of the reason",
         priority = 1
     ),
     validation = rules::name_rule()
 )]
 #[serde(rename_all = "camelCase")]
 pub struct TwoFactorRealmSpec {
-    /// Who asks for the code, as mails and authenticator apps show it: 1 to 100 characters, no
-    /// colon, no control characters. A user's own issuer comes first. It defaults to the
-    /// operator's.
+    /// The name of the issuer that mails and authenticator apps show: 1 to 100 characters, no
+    /// colon, no control characters. A user's own issuer takes precedence. It defaults to the
+    /// operator's issuer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(
         with = "String",
@@ -94,58 +93,58 @@ pub struct TwoFactorRealmSpec {
     #[x_kube(validation = shared::pattern_rule(shared::ISSUER_PATTERN, shared::ISSUER_MESSAGE))]
     pub issuer: Option<String>,
 
-    /// For how many minutes a delivered code is accepted: 1 to 10. It defaults to the operator's.
+    /// Number of minutes for which a delivered code is accepted: 1 to 10. It defaults to the
+    /// operator's setting.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "i32", range(min = *rules::EXPIRATION_MINUTES.start(), max = *rules::EXPIRATION_MINUTES.end()))]
     pub otp_expiration_minutes: Option<i32>,
 
-    /// The namespaces whose services may verify the users of this one, which is always let in
-    /// itself. Everybody there who may read Secrets, create pods or run commands in them is trusted
-    /// with that.
+    /// The namespaces whose services may verify the users of this one. The namespace itself is
+    /// always allowed. Everyone who may read Secrets, create pods or run commands in pods there can
+    /// verify these users too.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "AllowedNamespaces")]
     pub allowed_namespaces: Option<AllowedNamespaces>,
 
-    /// How codes reach the users. Without it, the operator's own providers are used.
+    /// How codes are delivered. Without it, the operator's own providers are used.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Delivery")]
     pub delivery: Option<Delivery>,
 
-    /// Signed tokens after a success, for requests that name an audience. Without it there are
-    /// none, unless the operator's own settings say so.
+    /// Signed tokens after a successful verification, for requests that name an audience. Without
+    /// it, the operator's own settings decide whether there are tokens.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Tokens")]
     pub tokens: Option<Tokens>,
 
-    /// Whether answers keep to themselves who is a user and why a code was not accepted, so that
-    /// services can pass them on to the public. It defaults to the operator's setting, which is
-    /// false as a rule.
+    /// Whether answers hide who is a user and why a code was not accepted, so that services can
+    /// pass them on to the public. It defaults to the operator's setting, which is false unless an
+    /// administrator has changed it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "bool")]
     pub uniform_answers: Option<bool>,
 
-    /// How often codes are made and sent. What is not said is as the operator's own settings have
-    /// it.
+    /// Limits on how often codes are issued and sent. Absent limits default to the operator's
+    /// settings.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "LimitsSpec")]
     pub limits: Option<LimitsSpec>,
 
-    /// What is kept of each request in the users' histories. What is not said is as the operator's
-    /// own settings have it.
+    /// What is recorded of each request in the users' histories. Absent fields default to the
+    /// operator's settings.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "AuditSpec")]
     pub audit: Option<AuditSpec>,
 
-    /// What messages say. A realm that writes any part of them itself has none of the operator's
-    /// parts.
+    /// The texts of messages. If the realm sets one of them, none of the operator's texts are used.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "MessageSpec")]
     pub message: Option<MessageSpec>,
 }
 
-/// The texts of messages. They are filled in with {{code}}, {{expires_at}}, {{issuer}},
-/// {{username}}, {{service}} and {{context}}, which is what the user confirms, if the service said
-/// so; a text without {{context}} gets it at the end.
+/// The texts of messages. Placeholders are {{code}}, {{expires_at}}, {{issuer}}, {{username}},
+/// {{service}} and {{context}}, which is what the user confirms, if the service has sent it; it is
+/// appended to a text without {{context}}.
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct MessageSpec {
@@ -164,16 +163,16 @@ pub struct MessageSpec {
     #[x_kube(validation = rules::code_rule())]
     pub text: Option<String>,
 
-    /// The text of mails once more, as HTML of at most 16000 characters, for programs that show it.
-    /// It must contain {{code}}. What is filled in is escaped.
+    /// The text of mails as HTML, at most 16000 characters, for mail programs that show HTML. It
+    /// must contain {{code}}. Values are escaped.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "String", length(min = 1, max = rules::HTML_CHARACTERS))]
     #[x_kube(validation = rules::placeholders_rule())]
     #[x_kube(validation = rules::code_rule())]
     pub html: Option<String>,
 
-    /// The text of text messages, at most 1000 characters, and 1600 with the longest values. It
-    /// must contain {{code}}.
+    /// The text of text messages, at most 1000 characters, and at most 1600 with the longest
+    /// values. It must contain {{code}}.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "String", length(min = 1, max = rules::SMS_CHARACTERS))]
     #[x_kube(validation = rules::placeholders_rule())]
@@ -181,45 +180,46 @@ pub struct MessageSpec {
     pub sms: Option<String>,
 }
 
-/// How often codes are made and sent.
+/// Limits on how often codes are issued and sent.
 #[derive(JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct LimitsSpec {
-    /// How many seconds pass from one code for a user to the next, whoever asks: 0 to 3600. 0 is no
-    /// limit.
+    /// Minimum number of seconds between two codes for a user, of all services together: 0 to 3600.
+    /// 0 means no limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "i32", range(min = *rules::GENERATE_INTERVAL_SECONDS.start(), max = *rules::GENERATE_INTERVAL_SECONDS.end()))]
     pub generate_interval_seconds: Option<i32>,
 
-    /// How many codes there are for a user within an hour, whoever asks: 0 to 100. 0 is no limit.
+    /// Maximum number of codes for a user within an hour, of all services together: 0 to 100. 0
+    /// means no limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "i32", range(min = *rules::GENERATES_PER_HOUR.start(), max = *rules::GENERATES_PER_HOUR.end()))]
     pub generates_per_hour: Option<i32>,
 
-    /// How many codes are sent for all users of the realm within an hour: 0 to 1000000. 0 is no
-    /// limit.
+    /// Maximum number of codes that are sent for all users of the realm within an hour: 0 to
+    /// 1000000. 0 means no limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "i32", range(min = *rules::DELIVERIES_PER_HOUR.start(), max = *rules::DELIVERIES_PER_HOUR.end()))]
     pub deliveries_per_hour: Option<i32>,
 }
 
-/// What is kept of each request.
+/// What is recorded of each request.
 #[derive(JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct AuditSpec {
-    /// For how many days: 1 to 365.
+    /// Number of days for which entries are kept: 1 to 365.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "i32", range(min = *rules::RETENTION_DAYS.start(), max = *rules::RETENTION_DAYS.end()))]
     pub retention_days: Option<i32>,
 
-    /// Whether the end user's address and program are kept, in the history and in the sidecars'
-    /// log, where services pass them on.
+    /// Whether the end user's address and user agent are recorded, in the history and in the
+    /// sidecars' log, if services pass them on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "bool")]
     pub origin: Option<bool>,
 }
 
-/// The namespaces that are let in: those that are named, and those that the selector chooses.
+/// The allowed namespaces: those in names and those that the selector selects.
 #[derive(JsonSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct AllowedNamespaces {
@@ -228,8 +228,8 @@ pub struct AllowedNamespaces {
     #[schemars(schema_with = "names_schema")]
     pub names: Vec<String>,
 
-    /// Chooses namespaces by their labels. Every requirement must hold, and there must be at least
-    /// one. Whoever may label namespaces decides who is chosen.
+    /// Selects namespaces by their labels. Every requirement must be met, and there must be at
+    /// least one. Everyone who may label namespaces can make the selector select them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "NamespaceSelector")]
     pub selector: Option<NamespaceSelector>,
@@ -252,7 +252,7 @@ pub struct NamespaceSelector {
     pub match_expressions: Vec<Requirement>,
 }
 
-/// Something that a namespace's labels must meet.
+/// A requirement that a namespace's labels must meet.
 #[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[x_kube(validation = rules::values_rule())]
 #[serde(rename_all = "camelCase")]
@@ -261,31 +261,31 @@ pub struct Requirement {
     #[schemars(length(min = 1, max = rules::LABEL_KEY_CHARACTERS), regex(pattern = rules::LABEL_KEY_PATTERN))]
     pub key: String,
 
-    /// How the label's value and values belong together: In, NotIn (true without the label, too),
+    /// How the label's value is compared with values: In, NotIn (also met without the label),
     /// Exists or DoesNotExist.
     #[schemars(schema_with = "operator_schema")]
     pub operator: Operator,
 
-    /// The values for In and NotIn; none for the others.
+    /// The values of In and NotIn; empty for the others.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "values_schema")]
     pub values: Vec<String>,
 }
 
-/// What a requirement asks of a label.
+/// How a requirement compares a label.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Operator {
-    /// It has one of the values.
+    /// The label has one of the values.
     In,
-    /// It has none of the values, or is not there.
+    /// The label has none of the values, or does not exist.
     NotIn,
-    /// It is there.
+    /// The label exists.
     Exists,
-    /// It is not there.
+    /// The label does not exist.
     DoesNotExist,
 }
 
-/// How codes reach the users.
+/// How codes are delivered.
 #[derive(JsonSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Delivery {
@@ -294,7 +294,7 @@ pub struct Delivery {
     /// SMTP_CA. Text messages: TWILIO_ACCOUNT_SID, TWILIO_AUTH_TOKEN, TWILIO_PHONE_NUMBER or
     /// TWILIO_MESSAGING_SERVICE_SID, TWILIO_API_URL, TWILIO_CA, TWILIO_ALLOW_HTTP. Webhook:
     /// WEBHOOK_URL, WEBHOOK_SECRET, WEBHOOK_CA, WEBHOOK_ALLOW_HTTP. The operator's own providers
-    /// are not used then.
+    /// are then not used.
     pub secret_ref: DeliverySecret,
 }
 
@@ -308,49 +308,49 @@ pub struct DeliverySecret {
     pub name: String,
 }
 
-/// What the operator says about a realm.
+/// What the operator reports about a realm.
 #[derive(JsonSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct TwoFactorRealmStatus {
-    /// The generation of the realm that this status is about.
+    /// The generation of the realm that this status describes.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "i64")]
     pub observed_generation: Option<i64>,
 
-    /// What is known about the realm. Ready sums up what services need; Isolated says whether Redis
-    /// itself keeps the services of one namespace from the keys of others.
+    /// The current conditions of the realm. Ready summarizes what services need; Isolated says
+    /// whether Redis itself denies the services of one namespace access to the keys of others.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "conditions_schema")]
     pub conditions: Vec<Condition>,
 
-    /// The namespaces that are let in, this one included: the first 100 by name.
+    /// The allowed namespaces, this one included: the first 100 by name.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub namespaces: Vec<String>,
 
-    /// How many namespaces are let in, this one included.
+    /// Number of allowed namespaces, this one included.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "i64")]
     pub namespaces_served: Option<i64>,
 
-    /// How many users there are.
+    /// Number of users.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "i64")]
     pub users: Option<i64>,
 
-    /// How many of them services can verify.
+    /// Number of users that services can verify.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "i64")]
     pub users_ready: Option<i64>,
 
-    /// How many pods that verify these users run a sidecar of another version than the operator's.
-    /// They change when they are made anew.
+    /// Number of pods that verify these users with a sidecar of another version than the operator.
+    /// They get the operator's version when they are created again.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "i64")]
     pub outdated_sidecars: Option<i64>,
 }
 
 impl Operator {
-    /// All of them, in the order of the documentation.
+    /// All operators, in the order of the documentation.
     pub const ALL: [Self; 4] = [Self::In, Self::NotIn, Self::Exists, Self::DoesNotExist];
 
     /// The name that manifests use.

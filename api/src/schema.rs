@@ -1,9 +1,9 @@
-//! What the CRD's schema says about a tree. Enters: a schema and a [`Node`]. Leaves: unknown
-//! fields, fields that are missing and values of a wrong type, all of them.
+//! Checks a YAML tree against the schema of a CRD, and reports every unknown field, missing field
+//! and value of a wrong type.
 //!
-//! The types in Rust are not asked: they must tolerate the fields of a newer version when they come
-//! from an API server, and serde would stop at the first error. Ranges and patterns are
-//! [`validate`](crate::validate)'s.
+//! The Rust types are not used for this: they must accept the fields of a newer version when they
+//! come from an API server, and serde would stop at the first error. [`validate`](crate::validate)
+//! checks ranges and patterns.
 
 use serde_json::Value as Json;
 

@@ -1,4 +1,4 @@
-//! What a realm says about tokens. Enters: a manifest. Leaves: its fields as they were written.
+//! Defines what an administrator writes about a realm's tokens.
 
 // `KubeSchema` copies each type into a function, where its `pub` reaches nobody.
 #![allow(unreachable_pub)]
@@ -15,21 +15,21 @@ use crate::rules::{self as shared, tokens as rules};
 // The doc comments of the fields are what `kubectl explain` prints: plain text, for an
 // administrator.
 
-/// Signed tokens after a success.
+/// Signed tokens after a successful verification.
 #[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Tokens {
-    /// Whom tokens can be for, 1 to 64. A request to verify names one of them.
+    /// The audiences that tokens can be for, 1 to 64. A request to verify names one of them.
     #[schemars(schema_with = "audiences_schema")]
     pub audiences: Vec<String>,
 
-    /// How tokens are signed: HS256 with a shared key, with which whoever can check a token can
-    /// make one, or EdDSA, with a key whose public half others check with.
+    /// How tokens are signed: HS256 with a shared key, so that everyone who can check a token can
+    /// also make one, or EdDSA with a private key, whose public key is enough to check a token.
     #[serde(default)]
     #[schemars(schema_with = "algorithm_schema")]
     pub algorithm: TokenAlgorithm,
 
-    /// For how many seconds a token is good: 1 to 300. It defaults to 300.
+    /// Number of seconds for which a token is valid: 1 to 300. It defaults to 300.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "i32", range(min = *rules::LIFETIME_SECONDS.start(), max = *rules::LIFETIME_SECONDS.end()))]
     pub lifetime_seconds: Option<i32>,

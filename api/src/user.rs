@@ -1,8 +1,9 @@
-//! [`TwoFactorUser`]: what an administrator writes about a user, and what the operator answers.
+//! Defines [`TwoFactorUser`]: what an administrator writes about a user, and the status that the
+//! operator writes.
 //!
-//! Enters: a manifest. Leaves: its fields as they were written, for [`validate`](crate::validate)
-//! to judge. The schema and the rules for the API server are derived from the types here; what they
-//! have in common with `validate` (ranges, patterns, sentences) is written once, there.
+//! Fields are read as they were written; [`validate`](crate::validate) checks them. The schema and
+//! the rules for the API server are derived from these types, with the ranges, patterns and
+//! messages of `rules`.
 
 // `KubeSchema` copies each type into a function, where its `pub` reaches nobody.
 #![allow(unreachable_pub)]
@@ -21,7 +22,7 @@ use crate::rules::{self as shared, user as rules};
 // The doc comments of the fields are what `kubectl explain` prints: plain text, for an
 // administrator.
 
-/// What an administrator says about a user.
+/// What an administrator writes about a user.
 #[derive(CustomResource, KubeSchema, Clone, PartialEq, Serialize, Deserialize)]
 #[kube(
     group = "twofactor.fountainai.io",
@@ -35,7 +36,7 @@ use crate::rules::{self as shared, user as rules};
     status = "TwoFactorUserStatus",
     derive = "PartialEq",
     doc = "A user with a second factor. The operator creates the user's TOTP secret in the Secret <name>-totp of the \
-           same namespace, and every FountainAI service that this namespace lets in can then ask the user for a code.",
+           same namespace, and FountainAI services in every allowed namespace can then ask the user for a code.",
     printcolumn(
         name = "Username",
         type_ = "string",
@@ -52,7 +53,7 @@ use crate::rules::{self as shared, user as rules};
         name = "Enabled",
         type_ = "boolean",
         json_path = ".spec.enabled",
-        description = "Whether the user is verified at all"
+        description = "Whether services can verify the user"
     ),
     printcolumn(
         name = "Ready",
@@ -78,7 +79,7 @@ use crate::rules::{self as shared, user as rules};
         name = "Message",
         type_ = "string",
         json_path = ".status.conditions[?(@.type==\"Ready\")].message",
-        description = "What there is to say about that",
+        description = "Details of the reason",
         priority = 1
     ),
     validation = rules::name_rule(),
@@ -102,13 +103,13 @@ pub struct TwoFactorUserSpec {
     #[x_kube(validation = shared::pattern_rule(rules::USERNAME_PATTERN, rules::USERNAME_MESSAGE))]
     pub username: Option<String>,
 
-    /// Whether the user can be verified. A disabled user is answered like an unknown one and keeps
-    /// their TOTP secret.
+    /// Whether services can verify the user. For a disabled user, services get the same answer as
+    /// for an unknown one; the TOTP secret is kept.
     #[serde(default = "enabled_unless_said")]
     pub enabled: bool,
 
-    /// The address that codes are mailed to, like name@example.org. Needed when deliveryMethod is
-    /// email.
+    /// The address that codes are mailed to, like name@example.org. It is required if
+    /// deliveryMethod is email.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(
         with = "String",
@@ -119,8 +120,8 @@ pub struct TwoFactorUserSpec {
     pub email: Option<String>,
 
     /// The number that codes are sent to as text messages, in international format: a plus sign and
-    /// 7 to 15 digits, the first not 0. Put it in quotes, or YAML reads a number. Needed when
-    /// deliveryMethod is sms.
+    /// 7 to 15 digits, the first not 0. Put it in quotes, because YAML would read a number. It is
+    /// required if deliveryMethod is sms.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(
         with = "String",
@@ -130,8 +131,8 @@ pub struct TwoFactorUserSpec {
     #[x_kube(validation = shared::pattern_rule(rules::PHONE_NUMBER_PATTERN, rules::phone_number_message()))]
     pub phone_number: Option<String>,
 
-    /// How the user gets codes: email, sms, webhook (a signed request to the realm's webhook), or
-    /// app (an authenticator app computes them; none are sent).
+    /// How the user gets codes: email, sms, webhook (a signed request to the realm's webhook) or
+    /// app (an authenticator app computes them, and none are sent).
     #[serde(default)]
     #[schemars(schema_with = "delivery_method_schema")]
     pub delivery_method: DeliveryMethod,
@@ -141,12 +142,11 @@ pub struct TwoFactorUserSpec {
     #[schemars(with = "SecretReference")]
     pub secret_ref: Option<SecretReference>,
 
-    /// How codes are computed from the TOTP secret. The defaults are what every authenticator app
-    /// supports.
+    /// How codes are computed from the TOTP secret. Every authenticator app supports the defaults.
     #[serde(default)]
     pub totp: TotpSpec,
 
-    /// Who asks for the code, as authenticator apps show it: 1 to 100 characters, no colon, no
+    /// The name of the issuer that authenticator apps show: 1 to 100 characters, no colon, no
     /// control characters. It defaults to the realm's issuer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(
@@ -162,8 +162,8 @@ pub struct TwoFactorUserSpec {
 #[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct SecretReference {
-    /// The name of a Secret in the same namespace. It must not be the one that the operator writes
-    /// for this user.
+    /// The name of a Secret in the same namespace. It must not be the Secret that the operator
+    /// writes for this user.
     #[schemars(length(min = 1, max = shared::NAME_CHARACTERS), regex(pattern = shared::NAME_PATTERN))]
     #[x_kube(validation = shared::pattern_rule(shared::NAME_PATTERN, shared::NAME_MESSAGE))]
     pub name: String,
@@ -180,34 +180,35 @@ pub struct SecretReference {
 #[serde(rename_all = "camelCase", default)]
 #[schemars(inline)]
 pub struct TotpSpec {
-    /// The hash function. Many authenticator apps know only SHA1, which is sound in HMAC.
+    /// The hash function. Many authenticator apps support only SHA1, which is secure in HMAC.
     #[schemars(schema_with = "algorithm_schema")]
     pub algorithm: Algorithm,
 
-    /// How many digits a code has: 6 to 8.
+    /// Number of digits of a code: 6 to 8.
     #[schemars(range(min = *rules::DIGITS.start(), max = *rules::DIGITS.end()))]
     pub digits: i32,
 
-    /// How many seconds a code lasts: 15 to 120.
+    /// Number of seconds after which an authenticator app shows the next code: 15 to 120.
     #[schemars(range(min = *rules::PERIOD_SECONDS.start(), max = *rules::PERIOD_SECONDS.end()))]
     pub period_seconds: i32,
 
-    /// How many codes before and after the current one are accepted from an authenticator app: 0 or
-    /// 1.
+    /// Number of codes before and after the current one that are accepted from an authenticator
+    /// app: 0 or 1.
     #[schemars(range(min = *rules::SKEW.start(), max = *rules::SKEW.end()))]
     pub skew: i32,
 }
 
-/// What the operator says about a user.
+/// What the operator reports about a user.
 #[derive(JsonSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct TwoFactorUserStatus {
-    /// The generation of the user that this status is about.
+    /// The generation of the user that this status describes.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "i64")]
     pub observed_generation: Option<i64>,
 
-    /// What is known about the user. Ready sums up the others: services can verify the user.
+    /// The current conditions of the user. Ready summarizes the others: services can verify the
+    /// user.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "conditions_schema")]
     pub conditions: Vec<Condition>,
@@ -222,23 +223,23 @@ pub struct TwoFactorUserStatus {
     #[schemars(with = "String")]
     pub username: Option<String>,
 
-    /// The value of the annotation twofactor.fountainai.io/rotate that was last acted on. Another
-    /// value there asks for a new TOTP secret.
+    /// The last value of the annotation twofactor.fountainai.io/rotate that the operator has
+    /// carried out. Another value requests a new TOTP secret.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "String")]
     pub rotated: Option<String>,
 
-    /// The value of the annotation twofactor.fountainai.io/reset-failures that was last acted on.
-    /// Another value there asks to forget the user's failed attempts, and to enable a user whom
-    /// they have disabled.
+    /// The last value of the annotation twofactor.fountainai.io/reset-failures that the operator
+    /// has carried out. Another value requests that the user's failed attempts are forgotten, which
+    /// also enables a user whom they have disabled.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "String")]
     pub failures_reset: Option<String>,
 }
 
 impl Default for TwoFactorUserSpec {
-    /// What the API server fills in for an empty spec. Such a user is not valid: mail needs an
-    /// address.
+    /// The values that the API server fills in for an empty spec. Such a user is not valid, because
+    /// mail needs an address.
     fn default() -> Self {
         Self {
             username: None,
@@ -265,7 +266,8 @@ impl Default for TotpSpec {
     }
 }
 
-/// Not derived: objects are easily logged, and an address or a phone number has no place in a log.
+/// Not derived, because objects are easily logged, and a log must not contain an address or a phone
+/// number.
 impl fmt::Debug for TwoFactorUserSpec {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self {
@@ -314,40 +316,40 @@ pub(crate) fn conditions_schema(_: &mut SchemaGenerator) -> Schema {
         "type": "array",
         "items": {
             "type": "object",
-            "description": "One thing that is known about the object.",
+            "description": "One aspect of the object's current state.",
             "properties": {
                 "type": {
                     "type": "string",
-                    "description": "Which thing, in CamelCase.",
+                    "description": "The type of the condition, in CamelCase.",
                     "maxLength": 316,
                     "pattern": r"^([a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*/)?(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])$"
                 },
                 "status": {
                     "type": "string",
-                    "description": "Whether it is so.",
+                    "description": "Whether the condition is met: True, False or Unknown.",
                     "enum": ["True", "False", "Unknown"]
                 },
                 "observedGeneration": {
                     "type": "integer",
                     "format": "int64",
-                    "description": "The generation of the object that this was said about.",
+                    "description": "The generation of the object that the condition describes.",
                     "minimum": 0
                 },
                 "lastTransitionTime": {
                     "type": "string",
                     "format": "date-time",
-                    "description": "When the status last changed."
+                    "description": "When the status of the condition last changed."
                 },
                 "reason": {
                     "type": "string",
-                    "description": "Why, in one CamelCase word that programs can rely on.",
+                    "description": "The reason of the status, as one CamelCase word that programs can rely on.",
                     "minLength": 1,
                     "maxLength": 1024,
                     "pattern": "^[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?$"
                 },
                 "message": {
                     "type": "string",
-                    "description": "Why, in a sentence for people.",
+                    "description": "The reason of the status, as a sentence for people.",
                     "maxLength": 32768
                 }
             },

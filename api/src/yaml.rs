@@ -1,6 +1,7 @@
-//! YAML text as a tree that knows its lines. Enters: the content of a file, perhaps of many
-//! documents. Leaves: a [`Node`] for each document, or where and why one is broken; a broken one
-//! does not take the others with it.
+//! Parses YAML text into trees that know their lines, one [`Node`] for each document.
+//!
+//! An invalid document is reported with its position, and does not affect the other documents of
+//! the file.
 
 use std::fmt;
 

@@ -1,10 +1,9 @@
-//! What is remembered of every request, for whoever has to find out later. Enters: what came of a
-//! request, and whom it came from. Leaves: the user's history, trimmed by age.
+//! Records what became of each request, for later investigation.
 //!
-//! [`History`] is the history in memory. The same rules stand a second time in the scripts of the
-//! Redis store, where it is a stream. What nothing else bounds, such as requests while blocked, is
-//! written once and then counted; the counts are part of the next entry that is written. So nobody
-//! can fill the store, or hide something in a crowd, by repeating themselves.
+//! [`History`] is the history in memory. The scripts of the Redis store implement the same rules
+//! with a stream. Outcomes that nothing else bounds, such as requests while blocked, are written
+//! once and then counted; the counts are part of the next entry. So no client can fill the store,
+//! or hide an entry among many, by repeating requests.
 
 use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
@@ -15,10 +14,11 @@ use crate::names::Caller;
 use crate::time::UnixMillis;
 use crate::user::DeliveryMethod;
 
-/// For so long, the same is only counted; then it is written again.
+/// Time for which a repeated outcome is only counted. Then it is written again.
 const COUNTED_FOR: Duration = Duration::from_hours(1);
 
-/// The outcomes that nothing bounds: they can be had again and again, and change nothing.
+/// Outcomes that nothing else bounds: a client can cause them again and again, and they change
+/// nothing.
 const UNBOUNDED: [&str; 8] = [
     "blocked",
     "consumed",
@@ -30,16 +30,16 @@ const UNBOUNDED: [&str; 8] = [
     "used",
 ];
 
-/// The longest time that entries are kept, in days.
+/// Maximum retention of entries, in days.
 pub const LONGEST_RETENTION_DAYS: u16 = 365;
 
-/// What is kept, and for how long.
+/// What is recorded, and for how long it is kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct AuditPolicy {
-    /// For how many days.
+    /// Number of days for which entries are kept.
     pub retention_days: u16,
-    /// Whether the end user's address and program are part of it, as far as services pass them on.
+    /// Whether the end user's address and user agent are recorded, if services pass them on.
     pub origin: bool,
 }
 
@@ -50,39 +50,39 @@ impl Default for AuditPolicy {
 }
 
 impl AuditPolicy {
-    /// How long entries are kept.
+    /// Returns how long entries are kept.
     #[must_use]
     pub const fn retention(&self) -> Duration {
         Duration::from_hours(self.retention_days as u64 * 24)
     }
 }
 
-/// What is written beside an outcome.
+/// What the history records beside an outcome.
 #[derive(Clone, Debug, Default)]
 pub struct AuditContext {
     /// How the user gets codes.
     pub channel: DeliveryMethod,
-    /// The end user's address, where it is to be kept.
+    /// The end user's address, if it is recorded.
     pub address: Option<String>,
-    /// The end user's program, where it is to be kept.
+    /// The end user's user agent, if it is recorded.
     pub user_agent: Option<String>,
     /// How long entries are kept.
     pub retention: Duration,
 }
 
-/// What was asked for.
+/// What the calling service requested.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Operation {
-    /// A code.
+    /// To issue a code.
     Generate,
-    /// Sending a code that was made.
+    /// To deliver an issued code.
     Delivery,
-    /// Whether a code is right.
+    /// To verify a code.
     Verify,
 }
 
 impl Operation {
-    /// The name in entries.
+    /// Returns the name in entries.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -93,37 +93,37 @@ impl Operation {
     }
 }
 
-/// One entry.
+/// One entry of a history.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
-    /// When, by the store's clock.
+    /// The time of the request, by the store's clock.
     pub at: UnixMillis,
-    /// What was asked for.
+    /// The operation that was requested.
     pub operation: String,
-    /// What it came to.
+    /// The outcome.
     pub outcome: String,
-    /// Who asked.
+    /// The namespace of the calling service.
     pub caller: String,
     /// How the user gets codes.
     pub channel: String,
     /// The end user's address.
     pub address: Option<String>,
-    /// The end user's program.
+    /// The end user's user agent.
     pub user_agent: Option<String>,
-    /// What was counted and not written since this caller's entry before:
+    /// Outcomes that were counted but not written since this caller's previous entry:
     /// `operation/outcome=count`, separated by spaces.
     pub repeated: Option<String>,
 }
 
-/// What is counted for a caller.
+/// The counts of one caller.
 #[derive(Clone, Debug)]
 struct Counted {
     since: UnixMillis,
-    /// Each kind, in the order in which it came up first.
+    /// Each kind, in the order of its first occurrence.
     kinds: Vec<(String, u64)>,
 }
 
-/// What happened to a user.
+/// The history of a user.
 #[derive(Clone, Debug, Default)]
 pub struct History {
     entries: VecDeque<Entry>,
@@ -131,13 +131,13 @@ pub struct History {
 }
 
 impl History {
-    /// The entries, the oldest first.
+    /// Returns the entries, the oldest first.
     #[must_use]
     pub fn entries(&self) -> Vec<Entry> {
         self.entries.iter().cloned().collect()
     }
 
-    /// Writes an entry, or counts it.
+    /// Writes an entry, or only counts it.
     pub(crate) fn add(
         &mut self,
         operation: Operation,

@@ -1,30 +1,29 @@
-//! One-time codes as they are submitted. Enters: untrusted text. Leaves: six to eight ASCII digits,
-//! or a reason.
+//! Validates submitted one-time codes: six to eight ASCII digits.
 
 use std::fmt;
 
 use thiserror::Error;
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
-/// Six to eight ASCII digits, nothing else: no trimming, no other alphabets' digits, so that one
-/// code has one spelling.
+/// Six to eight ASCII digits. Nothing is trimmed and digits of other alphabets are invalid, so that
+/// a code has only one spelling.
 #[derive(Clone, Zeroize, ZeroizeOnDrop)]
 pub struct Code {
     digits: [u8; 8],
     length: usize,
 }
 
-/// Why a text is not a code. The text itself is not part of the message: it may be somebody's code
+/// Reason why a text is not a code. The message never contains the text, which may be a user's code
 /// with a typing error.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 #[error("must be a string of 6 to 8 ASCII digits, without spaces or other characters")]
 pub struct CodeError;
 
 impl Code {
-    /// Reads a submitted code.
+    /// Parses a submitted code.
     ///
     /// # Errors
-    /// When it is anything but 6 to 8 ASCII digits.
+    /// If it is anything but 6 to 8 ASCII digits.
     pub fn parse(text: &str) -> Result<Self, CodeError> {
         let bytes = text.as_bytes();
         if !(6..=8).contains(&bytes.len()) || !bytes.iter().all(u8::is_ascii_digit) {
@@ -35,7 +34,7 @@ impl Code {
         Ok(Self { digits, length: bytes.len() })
     }
 
-    /// The digits. Each use of this is a place to review.
+    /// Returns the digits. Each use of this method is a place to review.
     #[must_use]
     pub fn expose_secret(&self) -> &str {
         // A `Code` holds ASCII digits only, so this conversion cannot fail.

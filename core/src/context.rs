@@ -1,6 +1,7 @@
-//! What a code is asked for: a short text such as `transfer 100 to X`, which the user reads in the
-//! message and the service repeats when it verifies. Enters: untrusted text. Leaves: text that
-//! looks to people like what it is, or a reason.
+//! Validates the context of a code: a short text such as `transfer 100 to X`, which the user reads
+//! in the message and the service repeats when it verifies the code.
+//!
+//! The text is untrusted. It is rejected if it could look to people like something else than it is.
 
 use std::fmt;
 
@@ -8,20 +9,21 @@ use thiserror::Error;
 
 /// 1 to 140 printable characters. It is compared exactly.
 ///
-/// It may name people and amounts: it is shown to the user, and neither logged nor stored in clear.
+/// It may name people and amounts, so it is shown to the user, but neither logged nor stored in
+/// plain text.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Context(String);
 
-/// Why a text is not a context. The text is not part of the message.
+/// Reason why a text is not a context. The message never contains the text.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 pub enum ContextError {
-    /// Nothing that could be read.
+    /// Nothing in it is visible.
     #[error("must have at least one visible character")]
     Empty,
-    /// More than 140 characters.
+    /// It has more than 140 characters.
     #[error("has {0} characters, at most 140 are allowed")]
     TooLong(usize),
-    /// Characters that cannot be seen, or that make others look like something else.
+    /// It has characters that are invisible, or that change how others look.
     #[error(
         "must not contain control characters, line breaks, invisible characters or marks of text direction"
     )]
@@ -29,10 +31,10 @@ pub enum ContextError {
 }
 
 impl Context {
-    /// The longest context, in characters.
+    /// Maximum length of a context, in characters.
     pub const MAXIMUM_CHARACTERS: usize = 140;
 
-    /// The text as it was given.
+    /// Returns the text as the service sent it.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
@@ -65,9 +67,9 @@ impl std::str::FromStr for Context {
     }
 }
 
-/// Whether a character is not seen as itself: with one of these, two texts that look the same could
-/// be different ones, or `100` be read as `001`. The joiners U+200C and U+200D are allowed: scripts
-/// and pictures need them.
+/// Whether a character is invisible or changes how others look. With one of these, two texts that
+/// look the same could differ, or `100` could be read as `001`. The joiners U+200C and U+200D are
+/// allowed, because scripts and emoji need them.
 fn misleads(character: char) -> bool {
     character.is_control()
         || matches!(
@@ -84,7 +86,7 @@ fn misleads(character: char) -> bool {
         )
 }
 
-/// Not shown: it is the user's affair.
+/// Does not print the text, because it is private to the user.
 impl fmt::Debug for Context {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str("Context(redacted)")

@@ -1,26 +1,26 @@
-//! The decision: what a submitted code is worth, and whether a code may be issued.
+//! Decides whether a submitted code is accepted, and whether a code may be issued.
 //!
-//! Enters: what the sidecar computed (which steps a code would match, its tag) and the user's
-//! state. Leaves: one outcome, and the state changed by it, in one step that nothing comes between.
+//! The sidecar computes which steps a code would match and its tag. A decision compares this with
+//! the user's state and changes the state, in one step that nothing can interrupt.
 //!
-//! [`UserState`] is the decision for a store in memory. The same rules stand a second time in the
-//! scripts of the Redis store; one conformance suite holds both to this page:
+//! [`UserState`] makes the decisions of a store in memory. The scripts of the Redis store implement
+//! the same rules, and one conformance suite checks that both follow this page:
 //!
 //! 1. A node that the publisher has not checked, a missing state, a clock that is off and a record
 //!    that is not the current one decide nothing ([`Undecided`]).
-//! 2. A block is looked at before anything that could show whether the code was right.
+//! 2. A block is checked before anything that could show whether the code was right.
 //! 3. A delivered code must have been issued to this caller, be unused and not be past its promised
 //!    expiry.
 //! 4. An authenticator's code must be of a step within the skew, later than every accepted one, and
-//!    later than anything that could have been accepted before the store was lost.
-//! 5. A success burns the step for everybody and all outstanding codes of its caller.
-//! 6. A wrong, expired or never issued code counts; a used one and a request while blocked do not.
-//! 7. A hundred failures in a row, those of all callers together, disable the user until somebody
-//!    resets it. A success ends the run of its caller only.
-//! 8. How often a code may be asked for is looked at before one is made or sent again; what is in
-//!    flight stays as it is.
-//! 9. What came of it is in the user's history (`crate::audit`) when the decision is made, and with
-//!    it.
+//!    later than anything that could have been accepted before the store lost data.
+//! 5. A success burns the step for every caller, and all outstanding codes of its caller.
+//! 6. A wrong, expired or never issued code counts as a failure; a used one and a request while
+//!    blocked do not.
+//! 7. A hundred failures in a row, of all callers together, disable the user until an administrator
+//!    resets them. A success ends the run of its caller only.
+//! 8. The limits on how often codes are requested are checked before a code is issued or sent
+//!    again; codes in flight are not changed.
+//! 9. The outcome is written to the user's history (`crate::audit`) in the same step.
 
 mod state;
 
@@ -35,25 +35,25 @@ use crate::names::{Caller, CodeTag};
 use crate::seal::Revision;
 use crate::time::{Step, UnixMillis};
 
-/// How far the clock of the one who asks may be off before a decision is refused and asked for
-/// again.
+/// Maximum difference between the sidecar's clock and the store's. With a larger one, nothing is
+/// decided and the sidecar asks again.
 pub const CLOCK_TOLERANCE: Duration = Duration::from_secs(2);
 
-/// When failures slow a caller down.
+/// The rules by which failures block a caller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Throttle {
-    /// Failures in a row from which on the caller is blocked for this user.
+    /// Number of failures in a row after which the caller is blocked for this user.
     pub threshold: u32,
-    /// The first block; every further failure doubles it.
+    /// Duration of the first block. Every further failure doubles it.
     pub first_block: Duration,
-    /// The longest block.
+    /// Maximum duration of a block.
     pub longest_block: Duration,
-    /// Failures in a row, those of all callers together, from which on the user is disabled.
+    /// Number of failures in a row, of all callers together, after which the user is disabled.
     pub disable_after: u32,
 }
 
-/// The throttle of every realm: five failures, then 30 seconds, doubling to an hour; disabled after
-/// the hundred in a row that NIST SP 800-63B allows at most.
+/// The throttle of every realm: blocked for 30 seconds after five failures, doubling to an hour,
+/// and disabled after 100 failures in a row, the maximum that NIST SP 800-63B allows.
 pub const THROTTLE: Throttle = Throttle {
     threshold: 5,
     first_block: Duration::from_secs(30),
@@ -62,7 +62,7 @@ pub const THROTTLE: Throttle = Throttle {
 };
 
 impl Throttle {
-    /// How long the caller is blocked after this many failures in a row.
+    /// Returns how long the caller is blocked after this number of failures in a row.
     #[must_use]
     pub fn block_after(&self, failures: u32) -> Option<Duration> {
         let doublings = failures.checked_sub(self.threshold)?;
@@ -71,7 +71,7 @@ impl Throttle {
     }
 }
 
-/// Why nothing was decided and nothing counted.
+/// Reason why nothing was decided and nothing counted.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 pub enum Undecided {
     /// The Redis node started, or became master, after the publisher last checked it.
@@ -80,21 +80,21 @@ pub enum Undecided {
     /// The store has no state for this user.
     #[error("the store has no state for this user")]
     NoState,
-    /// The record that the request was computed from is not the current one.
+    /// The request was computed from a record that is not the current one.
     #[error("the user's record has changed: revision {} is current", current.0)]
     Stale {
         /// The current revision.
         current: Revision,
     },
-    /// The asker's clock is off.
+    /// The sidecar's clock is off.
     #[error("the clock differs from the store's")]
     ClockOff {
-        /// The store's clock.
+        /// The time of the store's clock.
         now: UnixMillis,
     },
 }
 
-/// How the user gets codes, as far as the decision is concerned.
+/// How the user gets codes, as far as a decision depends on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Factor {
     /// A code that was issued and delivered.
@@ -103,53 +103,54 @@ pub enum Factor {
     Authenticator,
 }
 
-/// A submitted code, and what it would match.
+/// A request to verify a code, with what the code would match.
 #[derive(Clone, Debug)]
 pub struct Verification {
-    /// Of the record that the rest was computed from.
+    /// The revision of the record that the request was computed from.
     pub revision: Revision,
-    /// Who asks.
+    /// The namespace of the calling service.
     pub caller: Caller,
-    /// The asker's clock.
+    /// The time of the sidecar's clock.
     pub asked_at: UnixMillis,
     /// How this user gets codes.
     pub factor: Factor,
-    /// What the code is called in the OTP log.
+    /// The name of the code in the OTP log.
     pub tag: CodeTag,
-    /// The steps around `asked_at` whose code this is, ascending.
+    /// The steps around `asked_at` that have this code, ascending.
     pub matches: Vec<Step>,
-    /// Seconds that a step lasts.
+    /// Duration of a step in seconds.
     pub period: u32,
-    /// Steps before and after the current one that are accepted.
+    /// Number of accepted steps before and after the current one.
     pub skew: u8,
-    /// What the history says beside the verdict.
+    /// What the history records beside the verdict.
     pub audit: AuditContext,
 }
 
-/// What a submitted code is worth.
+/// The result of verifying a code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// Accepted, once.
+    /// The code is accepted, once.
     Accepted,
-    /// The code was right, but is used up, or may have been before the store was lost.
+    /// The code is right, but was used, or may have been used before the store lost data.
     Used,
-    /// The right code of this moment, never issued to this caller.
+    /// The code is right at this moment, but was never issued to this caller.
     NeverIssued,
-    /// Wrong.
+    /// The code is wrong.
     Wrong,
-    /// It was issued to this caller, and has expired.
+    /// The code was issued to this caller, and has expired.
     Expired,
-    /// Not looked at: too many failures.
+    /// The code was not checked, because of too many failures.
     Blocked {
-        /// Until the next try is looked at.
+        /// Time until the next attempt is checked.
         retry_after: Duration,
     },
-    /// Not looked at: so many failures that somebody has to look into it first.
+    /// The code was not checked, because failures have disabled the user until an administrator
+    /// resets them.
     Disabled,
 }
 
 impl Verdict {
-    /// The name in the history.
+    /// Returns the name in the history.
     #[must_use]
     pub const fn name(&self) -> &'static str {
         match self {
@@ -164,59 +165,60 @@ impl Verdict {
     }
 }
 
-/// A code that is to be delivered.
+/// A request to issue a code for delivery.
 #[derive(Clone, Debug)]
 pub struct Issuance {
-    /// Of the record that the rest was computed from.
+    /// The revision of the record that the request was computed from.
     pub revision: Revision,
-    /// Who asks.
+    /// The namespace of the calling service.
     pub caller: Caller,
-    /// The asker's clock.
+    /// The time of the sidecar's clock.
     pub asked_at: UnixMillis,
-    /// The step whose code it is.
+    /// The step of the code.
     pub step: Step,
-    /// What the code is called in the OTP log.
+    /// The name of the code in the OTP log.
     pub tag: CodeTag,
-    /// Seconds that a step lasts.
+    /// Duration of a step in seconds.
     pub period: u32,
-    /// How long the code is accepted.
+    /// Duration for which the code is accepted.
     pub lifetime: Duration,
-    /// How often one may be asked for.
+    /// Limits on how often codes are issued.
     pub limits: Limits,
-    /// What the history says beside the outcome.
+    /// What the history records beside the outcome.
     pub audit: AuditContext,
 }
 
-/// Whether a code may be delivered.
+/// The result of issuing a code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Issue {
-    /// It is in the OTP log. Asked again within the same step, it is the same entry with the same
-    /// expiry.
+    /// The code is in the OTP log. Another request within the same step gets the same entry with
+    /// the same expiry.
     Issued {
-        /// Until when it is accepted; a whole second.
+        /// The moment until which the code is accepted; a whole second.
         expires_at: UnixMillis,
-        /// When it was asked for, by the store's clock: what [`DeliveryReport`] needs to give it back.
+        /// The time of the request by the store's clock, which [`DeliveryReport`] needs to cancel
+        /// the pause.
         asked_at: UnixMillis,
     },
-    /// The code of this step is used up; the next step has another one.
+    /// The code of this step was used. The next step has another one.
     Consumed {
-        /// Until the next step.
+        /// Time until the next step.
         retry_after: Duration,
     },
-    /// One was asked for a moment ago, or too many within the hour. Nothing that is in flight has
+    /// A code was issued too recently, or too many within the hour. Codes in flight have not
     /// changed.
     TooSoon {
-        /// Until one may be asked for again.
+        /// Time until a code may be requested again.
         retry_after: Duration,
-        /// Until when this caller's last code is accepted, while it is.
+        /// The moment until which this caller's last code is accepted, if it still is.
         in_flight: Option<UnixMillis>,
     },
-    /// So many failures that somebody has to look into it first.
+    /// Failures have disabled the user until an administrator resets them.
     Disabled,
 }
 
 impl Issue {
-    /// The name in the history.
+    /// Returns the name in the history.
     #[must_use]
     pub const fn name(&self) -> &'static str {
         match self {
@@ -228,39 +230,40 @@ impl Issue {
     }
 }
 
-/// What happened after a decision, or kept it from being asked for: for the history, and to give
-/// back what came to nothing.
+/// Reports to the history what became of a delivery, or why there was none. If the provider refused
+/// the code, the pause until the next code is cancelled.
 #[derive(Clone, Debug)]
 pub struct DeliveryReport {
-    /// Who asked.
+    /// The namespace of the calling service.
     pub caller: Caller,
     /// What happened.
     pub event: Event,
-    /// What the history says beside it.
+    /// What the history records beside it.
     pub audit: AuditContext,
 }
 
-/// Something that happened beside decisions.
+/// What became of a delivery.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event {
     /// The code was sent.
     Sent,
-    /// The provider refused it. The user may ask again at once; for the hour it counts.
+    /// The provider refused the code. The user may request another one at once, but this one counts
+    /// for the hour.
     Refused {
-        /// When it was asked for, as [`Issue::Issued`] has it.
+        /// The time of the request, from [`Issue::Issued`].
         asked_at: UnixMillis,
     },
-    /// It was not sent, because the realm has sent as many as it may. It counts as if it had been:
-    /// otherwise, nothing would bound how often such a realm is asked.
+    /// The code was not sent, because the realm has reached its limit. It counts as if it was sent,
+    /// because otherwise nothing would bound the requests to such a realm.
     DeliveryLimitReached,
-    /// A code was asked for by a user without a seed.
+    /// A code was requested for a user without a seed.
     NoSecret,
-    /// A code was asked for by a user whom nothing can be sent to.
+    /// A code was requested for a user who has no delivery method.
     NoDeliveryMethod,
 }
 
 impl Event {
-    /// What was asked for.
+    /// Returns the operation that the event belongs to.
     #[must_use]
     pub const fn operation(self) -> Operation {
         match self {
@@ -269,7 +272,7 @@ impl Event {
         }
     }
 
-    /// The name in the history.
+    /// Returns the name in the history.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {

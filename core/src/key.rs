@@ -1,8 +1,7 @@
-//! Keys and what is derived from them (HKDF-SHA-256, RFC 5869).
+//! Derives keys from the operator's master key (HKDF-SHA-256, RFC 5869).
 //!
-//! Enters: the operator's master key, or a realm key from a credentials file. Leaves: a
-//! [`RealmKeys`] with one key a purpose, pseudonyms of users and tags of codes. Nothing here can be
-//! printed.
+//! A realm key, which sidecars get in a credentials file, yields [`RealmKeys`]: one key for each
+//! purpose, pseudonyms of users and tags of codes. None of them can be printed.
 
 use std::fmt;
 
@@ -24,11 +23,11 @@ use crate::user::Username;
 const KEY_BYTES: usize = 32;
 type KeyBytes = Zeroizing<[u8; KEY_BYTES]>;
 
-/// The key from which those of all realms are derived. It never leaves the operator.
+/// The key from which the keys of all realms are derived. It never leaves the operator.
 pub struct MasterKey(KeyBytes);
 
-/// The key of one realm: what a service's namespace is given. It opens this realm's records and no
-/// other's.
+/// The key of one realm, which is given to the namespaces of services. It opens the records of this
+/// realm only.
 pub struct RealmKey {
     bytes: KeyBytes,
     generation: u32,
@@ -44,23 +43,23 @@ pub struct RealmKeys {
     requests: KeyBytes,
 }
 
-/// How the services of one namespace log in to Redis for one realm. It is derived, so it is kept
-/// nowhere but where they read it.
+/// How the services of one namespace log in to Redis for one realm. It is derived, so it is stored
+/// only where the services read it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Login {
-    /// Tells the logins of a realm apart. No secret.
+    /// Distinguishes the logins of a realm. It is not secret.
     pub tag: [u8; 16],
     /// The password: 64 hexadecimal digits.
     pub password: SecretText,
 }
 
-/// Why a text is not a key. The text is not part of the message.
+/// Reason why a text is not a key. The message never contains the text.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 pub enum KeyError {
-    /// Not 32 bytes of base64.
+    /// It is not 32 bytes of base64.
     #[error("must be 32 bytes in base64")]
     NotAKey,
-    /// A realm key without its generation.
+    /// It is a realm key without its generation.
     #[error("must have the form GENERATION:KEY, with the key as 32 bytes in base64")]
     NotARealmKey,
 }
@@ -75,8 +74,8 @@ fn decode(text: &str) -> Option<KeyBytes> {
     Some(key)
 }
 
-/// Derives a key. `purpose` parts are prefixed with their lengths, so that no two lists of parts
-/// are the same info.
+/// Derives a key. The parts of `purpose` are prefixed with their lengths, so that different lists
+/// never have the same info.
 fn derive(key: &[u8; KEY_BYTES], purpose: &[&[u8]]) -> KeyBytes {
     let mut info = b"fountainai-2fa".to_vec();
     for part in purpose {
@@ -89,13 +88,13 @@ fn derive(key: &[u8; KEY_BYTES], purpose: &[&[u8]]) -> KeyBytes {
     derived
 }
 
-/// Appends `part` with its length in front.
+/// Appends `part` after its length.
 pub(crate) fn append_part(buffer: &mut Vec<u8>, part: &[u8]) {
     buffer.extend((part.len() as u64).to_be_bytes());
     buffer.extend(part);
 }
 
-/// The first 128 bits of an HMAC-SHA-256 over length-prefixed parts.
+/// Computes the first 128 bits of an HMAC-SHA-256 over length-prefixed parts.
 fn keyed_hash(key: &[u8; KEY_BYTES], parts: &[&[u8]]) -> [u8; 16] {
     let mut mac = Hmac::<Sha256>::new_from_slice(key)
         .unwrap_or_else(|_| unreachable!("HMAC takes keys of any length"));
@@ -110,29 +109,29 @@ fn keyed_hash(key: &[u8; KEY_BYTES], parts: &[&[u8]]) -> [u8; 16] {
 }
 
 impl MasterKey {
-    /// A new random key.
+    /// Generates a random key.
     pub fn generate(random: &mut impl CryptoRng) -> Self {
         let mut bytes = KeyBytes::default();
         random.fill_bytes(bytes.as_mut_slice());
         Self(bytes)
     }
 
-    /// Reads a key from its base64 form.
+    /// Parses a key in base64.
     ///
     /// # Errors
-    /// When it is not 32 bytes of base64.
+    /// If it is not 32 bytes of base64.
     pub fn from_base64(text: &str) -> Result<Self, KeyError> {
         decode(text).map(Self).ok_or(KeyError::NotAKey)
     }
 
-    /// The form in which the key is kept.
+    /// Returns the key in base64.
     #[must_use]
     pub fn to_base64(&self) -> SecretText {
         SecretText::new(BASE64.encode(self.0.as_slice()))
     }
 
-    /// The key of a realm. Another generation is another key, and so another set of names: raising
-    /// it revokes everything that the old one opened.
+    /// Derives the key of a realm. Another generation yields another key and other names, so
+    /// raising it revokes everything that the old key opened.
     #[must_use]
     pub fn realm_key(&self, realm: &RealmId, generation: u32) -> RealmKey {
         let bytes =
@@ -140,8 +139,8 @@ impl MasterKey {
         RealmKey { bytes, generation }
     }
 
-    /// How the services of the namespace with the UID `namespace` log in for a realm. Another
-    /// namespace of the same name has another login.
+    /// Derives how the services of the namespace with the UID `namespace` log in for a realm.
+    /// Another namespace of the same name has another login.
     #[must_use]
     pub fn login(&self, realm: &RealmId, generation: u32, namespace: &str) -> Login {
         let part = |purpose: &[u8]| {
@@ -161,7 +160,7 @@ impl MasterKey {
 }
 
 impl MasterKey {
-    /// The key that tokens of a realm are signed with where nobody gave another one.
+    /// Derives the key that signs a realm's tokens if the administrator has set no other key.
     #[must_use]
     pub fn token_key(&self, realm: &RealmId, generation: u32) -> Ed25519Key {
         let generation = generation.to_be_bytes();
@@ -173,8 +172,8 @@ impl MasterKey {
 }
 
 impl Login {
-    /// The SHA-256 of the password in hexadecimal digits, as Redis keeps it. Of 256 random bits,
-    /// that tells nothing.
+    /// Returns the SHA-256 of the password in hexadecimal digits, as Redis stores it. It reveals
+    /// nothing, because the password has 256 random bits.
     #[must_use]
     pub fn password_hash(&self) -> String {
         HEXLOWER.encode(&Sha256::digest(self.password.expose_secret().as_bytes()))
@@ -182,10 +181,10 @@ impl Login {
 }
 
 impl RealmKey {
-    /// Reads the form that [`RealmKey::to_text`] writes.
+    /// Parses the text that [`RealmKey::to_text`] returns.
     ///
     /// # Errors
-    /// When it is not `GENERATION:KEY`.
+    /// If it is not `GENERATION:KEY`.
     pub fn from_text(text: &str) -> Result<Self, KeyError> {
         let (generation, key) = text.trim().split_once(':').ok_or(KeyError::NotARealmKey)?;
         let generation = generation.parse().map_err(|_| KeyError::NotARealmKey)?;
@@ -193,7 +192,7 @@ impl RealmKey {
         Ok(Self { bytes, generation })
     }
 
-    /// The form in which the key travels to services: `GENERATION:KEY`, the key in base64.
+    /// Returns the text that services get: `GENERATION:KEY`, with the key in base64.
     #[must_use]
     pub fn to_text(&self) -> SecretText {
         let mut encoded = BASE64.encode(self.bytes.as_slice());
@@ -202,7 +201,7 @@ impl RealmKey {
         SecretText::new(text)
     }
 
-    /// The keys for the purposes of `realm`.
+    /// Derives the keys of `realm`, one for each purpose.
     #[must_use]
     pub fn keys(&self, realm: &RealmId) -> RealmKeys {
         let purpose = |name: &[u8]| derive(&self.bytes, &[name, realm.as_str().as_bytes()]);
@@ -218,20 +217,21 @@ impl RealmKey {
 }
 
 impl RealmKeys {
-    /// What a user is called in Redis.
+    /// Returns the name of a user in Redis.
     #[must_use]
     pub fn pseudonym(&self, username: &Username) -> Pseudonym {
         Pseudonym::from_bytes(keyed_hash(&self.naming, &[username.as_str().as_bytes()]))
     }
 
-    /// What a request of an administrator is called in Redis, where what they wrote has no place.
+    /// Returns the name of an administrator's request in Redis, which must not contain the
+    /// administrator's text.
     #[must_use]
     pub fn request_tag(&self, request: &str) -> String {
         HEXLOWER.encode(&keyed_hash(&self.requests, &[request.as_bytes()]))
     }
 
-    /// What a code is called in Redis. It includes the user and the caller: the same digits of
-    /// another user, or asked for by another service or in another context, are another tag.
+    /// Returns the name of a code in Redis. The same digits of another user, or requested by
+    /// another service or in another context, have another tag.
     #[must_use]
     pub fn code_tag(
         &self,
@@ -245,12 +245,12 @@ impl RealmKeys {
             caller.as_str().as_bytes(),
             code.expose_secret().as_bytes(),
         ];
-        // Without one it is the tag of earlier versions, whose sidecars share the log.
+        // Without a context, it is the tag of earlier versions, whose sidecars use the same log.
         parts.extend(context.map(|context| context.as_str().as_bytes()));
         CodeTag::from_bytes(keyed_hash(&self.tagging, &parts))
     }
 
-    /// The realm.
+    /// Returns the realm.
     #[must_use]
     pub fn realm(&self) -> &RealmId {
         &self.realm

@@ -1,15 +1,13 @@
 //! The domain of the two-factor system, and nothing else.
 //!
-//! What enters: bytes, text, a moment in time and a source of randomness, all passed in by the
-//! caller. What leaves: validated values, codes, sealed records and decisions. There is no I/O, no
-//! clock and no global randomness in this crate, so everything in it can be tested with fixed
-//! inputs.
+//! This crate has no I/O, no clock and no global randomness: callers pass in bytes, text, the time
+//! and a source of randomness. So everything in it can be tested with fixed inputs.
 //!
-//! The way of a user through the modules: [`user`] and [`seed`] describe one, [`record`] makes that
-//! a value which [`seal`] encrypts under a [`key`], [`names`] says where it is stored, [`totp`]
-//! computes and compares its codes, and [`decision`] says what a submitted code is worth, within
-//! the [`limits`] and for the [`audit`]. [`context`] is what a code was asked for, and [`token`]
-//! what a service can show to others after a success.
+//! In the order in which a user passes through: [`user`] and [`seed`] describe a user, [`record`]
+//! combines both into a value that [`seal`] encrypts under a [`key`], [`names`] says where it is
+//! stored, [`totp`] computes and compares codes, and [`decision`] decides whether a submitted code
+//! is accepted, within the [`limits`] and with an entry in the [`audit`] history. [`context`] is
+//! what a code was requested for, and [`token`] what a service can show to others after a success.
 
 pub mod audit;
 pub mod code;

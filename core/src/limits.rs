@@ -1,10 +1,9 @@
-//! How often codes may be asked for. Enters: the moments of earlier requests. Leaves: how long to
-//! wait.
+//! Computes how long to wait until the next code may be requested.
 //!
-//! Windows slide: what counts is the last hour, not the present one, so that nobody gets twice as
-//! much around the full hour, and the time to wait is exact. A moment that lies further ahead than
-//! its window was told by a clock that has been put back since, and does not count; one that is
-//! nearer does. So no clock locks anybody out for good.
+//! Windows slide: the last hour counts and not the current one. So no user gets twice the limit
+//! around the full hour, and the time to wait is exact. A moment that is further ahead than its
+//! window does not count, because the clock was set back since; a nearer one does. So a wrong clock
+//! never locks a user out permanently.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -17,26 +16,27 @@ const HOUR: Duration = Duration::from_hours(1);
 const MINUTE_MILLIS: u64 = 60_000;
 const MINUTES_OF_AN_HOUR: u64 = 60;
 
-/// The longest pause between two codes that can be asked for, in seconds.
+/// Maximum interval between two codes that can be configured, in seconds.
 pub const LONGEST_INTERVAL_SECONDS: u16 = 3600;
-/// The most codes an hour for a user that can be asked for: each is remembered for an hour.
+/// Maximum number of codes within an hour for a user that can be configured. Each is stored for an
+/// hour.
 pub const MOST_GENERATES_PER_HOUR: u16 = 100;
-/// The most codes of a user and caller that can be in flight at the same time. Only where the other
-/// limits are switched off, and with many contexts, can there be so many.
+/// Maximum number of codes of a user and caller in flight at the same time. There can only be so
+/// many if the other limits are disabled and there are many contexts.
 pub const MOST_CODES_IN_FLIGHT: usize = 64;
-/// The most deliveries an hour for a realm that can be asked for.
+/// Maximum number of deliveries within an hour for a realm that can be configured.
 pub const MOST_DELIVERIES_PER_HOUR: u32 = 1_000_000;
 
-/// How often codes are made and sent. 0 is no limit.
+/// Limits on how often codes are issued and sent. 0 means no limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Limits {
-    /// Seconds from one code for a user to the next, whoever asks.
+    /// Minimum number of seconds between two codes for a user, of all services together.
     pub generate_interval_seconds: u16,
-    /// Codes for a user within an hour, whoever asks.
+    /// Maximum number of codes for a user within an hour, of all services together.
     pub generates_per_hour: u16,
-    /// Deliveries for all users of a realm within an hour: what a mistake, or somebody who knows
-    /// many names, can cost.
+    /// Maximum number of deliveries for all users of a realm within an hour. It bounds the cost of
+    /// a mistake, or of an attacker who knows many usernames.
     pub deliveries_per_hour: u32,
 }
 
@@ -47,28 +47,29 @@ impl Default for Limits {
 }
 
 impl Limits {
-    /// No limits at all.
+    /// No limits.
     pub const NONE: Self =
         Self { generate_interval_seconds: 0, generates_per_hour: 0, deliveries_per_hour: 0 };
 
-    /// The pause between two codes.
+    /// Returns the minimum interval between two codes.
     #[must_use]
     pub const fn generate_interval(&self) -> Duration {
         Duration::from_secs(self.generate_interval_seconds as u64)
     }
 }
 
-/// When codes were asked for, for one user.
+/// The moments at which codes were issued for one user.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Asked {
-    /// The last one, unless its delivery was refused.
+    /// The last moment, unless the provider refused the code.
     last: Option<UnixMillis>,
-    /// Those of the last hour.
+    /// The moments of the last hour.
     moments: Vec<UnixMillis>,
 }
 
 impl Asked {
-    /// How long to wait until the next code; nothing when it may be made now.
+    /// Returns how long to wait until the next code may be issued, or nothing if it may be issued
+    /// now.
     pub(crate) fn wait(&self, limits: Limits, now: UnixMillis) -> Option<Duration> {
         let interval = limits.generate_interval();
         let pause = self
@@ -79,7 +80,7 @@ impl Asked {
             self.moments.iter().copied().filter(|moment| counts(*moment, HOUR, now)).collect();
         within.sort_unstable();
         let most = usize::from(limits.generates_per_hour);
-        // As many have to leave the window as are too many for one more.
+        // Enough moments must leave the window that one more does not exceed the limit.
         let hour = match within.len().checked_sub(most) {
             Some(surplus) if most > 0 => Some(left(within[surplus], HOUR, now)),
             _ => None,
@@ -87,10 +88,10 @@ impl Asked {
         pause.max(hour)
     }
 
-    /// A code is made now.
+    /// Records that a code is issued now.
     pub(crate) fn add(&mut self, limits: Limits, now: UnixMillis) {
         if limits.generates_per_hour == 0 {
-            // Nothing bounds how many there would be.
+            // Without a limit, nothing would bound the number of moments.
             self.moments.clear();
         } else {
             self.moments.retain(|moment| counts(*moment, HOUR, now));
@@ -99,8 +100,8 @@ impl Asked {
         self.last = Some(now);
     }
 
-    /// The provider refused the code that was made at `moment`: the user has none, and may ask
-    /// again at once. It was tried, and counts for the hour.
+    /// Cancels the pause after the code that was issued at `moment`, because the provider refused
+    /// it and the user does not have it. It still counts for the hour.
     pub(crate) fn give_back_the_pause(&mut self, moment: UnixMillis) {
         if self.last == Some(moment) {
             self.last = None;
@@ -116,14 +117,14 @@ fn left(moment: UnixMillis, window: Duration, now: UnixMillis) -> Duration {
     now.until(moment.offset(i64::try_from(window.as_millis()).unwrap_or(i64::MAX)))
 }
 
-/// Whether one more code of a realm may be sent.
+/// Whether a realm may send one more code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Allowance {
-    /// It may, and is counted.
+    /// It may, and the code is counted.
     Granted,
-    /// The realm has sent as many as it may within an hour.
+    /// The realm has reached its hourly limit.
     UsedUp {
-        /// Until the next one may be sent.
+        /// Time until the next code may be sent.
         retry_after: Duration,
     },
 }

@@ -1,8 +1,7 @@
-//! What a message says. Enters: the realm's templates, and the values of one message. Leaves: its
-//! subject and its texts.
+//! Builds a message from the realm's templates and the values of one code.
 //!
-//! Whatever an administrator writes, a message holds the code, and the user sees what they confirm
-//! with it.
+//! Whatever an administrator writes, a message contains the code, and the user sees what they
+//! confirm with it.
 
 use std::sync::LazyLock;
 

@@ -1,8 +1,7 @@
-//! What things are called in Redis. Enters: an installation, a realm and a pseudonym. Leaves: names
-//! of keys.
+//! Names the keys in Redis.
 //!
-//! No name of a person is part of a key: a user is a keyed hash, which is also the hash tag, so
-//! that all keys of a user lie in one slot of a Redis Cluster and a brace in a username does no
+//! No key contains the name of a person: a user appears as a keyed hash. It is also the hash tag,
+//! so that all keys of a user are in one slot of a Redis Cluster and a brace in a username does no
 //! harm.
 
 use std::fmt;

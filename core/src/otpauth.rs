@@ -1,5 +1,5 @@
-//! The `otpauth` URI that authenticator apps import (Google's key URI format). Enters: a user, a
-//! seed and an issuer. Leaves: the URI, which holds the seed and so is a secret itself.
+//! Builds the `otpauth://` URI that authenticator apps import (Google's key URI format). It
+//! contains the seed, so it is a secret itself.
 
 use std::fmt::Write;
 

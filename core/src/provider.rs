@@ -1,5 +1,4 @@
-//! How a realm's providers are reached. Enters: checked settings, from [`crate::settings`]. Leaves:
-//! a part of the realm's sealed record.
+//! Holds the settings of a realm's providers, which are a part of the realm's sealed record.
 
 use std::fmt;
 

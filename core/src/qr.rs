@@ -1,5 +1,4 @@
-//! QR codes of `otpauth` URIs. Enters: a secret text. Leaves: a PNG picture, or characters for a
-//! terminal.
+//! Draws QR codes of `otpauth://` URIs, as a PNG picture or as characters for a terminal.
 
 use fast_qr::{ECL, QRBuilder};
 use thiserror::Error;
@@ -27,7 +26,7 @@ impl QrPicture {
     /// Encodes `text` with error correction level M, or L when it is too long for that.
     ///
     /// # Errors
-    /// When `text` is longer than what a QR code holds: 2,953 bytes.
+    /// If `text` is longer than what a QR code holds: 2,953 bytes.
     pub fn encode(text: &SecretText) -> Result<Self, QrError> {
         let encode = |level| QRBuilder::new(text.expose_secret()).ecl(level).build();
         let code = encode(ECL::M).or_else(|_| encode(ECL::L)).map_err(|_| QrError)?;

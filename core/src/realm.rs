@@ -1,5 +1,5 @@
-//! The realm as the publisher hands it to sidecars: policy and provider credentials. Enters: what
-//! an administrator configured. Leaves: a sealed record, or the same values read back from one.
+//! Seals and opens the realm's record: the policy and the providers' credentials that the publisher
+//! gives to sidecars.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -125,7 +125,7 @@ impl RealmRecord {
     /// Opens a realm's record.
     ///
     /// # Errors
-    /// When it does not open, is another realm's, or holds something else.
+    /// If it does not open, is another realm's, or holds something else.
     pub fn open(keys: &RealmKeys, sealed: &[u8]) -> Result<(Revision, Self), RecordError> {
         let opened = seal::open(keys, Subject::Realm, sealed)?;
         Ok((opened.revision, from_plaintext(&opened.plaintext)?))

@@ -1,5 +1,5 @@
-//! The user as the publisher hands them to sidecars. Enters: a definition and perhaps a seed.
-//! Leaves: a sealed record, or the same values read back from one.
+//! Seals and opens a user's record: the definition and the seed that the publisher gives to
+//! sidecars.
 
 use rand_core::CryptoRng;
 use serde::de::DeserializeOwned;
@@ -96,7 +96,7 @@ impl UserRecord {
     /// Opens a record of the user `pseudonym`.
     ///
     /// # Errors
-    /// When it does not open, is another user's, or holds something else.
+    /// If it does not open, is another user's, or holds something else.
     pub fn open(
         keys: &RealmKeys,
         pseudonym: Pseudonym,

@@ -1,8 +1,7 @@
-//! Sealing: records that only holders of the realm key can read, move, relabel or roll back.
+//! Seals records so that only holders of the realm key can read, move, relabel or roll them back.
 //!
-//! Enters: plaintext with what it is about and its revision, and randomness for the nonce. Leaves:
-//! XChaCha20-Poly1305 under the realm's sealing key. Opening takes the same in reverse and fails
-//! closed.
+//! A record is encrypted with XChaCha20-Poly1305 under the realm's sealing key. Opening fails if
+//! anything was changed.
 //!
 //! Layout: format (1 byte), key generation (4), revision (8), nonce (24), ciphertext and tag. The
 //! first three, the realm, the kind and the user are associated data, so none of them can be
@@ -113,7 +112,7 @@ pub fn seal(
 /// Opens what [`seal`] made, for the same subject and under the same key.
 ///
 /// # Errors
-/// When it is anything else; nothing of the content is given away then.
+/// If it is anything else; nothing of the content is given away then.
 pub fn open(keys: &RealmKeys, subject: Subject, sealed: &[u8]) -> Result<Opened, OpenError> {
     let (header, rest) = sealed.split_at_checked(HEADER_BYTES).ok_or(OpenError::Truncated)?;
     let (nonce, ciphertext) =

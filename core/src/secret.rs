@@ -1,5 +1,4 @@
-//! Text that must not be shown. Enters: a password or key. Leaves: the same, only where
-//! `expose_secret` is called.
+//! Holds text that must not be printed. It is available only through `expose_secret`.
 
 use std::fmt;
 

@@ -1,8 +1,8 @@
-//! The seed: the secret that a user's authenticator and this system share. RFC 4226 calls it the
-//! shared secret.
+//! Holds the seed: the secret that a user's authenticator app and this system share. RFC 4226 calls
+//! it the shared secret.
 //!
-//! Enters: randomness, or base32 text that somebody imports. Leaves: at least 160 bits that cannot
-//! be printed and are wiped from memory when dropped.
+//! A seed is generated or imported as base32 text. It has at least 160 bits, cannot be printed and
+//! is wiped from memory when it is dropped.
 
 use std::fmt;
 
@@ -68,7 +68,7 @@ impl Seed {
     /// Takes over raw bytes.
     ///
     /// # Errors
-    /// When there are too few or too many of them.
+    /// If there are too few or too many of them.
     pub fn from_bytes(bytes: Vec<u8>) -> Result<Self, SeedError> {
         let bytes = Zeroizing::new(bytes);
         let bits = bytes.len() * 8;
@@ -84,7 +84,7 @@ impl Seed {
     /// groups.
     ///
     /// # Errors
-    /// When it is not base32, or too short or too long.
+    /// If it is not base32, or too short or too long.
     pub fn from_base32(text: &str) -> Result<Self, SeedError> {
         // Reserved at once: growing would leave copies behind that nobody wipes.
         let mut symbols = Zeroizing::new(Vec::with_capacity(text.len()));

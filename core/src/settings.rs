@@ -1,8 +1,7 @@
-//! A realm's policy and providers under the names that the original service gave its configuration.
+//! Reads a realm's policy and providers from variables that have the names of the original service.
 //!
-//! Enters: a way to look a variable up, be it the environment or a Secret. Leaves: the realm's
-//! record, or a sentence that names the variable and says what would be right. No value is ever
-//! part of a sentence.
+//! The variables come from the environment or from a Secret. An error names the variable and says
+//! what would be valid, and never contains a value.
 
 mod limits;
 pub mod providers;

@@ -1,6 +1,5 @@
-//! Texts with places to fill in. Enters: what an administrator wrote, such as `Your code is
-//! {{code}}`, and the values of one message. Leaves: the text, in which no value can look like a
-//! line, a header or markup of its own.
+//! Fills values into texts that an administrator wrote, such as `Your code is {{code}}`. No value
+//! can look like a line, a header or markup of its own.
 
 use std::fmt::{self, Write};
 

@@ -1,5 +1,4 @@
-//! Moments and time steps. Enters: a clock reading. Leaves: the same moment in the unit a rule is
-//! written in.
+//! Converts moments into the unit that a rule is written in, and numbers time steps.
 
 use std::time::Duration;
 

@@ -1,6 +1,5 @@
-//! What a realm's tokens are signed with, for whom and for how long. Enters: what an administrator
-//! configured. Leaves: values that cannot be wrong, for the sealed record of the realm. Tokens
-//! themselves are made by sidecars.
+//! Describes how a realm's tokens are signed, for whom and for how long. Sidecars make the tokens
+//! themselves.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -168,7 +167,7 @@ impl Ed25519Key {
     /// Reads PKCS #8 in PEM, or the bare key in base64.
     ///
     /// # Errors
-    /// When it is neither.
+    /// If it is neither.
     pub fn from_text(text: &str) -> Result<Self, TokenKeyError> {
         let body = match text.trim().strip_prefix("-----BEGIN PRIVATE KEY-----") {
             Some(rest) => rest.trim_end().strip_suffix("-----END PRIVATE KEY-----"),
@@ -228,7 +227,7 @@ impl SigningKey {
     /// A shared key.
     ///
     /// # Errors
-    /// When it has fewer than [`SECRET_KEY_BYTES`].
+    /// If it has fewer than [`SECRET_KEY_BYTES`].
     pub fn shared(text: SecretText) -> Result<Self, TokenKeyError> {
         match text.expose_secret().len() {
             length if length < SECRET_KEY_BYTES => Err(TokenKeyError::TooShort(length)),

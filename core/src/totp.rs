@@ -1,7 +1,6 @@
-//! RFC 6238: the code of a time step, and the steps whose code somebody submitted.
+//! Computes codes of time steps (RFC 6238), and the steps that a submitted code matches.
 //!
-//! Enters: a seed, its parameters, a moment and perhaps a submitted code. Leaves: a code, or the
-//! matching [`Step`]s. Not a yes or no: whoever decides needs the step, because each is accepted
+//! The result is not a yes or no, because a decision needs the [`Step`]: each step is accepted
 //! once.
 
 use serde::{Deserialize, Serialize};

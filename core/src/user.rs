@@ -1,5 +1,4 @@
-//! Who a user is and how a code reaches them. Enters: text from a manifest or a request. Leaves:
-//! validated values.
+//! Validates who a user is and how codes reach them.
 
 use std::fmt;
 

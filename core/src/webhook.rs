@@ -1,5 +1,5 @@
-//! Signatures of webhooks, by the Standard Webhooks specification. Enters: a realm's secrets and a
-//! message. Leaves: the header that proves where the message comes from.
+//! Signs webhooks by the Standard Webhooks specification, so that a receiver can check where a
+//! message comes from.
 
 use std::fmt;
 
@@ -35,7 +35,7 @@ impl WebhookSecrets {
     /// Reads secrets as the specification writes them, separated by spaces.
     ///
     /// # Errors
-    /// When one of them is none, or there is none.
+    /// If one of them is none, or there is none.
     pub fn parse(text: &str) -> Result<Self, WebhookSecretsError> {
         let secrets: Option<Vec<_>> = text.split_ascii_whitespace().map(decode).collect();
         let secrets = secrets.ok_or(WebhookSecretsError)?;

@@ -1,8 +1,8 @@
-//! The one HTTP server. Enters: a listener and routes. Leaves: answers, until it is told to stop.
+//! Serves HTTP, with limits, until the program is stopped.
 //!
-//! warp's own server has no time-out for headers and no limit on connections, so a client that
-//! sends nothing, or connects without end, could hold it. Here both are bounded, for every port of
-//! every program.
+//! warp's own server has no timeout for headers and no limit on connections, so a client that sends
+//! nothing, or opens connections without end, could block it. Here both are bounded, for every port
+//! of every program.
 
 use std::pin::pin;
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! Log lines. Enters: a format and a filter. Leaves: lines on standard error, one event each.
+//! Writes log lines to standard error, one event on each line.
 
 use std::io::IsTerminal;
 use std::str::FromStr;
@@ -30,7 +30,7 @@ impl FromStr for Format {
 /// Starts logging, for the whole process.
 ///
 /// # Errors
-/// When `filter` is not a list of levels such as `info` or `warn,twofactor_sidecar=debug`.
+/// If `filter` is not a list of levels such as `info` or `warn,twofactor_sidecar=debug`.
 pub fn start(format: Format, filter: &str) -> Result<(), ParseError> {
     let filter: EnvFilter = filter.parse()?;
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);

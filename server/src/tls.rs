@@ -1,6 +1,5 @@
-//! TLS for the one HTTP server. Enters: certificates with their keys, one after the other. Leaves:
-//! what each new connection is answered with: the newest of them. Nothing is restarted when a
-//! certificate is replaced.
+//! Encrypts the connections of [`http`](crate::http). Each new connection uses the newest
+//! certificate, so nothing is restarted when a certificate is replaced.
 
 use std::fmt;
 use std::sync::Arc;
@@ -20,7 +19,7 @@ impl CurrentCertificate {
     /// Answers new connections with this one. `chain` begins with the server's own certificate.
     ///
     /// # Errors
-    /// When the key is of a kind that cannot be used, or not the certificate's; the one before
+    /// If the key is of a kind that cannot be used, or not the certificate's; the one before
     /// stays.
     pub fn set(
         &self,

@@ -1,8 +1,7 @@
-//! Redis' own access control: a user for the services of each namespace, who can do what a sidecar
-//! does with the keys of one realm, and nothing else.
+//! Manages users of Redis: the services of each namespace log in as a user who can do what a
+//! sidecar does with the keys of one realm, and nothing else.
 //!
-//! Enters: names, hashes of passwords and the names of a realm's keys. Leaves: users in the Redis
-//! process, where they are lost when it ends; and URLs to log in with.
+//! These users exist only in the Redis process and are lost when it ends.
 
 use std::collections::{BTreeSet, HashSet};
 
@@ -14,7 +13,7 @@ use crate::connection::{Node, Operation};
 use crate::redis::{OPERATION_TIMEOUT, RedisStore};
 pub use crate::url::{has_login, with_login};
 
-/// What the store sends of itself, and what its deciding scripts call. Logging in needs no
+/// Commands that the store sends, and those that its deciding scripts call. Logging in requires no
 /// permission.
 const COMMANDS: [&str; 16] = [
     "+get",
@@ -26,7 +25,7 @@ const COMMANDS: [&str; 16] = [
     "+exec",
     "+evalsha",
     "+script|load",
-    // In scripts.
+    // Called by scripts.
     "+time",
     "+hmget",
     "+hget",
@@ -36,58 +35,58 @@ const COMMANDS: [&str; 16] = [
     "+xadd",
 ];
 
-/// What finds the node of a cluster that has a key.
+/// Commands that find the node of a cluster that has a key.
 const CLUSTER_COMMANDS: [&str; 2] = ["+cluster|slots", "+asking"];
 
-/// A user as Redis should know them.
+/// A user of Redis.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AclUser {
     /// The name to log in with.
     pub name: String,
     /// The SHA-256 of the password, in hexadecimal digits.
     pub password_hash: String,
-    /// The realm whose keys they may use.
+    /// The realm whose keys the user may use.
     pub realm: RealmNames,
 }
 
-/// Whether Redis can tell reading from writing.
+/// Whether Redis supports keys that can only be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Separation {
-    /// It can: records are only read (Redis 7).
+    /// It does, so services can only read records (Redis 7).
     ReadAndWrite,
-    /// It cannot: realms are kept apart, but within one, services could overwrite records.
+    /// It does not. Realms are separated, but within one, services could overwrite records.
     RealmsOnly,
 }
 
-/// Why Redis does not do it.
+/// Reason why the users of Redis could not be changed.
 #[derive(Debug, thiserror::Error)]
 pub enum AclError {
-    /// This login may not change users, or this Redis has none, or not such ones.
-    #[error("Redis does not let this login use ACL")]
+    /// This login may not change users, or this Redis has no users, or not of this kind.
+    #[error("Redis does not allow this login to use ACL")]
     NotPermitted,
-    /// Redis does not know the difference between reading and writing.
-    #[error("Redis does not know permissions to read only")]
+    /// Redis does not support keys that can only be read.
+    #[error("Redis does not support read-only permissions")]
     NoReadOnlyKeys,
-    /// Redis does not answer, or answers something else.
+    /// Redis does not answer, or sent an unexpected reply.
     #[error(transparent)]
     Store(#[from] StoreError),
 }
 
-/// The names that the servers of a Redis know. Each server has users of its own: in a cluster, one
-/// may know more than another.
+/// The names of users that the servers of a Redis know. Each server has its own users, so one
+/// server of a cluster may know more than another.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct AclNames {
-    /// Those that some server knows.
+    /// Names that at least one server knows.
     pub anywhere: BTreeSet<String>,
-    /// Those that every server knows.
+    /// Names that every server knows.
     pub everywhere: BTreeSet<String>,
 }
 
 impl RedisStore {
-    /// The names of all users that Redis knows.
+    /// Lists the names of all users that Redis knows.
     ///
     /// # Errors
-    /// When Redis does not answer, or this login may not ask.
+    /// If Redis does not answer, or this login may not ask.
     pub async fn acl_users(&self) -> Result<AclNames, AclError> {
         let mut command = redis::cmd("ACL");
         command.arg("USERS");
@@ -104,11 +103,11 @@ impl RedisStore {
         Ok(names)
     }
 
-    /// Makes a user what they should be, at once and whatever they were before. Connections that
-    /// they have stay.
+    /// Sets the password and the permissions of a user, at once and regardless of what they were
+    /// before. The user's connections stay open.
     ///
     /// # Errors
-    /// When Redis does not answer, or this login may not do it; on a single server, nothing has
+    /// If Redis does not answer, or this login may not do it. On a single server, nothing has
     /// changed then.
     pub async fn acl_set(&self, user: &AclUser, separation: Separation) -> Result<(), AclError> {
         let mut command = redis::cmd("ACL");
@@ -117,10 +116,10 @@ impl RedisStore {
         self.on_every_server::<()>(&command).await.map(drop)
     }
 
-    /// Removes users and ends their connections.
+    /// Removes users and closes their connections.
     ///
     /// # Errors
-    /// When Redis does not answer, or this login may not do it.
+    /// If Redis does not answer, or this login may not do it.
     pub async fn acl_delete(&self, names: &[String]) -> Result<(), AclError> {
         if names.is_empty() {
             return Ok(());
@@ -128,9 +127,9 @@ impl RedisStore {
         self.on_every_server::<i64>(redis::cmd("ACL").arg("DELUSER").arg(names)).await.map(drop)
     }
 
-    /// The answers of all masters, and of those replicas that answer: users are not replicated, and
-    /// a replica that is promoted lets in whom it knows. One that is away is told when it is looked
-    /// at again.
+    /// Runs a command on all masters and on the replicas that answer, because users are not
+    /// replicated and a promoted replica allows the users that it knows. A replica that is
+    /// unreachable is updated with the next check.
     async fn on_every_server<T: FromRedisValue>(&self, command: &Cmd) -> Result<Vec<T>, AclError> {
         let servers = self.connection.servers(OPERATION_TIMEOUT).await.map_err(error)?;
         let mut answers = Vec::with_capacity(servers.masters.len() + servers.replicas.len());
@@ -147,7 +146,7 @@ impl RedisStore {
         for replica in &servers.replicas {
             match ask(replica).await {
                 Ok(answer) => answers.push(answer),
-                Err(error) => tracing::debug!(%error, "a replica was not asked about its users"),
+                Err(error) => tracing::debug!(%error, "failed to reach a replica about its users"),
             }
         }
         Ok(answers)
@@ -186,8 +185,8 @@ fn error(error: StoreError) -> AclError {
             AclError::NoReadOnlyKeys
         }
         ErrorKind::Server(ServerErrorKind::NoPerm) => AclError::NotPermitted,
-        // Unknown, wholly or in part: something that is not Redis, or older than 6.2. Any other
-        // error may pass.
+        // The command or a part of it is unknown: this is not Redis, or older than 6.2. Any other
+        // error may be temporary.
         ErrorKind::Server(ServerErrorKind::ResponseError)
             if detail.to_ascii_lowercase().contains("unknown") =>
         {

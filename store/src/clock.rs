@@ -1,4 +1,4 @@
-//! The clock that is passed in. Enters: nothing, or a hand that moves it. Leaves: the moment.
+//! Holds the clock that is passed in: the system's, or one that a test moves.
 
 use std::fmt;
 use std::sync::Arc;
@@ -11,25 +11,25 @@ use twofactor_core::time::UnixMillis;
 pub enum Clock {
     /// The system's wall clock.
     System,
-    /// A clock that stands still until it is moved.
+    /// A clock that stands still until a test moves it.
     Manual(Arc<AtomicU64>),
 }
 
 impl Clock {
-    /// A clock that stands at `start` until [`Clock::set`] moves it.
+    /// Creates a clock that stands at `start` until [`Clock::set`] moves it.
     #[must_use]
     pub fn manual(start: UnixMillis) -> Self {
         Self::Manual(Arc::new(AtomicU64::new(start.millis())))
     }
 
-    /// Moves a manual clock, and every clone of it; the system's stays as it is.
+    /// Moves a manual clock and every clone of it. The system's clock is not changed.
     pub fn set(&self, now: UnixMillis) {
         if let Self::Manual(millis) = self {
             millis.store(now.millis(), Ordering::SeqCst);
         }
     }
 
-    /// The moment.
+    /// Returns the current time.
     #[must_use]
     pub fn now(&self) -> UnixMillis {
         match self {

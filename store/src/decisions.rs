@@ -1,4 +1,4 @@
-//! Reads records and makes decisions: the interface that a sidecar uses.
+//! Defines the interface that a sidecar uses: records and decisions.
 
 use std::fmt::Debug;
 use std::sync::Arc;

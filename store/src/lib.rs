@@ -25,27 +25,27 @@ use crate::memory::MemoryStore;
 pub use crate::publishing::Publishing;
 use crate::redis::RedisStore;
 
-/// Why the store gave no answer.
+/// Reason why an operation of the store failed.
 #[derive(Debug, Error)]
 pub enum StoreError {
-    /// There was nothing to decide on. Nothing was counted.
+    /// The preconditions of a decision did not hold. Nothing was counted.
     #[error(transparent)]
     Undecided(#[from] Undecided),
-    /// Redis cannot be reached, is too slow, or refused. A decision may have been made all the
-    /// same.
+    /// Redis is unreachable, too slow, or rejected the command. A decision may have been made
+    /// nevertheless.
     #[error("Redis does not answer")]
     Unavailable(#[source] ::redis::RedisError),
-    /// Redis answered something that no script of ours answers.
-    #[error("Redis gave an answer that this version does not understand")]
+    /// Redis sent a reply that no script of this version sends.
+    #[error("Redis sent a reply that this version does not understand")]
     Protocol,
     /// The store holds a realm under this id that was sealed with other keys.
     #[error("the realm in Redis is sealed with another master key")]
     Foreign,
-    /// It was decided, but fewer replicas than asked for know of it: a failover could undo it. A
-    /// code that was accepted stays used up.
+    /// A decision was made, but fewer replicas than required have acknowledged it, so a failover
+    /// could undo it. An accepted code stays used.
     #[error("too few replicas of Redis have acknowledged the decision")]
     Unacknowledged,
-    /// Another publisher wrote the same user at the same time.
+    /// Another publisher changed the same user at the same time.
     #[error("another publisher has changed this user")]
     Conflict,
 }
@@ -61,64 +61,64 @@ impl From<::redis::RedisError> for StoreError {
 pub struct RealmSnapshot {
     /// The sealed realm record.
     pub sealed: Option<Vec<u8>>,
-    /// Whether every user of the realm has been published, on a node that was checked.
+    /// Whether every user of the realm was published, on a checked node.
     pub complete: bool,
 }
 
 /// What the store holds of a user.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Published {
-    /// The revision in the state; absent when the state is missing, though a record may be there.
+    /// The revision in the state. Absent if the state is missing, even if there is a record.
     pub revision: Option<Revision>,
-    /// The last request to reset the user's failures that was carried out.
+    /// The last request to reset the user's failures that the publisher has carried out.
     pub reset: Option<String>,
     /// The sealed record.
     pub sealed: Option<Vec<u8>>,
 }
 
-/// A sealed record that is to become current.
+/// A sealed record to be published.
 #[derive(Clone, Debug)]
 pub struct Publication {
     /// The user.
     pub pseudonym: Pseudonym,
-    /// The revision that the publisher saw, absent when there was no state.
+    /// The revision that the publisher has read, absent if there was no state.
     pub expected: Option<Revision>,
-    /// The revision that the record was sealed as.
+    /// The revision that the record was sealed with.
     pub revision: Revision,
     /// The record.
     pub sealed: Vec<u8>,
-    /// Whether the seed was made just now, so that no code of it can have been used.
+    /// Whether the seed is new, so that no code of it can have been used.
     pub fresh: bool,
-    /// Whether codes in flight are burned: the seed or the destination changed.
+    /// Whether codes in flight are burned, because the seed or the destination has changed.
     pub revoke: bool,
-    /// The request to reset the user's failures: carried out unless it was the last one that was.
+    /// The request to reset the user's failures. It is carried out unless it is the same as the
+    /// last one.
     pub reset: Option<String>,
 }
 
-/// A Redis server that decides, as the publisher finds it.
+/// A Redis server that makes decisions, as the publisher has read it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NodeInspection {
-    /// Who the node is: changes with every start and every promotion.
+    /// The identity of the node, which changes with every start and every promotion.
     pub identity: String,
-    /// Whether nothing can have been lost that the node still knows something of: it holds no key
-    /// at all.
+    /// True if the node holds no keys, so no partial loss is possible.
     pub empty: bool,
 }
 
-/// The store as the publisher finds it.
+/// The nodes of the store, as the publisher has read them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Inspection {
     /// The nodes: one, or the masters of a cluster.
     pub nodes: Vec<NodeInspection>,
-    /// Whether every node has been checked and everything is published: nothing needs to be
-    /// refilled.
+    /// Whether every node is checked and the realm is complete, so that nothing must be published
+    /// again.
     pub ready: bool,
-    /// What [`Publishing::begin_fill`] left on the nodes.
+    /// The id of the fill that [`Publishing::begin_fill`] has written to the nodes.
     pub fill_id: String,
 }
 
 impl Inspection {
-    /// Who the nodes are, together.
+    /// The identity of all nodes together.
     #[must_use]
     pub fn identity(&self) -> String {
         self.nodes.iter().map(|node| node.identity.as_str()).collect::<Vec<_>>().join(" ")

@@ -1,6 +1,7 @@
 //! Stores records and decisions in the memory of one process, for trying the product.
 //!
-//! It is lost with the process, so it has no node to check: a fresh one is an emptied one.
+//! Everything is lost with the process, so there is no node to check: a new process starts with an
+//! empty store.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -32,18 +33,19 @@ struct Content {
 }
 
 impl MemoryStore {
-    /// An empty store whose decisions go by `clock`.
+    /// Creates an empty store that decides by `clock`.
     #[must_use]
     pub fn new(clock: Clock) -> Self {
         Self { clock, content: Arc::default() }
     }
 
-    /// Forgets everything, as `FLUSHALL` does in Redis.
+    /// Deletes everything, as `FLUSHALL` does in Redis.
     pub fn clear(&self) {
         *self.content() = Content::default();
     }
 
-    /// A decision either happened or did not, so the content is sound even after a panic elsewhere.
+    /// Every change is made as a whole, so the content is consistent even after a panic in another
+    /// thread.
     fn content(&self) -> MutexGuard<'_, Content> {
         self.content.lock().unwrap_or_else(PoisonError::into_inner)
     }

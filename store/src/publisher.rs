@@ -1,8 +1,6 @@
-//! The publisher: makes the store hold what is true elsewhere.
+//! Publishes users and a realm: makes the store hold exactly what it should, on checked nodes.
 //!
-//! Enters: the users and the realm as they should be. Leaves: a store that holds exactly that, on a
-//! node that is checked. Only differences are written. The operator is one publisher; `dev` is
-//! another.
+//! Only differences are written. The operator is one publisher, a sidecar in `dev` mode another.
 
 use std::collections::HashSet;
 
@@ -20,34 +18,34 @@ use crate::{Inspection, Publication, Published, Publishing, Store, StoreError};
 /// Maximum number of attempts to publish users whom another publisher changes at the same time.
 const ATTEMPTS: usize = 3;
 
-/// A user as they should be.
+/// A user as the store should hold them.
 #[derive(Clone, Debug)]
 pub struct DesiredUser {
     /// The record.
     pub record: UserRecord,
-    /// Whether the seed was made just now, so that no code of it can have been used.
+    /// Whether the seed is new, so that no code of it can have been used.
     pub fresh: bool,
-    /// The request to reset the user's failures, if there is one: carried out once for each value.
+    /// The request to reset the user's failures, if there is one. Each value is carried out once.
     pub reset: Option<String>,
 }
 
-/// What publishing a user came to.
+/// The result of publishing a user.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PublishOutcome {
-    /// It was there already.
+    /// The store already held the record.
     Unchanged,
-    /// It is current now.
+    /// The record is now current.
     Written,
-    /// Somebody else wrote it meanwhile; the next pass looks again.
+    /// Another publisher has changed the user at the same time.
     Conflict,
 }
 
-/// What becomes of users who are in the store and not in the list.
+/// What happens to users who are in the store and not in the list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum UnlistedUsers {
-    /// The list is complete: they are gone.
+    /// They are removed, because the list is complete.
     Remove,
-    /// Part of the list could not be read: they may be there.
+    /// They are kept, because a part of the list could not be read.
     Keep,
 }
 
@@ -58,34 +56,35 @@ pub struct Publisher {
     keys: RealmKeys,
 }
 
-/// The next revision: the time, unless that would not rise.
+/// Returns the next revision: the time, or one more than the last revision if that is higher.
 fn next_revision(last: Option<Revision>, now: UnixMillis) -> Revision {
     Revision(last.map_or(0, |revision| revision.0 + 1).max(now.millis()))
 }
 
 impl Publisher {
-    /// A publisher into `store` under `keys`.
+    /// Publishes into `store` with `keys`.
     #[must_use]
     pub fn new(store: Store, keys: RealmKeys) -> Self {
         Self { store: Publishing::new(store), keys }
     }
 
-    /// The store that is published into.
+    /// The store that this publisher writes to.
     #[must_use]
     pub fn store(&self) -> &Publishing {
         &self.store
     }
 
-    /// The keys that are published under.
+    /// The keys that records are sealed with.
     #[must_use]
     pub fn keys(&self) -> &RealmKeys {
         &self.keys
     }
 
-    /// The record that the store holds of a user, where one is there and opens.
+    /// Reads a user's record from the store. Returns nothing if there is none or it cannot be
+    /// opened.
     ///
     /// # Errors
-    /// When Redis does not answer.
+    /// If Redis does not answer.
     pub async fn current(&self, user: Pseudonym) -> Result<Option<UserRecord>, StoreError> {
         let sealed = self.store.record(&user).await?;
         Ok(sealed
@@ -93,10 +92,11 @@ impl Publisher {
             .map(|(_, record)| record))
     }
 
-    /// Makes users current; one outcome for each, in their order. Nobody else is touched.
+    /// Publishes users and returns one outcome for each, in their order. Other users are not
+    /// changed.
     ///
     /// # Errors
-    /// When Redis does not answer; part of the users may have been written then.
+    /// If Redis does not answer. A part of the users may have been written.
     pub async fn publish(
         &self,
         users: &[DesiredUser],
@@ -106,8 +106,8 @@ impl Publisher {
         self.write(users, false, now, random).await
     }
 
-    /// Makes users current under new revisions, also where nothing is different: sidecars may have
-    /// seen higher ones than a node knows that has lost writes.
+    /// Publishes users with new revisions, even if nothing is different, because sidecars may have
+    /// seen higher revisions than a node that has lost writes.
     ///
     /// # Errors
     /// As [`Publisher::publish`].
@@ -195,7 +195,7 @@ impl Publisher {
         Ok(outcomes)
     }
 
-    /// What has to be written for `desired`, if anything.
+    /// Returns what must be written for `desired`, if anything.
     fn difference(
         &self,
         desired: &DesiredUser,
@@ -230,10 +230,10 @@ impl Publisher {
         })
     }
 
-    /// Makes the realm's record current, if it is not. Tells whether it was written.
+    /// Publishes the realm's record if it has changed. Returns whether it was written.
     ///
     /// # Errors
-    /// When Redis does not answer.
+    /// If Redis does not answer.
     pub async fn publish_realm(
         &self,
         realm: &RealmRecord,
@@ -255,19 +255,19 @@ impl Publisher {
         Ok(true)
     }
 
-    /// Leaves nothing of a user.
+    /// Deletes every key of a user.
     ///
     /// # Errors
-    /// When Redis does not answer.
+    /// If Redis does not answer.
     pub async fn remove(&self, user: Pseudonym) -> Result<(), StoreError> {
         self.store.remove(&[user]).await
     }
 
-    /// Leaves nothing of anybody who is not in `keep`. Tells how many were removed. Call it only
-    /// with a complete list.
+    /// Deletes every key of users who are not in `keep`, which must be complete. Returns how many
+    /// users were removed.
     ///
     /// # Errors
-    /// When Redis does not answer.
+    /// If Redis does not answer.
     pub async fn remove_unlisted(&self, keep: &HashSet<Pseudonym>) -> Result<usize, StoreError> {
         let unlisted: Vec<Pseudonym> =
             self.store.users().await?.into_iter().filter(|user| !keep.contains(user)).collect();
@@ -275,14 +275,14 @@ impl Publisher {
         Ok(unlisted.len())
     }
 
-    /// The store before anything is written to it, to be handed to [`Publishing::complete_fill`] after
-    /// everything is. Where a realm has to be filled, this marks the beginning.
+    /// Begins a fill if the realm needs one. Returns the nodes before anything is written to them,
+    /// for [`Publishing::complete_fill`] after everything is written.
     ///
-    /// A realm of which there is no user yet is as good as an empty node: whatever will be there
-    /// was written after this, and says itself what may have been used before.
+    /// If there are no users of the realm, its nodes count as empty: every user is written after
+    /// this, with a state that says which codes may have been used before.
     ///
     /// # Errors
-    /// When Redis does not answer.
+    /// If Redis does not answer.
     pub async fn begin_fill(&self, random: &mut impl CryptoRng) -> Result<Inspection, StoreError> {
         let mut inspection = self.store.inspect().await?;
         if inspection.ready {
@@ -298,12 +298,12 @@ impl Publisher {
         Ok(inspection)
     }
 
-    /// Makes the whole realm current, and says so to sidecars: what a refill after a loss consists
-    /// of. Nothing of a node that was not checked is trusted before this has ended. Tells whether
-    /// anything had been lost.
+    /// Publishes the whole realm and declares it complete. Sidecars do not trust a node that is not
+    /// checked before this has ended. Returns whether a fill was necessary.
     ///
     /// # Errors
-    /// When Redis does not answer, or becomes another node meanwhile; call it again then.
+    /// If Redis does not answer, or a node is replaced during the fill. Then the caller tries
+    /// again.
     pub async fn fill(
         &self,
         realm: &RealmRecord,
@@ -335,8 +335,8 @@ impl Publisher {
     }
 }
 
-/// Whether a code in flight could reach, or could have been made for, somebody else than the new
-/// record means.
+/// Whether a code in flight could reach, or could have been issued for, another person than the one
+/// whom the new record describes.
 fn destination_changed(old: &UserRecord, new: &UserRecord) -> bool {
     let destination = |record: &UserRecord| {
         let definition = &record.definition;

@@ -1,4 +1,4 @@
-//! Reads and writes what a publisher maintains: records, and which nodes hold all of them.
+//! Defines the interface that a publisher uses: records, and which nodes hold all of them.
 
 use twofactor_core::audit::Entry;
 use twofactor_core::names::Pseudonym;

@@ -1,5 +1,4 @@
-//! Where Redis is. Enters: a URL, and the certificate authority of its servers. Leaves: the kind of
-//! Redis, its addresses, and clients for each of them.
+//! Parses the URL of Redis into its kind, its addresses, and the settings of connections to them.
 //!
 //! One server: `redis://user:password@host:6379/0`. Behind Sentinel:
 //! `redis+sentinel://host:26379,host2:26379/master/0`, whose login is that of the data nodes; that
@@ -20,51 +19,51 @@ const CLUSTER: &str = "+cluster";
 const PORT: u16 = 6379;
 const SENTINEL_PORT: u16 = 26379;
 
-/// Why a URL gives no store. The URL, which may hold a password, is not part of the message.
+/// Reason why a URL is invalid. The message never contains the URL, which may hold a password.
 #[derive(Clone, Copy, Debug, thiserror::Error, PartialEq, Eq)]
 pub enum RedisUrlError {
-    /// It is none.
+    /// It is not a URL of Redis.
     #[error(
         "is not a Redis URL: write it like redis://user:password@host:6379/0, redis+sentinel://host:26379,host2:26379/master \
          or redis+cluster://host:7000,host2:7000, with rediss in place of redis for TLS"
     )]
     NotAUrl,
-    /// It asks for TLS with anybody.
+    /// It disables the check of certificates.
     #[error(
-        "must not switch the check of certificates off: give the certificate authority of Redis instead"
+        "must not disable the check of certificates: set the certificate authority of Redis instead"
     )]
     Insecure,
-    /// Sentinels look after several masters.
-    #[error("has to name the master: redis+sentinel://host:26379,host2:26379/master")]
+    /// It does not name the master, but Sentinels can monitor several.
+    #[error("must name the master: redis+sentinel://host:26379,host2:26379/master")]
     NoMaster,
-    /// A cluster has one database.
+    /// It names a database, but a cluster has only one.
     #[error("must not name a database: a cluster has only one")]
     DatabaseOfCluster,
 }
 
-/// Why a certificate authority is of no use.
+/// Reason why a certificate authority is invalid.
 #[derive(Clone, Copy, Debug, thiserror::Error, PartialEq, Eq)]
 pub enum RedisAuthorityError {
-    /// There is none in it.
-    #[error("holds no certificate that can be read: it has to be PEM, with BEGIN CERTIFICATE")]
+    /// It contains no certificate.
+    #[error("contains no certificate that can be read: it must be PEM, with BEGIN CERTIFICATE")]
     NotACertificate,
-    /// Nobody would be checked against it.
-    #[error("is given, although the URL of Redis is not one for TLS: that begins with rediss")]
+    /// It would be unused, because connections are not encrypted.
+    #[error("is set, although the URL of Redis does not use TLS: it must begin with rediss")]
     NoTls,
 }
 
-/// Why there can be no connection.
+/// Reason why Redis cannot be connected to.
 #[derive(Clone, Copy, Debug, thiserror::Error, PartialEq, Eq)]
 pub enum RedisTargetError {
-    /// The URL is none.
+    /// The URL is invalid.
     #[error(transparent)]
     Url(#[from] RedisUrlError),
-    /// The certificate authority is none.
+    /// The certificate authority is invalid.
     #[error("the certificate authority of Redis {0}")]
     Authority(#[from] RedisAuthorityError),
 }
 
-/// A server's place in the network.
+/// The address of a server.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct Address {
     pub(crate) host: String,
@@ -72,8 +71,8 @@ pub(crate) struct Address {
 }
 
 impl Address {
-    /// As Redis writes it in a redirection: without brackets around an IPv6 address, and without a
-    /// host where it is the one that was asked.
+    /// Parses the address of a redirection. Redis writes an IPv6 address without brackets, and no
+    /// host if it is the one of `asked`.
     pub(crate) fn of_redirection(text: &str, asked: &Self) -> Option<Self> {
         let (host, port) = text.rsplit_once(':')?;
         let host = if host.is_empty() { asked.host.clone() } else { host.to_owned() };
@@ -105,7 +104,7 @@ impl fmt::Display for Address {
     }
 }
 
-/// What all servers of one kind are connected to with.
+/// Settings of the connections to all servers of one kind.
 #[derive(Clone)]
 pub(crate) struct Endpoint {
     tls: bool,
@@ -114,7 +113,7 @@ pub(crate) struct Endpoint {
 }
 
 impl Endpoint {
-    /// A client for the server at `address`.
+    /// Creates a client for the server at `address`.
     pub(crate) fn client(&self, address: &Address) -> Result<Client, redis::RedisError> {
         let (host, port) = (address.host.clone(), address.port);
         let address = if self.tls {
@@ -135,7 +134,7 @@ fn open(
 ) -> Result<Client, redis::RedisError> {
     match authority {
         Some(authority) => {
-            // In place of the system's authorities, not beside them.
+            // These certificates replace those of the system, and are not added to them.
             let certificates =
                 TlsCertificates { client_tls: None, root_cert: Some(authority.to_vec()) };
             Client::build_with_tls(information, certificates)
@@ -147,25 +146,24 @@ fn open(
 /// The kinds of Redis.
 #[derive(Clone)]
 pub(crate) enum Kind {
-    /// One server, or whatever stands in front of one.
+    /// One server, or a proxy in front of it.
     Standalone(Client),
-    /// One master and its replicas, looked after by Sentinels.
+    /// One master and its replicas, which Sentinels monitor.
     Sentinel { sentinels: Vec<Address>, of_sentinels: Endpoint, master: String, of_data: Endpoint },
-    /// Several masters, with a part of the keys each.
+    /// Several masters, each with a part of the keys.
     Cluster { seeds: Vec<Address>, endpoint: Endpoint },
 }
 
-/// Where Redis is, understood.
+/// A parsed URL.
 #[derive(Clone)]
 pub(crate) struct Target {
     pub(crate) kind: Kind,
-    /// Whether connections begin with the choice of another database than the first.
+    /// Whether connections select another database than the first.
     pub(crate) selects_database: bool,
 }
 
 impl Target {
-    /// Understands a URL, and the certificate authority (PEM) that the servers are checked against
-    /// in place of the system's.
+    /// Parses a URL, and the certificate authority (PEM) that replaces the system's.
     pub(crate) fn parse(url: &str, authority: Option<&str>) -> Result<Self, RedisTargetError> {
         let (scheme, _) = url.split_once("://").ok_or(RedisUrlError::NotAUrl)?;
         let tls = ["rediss", "valkeys"].iter().any(|known| scheme.split('+').next() == Some(known));
@@ -204,7 +202,8 @@ fn authority_of(pem: &str, tls: bool) -> Result<Vec<u8>, RedisAuthorityError> {
     Ok(pem.as_bytes().to_vec())
 }
 
-/// The client's name is nothing that Redis has to know, and telling it needs a permission.
+/// Does not send the client's name, because Redis does not need it and sending it requires a
+/// permission.
 fn quiet(settings: &RedisConnectionInfo) -> RedisConnectionInfo {
     settings.clone().set_skip_set_lib_name()
 }
@@ -260,7 +259,7 @@ fn sentinel(
     })
 }
 
-/// A URL with several hosts, which the client library does not know.
+/// A URL with several hosts, which the client library does not support.
 struct Multiple<'a> {
     kind: &'a str,
     login: &'a str,
@@ -270,7 +269,7 @@ struct Multiple<'a> {
 }
 
 impl<'a> Multiple<'a> {
-    /// Takes a URL apart; nothing when it is not of this kind.
+    /// Splits a URL into its parts. Returns nothing if it is not of this kind.
     fn parse(url: &'a str) -> Result<Option<Self>, RedisUrlError> {
         let (scheme, rest) = url.split_once("://").ok_or(RedisUrlError::NotAUrl)?;
         let Some(kind) = scheme.find('+').map(|at| &scheme[at..]) else { return Ok(None) };
@@ -292,7 +291,7 @@ impl<'a> Multiple<'a> {
         addresses.collect::<Option<Vec<_>>>().ok_or(RedisUrlError::NotAUrl)
     }
 
-    /// How to log in to a data node.
+    /// Returns how to log in to a data node.
     fn settings(&self, database: &str) -> Result<RedisConnectionInfo, RedisUrlError> {
         let (user, password) = self.login.split_once(':').unwrap_or((self.login, ""));
         let mut settings = quiet(&RedisConnectionInfo::default());
@@ -318,8 +317,8 @@ fn decoded(text: &str) -> Result<String, RedisUrlError> {
     percent_decode_str(text).decode_utf8().map(Into::into).map_err(|_| RedisUrlError::NotAUrl)
 }
 
-/// `url` with this login in place of the one that it has; everything else stays, that of Sentinels
-/// too. Nothing when the URL has no place for a login: that of a socket.
+/// Replaces the login in `url`, and nothing else: the login of Sentinels stays. Returns nothing if
+/// the URL has no place for a login, as that of a socket.
 #[must_use]
 pub fn with_login(url: &str, name: &str, password: &SecretText) -> Option<SecretText> {
     let (scheme, rest) = url.split_once("://")?;
@@ -335,7 +334,7 @@ pub fn with_login(url: &str, name: &str, password: &SecretText) -> Option<Secret
     Some(SecretText::new(format!("{scheme}://{name}:{password}@{host}{path}")))
 }
 
-/// Whether a URL has a login.
+/// Returns whether a URL has a login.
 #[must_use]
 pub fn has_login(url: &str) -> bool {
     let rest = url.split_once("://").map_or(url, |(_, rest)| rest);

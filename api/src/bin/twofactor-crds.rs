@@ -1,5 +1,4 @@
-//! Prints the CRDs, or writes them to the folder that is named. Enters: perhaps a folder. Leaves:
-//! YAML.
+//! Prints the CRDs, or writes them into the folder that is given.
 
 use std::error::Error;
 use std::path::Path;

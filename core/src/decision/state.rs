@@ -1,5 +1,4 @@
-//! What is remembered of a user, and the rules by which it changes. Enters: a request and a moment.
-//! Leaves: an outcome, and the state changed by it.
+//! Holds a user's state and the rules by which it changes.
 
 use std::collections::HashMap;
 
@@ -29,19 +28,19 @@ struct FailureRun {
     blocked_until: UnixMillis,
 }
 
-/// What is remembered of a user between decisions.
+/// The state of a user between decisions.
 #[derive(Clone, Debug)]
 pub struct UserState {
     revision: Revision,
     /// Codes of steps up to this moment, and codes issued up to it, may have been used before the
-    /// store was lost.
+    /// store lost data.
     since: UnixMillis,
     /// Steps that begin before this moment are burned.
     accepted_until: UnixMillis,
     failures: HashMap<Caller, FailureRun>,
-    /// Too many failures in a row.
+    /// Whether there were too many failures in a row.
     disabled: bool,
-    /// The last request to reset the failures that was carried out.
+    /// Returns the last request to reset the failures that was carried out.
     reset: Option<String>,
     issued: HashMap<(Caller, CodeTag), IssuedCode>,
     asked: Asked,
@@ -61,10 +60,10 @@ fn step_at(now: UnixMillis, period: u32) -> u64 {
 }
 
 impl UserState {
-    /// The state of a user who is published for the first time, or again after the store was lost.
+    /// Creates the state of a user who is published for the first time, or again after the store
+    /// lost data.
     ///
-    /// `since` is the epoch only for a seed that was just generated: nothing of it can have been
-    /// used.
+    /// `since` is the epoch only for a new seed, because none of its codes can have been used.
     #[must_use]
     pub fn new(revision: Revision, since: UnixMillis) -> Self {
         Self {
@@ -80,19 +79,19 @@ impl UserState {
         }
     }
 
-    /// The revision of the record that decisions must be based on.
+    /// Returns the revision of the record that decisions must be based on.
     #[must_use]
     pub fn revision(&self) -> Revision {
         self.revision
     }
 
-    /// A new record is current. With `revoke`, the codes in flight are burned: the seed or the
-    /// destination changed.
+    /// Makes a new record current. With `revoke`, the codes in flight are burned, because the seed
+    /// or the destination has changed.
     pub fn publish(&mut self, revision: Revision, revoke: bool) {
         self.revision = revision;
         if revoke {
-            // Burned with their steps: the same digits must not be issued, or come from an
-            // authenticator, once more.
+            // Their steps are burned too: the same digits must neither be issued again nor be
+            // accepted from an authenticator.
             for code in self.issued.values_mut() {
                 code.consumed = true;
                 self.accepted_until = self.accepted_until.max(end_of(code.step, code.period));
@@ -100,7 +99,7 @@ impl UserState {
         }
     }
 
-    /// Forgets all failures, unless this request to do so has been carried out already.
+    /// Forgets all failures, unless this request was already carried out.
     pub fn reset_failures(&mut self, request: &str) {
         if self.reset.as_deref() != Some(request) {
             self.reset = Some(request.to_owned());
@@ -115,13 +114,13 @@ impl UserState {
         self.reset.as_deref()
     }
 
-    /// Whether failures have disabled the user.
+    /// Returns whether failures have disabled the user.
     #[must_use]
     pub fn is_disabled(&self) -> bool {
         self.disabled
     }
 
-    /// What happened, the oldest first.
+    /// Returns the history, the oldest entry first.
     #[must_use]
     pub fn history(&self) -> Vec<Entry> {
         self.history.entries()
@@ -142,10 +141,10 @@ impl UserState {
         Ok(())
     }
 
-    /// Decides about a submitted code.
+    /// Decides whether a submitted code is accepted.
     ///
     /// # Errors
-    /// When nothing can be decided on this ground; nothing is counted then.
+    /// If the preconditions do not hold. Then nothing is counted.
     pub fn verify(
         &mut self,
         request: &Verification,
@@ -153,12 +152,17 @@ impl UserState {
         now: UnixMillis,
     ) -> Result<Verdict, Undecided> {
         self.check(request.revision, request.asked_at, now)?;
-        let verdict = self.judge(request, throttle, now);
+        let verdict = self.evaluate(request, throttle, now);
         self.history.add(Operation::Verify, verdict.name(), &request.caller, &request.audit, now);
         Ok(verdict)
     }
 
-    fn judge(&mut self, request: &Verification, throttle: &Throttle, now: UnixMillis) -> Verdict {
+    fn evaluate(
+        &mut self,
+        request: &Verification,
+        throttle: &Throttle,
+        now: UnixMillis,
+    ) -> Verdict {
         if self.disabled {
             return Verdict::Disabled;
         }
@@ -218,7 +222,8 @@ impl UserState {
     fn verify_authenticator(&mut self, request: &Verification, now: UnixMillis) -> Verdict {
         let current = step_at(now, request.period);
         let skew = u64::from(request.skew);
-        // The latest matching step: burning it burns the earlier one with the same code as well.
+        // The latest matching step, because burning it also burns an earlier one with the same
+        // code.
         let Some(step) =
             request.matches.iter().filter(|step| step.number().abs_diff(current) <= skew).max()
         else {
@@ -233,11 +238,11 @@ impl UserState {
         Verdict::Accepted
     }
 
-    /// Puts a code into the OTP log, unless it is used up.
+    /// Adds a code to the OTP log, unless it was used or was requested too soon.
     ///
     /// # Errors
-    /// When nothing can be decided on this ground. A step that is not the store's current one is an
-    /// error of the clock too: the one who asks computes the code again for the step that is.
+    /// If the preconditions do not hold. A step that is not the store's current one counts as an
+    /// error of the clock, so that the sidecar computes the code again for the current step.
     pub fn issue(&mut self, request: &Issuance, now: UnixMillis) -> Result<Issue, Undecided> {
         self.check(request.revision, request.asked_at, now)?;
         if request.step.number() != step_at(now, request.period) {
@@ -262,7 +267,7 @@ impl UserState {
         issue
     }
 
-    /// Until when this caller's last code is accepted, while it is.
+    /// Returns the moment until which this caller's last code is accepted, if it still is.
     fn in_flight(&self, caller: &Caller, now: UnixMillis) -> Option<UnixMillis> {
         let lost = |code: &IssuedCode| self.since.millis() > 0 && code.issued_at <= self.since;
         let codes = self.issued.iter().filter(|((of, _), _)| of == caller).map(|(_, code)| code);
@@ -281,7 +286,7 @@ impl UserState {
         if possibly_used || start_of(request.step, request.period) < self.accepted_until {
             return consumed;
         }
-        // An entry is kept while it could be accepted or its step come again.
+        // An entry is needed until it has expired and its step has ended.
         self.issued.retain(|_, code| code.expires_at.max(end_of(code.step, code.period)) >= now);
         let key = (request.caller.clone(), request.tag);
         if let Some(entry) = self.issued.get(&key)
@@ -297,7 +302,7 @@ impl UserState {
         if ends.len() >= MOST_CODES_IN_FLIGHT
             && let Some(first) = ends.into_iter().min()
         {
-            // In the millisecond in which it ends, it is still there.
+            // In the millisecond in which it ends, the entry still exists.
             let retry_after = now.until(first.offset(1));
             return Issue::TooSoon { retry_after, in_flight: self.in_flight(&request.caller, now) };
         }
@@ -313,11 +318,11 @@ impl UserState {
         Issue::Issued { expires_at, asked_at }
     }
 
-    /// Takes note of what happened after a decision, or in place of one.
+    /// Records what became of a delivery.
     pub fn record_delivery(&mut self, report: &DeliveryReport, now: UnixMillis) {
         match report.event {
             Event::Refused { asked_at } => self.asked.give_back_the_pause(asked_at),
-            // A realm that has sent all that it may is asked no more often than one that sends.
+            // A realm that has reached its limit gets no more requests than one that sends codes.
             Event::DeliveryLimitReached
             | Event::Sent
             | Event::NoSecret

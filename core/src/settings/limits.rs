@@ -1,5 +1,4 @@
-//! The variables about limits and about what is kept of requests. Enters: a way to look a variable
-//! up. Leaves: both policies, or the first variable that is wrong.
+//! Reads the limits and what is recorded of requests from variables.
 
 use std::fmt::Display;
 use std::ops::RangeInclusive;

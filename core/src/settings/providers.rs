@@ -1,6 +1,5 @@
-//! Providers under the names that the original service gave them. Enters: a way to look a variable
-//! up. Leaves: what can be used, and for each provider that cannot, the first variable that is
-//! missing or wrong.
+//! Reads the settings of providers from variables that have the names of the original service. A
+//! provider that cannot be used is reported with the first variable that is missing or invalid.
 
 use url::Url;
 

@@ -1,5 +1,4 @@
-//! Tokens under the names of variables. Enters: a way to look a variable up. Leaves: what tokens
-//! are made with, nothing where they are off, or a sentence without any value.
+//! Reads the settings of tokens from variables. Errors never contain a value.
 
 use std::collections::BTreeSet;
 

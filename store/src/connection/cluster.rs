@@ -1,5 +1,4 @@
-//! The nodes of a cluster. Enters: some of their addresses. Leaves: the node that has a key; others
-//! after a failover or when slots move.
+//! Finds the node of a cluster that has a key, also after a failover or when slots move.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -13,13 +12,13 @@ use super::refreshed::{ANSWER_TIMEOUT, Lookup, Refreshed};
 use super::slots::{Range, ranges, slot_of};
 use crate::url::{Address, Endpoint};
 
-/// Names that are tried to find one in a slot of a node. With slots spread over a thousand nodes, a
-/// thousand are enough as a rule.
+/// Maximum number of tags that are tried to find one in a slot of a node. With slots spread over a
+/// thousand nodes, a thousand tags are usually enough.
 const NAMES: u32 = 100_000;
 
-/// Who has which slot, as last told.
+/// Which nodes have which slots.
 pub(crate) struct Map {
-    /// Ascending: first and last slot, and who has them.
+    /// First and last slot of each range, ascending, and the master that has them.
     ranges: Vec<(u16, u16, Arc<Node>)>,
     /// The masters that have slots, each once.
     pub(crate) masters: Vec<Arc<Node>>,
@@ -28,7 +27,7 @@ pub(crate) struct Map {
 }
 
 impl Map {
-    /// Who has the slot of a key.
+    /// Returns the master that has the slot of a key.
     pub(crate) fn owner(&self, key: &str) -> RedisResult<&Arc<Node>> {
         let slot = slot_of(key);
         let after = self.ranges.partition_point(|(first, _, _)| *first <= slot);
@@ -39,7 +38,7 @@ impl Map {
         }
     }
 
-    /// A word that, between braces, puts a key onto `node`: five digits.
+    /// Returns a tag of five digits that, between braces, places a key on `node`.
     pub(crate) fn tag_on(&self, node: &Arc<Node>) -> RedisResult<String> {
         let tags = (0..NAMES).map(|number| format!("{number:05}"));
         let mut on_node =
@@ -54,7 +53,7 @@ impl Map {
 pub(crate) struct Cluster {
     endpoint: Endpoint,
     seeds: Vec<Arc<Node>>,
-    /// Every node that was ever in the map, or redirected to, and still is.
+    /// All nodes of the map and of redirections.
     nodes: Mutex<HashMap<Address, Arc<Node>>>,
     map: Refreshed<Map>,
 }
@@ -71,7 +70,7 @@ impl Cluster {
         Ok(Self { seeds, ..cluster })
     }
 
-    /// The node at an address: always the same one.
+    /// Returns the node at an address, always the same one.
     pub(crate) fn node(&self, address: &Address) -> RedisResult<Arc<Node>> {
         let mut nodes = self.nodes();
         if let Some(node) = nodes.get(address) {
@@ -93,7 +92,7 @@ impl Cluster {
                 add(&mut replicas, self.node(replica)?);
             }
         }
-        // Nodes that left are let go, with their connections.
+        // Nodes that left the cluster are dropped, with their connections.
         let present = |node: &Arc<Node>| {
             masters.iter().chain(&replicas).chain(&self.seeds).any(|known| Arc::ptr_eq(known, node))
         };
@@ -155,13 +154,10 @@ async fn ask(node: &Node) -> RedisResult<Vec<Range>> {
         tokio::time::timeout(ANSWER_TIMEOUT, node.perform(Operation::Command(&command), false))
             .await;
     let answer = answer.unwrap_or_else(|_| {
-        Err(RedisError::from((ErrorKind::Io, "no node of the cluster answers in time")))
+        Err(RedisError::from((ErrorKind::Io, "no node of the cluster answered in time")))
     });
     let answer = answer.inspect_err(|_| node.renew())?;
     ranges(answer, node.address()).ok_or_else(|| {
-        RedisError::from((
-            ErrorKind::UnexpectedReturnType,
-            "the slots of the cluster are assigned to nobody",
-        ))
+        RedisError::from((ErrorKind::UnexpectedReturnType, "no slot of the cluster is assigned"))
     })
 }

@@ -1,7 +1,6 @@
-//! The way to Redis, whatever kind it is of. Enters: operations, the keys that they are about, and
-//! bounds on their time. Leaves: their results, from the node that has the keys.
+//! Sends operations to the node that has their keys, with a bound on their time.
 //!
-//! [`node`] is the connection to one server, [`sentinel`] finds the master among several,
+//! [`node`] is the connection to one server, [`sentinel`] finds the master that Sentinels name, and
 //! [`cluster`] the master of a key.
 
 mod cluster;
@@ -25,25 +24,25 @@ use self::sentinel::Sentinels;
 use crate::StoreError;
 use crate::url::{Address, Kind, Target};
 
-/// How often an operation is sent on to the node that has the key.
+/// Maximum number of redirections of an operation to the node that has the key.
 const REDIRECTIONS: usize = 3;
 
-/// Replicas that have to know of an operation whose answer is this word.
+/// Requires that replicas acknowledge an operation if its reply begins with this word.
 #[derive(Clone, Copy)]
 pub(crate) struct Acknowledgement {
     pub(crate) word: &'static str,
     pub(crate) replicas: u8,
 }
 
-/// The servers of a Redis.
+/// The servers of one Redis.
 pub(crate) struct Servers {
-    /// Those that decide, and are written to.
+    /// The masters, which run scripts and writes.
     pub(crate) masters: Vec<Arc<Node>>,
-    /// Those that may take a master's place, as far as they are known.
+    /// The known replicas, which can replace a master.
     pub(crate) replicas: Vec<Arc<Node>>,
 }
 
-/// The way to Redis; many operations share it.
+/// The connection to a Redis of any kind. Many operations share it.
 pub(crate) struct Connection {
     topology: Topology,
 }
@@ -55,14 +54,14 @@ enum Topology {
 }
 
 impl Connection {
-    /// Prepares the way; connections are made when they are needed. Must be called within a tokio
+    /// Prepares the connection; it is opened when it is needed. Must be called within a tokio
     /// runtime.
     pub(crate) fn new(target: &Target) -> RedisResult<Self> {
         let topology = match &target.kind {
             Kind::Standalone(client) => {
-                // Only in messages, where a socket has none.
-                let nowhere = Address { host: "redis".to_owned(), port: 0 };
-                Topology::Standalone(Arc::new(Node::new(nowhere, client.clone())?))
+                // The address appears only in messages, and a socket has none.
+                let address = Address { host: "redis".to_owned(), port: 0 };
+                Topology::Standalone(Arc::new(Node::new(address, client.clone())?))
             }
             Kind::Sentinel { sentinels, of_sentinels, master, of_data } => {
                 let sentinels = Sentinels::new(
@@ -80,13 +79,13 @@ impl Connection {
         Ok(Self { topology })
     }
 
-    /// Whether keys are spread over several masters.
+    /// Returns whether keys are spread over several masters.
     pub(crate) fn is_cluster(&self) -> bool {
         matches!(self.topology, Topology::Cluster(_))
     }
 
-    /// Whether Sentinels look after it, so that there is somebody to take over.
-    pub(crate) fn is_watched_over(&self) -> bool {
+    /// Returns whether Sentinels monitor the master, so that a replica replaces it after a failure.
+    pub(crate) fn has_sentinels(&self) -> bool {
         matches!(self.topology, Topology::Sentinel(_))
     }
 
@@ -97,12 +96,12 @@ impl Connection {
         bound: Duration,
         operation: Operation<'_>,
     ) -> Result<T, StoreError> {
-        // In a box: it is large, and part of everything that asks.
-        read(Box::pin(self.follow(key, bound, operation, None)).await?)
+        // In a box, because the future is large and a part of every operation's future.
+        read(Box::pin(self.send(key, bound, operation, None)).await?)
     }
 
-    /// [`Connection::run`], and when the answer is the word of `acknowledgement`, until so many replicas
-    /// know of it.
+    /// [`Connection::run`]. If the reply begins with the word of `acknowledgement`, waits until its
+    /// number of replicas has acknowledged the operation.
     pub(crate) async fn run_acknowledged<T: FromRedisValue>(
         &self,
         key: &str,
@@ -110,7 +109,7 @@ impl Connection {
         operation: Operation<'_>,
         acknowledgement: Acknowledgement,
     ) -> Result<T, StoreError> {
-        read(Box::pin(self.follow(key, bound, operation, Some(acknowledgement))).await?)
+        read(Box::pin(self.send(key, bound, operation, Some(acknowledgement))).await?)
     }
 
     /// Performs an operation on a node, within `bound`.
@@ -123,13 +122,13 @@ impl Connection {
         let work = Box::pin(node.perform(operation, false));
         let result = match tokio::time::timeout(bound, work).await {
             Ok(result) => result,
-            Err(_) => Err(RedisError::from((ErrorKind::Io, "no answer in time"))),
+            Err(_) => Err(RedisError::from((ErrorKind::Io, "no reply in time"))),
         };
         read(result.map_err(|error| self.failed(Some(node), error))?)
     }
 
-    /// Goes where the key is, also when it is not where it was.
-    async fn follow(
+    /// Sends an operation to the node that has the key, and follows redirections.
+    async fn send(
         &self,
         key: &str,
         bound: Duration,
@@ -152,7 +151,7 @@ impl Connection {
                     Ok(Acknowledged::Enough(answer)) => return Ok(Ok(answer)),
                     Ok(Acknowledged::TooFew) => return Ok(Err(StoreError::Unacknowledged)),
                     Err(error) if redirections < REDIRECTIONS => {
-                        // A node that sends somebody on has done nothing itself.
+                        // A node that redirects has not performed the operation.
                         let Some(next) = self.redirected(&node, &error)? else { return Err(error) };
                         (node, asking) =
                             (next, error.kind() == ErrorKind::Server(ServerErrorKind::Ask));
@@ -164,12 +163,12 @@ impl Connection {
         };
         let result = match tokio::time::timeout(bound, attempts).await {
             Ok(result) => result,
-            Err(_) => Err(RedisError::from((ErrorKind::Io, "no answer in time"))),
+            Err(_) => Err(RedisError::from((ErrorKind::Io, "no reply in time"))),
         };
         result.map_err(|error| self.failed(last.as_deref(), error))?
     }
 
-    /// The node that has a key.
+    /// Returns the node that has a key.
     async fn node_of(&self, key: &str) -> RedisResult<Arc<Node>> {
         match &self.topology {
             Topology::Standalone(node) => Ok(node.clone()),
@@ -178,7 +177,7 @@ impl Connection {
         }
     }
 
-    /// Where a node of a cluster sends whoever asked it.
+    /// Returns the node that an error redirects to, if it does.
     fn redirected(&self, node: &Node, error: &RedisError) -> RedisResult<Option<Arc<Node>>> {
         let (Topology::Cluster(cluster), Some((address, _))) =
             (&self.topology, error.redirect_node())
@@ -192,7 +191,7 @@ impl Connection {
         address.map(|address| cluster.node(&address)).transpose()
     }
 
-    /// What is to be done after a failure, and how it is told.
+    /// Reacts to a failure and converts its error.
     fn failed(&self, node: Option<&Node>, error: RedisError) -> StoreError {
         let moved = error.redirect_node().is_some();
         if may_be_the_connections(&error) && !moved {
@@ -206,7 +205,7 @@ impl Connection {
         StoreError::Unavailable(error)
     }
 
-    /// Another node may have taken the place of the one that answered.
+    /// Looks up the nodes again, because another node may have replaced the one that answered.
     fn schedule_refresh(&self) {
         match &self.topology {
             Topology::Standalone(_) => {}
@@ -215,8 +214,8 @@ impl Connection {
         }
     }
 
-    /// The node that answered about `key` may be a former master, while new connections lead to the
-    /// present one.
+    /// Replaces the connection to the node that has `key`, because this node may be a former master
+    /// while new connections lead to the current one.
     pub(crate) async fn renew(&self, key: &str) {
         if let Ok(node) = self.node_of(key).await {
             node.renew();
@@ -224,7 +223,7 @@ impl Connection {
         self.schedule_refresh();
     }
 
-    /// Every server that is known.
+    /// Returns every known server.
     pub(crate) async fn servers(&self, bound: Duration) -> Result<Servers, StoreError> {
         let one = |master| Servers { masters: vec![master], replicas: Vec::new() };
         let found = async {
@@ -240,7 +239,7 @@ impl Connection {
         self.bounded(bound, found).await
     }
 
-    /// Positions of `keys`, by the node that has them.
+    /// Groups the positions of `keys` by the node that has them.
     pub(crate) async fn grouped<'a>(
         &self,
         keys: impl Iterator<Item = &'a str>,
@@ -262,8 +261,8 @@ impl Connection {
         Ok(groups)
     }
 
-    /// In a cluster, the masters, each with a word that puts a key between braces onto it; nobody
-    /// elsewhere.
+    /// Returns the masters of a cluster, each with a tag that, between braces, places a key on it.
+    /// Returns nothing if Redis is not a cluster.
     pub(crate) async fn tags(
         &self,
         bound: Duration,
@@ -274,8 +273,8 @@ impl Connection {
         Ok(tagged.collect::<RedisResult<Vec<_>>>()?)
     }
 
-    /// In a cluster, the node that has a key, with a word that puts another key between braces onto
-    /// it.
+    /// Returns the node of a cluster that has a key, with a tag that, between braces, places
+    /// another key on it.
     pub(crate) async fn tag_beside(
         &self,
         key: &str,
@@ -294,15 +293,15 @@ impl Connection {
     ) -> Result<T, StoreError> {
         match tokio::time::timeout(bound, work).await {
             Ok(result) => result,
-            Err(_) => Err(RedisError::from((ErrorKind::Io, "no answer in time"))),
+            Err(_) => Err(RedisError::from((ErrorKind::Io, "no reply in time"))),
         }
         .map_err(|error| self.failed(None, error))
     }
 }
 
 impl StoreError {
-    /// Whether Redis refused the login or a command, as it does when the user was removed or may do
-    /// less than before.
+    /// Returns whether Redis rejected the login or a command, because the user was removed or has
+    /// lost a permission.
     #[must_use]
     pub fn is_access_refused(&self) -> bool {
         let Self::Unavailable(error) = self else { return false };

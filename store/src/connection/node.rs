@@ -1,8 +1,7 @@
-//! The connection to one Redis server, made again whenever it is of no use. Enters: operations.
-//! Leaves: their results.
+//! Connects to one Redis server, and replaces a connection that is unusable.
 //!
-//! The client library connects again after input and output errors only. A refused login, a node
-//! that went without a word, and a master that became a replica would keep their connection for
+//! The client library reconnects after input and output errors only. A rejected login, a node that
+//! disappeared without a word and a master that became a replica would keep their connection for
 //! ever, so any failure that could be the connection's makes a new one, at most every [`PAUSE`].
 
 use std::sync::{Mutex, PoisonError};
@@ -18,22 +17,22 @@ use tokio::sync::Semaphore;
 use super::operation::{NodeConnection, Operation};
 use crate::url::Address;
 
-/// For a connection to be made, with TLS and login. Operations have shorter bounds of their own.
+/// Timeout for opening a connection, with TLS and login. Operations have shorter timeouts of their
+/// own.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
-/// Between two new connections: longer than making one takes.
+/// Minimum interval between two new connections: longer than opening one takes.
 const PAUSE: Duration = Duration::from_secs(3);
-/// Connections on which somebody waits for replicas, each for one operation at a time.
+/// Maximum number of connections that wait for replicas, each for one operation at a time.
 const WAITING: usize = 16;
-/// For a connection of these to be kept without being used: what lies between may close those that
-/// say nothing.
+/// Idle timeout of these connections. Proxies and firewalls may close idle connections.
 const QUIET: Duration = Duration::from_secs(20);
-/// How long to wait for replicas.
+/// Timeout for replicas to acknowledge an operation.
 const ACKNOWLEDGEMENT: Duration = Duration::from_millis(500);
 
-/// What became of an operation that replicas have to know of.
+/// The result of an operation that replicas must acknowledge.
 pub(crate) enum Acknowledged {
     Enough(Value),
-    /// It has happened, but too few replicas have said that they know.
+    /// The operation was performed, but too few replicas have acknowledged it.
     TooFew,
 }
 
@@ -43,13 +42,14 @@ pub(crate) struct Node {
     client: Client,
     current: ArcSwap<ConnectionManager>,
     renewed: Mutex<Option<Instant>>,
-    /// With the moment at which each was used last.
+    /// Connections that wait for replicas, each with the time of its last use.
     own: Mutex<Vec<(MultiplexedConnection, Instant)>>,
     waiting: Semaphore,
 }
 
 impl Node {
-    /// Prepares a connection; it is made when it is needed. Must be called within a tokio runtime.
+    /// Prepares a connection; it is opened when it is needed. Must be called within a tokio
+    /// runtime.
     pub(crate) fn new(address: Address, client: Client) -> RedisResult<Self> {
         let current = ArcSwap::from_pointee(manager(&client)?);
         let waiting = Semaphore::new(WAITING);
@@ -67,7 +67,7 @@ impl Node {
         &self.address
     }
 
-    /// Performs an operation over the connection that everybody shares.
+    /// Performs an operation over the shared connection.
     pub(crate) async fn perform(
         &self,
         operation: Operation<'_>,
@@ -77,9 +77,10 @@ impl Node {
         operation.perform(&mut NodeConnection::shared(manager, asking)).await
     }
 
-    /// Performs an operation, and when its answer is `word`, waits until so many replicas know of
-    /// it. Redis counts the writes of the connection that waits, and answers nothing else on it
-    /// meanwhile: so both go over one that nobody else uses.
+    /// Performs an operation and, if its reply begins with `word`, waits until this number of
+    /// replicas has acknowledged it. Both use a connection that no other operation uses, because
+    /// Redis counts the writes of the connection that waits and answers nothing else on it while
+    /// waiting.
     pub(crate) async fn perform_acknowledged(
         &self,
         operation: Operation<'_>,
@@ -88,10 +89,13 @@ impl Node {
         replicas: u8,
     ) -> RedisResult<Acknowledged> {
         let Ok(_permit) = self.waiting.acquire().await else {
-            return Err(RedisError::from((ErrorKind::Client, "no connection to wait on")));
+            return Err(RedisError::from((
+                ErrorKind::Client,
+                "no connection to wait for replicas",
+            )));
         };
-        // One that was kept may be closed by now. What it was asked for may have happened all the
-        // same, so nobody asks again; and one that has been quiet for a while is not tried.
+        // An idle connection may have been closed. Its operation is not repeated, because it may
+        // have been performed; so a connection that was idle for long is not used.
         let kept = {
             let mut own = self.own.lock().unwrap_or_else(PoisonError::into_inner);
             own.retain(|(_, used)| used.elapsed() < QUIET);
@@ -110,7 +114,8 @@ impl Node {
                 acknowledged = Acknowledged::TooFew;
             }
         }
-        // Only here: one that an operation was broken off on may still be waiting.
+        // Only a finished operation returns its connection, because a cancelled one may still be
+        // waiting.
         self.own.lock().unwrap_or_else(PoisonError::into_inner).push((connection, Instant::now()));
         Ok(acknowledged)
     }
@@ -122,7 +127,7 @@ impl Node {
         self.client.get_multiplexed_async_connection_with_config(&configuration).await
     }
 
-    /// Makes a new connection for the operations that follow.
+    /// Opens a new connection for later operations.
     pub(crate) fn renew(&self) {
         self.own.lock().unwrap_or_else(PoisonError::into_inner).clear();
         let mut renewed = self.renewed.lock().unwrap_or_else(PoisonError::into_inner);
@@ -136,7 +141,7 @@ impl Node {
     }
 }
 
-/// The word that a script's answer begins with.
+/// Returns the word that a script's reply begins with.
 fn first_word(answer: &Value) -> Option<&[u8]> {
     let Value::Array(parts) = answer else { return None };
     match parts.first()? {
@@ -149,7 +154,7 @@ fn first_word(answer: &Value) -> Option<&[u8]> {
 fn manager(client: &Client) -> RedisResult<ConnectionManager> {
     let configuration = ConnectionManagerConfig::new()
         .set_connection_timeout(Some(CONNECT_TIMEOUT))
-        // Every operation has its own bound.
+        // Every operation has its own timeout.
         .set_response_timeout(None)
         .set_number_of_retries(2)
         .set_min_delay(Duration::from_millis(20))
@@ -157,8 +162,8 @@ fn manager(client: &Client) -> RedisResult<ConnectionManager> {
     ConnectionManager::new_lazy_with_config(client.clone(), configuration)
 }
 
-/// Whether another connection could have a better result. What Redis answers about a command could
-/// not.
+/// Returns whether a new connection could have another result. If Redis rejected the command
+/// itself, it could not.
 pub(crate) fn may_be_the_connections(error: &RedisError) -> bool {
     match error.kind() {
         ErrorKind::Server(kind) => {

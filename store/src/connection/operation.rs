@@ -1,17 +1,16 @@
-//! What Redis is asked for, as something that can be asked again elsewhere. Enters: a command, a
-//! pipeline or a script, and a connection. Leaves: the answer.
+//! Describes a command, a pipeline or a script as a value that can be sent again to another node.
 
 use redis::aio::{ConnectionLike, ConnectionManager, MultiplexedConnection};
 use redis::{
     Cmd, ErrorKind, Pipeline, RedisError, RedisFuture, RedisResult, ScriptInvocation, Value,
 };
 
-/// One question.
+/// One operation.
 #[derive(Clone, Copy)]
 pub(crate) enum Operation<'a> {
     Command(&'a Cmd),
     Pipeline(&'a Pipeline),
-    /// Loaded into the node when it does not know it.
+    /// The script is loaded if the node does not know it.
     Script(&'a ScriptInvocation<'a>),
 }
 
@@ -29,16 +28,15 @@ impl Operation<'_> {
 #[derive(Clone)]
 pub(crate) struct NodeConnection {
     kind: Sharing,
-    /// Whether the slot is on its way to this node, which answers only those who say that they
-    /// know.
+    /// Whether the slot is being moved to this node, which then answers only after `ASKING`.
     asking: bool,
 }
 
 #[derive(Clone)]
 enum Sharing {
-    /// Many operations go over it at the same time.
+    /// Many operations use it at the same time.
     Shared(ConnectionManager),
-    /// It is one operation's alone.
+    /// Only one operation uses it.
     Own(MultiplexedConnection),
 }
 
@@ -65,15 +63,15 @@ impl ConnectionLike for NodeConnection {
             return self.inner().req_packed_command(cmd);
         }
         Box::pin(async move {
-            // In one piece: it holds for the next command, which on a shared connection could be
-            // another's.
+            // Both are sent in one piece, because `ASKING` applies to the next command, which on a
+            // shared connection could be of another operation.
             let mut pipeline = redis::pipe();
             pipeline.cmd("ASKING").add_command(cmd.clone());
             let mut answers = self.inner().req_packed_commands(&pipeline, 0, 2).await?;
             match answers.pop() {
                 Some(Value::ServerError(error)) => Err(error.into()),
                 Some(answer) => Ok(answer),
-                None => Err(RedisError::from((ErrorKind::UnexpectedReturnType, "no answer"))),
+                None => Err(RedisError::from((ErrorKind::UnexpectedReturnType, "no reply"))),
             }
         })
     }
@@ -87,8 +85,8 @@ impl ConnectionLike for NodeConnection {
         if !self.asking {
             return self.inner().req_packed_commands(pipeline, offset, count);
         }
-        // Each of its commands would have to be announced. It is sent again when the slot has
-        // arrived.
+        // Each command would need its own `ASKING`. The pipeline is sent again when the slot was
+        // moved.
         Box::pin(async {
             Err(RedisError::from((ErrorKind::Client, "a slot of the cluster is being moved")))
         })

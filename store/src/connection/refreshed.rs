@@ -1,8 +1,8 @@
-//! Keeps a value up to date that servers are asked for: which node is the master, or who has which
-//! slot.
+//! Refreshes a value that servers are asked for: which node is the master, or which nodes have
+//! which slots.
 //!
-//! A value that is older than [`MAXIMUM_AGE`] is still used, and looked up again in the background,
-//! so that operations wait for a lookup only as long as there is no value at all.
+//! A value that is older than [`MAXIMUM_AGE`] is still used and looked up again in the background,
+//! so operations wait for a lookup only if there is no value at all.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};

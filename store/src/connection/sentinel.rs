@@ -1,5 +1,4 @@
-//! The master that Sentinels name. Enters: the Sentinels' addresses, and the name of the master.
-//! Leaves: the node that is the master now; another one after a failover.
+//! Finds the master that Sentinels name, also after a failover.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -12,7 +11,7 @@ use super::operation::Operation;
 use super::refreshed::{ANSWER_TIMEOUT, Lookup, Refreshed};
 use crate::url::{Address, Endpoint};
 
-/// Sentinels, and the master that they look after.
+/// Sentinels, and the master that they monitor.
 pub(crate) struct Sentinels {
     asked: Vec<Arc<Node>>,
     name: String,
@@ -35,8 +34,8 @@ impl Sentinels {
         Ok(Self { asked, name, of_data, master: Refreshed::default() })
     }
 
-    /// Asks all of them at once, and goes by the many: one that is cut off may still name a master
-    /// that was replaced.
+    /// Asks all Sentinels at once and follows the majority, because one that is cut off may still
+    /// name a master that was replaced.
     async fn named(&self) -> RedisResult<Address> {
         let mut questions = JoinSet::new();
         for sentinel in &self.asked {
@@ -92,7 +91,7 @@ async fn ask(sentinel: &Node, name: &str) -> RedisResult<Address> {
         tokio::time::timeout(ANSWER_TIMEOUT, sentinel.perform(Operation::Command(&command), false))
             .await;
     let answer = answer
-        .unwrap_or_else(|_| Err(RedisError::from((ErrorKind::Io, "no Sentinel answers in time"))));
+        .unwrap_or_else(|_| Err(RedisError::from((ErrorKind::Io, "no Sentinel answered in time"))));
     let answer = answer.inspect_err(|_| sentinel.renew())?;
     let Some((host, port)) = Option::<(String, u16)>::from_redis_value(answer)? else {
         return Err(RedisError::from((

@@ -1,21 +1,20 @@
-//! Which node of a cluster has which keys. Enters: names of keys, and what `CLUSTER SLOTS` answers.
-//! Leaves: slots, and who owns them.
+//! Computes the slot of a key and parses `CLUSTER SLOTS`: which node of a cluster has which keys.
 
 use redis::{FromRedisValue, Value};
 
 use crate::url::Address;
 
-/// How many slots the keys of a cluster are spread over.
+/// Number of slots of a cluster.
 const SLOTS: u16 = 16384;
 
-/// The slot of a key: only what stands between its first brace and the next closing one counts, if
-/// that is anything.
+/// Returns the slot of a key. Only the text between the first opening brace and the next closing
+/// one counts, unless it is empty.
 pub(crate) fn slot_of(key: &str) -> u16 {
     let tag = key.split_once('{').and_then(|(_, rest)| rest.split_once('}')).map(|(tag, _)| tag);
     checksum(tag.filter(|tag| !tag.is_empty()).unwrap_or(key).as_bytes()) % SLOTS
 }
 
-/// CRC-16 with the polynomial 0x1021, as the specification of Redis Cluster has it.
+/// Computes the CRC-16 with the polynomial 0x1021, as the specification of Redis Cluster requires.
 fn checksum(bytes: &[u8]) -> u16 {
     bytes.iter().fold(0, |sum, byte| {
         (0..8).fold(sum ^ (u16::from(*byte) << 8), |sum, _| {
@@ -33,7 +32,7 @@ pub(crate) struct Range {
     pub(crate) replicas: Vec<Address>,
 }
 
-/// Reads what `CLUSTER SLOTS` answered to a question to `asked`; ascending. Nothing when it is
+/// Parses the reply of `asked` to `CLUSTER SLOTS` into ascending ranges. Returns nothing if it is
 /// something else, or no slot is assigned.
 pub(crate) fn ranges(answer: Value, asked: &Address) -> Option<Vec<Range>> {
     let lines = Vec::<Vec<Value>>::from_redis_value(answer).ok()?;
@@ -51,7 +50,7 @@ fn range(line: Vec<Value>, asked: &Address) -> Option<Range> {
     Some(Range { first, last, master: nodes.next()??, replicas: nodes.flatten().collect() })
 }
 
-/// A node that does not know its own address, or what it is called, is where it was asked.
+/// A node that does not know its own address has the address of the node that was asked.
 fn address(node: Value, asked: &Address) -> Option<Address> {
     let mut parts = Vec::<Value>::from_redis_value(node).ok()?.into_iter();
     let host = Option::<String>::from_redis_value(parts.next()?).ok()?;

@@ -1,5 +1,4 @@
-//! Decisions. Enters: requests. Leaves: what the scripts in Redis made of them, and what there is
-//! to learn from a refusal.
+//! Makes decisions with the scripts in Redis, and learns from a reply that decides nothing.
 
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
@@ -21,8 +20,8 @@ use super::{ACKNOWLEDGED_TIMEOUT, OPERATION_TIMEOUT, RedisStore};
 use crate::StoreError;
 use crate::connection::{Acknowledgement, Operation};
 
-/// What a deciding script answers: a word and up to three numbers, of which the last is 1 when the
-/// history could not be written.
+/// Reply of a script: a word and up to three numbers. The last one is 1 if the history could not be
+/// written.
 struct Answer {
     word: String,
     numbers: [i64; 3],
@@ -44,8 +43,8 @@ impl FromRedisValue for Answer {
 impl Answer {
     fn check_history(&self) {
         if self.numbers[2] != 0 {
-            // The log line is the record; this one tells that the store has less.
-            tracing::warn!("Redis did not take an entry of a user's history");
+            // The sidecar's audit log has the entry, but the history does not.
+            tracing::warn!("failed to write an entry of a user's history to Redis");
         }
     }
 }

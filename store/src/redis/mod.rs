@@ -1,9 +1,9 @@
 //! Stores records and decisions in Redis.
 //!
-//! A decision is one `EVALSHA`: the script looks, decides and remembers, and nothing comes between.
-//! The clock that counts is Redis'; the difference to the local one is learned from a refused
-//! request and kept, so that the next one is right at once. The guards of checked nodes are kept in
-//! the same way.
+//! A decision is one `EVALSHA`: the script reads, decides and writes, and nothing can come between.
+//! The clock that counts is Redis' own. Its difference to the local clock is learned from a reply
+//! that decides nothing and kept, so that the next request is right at once. The checked nodes are
+//! kept in the same way.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicI64, AtomicU8, Ordering};
@@ -29,15 +29,14 @@ use crate::url::Target;
 pub use crate::url::{RedisAuthorityError, RedisTargetError, RedisUrlError};
 use crate::{RealmSnapshot, StoreError};
 
-/// How long one operation may take, retries included: a service behind us has its answer within a
-/// second.
+/// Timeout for one operation, retries included. A calling service gets its answer within a second.
 pub(crate) const OPERATION_TIMEOUT: Duration = Duration::from_millis(700);
-/// The same, for an operation that waits for replicas besides.
+/// Timeout for an operation that also waits for replicas.
 const ACKNOWLEDGED_TIMEOUT: Duration = Duration::from_millis(850);
-/// How long a publisher's operation on a batch may take.
+/// Timeout for a publisher's operation on a batch.
 const BATCH_TIMEOUT: Duration = Duration::from_secs(5);
-/// Users in one pipeline: enough to hide the round trip, few enough to leave room for others
-/// between.
+/// Number of users in one pipeline: enough that the round trip does not matter, and few enough that
+/// other operations are not delayed.
 const BATCH: usize = 200;
 
 /// A store in Redis; clones share one connection.
@@ -49,7 +48,7 @@ pub struct RedisStore {
     selects_database: bool,
     scripts: Arc<Scripts>,
     view: Arc<RealmView>,
-    /// Set when Redis has refused to tell its settings.
+    /// Set if Redis has rejected `CONFIG`.
     refused: Arc<OnceLock<()>>,
 }
 
@@ -79,27 +78,27 @@ impl Default for Scripts {
     }
 }
 
-/// What a realm's decisions have taught.
+/// What this process knows about a realm's Redis from earlier replies.
 #[derive(Default)]
 struct RealmView {
-    /// Redis' clock less ours, in milliseconds.
+    /// Difference of Redis' clock to the local one, in milliseconds.
     offset: AtomicI64,
     /// The checked nodes, as the scripts read them: `node=since`, separated by spaces.
     checked_nodes: ArcSwap<String>,
-    /// Replicas that have to know of an accepted code.
+    /// Number of replicas that must acknowledge an accepted code.
     replicas: AtomicU8,
 }
 
-/// What the publisher's scripts answer: a word and a number.
+/// Reply of a publisher's script: a word and a number.
 type Answer = (String, i64);
 /// The fields of a hash.
 type Fields = HashMap<String, String>;
 
 impl RedisStore {
-    /// Whether this is the URL of a Redis. Nobody is asked.
+    /// Checks that this is a URL of Redis, without connecting.
     ///
     /// # Errors
-    /// When it is not.
+    /// If it is not one.
     pub fn check_url(url: &str) -> Result<(), RedisUrlError> {
         match Target::parse(url, None) {
             Err(RedisTargetError::Url(error)) => Err(error),
@@ -107,29 +106,29 @@ impl RedisStore {
         }
     }
 
-    /// Whether this is the URL of a Redis, and the certificate authority (PEM) one that its servers
-    /// can be checked against. Nobody is asked.
+    /// Checks a URL of Redis and the certificate authority (PEM) of its servers, without
+    /// connecting.
     ///
     /// # Errors
-    /// When one of them is not.
+    /// If one of them is invalid.
     pub fn check_target(url: &str, authority: Option<&str>) -> Result<(), RedisTargetError> {
         Target::parse(url, authority).map(drop)
     }
 
-    /// Prepares the connection to `url`; it is made, and made again, when it is needed. Must be
+    /// Prepares the connection to `url`; it is opened, and opened again, when it is needed. Must be
     /// called within a tokio runtime.
     ///
     /// # Errors
-    /// When `url` is not a Redis URL.
+    /// If `url` is not a Redis URL.
     pub fn new(url: &str, names: RealmNames, clock: Clock) -> Result<Self, RedisTargetError> {
         Self::with_authority(url, None, names, clock)
     }
 
-    /// [`RedisStore::new`], where the servers' certificates are checked against `authority` (PEM)
-    /// in place of the system's.
+    /// [`RedisStore::new`], with `authority` (PEM) in place of the system's certificate
+    /// authorities.
     ///
     /// # Errors
-    /// When `url` is not a Redis URL, or `authority` holds no certificate.
+    /// If `url` is not a Redis URL, or `authority` contains no certificate.
     pub fn with_authority(
         url: &str,
         authority: Option<&str>,
@@ -143,14 +142,14 @@ impl RedisStore {
         Ok(Self { connection, names, clock, selects_database, scripts, view, refused })
     }
 
-    /// The store of another realm, over the same connection.
+    /// Returns the store of another realm, over the same connection.
     #[must_use]
     pub fn for_realm(&self, names: RealmNames) -> Self {
         Self { names, view: Arc::default(), ..self.clone() }
     }
 
-    /// From now on, an accepted code is told only when so many replicas know of it. With none,
-    /// nobody waits for them.
+    /// From now on, a code is accepted only after this number of replicas has acknowledged the
+    /// decision.
     pub fn require_replicas(&self, replicas: u8) {
         self.view.replicas.store(replicas, Ordering::Relaxed);
     }
@@ -182,12 +181,12 @@ impl RedisStore {
         self.view.checked_nodes.store(Arc::new(checked_nodes.join(" ")));
     }
 
-    /// Whether connections begin with the choice of another database than the first.
+    /// Returns whether connections select another database than the first.
     pub(crate) const fn selects_database(&self) -> bool {
         self.selects_database
     }
 
-    /// Asks the node that has `key`.
+    /// Sends a command to the node that has `key`.
     pub(crate) async fn query<T: FromRedisValue>(
         &self,
         key: &str,

@@ -1,9 +1,8 @@
-//! Who the Redis nodes are, and what they know of realms. Enters: names of realms. Leaves: what has
-//! to be filled, and the stamp that says that a realm is complete on nodes that were checked.
+//! Reads which nodes Redis consists of and what they hold of realms, and declares realms complete.
 //!
-//! The guards of all masters stand in the realm's `meta`, on the node that has its slot. With
-//! several masters, one can be emptied without the others, so each filling leaves a mark on every
-//! one of them, and `meta` says which filling it was.
+//! The realm's `meta` lists the checked masters, on the node that has its slot. One of several
+//! masters can be flushed without the others, so each fill writes its id to every one of them, and
+//! `meta` holds the id of the last complete fill.
 
 use twofactor_core::decision::Undecided;
 use twofactor_core::names::{Pseudonym, RealmNames, UserNames};
@@ -24,7 +23,7 @@ impl RedisStore {
     /// [`crate::Publishing::inspect`] for several realms at once, in their order.
     ///
     /// # Errors
-    /// When Redis does not answer; in a cluster, when one of its masters does not.
+    /// If Redis does not answer, or one of a cluster's masters does not.
     pub async fn inspect_realms(
         &self,
         realms: &[RealmNames],
@@ -33,7 +32,7 @@ impl RedisStore {
         for master in self.connection.servers(BATCH_TIMEOUT).await?.masters {
             nodes.push(self.inspect_node(&master).await?);
         }
-        // In one order, whoever was asked first.
+        // The order does not depend on which node was asked first.
         nodes.sort_by(|one, other| one.identity.cmp(&other.identity));
         let fill_ids = self.fill_ids(realms).await?;
         let metas: Vec<String> = realms.iter().map(RealmNames::realm_meta).collect();
@@ -63,7 +62,7 @@ impl RedisStore {
                         .iter()
                         .all(|fill_id| fill_id.is_some() && fill_id == filled);
                     let checked = checked_nodes.iter().all(Option::is_some);
-                    // A realm that was stamped after it was flushed has no record of its own.
+                    // A realm that was declared complete after a flush has no record of its own.
                     let ready = complete.is_some() && checked && same_fill && read(&pair[1])?;
                     inspections[*position] =
                         Some(Inspection { nodes: nodes.clone(), ready, fill_id: String::new() });
@@ -81,7 +80,8 @@ impl RedisStore {
         Ok(NodeInspection { identity: node_identity(&server, &replication)?, empty: keys == 0 })
     }
 
-    /// For each realm, the marks on the masters of a cluster; none elsewhere.
+    /// Reads, for each realm, the fill ids on the masters of a cluster. There are none if Redis is
+    /// not a cluster.
     async fn fill_ids(
         &self,
         realms: &[RealmNames],
@@ -146,8 +146,8 @@ impl RedisStore {
         confirmed(&word, "completed")
     }
 
-    /// Whether a master of a cluster is still the one that was checked, and has kept everything
-    /// since the filling began; who it is, and since when it counts.
+    /// Confirms that a master of a cluster is one that was checked, and that it was not flushed
+    /// since the fill began. Returns its identity and the moment since which its data counts.
     async fn confirm_node(
         &self,
         node: &Node,
@@ -170,7 +170,7 @@ impl RedisStore {
         Ok((known.identity.clone(), since))
     }
 
-    /// Which of the nodes that were checked has a key.
+    /// Returns which of the nodes that were checked has a key.
     async fn owner_of(
         &self,
         key: &str,
@@ -189,7 +189,8 @@ impl RedisStore {
             return self.confirm_absence_on(&node, &tag, user).await;
         }
         let mut pipeline = redis::pipe();
-        // In one transaction: a refill between two of these would make a loss look like an absence.
+        // In one transaction, because a fill between two of these commands would make a loss look
+        // like an absence.
         pipeline.atomic().cmd("INFO").arg("server").cmd("INFO").arg("replication");
         pipeline.exists(&record).exists(&state).hgetall(self.names.realm_meta());
         let (server, replication, record, state, meta): (String, String, bool, bool, Fields) =
@@ -197,9 +198,9 @@ impl RedisStore {
         absent(&meta, &node_identity(&server, &replication)?, record, state)
     }
 
-    /// In a cluster there is no transaction over the user's keys and the realm's. But a node that
-    /// bears the mark of the realm's last complete filling before and after the look, and was the
-    /// same all the while, has kept everything that was published to it.
+    /// In a cluster, no transaction can read the user's keys and the realm's. But a node that holds
+    /// the id of the realm's last complete fill before and after the user's keys are read, and has
+    /// the same identity both times, has kept everything that was published to it.
     async fn confirm_absence_on(
         &self,
         node: &Node,
@@ -231,18 +232,18 @@ impl RedisStore {
     }
 }
 
-/// What a node of a cluster answers to the questions for a mark and for who it is.
+/// Parses a node's replies about its fill id and its identity.
 fn fill_and_identity(answers: &[redis::Value]) -> Result<(Option<String>, String), StoreError> {
     let [fill_id, server, replication] = answers else { return Err(StoreError::Protocol) };
     Ok((read(fill_id)?, node_identity(&read::<String>(server)?, &read::<String>(replication)?)?))
 }
 
-/// Whether the absence of a user means that there is none.
+/// Decides whether the absence of a user's keys means that there is no such user.
 fn absent(meta: &Fields, node: &str, record: bool, state: bool) -> Result<bool, StoreError> {
     if !meta.contains_key(&format!("guard:{node}")) {
         return Err(Undecided::UncheckedNode.into());
     }
-    // Half a user, or a realm that is being filled, is a loss and not an absence.
+    // Half a user, or an incomplete realm, is a loss and not an absence.
     if !meta.contains_key("complete") || record != state {
         return Err(Undecided::NoState.into());
     }
@@ -258,7 +259,8 @@ fn confirmed(word: &str, expected: &str) -> Result<(), StoreError> {
     }
 }
 
-/// Who a node is: its process, and its reign as a master. The scripts compute the same.
+/// Returns the identity of a node: its process, and its term as a master. The scripts compute the
+/// same.
 fn node_identity(server: &str, replication: &str) -> Result<String, StoreError> {
     let field = |information: &str, name: &str| {
         information

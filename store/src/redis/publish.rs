@@ -1,5 +1,4 @@
-//! What the publisher writes, and looks for. Enters: sealed records, and users who are to be gone.
-//! Leaves: one outcome for each.
+//! Writes, lists and removes what a publisher maintains in Redis.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -13,14 +12,14 @@ use super::{Answer, BATCH, BATCH_TIMEOUT, RedisStore, read};
 use crate::connection::{Node, Operation};
 use crate::{Publication, Published, StoreError};
 
-/// Users in a pipeline to one node: what they are called, and their positions among all.
+/// A pipeline to one node, with the positions of its users.
 type Part = (Arc<Node>, Vec<usize>);
 
 impl RedisStore {
-    /// Every realm of an installation of which there is any key.
+    /// Lists every realm of an installation of which Redis holds any key.
     ///
     /// # Errors
-    /// When Redis does not answer.
+    /// If Redis does not answer.
     pub async fn realms(
         &self,
         installation: &Installation,
@@ -33,13 +32,14 @@ impl RedisStore {
         Ok(realms)
     }
 
-    /// Leaves nothing of this store's realm: neither users nor the realm's own record and guards.
-    /// Only for a realm that is gone.
+    /// Deletes everything of this store's realm: its users, its record and its checked nodes. Only
+    /// for a realm that was deleted.
     ///
     /// # Errors
-    /// When Redis does not answer; part of it may be gone then.
+    /// If Redis does not answer. A part may have been deleted.
     pub async fn remove_realm(&self) -> Result<(), StoreError> {
-        // First what makes the realm complete: half a realm is a loss and not an absence.
+        // The keys that make the realm complete are deleted first, because half a realm is a loss
+        // and not an absence.
         let meta = self.names.realm_meta();
         let own = [meta.clone(), self.names.realm_record(), self.names.realm_deliveries()];
         self.query::<()>(&meta, redis::cmd("UNLINK").arg(&own)).await?;
@@ -58,7 +58,7 @@ impl RedisStore {
         Ok(())
     }
 
-    /// Users in pipelines of a reasonable length, each to one node.
+    /// Splits users into pipelines of a reasonable length, each to one node.
     async fn parts(
         &self,
         users: impl Iterator<Item = &Pseudonym>,
@@ -126,7 +126,7 @@ impl RedisStore {
             self.parts(batch.iter().map(|publication| &publication.pseudonym)).await?
         {
             let mut pipeline = redis::pipe();
-            // Every time, for a pipeline cannot be repeated when Redis does not know the script.
+            // Every time, because a pipeline cannot be repeated if Redis does not know the script.
             pipeline.cmd("SCRIPT").arg("LOAD").arg(&self.scripts.publish_text).ignore();
             for position in &positions {
                 let publication = &batch[*position];
@@ -176,7 +176,7 @@ impl RedisStore {
         Ok(users.into_iter().collect())
     }
 
-    /// Every key of a pattern, on every master.
+    /// Passes every key that matches a pattern, on every master, to `found`.
     async fn scan(&self, pattern: &str, mut found: impl FnMut(&str)) -> Result<(), StoreError> {
         for master in self.connection.servers(BATCH_TIMEOUT).await?.masters {
             let mut cursor = 0_u64;

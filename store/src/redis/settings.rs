@@ -1,10 +1,9 @@
-//! Redis' own settings, as far as it depends on them that a code is accepted once. Enters: what
-//! Redis tells about itself. Leaves: what is weaker than it should be, and a log line for each
-//! change.
+//! Checks the settings of Redis that matter for accepting a code only once, and logs what has
+//! changed.
 //!
-//! The guards see to it that no used code comes back, whatever the settings. The settings decide
-//! how much is lost then, and whether two masters can decide at the same time, which no guard can
-//! see.
+//! The checked nodes ensure that no used code is accepted again, whatever the settings are. The
+//! settings decide how much is lost with a restart or failover, and whether two masters can decide
+//! at the same time, which no check of nodes can detect.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -13,33 +12,33 @@ use super::{BATCH_TIMEOUT, RedisStore};
 use crate::StoreError;
 use crate::connection::{Node, Operation};
 
-/// A setting that matters.
+/// A setting that matters for accepting a code only once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Setting {
-    /// What goes when memory is full.
+    /// What Redis evicts if its memory is full.
     MaxmemoryPolicy,
-    /// When writes are on the disk.
+    /// When writes are flushed to disk.
     Appendfsync,
-    /// How many replicas a master must have to take writes.
+    /// How many replicas a master must have to accept writes.
     MinReplicasToWrite,
 }
 
-/// How a setting is.
+/// Whether a setting is strong enough.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Strength {
-    /// Redis does not tell this login.
+    /// This login may not read it.
     Unknown,
-    /// As it should be.
+    /// It is strong enough.
     Enough,
-    /// Weaker than it should be.
+    /// It is weaker than it should be.
     Weak,
 }
 
 impl Setting {
-    /// All of them.
+    /// All settings.
     pub const ALL: [Self; 3] = [Self::MaxmemoryPolicy, Self::Appendfsync, Self::MinReplicasToWrite];
 
-    /// As Redis calls it.
+    /// Returns the name in Redis.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -49,7 +48,7 @@ impl Setting {
         }
     }
 
-    /// As `/readyz?verbose` calls it.
+    /// Returns the name in `/readyz?verbose`.
     #[must_use]
     pub const fn check(self) -> &'static str {
         match self {
@@ -62,32 +61,32 @@ impl Setting {
     const fn advice(self) -> &'static str {
         match self {
             Self::MaxmemoryPolicy => {
-                "maxmemory-policy is not noeviction: Redis forgets used codes and users to make room"
+                "maxmemory-policy is not noeviction: Redis evicts used codes and users if its memory is full"
             }
             Self::Appendfsync => {
-                "appendonly is not yes or appendfsync not always: a restart of Redis loses the last accepted codes, and costs a \
-                 minute in which authenticator codes are refused"
+                "appendonly is not yes or appendfsync not always: a restart of Redis loses the last accepted codes, and \
+                 authenticator codes are rejected for a minute"
             }
             Self::MinReplicasToWrite => {
-                "min-replicas-to-write is 0 although there are replicas: a master that is cut off from them goes on deciding \
-                 beside its successor, and a code can be accepted by each of them"
+                "min-replicas-to-write is 0 although there are replicas: a master that is cut off from them continues to \
+                 decide beside its successor, and a code can be accepted by both"
             }
         }
     }
 }
 
-/// How the settings are, the weakest of all masters each.
+/// Every setting with its strength: the weakest of all masters.
 pub type Strengths = [(Setting, Strength); 3];
 
 impl RedisStore {
-    /// Looks at the settings of every master. Managed Redis often refuses `CONFIG`; what `INFO`
-    /// tells is looked at then.
+    /// Reads the settings of every master. Managed Redis often rejects `CONFIG`; then only `INFO`
+    /// is used.
     ///
     /// # Errors
-    /// When Redis does not answer.
+    /// If Redis does not answer.
     pub async fn settings(&self) -> Result<Strengths, StoreError> {
         let servers = self.connection.servers(BATCH_TIMEOUT).await?;
-        let expects_replicas = self.connection.is_watched_over() || !servers.replicas.is_empty();
+        let expects_replicas = self.connection.has_sentinels() || !servers.replicas.is_empty();
         let mut worst: HashMap<Setting, Strength> = HashMap::new();
         for master in &servers.masters {
             let information = self.information(master).await?;
@@ -111,8 +110,8 @@ impl RedisStore {
         Ok(sections.join("\n"))
     }
 
-    /// Nothing where this login may not ask, which is remembered: each refusal is a line in Redis'
-    /// own log of refusals.
+    /// Reads `appendfsync`. Returns nothing if this login may not read it. Then it is not read
+    /// again, because Redis logs each rejected command.
     async fn appendfsync(&self, node: &Node) -> Result<Option<String>, StoreError> {
         if self.refused.get().is_some() {
             return Ok(None);
@@ -134,7 +133,7 @@ impl RedisStore {
     }
 }
 
-/// Whether Redis has answered, and would not do it: not permitted, renamed, or unknown.
+/// Whether Redis rejected a command, because it is not permitted, renamed or unknown.
 trait Refused {
     fn kind_is_a_refusal(&self) -> bool;
 }
@@ -158,7 +157,7 @@ const fn weaker(one: Strength, other: Strength) -> Strength {
     }
 }
 
-/// What one master's words mean.
+/// Evaluates the settings of one master.
 fn evaluate(information: &str, appendfsync: Option<&str>, expects_replicas: bool) -> Strengths {
     let field = |name: &str| {
         information.lines().find_map(|line| line.trim_end().strip_prefix(name)?.strip_prefix(':'))
@@ -172,7 +171,7 @@ fn evaluate(information: &str, appendfsync: Option<&str>, expects_replicas: bool
         _ => Strength::Unknown,
     };
     let has_replicas = field("connected_slaves").is_some_and(|count| count != "0");
-    // Redis tells how many replicas are good enough only when some are asked for.
+    // Redis shows the number of usable replicas only if `min-replicas-to-write` is set.
     let demands = field("min_slaves_good_slaves").is_some();
     let replicas = known(demands || !(has_replicas || expects_replicas));
     [
@@ -229,7 +228,7 @@ impl SettingsWatch {
                 Strength::Enough if before == Some(Strength::Weak) => {
                     tracing::info!(
                         setting = setting.name(),
-                        "Redis: the setting is as it should be now"
+                        "Redis: the setting is now strong enough"
                     );
                 }
                 _ => {}
@@ -261,7 +260,7 @@ mod tests {
         assert_eq!(strengths(weak, Some("always"), false), [Weak; 3]);
         let alone = "connected_slaves:0\r\n";
         assert_eq!(strengths(alone, Some("always"), false), [Unknown, Unknown, Enough]);
-        // Sentinel looks after it: there is, or was, or will be somebody to take over.
+        // With Sentinels, replicas are expected even if none is attached.
         assert_eq!(strengths(alone, None, true)[2], Weak);
     }
 }
