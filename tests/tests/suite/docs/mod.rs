@@ -3,3 +3,4 @@
 mod client_programs;
 mod known_flaws;
 mod outcomes;
+mod troubleshooting;

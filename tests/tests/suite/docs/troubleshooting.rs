@@ -1,0 +1,83 @@
+//! Checks that `docs/operations/troubleshooting.md` has a row for every reason in the code: of
+//! conditions, of Events and of the webhook.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Words in the same files that are no reasons.
+const NOT_REASONS: [&str; 3] = ["False", "Opaque", "True"];
+
+fn operator() -> &'static Path {
+    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../operator/src"))
+}
+
+/// The code of a file, without its tests.
+fn code(path: &Path) -> String {
+    let text = fs::read_to_string(path).unwrap();
+    text.split("#[cfg(test)]").next().unwrap_or_default().to_owned()
+}
+
+/// The Rust files of a folder and of the folders in it.
+fn files(folder: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    entries.flat_map(|path| if path.is_dir() { files(&path) } else { vec![path] }).collect()
+}
+
+/// The string literals of a text.
+fn literals(code: &str) -> impl Iterator<Item = &str> {
+    code.lines().flat_map(|line| line.split('"').skip(1).step_by(2))
+}
+
+/// Whether a literal is written as reasons are: `SecretNotFound`.
+fn is_reason(literal: &str) -> bool {
+    literal.starts_with(|first: char| first.is_ascii_uppercase())
+        && literal.len() > 3
+        && literal.chars().skip(1).any(|c| c.is_ascii_lowercase())
+        && literal.chars().all(|c| c.is_ascii_alphabetic())
+        && !NOT_REASONS.contains(&literal)
+}
+
+fn reasons_of_conditions_and_events() -> BTreeSet<String> {
+    let folders = ["user", "realm"].map(|folder| operator().join(folder));
+    let mut paths: Vec<PathBuf> = folders.iter().flat_map(|folder| files(folder)).collect();
+    paths.push(operator().join("watch/pod_findings.rs"));
+    let codes: Vec<String> = paths.iter().map(|path| code(path)).collect();
+    let found = codes.iter().flat_map(|code| literals(code));
+    found.filter(|literal| is_reason(literal)).map(str::to_owned).collect()
+}
+
+fn reasons_of_the_webhook() -> BTreeSet<String> {
+    let code = code(&operator().join("webhook/reason.rs"));
+    // A row is `Variant = Verdict, "word";`.
+    let rows = code.lines().filter(|line| line.trim_end().ends_with("\";") && line.contains(" = "));
+    rows.flat_map(literals).map(str::to_owned).collect()
+}
+
+/// The words in backticks in the first column of the tables.
+fn rows() -> BTreeSet<String> {
+    let page = fs::read_to_string(
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/operations/troubleshooting.md"),
+    )
+    .unwrap();
+    let cells = page.lines().filter(|line| line.starts_with("| `"));
+    let first = cells.map(|line| line.split(" | ").next().unwrap_or_default().to_owned());
+    first.flat_map(|cell| quoted(&cell)).collect()
+}
+
+fn quoted(cell: &str) -> Vec<String> {
+    cell.split('`').skip(1).step_by(2).map(str::to_owned).collect()
+}
+
+#[test]
+fn every_reason_has_a_row_and_every_row_a_reason() {
+    let in_code: BTreeSet<String> =
+        reasons_of_conditions_and_events().union(&reasons_of_the_webhook()).cloned().collect();
+    assert!(in_code.len() > 50, "the code is no longer understood: {in_code:?}");
+    let on_page = rows();
+    let missing: Vec<_> = in_code.difference(&on_page).collect();
+    assert!(missing.is_empty(), "without a row in troubleshooting.md: {missing:?}");
+    let is_word = |word: &str| !word.contains(' ');
+    let unknown: Vec<_> = on_page.difference(&in_code).filter(|word| is_word(word)).collect();
+    assert!(unknown.is_empty(), "rows of troubleshooting.md without a reason: {unknown:?}");
+}
