@@ -52,6 +52,12 @@ check: own-target ## check format, lints, generated files, dependencies, scripts
 	  echo 'crds/ is out of date; run: cargo run -q -p twofactor-api --bin twofactor-crds -- crds' >&2; \
 	  exit 1; \
 	}
+	@echo 'checking that docs/reference/configuration.md is up to date'
+	@cargo run --quiet --locked -p twofactor-tests --example configuration | \
+	diff -u docs/reference/configuration.md - || { \
+	  echo 'docs/reference/configuration.md is out of date; its first lines say how to update it' >&2; \
+	  exit 1; \
+	}
 	PATH="$(TOOLS_BIN):$$PATH" cargo deny --locked --all-features check licenses bans sources
 	@echo 'checking shell scripts with shellcheck'
 	@git ls-files -z --cached --others --exclude-standard | while IFS= read -r -d '' file; do \

@@ -6,6 +6,7 @@
 mod limits;
 pub mod providers;
 pub mod tokens;
+pub mod variables;
 
 use thiserror::Error;
 

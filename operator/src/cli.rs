@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 use kube::Client;
 use rand::rngs::SysRng;
 use rand_core::{Rng, UnwrapErr};
@@ -154,6 +154,12 @@ struct RunArguments {
     /// Level of log lines: error, warn, info, debug, or a filter such as info,kube=debug
     #[arg(long, env = "TWOFACTOR_LOG", value_name = "FILTER", default_value = "info")]
     log: String,
+}
+
+/// Returns the definition of the command line, from which the reference page is generated.
+#[must_use]
+pub fn definition() -> clap::Command {
+    CommandLine::command()
 }
 
 /// Parses the command line and runs what it says.

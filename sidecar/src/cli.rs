@@ -10,7 +10,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 use tokio_util::sync::CancellationToken;
 use twofactor_core::names::{Caller, RealmId};
 use twofactor_server::logging::{self, Format};
@@ -178,6 +178,12 @@ impl CommonArguments {
         let cores = || std::thread::available_parallelism().map_or(1, usize::from);
         self.threads.map_or_else(|| cores().min(MOST_THREADS), usize::from)
     }
+}
+
+/// Returns the definition of the command line, from which the reference page is generated.
+#[must_use]
+pub fn definition() -> clap::Command {
+    CommandLine::command()
 }
 
 /// Parses the command line and runs what it says.

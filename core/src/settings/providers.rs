@@ -11,28 +11,6 @@ use crate::secret::SecretText;
 use crate::user::{DeliveryMethod, EmailAddress, PhoneNumber};
 use crate::webhook::WebhookSecrets;
 
-/// The variables that tell how to reach providers.
-pub const PROVIDERS: [&str; 18] = [
-    "SMTP_SERVER",
-    "SMTP_PORT",
-    "SMTP_SECURITY",
-    "SMTP_USERNAME",
-    "SMTP_PASSWORD",
-    "SMTP_FROM_EMAIL",
-    "SMTP_CA",
-    "TWILIO_ACCOUNT_SID",
-    "TWILIO_AUTH_TOKEN",
-    "TWILIO_PHONE_NUMBER",
-    "TWILIO_MESSAGING_SERVICE_SID",
-    "TWILIO_API_URL",
-    "TWILIO_CA",
-    "TWILIO_ALLOW_HTTP",
-    "WEBHOOK_URL",
-    "WEBHOOK_SECRET",
-    "WEBHOOK_CA",
-    "WEBHOOK_ALLOW_HTTP",
-];
-
 /// Where Twilio is, unless somebody says otherwise.
 const TWILIO: &str = "https://api.twilio.com";
 

@@ -4,7 +4,8 @@
 use k8s_openapi::api::core::v1::Secret;
 use kube::{Api, Client};
 use twofactor_core::provider::{Providers, SmtpSecurity};
-use twofactor_core::settings::providers::{PROVIDERS, Read, providers};
+use twofactor_core::settings::providers::{Read, providers};
+use twofactor_core::settings::variables::PROVIDERS;
 use twofactor_core::user::DeliveryMethod;
 
 use crate::k8s::request::{self, ApiError};
