@@ -20,6 +20,10 @@ use crate::user::UserDefinition;
 /// no unwiped copy of a seed is left behind.
 const LARGEST_USER: usize = 4096;
 
+/// Maximum number of characters of a rotation request in a record: an annotation can hold 256 KiB, a
+/// record cannot.
+const ROTATION_CHARACTERS: usize = 128;
+
 /// Everything a sidecar knows about a user.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UserRecord {
@@ -39,6 +43,15 @@ pub struct Provenance {
     pub owner: String,
     /// The request for a new seed that this one answers.
     pub rotation: Option<String>,
+}
+
+impl Provenance {
+    /// Describes the seed of the user object with the UID `owner`, made for the request `rotation`.
+    #[must_use]
+    pub fn new(owner: &str, rotation: Option<&str>) -> Self {
+        let rotation = rotation.map(|text| text.chars().take(ROTATION_CHARACTERS).collect());
+        Self { owner: owner.to_owned(), rotation }
+    }
 }
 
 /// Why a sealed record gave no value.

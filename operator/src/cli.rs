@@ -18,7 +18,8 @@ use twofactor_core::settings;
 use twofactor_server::logging::{self, Format};
 use twofactor_server::startup::{read_certificate_authority, stop_on_signals};
 
-use crate::process::{Configuration, run};
+use crate::process::config::Configuration;
+use crate::process::run;
 use crate::webhook::cli::WebhookArguments;
 
 const VARIABLES: &str = "\

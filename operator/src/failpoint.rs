@@ -34,7 +34,6 @@ impl Step {
     ];
 
     /// The name that `TWOFACTOR_CRASH_AT` takes.
-    #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
             Self::Started => "started",
@@ -53,7 +52,7 @@ pub const VARIABLE: &str = "TWOFACTOR_CRASH_AT";
 
 /// Dies here when a test wants it.
 #[cfg(debug_assertions)]
-pub fn point(step: Step) {
+pub fn hit(step: Step) {
     use std::sync::OnceLock;
 
     static WANTED: OnceLock<Option<String>> = OnceLock::new();
@@ -64,7 +63,7 @@ pub fn point(step: Step) {
 
 /// Nothing, in a release.
 #[cfg(not(debug_assertions))]
-pub const fn point(_: Step) {}
+pub const fn hit(_: Step) {}
 
 #[cfg(test)]
 mod tests {

@@ -1,35 +1,35 @@
-//! The operator: turns `TwoFactorUser` resources into Secrets with seeds, and publishes them to the
-//! sidecars.
+//! Gives every `TwoFactorUser` a Secret with a seed and publishes the user to the sidecars.
 //!
-//! Enters: users, namespaces and Secrets of an API server. Leaves: a Secret for each user, sealed
-//! records in Redis, and a status that says so. The Secret is the truth, Redis is a projection of
-//! it.
+//! The Secret is the source of truth; Redis holds a projection of it that can be rebuilt at any
+//! time. Every replica admits pods, and one of them, the leader, reconciles users and realms.
 //!
-//! A user goes one way, a file each: [`user::fetch`] reads what there is, [`user::seed_decision`]
-//! decides (without I/O) where the seed comes from, [`user::secret`] (without I/O) what the Secret
-//! should be, [`user::apply`] writes it, [`user::publish`] hands the record to the sidecars,
-//! [`user::status`] tells. [`user`] reads as these steps. Around them: [`watch`] keeps the
-//! [`state::usernames`] of users and fills the [`state::queue`]; [`state::realms`] knows the keys
-//! of each namespace; [`redis::monitor`] notices a Redis that has lost something and has it
-//! [`redis::refill`]ed; [`redis::cleanup`] removes what belongs to nobody.
+//! The layers, of which each may use those below it, as the test `structure` checks:
 //!
-//! Whom a realm lets in: every replica knows it from [`state::realm_policies`]. The leader works
-//! out each realm's own record in [`realm`], with the providers of its [`realm::providers`] Secret;
-//! [`realm::credentials`] lets services in, by a login to Redis ([`realm::credentials::logins`])
-//! and a Secret; [`realm::status`] tells what came of it; and [`watch::pods`] reports pods that
-//! wait for something.
-//!
-//! Of several operators one leads, which the [`process::lease`] decides. All admit pods:
-//! [`webhook`] decides about them, with [`webhook::certificates`] that the API server trusts.
+//! 1. [`cli`] reads flags; `process` starts, supervises and ends the tasks of one replica.
+//! 2. `redis` keeps Redis complete and clean; `user` reconciles one `TwoFactorUser`.
+//! 3. `realm` reconciles one `TwoFactorRealm`; `watch` follows the API server; `webhook` admits pods.
+//! 4. `state` holds what the process knows, and starts nothing.
+//! 5. `k8s` talks to the API server; `metrics` counts; `failpoint` crashes where a test wants it.
+
+#![allow(
+    unreachable_pub,
+    missing_docs,
+    clippy::must_use_candidate,
+    clippy::return_self_not_must_use,
+    clippy::missing_errors_doc,
+    reason = "these lints protect the users of a public library; this crate is a program"
+)]
 
 pub mod cli;
-pub mod failpoint;
-pub mod k8s;
-pub mod metrics;
-pub mod process;
-pub mod realm;
-pub mod redis;
-pub mod state;
-pub mod user;
-pub mod watch;
-pub mod webhook;
+pub mod testing;
+
+mod failpoint;
+mod k8s;
+mod metrics;
+mod process;
+mod realm;
+mod redis;
+mod state;
+mod user;
+mod watch;
+mod webhook;

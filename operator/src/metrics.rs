@@ -104,9 +104,6 @@ fn redis_weakness(registry: &Registry) -> prometheus::Result<IntGaugeVec> {
 
 impl Metrics {
     /// New metrics in a registry of their own.
-    ///
-    /// # Errors
-    /// Only when a name is not a metric name: a defect.
     pub fn new() -> prometheus::Result<Self> {
         let registry = Registry::new();
         let r = &registry;
@@ -218,7 +215,6 @@ impl Metrics {
     }
 
     /// What `/metrics` shows.
-    #[must_use]
     pub fn registry(&self) -> Registry {
         self.registry.clone()
     }

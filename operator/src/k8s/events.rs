@@ -45,13 +45,11 @@ pub struct Notice {
 
 impl Notice {
     /// Something that went as it should.
-    #[must_use]
     pub fn normal(reason: &'static str, note: impl Into<String>) -> Self {
         Self { warning: false, reason, note: note.into() }
     }
 
     /// Something that somebody should look at.
-    #[must_use]
     pub fn warning(reason: &'static str, note: impl Into<String>) -> Self {
         Self { warning: true, reason, note: note.into() }
     }
@@ -69,14 +67,13 @@ pub struct Events {
 impl Events {
     /// Where notices are left, and what has to be given to [`write()`]. `instance` is the name of
     /// this process.
-    #[must_use]
     pub fn new(instance: &str, clock: Clock, dropped: IntCounter) -> (Self, Receiver<Event>) {
         let (sender, receiver) = mpsc::channel(WAITING);
         (Self { sender, clock, instance: instance.to_owned(), dropped }, receiver)
     }
 
     /// Leaves a notice about the object `regarding`.
-    pub fn tell(&self, regarding: &ObjectReference, notice: Notice) {
+    pub fn emit(&self, regarding: &ObjectReference, notice: Notice) {
         let Ok(now) =
             Timestamp::from_millisecond(self.clock.now().millis().try_into().unwrap_or(i64::MAX))
         else {

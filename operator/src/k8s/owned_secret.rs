@@ -14,8 +14,7 @@ use crate::k8s::request::{self, ApiError};
 
 /// A Secret of the operator's own. Without the label of what the operator watches: nobody has to be
 /// woken by it.
-#[must_use]
-pub fn own_secret(name: &str, data: BTreeMap<String, ByteString>) -> Secret {
+pub fn owned_secret(name: &str, data: BTreeMap<String, ByteString>) -> Secret {
     let part_of = ("app.kubernetes.io/part-of".to_owned(), labels::MANAGED_BY.to_owned());
     Secret {
         metadata: ObjectMeta {
@@ -30,16 +29,12 @@ pub fn own_secret(name: &str, data: BTreeMap<String, ByteString>) -> Secret {
 }
 
 /// A Secret with one key.
-#[must_use]
 pub fn with_key(name: &str, key: &str, value: &str) -> Secret {
-    own_secret(name, BTreeMap::from([(key.to_owned(), ByteString(value.as_bytes().to_vec()))]))
+    owned_secret(name, BTreeMap::from([(key.to_owned(), ByteString(value.as_bytes().to_vec()))]))
 }
 
 /// The Secret `name`, made by `make` when there is none, and whether it was made now. Of several
 /// processes that make one at the same time, all get the same.
-///
-/// # Errors
-/// When the API server neither gives it nor takes a new one.
 pub async fn get_or_create(
     secrets: &Api<Secret>,
     name: &str,

@@ -48,7 +48,6 @@ pub enum ApiError {
 
 impl ApiError {
     /// Whether the API server is away or overloaded, rather than refusing this very request.
-    #[must_use]
     pub const fn is_temporary(&self) -> bool {
         matches!(self, Self::Unwell { .. } | Self::Timeout | Self::Unreachable | Self::Conflict(_))
     }
@@ -80,9 +79,6 @@ impl From<kube::Error> for ApiError {
 }
 
 /// Bounds the time that a request takes.
-///
-/// # Errors
-/// When it fails, or the time is over.
 pub async fn within<T>(request: impl Future<Output = kube::Result<T>>) -> Result<T, ApiError> {
     match tokio::time::timeout(REQUEST_TIMEOUT, request).await {
         Ok(result) => Ok(result?),
@@ -91,9 +87,6 @@ pub async fn within<T>(request: impl Future<Output = kube::Result<T>>) -> Result
 }
 
 /// An answer that may be "there is no such object".
-///
-/// # Errors
-/// As the request's, other than that.
 pub fn optional<T>(result: Result<T, ApiError>) -> Result<Option<T>, ApiError> {
     match result {
         Ok(value) => Ok(Some(value)),

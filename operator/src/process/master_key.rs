@@ -38,10 +38,6 @@ pub enum MasterKeyError {
 }
 
 /// Reads the master key, or makes it when there is none.
-///
-/// # Errors
-/// When the API server does not give it, or it is no key. It is never replaced: everything in Redis
-/// depends on it.
 pub async fn load_or_create(
     client: &Client,
     namespace: &str,

@@ -5,45 +5,38 @@
 //! Every replica knows who lets whom in and admits pods. One of them leads, which is to do all the
 //! rest: see [`crate::process::leader`].
 
+pub mod config;
+pub mod error;
 pub mod leader;
 pub mod lease;
 pub mod master_key;
 pub mod redis_password;
+pub mod startup;
 pub mod tasks;
 
-use std::collections::BTreeSet;
-use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use kube::Client;
-use thiserror::Error;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
-use twofactor_core::names::Installation;
-use twofactor_core::realm::RealmRecord;
-use twofactor_core::secret::SecretText;
 use twofactor_server::admin::{self, Check, NamedChecks};
 use twofactor_server::http::{self, Limits};
 use twofactor_server::tls::{self, CurrentCertificate};
 use twofactor_store::clock::Clock;
-use twofactor_store::redis::{RedisStore, RedisTargetError, SettingsWatch};
+use twofactor_store::redis::{RedisStore, SettingsWatch};
 
+use self::config::Configuration;
+use self::error::StartError;
 use self::leader::Leader;
-use self::master_key::MasterKeyError;
-use self::redis_password::RedisPasswordError;
 use self::tasks::Tasks;
-use crate::k8s::request::ApiError;
 use crate::metrics::Metrics;
 use crate::state::realm_policies::Policies;
-use crate::state::watched_namespaces::Scopes;
+use crate::state::watched_namespaces::WatchedNamespaces;
 use crate::watch::{self, Synced};
-use crate::webhook;
-use crate::webhook::AccessLookup;
-use crate::webhook::certificates;
-use crate::webhook::config::WebhookConfiguration;
 use crate::webhook::metrics::AdmissionMetrics;
+use crate::webhook::{self, AccessLookup, certificates};
 
 /// How long the webhook goes on after the signal to stop: until the API servers have noticed that
 /// it will be gone. A request that nobody answers is a pod that is refused.
@@ -65,97 +58,13 @@ const WEBHOOK_IDLE: Duration = Duration::from_mins(2);
 const WEBHOOK_LIFETIME: Duration = Duration::from_mins(5);
 /// How long work under way may take at the end.
 const DRAIN: Duration = Duration::from_secs(10);
-/// The namespace whose UID names an installation.
-pub(crate) const CLUSTER_NAMESPACE: &str = "kube-system";
-
-/// What the operator was told.
-#[derive(Clone, Debug)]
-pub struct Configuration {
-    /// The namespaces that are looked at; all when there are none.
-    pub namespaces: Vec<String>,
-    /// Redis. May hold a password.
-    pub redis_url: SecretText,
-    /// What the certificates of Redis are checked against (PEM), for the operator and for services;
-    /// the system's authorities when absent.
-    pub redis_authority: Option<String>,
-    /// The Secret with the password of Redis, in the operator's namespace; the URL holds it when
-    /// absent.
-    pub redis_password_secret: Option<String>,
-    /// The Secret with the ecosystem's shared key of tokens, in the operator's namespace.
-    pub secret_key_secret: String,
-    /// The namespaces of users whose realms may sign with it.
-    pub secret_key_namespaces: BTreeSet<String>,
-    /// Where the operator's own Secrets are.
-    pub operator_namespace: String,
-    /// The name of this process in Events.
-    pub instance: String,
-    /// Which installation this is; the UID of the namespace `kube-system` when absent.
-    pub installation: Option<Installation>,
-    /// Where to serve health and metrics.
-    pub admin_listen: SocketAddr,
-    /// Users who are looked at at the same time.
-    pub concurrency: u16,
-    /// Policy and providers of realms that say nothing themselves.
-    pub realm: RealmRecord,
-    /// The Lease of the leader, in the operator's namespace.
-    pub lease: String,
-    /// Gives pods their sidecars; nobody does when absent.
-    pub webhook: Option<WebhookConfiguration>,
-}
-
-/// Why an operator did not start, or ended early.
-#[derive(Debug, Error)]
-pub enum RunError {
-    /// An address that cannot be listened on.
-    #[error("cannot listen on {address}: {source}. Choose another address with {flag}")]
-    Listen {
-        /// The address.
-        address: SocketAddr,
-        /// The flag that sets it.
-        flag: &'static str,
-        /// Why.
-        source: io::Error,
-    },
-    /// The URL of Redis is none, or its certificate authority.
-    #[error("{}", redis_target(*.0))]
-    RedisTarget(#[from] RedisTargetError),
-    /// There is no master key.
-    #[error(transparent)]
-    MasterKey(#[from] MasterKeyError),
-    /// There is no password for Redis.
-    #[error(transparent)]
-    RedisPassword(#[from] RedisPasswordError),
-    /// The installation has no name.
-    #[error(
-        "the UID of the namespace {CLUSTER_NAMESPACE} cannot be read ({0}): set --installation"
-    )]
-    Installation(ApiError),
-    /// The UID is not an identifier.
-    #[error("the UID of the namespace {CLUSTER_NAMESPACE} is not usable: set --installation")]
-    InstallationName,
-    /// Another operator may lead now.
-    #[error("the leadership is lost")]
-    LeadershipLost,
-    /// TLS cannot be set up: a defect.
-    #[error("TLS: {0}")]
-    Tls(#[from] rustls::Error),
-    /// A metric has a wrong name: a defect.
-    #[error("metrics: {0}")]
-    Metrics(#[from] prometheus::Error),
-    /// A task ended although it should not have.
-    #[error("the task {0} ended")]
-    TaskEnded(&'static str),
-}
 
 /// Works until `stop`, then lets what is under way end.
-///
-/// # Errors
-/// When it cannot start, or a task ends early.
 pub async fn run(
     configuration: Configuration,
     client: Client,
     stop: CancellationToken,
-) -> Result<(), RunError> {
+) -> Result<(), StartError> {
     // Now, and not when this replica leads for the first time: a new version with a wrong one does
     // not become ready.
     RedisStore::check_target(
@@ -232,15 +141,8 @@ pub async fn run(
     tasks.supervise(&stop, FAREWELL + DRAIN).await
 }
 
-fn redis_target(error: RedisTargetError) -> String {
-    match error {
-        RedisTargetError::Url(error) => format!("--redis-url {error}"),
-        RedisTargetError::Authority(error) => format!("--redis-ca-file {error}"),
-    }
-}
-
-async fn listen(address: SocketAddr, flag: &'static str) -> Result<TcpListener, RunError> {
-    TcpListener::bind(address).await.map_err(|source| RunError::Listen { address, flag, source })
+async fn listen(address: SocketAddr, flag: &'static str) -> Result<TcpListener, StartError> {
+    TcpListener::bind(address).await.map_err(|source| StartError::Listen { address, flag, source })
 }
 
 fn webhook_limits() -> Limits {
@@ -284,7 +186,7 @@ impl Replica {
             watch::realms::realms(
                 client.clone(),
                 self.policies.clone(),
-                Scopes(configuration.namespaces.clone()),
+                WatchedNamespaces(configuration.namespaces.clone()),
                 metrics.realms_unreadable.clone(),
                 self.realms.clone(),
                 stop.clone(),

@@ -48,16 +48,12 @@ pub enum RedisPasswordError {
 
 impl RedisPasswordError {
     /// Whether the API server may give it later.
-    #[must_use]
     pub const fn is_temporary(&self) -> bool {
         matches!(self, Self::Api { source, .. } if source.is_temporary())
     }
 }
 
 /// Reads the password in the Secret `name`, or makes it when there is none.
-///
-/// # Errors
-/// When the API server does not give it, or it is no password.
 pub async fn load_or_create(
     client: &Client,
     namespace: &str,
@@ -83,9 +79,6 @@ pub async fn load_or_create(
 }
 
 /// The URL with the password in it.
-///
-/// # Errors
-/// When it has a login already, or no place for one.
 pub fn put_into(url: &SecretText, password: &SecretText) -> Result<SecretText, RedisPasswordError> {
     if acl::has_login(url.expose_secret()) {
         return Err(RedisPasswordError::Url);

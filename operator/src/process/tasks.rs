@@ -6,10 +6,10 @@ use std::time::Duration;
 use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 
-use crate::process::RunError;
+use super::error::StartError;
 
 /// A task's name, and how it ended.
-type Ended = (&'static str, Result<(), RunError>);
+type Ended = (&'static str, Result<(), StartError>);
 
 /// Tasks that belong together.
 #[derive(Debug, Default)]
@@ -24,25 +24,38 @@ impl Tasks {
         });
     }
 
+    /// Spawns a task that begins when `ready` completes, unless all are told to stop before.
+    pub fn spawn_after(
+        &mut self,
+        ready: &(impl Future + Clone + Send + 'static),
+        stop: &CancellationToken,
+        name: &'static str,
+        task: impl Future<Output = ()> + Send + 'static,
+    ) {
+        let (ready, stop) = (ready.clone(), stop.clone());
+        self.spawn(name, async move {
+            if stop.run_until_cancelled(ready).await.is_some() {
+                task.await;
+            }
+        });
+    }
+
     /// Begins a task that may end early, and then says why.
     pub fn spawn_fallible(
         &mut self,
         name: &'static str,
-        task: impl Future<Output = Result<(), RunError>> + Send + 'static,
+        task: impl Future<Output = Result<(), StartError>> + Send + 'static,
     ) {
         self.0.spawn(async move { (name, task.await) });
     }
 
     /// Waits for the signal to stop, or for a task that ends without it. Then ends all, those that
     /// take longer than `drain` in the middle.
-    ///
-    /// # Errors
-    /// When a task ended although it should not have, or ended badly.
     pub async fn supervise(
         mut self,
         stop: &CancellationToken,
         drain: Duration,
-    ) -> Result<(), RunError> {
+    ) -> Result<(), StartError> {
         let mut result = tokio::select! {
             () = stop.cancelled() => Ok(()),
             ended = self.0.join_next() => judge(ended, stop),
@@ -71,7 +84,7 @@ impl Tasks {
 fn judge(
     ended: Option<Result<Ended, JoinError>>,
     stop: &CancellationToken,
-) -> Result<(), RunError> {
+) -> Result<(), StartError> {
     let name = match ended {
         Some(Ok((_, Err(error)))) => return Err(error),
         // When both are true at once, it was told to.
@@ -80,7 +93,7 @@ fn judge(
         Some(Err(_)) | None => "that panicked",
     };
     tracing::error!(task = name, "a task has ended, and so the whole process does");
-    Err(RunError::TaskEnded(name))
+    Err(StartError::TaskEnded(name))
 }
 
 #[cfg(test)]
@@ -94,7 +107,7 @@ mod tests {
         let (mut tasks, stop) = (Tasks::default(), CancellationToken::new());
         tasks.spawn("waits", stop.clone().cancelled_owned());
         tasks.spawn("ends", async {});
-        assert!(matches!(tasks.supervise(&stop, DRAIN).await, Err(RunError::TaskEnded("ends"))));
+        assert!(matches!(tasks.supervise(&stop, DRAIN).await, Err(StartError::TaskEnded("ends"))));
         assert!(stop.is_cancelled());
     }
 
@@ -104,10 +117,10 @@ mod tests {
         let told = stop.clone();
         tasks.spawn_fallible("fails", async move {
             told.cancelled().await;
-            Err(RunError::InstallationName)
+            Err(StartError::InstallationName)
         });
         stop.cancel();
-        assert!(matches!(tasks.supervise(&stop, DRAIN).await, Err(RunError::InstallationName)));
+        assert!(matches!(tasks.supervise(&stop, DRAIN).await, Err(StartError::InstallationName)));
     }
 
     #[tokio::test]

@@ -8,30 +8,15 @@ use twofactor_core::settings::providers::{Read, providers};
 use twofactor_core::settings::variables::PROVIDERS;
 use twofactor_core::user::DeliveryMethod;
 
+use crate::k8s::conditions::ConditionState;
 use crate::k8s::request::{self, ApiError};
-use crate::user::status::Told;
-
-/// What a realm's Secret came to.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Delivery {
-    /// The Secret's name.
-    pub secret: String,
-    /// The providers that can be used.
-    pub providers: Providers,
-    /// The condition `DeliveryReady`: the sum of the others.
-    pub told: Told,
-    /// The conditions of the providers that the Secret says something about.
-    pub channels: Vec<(DeliveryMethod, Told)>,
-}
+use crate::state::realm_secrets::Delivery;
 
 /// Reads the Secret `name` of a realm.
-///
-/// # Errors
-/// When the API server does not tell, and may tell later.
 pub async fn read(client: &Client, namespace: &str, name: &str) -> Result<Delivery, ApiError> {
     let secrets = Api::<Secret>::namespaced(client.clone(), namespace);
     match request::optional(request::within(secrets.get(name)).await) {
-        Ok(found) => Ok(judge(name, found.as_ref())),
+        Ok(found) => Ok(delivery_of(name, found.as_ref())),
         Err(error) if error.is_temporary() => Err(error),
         Err(error) => Ok(undelivered(
             name,
@@ -45,13 +30,13 @@ fn undelivered(name: &str, reason: &'static str, message: String) -> Delivery {
     Delivery {
         secret: name.to_owned(),
         providers: Providers::default(),
-        told: Told::no(reason, message),
+        condition: ConditionState::unmet(reason, message),
         channels: Vec::new(),
     }
 }
 
 /// What a Secret comes to.
-fn judge(name: &str, secret: Option<&Secret>) -> Delivery {
+fn delivery_of(name: &str, secret: Option<&Secret>) -> Delivery {
     let Some(secret) = secret else {
         return undelivered(
             name,
@@ -79,7 +64,7 @@ fn judge(name: &str, secret: Option<&Secret>) -> Delivery {
         )
     };
     let Read { providers, errors } = providers(lookup);
-    let mut channels: Vec<(DeliveryMethod, Told)> = providers
+    let mut channels: Vec<(DeliveryMethod, ConditionState)> = providers
         .methods()
         .into_iter()
         .map(|method| (method, available(method, &providers, name)))
@@ -88,7 +73,7 @@ fn judge(name: &str, secret: Option<&Secret>) -> Delivery {
         let reason =
             if value(error.variable).is_some() { "SecretKeyInvalid" } else { "SecretKeyMissing" };
         let message = format!("The key {} of the Secret {name} {}", error.variable, error.message);
-        channels.push((method, Told::no(reason, message)));
+        channels.push((method, ConditionState::unmet(reason, message)));
     }
     if channels.is_empty() {
         let message = format!(
@@ -97,10 +82,10 @@ fn judge(name: &str, secret: Option<&Secret>) -> Delivery {
         );
         return undelivered(name, "SecretKeyMissing", message);
     }
-    Delivery { secret: name.to_owned(), providers, told: sum(&channels, name), channels }
+    Delivery { secret: name.to_owned(), providers, condition: sum(&channels, name), channels }
 }
 
-fn available(method: DeliveryMethod, providers: &Providers, name: &str) -> Told {
+fn available(method: DeliveryMethod, providers: &Providers, name: &str) -> ConditionState {
     let in_clear = match method {
         DeliveryMethod::Email => {
             providers.smtp.as_ref().is_some_and(|smtp| smtp.security == SmtpSecurity::Plain)
@@ -114,21 +99,22 @@ fn available(method: DeliveryMethod, providers: &Providers, name: &str) -> Told 
         DeliveryMethod::App => false,
     };
     let warning = if in_clear { ", and travel in clear" } else { "" };
-    Told::yes(
+    ConditionState::met(
         "Available",
         format!("Codes are delivered by {} as the Secret {name} says{warning}", method.name()),
     )
 }
 
 /// Those that were asked for must all be there.
-fn sum(channels: &[(DeliveryMethod, Told)], name: &str) -> Told {
-    let bad: Vec<&Told> = channels.iter().map(|(_, told)| told).filter(|told| !told.good).collect();
+fn sum(channels: &[(DeliveryMethod, ConditionState)], name: &str) -> ConditionState {
+    let bad: Vec<&ConditionState> =
+        channels.iter().map(|(_, told)| told).filter(|told| !told.is_met).collect();
     if let Some(first) = bad.first() {
         let messages: Vec<&str> = bad.iter().map(|told| told.message.as_str()).collect();
-        return Told::no(first.reason, messages.join("; "));
+        return ConditionState::unmet(first.reason, messages.join("; "));
     }
     let methods: Vec<&str> = channels.iter().map(|(method, _)| method.name()).collect();
-    Told::yes(
+    ConditionState::met(
         "Available",
         format!("Codes are delivered by {} as the Secret {name} says", methods.join(", ")),
     )
@@ -143,18 +129,19 @@ mod tests {
     const MAIL: [(&str, &str); 2] =
         [("SMTP_SERVER", "mail.example.org"), ("SMTP_FROM_EMAIL", "otp@example.org")];
 
-    fn judged(entries: &[(&str, &str)]) -> Delivery {
+    fn delivery_from(entries: &[(&str, &str)]) -> Delivery {
         let data = entries
             .iter()
             .map(|(key, value)| ((*key).to_owned(), ByteString(value.as_bytes().to_vec())));
-        judge("providers", Some(&Secret { data: Some(data.collect()), ..Secret::default() }))
+        delivery_of("providers", Some(&Secret { data: Some(data.collect()), ..Secret::default() }))
     }
 
     #[test]
     fn providers_are_read_and_nothing_else() {
-        let delivery =
-            judged(&[MAIL.as_slice(), &[("ISSUER", "a:b"), ("SMTP_PORT", "2525\n")]].concat());
-        assert!(delivery.told.good, "{delivery:?}");
+        let delivery = delivery_from(
+            &[MAIL.as_slice(), &[("ISSUER", "a:b"), ("SMTP_PORT", "2525\n")]].concat(),
+        );
+        assert!(delivery.condition.is_met, "{delivery:?}");
         assert_eq!(delivery.providers.smtp.unwrap().port, 2525);
         assert_eq!(delivery.channels.len(), 1);
     }
@@ -162,11 +149,18 @@ mod tests {
     #[test]
     fn one_that_is_wrong_does_not_take_the_others_along() {
         let delivery =
-            judged(&[MAIL.as_slice(), &[("WEBHOOK_URL", "https://example.org")]].concat());
-        assert_eq!((delivery.told.good, delivery.told.reason), (false, "SecretKeyMissing"));
+            delivery_from(&[MAIL.as_slice(), &[("WEBHOOK_URL", "https://example.org")]].concat());
+        assert_eq!(
+            (delivery.condition.is_met, delivery.condition.reason),
+            (false, "SecretKeyMissing")
+        );
         assert_eq!(delivery.providers.methods(), [DeliveryMethod::Email]);
         let told = |method| {
-            delivery.channels.iter().find(|(found, _)| *found == method).map(|(_, told)| told.good)
+            delivery
+                .channels
+                .iter()
+                .find(|(found, _)| *found == method)
+                .map(|(_, told)| told.is_met)
         };
         assert_eq!(told(DeliveryMethod::Email), Some(true));
         assert_eq!(told(DeliveryMethod::Webhook), Some(false));
@@ -175,7 +169,7 @@ mod tests {
 
     #[test]
     fn what_travels_in_clear_is_told() {
-        let delivery = judged(&[MAIL.as_slice(), &[("SMTP_SECURITY", "plain")]].concat());
+        let delivery = delivery_from(&[MAIL.as_slice(), &[("SMTP_SECURITY", "plain")]].concat());
         assert!(delivery.channels[0].1.message.ends_with("in clear"), "{delivery:?}");
     }
 
@@ -194,12 +188,12 @@ mod tests {
                 "SMTP_PASSWORD",
             ),
         ] {
-            let told = judged(entries).told;
-            assert!(!told.good);
+            let told = delivery_from(entries).condition;
+            assert!(!told.is_met);
             assert_eq!(told.reason, reason);
             assert!(told.message.contains(key) && told.message.contains("providers"), "{told:?}");
             assert!(!told.message.contains("secret-value"), "{told:?}");
         }
-        assert_eq!(judge("providers", None).told.reason, "SecretNotFound");
+        assert_eq!(delivery_of("providers", None).condition.reason, "SecretNotFound");
     }
 }

@@ -17,15 +17,15 @@ use twofactor_api::validate::realm::{RealmPolicy, is_default};
 use twofactor_api::{TwoFactorRealm, labels};
 use twofactor_core::user::DeliveryMethod;
 
+use crate::k8s::conditions::{ConditionState, condition, whole_seconds};
 use crate::k8s::events::Notice;
 use crate::k8s::request;
-use crate::realm::credentials::logins::Isolation;
-use crate::realm::providers::Delivery;
-use crate::realm::token_key::TokenKey;
 use crate::state::Context;
+use crate::state::credentials::Isolation;
 use crate::state::realm_policies::KnownRealm;
+use crate::state::realm_secrets::Delivery;
+use crate::state::realm_secrets::TokenKey;
 use crate::state::realms::Readiness;
-use crate::user::status::{Told, condition, whole_seconds};
 
 /// How often to look whether there is something new to say.
 const PERIOD: Duration = Duration::from_secs(2);
@@ -40,7 +40,7 @@ const NAMED: usize = 10;
 #[derive(Clone, Debug)]
 pub struct Report {
     /// What it says, or why it says nothing.
-    pub policy: Result<RealmPolicy, Told>,
+    pub policy: Result<RealmPolicy, ConditionState>,
     /// Its providers: its own, if it has some; nothing while they are being read.
     pub delivery: Option<Delivery>,
     /// The key of its tokens, where it says something of tokens; nothing while it is being read.
@@ -54,7 +54,7 @@ pub struct Report {
     /// The namespaces that are let in, its own included.
     pub namespaces: Vec<String>,
     /// Those where somebody else's Secret is in the way.
-    pub in_the_way: Vec<String>,
+    pub foreign_secrets: Vec<String>,
     /// How many users there are.
     pub users: usize,
     /// How many of them are ready.
@@ -69,9 +69,9 @@ pub async fn run(context: Arc<Context>, stop: CancellationToken) {
     while stop.run_until_cancelled(tokio::time::sleep(PERIOD)).await.is_some() {
         let realms = context.policies.realms();
         let mut uids = Vec::with_capacity(realms.len());
-        for realm in realms.iter().filter(|realm| context.scopes.cover(&namespace(realm))) {
+        for realm in realms.iter().filter(|realm| context.watched.includes(&namespace(realm))) {
             let uid = realm.object.uid().unwrap_or_default();
-            tell(&context, realm, written.entry(uid.clone()).or_default()).await;
+            update_status(&context, realm, written.entry(uid.clone()).or_default()).await;
             uids.push(uid);
         }
         written.retain(|uid, _| uids.contains(uid));
@@ -86,7 +86,7 @@ fn namespace(realm: &KnownRealm) -> String {
 #[derive(Default)]
 struct Written(Option<(TwoFactorRealmStatus, Instant)>);
 
-async fn tell(context: &Context, realm: &KnownRealm, written: &mut Written) {
+async fn update_status(context: &Context, realm: &KnownRealm, written: &mut Written) {
     let object = &realm.object;
     // The watch may not show yet what was written last; but if it does not for long, somebody else
     // has written something.
@@ -102,7 +102,7 @@ async fn tell(context: &Context, realm: &KnownRealm, written: &mut Written) {
         Ok(()) => {
             // Not before: what cannot be written is tried again and again.
             for notice in notices(old.as_ref(), &new) {
-                context.events.tell(&object.object_ref(&()), notice);
+                context.events.emit(&object.object_ref(&()), notice);
             }
             written.0 = Some((new, Instant::now()));
         }
@@ -136,7 +136,7 @@ fn report(context: &Context, realm: &KnownRealm) -> Report {
     let policy = realm.policy.clone().map_err(|errors| {
         let errors: Vec<String> = errors.iter().map(ToString::to_string).collect();
         let reason = if is_default(&realm.object) { "Invalid" } else { "NameNotDefault" };
-        Told::no(reason, errors.join("; "))
+        ConditionState::unmet(reason, errors.join("; "))
     });
     let secret = policy.as_ref().ok().and_then(|policy| policy.delivery_secret.as_deref());
     let tokens = policy.as_ref().ok().and_then(|policy| policy.tokens.as_ref());
@@ -147,11 +147,11 @@ fn report(context: &Context, realm: &KnownRealm) -> Report {
         token_key: tokens.and_then(|tokens| context.records.token_key(&namespace, tokens)),
         operator_delivers: !context.defaults.providers.methods().is_empty(),
         readiness: context.realms.get(&namespace).map(|realm| {
-            if realm.is_introduced() { realm.readiness() } else { Readiness::Pending }
+            if realm.is_policy_published() { realm.readiness() } else { Readiness::Pending }
         }),
         isolation: *context.isolation.borrow(),
         namespaces: context.policies.namespaces_of(&namespace).into_iter().collect(),
-        in_the_way: context.in_the_way.of(&namespace),
+        foreign_secrets: context.foreign_secrets.namespaces_of(&namespace),
         users,
         users_ready,
         outdated: outdated.get(&namespace).copied().unwrap_or_default(),
@@ -160,7 +160,6 @@ fn report(context: &Context, realm: &KnownRealm) -> Report {
 }
 
 /// The status that `report` makes of the one that was there.
-#[must_use]
 pub fn build(
     realm: &TwoFactorRealm,
     old: Option<&TwoFactorRealmStatus>,
@@ -169,7 +168,8 @@ pub fn build(
 ) -> TwoFactorRealmStatus {
     let old_conditions = old.map(|old| old.conditions.as_slice()).unwrap_or_default();
     let generation = realm.metadata.generation;
-    let say = |kind: &str, told: Told| condition(old_conditions, kind, told, generation, now);
+    let say =
+        |kind: &str, state: ConditionState| condition(old_conditions, kind, state, generation, now);
     let count = |number: usize| Some(i64::try_from(number).unwrap_or(i64::MAX));
     let policy = match &report.policy {
         Ok(policy) => policy,
@@ -183,7 +183,7 @@ pub fn build(
             };
         }
     };
-    let (delivery, credentials) = (delivery(policy, report), credentials(&report.in_the_way));
+    let (delivery, credentials) = (delivery(policy, report), credentials(&report.foreign_secrets));
     let tokens = tokens(policy, report);
     let conditions: Vec<Condition> = [
         (
@@ -215,56 +215,61 @@ pub fn build(
 /// that were asked for must be there.
 fn ready(
     policy: &RealmPolicy,
-    delivery: &Told,
-    tokens: Option<&Told>,
-    credentials: &Told,
+    delivery: &ConditionState,
+    tokens: Option<&ConditionState>,
+    credentials: &ConditionState,
     readiness: Option<Readiness>,
-) -> Told {
-    if policy.delivery_secret.is_some() && !delivery.good {
+) -> ConditionState {
+    if policy.delivery_secret.is_some() && !delivery.is_met {
         return delivery.clone();
     }
-    if let Some(tokens) = tokens.filter(|tokens| !tokens.good) {
+    if let Some(tokens) = tokens.filter(|tokens| !tokens.is_met) {
         return tokens.clone();
     }
-    if !credentials.good {
+    if !credentials.is_met {
         return credentials.clone();
     }
     match readiness {
         Some(Readiness::Ready) => {
-            Told::yes("Ready", "Services can verify the users as this realm says")
+            ConditionState::met("Ready", "Services can verify the users as this realm says")
         }
-        Some(Readiness::Pending) | None => Told::no("StoreFilling", "Redis is being filled"),
-        Some(Readiness::Away) => Told::no(
+        Some(Readiness::Pending) | None => {
+            ConditionState::unmet("StoreFilling", "Redis is being filled")
+        }
+        Some(Readiness::Unavailable) => ConditionState::unmet(
             "StoreUnavailable",
             "Redis does not answer: what this realm says will be published when it does",
         ),
     }
 }
 
-fn delivery(policy: &RealmPolicy, report: &Report) -> Told {
+fn delivery(policy: &RealmPolicy, report: &Report) -> ConditionState {
     match (&policy.delivery_secret, &report.delivery) {
-        (Some(_), Some(delivery)) => delivery.told.clone(),
-        (Some(secret), None) => {
-            Told::no("SecretNotRead", format!("The Secret {secret} could not be read yet"))
-        }
-        (None, _) if report.operator_delivers => {
-            Told::yes("OperatorDefaults", "Codes are delivered by the operator's own providers")
-        }
-        (None, _) => Told::no(
+        (Some(_), Some(delivery)) => delivery.condition.clone(),
+        (Some(secret), None) => ConditionState::unmet(
+            "SecretNotRead",
+            format!("The Secret {secret} could not be read yet"),
+        ),
+        (None, _) if report.operator_delivers => ConditionState::met(
+            "OperatorDefaults",
+            "Codes are delivered by the operator's own providers",
+        ),
+        (None, _) => ConditionState::unmet(
             "NotConfigured",
             "Neither this realm nor the operator has a provider: only users of authenticator apps can be verified",
         ),
     }
 }
 
-fn tokens(policy: &RealmPolicy, report: &Report) -> Option<Told> {
+fn tokens(policy: &RealmPolicy, report: &Report) -> Option<ConditionState> {
     policy.tokens.as_ref()?;
-    let not_read = || Told::no("SecretNotRead", "The key of tokens could not be read yet");
-    Some(report.token_key.as_ref().map_or_else(not_read, |key| key.told.clone()))
+    let not_read =
+        || ConditionState::unmet("SecretNotRead", "The key of tokens could not be read yet");
+    Some(report.token_key.as_ref().map_or_else(not_read, |key| key.condition.clone()))
 }
 
 /// One condition for each provider that the realm's Secret says something about.
-fn channels(policy: &RealmPolicy, report: &Report) -> Vec<(&'static str, Told)> {
+fn channels(policy: &RealmPolicy, report: &Report) -> Vec<(&'static str, ConditionState)> {
     let delivery = report.delivery.as_ref().filter(|_| policy.delivery_secret.is_some());
     let channels = delivery.map(|delivery| delivery.channels.as_slice()).unwrap_or_default();
     let kind = |method: DeliveryMethod| match method {
@@ -276,12 +281,15 @@ fn channels(policy: &RealmPolicy, report: &Report) -> Vec<(&'static str, Told)> 
     channels.iter().filter_map(|(method, told)| Some((kind(*method)?, told.clone()))).collect()
 }
 
-fn credentials(in_the_way: &[String]) -> Told {
-    if in_the_way.is_empty() {
-        return Told::yes("Written", "The credentials for services are where they should be");
+fn credentials(foreign_secrets: &[String]) -> ConditionState {
+    if foreign_secrets.is_empty() {
+        return ConditionState::met(
+            "Written",
+            "The credentials for services are where they should be",
+        );
     }
-    let namespaces = named(in_the_way);
-    Told::no(
+    let namespaces = named(foreign_secrets);
+    ConditionState::unmet(
         "SecretNotOurs",
         format!(
             "A Secret that is not the operator's has the name of the credentials in {namespaces}: delete or rename it"
@@ -289,47 +297,53 @@ fn credentials(in_the_way: &[String]) -> Told {
     )
 }
 
-fn isolated(isolation: Isolation) -> Option<Told> {
+fn isolated(isolation: Isolation) -> Option<ConditionState> {
     match isolation {
         Isolation::Unknown => None,
-        Isolation::Isolated => Some(Told::yes(
+        Isolation::Full => Some(ConditionState::met(
             "AclApplied",
             "Redis lets the services of each namespace use the keys of this realm only",
         )),
-        Isolation::RealmsOnly => Some(Told::no(
+        Isolation::PerRealm => Some(ConditionState::unmet(
             "RedisTooOld",
             "Redis is older than version 7: services that are let in could overwrite the records of this realm",
         )),
-        Isolation::Withheld => Some(Told::no(
+        Isolation::Frozen => Some(ConditionState::unmet(
             "AclNotPermitted",
             "The operator's login may not use ACL in Redis any more: services keep their logins, but Redis lets no new ones in and \
              shuts nobody out",
         )),
-        Isolation::NotPermitted => Some(Told::no(
+        Isolation::SharedLogin => Some(ConditionState::unmet(
             "AclNotPermitted",
             "The operator's login may not use ACL in Redis: services get that login, and Redis does not keep them apart",
         )),
     }
 }
 
-fn matched(realm: &TwoFactorRealm, policy: &RealmPolicy, namespaces: &[String]) -> Told {
+fn matched(realm: &TwoFactorRealm, policy: &RealmPolicy, namespaces: &[String]) -> ConditionState {
     let missing: Vec<String> =
         policy.names.iter().filter(|name| !namespaces.contains(name)).cloned().collect();
     if !missing.is_empty() {
-        return Told::no("NamespaceNotFound", format!("There is no namespace {}", named(&missing)));
+        return ConditionState::unmet(
+            "NamespaceNotFound",
+            format!("There is no namespace {}", named(&missing)),
+        );
     }
     let own = realm.namespace().unwrap_or_default();
     let chosen =
         namespaces.iter().filter(|name| **name != own && !policy.names.contains(*name)).count();
     if policy.selector.is_some() && chosen == 0 {
-        return Told::no(
+        return ConditionState::unmet(
             "SelectorMatchesNothing",
             "The selector chooses no namespace that is not let in anyway",
         );
     }
     match namespaces.len() {
-        0 | 1 => Told::yes("OwnNamespaceOnly", "Only this namespace is let in"),
-        count => Told::yes("Matched", format!("{count} namespaces are let in, this one included")),
+        0 | 1 => ConditionState::met("OwnNamespaceOnly", "Only this namespace is let in"),
+        count => ConditionState::met(
+            "Matched",
+            format!("{count} namespaces are let in, this one included"),
+        ),
     }
 }
 
@@ -398,15 +412,16 @@ mod tests {
 
     fn report(realm: &TwoFactorRealm, namespaces: &[&str]) -> Report {
         Report {
-            policy: validate(realm)
-                .map_err(|_| Told::no("NameNotDefault", "metadata.name: must be default")),
+            policy: validate(realm).map_err(|_| {
+                ConditionState::unmet("NameNotDefault", "metadata.name: must be default")
+            }),
             delivery: None,
             token_key: None,
             operator_delivers: false,
             readiness: Some(Readiness::Ready),
-            isolation: Isolation::Isolated,
+            isolation: Isolation::Full,
             namespaces: namespaces.iter().map(|name| (*name).to_owned()).collect(),
-            in_the_way: Vec::new(),
+            foreign_secrets: Vec::new(),
             users: 3,
             users_ready: 2,
             outdated: 1,
@@ -476,22 +491,22 @@ mod tests {
             delivery: Some(Delivery {
                 secret: "providers".to_owned(),
                 providers: Providers::default(),
-                told: Told::yes("Available", "fine"),
-                channels: vec![(DeliveryMethod::Sms, Told::yes("Available", "fine"))],
+                condition: ConditionState::met("Available", "fine"),
+                channels: vec![(DeliveryMethod::Sms, ConditionState::met("Available", "fine"))],
             }),
             ..report(&realm, &["people"])
         };
         assert_eq!(ready(good.clone()), "Ready");
         assert_eq!(ready(Report { delivery: None, ..good.clone() }), "SecretNotRead");
         assert_eq!(
-            ready(Report { readiness: Some(Readiness::Away), ..good.clone() }),
+            ready(Report { readiness: Some(Readiness::Unavailable), ..good.clone() }),
             "StoreUnavailable"
         );
         assert_eq!(
-            ready(Report { in_the_way: vec!["kms".to_owned()], ..good.clone() }),
+            ready(Report { foreign_secrets: vec!["kms".to_owned()], ..good.clone() }),
             "SecretNotOurs"
         );
-        assert_eq!(ready(Report { isolation: Isolation::NotPermitted, ..good.clone() }), "Ready");
+        assert_eq!(ready(Report { isolation: Isolation::SharedLogin, ..good.clone() }), "Ready");
         let status = build(&realm, None, &good, whole_seconds(0));
         assert_eq!(reasons(&status)["SmsReady"], ("True", "Available"));
         assert!(!reasons(&status).contains_key("EmailReady"), "nobody said anything about mail");
@@ -507,11 +522,19 @@ mod tests {
         };
         let unread = report(&realm, &["people"]);
         assert_eq!(told(unread.clone()), ("SecretNotRead".to_owned(), "SecretNotRead".to_owned()));
-        let key =
-            |told| TokenKey { algorithm: TokenAlgorithm::Hs256, secret: None, key: None, told };
-        let good = Report { token_key: Some(key(Told::yes("Available", ""))), ..unread.clone() };
+        let key = |told| TokenKey {
+            algorithm: TokenAlgorithm::Hs256,
+            secret: None,
+            key: None,
+            condition: told,
+        };
+        let good =
+            Report { token_key: Some(key(ConditionState::met("Available", ""))), ..unread.clone() };
         assert_eq!(told(good), ("Available".to_owned(), "Ready".to_owned()));
-        let bad = Report { token_key: Some(key(Told::no("SecretKeyInvalid", ""))), ..unread };
+        let bad = Report {
+            token_key: Some(key(ConditionState::unmet("SecretKeyInvalid", ""))),
+            ..unread
+        };
         assert_eq!(told(bad).1, "SecretKeyInvalid");
     }
 

@@ -2,8 +2,6 @@
 //! key, or what is wrong with the Secret that should hold one. No value of it is ever part of a
 //! sentence.
 
-use std::collections::BTreeSet;
-
 use data_encoding::BASE64;
 use k8s_openapi::api::core::v1::Secret;
 use kube::{Api, Client};
@@ -13,48 +11,13 @@ use twofactor_core::secret::SecretText;
 use twofactor_core::settings::tokens::{ED25519_PRIVATE_KEY, SECRET_KEY};
 use twofactor_core::token::{Ed25519Key, SigningKey, TokenAlgorithm, TokenKeyError};
 
+use crate::k8s::conditions::ConditionState;
 use crate::k8s::owned_secret::{get_or_create, with_key};
 use crate::k8s::request::{self, ApiError};
-use crate::state::Context;
-use crate::user::status::Told;
-
-/// Where the ecosystem's shared key is.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SharedKey {
-    /// The operator's namespace.
-    pub namespace: String,
-    /// The Secret. It is made when there is none.
-    pub secret: String,
-    /// The namespaces of users whose realms may sign with it. Whoever may read the credentials of a
-    /// realm has the key that it signs with, so nobody has this one who was not given it.
-    pub realms: BTreeSet<String>,
-}
-
-/// What a realm's key came to.
-#[derive(Clone, Debug, PartialEq)]
-pub struct TokenKey {
-    /// How it is used.
-    pub algorithm: TokenAlgorithm,
-    /// The Secret that the realm names.
-    pub secret: Option<String>,
-    /// The key; absent when there is none to sign with.
-    pub key: Option<SigningKey>,
-    /// The condition `TokensReady`.
-    pub told: Told,
-}
-
-impl TokenKey {
-    /// Whether it is what this policy asks for.
-    #[must_use]
-    pub fn is_of(&self, policy: &TokenPolicy) -> bool {
-        self.algorithm == policy.algorithm && self.secret == policy.secret
-    }
-}
+use crate::state::realm_secrets::{SharedKey, TokenKey};
+use crate::state::{Context, random};
 
 /// Gets the key of a realm.
-///
-/// # Errors
-/// When the API server does not tell, and may tell later.
 pub async fn read(
     context: &Context,
     realm: &str,
@@ -64,66 +27,76 @@ pub async fn read(
     let found = match (&policy.secret, algorithm) {
         (Some(name), _) => named(&context.client, realm, name, algorithm).await,
         (None, TokenAlgorithm::Hs256) if !context.shared_key.realms.contains(realm) => {
-            Err(Trouble::Told(not_shared()))
+            Err(KeyProblem::Condition(not_shared()))
         }
         (None, TokenAlgorithm::Hs256) => {
-            shared(&context.client, &context.shared_key, &mut context.random()).await
+            shared(&context.client, &context.shared_key, &mut random()).await
         }
         (None, TokenAlgorithm::EdDsa) => derived(context, realm).await,
     };
-    let (key, told) = match found {
-        Ok((key, message)) => (Some(key), Told::yes("Available", message)),
-        Err(Trouble::Api(error)) if error.is_temporary() => return Err(error),
-        Err(Trouble::Api(error)) => {
-            (None, Told::no("SecretNotReadable", format!("The key cannot be read: {error}")))
-        }
-        Err(Trouble::Told(told)) => (None, told),
+    let (key, condition) = match found {
+        Ok((key, message)) => (Some(key), ConditionState::met("Available", message)),
+        Err(KeyProblem::Api(error)) if error.is_temporary() => return Err(error),
+        Err(KeyProblem::Api(error)) => (
+            None,
+            ConditionState::unmet("SecretNotReadable", format!("The key cannot be read: {error}")),
+        ),
+        Err(KeyProblem::Condition(condition)) => (None, condition),
     };
-    Ok(TokenKey { algorithm, secret: policy.secret.clone(), key, told })
+    Ok(TokenKey { algorithm, secret: policy.secret.clone(), key, condition })
 }
 
-fn not_shared() -> Told {
+fn not_shared() -> ConditionState {
     let message = "HS256 without secretRef signs with the ecosystem's shared key, which the operator has not been told to give to \
                    this namespace (--secret-key-namespace): name a Secret with a key of this realm's own, or use EdDSA";
-    Told::no("SharedKeyNotGiven", message)
+    ConditionState::unmet("SharedKeyNotGiven", message)
 }
 
-enum Trouble {
+enum KeyProblem {
     Api(ApiError),
-    Told(Told),
+    Condition(ConditionState),
 }
 
-type Found = Result<(SigningKey, String), Trouble>;
+type KeyResult = Result<(SigningKey, String), KeyProblem>;
 
-async fn named(client: &Client, namespace: &str, name: &str, algorithm: TokenAlgorithm) -> Found {
+async fn named(
+    client: &Client,
+    namespace: &str,
+    name: &str,
+    algorithm: TokenAlgorithm,
+) -> KeyResult {
     let secrets = Api::<Secret>::namespaced(client.clone(), namespace);
     let found =
-        request::optional(request::within(secrets.get(name)).await).map_err(Trouble::Api)?;
-    let missing =
-        || Told::no("SecretNotFound", format!("There is no Secret {name} in this namespace"));
-    let secret = found.ok_or_else(|| Trouble::Told(missing()))?;
-    let key = judge(&secret, name, algorithm).map_err(Trouble::Told)?;
+        request::optional(request::within(secrets.get(name)).await).map_err(KeyProblem::Api)?;
+    let missing = || {
+        ConditionState::unmet(
+            "SecretNotFound",
+            format!("There is no Secret {name} in this namespace"),
+        )
+    };
+    let secret = found.ok_or_else(|| KeyProblem::Condition(missing()))?;
+    let key = key_in(&secret, name, algorithm).map_err(KeyProblem::Condition)?;
     Ok((key, format!("Tokens are signed with the key in the Secret {name}")))
 }
 
 /// The ecosystem's key, made when there is none, and never written over.
-async fn shared(client: &Client, place: &SharedKey, random: &mut impl CryptoRng) -> Found {
+async fn shared(client: &Client, place: &SharedKey, random: &mut impl CryptoRng) -> KeyResult {
     let SharedKey { namespace, secret: name, .. } = place;
     let secrets = Api::<Secret>::namespaced(client.clone(), namespace);
     let make = || with_key(name, SECRET_KEY, generate(random).expose_secret());
-    let (secret, is_new) = get_or_create(&secrets, name, make).await.map_err(Trouble::Api)?;
+    let (secret, is_new) = get_or_create(&secrets, name, make).await.map_err(KeyProblem::Api)?;
     if is_new {
         tracing::info!(namespace, secret = name, "made the shared key of tokens");
     }
-    let key = judge(&secret, name, TokenAlgorithm::Hs256).map_err(Trouble::Told)?;
+    let key = key_in(&secret, name, TokenAlgorithm::Hs256).map_err(KeyProblem::Condition)?;
     Ok((key, format!("Tokens are signed with the key in the operator's Secret {name}")))
 }
 
-async fn derived(context: &Context, realm: &str) -> Found {
-    let gone = || Told::no("NamespaceNotFound", "The namespace is gone");
-    let realm = context.realms.of(realm).await.map_err(|error| match error {
-        crate::state::realms::RealmError::Api(error) => Trouble::Api(error),
-        _ => Trouble::Told(gone()),
+async fn derived(context: &Context, realm: &str) -> KeyResult {
+    let gone = || ConditionState::unmet("NamespaceNotFound", "The namespace is gone");
+    let realm = context.realms.get_or_create(realm).await.map_err(|error| match error {
+        crate::state::realms::RealmError::Api(error) => KeyProblem::Api(error),
+        _ => KeyProblem::Condition(gone()),
     })?;
     let key = SigningKey::EdDsa(context.realms.token_key(&realm.id));
     Ok((
@@ -132,21 +105,32 @@ async fn derived(context: &Context, realm: &str) -> Found {
     ))
 }
 
-fn judge(secret: &Secret, name: &str, algorithm: TokenAlgorithm) -> Result<SigningKey, Told> {
+fn key_in(
+    secret: &Secret,
+    name: &str,
+    algorithm: TokenAlgorithm,
+) -> Result<SigningKey, ConditionState> {
     let key = match algorithm {
         TokenAlgorithm::Hs256 => SECRET_KEY,
         TokenAlgorithm::EdDsa => ED25519_PRIVATE_KEY,
     };
     let value =
         secret.data.as_ref().and_then(|data| data.get(key)).filter(|value| !value.0.is_empty());
-    let missing = || Told::no("SecretKeyMissing", format!("The Secret {name} has no key {key}"));
+    let missing =
+        || ConditionState::unmet("SecretKeyMissing", format!("The Secret {name} has no key {key}"));
     let text = std::str::from_utf8(&value.ok_or_else(missing)?.0).map_err(|_| {
-        Told::no("SecretKeyInvalid", format!("The key {key} of the Secret {name} is not text"))
+        ConditionState::unmet(
+            "SecretKeyInvalid",
+            format!("The key {key} of the Secret {name} is not text"),
+        )
     })?;
     // A file that was made a Secret ends with a new line.
     let text = SecretText::new(text.trim_end_matches(['\r', '\n']).to_owned());
     let wrong = |error: TokenKeyError| {
-        Told::no("SecretKeyInvalid", format!("The key {key} of the Secret {name} {error}"))
+        ConditionState::unmet(
+            "SecretKeyInvalid",
+            format!("The key {key} of the Secret {name} {error}"),
+        )
     };
     match algorithm {
         TokenAlgorithm::Hs256 => SigningKey::shared(text).map_err(wrong),
@@ -173,10 +157,10 @@ mod tests {
     fn a_key_comes_back_from_its_secret() {
         let key = generate(&mut UnwrapErr(SysRng));
         let secret = with_key("s", SECRET_KEY, key.expose_secret());
-        assert_eq!(judge(&secret, "s", TokenAlgorithm::Hs256).unwrap(), SigningKey::Hs256(key));
+        assert_eq!(key_in(&secret, "s", TokenAlgorithm::Hs256).unwrap(), SigningKey::Hs256(key));
         let own = with_key("s", ED25519_PRIVATE_KEY, OWN);
         assert_eq!(
-            judge(&own, "s", TokenAlgorithm::EdDsa).unwrap().algorithm(),
+            key_in(&own, "s", TokenAlgorithm::EdDsa).unwrap().algorithm(),
             TokenAlgorithm::EdDsa
         );
     }
@@ -190,7 +174,7 @@ mod tests {
             (SECRET_KEY, OWN, EdDsa, "SecretKeyMissing"),
             (ED25519_PRIVATE_KEY, "secret-value", EdDsa, "SecretKeyInvalid"),
         ] {
-            let told = judge(&with_key("signing", key, value), "signing", algorithm).unwrap_err();
+            let told = key_in(&with_key("signing", key, value), "signing", algorithm).unwrap_err();
             assert_eq!(told.reason, reason);
             assert!(
                 told.message.contains("signing") && !told.message.contains("secret-value"),

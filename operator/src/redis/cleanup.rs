@@ -14,10 +14,9 @@ use twofactor_store::StoreError;
 
 use crate::k8s::backoff::jittered;
 use crate::metrics::Metrics;
-use crate::realm::credentials::Request;
-use crate::state::Context;
 use crate::state::queue::user_ref;
 use crate::state::realms::{Readiness, Realm};
+use crate::state::{Context, random};
 
 /// How often to look for what is left over, although nothing should be.
 const SAFETY_NET: Duration = Duration::from_mins(10);
@@ -25,8 +24,7 @@ const SAFETY_NET: Duration = Duration::from_mins(10);
 const RETRY: Duration = Duration::from_secs(1);
 
 /// Of everybody whom the store knows, those who are not `live`.
-#[must_use]
-pub fn strangers<S: BuildHasher>(
+pub fn orphaned<S: BuildHasher>(
     known: &[Pseudonym],
     live: &HashSet<Pseudonym, S>,
 ) -> Vec<Pseudonym> {
@@ -35,16 +33,13 @@ pub fn strangers<S: BuildHasher>(
 
 /// Removes from the store whoever is not a user of `realm`. Users of whom the store knows nothing,
 /// although they have been published, are looked at again. Tells how many were removed.
-///
-/// # Errors
-/// When the store does not answer.
 pub async fn sweep(context: &Context, realm: &Realm) -> Result<usize, StoreError> {
     let known = realm.publisher.store().users().await?;
     // Nobody is published between the look at the index and the removal.
-    let _alone = realm.gate.write().await;
+    let _alone = realm.publish_lock.write().await;
     let (live, missing) = {
-        let index = context.index();
-        let Some(owners) = index.owners(&realm.namespace) else {
+        let usernames = context.usernames();
+        let Some(owners) = usernames.owners(&realm.namespace) else {
             tracing::warn!(
                 namespace = realm.namespace,
                 "not looking for leftovers, because a TwoFactorUser in this namespace cannot be read"
@@ -56,7 +51,7 @@ pub async fn sweep(context: &Context, realm: &Realm) -> Result<usize, StoreError
         let mut missing = Vec::new();
         for (username, claim) in owners {
             let pseudonym = realm.publisher.keys().pseudonym(username);
-            if !known.contains(&pseudonym) && realm.is_settled(&claim.uid) {
+            if !known.contains(&pseudonym) && realm.was_published(&claim.uid) {
                 missing.push(claim.name.clone());
             }
             live.insert(pseudonym);
@@ -66,17 +61,17 @@ pub async fn sweep(context: &Context, realm: &Realm) -> Result<usize, StoreError
     for name in missing {
         context.queue.push(user_ref(&realm.namespace, &name));
     }
-    let strangers = strangers(&known, &live);
-    realm.publisher.store().remove(&strangers).await?;
-    if !strangers.is_empty() {
-        context.metrics.swept.inc_by(strangers.len() as u64);
+    let orphaned = orphaned(&known, &live);
+    realm.publisher.store().remove(&orphaned).await?;
+    if !orphaned.is_empty() {
+        context.metrics.swept.inc_by(orphaned.len() as u64);
         tracing::info!(
             namespace = realm.namespace,
-            users = strangers.len(),
+            users = orphaned.len(),
             "removed users who are gone from Redis"
         );
     }
-    Ok(strangers.len())
+    Ok(orphaned.len())
 }
 
 /// Removes everything that belongs to nobody until it is told to stop. Begins when the lists are
@@ -90,7 +85,7 @@ pub async fn run(context: Arc<Context>, stop: CancellationToken) {
             swept = sweep_all(&context).await;
             Metrics::count(&context.metrics.sweeps, swept.is_ok());
             if matches!(swept, Ok(true)) {
-                next_sweep = Instant::now() + jittered(SAFETY_NET, &mut context.random());
+                next_sweep = Instant::now() + jittered(SAFETY_NET, &mut random());
             }
         }
         let patience = match (removed, swept) {
@@ -112,15 +107,15 @@ pub async fn run(context: Arc<Context>, stop: CancellationToken) {
 /// Removes what is known to belong to nobody.
 async fn remove(context: &Context) -> Result<(), StoreError> {
     for realm in context.realms.all() {
-        if realm.vacated().is_empty() {
+        if realm.pending_removals().is_empty() {
             continue;
         }
-        let _alone = realm.gate.write().await;
-        let vacated = realm.vacated();
-        realm.publisher.store().remove(&vacated).await?;
-        realm.cleared(&vacated);
+        let _alone = realm.publish_lock.write().await;
+        let pending = realm.pending_removals();
+        realm.publisher.store().remove(&pending).await?;
+        realm.removed(&pending);
     }
-    for realm in context.realms.abandoned() {
+    for realm in context.realms.deleted() {
         context.realms.store_of(&realm).remove_realm().await?;
         context.realms.forget(&realm);
         tracing::info!(%realm, "removed a realm whose namespace is gone from Redis");
@@ -136,16 +131,16 @@ async fn sweep_all(context: &Context) -> Result<bool, StoreError> {
     for realm in &known {
         // Users of other namespaces are somebody else's to look after.
         if let Some(namespace) = context.realms.namespace_of(realm)
-            && context.scopes.cover(&namespace)
+            && context.watched.includes(&namespace)
         {
             let is_new = context.realms.get(&namespace).is_none();
-            if context.realms.of(&namespace).await.is_ok() && is_new {
+            if context.realms.get_or_create(&namespace).await.is_ok() && is_new {
                 // Its services have a login, too.
-                let _ = context.credentials.send(Request::Realm(namespace));
+                context.credentials_queue.realm_changed(namespace);
             }
         }
     }
-    for realm in context.realms.strangers(known) {
+    for realm in context.realms.orphaned(known) {
         context.realms.store_of(&realm).remove_realm().await?;
         tracing::info!(%realm, "removed a realm whose namespace is gone from Redis");
     }
@@ -170,7 +165,7 @@ mod tests {
     fn only_those_who_are_not_live_are_strangers() {
         let user = |byte| Pseudonym::from_bytes([byte; 16]);
         let live: HashSet<_> = [user(1), user(2)].into();
-        assert_eq!(strangers(&[user(1), user(3)], &live), [user(3)]);
-        assert_eq!(strangers(&[], &live), []);
+        assert_eq!(orphaned(&[user(1), user(3)], &live), [user(3)]);
+        assert_eq!(orphaned(&[], &live), []);
     }
 }

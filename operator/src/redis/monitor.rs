@@ -13,10 +13,10 @@ use twofactor_api::labels;
 use twofactor_store::Inspection;
 
 use crate::metrics::Metrics;
-use crate::realm;
+use crate::realm::record;
 use crate::redis::refill::refill;
-use crate::state::Context;
 use crate::state::realms::{Readiness, Realm};
+use crate::state::{Context, random};
 
 /// How often to look.
 const PERIOD: Duration = Duration::from_secs(1);
@@ -27,7 +27,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
 /// Watches until it is told to stop. Begins when the lists are complete.
 pub async fn run(context: Arc<Context>, stop: CancellationToken) {
-    let mut guard = Guard {
+    let mut monitor = RedisMonitor {
         refills: JoinSet::new(),
         slots: Arc::new(Semaphore::new(CONCURRENT_REFILLS)),
         failures: HashMap::new(),
@@ -35,19 +35,19 @@ pub async fn run(context: Arc<Context>, stop: CancellationToken) {
         context,
     };
     loop {
-        guard.look().await;
-        guard.count_users();
+        monitor.check().await;
+        monitor.count_users();
         tokio::select! {
             () = stop.cancelled() => break,
             () = tokio::time::sleep(PERIOD) => {}
             // A new realm is looked at at once: its first user is waiting.
-            () = guard.context.realms.news.notified() => {}
+            () = monitor.context.realms.changed.notified() => {}
         }
     }
-    guard.refills.shutdown().await;
+    monitor.refills.shutdown().await;
 }
 
-struct Guard {
+struct RedisMonitor {
     context: Arc<Context>,
     refills: JoinSet<(String, bool)>,
     slots: Arc<Semaphore>,
@@ -57,28 +57,31 @@ struct Guard {
     up: Option<bool>,
 }
 
-impl Guard {
-    async fn look(&mut self) {
+impl RedisMonitor {
+    async fn check(&mut self) {
         while let Some(ended) = self.refills.try_join_next() {
-            self.ended(ended);
+            self.refill_finished(ended);
         }
         let realms = self.context.realms.all();
         let names = self.context.realms.all_names(&realms);
         match self.context.realms.store().inspect_realms(&names).await {
             Ok(inspections) => {
-                self.tell(true, None);
+                self.log_availability(true, None);
                 self.show_node(inspections.first());
                 for (realm, inspection) in realms.into_iter().zip(inspections) {
-                    if inspection.ready && !realm.is_introduced() && !self.introduce(&realm).await {
+                    if inspection.ready
+                        && !realm.is_policy_published()
+                        && !self.publish_policy(&realm).await
+                    {
                         continue;
                     }
-                    self.inspected(realm, &inspection);
+                    self.handle_inspection(realm, &inspection);
                 }
             }
             Err(error) => {
-                self.tell(false, Some(&error));
+                self.log_availability(false, Some(&error));
                 for realm in realms {
-                    realm.set_readiness(Readiness::Away);
+                    realm.set_readiness(Readiness::Unavailable);
                 }
             }
         }
@@ -86,18 +89,18 @@ impl Guard {
 
     /// Publishes the realm's own record: the configuration may be another than that of the process
     /// before, or have changed since. Tells whether the realm can be looked at.
-    async fn introduce(&self, realm: &Realm) -> bool {
-        let (now, random) = (self.context.clock.now(), &mut self.context.random());
-        let changes = realm.changes();
+    async fn publish_policy(&self, realm: &Realm) -> bool {
+        let (now, random) = (self.context.clock.now(), &mut random());
+        let version = realm.policy_version();
         // Its providers are being read, and this is done again when they are; until then the record
         // stays what it was.
-        let Some(record) = realm::known(&self.context, &realm.namespace) else { return true };
+        let Some(record) = record::known(&self.context, &realm.namespace) else { return true };
         match realm.publisher.publish_realm(&record, now, random).await {
             Ok(written) => {
                 if written {
                     tracing::info!(namespace = realm.namespace, "published the realm's policy");
                 }
-                realm.introduce(changes);
+                realm.policy_published(version);
                 true
             }
             Err(error) => {
@@ -119,7 +122,7 @@ impl Guard {
         }
     }
 
-    fn tell(&mut self, up: bool, error: Option<&twofactor_store::StoreError>) {
+    fn log_availability(&mut self, up: bool, error: Option<&twofactor_store::StoreError>) {
         self.context.metrics.store_up.set(i64::from(up));
         if self.up == Some(up) {
             return;
@@ -134,7 +137,7 @@ impl Guard {
         self.up = Some(up);
     }
 
-    fn inspected(&mut self, realm: Arc<Realm>, inspection: &Inspection) {
+    fn handle_inspection(&mut self, realm: Arc<Realm>, inspection: &Inspection) {
         if inspection.ready {
             self.failures.remove(&realm.namespace);
             realm.set_readiness(Readiness::Ready);
@@ -153,7 +156,7 @@ impl Guard {
         });
     }
 
-    fn ended(&mut self, ended: Result<(String, bool), tokio::task::JoinError>) {
+    fn refill_finished(&mut self, ended: Result<(String, bool), tokio::task::JoinError>) {
         match ended {
             Ok((namespace, true)) => {
                 self.failures.remove(&namespace);
@@ -198,9 +201,9 @@ async fn fill(context: &Context, realm: &Realm, slots: &Semaphore) -> bool {
     match result {
         Ok(users) => {
             realm.set_readiness(Readiness::Ready);
-            if !realm.is_introduced() {
+            if !realm.is_policy_published() {
                 // Its policy has changed meanwhile: somebody may wait to be let in.
-                context.realms.news.notify_one();
+                context.realms.changed.notify_one();
             }
             tracing::info!(namespace = realm.namespace, users, took = ?begun.elapsed(), "the realm is complete in Redis");
             true

@@ -15,22 +15,21 @@ use kube::{Api, ResourceExt};
 use thiserror::Error;
 use twofactor_api::validate::validate;
 use twofactor_api::{TwoFactorUser, labels};
-use twofactor_core::record::UserRecord;
+use twofactor_core::record::{Provenance, UserRecord};
 use twofactor_core::seed::Seed;
 use twofactor_store::StoreError;
 use twofactor_store::publisher::DesiredUser;
 
 use crate::k8s::request::{self, ApiError};
-use crate::realm;
+use crate::realm::record;
 use crate::redis::cleanup;
-use crate::state::Context;
 use crate::state::queue::user_ref;
 use crate::state::realms::Realm;
+use crate::state::{Context, random};
 use crate::user::failures;
 use crate::user::fetch::{self, FetchError};
-use crate::user::provenance;
 use crate::user::secret;
-use crate::user::seed_decision::Found;
+use crate::user::seed_decision::SecretState;
 
 /// Secrets in a page.
 const PAGE: u32 = 500;
@@ -53,24 +52,21 @@ pub enum RefillError {
 }
 
 /// Fills `realm`. Tells how many users were published.
-///
-/// # Errors
-/// When it has to be done again.
 pub async fn refill(context: &Context, realm: &Realm) -> Result<usize, RefillError> {
     let now = context.clock.now();
     // Who the node is comes first: what is true of another one does not count, and the stamp will
     // tell.
-    let inspection = realm.publisher.begin_fill(&mut context.random()).await?;
+    let inspection = realm.publisher.begin_fill(&mut random()).await?;
     if inspection.ready {
         return Ok(0);
     }
-    let changes = realm.changes();
-    let record = realm::read(context, &realm.namespace).await.map_err(RefillError::Providers)?;
-    realm.publisher.publish_realm(&record, now, &mut context.random()).await?;
-    realm.introduce(changes);
+    let version = realm.policy_version();
+    let record = record::read(context, &realm.namespace).await.map_err(RefillError::Providers)?;
+    realm.publisher.publish_realm(&record, now, &mut random()).await?;
+    realm.policy_published(version);
 
     let mut done = HashSet::new();
-    if has_anybody(context, realm) {
+    if has_published_users(context, realm) {
         fill_from_secrets(context, realm, &mut done).await?;
     }
     let others = fill_others(context, realm, &done).await?;
@@ -90,7 +86,7 @@ async fn fill_from_secrets(
     let mut parameters = ListParams::default().labels(&selector).limit(PAGE);
     loop {
         // Held from the reading to the writing, so that nothing newer is overwritten.
-        let _alone = realm.gate.write().await;
+        let _alone = realm.publish_lock.write().await;
         let page = request::within(secrets.list(&parameters)).await?;
         parameters.continue_token =
             page.metadata.continue_.clone().filter(|token| !token.is_empty());
@@ -112,36 +108,38 @@ async fn fill_from_secrets(
 }
 
 /// Whether there is anybody whose Secret is worth a look: in a new realm there is not.
-fn has_anybody(context: &Context, realm: &Realm) -> bool {
-    let index = context.index();
-    index.names(&realm.namespace).iter().any(|name| {
+fn has_published_users(context: &Context, realm: &Realm) -> bool {
+    let usernames = context.usernames();
+    usernames.names(&realm.namespace).iter().any(|name| {
         context
             .users
             .get(&user_ref(&realm.namespace, name))
-            .is_some_and(|user| was_published(realm, &user))
+            .is_some_and(|user| was_published_before(realm, &user))
     })
 }
 
 /// Whether the user has been published before. One who has not is being reconciled for the first
 /// time, and gets their place in the store there, as somebody whose seed is fresh.
-fn was_published(realm: &Realm, user: &TwoFactorUser) -> bool {
-    fetch::had_secret(user) || realm.is_settled(user.metadata.uid.as_deref().unwrap_or_default())
+fn was_published_before(realm: &Realm, user: &TwoFactorUser) -> bool {
+    fetch::had_secret(user) || realm.was_published(user.metadata.uid.as_deref().unwrap_or_default())
 }
 
 /// What a Secret, or an import, gives a user.
-struct OwnSeed {
+struct UserSeed {
     seed: Option<Seed>,
     rotated: Option<String>,
 }
 
 /// The users of a page of Secrets, with the seeds.
-fn owners_of(context: &Context, page: &ObjectList<Secret>) -> Vec<(Arc<TwoFactorUser>, OwnSeed)> {
+fn owners_of(context: &Context, page: &ObjectList<Secret>) -> Vec<(Arc<TwoFactorUser>, UserSeed)> {
     let owner = |secret: &Secret| {
         let (namespace, name) = (secret.namespace()?, secret.name_any());
         let user =
             context.users.get(&user_ref(&namespace, name.strip_suffix(labels::SECRET_SUFFIX)?))?;
-        match secret::classify(secret, &user) {
-            Found::Ours { seed, rotated } => Some((user, OwnSeed { seed: seed.ok(), rotated })),
+        match secret::ownership(secret, &user) {
+            SecretState::Ours { seed, rotated } => {
+                Some((user, UserSeed { seed: seed.ok(), rotated }))
+            }
             _ => None,
         }
     };
@@ -153,15 +151,15 @@ fn record(
     context: &Context,
     realm: &Realm,
     user: &TwoFactorUser,
-    own: OwnSeed,
+    own: UserSeed,
 ) -> Option<UserRecord> {
     let definition = validate(user).ok()?;
     let uid = user.metadata.uid.as_deref()?;
-    let wanted =
-        was_published(realm, user) && context.owns(&realm.namespace, &definition.username, uid);
+    let wanted = was_published_before(realm, user)
+        && context.owns(&realm.namespace, &definition.username, uid);
     // As a reconcile tells it: without a seed there is nothing that was rotated.
     let rotated = own.rotated.filter(|_| own.seed.is_some());
-    let provenance = Some(provenance(user, rotated.as_deref()));
+    let provenance = Some(Provenance::new(uid, rotated.as_deref()));
     wanted.then_some(UserRecord { definition, seed: own.seed, provenance })
 }
 
@@ -170,7 +168,7 @@ async fn publish(
     realm: &Realm,
     desired: &[DesiredUser],
 ) -> Result<(), StoreError> {
-    realm.publisher.renew_with_retry(desired, &context.clock, &mut context.random()).await
+    realm.publisher.renew_with_retry(desired, &context.clock, &mut random()).await
 }
 
 /// Users who import their seed, and those whose Secret is gone.
@@ -179,18 +177,18 @@ async fn fill_others(
     realm: &Realm,
     done: &HashSet<String>,
 ) -> Result<usize, RefillError> {
-    let names = context.index().names(&realm.namespace);
+    let names = context.usernames().names(&realm.namespace);
     let mut count = 0;
     for name in names {
         let Some(user) = context.users.get(&user_ref(&realm.namespace, &name)) else { continue };
         if done.contains(user.metadata.uid.as_deref().unwrap_or_default())
-            || !was_published(realm, &user)
+            || !was_published_before(realm, &user)
         {
             continue;
         }
-        let _alone = realm.gate.write().await;
+        let _alone = realm.publish_lock.write().await;
         let imported = fetch::import(&context.client, &user).await?;
-        let own = OwnSeed {
+        let own = UserSeed {
             seed: imported.clone().and_then(Result::ok),
             rotated: user.annotations().get(labels::ROTATE_ANNOTATION).cloned(),
         };

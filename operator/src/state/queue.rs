@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use futures_util::Stream;
 use futures_util::stream::unfold;
+use kube::ResourceExt;
 use kube::runtime::reflector::ObjectRef;
 use prometheus::IntGauge;
 use tokio::sync::Semaphore;
@@ -57,7 +58,6 @@ pub struct Requests {
 impl Queue {
     /// A queue whose length is shown by `depth`, and its other end. `slots` is how many users are
     /// under way at the same time.
-    #[must_use]
     pub fn new(slots: u16, depth: IntGauge) -> (Self, Requests) {
         let (now_in, now) = mpsc::unbounded_channel();
         let (later_in, later) = mpsc::unbounded_channel();
@@ -141,8 +141,12 @@ impl Requests {
     }
 }
 
+/// The reference to `user`.
+pub fn reference(user: &TwoFactorUser) -> UserRef {
+    user_ref(&user.namespace().unwrap_or_default(), &user.name_any())
+}
+
 /// The reference to the user `name` in `namespace`.
-#[must_use]
 pub fn user_ref(namespace: &str, name: &str) -> UserRef {
     ObjectRef::new(name).within(namespace)
 }

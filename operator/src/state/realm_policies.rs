@@ -61,7 +61,6 @@ struct State {
 
 impl Policies {
     /// Whether services of `namespace` may verify the users of the namespace `realm`.
-    #[must_use]
     pub fn access(&self, realm: &str, namespace: &str) -> NamespaceAccess {
         let state = self.state();
         if realm == namespace {
@@ -75,33 +74,17 @@ impl Policies {
         }
     }
 
-    /// Names of the Secrets with credentials that can exist in a namespace, sorted: one for its own
-    /// users, and one for each realm that allows it.
-    #[must_use]
-    pub fn credentials_names(&self, namespace: &str) -> Vec<String> {
-        let state = self.state();
-        let others = state.members.iter().filter(|(_, members)| members.contains(namespace));
-        let mut names: Vec<String> =
-            others.map(|(realm, _)| labels::credentials_name(realm)).collect();
-        names.push(labels::credentials_name(namespace));
-        names.sort();
-        names
-    }
-
     /// The policy of a realm; nothing if there is no valid `TwoFactorRealm`.
-    #[must_use]
     pub fn policy(&self, realm: &str) -> Option<RealmPolicy> {
         self.state().policy(realm).cloned()
     }
 
     /// Whether the realm has a valid `TwoFactorRealm`.
-    #[must_use]
     pub fn has_policy(&self, realm: &str) -> bool {
         self.state().policy(realm).is_some()
     }
 
     /// The existing namespaces that a realm allows, including its own.
-    #[must_use]
     pub fn namespaces_of(&self, realm: &str) -> BTreeSet<String> {
         let state = self.state();
         let mut namespaces = state.members.get(realm).cloned().unwrap_or_default();
@@ -110,19 +93,16 @@ impl Policies {
     }
 
     /// The UID of a namespace, and whether it is being deleted.
-    #[must_use]
     pub fn namespace(&self, name: &str) -> Option<(String, bool)> {
         self.state().namespaces.get(name).map(|namespace| (namespace.uid.clone(), namespace.ending))
     }
 
     /// Every `TwoFactorRealm`.
-    #[must_use]
     pub fn realms(&self) -> Vec<Arc<KnownRealm>> {
         self.state().realms.values().flat_map(BTreeMap::values).cloned().collect()
     }
 
     /// The namespaces with a valid `TwoFactorRealm`.
-    #[must_use]
     pub fn namespaces_with_policy(&self) -> Vec<String> {
         let state = self.state();
         state.realms.keys().filter(|realm| state.policy(realm).is_some()).cloned().collect()
@@ -134,7 +114,6 @@ impl Policies {
     }
 
     /// Takes the realms whose policy or allowed namespaces have changed since the last call.
-    #[must_use]
     pub fn take_changes(&self) -> HashSet<String> {
         std::mem::take(&mut self.state().changed)
     }
@@ -169,7 +148,6 @@ impl Policies {
     }
 
     /// The names of the namespaces that are known.
-    #[must_use]
     pub fn namespaces(&self) -> HashSet<String> {
         self.state().namespaces.keys().cloned().collect()
     }
@@ -204,7 +182,6 @@ impl Policies {
     }
 
     /// The namespaces and names of every `TwoFactorRealm`.
-    #[must_use]
     pub fn realm_names(&self) -> HashSet<(String, String)> {
         let state = self.state();
         let names = |(namespace, realms): (&String, &BTreeMap<String, _>)| {
@@ -313,7 +290,6 @@ mod tests {
         assert_eq!(policies.access("people", "kms"), NamespaceAccess::NoSuchNamespace);
         namespace(&policies, "people", None);
         assert_eq!(policies.access("people", "kms"), NamespaceAccess::NotAllowed);
-        assert_eq!(policies.credentials_names("kms"), ["twofactor-kms"]);
     }
 
     #[test]
@@ -326,7 +302,6 @@ mod tests {
         assert_eq!(changes(&policies), ["people"]);
         namespace(&policies, "kms", None);
         assert_eq!(policies.access("people", "kms"), NamespaceAccess::Allowed);
-        assert_eq!(policies.credentials_names("kms"), ["twofactor-kms", "twofactor-people"]);
         assert_eq!(changes(&policies), ["kms", "people"]);
         policies.namespace_deleted("kms");
         assert_eq!(policies.namespaces_of("people"), ["people".to_owned()].into());

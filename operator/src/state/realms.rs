@@ -30,7 +30,7 @@ pub enum Readiness {
     /// Complete, on a node that was checked.
     Ready,
     /// The store does not answer.
-    Away,
+    Unavailable,
 }
 
 /// One realm.
@@ -42,35 +42,32 @@ pub struct Realm {
     pub id: RealmId,
     /// Publishes users and the realm's record.
     pub publisher: Publisher,
-    /// The realm's store, for what concerns Redis alone.
-    pub store: RedisStore,
     /// Its key, as the credentials of services hold it.
     pub key: RealmKey,
     /// Publishing one user: shared. Publishing from a list, or removing: alone. Whoever holds it
     /// alone reads and writes without anything coming between, so that a list never overwrites what
     /// a reconciliation has just published.
-    pub gate: RwLock<()>,
+    pub publish_lock: RwLock<()>,
     readiness: watch::Sender<Readiness>,
-    memory: Mutex<Memory>,
+    state: Mutex<RealmState>,
 }
 
 #[derive(Debug, Default)]
-struct Memory {
+struct RealmState {
     /// Usernames that lost their owner: their keys have to go before anybody is published there.
-    vacated: HashSet<Pseudonym>,
+    pending_removals: HashSet<Pseudonym>,
     /// UIDs of users whom this process has published: a refill has to bring them back.
-    settled: HashSet<String>,
+    published: HashSet<String>,
     /// Whether a refill is under way.
     refilling: bool,
     /// How often the realm's own record has become another one.
-    changes: u64,
+    policy_version: u64,
     /// The changes that had happened when this process last published it.
-    introduced: Option<u64>,
+    published_version: Option<u64>,
 }
 
 impl Realm {
     /// Whether the realm is complete in the store.
-    #[must_use]
     pub fn readiness(&self) -> Readiness {
         *self.readiness.borrow()
     }
@@ -92,86 +89,80 @@ impl Realm {
     }
 
     /// A username has lost its owner.
-    pub fn vacate(&self, user: Pseudonym) {
-        self.memory().vacated.insert(user);
+    pub fn schedule_removal(&self, user: Pseudonym) {
+        self.state().pending_removals.insert(user);
     }
 
     /// The usernames whose keys have to go.
-    #[must_use]
-    pub fn vacated(&self) -> Vec<Pseudonym> {
-        self.memory().vacated.iter().copied().collect()
+    pub fn pending_removals(&self) -> Vec<Pseudonym> {
+        self.state().pending_removals.iter().copied().collect()
     }
 
     /// Whether the keys of this user have to go first.
-    #[must_use]
-    pub fn is_vacated(&self, user: &Pseudonym) -> bool {
-        self.memory().vacated.contains(user)
+    pub fn is_removal_pending(&self, user: &Pseudonym) -> bool {
+        self.state().pending_removals.contains(user)
     }
 
     /// The keys of these users are gone.
-    pub fn cleared(&self, users: &[Pseudonym]) {
-        let mut memory = self.memory();
+    pub fn removed(&self, users: &[Pseudonym]) {
+        let mut state = self.state();
         for user in users {
-            memory.vacated.remove(user);
+            state.pending_removals.remove(user);
         }
     }
 
     /// A user was published.
-    pub fn settle(&self, uid: &str) {
-        let mut memory = self.memory();
-        if !memory.settled.contains(uid) {
-            memory.settled.insert(uid.to_owned());
+    pub fn remember_published(&self, uid: &str) {
+        let mut state = self.state();
+        if !state.published.contains(uid) {
+            state.published.insert(uid.to_owned());
         }
     }
 
     /// A user is gone.
-    pub fn unsettle(&self, uid: &str) {
-        self.memory().settled.remove(uid);
+    pub fn forget_published(&self, uid: &str) {
+        self.state().published.remove(uid);
     }
 
     /// Whether this process has published the user.
-    #[must_use]
-    pub fn is_settled(&self, uid: &str) -> bool {
-        self.memory().settled.contains(uid)
+    pub fn was_published(&self, uid: &str) -> bool {
+        self.state().published.contains(uid)
     }
 
     /// Whether this process has published the realm's own record as it should be now.
-    #[must_use]
-    pub fn is_introduced(&self) -> bool {
-        let memory = self.memory();
-        memory.introduced == Some(memory.changes)
+    pub fn is_policy_published(&self) -> bool {
+        let state = self.state();
+        state.published_version == Some(state.policy_version)
     }
 
     /// The realm's own record should be another one.
-    pub fn outdate(&self) {
-        self.memory().changes += 1;
+    pub fn policy_changed(&self) {
+        self.state().policy_version += 1;
     }
 
     /// Ask before working out what the realm's own record should be, and give it to
     /// [`Realm::introduce`] when that is published.
-    #[must_use]
-    pub fn changes(&self) -> u64 {
-        self.memory().changes
+    pub fn policy_version(&self) -> u64 {
+        self.state().policy_version
     }
 
     /// The realm's own record is published as it should have been after so many changes.
-    pub fn introduce(&self, changes: u64) {
-        self.memory().introduced = Some(changes);
+    pub fn policy_published(&self, version: u64) {
+        self.state().published_version = Some(version);
     }
 
     /// Begins a refill, unless one is under way.
-    #[must_use]
     pub fn begin_refill(&self) -> bool {
-        !std::mem::replace(&mut self.memory().refilling, true)
+        !std::mem::replace(&mut self.state().refilling, true)
     }
 
     /// Ends a refill.
     pub fn end_refill(&self) {
-        self.memory().refilling = false;
+        self.state().refilling = false;
     }
 
-    fn memory(&self) -> MutexGuard<'_, Memory> {
-        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
+    fn state(&self) -> MutexGuard<'_, RealmState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -198,7 +189,7 @@ pub struct Realms {
     store: RedisStore,
     state: Mutex<State>,
     /// Wakes the guard: there is a new realm.
-    pub news: Notify,
+    pub changed: Notify,
 }
 
 #[derive(Default)]
@@ -207,28 +198,31 @@ struct State {
     namespaces: HashMap<String, String>,
     realms: HashMap<String, Arc<Realm>>,
     /// Realms whose namespace is gone, but not yet their keys.
-    abandoned: HashSet<RealmId>,
+    deleted: HashSet<RealmId>,
     /// Namespaces whose realm was asked for once.
     asked_for: HashSet<String>,
 }
 
 impl Realms {
     /// No realms yet. `store` is of no realm in particular.
-    #[must_use]
     pub fn new(
         client: Client,
         master: MasterKey,
         installation: Installation,
         store: RedisStore,
     ) -> Self {
-        Self { client, master, installation, store, state: Mutex::default(), news: Notify::new() }
+        Self {
+            client,
+            master,
+            installation,
+            store,
+            state: Mutex::default(),
+            changed: Notify::new(),
+        }
     }
 
     /// The realm of `namespace`, made when it is asked for first.
-    ///
-    /// # Errors
-    /// When there is no such namespace, or the API server does not tell.
-    pub async fn of(&self, namespace: &str) -> Result<Arc<Realm>, RealmError> {
+    pub async fn get_or_create(&self, namespace: &str) -> Result<Arc<Realm>, RealmError> {
         if let Some(realm) = self.get(namespace) {
             return Ok(realm);
         }
@@ -253,33 +247,29 @@ impl Realms {
             .realms
             .entry(namespace.to_owned())
             .or_insert_with(|| Arc::new(self.realm(namespace, id)));
-        self.news.notify_one();
+        self.changed.notify_one();
         Ok(realm.clone())
     }
 
     fn realm(&self, namespace: &str, id: RealmId) -> Realm {
         let key = self.master.realm_key(&id, GENERATION);
-        let store = self.store_of(&id);
         Realm {
             namespace: namespace.to_owned(),
-            publisher: Publisher::new(Store::Redis(store.clone()), key.keys(&id)),
-            store,
+            publisher: Publisher::new(Store::Redis(self.store_of(&id)), key.keys(&id)),
             key,
             id,
-            gate: RwLock::default(),
+            publish_lock: RwLock::default(),
             readiness: watch::Sender::new(Readiness::Pending),
-            memory: Mutex::default(),
+            state: Mutex::default(),
         }
     }
 
     /// How the services of the namespace with this UID log in to Redis for a realm.
-    #[must_use]
     pub fn login(&self, id: &RealmId, namespace: &str) -> Login {
         self.master.login(id, GENERATION, namespace)
     }
 
     /// The key that tokens of a realm are signed with where nobody gave another one.
-    #[must_use]
     pub fn token_key(&self, id: &RealmId) -> Ed25519Key {
         self.master.token_key(id, GENERATION)
     }
@@ -289,31 +279,26 @@ impl Realms {
     }
 
     /// The store of any realm.
-    #[must_use]
     pub fn store_of(&self, id: &RealmId) -> RedisStore {
         self.store.for_realm(self.names(id))
     }
 
     /// The store, for what concerns no realm in particular.
-    #[must_use]
     pub fn store(&self) -> &RedisStore {
         &self.store
     }
 
     /// The names in Redis of these realms.
-    #[must_use]
     pub fn all_names(&self, realms: &[Arc<Realm>]) -> Vec<RealmNames> {
         realms.iter().map(|realm| self.names(&realm.id)).collect()
     }
 
     /// The realm of `namespace`, if it was asked for before.
-    #[must_use]
     pub fn get(&self, namespace: &str) -> Option<Arc<Realm>> {
         self.state().realms.get(namespace).cloned()
     }
 
     /// Every realm that was asked for.
-    #[must_use]
     pub fn all(&self) -> Vec<Arc<Realm>> {
         self.state().realms.values().cloned().collect()
     }
@@ -325,14 +310,13 @@ impl Realms {
         if state.namespaces.get(name).is_some_and(|known| known == uid) {
             return false;
         }
-        state.abandon(name, Some(uid));
+        state.delete(name, Some(uid));
         state.namespaces.insert(name.to_owned(), uid.to_owned());
         let is_realm = state.realms.get(name).is_some_and(|realm| realm.id.as_str() == uid);
         state.asked_for.contains(name) && !is_realm
     }
 
     /// The namespace that is this realm.
-    #[must_use]
     pub fn namespace_of(&self, realm: &RealmId) -> Option<String> {
         let state = self.state();
         let found = state.namespaces.iter().find(|(_, uid)| uid.as_str() == realm.as_str());
@@ -343,13 +327,12 @@ impl Realms {
     pub fn namespace_gone(&self, name: &str) {
         let mut state = self.state();
         state.namespaces.remove(name);
-        state.abandon(name, None);
+        state.delete(name, None);
     }
 
     /// Of `realms`, those that are of no namespace: to be cleared. Call it only with a complete
     /// list of namespaces.
-    #[must_use]
-    pub fn strangers(&self, realms: impl IntoIterator<Item = RealmId>) -> Vec<RealmId> {
+    pub fn orphaned(&self, realms: impl IntoIterator<Item = RealmId>) -> Vec<RealmId> {
         let state = self.state();
         let live: HashSet<&str> = state
             .namespaces
@@ -361,14 +344,13 @@ impl Realms {
     }
 
     /// The realms whose namespace is gone, but not yet their keys.
-    #[must_use]
-    pub fn abandoned(&self) -> Vec<RealmId> {
-        self.state().abandoned.iter().cloned().collect()
+    pub fn deleted(&self) -> Vec<RealmId> {
+        self.state().deleted.iter().cloned().collect()
     }
 
-    /// The keys of an abandoned realm are gone.
+    /// The keys of an deleted realm are gone.
     pub fn forget(&self, realm: &RealmId) {
-        self.state().abandoned.remove(realm);
+        self.state().deleted.remove(realm);
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -379,12 +361,12 @@ impl Realms {
 impl State {
     /// Gives up the realm of a namespace, unless it is the one with this UID. Tells whether there
     /// was one.
-    fn abandon(&mut self, namespace: &str, except: Option<&str>) -> bool {
+    fn delete(&mut self, namespace: &str, except: Option<&str>) -> bool {
         let other =
             self.realms.get(namespace).is_some_and(|realm| except != Some(realm.id.as_str()));
         let realm = if other { self.realms.remove(namespace) } else { None };
-        let given_up = realm.map(|realm| self.abandoned.insert(realm.id.clone()));
-        given_up.is_some()
+        let deleted = realm.map(|realm| self.deleted.insert(realm.id.clone()));
+        deleted.is_some()
     }
 }
 

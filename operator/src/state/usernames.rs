@@ -11,9 +11,9 @@ use kube::ResourceExt;
 use twofactor_api::TwoFactorUser;
 use twofactor_core::user::Username;
 
-/// What the index knows of one user.
+/// What the usernames knows of one user.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Claim {
+pub struct Claimant {
     // The order of the fields is the order of precedence.
     created: Timestamp,
     /// The object's UID.
@@ -24,40 +24,39 @@ pub struct Claim {
 
 /// A user's claim on a username, as an object makes it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Entry {
-    claim: Claim,
+pub struct UsernameClaim {
+    claim: Claimant,
     /// Absent when the username is not valid: such a user claims nothing.
     username: Option<Username>,
 }
 
 /// All users, by namespace.
 #[derive(Debug, Default)]
-pub struct Index(HashMap<String, Users>);
+pub struct Usernames(HashMap<String, Users>);
 
 #[derive(Debug, Default)]
 struct Users {
-    names: HashMap<String, Entry>,
-    claims: HashMap<Username, BTreeSet<Claim>>,
+    names: HashMap<String, UsernameClaim>,
+    claims: HashMap<Username, BTreeSet<Claimant>>,
     /// Objects that cannot be read, and never could: their usernames are not known.
     unreadable: HashSet<String>,
 }
 
 /// What the end of a user means for others.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Departure {
+pub struct Removal {
     /// The username that has no owner any more, or another one.
-    pub vacated: Option<Username>,
+    pub released: Option<Username>,
     /// Users who are to be looked at again.
     pub affected: Vec<String>,
 }
 
-impl Entry {
+impl UsernameClaim {
     /// What `user` claims.
-    #[must_use]
     pub fn of(user: &TwoFactorUser) -> Self {
         let username = user.spec.username.clone().unwrap_or_else(|| user.name_any());
         Self {
-            claim: Claim {
+            claim: Claimant {
                 created: user.creation_timestamp().map_or(Timestamp::UNIX_EPOCH, |time| time.0),
                 uid: user.uid().unwrap_or_default(),
                 name: user.name_any(),
@@ -67,9 +66,9 @@ impl Entry {
     }
 }
 
-impl Index {
+impl Usernames {
     /// A user is there. Tells who else has to be looked at.
-    pub fn apply(&mut self, namespace: &str, entry: Entry) -> Vec<String> {
+    pub fn apply(&mut self, namespace: &str, entry: UsernameClaim) -> Vec<String> {
         let users = self.0.entry(namespace.to_owned()).or_default();
         let name = entry.claim.name.clone();
         users.unreadable.remove(&name);
@@ -100,24 +99,22 @@ impl Index {
     }
 
     /// A user is gone.
-    pub fn remove(&mut self, namespace: &str, name: &str) -> Departure {
-        let Some(users) = self.0.get_mut(namespace) else { return Departure::default() };
+    pub fn remove(&mut self, namespace: &str, name: &str) -> Removal {
+        let Some(users) = self.0.get_mut(namespace) else { return Removal::default() };
         users.unreadable.remove(name);
-        let departure = users.remove(name);
+        let removal = users.remove(name);
         if users.names.is_empty() && users.unreadable.is_empty() {
             self.0.remove(namespace);
         }
-        departure
+        removal
     }
 
     /// The UID of a user's object.
-    #[must_use]
     pub fn uid(&self, namespace: &str, name: &str) -> Option<&str> {
         Some(&self.0.get(namespace)?.names.get(name)?.claim.uid)
     }
 
     /// The username that an object claims, and whether it owns it.
-    #[must_use]
     pub fn claim_of(&self, namespace: &str, name: &str) -> Option<(Username, bool)> {
         let users = self.0.get(namespace)?;
         let entry = users.names.get(name)?;
@@ -127,15 +124,13 @@ impl Index {
     }
 
     /// Who owns a username.
-    #[must_use]
-    pub fn owner(&self, namespace: &str, username: &Username) -> Option<&Claim> {
+    pub fn owner(&self, namespace: &str, username: &Username) -> Option<&Claimant> {
         self.0.get(namespace)?.claims.get(username)?.first()
     }
 
     /// The usernames of a namespace with their owners; nothing while there are users whose username
     /// is not known.
-    #[must_use]
-    pub fn owners(&self, namespace: &str) -> Option<Vec<(&Username, &Claim)>> {
+    pub fn owners(&self, namespace: &str) -> Option<Vec<(&Username, &Claimant)>> {
         let Some(users) = self.0.get(namespace) else { return Some(Vec::new()) };
         if !users.unreadable.is_empty() {
             return None;
@@ -150,37 +145,35 @@ impl Index {
     }
 
     /// Whether a namespace has users.
-    #[must_use]
     pub fn has_users(&self, namespace: &str) -> bool {
         self.0.contains_key(namespace)
     }
 
     /// The namespaces that have users.
-    #[must_use]
     pub fn namespaces(&self) -> Vec<String> {
         self.0.keys().cloned().collect()
     }
 
     /// The names of a namespace's users.
-    #[must_use]
     pub fn names(&self, namespace: &str) -> Vec<String> {
         self.0.get(namespace).map(|users| users.names.keys().cloned().collect()).unwrap_or_default()
     }
 }
 
 impl Users {
-    fn remove(&mut self, name: &str) -> Departure {
-        let Some(Entry { claim, username: Some(username) }) = self.names.remove(name) else {
-            return Departure::default();
+    fn remove(&mut self, name: &str) -> Removal {
+        let Some(UsernameClaim { claim, username: Some(username) }) = self.names.remove(name)
+        else {
+            return Removal::default();
         };
-        let Some(claims) = self.claims.get_mut(&username) else { return Departure::default() };
+        let Some(claims) = self.claims.get_mut(&username) else { return Removal::default() };
         let owned = claims.first() == Some(&claim);
         claims.remove(&claim);
         let affected = claims.iter().map(|claim| claim.name.clone()).collect();
         if claims.is_empty() {
             self.claims.remove(&username);
         }
-        Departure { vacated: owned.then_some(username), affected }
+        Removal { released: owned.then_some(username), affected }
     }
 }
 
@@ -188,77 +181,80 @@ impl Users {
 mod tests {
     use super::*;
 
-    fn entry(name: &str, created: i64, username: &str) -> Entry {
-        let claim = Claim {
+    fn entry(name: &str, created: i64, username: &str) -> UsernameClaim {
+        let claim = Claimant {
             created: Timestamp::from_second(created).unwrap(),
             uid: format!("uid-{name}-{created}"),
             name: name.to_owned(),
         };
-        Entry { claim, username: username.parse().ok() }
+        UsernameClaim { claim, username: username.parse().ok() }
     }
 
-    fn owner(index: &Index, username: &str) -> Option<String> {
-        index.owner("people", &username.parse().unwrap()).map(|claim| claim.name.clone())
+    fn owner(usernames: &Usernames, username: &str) -> Option<String> {
+        usernames.owner("people", &username.parse().unwrap()).map(|claim| claim.name.clone())
     }
 
     #[test]
     fn the_oldest_user_owns_a_name_whatever_the_order_in_which_they_are_seen() {
-        let mut index = Index::default();
-        assert!(index.apply("people", entry("b", 20, "alice")).is_empty());
-        assert_eq!(index.apply("people", entry("a", 10, "alice")), ["b"]);
-        assert_eq!(owner(&index, "alice").as_deref(), Some("a"));
-        assert!(index.apply("people", entry("a", 10, "alice")).is_empty(), "nothing has changed");
-        assert!(index.owner("others", &"alice".parse().unwrap()).is_none());
+        let mut usernames = Usernames::default();
+        assert!(usernames.apply("people", entry("b", 20, "alice")).is_empty());
+        assert_eq!(usernames.apply("people", entry("a", 10, "alice")), ["b"]);
+        assert_eq!(owner(&usernames, "alice").as_deref(), Some("a"));
+        assert!(
+            usernames.apply("people", entry("a", 10, "alice")).is_empty(),
+            "nothing has changed"
+        );
+        assert!(usernames.owner("others", &"alice".parse().unwrap()).is_none());
     }
 
     #[test]
     fn of_two_that_are_equally_old_the_uid_decides() {
-        let mut index = Index::default();
-        index.apply("people", entry("b", 10, "alice"));
-        index.apply("people", entry("a", 10, "alice"));
-        assert_eq!(owner(&index, "alice").as_deref(), Some("a"));
+        let mut usernames = Usernames::default();
+        usernames.apply("people", entry("b", 10, "alice"));
+        usernames.apply("people", entry("a", 10, "alice"));
+        assert_eq!(owner(&usernames, "alice").as_deref(), Some("a"));
     }
 
     #[test]
     fn the_next_takes_over_when_the_owner_goes() {
-        let mut index = Index::default();
+        let mut usernames = Usernames::default();
         for (name, created) in [("a", 10), ("b", 20), ("c", 30)] {
-            index.apply("people", entry(name, created, "alice"));
+            usernames.apply("people", entry(name, created, "alice"));
         }
-        let departure = index.remove("people", "b");
+        let removal = usernames.remove("people", "b");
         assert_eq!(
-            (departure.vacated, departure.affected),
+            (removal.released, removal.affected),
             (None, vec!["a".to_owned(), "c".to_owned()])
         );
-        let departure = index.remove("people", "a");
-        assert_eq!(departure.vacated, Some("alice".parse().unwrap()));
-        assert_eq!(departure.affected, ["c"]);
-        assert_eq!(owner(&index, "alice").as_deref(), Some("c"));
-        index.remove("people", "c");
-        assert!(!index.has_users("people"));
-        assert_eq!(index.remove("people", "c"), Departure::default());
+        let removal = usernames.remove("people", "a");
+        assert_eq!(removal.released, Some("alice".parse().unwrap()));
+        assert_eq!(removal.affected, ["c"]);
+        assert_eq!(owner(&usernames, "alice").as_deref(), Some("c"));
+        usernames.remove("people", "c");
+        assert!(!usernames.has_users("people"));
+        assert_eq!(usernames.remove("people", "c"), Removal::default());
     }
 
     #[test]
     fn a_name_that_is_not_valid_claims_nothing() {
-        let mut index = Index::default();
-        index.apply("people", entry("a", 10, "a\nb"));
-        assert_eq!(index.owners("people").unwrap(), []);
-        assert!(index.has_users("people"));
+        let mut usernames = Usernames::default();
+        usernames.apply("people", entry("a", 10, "a\nb"));
+        assert_eq!(usernames.owners("people").unwrap(), []);
+        assert!(usernames.has_users("people"));
     }
 
     #[test]
     fn an_unreadable_user_keeps_what_was_known_of_them_or_stops_the_sweep() {
-        let mut index = Index::default();
-        index.apply("people", entry("a", 10, "alice"));
-        index.apply_unreadable("people", "a");
-        assert_eq!(index.owners("people").unwrap().len(), 1);
-        index.apply_unreadable("people", "b");
-        assert!(index.owners("people").is_none());
-        index.apply("people", entry("b", 20, "bob"));
-        assert_eq!(index.owners("people").unwrap().len(), 2);
-        index.apply_unreadable("people", "c");
-        index.remove("people", "c");
-        assert!(index.owners("people").is_some());
+        let mut usernames = Usernames::default();
+        usernames.apply("people", entry("a", 10, "alice"));
+        usernames.apply_unreadable("people", "a");
+        assert_eq!(usernames.owners("people").unwrap().len(), 1);
+        usernames.apply_unreadable("people", "b");
+        assert!(usernames.owners("people").is_none());
+        usernames.apply("people", entry("b", 20, "bob"));
+        assert_eq!(usernames.owners("people").unwrap().len(), 2);
+        usernames.apply_unreadable("people", "c");
+        usernames.remove("people", "c");
+        assert!(usernames.owners("people").is_some());
     }
 }

@@ -2,17 +2,16 @@
 
 /// The namespaces that are looked at; all when there are none.
 #[derive(Clone, Debug, Default)]
-pub struct Scopes(pub Vec<String>);
+pub struct WatchedNamespaces(pub Vec<String>);
 
-impl Scopes {
+impl WatchedNamespaces {
     /// How many lists there are.
     pub(crate) fn lists(&self) -> usize {
         self.0.len().max(1)
     }
 
     /// Whether users of this namespace are looked after.
-    #[must_use]
-    pub fn cover(&self, namespace: &str) -> bool {
+    pub fn includes(&self, namespace: &str) -> bool {
         self.0.is_empty() || self.0.iter().any(|name| name == namespace)
     }
 

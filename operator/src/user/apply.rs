@@ -6,18 +6,22 @@ use kube::api::{Patch, PatchParams, PostParams};
 use kube::{Api, ResourceExt};
 use thiserror::Error;
 use twofactor_api::{TwoFactorUser, labels};
+use twofactor_core::record::Provenance;
 use twofactor_core::seed::Seed;
 use twofactor_core::user::UserDefinition;
 
 use crate::failpoint::{self, Step};
 use crate::k8s::events::Notice;
 use crate::k8s::request::{self, ApiError};
-use crate::realm;
-use crate::state::Context;
+use crate::realm::record;
+use crate::state::queue::{self, reference};
 use crate::state::realms::Realm;
+use crate::state::{Context, random};
 use crate::user::fetch::{self, FetchError, Fetched, Own};
-use crate::user::secret::{self, Wanted};
-use crate::user::seed_decision::{Decision, Found, Origin, Refusal, Situation, decide};
+use crate::user::secret::{self, SecretInputs};
+use crate::user::seed_decision::{
+    Decision, SecretState, SeedInputs, SeedProblem, SeedSource, decide,
+};
 
 /// How often a Secret may come and go between looking and creating before this is left for later.
 const ATTEMPTS: usize = 3;
@@ -38,12 +42,12 @@ pub enum ApplyError {
     },
     /// It comes and goes.
     #[error("the Secret {0} is created and deleted by somebody else")]
-    Unsteady(String),
+    SecretKeepsChanging(String),
 }
 
 /// A user's seed.
 #[derive(Clone, Debug)]
-pub enum Outcome {
+pub enum SeedOutcome {
     /// It is there.
     Seed {
         /// The seed, as the Secret holds it.
@@ -54,18 +58,18 @@ pub enum Outcome {
         rotated: Option<String>,
     },
     /// There is none that could be used.
-    Refused(Refusal),
+    Unusable(SeedProblem),
     /// The predecessor's Secret has to go first.
-    Predecessor,
+    WaitingForPredecessor,
     /// Only the store knows whether the seed can be restored, and it does not answer.
-    Store,
+    WaitingForStore,
 }
 
 /// What was done.
 #[derive(Clone, Debug)]
 pub struct Applied {
     /// The seed.
-    pub outcome: Outcome,
+    pub outcome: SeedOutcome,
     /// Whether this is the first Secret of a new user: what the store holds under their username is
     /// somebody else's.
     pub newcomer: bool,
@@ -74,33 +78,28 @@ pub struct Applied {
 }
 
 impl Applied {
-    fn nothing(outcome: Outcome) -> Self {
+    fn nothing(outcome: SeedOutcome) -> Self {
         Self { outcome, newcomer: false, notices: Vec::new() }
     }
 
     /// The seed to publish.
-    #[must_use]
     pub fn seed(&self) -> Option<&Seed> {
         match &self.outcome {
-            Outcome::Seed { seed, .. } => Some(seed),
+            SeedOutcome::Seed { seed, .. } => Some(seed),
             _ => None,
         }
     }
 
     /// The request for a new seed that this one answers.
-    #[must_use]
     pub fn rotated(&self) -> Option<&str> {
         match &self.outcome {
-            Outcome::Seed { rotated, .. } => rotated.as_deref(),
+            SeedOutcome::Seed { rotated, .. } => rotated.as_deref(),
             _ => None,
         }
     }
 }
 
 /// Decides about the seed of `user` and makes the Secret hold it.
-///
-/// # Errors
-/// When the API server does not do what it is asked for.
 pub async fn apply(
     context: &Context,
     realm: &Realm,
@@ -109,22 +108,22 @@ pub async fn apply(
     fetched: Fetched,
 ) -> Result<Applied, ApplyError> {
     let name = labels::secret_name(&user.name_any());
-    let issuer = realm::issuer(context, &realm.namespace);
+    let issuer = record::issuer(context, &realm.namespace);
     let applying = Applying { context, realm, user, definition, name, issuer };
     let had_secret = fetched.had_secret;
     let rotated = user.status.as_ref().and_then(|status| status.rotated.as_deref());
     let mut own = fetched.own;
     for _ in 0..ATTEMPTS {
-        let situation = Situation {
+        let inputs = SeedInputs {
             found: own.as_ref().map(|own| &own.found),
             import: fetched.import.as_ref(),
             had_secret,
             rotate: applying.rotate(),
             rotated,
         };
-        match (decide(&situation, &applying.name), own) {
+        match (decide(&inputs, &applying.name), own) {
             (Decision::Create(origin), _) => {
-                let record = origin == Origin::Record;
+                let record = origin == SeedSource::Record;
                 let seed = match applying.origin(origin, rotated).await {
                     Ok(seed) => seed,
                     Err(outcome) => return Ok(Applied::nothing(outcome)),
@@ -137,7 +136,7 @@ pub async fn apply(
             }
             (
                 Decision::Keep(seed),
-                Some(Own { secret: Some(secret), found: Found::Ours { rotated, .. } }),
+                Some(Own { secret: Some(secret), found: SecretState::Ours { rotated, .. } }),
             ) => {
                 let rotated = if fetched.import.is_some() {
                     applying.rotate().map(str::to_owned)
@@ -150,20 +149,20 @@ pub async fn apply(
                 return applying.rotate_to(&secret).await;
             }
             (Decision::Refuse(refusal), _) => {
-                return Ok(Applied::nothing(Outcome::Refused(refusal)));
+                return Ok(Applied::nothing(SeedOutcome::Unusable(refusal)));
             }
-            (Decision::Wait, _) => return Ok(Applied::nothing(Outcome::Predecessor)),
+            (Decision::Wait, _) => return Ok(Applied::nothing(SeedOutcome::WaitingForPredecessor)),
             (Decision::Keep(_) | Decision::Rotate, _) => {
                 own = Some(fetch::own(&context.client, user).await?);
             }
         }
     }
-    Err(ApplyError::Unsteady(applying.name))
+    Err(ApplyError::SecretKeepsChanging(applying.name))
 }
 
 /// Where a new Secret's seed was taken from.
-enum Source {
-    Made(Seed),
+enum ChosenSeed {
+    Generated(Seed),
     Imported(Seed),
     Restored(Seed),
 }
@@ -187,8 +186,14 @@ impl Applying<'_> {
         self.user.annotations().get(labels::ROTATE_ANNOTATION).map(String::as_str)
     }
 
-    fn wanted<'a>(&'a self, seed: &'a Seed, rotated: Option<&'a str>) -> Wanted<'a> {
-        Wanted { user: self.user, definition: self.definition, issuer: &self.issuer, seed, rotated }
+    fn wanted<'a>(&'a self, seed: &'a Seed, rotated: Option<&'a str>) -> SecretInputs<'a> {
+        SecretInputs {
+            user: self.user,
+            definition: self.definition,
+            issuer: &self.issuer,
+            seed,
+            rotated,
+        }
     }
 
     fn failed(&self, source: ApiError) -> ApplyError {
@@ -196,22 +201,26 @@ impl Applying<'_> {
     }
 
     /// The seed for a Secret that is to be created, or why there is none.
-    async fn origin(&self, origin: Origin, rotated: Option<&str>) -> Result<Source, Outcome> {
+    async fn origin(
+        &self,
+        origin: SeedSource,
+        rotated: Option<&str>,
+    ) -> Result<ChosenSeed, SeedOutcome> {
         match origin {
             // From before this process: it may have got as far as publishing a seed and no further.
-            Origin::New if self.rotate().is_none() && self.is_from_before() => {
+            SeedSource::New if self.rotate().is_none() && self.is_from_before() => {
                 match self.published(None).await? {
-                    Some(seed) => Ok(Source::Restored(seed)),
-                    None => Ok(Source::Made(Seed::generate(&mut self.context.random()))),
+                    Some(seed) => Ok(ChosenSeed::Restored(seed)),
+                    None => Ok(ChosenSeed::Generated(Seed::generate(&mut random()))),
                 }
             }
-            Origin::New => Ok(Source::Made(Seed::generate(&mut self.context.random()))),
-            Origin::Imported(seed) => Ok(Source::Imported(seed)),
-            Origin::Record => self
-                .published(rotated)
-                .await?
-                .map(Source::Restored)
-                .ok_or_else(|| Outcome::Refused(Refusal::Lost { secret: self.name.clone() })),
+            SeedSource::New => Ok(ChosenSeed::Generated(Seed::generate(&mut random()))),
+            SeedSource::Imported(seed) => Ok(ChosenSeed::Imported(seed)),
+            SeedSource::Record => {
+                self.published(rotated).await?.map(ChosenSeed::Restored).ok_or_else(|| {
+                    SeedOutcome::Unusable(SeedProblem::Lost { secret: self.name.clone() })
+                })
+            }
         }
     }
 
@@ -222,22 +231,27 @@ impl Applying<'_> {
     }
 
     /// The seed that the store has of this very user, of this rotation.
-    async fn published(&self, rotated: Option<&str>) -> Result<Option<Seed>, Outcome> {
+    async fn published(&self, rotated: Option<&str>) -> Result<Option<Seed>, SeedOutcome> {
         let pseudonym = self.realm.publisher.keys().pseudonym(&self.definition.username);
-        let record = self.realm.publisher.current(pseudonym).await.map_err(|_| Outcome::Store)?;
-        let wanted = Some(crate::user::provenance(self.user, rotated));
+        let record = self
+            .realm
+            .publisher
+            .current(pseudonym)
+            .await
+            .map_err(|_| SeedOutcome::WaitingForStore)?;
+        let wanted = Some(Provenance::new(&self.user.uid().unwrap_or_default(), rotated));
         Ok(record.filter(|record| record.provenance == wanted).and_then(|record| record.seed))
     }
 
     /// Creates the Secret; nothing when there is one already.
     async fn create(
         &self,
-        source: Source,
+        source: ChosenSeed,
         rotated: Option<&str>,
         newcomer: bool,
     ) -> Result<Option<Applied>, ApplyError> {
         let (seed, fresh, notice) = match source {
-            Source::Made(seed) if newcomer => (
+            ChosenSeed::Generated(seed) if newcomer => (
                 seed,
                 true,
                 Notice::normal(
@@ -245,7 +259,7 @@ impl Applying<'_> {
                     format!("The Secret {} with a new seed was created", self.name),
                 ),
             ),
-            Source::Made(seed) => (
+            ChosenSeed::Generated(seed) => (
                 seed,
                 true,
                 Notice::normal(
@@ -256,7 +270,7 @@ impl Applying<'_> {
                     ),
                 ),
             ),
-            Source::Imported(seed) => (
+            ChosenSeed::Imported(seed) => (
                 seed,
                 false,
                 Notice::normal(
@@ -264,7 +278,7 @@ impl Applying<'_> {
                     format!("The Secret {} with the imported seed was created", self.name),
                 ),
             ),
-            Source::Restored(seed) => (
+            ChosenSeed::Restored(seed) => (
                 seed,
                 false,
                 Notice::warning(
@@ -280,11 +294,11 @@ impl Applying<'_> {
         match request::within(self.secrets().create(&PostParams::default(), &secret)).await {
             Ok(created) => {
                 self.context
-                    .ledger
-                    .secret_written(&self.context.reference(self.user), created.resource_version());
-                failpoint::point(Step::SecretCreated);
+                    .own_writes
+                    .secret_written(&reference(self.user), created.resource_version());
+                failpoint::hit(Step::SecretCreated);
                 Ok(Some(Applied {
-                    outcome: Outcome::Seed { seed, fresh, rotated: rotated.map(str::to_owned) },
+                    outcome: SeedOutcome::Seed { seed, fresh, rotated: rotated.map(str::to_owned) },
                     newcomer,
                     notices: vec![notice],
                 }))
@@ -301,23 +315,26 @@ impl Applying<'_> {
         seed: Seed,
         rotated: Option<String>,
     ) -> Result<Applied, ApplyError> {
-        let reference = self.context.reference(self.user);
-        self.context.ledger.secret_written(&reference, secret.resource_version());
+        let reference = queue::reference(self.user);
+        self.context.own_writes.secret_written(&reference, secret.resource_version());
         let mut notices = Vec::new();
-        if let Some(patch) = secret::repair(secret, &self.wanted(&seed, rotated.as_deref())) {
+        if let Some(patch) = secret::patch(secret, &self.wanted(&seed, rotated.as_deref())) {
             self.patch(&patch).await?;
             notices.push(Notice::normal(
                 "SecretUpdated",
                 format!("The Secret {} was brought up to date", self.name),
             ));
         }
-        Ok(Applied { notices, ..Applied::nothing(Outcome::Seed { seed, fresh: false, rotated }) })
+        Ok(Applied {
+            notices,
+            ..Applied::nothing(SeedOutcome::Seed { seed, fresh: false, rotated })
+        })
     }
 
     /// Puts a new seed into the Secret.
     async fn rotate_to(&self, secret: &Secret) -> Result<Applied, ApplyError> {
-        let seed = Seed::generate(&mut self.context.random());
-        if let Some(patch) = secret::repair(secret, &self.wanted(&seed, self.rotate())) {
+        let seed = Seed::generate(&mut random());
+        if let Some(patch) = secret::patch(secret, &self.wanted(&seed, self.rotate())) {
             self.patch(&patch).await?;
         }
         let notice = Notice::normal(
@@ -325,7 +342,7 @@ impl Applying<'_> {
             format!("The Secret {} got a new seed, as asked for", self.name),
         );
         let outcome =
-            Outcome::Seed { seed, fresh: true, rotated: self.rotate().map(str::to_owned) };
+            SeedOutcome::Seed { seed, fresh: true, rotated: self.rotate().map(str::to_owned) };
         Ok(Applied { notices: vec![notice], ..Applied::nothing(outcome) })
     }
 
@@ -334,10 +351,8 @@ impl Applying<'_> {
         let request =
             async { self.secrets().patch(&self.name, &parameters, &Patch::Merge(patch)).await };
         let written = request::within(request).await.map_err(|error| self.failed(error))?;
-        self.context
-            .ledger
-            .secret_written(&self.context.reference(self.user), written.resource_version());
-        failpoint::point(Step::SecretUpdated);
+        self.context.own_writes.secret_written(&reference(self.user), written.resource_version());
+        failpoint::hit(Step::SecretUpdated);
         Ok(())
     }
 }

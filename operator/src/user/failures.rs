@@ -18,9 +18,9 @@ use twofactor_store::StoreError;
 
 use crate::k8s::backoff::jittered;
 use crate::k8s::events::Notice;
-use crate::state::Context;
 use crate::state::queue::user_ref;
 use crate::state::realms::{Readiness, Realm};
+use crate::state::{Context, random};
 use crate::user::publish::PublishError;
 use crate::user::status;
 
@@ -28,16 +28,12 @@ use crate::user::status;
 const PERIOD: Duration = Duration::from_secs(30);
 
 /// The request to forget the user's failures, as the store knows it.
-#[must_use]
 pub fn request(realm: &Realm, user: &TwoFactorUser) -> Option<String> {
     let request = user.annotations().get(labels::RESET_FAILURES_ANNOTATION)?;
     Some(realm.publisher.keys().request_tag(request))
 }
 
 /// Whether failures have disabled the user.
-///
-/// # Errors
-/// When the store does not answer.
 pub async fn have_disabled(
     realm: &Realm,
     definition: &UserDefinition,
@@ -48,7 +44,6 @@ pub async fn have_disabled(
 
 /// What there is to tell once the user is published: a request that is carried out now. A new user
 /// has nothing to forget.
-#[must_use]
 pub fn notice(user: &TwoFactorUser, newcomer: bool) -> Option<Notice> {
     let request = user.annotations().get(labels::RESET_FAILURES_ANNOTATION)?;
     let answered = user.status.as_ref().and_then(|status| status.failures_reset.as_ref());
@@ -62,7 +57,7 @@ pub fn notice(user: &TwoFactorUser, newcomer: bool) -> Option<Notice> {
 
 /// Looks until it is told to stop. Begins when the lists are complete.
 pub async fn run(context: Arc<Context>, stop: CancellationToken) {
-    let pause = || tokio::time::sleep(jittered(PERIOD, &mut context.random()));
+    let pause = || tokio::time::sleep(jittered(PERIOD, &mut random()));
     // By realm; of one that does not answer now, what it answered last.
     let mut counts: HashMap<String, usize> = HashMap::new();
     while stop.run_until_cancelled(pause()).await.is_some() {
@@ -72,7 +67,7 @@ pub async fn run(context: Arc<Context>, stop: CancellationToken) {
             if realm.readiness() != Readiness::Ready {
                 continue;
             }
-            match look(&context, &realm).await {
+            match check_realm(&context, &realm).await {
                 Ok(count) => drop(counts.insert(realm.namespace.clone(), count)),
                 Err(error) => {
                     tracing::debug!(namespace = realm.namespace, %error, "nobody knows whom failures have disabled");
@@ -85,10 +80,10 @@ pub async fn run(context: Arc<Context>, stop: CancellationToken) {
 }
 
 /// Has everybody looked at whose status says otherwise than the store. Tells how many are disabled.
-async fn look(context: &Context, realm: &Realm) -> Result<usize, StoreError> {
+async fn check_realm(context: &Context, realm: &Realm) -> Result<usize, StoreError> {
     let owners: Vec<(Pseudonym, String)> = {
-        let index = context.index();
-        let owners = index.owners(&realm.namespace).unwrap_or_default();
+        let usernames = context.usernames();
+        let owners = usernames.owners(&realm.namespace).unwrap_or_default();
         let keys = realm.publisher.keys();
         owners
             .into_iter()

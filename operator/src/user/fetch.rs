@@ -9,8 +9,9 @@ use twofactor_core::seed::Seed;
 
 use crate::k8s::request::{self, ApiError};
 use crate::state::Context;
+use crate::state::queue::reference;
 use crate::user::secret;
-use crate::user::seed_decision::{Found, Unusable};
+use crate::user::seed_decision::{SecretState, UnusableSeed};
 
 /// Why nothing could be read.
 #[derive(Debug, Error)]
@@ -29,7 +30,7 @@ pub struct Fetched {
     /// yet.
     pub own: Option<Own>,
     /// The seed that the user imports, if they do.
-    pub import: Option<Result<Seed, Unusable>>,
+    pub import: Option<Result<Seed, UnusableSeed>>,
     /// Whether the user has had a Secret before.
     pub had_secret: bool,
 }
@@ -38,55 +39,47 @@ pub struct Fetched {
 #[derive(Debug)]
 pub struct Own {
     /// Whose it is, and what is in it.
-    pub found: Found,
+    pub found: SecretState,
     /// The object, if there is one.
     pub secret: Option<Secret>,
 }
 
 /// Whether the user has had a Secret before. The status goes with the object, so this is about this
 /// very user, and not about one of the same name.
-#[must_use]
 pub fn had_secret(user: &TwoFactorUser) -> bool {
     user.status.as_ref().is_some_and(|status| status.secret_name.is_some())
 }
 
 /// Reads what there is of `user`. A new user has no Secret, so none is looked for: creating it
 /// tells.
-///
-/// # Errors
-/// When the API server does not tell.
 pub async fn fetch(context: &Context, user: &TwoFactorUser) -> Result<Fetched, FetchError> {
     // The status may be late, or have failed to be written, although this process knows better.
-    let had_secret = had_secret(user) || context.ledger.has_seed(&context.reference(user));
+    let had_secret = had_secret(user) || context.own_writes.has_seed(&reference(user));
     let client = &context.client;
     let own = if had_secret { Some(own(client, user).await?) } else { None };
     Ok(Fetched { own, import: import(client, user).await?, had_secret })
 }
 
 /// Reads the user's own Secret.
-///
-/// # Errors
-/// When the API server does not tell.
 pub async fn own(client: &Client, user: &TwoFactorUser) -> Result<Own, FetchError> {
     let secret = get(client, user, &labels::secret_name(&user.name_any())).await?;
-    let found = secret.as_ref().map_or(Found::Absent, |secret| secret::classify(secret, user));
+    let found =
+        secret.as_ref().map_or(SecretState::Absent, |secret| secret::ownership(secret, user));
     Ok(Own { found, secret })
 }
 
 /// Reads the seed that the user imports.
-///
-/// # Errors
-/// When the API server does not tell.
 pub async fn import(
     client: &Client,
     user: &TwoFactorUser,
-) -> Result<Option<Result<Seed, Unusable>>, FetchError> {
+) -> Result<Option<Result<Seed, UnusableSeed>>, FetchError> {
     let Some(reference) = &user.spec.secret_ref else { return Ok(None) };
     Ok(Some(match get(client, user, &reference.name).await? {
         Some(secret) => secret::read_seed(&secret, &reference.key),
-        None => {
-            Err(Unusable::NoSecret { secret: reference.name.clone(), key: reference.key.clone() })
-        }
+        None => Err(UnusableSeed::NoSecret {
+            secret: reference.name.clone(),
+            key: reference.key.clone(),
+        }),
     }))
 }
 

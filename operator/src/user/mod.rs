@@ -22,16 +22,18 @@ use twofactor_core::record::{Provenance, UserRecord};
 use twofactor_core::user::UserDefinition;
 use twofactor_store::publisher::DesiredUser;
 
-use self::apply::{Applied, ApplyError, Outcome as Seeding};
+use self::apply::{Applied, ApplyError, SeedOutcome};
 use self::fetch::FetchError;
 use self::publish::{PublishError, Published};
-use self::seed_decision::{Refusal, Unusable};
-use self::status::{Report, StatusError, Told};
+use self::seed_decision::{SeedProblem, UnusableSeed};
+use self::status::{Report, StatusError};
 use crate::failpoint::{self, Step};
 use crate::k8s::backoff::{LONGEST, LONGEST_AWAY, jittered};
+use crate::k8s::conditions::{ConditionState, whole_seconds};
 use crate::metrics::Outcome;
-use crate::state::Context;
+use crate::state::queue::{self, reference};
 use crate::state::realms::{Realm, RealmError};
+use crate::state::{Context, random};
 
 /// How soon to look whether a predecessor's Secret has gone.
 const SOON: Duration = Duration::from_secs(1);
@@ -74,35 +76,32 @@ impl ReconcileError {
                 error.source.is_temporary()
             }
             Self::Apply(ApplyError::Write { source, .. }) => source.is_temporary(),
-            Self::Apply(ApplyError::Unsteady(_)) | Self::Publish(_) => true,
+            Self::Apply(ApplyError::SecretKeepsChanging(_)) | Self::Publish(_) => true,
         };
         if temporary { LONGEST_AWAY } else { LONGEST }
     }
 }
 
 /// Looks at a user, counts and remembers how that went.
-///
-/// # Errors
-/// As each step.
 pub async fn reconcile(
     user: Arc<TwoFactorUser>,
     context: Arc<Context>,
 ) -> Result<Action, ReconcileError> {
-    let reference = context.reference(&user);
+    let reference = queue::reference(&user);
     let begun = Instant::now();
     context.queue.taken(&reference);
     // What was asked for until now is answered by this look, so it has to be one at what is there
     // now.
     let Some(user) = context.users.get(&reference) else { return Ok(Action::await_change()) };
-    context.ledger.begin(&reference);
-    failpoint::point(Step::Started);
-    let result = pass(&user, &context).await;
+    context.own_writes.begin(&reference);
+    failpoint::hit(Step::Started);
+    let result = run_steps(&user, &context).await;
     context.queue.done(&reference);
-    if context.ledger.end(&reference) {
+    if context.own_writes.end(&reference) {
         context.queue.push(reference.clone());
     }
     let outcome = match &result {
-        Ok((_, Waiting::Settled)) => Outcome::Success,
+        Ok((_, Waiting::Done)) => Outcome::Success,
         Ok((_, Waiting::Again)) => Outcome::RequeueAfter,
         Err(_) => Outcome::Error,
     };
@@ -114,13 +113,12 @@ pub async fn reconcile(
 }
 
 /// After a failure: when to look again.
-#[must_use]
-pub fn failed(user: &TwoFactorUser, error: &ReconcileError, context: &Context) -> Action {
-    let reference = context.reference(user);
-    let delay = context.backoff.failed(&reference, error.longest_delay(), &mut context.random());
+pub fn error_policy(user: &TwoFactorUser, error: &ReconcileError, context: &Context) -> Action {
+    let reference = queue::reference(user);
+    let delay = context.backoff.failed(&reference, error.longest_delay(), &mut random());
     match error {
         // Said once by the guard, not once a user.
-        ReconcileError::Publish(PublishError::Away | PublishError::Filling) => {
+        ReconcileError::Publish(PublishError::RedisUnavailable | PublishError::RealmNotReady) => {
             tracing::debug!(user = %reference, %error, retry = ?delay, "not published yet");
         }
         error => {
@@ -133,20 +131,20 @@ pub fn failed(user: &TwoFactorUser, error: &ReconcileError, context: &Context) -
 /// Whether everything is done, or there is something to wait for.
 #[derive(Clone, Copy)]
 enum Waiting {
-    Settled,
+    Done,
     Again,
 }
 
-async fn pass(
+async fn run_steps(
     user: &TwoFactorUser,
     context: &Context,
 ) -> Result<(Action, Waiting), ReconcileError> {
-    let realm = context.realms.of(&user.namespace().unwrap_or_default()).await?;
+    let realm = context.realms.get_or_create(&user.namespace().unwrap_or_default()).await?;
     let definition = match admit(user, context, &realm) {
         Ok(definition) => definition,
         Err(report) => {
-            tell(user, context, &report, Vec::new()).await?;
-            return Ok(again(context, SAFETY_NET, Waiting::Settled));
+            write_status(user, context, &report, Vec::new()).await?;
+            return Ok(requeue(context, SAFETY_NET, Waiting::Done));
         }
     };
     let fetched = match fetch::fetch(context, user).await {
@@ -158,37 +156,37 @@ async fn pass(
     };
     if let Some(own) = &fetched.own {
         let version = own.secret.as_ref().and_then(ResourceExt::resource_version);
-        context.ledger.secret_written(&context.reference(user), version);
+        context.own_writes.secret_written(&reference(user), version);
     }
-    failpoint::point(Step::Fetched);
+    failpoint::hit(Step::Fetched);
     let applied = match apply::apply(context, &realm, user, &definition, fetched).await {
         Ok(applied) => applied,
         Err(error) => {
             disable(context, &realm, user, &definition).await;
-            tell_refused(user, context, &definition, &error).await;
+            report_rejected_secret(user, context, &definition, &error).await;
             return Err(error.into());
         }
     };
-    if matches!(applied.outcome, Seeding::Store) {
-        let report = report(user, &definition, &applied, &Err(PublishError::Away));
-        tell(user, context, &report, Vec::new()).await?;
-        return Err(PublishError::Away.into());
+    if matches!(applied.outcome, SeedOutcome::WaitingForStore) {
+        let report = report(user, &definition, &applied, &Err(PublishError::RedisUnavailable));
+        write_status(user, context, &report, Vec::new()).await?;
+        return Err(PublishError::RedisUnavailable.into());
     }
     if applied.seed().is_some() {
-        context.ledger.seeded(&context.reference(user));
+        context.own_writes.seeded(&reference(user));
     }
+    let uid = user.uid().unwrap_or_default();
     let record = UserRecord {
         definition: definition.clone(),
         seed: applied.seed().cloned(),
-        provenance: Some(provenance(user, applied.rotated())),
+        provenance: Some(Provenance::new(&uid, applied.rotated())),
     };
-    let fresh = matches!(applied.outcome, Seeding::Seed { fresh: true, .. });
-    let uid = user.uid().unwrap_or_default();
+    let fresh = matches!(applied.outcome, SeedOutcome::Seed { fresh: true, .. });
     let reset = failures::request(&realm, user);
     let desired = DesiredUser { record, fresh, reset };
     let published = publish::publish(context, &realm, &uid, desired, applied.newcomer).await;
-    if matches!(published, Ok(Published::Gone)) {
-        return Ok((Action::await_change(), Waiting::Settled));
+    if matches!(published, Ok(Published::Withdrawn)) {
+        return Ok((Action::await_change(), Waiting::Done));
     }
     let mut report = report(user, &definition, &applied, &published);
     let mut notices = applied.notices.clone();
@@ -201,21 +199,10 @@ async fn pass(
         report.disabled_by_failures = status::says_disabled_by_failures(user);
     }
     let looking_again = next_look(user, context, &applied);
-    tell(user, context, &report, notices).await?;
-    failpoint::point(Step::StatusWritten);
+    write_status(user, context, &report, notices).await?;
+    failpoint::hit(Step::StatusWritten);
     published?;
     Ok(looking_again)
-}
-
-/// Characters of a request for a new seed that tell it from others: an annotation may be as long as
-/// a book, a record not.
-const ROTATION_CHARACTERS: usize = 128;
-
-/// Whose seed it is that a record holds.
-#[must_use]
-pub fn provenance(user: &TwoFactorUser, rotation: Option<&str>) -> Provenance {
-    let rotation = rotation.map(|rotation| rotation.chars().take(ROTATION_CHARACTERS).collect());
-    Provenance { owner: user.uid().unwrap_or_default(), rotation }
 }
 
 /// Disables a user whose Secret is in the way: that must not wait. The published record keeps its
@@ -245,7 +232,7 @@ fn admit(
     context: &Context,
     realm: &Realm,
 ) -> Result<UserDefinition, Box<Report>> {
-    let turned_away = |told: Told| {
+    let refused = |told: ConditionState| {
         Box::new(Report {
             username: Some(user.spec.username.clone().unwrap_or_else(|| user.name_any())),
             secret_name: None,
@@ -260,18 +247,19 @@ fn admit(
     let definition = validate(user).map_err(|errors| {
         // What was valid before is not served any longer; the removal is carried out in the
         // background.
-        if let Some((username, true)) = context.index().claim_of(&realm.namespace, &user.name_any())
+        if let Some((username, true)) =
+            context.usernames().claim_of(&realm.namespace, &user.name_any())
         {
-            realm.vacate(realm.publisher.keys().pseudonym(&username));
+            realm.schedule_removal(realm.publisher.keys().pseudonym(&username));
             context.removals.notify_one();
         }
         let errors: Vec<String> = errors.iter().map(ToString::to_string).collect();
-        turned_away(Told::no("Invalid", errors.join("; ")))
+        refused(ConditionState::unmet("Invalid", errors.join("; ")))
     })?;
-    let index = context.index();
-    match index.owner(&realm.namespace, &definition.username) {
+    let usernames = context.usernames();
+    match usernames.owner(&realm.namespace, &definition.username) {
         Some(owner) if Some(&owner.uid) != user.metadata.uid.as_ref() => {
-            Err(turned_away(Told::no(
+            Err(refused(ConditionState::unmet(
                 "Conflict",
                 format!(
                     "The username belongs to the older user {}: delete one of the two",
@@ -292,10 +280,12 @@ fn report(
 ) -> Report {
     let name = labels::secret_name(&user.name_any());
     let (secret, rotated) = match &applied.outcome {
-        Seeding::Seed { rotated, .. } => (
+        SeedOutcome::Seed { rotated, .. } => (
             match &user.spec.secret_ref {
-                None => Told::yes("Available", format!("The seed is in the Secret {name}")),
-                Some(reference) => Told::yes(
+                None => {
+                    ConditionState::met("Available", format!("The seed is in the Secret {name}"))
+                }
+                Some(reference) => ConditionState::met(
                     "Imported",
                     format!(
                         "The seed is imported from the key {} of the Secret {}",
@@ -305,18 +295,18 @@ fn report(
             },
             rotated.clone(),
         ),
-        Seeding::Refused(refusal) => {
-            (Told::no(reason(refusal), sentence(&refusal.to_string())), None)
+        SeedOutcome::Unusable(refusal) => {
+            (ConditionState::unmet(reason(refusal), sentence(&refusal.to_string())), None)
         }
-        Seeding::Predecessor => (
-            Told::no(
+        SeedOutcome::WaitingForPredecessor => (
+            ConditionState::unmet(
                 "WaitingForPredecessor",
                 format!("The Secret {name} of an earlier user of this name is about to be deleted"),
             ),
             None,
         ),
-        Seeding::Store => (
-            Told::no(
+        SeedOutcome::WaitingForStore => (
+            ConditionState::unmet(
                 "WaitingForStore",
                 format!(
                     "The Secret {name} is gone; only Redis, which does not answer, can tell whether its seed can be restored"
@@ -325,7 +315,7 @@ fn report(
             None,
         ),
     };
-    let has_secret = matches!(applied.outcome, Seeding::Seed { .. });
+    let has_secret = matches!(applied.outcome, SeedOutcome::Seed { .. });
     Report {
         username: Some(definition.username.to_string()),
         secret_name: has_secret.then_some(name),
@@ -334,9 +324,11 @@ fn report(
         disabled_by_failures: false,
         secret,
         published: match published {
-            Ok(_) => Told::yes("Published", "Sidecars can read the user's record"),
-            Err(PublishError::Filling) => Told::no("StoreFilling", "Redis is being filled"),
-            Err(_) => Told::no(
+            Ok(_) => ConditionState::met("Published", "Sidecars can read the user's record"),
+            Err(PublishError::RealmNotReady) => {
+                ConditionState::unmet("StoreFilling", "Redis is being filled")
+            }
+            Err(_) => ConditionState::unmet(
                 "StoreUnavailable",
                 "Redis does not answer: the record will be published when it does",
             ),
@@ -345,14 +337,14 @@ fn report(
     }
 }
 
-const fn reason(refusal: &Refusal) -> &'static str {
+const fn reason(refusal: &SeedProblem) -> &'static str {
     match refusal {
-        Refusal::Import(Unusable::NoSecret { .. }) => "SecretRefNotFound",
-        Refusal::Import(Unusable::NoKey { .. }) => "SecretRefKeyMissing",
-        Refusal::Import(Unusable::NotASeed { .. }) => "SecretRefInvalid",
-        Refusal::Invalid(_) => "SecretInvalid",
-        Refusal::NotOurs { .. } => "SecretNotOurs",
-        Refusal::Lost { .. } => "SecretLost",
+        SeedProblem::Import(UnusableSeed::NoSecret { .. }) => "SecretRefNotFound",
+        SeedProblem::Import(UnusableSeed::NoKey { .. }) => "SecretRefKeyMissing",
+        SeedProblem::Import(UnusableSeed::NotASeed { .. }) => "SecretRefInvalid",
+        SeedProblem::Invalid(_) => "SecretInvalid",
+        SeedProblem::NotOurs { .. } => "SecretNotOurs",
+        SeedProblem::Lost { .. } => "SecretLost",
     }
 }
 
@@ -367,32 +359,34 @@ fn sentence(text: &str) -> String {
 /// When to look at the user again, although nothing was heard of them.
 fn next_look(user: &TwoFactorUser, context: &Context, applied: &Applied) -> (Action, Waiting) {
     match &applied.outcome {
-        Seeding::Predecessor => again(context, SOON, Waiting::Again),
-        Seeding::Refused(Refusal::NotOurs { .. }) => again(context, UNWATCHED, Waiting::Again),
-        _ if user.spec.secret_ref.is_some() => again(context, UNWATCHED, Waiting::Again),
-        _ => again(context, SAFETY_NET, Waiting::Settled),
+        SeedOutcome::WaitingForPredecessor => requeue(context, SOON, Waiting::Again),
+        SeedOutcome::Unusable(SeedProblem::NotOurs { .. }) => {
+            requeue(context, UNWATCHED, Waiting::Again)
+        }
+        _ if user.spec.secret_ref.is_some() => requeue(context, UNWATCHED, Waiting::Again),
+        _ => requeue(context, SAFETY_NET, Waiting::Done),
     }
 }
 
-fn again(context: &Context, after: Duration, waiting: Waiting) -> (Action, Waiting) {
-    (Action::requeue(jittered(after, &mut context.random())), waiting)
+fn requeue(context: &Context, after: Duration, waiting: Waiting) -> (Action, Waiting) {
+    (Action::requeue(jittered(after, &mut random())), waiting)
 }
 
 /// Writes the status when it says something new, and leaves notices.
-async fn tell(
+async fn write_status(
     user: &TwoFactorUser,
     context: &Context,
     report: &Report,
     notices: Vec<crate::k8s::events::Notice>,
 ) -> Result<(), StatusError> {
-    let new = status::build(user, report, status::whole_seconds(context.clock.now().millis()));
+    let new = status::build(user, report, whole_seconds(context.clock.now().millis()));
     let regarding = regarding(user);
     for notice in notices.into_iter().chain(status::notices(user.status.as_ref(), &new)) {
-        context.events.tell(&regarding, notice);
+        context.events.emit(&regarding, notice);
     }
-    let reference = context.reference(user);
-    if user.status.as_ref() != Some(&new) || !context.ledger.agrees(&reference, &new) {
-        context.ledger.status_written(&reference, &new);
+    let reference = queue::reference(user);
+    if user.status.as_ref() != Some(&new) || !context.own_writes.agrees(&reference, &new) {
+        context.own_writes.status_written(&reference, &new);
         status::write(&context.client, user, &new).await?;
     }
     Ok(())
@@ -400,7 +394,7 @@ async fn tell(
 
 /// The API server refuses the Secret, a quota perhaps: that is for the user's owner to know.
 /// Whether telling works is not important now.
-async fn tell_refused(
+async fn report_rejected_secret(
     user: &TwoFactorUser,
     context: &Context,
     definition: &UserDefinition,
@@ -410,7 +404,7 @@ async fn tell_refused(
     if source.is_temporary() {
         return;
     }
-    let told = Told::no("SecretRefused", sentence(&error.to_string()));
+    let told = ConditionState::unmet("SecretRefused", sentence(&error.to_string()));
     let report = Report {
         username: Some(definition.username.to_string()),
         secret_name: None,
@@ -421,7 +415,7 @@ async fn tell_refused(
         published: told,
         enabled: definition.enabled,
     };
-    if let Err(error) = tell(user, context, &report, Vec::new()).await {
+    if let Err(error) = write_status(user, context, &report, Vec::new()).await {
         tracing::debug!(%error, "the status could not be written");
     }
 }

@@ -10,8 +10,8 @@ use twofactor_store::StoreError;
 use twofactor_store::publisher::DesiredUser;
 
 use crate::failpoint::{self, Step};
-use crate::state::Context;
 use crate::state::realms::{Readiness, Realm};
+use crate::state::{Context, random};
 
 /// How long to wait for a realm that is being filled.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -21,10 +21,10 @@ const PATIENCE: Duration = Duration::from_secs(2);
 pub enum PublishError {
     /// The store does not answer.
     #[error("Redis does not answer")]
-    Away,
+    RedisUnavailable,
     /// The realm is being filled, which takes longer than this user can wait.
     #[error("Redis is being filled")]
-    Filling,
+    RealmNotReady,
     /// The store answered with an error.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -36,14 +36,11 @@ pub enum Published {
     /// Sidecars can read the record.
     Current,
     /// The user is gone, or not the owner of the username any more. Nothing of them is published.
-    Gone,
+    Withdrawn,
 }
 
 /// Publishes the user with this UID. `newcomer`: what there is under their username belongs to
 /// somebody else.
-///
-/// # Errors
-/// When the store does not do what it is asked for.
 pub async fn publish(
     context: &Context,
     realm: &Realm,
@@ -55,31 +52,31 @@ pub async fn publish(
     let pseudonym = realm.publisher.keys().pseudonym(&username);
     if newcomer {
         // Remembered, so that it is not forgotten when the store is away.
-        realm.vacate(pseudonym);
+        realm.schedule_removal(pseudonym);
     }
     match realm.wait_until_ready(PATIENCE).await {
         Readiness::Ready => {}
-        Readiness::Pending => return Err(PublishError::Filling),
-        Readiness::Away => return Err(PublishError::Away),
+        Readiness::Pending => return Err(PublishError::RealmNotReady),
+        Readiness::Unavailable => return Err(PublishError::RedisUnavailable),
     }
-    let _shared = realm.gate.read().await;
+    let _shared = realm.publish_lock.read().await;
     if !context.owns(&realm.namespace, &username, uid) {
-        return Ok(Published::Gone);
+        return Ok(Published::Withdrawn);
     }
-    if realm.is_vacated(&pseudonym) {
+    if realm.is_removal_pending(&pseudonym) {
         realm.publisher.remove(pseudonym).await?;
-        realm.cleared(&[pseudonym]);
-        failpoint::point(Step::PredecessorRemoved);
+        realm.removed(&[pseudonym]);
+        failpoint::hit(Step::PredecessorRemoved);
     }
-    let random = &mut context.random();
+    let random = &mut random();
     realm.publisher.publish_with_retry(&[desired], &context.clock, random).await?;
-    failpoint::point(Step::Published);
+    failpoint::hit(Step::Published);
     if context.owns(&realm.namespace, &username, uid) {
-        realm.settle(uid);
+        realm.remember_published(uid);
         return Ok(Published::Current);
     }
     retract(context, realm, &username, pseudonym).await?;
-    Ok(Published::Gone)
+    Ok(Published::Withdrawn)
 }
 
 /// The user went while they were being published.
@@ -89,13 +86,13 @@ async fn retract(
     username: &Username,
     pseudonym: Pseudonym,
 ) -> Result<(), StoreError> {
-    realm.vacate(pseudonym);
+    realm.schedule_removal(pseudonym);
     if let Some(owner) = context.owner(&realm.namespace, username) {
         // Whoever owns the name now clears it first.
         context.queue.push(crate::state::queue::user_ref(&realm.namespace, &owner));
         return Ok(());
     }
     realm.publisher.remove(pseudonym).await?;
-    realm.cleared(&[pseudonym]);
+    realm.removed(&[pseudonym]);
     Ok(())
 }

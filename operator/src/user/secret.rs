@@ -14,11 +14,11 @@ use twofactor_core::qr::QrPicture;
 use twofactor_core::seed::Seed;
 use twofactor_core::user::UserDefinition;
 
-use crate::user::seed_decision::{Found, Unusable};
+use crate::user::seed_decision::{SecretState, UnusableSeed};
 
 /// Everything that a user's Secret depends on.
 #[derive(Clone, Debug)]
-pub struct Wanted<'a> {
+pub struct SecretInputs<'a> {
     /// The object.
     pub user: &'a TwoFactorUser,
     /// What it says.
@@ -32,23 +32,19 @@ pub struct Wanted<'a> {
 }
 
 /// Reads a seed from a key of a Secret.
-///
-/// # Errors
-/// Names the key and the Secret, and says what is wrong.
-pub fn read_seed(secret: &Secret, key: &str) -> Result<Seed, Unusable> {
+pub fn read_seed(secret: &Secret, key: &str) -> Result<Seed, UnusableSeed> {
     let name = secret.name_any();
     let value = secret.data.as_ref().and_then(|data| data.get(key));
     let Some(ByteString(bytes)) = value else {
-        return Err(Unusable::NoKey { secret: name, key: key.to_owned() });
+        return Err(UnusableSeed::NoKey { secret: name, key: key.to_owned() });
     };
     // What is not UTF-8 is not base32 either.
     Seed::from_base32(std::str::from_utf8(bytes).unwrap_or("\u{fffd}"))
-        .map_err(|error| Unusable::NotASeed { secret: name, key: key.to_owned(), error })
+        .map_err(|error| UnusableSeed::NotASeed { secret: name, key: key.to_owned(), error })
 }
 
 /// Whose Secret this is, from the point of view of `user`.
-#[must_use]
-pub fn classify(secret: &Secret, user: &TwoFactorUser) -> Found {
+pub fn ownership(secret: &Secret, user: &TwoFactorUser) -> SecretState {
     let owner = controller(secret.metadata.owner_references.as_deref().unwrap_or_default());
     let is_user = |owner: &OwnerReference| {
         owner.kind == TwoFactorUser::kind(&())
@@ -58,13 +54,13 @@ pub fn classify(secret: &Secret, user: &TwoFactorUser) -> Found {
     match owner {
         Some(owner) if Some(&owner.uid) == user.metadata.uid.as_ref() => {
             // One that is being deleted still holds the seed, and is restored when it is gone.
-            Found::Ours {
+            SecretState::Ours {
                 seed: read_seed(secret, labels::SECRET_KEY_SEED),
                 rotated: secret.annotations().get(labels::ROTATED_ANNOTATION).cloned(),
             }
         }
-        Some(owner) if is_user(owner) => Found::Leaving,
-        _ => Found::NotOurs,
+        Some(owner) if is_user(owner) => SecretState::Predecessors,
+        _ => SecretState::NotOurs,
     }
 }
 
@@ -73,8 +69,7 @@ fn controller(owners: &[OwnerReference]) -> Option<&OwnerReference> {
 }
 
 /// The Secret that is to be created.
-#[must_use]
-pub fn secret(wanted: &Wanted<'_>) -> Secret {
+pub fn secret(wanted: &SecretInputs<'_>) -> Secret {
     let user = wanted.user;
     let data = values(wanted)
         .into_iter()
@@ -113,8 +108,8 @@ fn owner_reference(user: &TwoFactorUser) -> OwnerReference {
 }
 
 /// The keys of the Secret. A URI that is too long for a QR code has none.
-fn values(wanted: &Wanted<'_>) -> Vec<(&'static str, Vec<u8>)> {
-    let Wanted { definition, seed, .. } = wanted;
+fn values(wanted: &SecretInputs<'_>) -> Vec<(&'static str, Vec<u8>)> {
+    let SecretInputs { definition, seed, .. } = wanted;
     let issuer = definition.issuer.as_deref().unwrap_or(wanted.issuer);
     let uri = otpauth::uri(&definition.username, issuer, seed, &definition.totp);
     let mut values = vec![
@@ -130,8 +125,7 @@ fn values(wanted: &Wanted<'_>) -> Vec<(&'static str, Vec<u8>)> {
 
 /// The merge patch that makes `found` what it should be; nothing when it is. It applies only to the
 /// very version that was found, so that it never undoes what somebody else did meanwhile.
-#[must_use]
-pub fn repair(found: &Secret, wanted: &Wanted<'_>) -> Option<Value> {
+pub fn patch(found: &Secret, wanted: &SecretInputs<'_>) -> Option<Value> {
     let should = secret(wanted);
     let mut data = serde_json::Map::new();
     let present = found.data.as_ref();
@@ -187,11 +181,11 @@ mod tests {
         .unwrap()
     }
 
-    fn with<T>(rotated: Option<&str>, work: impl FnOnce(&Wanted<'_>) -> T) -> T {
+    fn with<T>(rotated: Option<&str>, work: impl FnOnce(&SecretInputs<'_>) -> T) -> T {
         let user = alice();
         let definition = validate(&user).unwrap();
         let seed = Seed::from_bytes(vec![7; 20]).unwrap();
-        work(&Wanted {
+        work(&SecretInputs {
             user: &user,
             definition: &definition,
             issuer: "FountainAI",
@@ -214,8 +208,8 @@ mod tests {
         );
         let seed = Seed::from_bytes(vec![7; 20]).unwrap();
         assert_eq!(
-            classify(&secret, &alice()),
-            Found::Ours { seed: Ok(seed), rotated: Some("1".to_owned()) }
+            ownership(&secret, &alice()),
+            SecretState::Ours { seed: Ok(seed), rotated: Some("1".to_owned()) }
         );
     }
 
@@ -224,12 +218,12 @@ mod tests {
         let change = |change: &dyn Fn(&mut ObjectMeta)| {
             let mut secret = with(None, secret);
             change(&mut secret.metadata);
-            classify(&secret, &alice())
+            ownership(&secret, &alice())
         };
         let owner =
             |metadata: &mut ObjectMeta| metadata.owner_references.as_mut().unwrap().remove(0);
         let put = |metadata: &mut ObjectMeta, owner| metadata.owner_references = Some(vec![owner]);
-        assert_eq!(change(&|metadata| metadata.owner_references = None), Found::NotOurs);
+        assert_eq!(change(&|metadata| metadata.owner_references = None), SecretState::NotOurs);
         let set = |set: &dyn Fn(&mut OwnerReference)| {
             change(&|metadata| {
                 let mut reference = owner(metadata);
@@ -237,21 +231,21 @@ mod tests {
                 put(metadata, reference);
             })
         };
-        assert_eq!(set(&|owner| owner.uid = "uid-0".to_owned()), Found::Leaving);
+        assert_eq!(set(&|owner| owner.uid = "uid-0".to_owned()), SecretState::Predecessors);
         assert_eq!(
             set(&|owner| (owner.uid, owner.name) = ("uid-9".to_owned(), "bob".to_owned())),
-            Found::NotOurs
+            SecretState::NotOurs
         );
         assert_eq!(
             set(&|owner| (owner.uid, owner.kind) = ("uid-9".to_owned(), "Pod".to_owned())),
-            Found::NotOurs
+            SecretState::NotOurs
         );
-        assert_eq!(set(&|owner| owner.controller = None), Found::NotOurs);
+        assert_eq!(set(&|owner| owner.controller = None), SecretState::NotOurs);
     }
 
     #[test]
     fn a_secret_as_it_should_be_needs_no_repair() {
-        assert_eq!(with(None, |wanted| repair(&secret(wanted), wanted)), None);
+        assert_eq!(with(None, |wanted| patch(&secret(wanted), wanted)), None);
     }
 
     #[test]
@@ -260,7 +254,7 @@ mod tests {
             let mut found = secret(wanted);
             let seed = found.data.as_mut().unwrap().get_mut("secret").unwrap();
             seed.0.make_ascii_lowercase();
-            assert_eq!(repair(&found, wanted), None);
+            assert_eq!(patch(&found, wanted), None);
         });
     }
 
@@ -271,14 +265,14 @@ mod tests {
             found.metadata.resource_version = Some("7".to_owned());
             found.data.as_mut().unwrap().remove("qr.png");
             found.metadata.labels = None;
-            let patch = repair(&found, wanted).unwrap();
+            let patch = patch(&found, wanted).unwrap();
             assert_eq!(patch["metadata"]["resourceVersion"], "7");
             assert_eq!(patch["data"].as_object().unwrap().keys().collect::<Vec<_>>(), ["qr.png"]);
             assert_eq!(patch["metadata"]["labels"][labels::MANAGED_BY_LABEL], labels::MANAGED_BY);
         });
         let patch = with(None, |before| {
             let found = secret(before);
-            with(Some("2"), |wanted| repair(&found, wanted)).unwrap()
+            with(Some("2"), |wanted| patch(&found, wanted)).unwrap()
         });
         assert_eq!(patch["metadata"]["annotations"][labels::ROTATED_ANNOTATION], "2");
     }

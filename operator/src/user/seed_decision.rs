@@ -11,26 +11,26 @@ use twofactor_core::seed::{Seed, SeedError};
 
 /// The user's Secret, as it was found.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Found {
+pub enum SecretState {
     /// There is none.
     Absent,
     /// It is controlled by this very user.
     Ours {
         /// The seed in it, or what is wrong with it.
-        seed: Result<Seed, Unusable>,
+        seed: Result<Seed, UnusableSeed>,
         /// The request for a new seed that this one answers.
         rotated: Option<String>,
     },
     /// It is controlled by a user of the same name who is gone, or is being deleted: it will go
     /// soon.
-    Leaving,
+    Predecessors,
     /// It is somebody else's.
     NotOurs,
 }
 
 /// Why a key of a Secret holds no seed. Nothing of the value is part of the message.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
-pub enum Unusable {
+pub enum UnusableSeed {
     /// There is no such Secret.
     #[error("the Secret {secret}, whose key {key} is to be imported, does not exist")]
     NoSecret {
@@ -61,11 +61,11 @@ pub enum Unusable {
 
 /// What is known when the decision is made.
 #[derive(Clone, Debug)]
-pub struct Situation<'a> {
+pub struct SeedInputs<'a> {
     /// The user's Secret; absent when nobody has looked, because there cannot be one yet.
-    pub found: Option<&'a Found>,
+    pub found: Option<&'a SecretState>,
     /// The seed that the user imports, if they do.
-    pub import: Option<&'a Result<Seed, Unusable>>,
+    pub import: Option<&'a Result<Seed, UnusableSeed>>,
     /// Whether this user has had a Secret before.
     pub had_secret: bool,
     /// The user's request for a new seed.
@@ -78,20 +78,20 @@ pub struct Situation<'a> {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Decision {
     /// Create the Secret.
-    Create(Origin),
+    Create(SeedSource),
     /// Keep the Secret with this seed, and repair the rest of it.
     Keep(Seed),
     /// Put a new seed into the Secret.
     Rotate,
     /// The seed is not usable: leave everything as it is, and publish the user without a seed.
-    Refuse(Refusal),
+    Refuse(SeedProblem),
     /// Look again soon: the predecessor's Secret is about to go.
     Wait,
 }
 
 /// Where the seed of a Secret that is to be created comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Origin {
+pub enum SeedSource {
     /// It is made.
     New,
     /// It is imported.
@@ -102,15 +102,15 @@ pub enum Origin {
 
 /// Why there is no seed.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
-pub enum Refusal {
+pub enum SeedProblem {
     /// What the user imports is not usable.
     #[error("{0}")]
-    Import(Unusable),
+    Import(UnusableSeed),
     /// Somebody has put something into the user's Secret that is not a seed.
     #[error(
         "{0}; write a seed there, or ask for a new one with the annotation twofactor.fountainai.io/rotate on the user"
     )]
-    Invalid(Unusable),
+    Invalid(UnusableSeed),
     /// The Secret is somebody else's.
     #[error(
         "there is a Secret {secret} that this user does not own: delete or rename it, or rename the user"
@@ -131,28 +131,29 @@ pub enum Refusal {
 }
 
 /// Decides. `secret` is the name of the user's Secret.
-#[must_use]
-pub fn decide(situation: &Situation<'_>, secret: &str) -> Decision {
-    let imported = match situation.import {
-        Some(Err(unusable)) => return Decision::Refuse(Refusal::Import(unusable.clone())),
+pub fn decide(inputs: &SeedInputs<'_>, secret: &str) -> Decision {
+    let imported = match inputs.import {
+        Some(Err(unusable)) => return Decision::Refuse(SeedProblem::Import(unusable.clone())),
         Some(Ok(seed)) => Some(seed.clone()),
         None => None,
     };
-    match situation.found {
-        Some(Found::Leaving) => Decision::Wait,
-        Some(Found::NotOurs) => Decision::Refuse(Refusal::NotOurs { secret: secret.to_owned() }),
-        None | Some(Found::Absent) => Decision::Create(match imported {
-            Some(seed) => Origin::Imported(seed),
-            None if situation.had_secret && !asked(situation.rotate, situation.rotated) => {
-                Origin::Record
+    match inputs.found {
+        Some(SecretState::Predecessors) => Decision::Wait,
+        Some(SecretState::NotOurs) => {
+            Decision::Refuse(SeedProblem::NotOurs { secret: secret.to_owned() })
+        }
+        None | Some(SecretState::Absent) => Decision::Create(match imported {
+            Some(seed) => SeedSource::Imported(seed),
+            None if inputs.had_secret && !asked(inputs.rotate, inputs.rotated) => {
+                SeedSource::Record
             }
-            None => Origin::New,
+            None => SeedSource::New,
         }),
-        Some(Found::Ours { seed, rotated }) => match (imported, seed) {
+        Some(SecretState::Ours { seed, rotated }) => match (imported, seed) {
             (Some(seed), _) => Decision::Keep(seed),
-            (None, _) if asked(situation.rotate, rotated.as_deref()) => Decision::Rotate,
+            (None, _) if asked(inputs.rotate, rotated.as_deref()) => Decision::Rotate,
             (None, Ok(seed)) => Decision::Keep(seed.clone()),
-            (None, Err(unusable)) => Decision::Refuse(Refusal::Invalid(unusable.clone())),
+            (None, Err(unusable)) => Decision::Refuse(SeedProblem::Invalid(unusable.clone())),
         },
     }
 }
@@ -170,27 +171,27 @@ mod tests {
         Seed::from_bytes(vec![byte; 20]).unwrap()
     }
 
-    fn ours(rotated: Option<&str>) -> Found {
-        Found::Ours { seed: Ok(seed(1)), rotated: rotated.map(str::to_owned) }
+    fn ours(rotated: Option<&str>) -> SecretState {
+        SecretState::Ours { seed: Ok(seed(1)), rotated: rotated.map(str::to_owned) }
     }
 
-    fn spoilt() -> Unusable {
-        Unusable::NoKey { secret: "alice-totp".to_owned(), key: "secret".to_owned() }
+    fn spoilt() -> UnusableSeed {
+        UnusableSeed::NoKey { secret: "alice-totp".to_owned(), key: "secret".to_owned() }
     }
 
-    const NEW: Situation<'_> =
-        Situation { found: None, import: None, had_secret: false, rotate: None, rotated: None };
+    const NEW: SeedInputs<'_> =
+        SeedInputs { found: None, import: None, had_secret: false, rotate: None, rotated: None };
 
-    fn decide_on(situation: &Situation<'_>) -> Decision {
-        decide(situation, "alice-totp")
+    fn decide_on(inputs: &SeedInputs<'_>) -> Decision {
+        decide(inputs, "alice-totp")
     }
 
     #[test]
     fn a_new_user_gets_a_new_seed() {
-        assert_eq!(decide_on(&NEW), Decision::Create(Origin::New));
+        assert_eq!(decide_on(&NEW), Decision::Create(SeedSource::New));
         assert_eq!(
-            decide_on(&Situation { rotate: Some("1"), found: Some(&Found::Absent), ..NEW }),
-            Decision::Create(Origin::New)
+            decide_on(&SeedInputs { rotate: Some("1"), found: Some(&SecretState::Absent), ..NEW }),
+            Decision::Create(SeedSource::New)
         );
     }
 
@@ -199,7 +200,7 @@ mod tests {
         for had_secret in [true, false] {
             let found = ours(None);
             assert_eq!(
-                decide_on(&Situation { found: Some(&found), had_secret, ..NEW }),
+                decide_on(&SeedInputs { found: Some(&found), had_secret, ..NEW }),
                 Decision::Keep(seed(1))
             );
         }
@@ -207,29 +208,28 @@ mod tests {
 
     #[test]
     fn a_secret_that_vanished_is_never_silently_replaced() {
-        let lost = Situation { found: Some(&Found::Absent), had_secret: true, ..NEW };
-        assert_eq!(decide_on(&lost), Decision::Create(Origin::Record));
-        let handled = Situation { rotate: Some("1"), rotated: Some("1"), ..lost.clone() };
-        assert_eq!(decide_on(&handled), Decision::Create(Origin::Record));
-        let asked = Situation { rotate: Some("2"), rotated: Some("1"), ..lost };
-        assert_eq!(decide_on(&asked), Decision::Create(Origin::New));
+        let lost = SeedInputs { found: Some(&SecretState::Absent), had_secret: true, ..NEW };
+        assert_eq!(decide_on(&lost), Decision::Create(SeedSource::Record));
+        let handled = SeedInputs { rotate: Some("1"), rotated: Some("1"), ..lost.clone() };
+        assert_eq!(decide_on(&handled), Decision::Create(SeedSource::Record));
+        let asked = SeedInputs { rotate: Some("2"), rotated: Some("1"), ..lost };
+        assert_eq!(decide_on(&asked), Decision::Create(SeedSource::New));
     }
 
     #[test]
     fn a_rotation_is_carried_out_once() {
         let (before, after) = (ours(Some("1")), ours(Some("2")));
-        let situation =
-            Situation { had_secret: true, rotate: Some("2"), rotated: Some("1"), ..NEW };
+        let inputs = SeedInputs { had_secret: true, rotate: Some("2"), rotated: Some("1"), ..NEW };
         assert_eq!(
-            decide_on(&Situation { found: Some(&before), ..situation.clone() }),
+            decide_on(&SeedInputs { found: Some(&before), ..inputs.clone() }),
             Decision::Rotate
         );
         assert_eq!(
-            decide_on(&Situation { found: Some(&after), ..situation.clone() }),
+            decide_on(&SeedInputs { found: Some(&after), ..inputs.clone() }),
             Decision::Keep(seed(1))
         );
         assert_eq!(
-            decide_on(&Situation { found: Some(&before), rotate: None, ..situation }),
+            decide_on(&SeedInputs { found: Some(&before), rotate: None, ..inputs }),
             Decision::Keep(seed(1)),
             "taking the annotation away asks for nothing"
         );
@@ -239,35 +239,38 @@ mod tests {
     fn somebody_elses_secret_is_never_adopted_and_a_predecessors_waited_for() {
         for had_secret in [true, false] {
             let with = |found| {
-                decide_on(&Situation { found: Some(found), had_secret, rotate: Some("1"), ..NEW })
+                decide_on(&SeedInputs { found: Some(found), had_secret, rotate: Some("1"), ..NEW })
             };
-            assert!(matches!(with(&Found::NotOurs), Decision::Refuse(Refusal::NotOurs { .. })));
-            assert_eq!(with(&Found::Leaving), Decision::Wait);
+            assert!(matches!(
+                with(&SecretState::NotOurs),
+                Decision::Refuse(SeedProblem::NotOurs { .. })
+            ));
+            assert_eq!(with(&SecretState::Predecessors), Decision::Wait);
         }
     }
 
     #[test]
     fn a_spoilt_secret_is_refused_until_a_rotation_is_asked_for() {
-        let found = Found::Ours { seed: Err(spoilt()), rotated: None };
-        let situation = Situation { found: Some(&found), had_secret: true, ..NEW };
-        assert_eq!(decide_on(&situation), Decision::Refuse(Refusal::Invalid(spoilt())));
-        assert_eq!(decide_on(&Situation { rotate: Some("1"), ..situation }), Decision::Rotate);
+        let found = SecretState::Ours { seed: Err(spoilt()), rotated: None };
+        let inputs = SeedInputs { found: Some(&found), had_secret: true, ..NEW };
+        assert_eq!(decide_on(&inputs), Decision::Refuse(SeedProblem::Invalid(spoilt())));
+        assert_eq!(decide_on(&SeedInputs { rotate: Some("1"), ..inputs }), Decision::Rotate);
     }
 
     #[test]
     fn an_imported_seed_goes_before_everything_that_was_there() {
         let (import, found) = (Ok(seed(2)), ours(None));
-        let situation =
-            Situation { import: Some(&import), had_secret: true, rotate: Some("1"), ..NEW };
-        assert_eq!(decide_on(&situation), Decision::Create(Origin::Imported(seed(2))));
+        let inputs =
+            SeedInputs { import: Some(&import), had_secret: true, rotate: Some("1"), ..NEW };
+        assert_eq!(decide_on(&inputs), Decision::Create(SeedSource::Imported(seed(2))));
         assert_eq!(
-            decide_on(&Situation { found: Some(&found), ..situation.clone() }),
+            decide_on(&SeedInputs { found: Some(&found), ..inputs.clone() }),
             Decision::Keep(seed(2))
         );
         let import = Err(spoilt());
         assert_eq!(
-            decide_on(&Situation { import: Some(&import), found: Some(&found), ..situation }),
-            Decision::Refuse(Refusal::Import(spoilt()))
+            decide_on(&SeedInputs { import: Some(&import), found: Some(&found), ..inputs }),
+            Decision::Refuse(SeedProblem::Import(spoilt()))
         );
     }
 }

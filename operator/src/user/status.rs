@@ -3,7 +3,7 @@
 //! something to tell.
 
 use jiff::Timestamp;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::api::{Patch, PatchParams};
 use kube::{Api, Client, ResourceExt};
 use serde_json::json;
@@ -11,6 +11,7 @@ use thiserror::Error;
 use twofactor_api::user::TwoFactorUserStatus;
 use twofactor_api::{TwoFactorUser, labels};
 
+use crate::k8s::conditions::{ConditionState, condition};
 use crate::k8s::events::Notice;
 use crate::k8s::request::{self, ApiError};
 
@@ -18,31 +19,6 @@ use crate::k8s::request::{self, ApiError};
 #[derive(Debug, Error)]
 #[error("cannot write the status: {0}")]
 pub struct StatusError(#[from] pub ApiError);
-
-/// What a condition says.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Told {
-    /// Whether it is so.
-    pub good: bool,
-    /// Why, in one word.
-    pub reason: &'static str,
-    /// Why, in a sentence.
-    pub message: String,
-}
-
-impl Told {
-    /// It is so.
-    #[must_use]
-    pub fn yes(reason: &'static str, message: impl Into<String>) -> Self {
-        Self { good: true, reason, message: message.into() }
-    }
-
-    /// It is not.
-    #[must_use]
-    pub fn no(reason: &'static str, message: impl Into<String>) -> Self {
-        Self { good: false, reason, message: message.into() }
-    }
-}
 
 /// What a reconciliation came to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,15 +34,14 @@ pub struct Report {
     /// Whether failures have disabled the user.
     pub disabled_by_failures: bool,
     /// The condition `SecretReady`.
-    pub secret: Told,
+    pub secret: ConditionState,
     /// The condition `Published`.
-    pub published: Told,
+    pub published: ConditionState,
     /// Whether the user is enabled.
     pub enabled: bool,
 }
 
 /// The status that `report` makes of the one that is there.
-#[must_use]
 pub fn build(user: &TwoFactorUser, report: &Report, now: Timestamp) -> TwoFactorUserStatus {
     let old = user.status.clone().unwrap_or_default();
     let conditions = [
@@ -93,13 +68,11 @@ pub fn build(user: &TwoFactorUser, report: &Report, now: Timestamp) -> TwoFactor
 pub const DISABLED_BY_FAILURES: &str = "DisabledByFailures";
 
 /// Whether the status says that failures have disabled the user.
-#[must_use]
 pub fn says_disabled_by_failures(user: &TwoFactorUser) -> bool {
     ready_says(user, |condition| condition.reason == DISABLED_BY_FAILURES)
 }
 
 /// Whether the status says that services can verify the user.
-#[must_use]
 pub fn says_ready(user: &TwoFactorUser) -> bool {
     ready_says(user, |condition| condition.status == "True")
 }
@@ -111,14 +84,14 @@ fn ready_says(user: &TwoFactorUser, what: impl Fn(&Condition) -> bool) -> bool {
 }
 
 /// The sum of the others.
-fn ready(report: &Report) -> Told {
-    let first_bad = [&report.secret, &report.published].into_iter().find(|told| !told.good);
+fn ready(report: &Report) -> ConditionState {
+    let first_bad = [&report.secret, &report.published].into_iter().find(|told| !told.is_met);
     match first_bad {
         Some(bad) => bad.clone(),
         None if !report.enabled => {
-            Told::no("Disabled", "The user is disabled (spec.enabled is false)")
+            ConditionState::unmet("Disabled", "The user is disabled (spec.enabled is false)")
         }
-        None if report.disabled_by_failures => Told::no(
+        None if report.disabled_by_failures => ConditionState::unmet(
             DISABLED_BY_FAILURES,
             format!(
                 "A hundred failed attempts in a row have disabled the user: look into it, and then enable them with another \
@@ -126,36 +99,11 @@ fn ready(report: &Report) -> Told {
                 labels::RESET_FAILURES_ANNOTATION
             ),
         ),
-        None => Told::yes("Ready", "Services can verify the user"),
-    }
-}
-
-/// The condition that says this, with the time of the last transition.
-#[must_use]
-pub fn condition(
-    old: &[Condition],
-    kind: &str,
-    told: Told,
-    generation: Option<i64>,
-    now: Timestamp,
-) -> Condition {
-    let status = if told.good { "True" } else { "False" };
-    let since = old
-        .iter()
-        .find(|condition| condition.type_ == kind && condition.status == status)
-        .map_or(Time(now), |condition| condition.last_transition_time.clone());
-    Condition {
-        type_: kind.to_owned(),
-        status: status.to_owned(),
-        reason: told.reason.to_owned(),
-        message: told.message,
-        observed_generation: generation,
-        last_transition_time: since,
+        None => ConditionState::met("Ready", "Services can verify the user"),
     }
 }
 
 /// What is worth an event: a condition that says something else than before.
-#[must_use]
 pub fn notices(old: Option<&TwoFactorUserStatus>, new: &TwoFactorUserStatus) -> Vec<Notice> {
     let before = |kind: &str| {
         old.and_then(|old| old.conditions.iter().find(|condition| condition.type_ == kind))
@@ -199,9 +147,6 @@ const KNOWN_REASONS: [&str; 14] = [
 
 /// Writes the status. It applies only to the very object that was looked at, not to one of the same
 /// name made since.
-///
-/// # Errors
-/// When the API server does not do it. That the user is gone is no error.
 pub async fn write(
     client: &Client,
     user: &TwoFactorUser,
@@ -226,18 +171,10 @@ pub async fn write(
     Ok(())
 }
 
-/// The moment, in the whole seconds that Kubernetes keeps.
-#[must_use]
-pub fn whole_seconds(millis: u64) -> Timestamp {
-    i64::try_from(millis / 1000)
-        .ok()
-        .and_then(|seconds| Timestamp::from_second(seconds).ok())
-        .unwrap_or_default()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::k8s::conditions::whole_seconds;
 
     fn report() -> Report {
         Report {
@@ -246,8 +183,8 @@ mod tests {
             rotated: None,
             failures_reset: None,
             disabled_by_failures: false,
-            secret: Told::yes("Available", "fine"),
-            published: Told::yes("Published", "fine"),
+            secret: ConditionState::met("Available", "fine"),
+            published: ConditionState::met("Published", "fine"),
             enabled: true,
         }
     }
@@ -278,9 +215,9 @@ mod tests {
     fn ready_is_the_sum_of_the_others() {
         let status = |report: Report| build(&user(None), &report, whole_seconds(0));
         assert_eq!(ready_of(&status(report())), ("True", "Ready"));
-        let lost = Told::no("SecretLost", "gone");
+        let lost = ConditionState::unmet("SecretLost", "gone");
         assert_eq!(ready_of(&status(Report { secret: lost, ..report() })), ("False", "SecretLost"));
-        let away = Told::no("StoreUnavailable", "away");
+        let away = ConditionState::unmet("StoreUnavailable", "away");
         assert_eq!(
             ready_of(&status(Report { published: away, ..report() })),
             ("False", "StoreUnavailable")
@@ -294,14 +231,14 @@ mod tests {
     fn a_transition_time_changes_only_with_the_status() {
         let first = build(&user(None), &report(), whole_seconds(1000));
         let mut bad = report();
-        bad.secret = Told::no("SecretLost", "gone");
+        bad.secret = ConditionState::unmet("SecretLost", "gone");
         let second = build(&user(Some(first.clone())), &bad, whole_seconds(2000));
         let time = |status: &TwoFactorUserStatus, kind: &str| {
             let found = status.conditions.iter().find(|condition| condition.type_ == kind).unwrap();
             found.last_transition_time.0.as_second()
         };
         assert_eq!((time(&second, "SecretReady"), time(&second, "Published")), (2, 1));
-        bad.secret = Told::no("SecretInvalid", "spoilt");
+        bad.secret = ConditionState::unmet("SecretInvalid", "spoilt");
         let third = build(&user(Some(second)), &bad, whole_seconds(5000));
         assert_eq!(time(&third, "SecretReady"), 2, "another reason is no transition");
     }
@@ -322,8 +259,8 @@ mod tests {
             ["Published"]
         );
         let mut conflict = report();
-        conflict.secret = Told::no("Conflict", "taken");
-        conflict.published = Told::no("Conflict", "taken");
+        conflict.secret = ConditionState::unmet("Conflict", "taken");
+        conflict.published = ConditionState::unmet("Conflict", "taken");
         let second = build(&user(Some(first.clone())), &conflict, whole_seconds(2000));
         let told = notices(Some(&first), &second);
         assert_eq!(told, [Notice::warning("Conflict", "taken")]);

@@ -21,7 +21,7 @@ use tokio::sync::watch as channel;
 
 use crate::k8s::backoff::jittered;
 use crate::k8s::request::ApiError;
-use crate::state::watched_namespaces::Scopes;
+use crate::state::watched_namespaces::WatchedNamespaces;
 
 pub mod namespaces;
 pub mod pod_findings;
@@ -67,14 +67,14 @@ pub(crate) type Events<K> = SelectAll<BoxStream<'static, (usize, Event<K>)>>;
 
 pub(crate) fn watch<K>(
     client: &Client,
-    scopes: &Scopes,
+    watched: &WatchedNamespaces,
     configuration: &watcher::Config,
 ) -> Events<K>
 where
     K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + 'static,
     K: Resource<Scope = kube::core::NamespaceResourceScope>,
 {
-    let apis = match scopes.0.as_slice() {
+    let apis = match watched.0.as_slice() {
         [] => vec![Api::<K>::all(client.clone())],
         names => names.iter().map(|name| Api::namespaced(client.clone(), name)).collect(),
     };

@@ -13,7 +13,6 @@ use kube::{Api, ResourceExt};
 use tokio_util::sync::CancellationToken;
 
 use super::{Synced, events};
-use crate::realm::credentials::Request;
 use crate::state::Context;
 use crate::state::queue::user_ref;
 
@@ -54,9 +53,9 @@ fn namespace_seen(context: &Context, namespace: &PartialObjectMeta<Namespace>) {
     if context.realms.namespace_seen(&name, &namespace.uid().unwrap_or_default()) {
         // Another namespace of the same name: what was published belongs to the old one.
         context.removals.notify_one();
-        let users = context.index().names(&name);
+        let users = context.usernames().names(&name);
         if !users.is_empty() {
-            let _ = context.credentials.send(Request::Realm(name.clone()));
+            context.credentials_queue.realm_changed(name.clone());
         }
         for user in users {
             context.queue.push(user_ref(&name, &user));

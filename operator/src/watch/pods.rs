@@ -75,7 +75,7 @@ fn seen(context: &Context, pods: &mut Pods, object: &PartialObjectMeta<CorePod>)
     let pod = Pod::of(&namespace, object.uid().unwrap_or_default(), object.annotations());
     // A pod that is being deleted needs no check, and pods of other realms are checked by another
     // operator.
-    if object.metadata.deletion_timestamp.is_some() || !context.scopes.cover(&pod.realm) {
+    if object.metadata.deletion_timestamp.is_some() || !context.watched.includes(&pod.realm) {
         pods.gone(&namespace, &name);
     } else {
         pods.seen(&namespace, &name, pod);
@@ -85,7 +85,7 @@ fn seen(context: &Context, pods: &mut Pods, object: &PartialObjectMeta<CorePod>)
 /// Sets the metrics, and emits an Event and a log line for each new problem.
 fn report(context: &Context, pods: &mut Pods) {
     let access = |realm: &str, namespace: &str| context.policies.access(realm, namespace);
-    let has_users = |realm: &str| context.index().has_users(realm);
+    let has_users = |realm: &str| context.usernames().has_users(realm);
     let (counts, findings) = pods.evaluate(access, has_users, env!("CARGO_PKG_VERSION"));
     let number = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
     context.metrics.pods_not_injected.set(number(counts.not_injected));
@@ -125,6 +125,6 @@ fn report(context: &Context, pods: &mut Pods) {
             uid: Some(pod.uid),
             ..ObjectReference::default()
         };
-        context.events.tell(&regarding, notice);
+        context.events.emit(&regarding, notice);
     }
 }

@@ -15,7 +15,7 @@ use twofactor_api::TwoFactorRealm;
 
 use super::{Events, Synced, events, watch};
 use crate::state::realm_policies::Policies;
-use crate::state::watched_namespaces::Scopes;
+use crate::state::watched_namespaces::WatchedNamespaces;
 
 /// Keeps up with namespaces and their labels until it is told to stop.
 pub async fn namespaces(
@@ -57,14 +57,14 @@ fn seen(policies: &Policies, namespace: &PartialObjectMeta<Namespace>) {
 pub async fn realms(
     client: Client,
     policies: Arc<Policies>,
-    scopes: Scopes,
+    watched: WatchedNamespaces,
     unreadable: IntCounter,
     synced: Synced,
     stop: CancellationToken,
 ) {
     let mut events: Events<DeserializeGuard<TwoFactorRealm>> =
-        watch(&client, &scopes, &watcher::Config::default());
-    let mut listed = vec![HashSet::new(); scopes.lists()];
+        watch(&client, &watched, &watcher::Config::default());
+    let mut listed = vec![HashSet::new(); watched.lists()];
     let mut complete = HashSet::new();
     let apply = |object: DeserializeGuard<TwoFactorRealm>| match object.0 {
         Ok(realm) => policies.realm_applied(realm),
@@ -89,13 +89,13 @@ pub async fn realms(
             Event::InitDone => {
                 let listed = std::mem::take(&mut listed[list]);
                 for (namespace, name) in policies.realm_names() {
-                    let within = scopes.contains(list, Some(&namespace));
+                    let within = watched.contains(list, Some(&namespace));
                     if within && !listed.contains(&(namespace.clone(), name.clone())) {
                         policies.realm_deleted(&namespace, &name);
                     }
                 }
                 complete.insert(list);
-                if complete.len() == scopes.lists() {
+                if complete.len() == watched.lists() {
                     synced.set();
                 }
             }

@@ -13,13 +13,12 @@ use tokio_util::sync::CancellationToken;
 use twofactor_api::labels;
 
 use super::{Events, events, watch};
-use crate::realm::credentials::Request;
 use crate::state::Context;
 use crate::state::queue::{UserRef, user_ref};
-use crate::state::watched_namespaces::Scopes;
+use crate::state::watched_namespaces::WatchedNamespaces;
 
 /// Notices what others do to users' Secrets until it is told to stop.
-pub async fn users(context: Arc<Context>, scopes: Scopes, stop: CancellationToken) {
+pub async fn users(context: Arc<Context>, watched: WatchedNamespaces, stop: CancellationToken) {
     // Credentials have a watch of their own.
     let selector = format!(
         "{}={},!{}",
@@ -28,8 +27,8 @@ pub async fn users(context: Arc<Context>, scopes: Scopes, stop: CancellationToke
         labels::CREDENTIALS_LABEL
     );
     let mut events: Events<PartialObjectMeta<Secret>> =
-        watch(&context.client, &scopes, &watcher::Config::default().labels(&selector));
-    let mut listed = vec![HashSet::new(); scopes.lists()];
+        watch(&context.client, &watched, &watcher::Config::default().labels(&selector));
+    let mut listed = vec![HashSet::new(); watched.lists()];
     while let Some(Some((list, event))) = stop.run_until_cancelled(events.next()).await {
         match event {
             Event::Init => listed[list].clear(),
@@ -39,8 +38,8 @@ pub async fn users(context: Arc<Context>, scopes: Scopes, stop: CancellationToke
             }
             Event::InitDone => {
                 let listed = std::mem::take(&mut listed[list]);
-                let within = |user: &UserRef| scopes.contains(list, user.namespace.as_deref());
-                for user in context.ledger.secrets_missing(within, &listed) {
+                let within = |user: &UserRef| watched.contains(list, user.namespace.as_deref());
+                for user in context.own_writes.secrets_missing(within, &listed) {
                     context.queue.push(user);
                 }
             }
@@ -59,7 +58,7 @@ fn owner(secret: &PartialObjectMeta<Secret>) -> Option<UserRef> {
 fn secret_seen(context: &Context, secret: &PartialObjectMeta<Secret>, there: bool) {
     if let Some(user) = owner(secret) {
         let version = secret.resource_version().filter(|_| there);
-        if context.ledger.secret_seen(&user, version.as_deref()) {
+        if context.own_writes.secret_seen(&user, version.as_deref()) {
             context.queue.push(user);
         }
     }
@@ -70,7 +69,11 @@ fn secret_seen(context: &Context, secret: &PartialObjectMeta<Secret>, there: boo
 ///
 /// Also where only some namespaces are looked after, the watch is of the whole cluster: services in
 /// any namespace can be let in. It needs the same kind of permission as the watch of namespaces.
-pub async fn credentials(context: Arc<Context>, scopes: Scopes, stop: CancellationToken) {
+pub async fn credentials(
+    context: Arc<Context>,
+    watched: WatchedNamespaces,
+    stop: CancellationToken,
+) {
     let selector = format!(
         "{}={},{}",
         labels::MANAGED_BY_LABEL,
@@ -85,14 +88,14 @@ pub async fn credentials(context: Arc<Context>, scopes: Scopes, stop: Cancellati
             Event::InitApply(secret) | Event::Apply(secret) | Event::Delete(secret) => {
                 let realm =
                     secret.labels().get(labels::CREDENTIALS_LABEL).cloned().unwrap_or_default();
-                if scopes.cover(&realm) {
+                if watched.includes(&realm) {
                     let namespace = secret.namespace().unwrap_or_default();
-                    let _ = context.credentials.send(Request::Secret { realm, namespace });
+                    context.credentials_queue.secret_changed(realm, namespace);
                 }
             }
             // What was deleted while the watch was broken is not in the list.
             Event::InitDone => {
-                let _ = context.credentials.send(Request::All);
+                context.credentials_queue.all_changed();
             }
         }
     }

@@ -14,27 +14,26 @@ use tokio_util::sync::CancellationToken;
 use twofactor_api::{TwoFactorUser, labels};
 
 use super::{Events, Synced, watch};
-use crate::realm::credentials::Request;
 use crate::state::Context;
-use crate::state::queue::{Urgency, UserRef, user_ref};
-use crate::state::usernames::Entry;
-use crate::state::watched_namespaces::Scopes;
+use crate::state::queue::{self, Urgency, UserRef, user_ref};
+use crate::state::usernames::UsernameClaim;
+use crate::state::watched_namespaces::WatchedNamespaces;
 
 /// Keeps users, index and queue up to date until it is told to stop.
 pub async fn run(
     context: Arc<Context>,
     writer: Writer<TwoFactorUser>,
-    scopes: Scopes,
+    watched: WatchedNamespaces,
     synced: Synced,
     stop: CancellationToken,
 ) {
     let mut events: Events<DeserializeGuard<TwoFactorUser>> =
-        watch(&context.client, &scopes, &watcher::Config::default());
+        watch(&context.client, &watched, &watcher::Config::default());
     let mut watching = Users {
         context,
         writer,
         known: HashSet::new(),
-        listed: vec![HashSet::new(); scopes.lists()],
+        listed: vec![HashSet::new(); watched.lists()],
         complete: HashSet::new(),
     };
     // What comes before the lists are complete goes into the same place, but nobody is looked at
@@ -42,8 +41,8 @@ pub async fn run(
     watching.writer.apply_watcher_event(&Event::Init);
     watching.writer.apply_watcher_event(&Event::InitDone);
     while let Some(Some((list, event))) = stop.run_until_cancelled(events.next()).await {
-        watching.event(list, event, &scopes).await;
-        if watching.complete.len() == scopes.lists() && !synced.is_set() {
+        watching.event(list, event, &watched).await;
+        if watching.complete.len() == watched.lists() && !synced.is_set() {
             tracing::info!(users = watching.known.len(), "the list of users is complete");
             synced.set();
         }
@@ -66,7 +65,7 @@ impl Users {
         &mut self,
         list: usize,
         event: Event<DeserializeGuard<TwoFactorUser>>,
-        scopes: &Scopes,
+        watched: &WatchedNamespaces,
     ) {
         match event {
             Event::Init => self.listed[list].clear(),
@@ -80,7 +79,7 @@ impl Users {
                     .known
                     .iter()
                     .filter(|user| {
-                        scopes.contains(list, user.namespace.as_deref()) && !listed.contains(user)
+                        watched.contains(list, user.namespace.as_deref()) && !listed.contains(user)
                     })
                     .cloned()
                     .collect();
@@ -109,12 +108,12 @@ impl Users {
                     "a TwoFactorUser cannot be read by this version, and is left as it is"
                 );
                 self.context.metrics.unreadable.inc();
-                self.context.index().apply_unreadable(&namespace, &name);
+                self.context.usernames().apply_unreadable(&namespace, &name);
                 self.known.insert(user_ref(&namespace, &name));
                 return;
             }
         };
-        let reference = self.context.reference(&user);
+        let reference = queue::reference(&user);
         // One that is being deleted, and is only waited for by somebody, is revoked already.
         if user.metadata.deletion_timestamp.is_some() {
             return self.gone(&reference).await;
@@ -126,9 +125,9 @@ impl Users {
         }
         let namespace = user.namespace().unwrap_or_default();
         let (first, affected) = {
-            let mut index = self.context.index();
-            let first = !index.has_users(&namespace);
-            (first, index.apply(&namespace, Entry::of(&user)))
+            let mut usernames = self.context.usernames();
+            let first = !usernames.has_users(&namespace);
+            (first, usernames.apply(&namespace, UsernameClaim::of(&user)))
         };
         if old.is_none() {
             // Whoever was asked for under this name before was somebody else.
@@ -140,7 +139,7 @@ impl Users {
         self.writer.apply_watcher_event(&Event::Apply(user));
         self.known.insert(reference.clone());
         if first {
-            let _ = self.context.credentials.send(Request::Realm(namespace.clone()));
+            self.context.credentials_queue.realm_changed(namespace.clone());
         }
         if news {
             self.context.queue.push_with(reference, urgency);
@@ -155,7 +154,7 @@ impl Users {
                 .map(|annotation| user.annotations().get(annotation).cloned())
         };
         let status_changed = old.status != new.status
-            && !self.context.ledger.is_own_status(reference, new.status.as_ref());
+            && !self.context.own_writes.is_own_status(reference, new.status.as_ref());
         old.metadata.generation != new.metadata.generation
             || requests(old) != requests(new)
             || status_changed
@@ -164,34 +163,34 @@ impl Users {
     async fn gone(&mut self, reference: &UserRef) {
         self.known.remove(reference);
         let namespace = reference.namespace.clone().unwrap_or_default();
-        let (departure, uid, last) = {
-            let mut index = self.context.index();
-            let uid = index.uid(&namespace, &reference.name).map(str::to_owned);
-            let had_users = index.has_users(&namespace);
-            let departure = index.remove(&namespace, &reference.name);
-            (departure, uid, had_users && !index.has_users(&namespace))
+        let (removal, uid, last) = {
+            let mut usernames = self.context.usernames();
+            let uid = usernames.uid(&namespace, &reference.name).map(str::to_owned);
+            let had_users = usernames.has_users(&namespace);
+            let removal = usernames.remove(&namespace, &reference.name);
+            (removal, uid, had_users && !usernames.has_users(&namespace))
         };
         if let Some(old) = self.context.users.get(reference) {
             self.writer.apply_watcher_event(&Event::Delete(TwoFactorUser::clone(&old)));
         }
         self.context.queue.taken(reference);
         self.context.queue.done(reference);
-        self.context.ledger.forget(reference);
+        self.context.own_writes.forget(reference);
         self.context.backoff.forget(reference);
         // Where there is no realm any more, all of it is removed.
-        if let Ok(realm) = self.context.realms.of(&namespace).await {
+        if let Ok(realm) = self.context.realms.get_or_create(&namespace).await {
             if let Some(uid) = uid {
-                realm.unsettle(&uid);
+                realm.forget_published(&uid);
             }
-            if let Some(username) = departure.vacated {
-                realm.vacate(realm.publisher.keys().pseudonym(&username));
+            if let Some(username) = removal.released {
+                realm.schedule_removal(realm.publisher.keys().pseudonym(&username));
                 self.context.removals.notify_one();
             }
         }
         if last {
-            let _ = self.context.credentials.send(Request::Realm(namespace.clone()));
+            self.context.credentials_queue.realm_changed(namespace.clone());
         }
-        self.push(&namespace, departure.affected);
+        self.push(&namespace, removal.affected);
     }
 
     fn push(&self, namespace: &str, names: Vec<String>) {

@@ -14,11 +14,12 @@ use crate::state::realms::Realm;
 
 /// The namespaces whose users somebody may verify.
 pub(super) fn realms(context: &Context) -> BTreeSet<String> {
-    let mut realms: BTreeSet<String> = context.index().namespaces().into_iter().collect();
+    let mut realms: BTreeSet<String> = context.usernames().namespaces().into_iter().collect();
     realms.extend(context.policies.namespaces_with_policy());
     realms.extend(context.realms.all().iter().map(|realm| realm.namespace.clone()));
-    realms
-        .retain(|realm| context.scopes.cover(realm) && context.policies.namespace(realm).is_some());
+    realms.retain(|realm| {
+        context.watched.includes(realm) && context.policies.namespace(realm).is_some()
+    });
     realms
 }
 
@@ -31,10 +32,10 @@ pub(super) fn callers(context: &Context, realm: &str) -> BTreeSet<String> {
 
 /// Whether a namespace needs the credentials of a realm.
 pub(super) fn needs(context: &Context, realm: &str, namespace: &str) -> bool {
-    context.scopes.cover(realm)
+    context.watched.includes(realm)
         && context.policies.namespace(realm).is_some()
         && context.policies.access(realm, namespace) == NamespaceAccess::Allowed
-        && (realm != namespace || context.index().has_users(realm))
+        && (realm != namespace || context.usernames().has_users(realm))
 }
 
 /// The Redis users of a realm. That of its own services stays when the last of its users goes: the

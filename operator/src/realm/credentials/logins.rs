@@ -11,46 +11,11 @@ use twofactor_core::names::{Installation, RealmId, RealmNames};
 use twofactor_store::acl::{AclError, AclUser, Separation};
 use twofactor_store::redis::RedisStore;
 
-/// How well Redis keeps services apart.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Isolation {
-    /// Nobody knows yet: Redis has not answered.
-    Unknown,
-    /// Each service has the keys of its realm only, and only reads what it must not write.
-    Isolated,
-    /// As before, but services could overwrite the records of their own realm: Redis is older than
-    /// version 7.
-    RealmsOnly,
-    /// Every service has the operator's own login.
-    NotPermitted,
-    /// Services have logins of their own, which the operator may not look after any more. They are
-    /// not given the operator's.
-    Withheld,
-}
-
-impl Isolation {
-    /// What it is now, when it was `before`. Whoever had a login of its own is never given the
-    /// operator's, which could use the keys of every realm, and would be known for good.
-    #[must_use]
-    pub const fn after(self, before: Self) -> Self {
-        match (self, before) {
-            (Self::NotPermitted, Self::Isolated | Self::RealmsOnly | Self::Withheld) => {
-                Self::Withheld
-            }
-            (now, _) => now,
-        }
-    }
-
-    /// Whether services have logins of their own; presumed while nobody knows.
-    #[must_use]
-    pub const fn has_logins(self) -> bool {
-        !matches!(self, Self::NotPermitted)
-    }
-}
+use crate::state::credentials::Isolation;
 
 /// The users in Redis, as this process knows them.
 #[derive(Debug)]
-pub struct Access {
+pub struct RedisLogins {
     store: RedisStore,
     installation: Installation,
     separation: Separation,
@@ -58,9 +23,8 @@ pub struct Access {
     applied: HashMap<String, AclUser>,
 }
 
-impl Access {
+impl RedisLogins {
     /// Of the Redis of `store`.
-    #[must_use]
     pub fn new(store: RedisStore, installation: Installation) -> Self {
         Self { store, installation, separation: Separation::ReadAndWrite, applied: HashMap::new() }
     }
@@ -72,20 +36,17 @@ impl Access {
     }
 
     /// Makes Redis have the users `wanted` and, of realms that are ours to look after, no others.
-    ///
-    /// # Errors
-    /// When Redis does not answer. Part of it may be done then.
     pub async fn apply(
         &mut self,
         wanted: &HashMap<String, AclUser>,
         is_ours: impl Fn(&RealmId) -> bool,
     ) -> Result<Isolation, AclError> {
         match self.try_apply(wanted, is_ours).await {
-            Ok(()) if self.separation == Separation::RealmsOnly => Ok(Isolation::RealmsOnly),
-            Ok(()) => Ok(Isolation::Isolated),
+            Ok(()) if self.separation == Separation::RealmsOnly => Ok(Isolation::PerRealm),
+            Ok(()) => Ok(Isolation::Full),
             Err(AclError::NotPermitted) => {
                 self.applied.clear();
-                Ok(Isolation::NotPermitted)
+                Ok(Isolation::SharedLogin)
             }
             Err(error) => Err(error),
         }
@@ -97,7 +58,7 @@ impl Access {
         is_ours: impl Fn(&RealmId) -> bool,
     ) -> Result<(), AclError> {
         let known = self.store.acl_users().await?;
-        let strangers: Vec<String> = known
+        let orphaned: Vec<String> = known
             .anywhere
             .iter()
             .filter(|name| !wanted.contains_key(*name))
@@ -108,10 +69,10 @@ impl Access {
             .cloned()
             .collect();
         // Those who are not let in any more come first.
-        self.store.acl_delete(&strangers).await?;
-        if !strangers.is_empty() {
+        self.store.acl_delete(&orphaned).await?;
+        if !orphaned.is_empty() {
             tracing::info!(
-                logins = strangers.len(),
+                logins = orphaned.len(),
                 "removed the logins to Redis of services that are not let in"
             );
         }
@@ -137,20 +98,5 @@ impl Access {
             }
             result => result,
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn who_had_a_login_of_its_own_does_not_get_the_operators() {
-        let now = Isolation::NotPermitted;
-        assert!(!now.after(Isolation::Unknown).has_logins());
-        for before in [Isolation::Isolated, Isolation::RealmsOnly, Isolation::Withheld] {
-            assert!(now.after(before).has_logins());
-        }
-        assert_eq!(Isolation::Isolated.after(Isolation::Withheld), Isolation::Isolated);
     }
 }

@@ -15,7 +15,7 @@ pub mod logins;
 mod secret;
 
 use std::collections::{BTreeSet, HashMap, HashSet};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt;
@@ -32,12 +32,13 @@ use twofactor_core::secret::SecretText;
 use twofactor_store::acl::AclUser;
 
 use self::grants::{callers, login_url, needs, realms, redis_url, users};
-use self::logins::{Access, Isolation};
-use self::secret::{difference, is_ours, secret, told_url};
+use self::logins::RedisLogins;
+use self::secret::{difference, is_ours, secret, url_in};
 use crate::k8s::backoff::jittered;
 use crate::k8s::request::{self, ApiError};
-use crate::state::Context;
+use crate::state::credentials::{CredentialsRequest, Isolation, Target};
 use crate::state::realms::RealmError;
+use crate::state::{Context, random};
 
 /// How soon to try again to write a Secret.
 const RETRY: Duration = Duration::from_secs(5);
@@ -49,52 +50,6 @@ const SAFETY_NET: Duration = Duration::from_mins(1);
 const CONCURRENT: usize = 8;
 /// Secrets that are looked at before the logins are, again: a withdrawal does not wait for more.
 const BATCH: usize = 64;
-
-/// What there is to look at.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Request {
-    /// Something about the realm of this namespace has changed: whom it lets in, or whether it has
-    /// users.
-    Realm(String),
-    /// Somebody touched, or there is, a Secret with credentials.
-    Secret {
-        /// The realm that they are of.
-        realm: String,
-        /// Where it is.
-        namespace: String,
-    },
-    /// Anything may have changed.
-    All,
-}
-
-/// A realm's credentials in a namespace: the realm, then the namespace.
-type Place = (String, String);
-
-/// Places where the credentials could not be written because somebody else's Secret is in the way.
-#[derive(Debug, Default)]
-pub struct InTheWay(Mutex<BTreeSet<Place>>);
-
-impl InTheWay {
-    /// The namespaces in which a realm's credentials are missing.
-    #[must_use]
-    pub fn of(&self, realm: &str) -> Vec<String> {
-        self.places()
-            .iter()
-            .filter(|(of, _)| of == realm)
-            .map(|(_, namespace)| namespace.clone())
-            .collect()
-    }
-
-    /// Tells whether this is news.
-    fn set(&self, place: &Place, in_the_way: bool) -> bool {
-        let mut places = self.places();
-        if in_the_way { places.insert(place.clone()) } else { places.remove(place) }
-    }
-
-    fn places(&self) -> MutexGuard<'_, BTreeSet<Place>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
 
 /// Why credentials are not as they should be.
 #[derive(Debug, Error)]
@@ -110,31 +65,32 @@ enum CredentialsError {
 /// Looks after credentials until it is told to stop. Begins when the lists are complete.
 pub async fn run(
     context: Arc<Context>,
-    mut requests: UnboundedReceiver<Request>,
+    mut requests: UnboundedReceiver<CredentialsRequest>,
     stop: CancellationToken,
 ) {
     let mut node = context.node.subscribe();
-    let access = Access::new(context.realms.store().clone(), context.realms.installation.clone());
-    let mut keeper = Keeper {
+    let logins =
+        RedisLogins::new(context.realms.store().clone(), context.realms.installation.clone());
+    let mut controller = CredentialsController {
         context,
-        access,
+        logins,
         next_logins: Instant::now(),
-        next_renewal: Instant::now(),
+        next_reset: Instant::now(),
         known: HashMap::new(),
         pending: HashSet::new(),
         failed: HashSet::new(),
         next_retry: Instant::now(),
     };
-    keeper.note(Request::All);
+    controller.note(CredentialsRequest::All);
     loop {
-        if Instant::now() >= keeper.next_logins {
-            keeper.logins().await;
+        if Instant::now() >= controller.next_logins {
+            controller.reconcile_logins().await;
         }
-        keeper.secrets().await;
+        controller.reconcile_secrets().await;
         tokio::select! {
             () = stop.cancelled() => return,
             request = requests.recv() => match request {
-                Some(request) => keeper.note(request),
+                Some(request) => controller.note(request),
                 None => return,
             },
             changed = node.changed() => {
@@ -142,49 +98,50 @@ pub async fn run(
                     return;
                 }
                 // Another process, or one that was something else before.
-                keeper.access.forget();
-                keeper.next_logins = Instant::now();
+                controller.logins.forget();
+                controller.next_logins = Instant::now();
             }
-            () = tokio::time::sleep_until(keeper.next_logins) => {}
-            () = tokio::time::sleep_until(keeper.next_retry), if !keeper.failed.is_empty() => {
-                let failed: Vec<Place> = keeper.failed.iter().cloned().collect();
-                keeper.pending.extend(failed);
-                keeper.next_retry = Instant::now() + RETRY;
+            () = tokio::time::sleep_until(controller.next_logins) => {}
+            () = tokio::time::sleep_until(controller.next_retry), if !controller.failed.is_empty() => {
+                let failed: Vec<Target> = controller.failed.iter().cloned().collect();
+                controller.pending.extend(failed);
+                controller.next_retry = Instant::now() + RETRY;
             }
-            () = std::future::ready(()), if !keeper.pending.is_empty() => {}
+            () = std::future::ready(()), if !controller.pending.is_empty() => {}
         }
         while let Ok(request) = requests.try_recv() {
-            keeper.note(request);
+            controller.note(request);
         }
     }
 }
 
-struct Keeper {
+struct CredentialsController {
     context: Arc<Context>,
-    access: Access,
+    logins: RedisLogins,
     /// When to compare the logins.
     next_logins: Instant,
     /// When to set all of them anew.
-    next_renewal: Instant,
+    next_reset: Instant,
     /// Where there are Secrets with credentials, or may be, by realm.
     known: HashMap<String, BTreeSet<String>>,
     /// What has to be looked at.
-    pending: HashSet<Place>,
+    pending: HashSet<Target>,
     /// What has to be looked at again.
-    failed: HashSet<Place>,
+    failed: HashSet<Target>,
     /// When.
     next_retry: Instant,
 }
 
-impl Keeper {
-    fn note(&mut self, request: Request) {
+impl CredentialsController {
+    fn note(&mut self, request: CredentialsRequest) {
         match request {
-            Request::Realm(realm) => self.note_realm(&realm),
-            Request::Secret { realm, namespace } => {
-                self.known.entry(realm.clone()).or_default().insert(namespace.clone());
-                self.pending.insert((realm, namespace));
+            CredentialsRequest::Realm(realm) => self.note_realm(&realm),
+            CredentialsRequest::Secret(target) => {
+                let known = self.known.entry(target.realm.clone()).or_default();
+                known.insert(target.namespace.clone());
+                self.pending.insert(target);
             }
-            Request::All => {
+            CredentialsRequest::All => {
                 let known: Vec<String> = self.known.keys().cloned().collect();
                 for realm in realms(&self.context).into_iter().chain(known) {
                     self.note_realm(&realm);
@@ -197,21 +154,23 @@ impl Keeper {
     fn note_realm(&mut self, realm: &str) {
         let mut namespaces = callers(&self.context, realm);
         namespaces.extend(self.known.get(realm).into_iter().flatten().cloned());
-        self.pending.extend(namespaces.into_iter().map(|namespace| (realm.to_owned(), namespace)));
+        self.pending.extend(
+            namespaces.into_iter().map(|namespace| Target { realm: realm.to_owned(), namespace }),
+        );
         self.next_logins = Instant::now();
     }
 
     /// Makes Redis let in whom the realms let in.
-    async fn logins(&mut self) {
+    async fn reconcile_logins(&mut self) {
         let context = self.context.clone();
         let before = *context.isolation.borrow();
-        if Instant::now() >= self.next_renewal {
+        if Instant::now() >= self.next_reset {
             // Somebody may have altered one, which its name does not tell.
-            self.access.forget();
-            self.next_renewal = Instant::now() + SAFETY_NET;
+            self.logins.forget();
+            self.next_reset = Instant::now() + SAFETY_NET;
         }
-        let has_place = login_url(&context, "x", &SecretText::new("x".to_owned())).is_some();
-        let isolation = if has_place {
+        let has_login_url = login_url(&context, "x", &SecretText::new("x".to_owned())).is_some();
+        let isolation = if has_login_url {
             let users = realms(&context).into_iter().flat_map(|realm| users(&context, &realm));
             let wanted: HashMap<String, AclUser> =
                 users.map(|user| (user.name.clone(), user)).collect();
@@ -220,22 +179,22 @@ impl Keeper {
                 context
                     .realms
                     .namespace_of(realm)
-                    .is_none_or(|namespace| context.scopes.cover(&namespace))
+                    .is_none_or(|namespace| context.watched.includes(&namespace))
             };
-            self.access.apply(&wanted, is_ours).await
+            self.logins.apply(&wanted, is_ours).await
         } else {
-            Ok(Isolation::NotPermitted)
+            Ok(Isolation::SharedLogin)
         };
         match isolation {
             Ok(isolation) => {
                 let isolation = isolation.after(before);
-                self.next_logins = Instant::now() + jittered(SAFETY_NET, &mut context.random());
+                self.next_logins = Instant::now() + jittered(SAFETY_NET, &mut random());
                 if isolation != before {
-                    tell(isolation);
+                    log_isolation(isolation);
                     context.isolation.send_replace(isolation);
                     // Another login has to be told to services.
-                    self.note(Request::All);
-                    self.next_logins = Instant::now() + jittered(SAFETY_NET, &mut context.random());
+                    self.note(CredentialsRequest::All);
+                    self.next_logins = Instant::now() + jittered(SAFETY_NET, &mut random());
                 }
             }
             Err(error) => {
@@ -247,25 +206,25 @@ impl Keeper {
     }
 
     /// Looks at some of what is pending.
-    async fn secrets(&mut self) {
+    async fn reconcile_secrets(&mut self) {
         let context = self.context.clone();
-        let places: Vec<Place> = self.pending.iter().take(BATCH).cloned().collect();
-        for place in &places {
-            self.pending.remove(place);
+        let targets: Vec<Target> = self.pending.iter().take(BATCH).cloned().collect();
+        for target in &targets {
+            self.pending.remove(target);
         }
-        let looks = places.into_iter().map(|place| {
+        let looks = targets.into_iter().map(|target| {
             let context = context.clone();
-            async move { (ensure(&context, &place).await, place) }
+            async move { (reconcile_secret(&context, &target).await, target) }
         });
         let results: Vec<_> =
             futures_util::stream::iter(looks).buffer_unordered(CONCURRENT).collect().await;
-        for (result, place) in results {
-            self.looked(result, place);
+        for (result, target) in results {
+            self.record_result(result, target);
         }
     }
 
-    fn looked(&mut self, result: Result<bool, CredentialsError>, place: Place) {
-        let (realm, namespace) = &place;
+    fn record_result(&mut self, result: Result<bool, CredentialsError>, target: Target) {
+        let Target { realm, namespace } = &target;
         let known = self.known.entry(realm.clone()).or_default();
         match &result {
             Ok(false) | Err(CredentialsError::NotOurs(_)) => known.remove(namespace),
@@ -274,37 +233,37 @@ impl Keeper {
         if known.is_empty() {
             self.known.remove(realm);
         }
-        let in_the_way = matches!(result, Err(CredentialsError::NotOurs(_)));
-        let news = self.context.in_the_way.set(&place, in_the_way);
+        let foreign_secret = matches!(result, Err(CredentialsError::NotOurs(_)));
+        let news = self.context.foreign_secrets.set(&target, foreign_secret);
         match result {
             Ok(_) | Err(CredentialsError::Realm(RealmError::Gone)) => {
-                self.failed.remove(&place);
+                self.failed.remove(&target);
             }
             Err(error) => {
-                if news || !self.failed.contains(&place) {
+                if news || !self.failed.contains(&target) {
                     tracing::warn!(realm, namespace, %error, "the credentials for services could not be written; trying again");
                 }
                 if self.failed.is_empty() {
                     self.next_retry = Instant::now() + RETRY;
                 }
-                self.failed.insert(place);
+                self.failed.insert(target);
             }
         }
     }
 }
 
-fn tell(isolation: Isolation) {
+fn log_isolation(isolation: Isolation) {
     match isolation {
-        Isolation::Isolated | Isolation::Unknown => {
+        Isolation::Full | Isolation::Unknown => {
             tracing::info!("services log in to Redis with users of their own");
         }
-        Isolation::RealmsOnly => tracing::warn!(
+        Isolation::PerRealm => tracing::warn!(
             "Redis is older than version 7: services can overwrite the records of the realm that lets them in"
         ),
-        Isolation::Withheld => tracing::error!(
+        Isolation::Frozen => tracing::error!(
             "the operator may not use ACL in Redis any more: services keep their logins, but no new ones come and none go"
         ),
-        Isolation::NotPermitted => tracing::warn!(
+        Isolation::SharedLogin => tracing::warn!(
             "the operator may not use ACL in Redis: services get its own login, and are not kept apart by Redis"
         ),
     }
@@ -312,12 +271,15 @@ fn tell(isolation: Isolation) {
 
 /// Makes the credentials of a realm in a namespace what they should be. Tells whether there are
 /// any.
-async fn ensure(context: &Context, (realm, namespace): &Place) -> Result<bool, CredentialsError> {
+async fn reconcile_secret(
+    context: &Context,
+    Target { realm, namespace }: &Target,
+) -> Result<bool, CredentialsError> {
     let secrets = Api::<Secret>::namespaced(context.client.clone(), namespace);
     let name = labels::credentials_name(realm);
-    let place = context.policies.namespace(namespace);
+    let known = context.policies.namespace(namespace);
     let found = request::optional(request::within(secrets.get(&name)).await)?;
-    let Some((uid, ending)) = place.filter(|_| needs(context, realm, namespace)) else {
+    let Some((uid, ending)) = known.filter(|_| needs(context, realm, namespace)) else {
         if let Some(found) = found.filter(|found| is_ours(found, realm)) {
             remove(&secrets, &found).await?;
             tracing::info!(realm, namespace, secret = name, "removed the credentials for services");
@@ -328,15 +290,15 @@ async fn ensure(context: &Context, (realm, namespace): &Place) -> Result<bool, C
         // It takes nothing new.
         return Ok(false);
     }
-    let realm = context.realms.of(realm).await?;
+    let realm = context.realms.get_or_create(realm).await?;
     let login = context.realms.login(&realm.id, &uid);
     let url = match &found {
         // What Redis can do is not known yet, and was known when this was written.
         Some(found) if *context.isolation.borrow() == Isolation::Unknown => {
-            told_url(found).unwrap_or_else(|| redis_url(context, &realm, &login))
+            url_in(found).unwrap_or_else(|| redis_url(context, &realm, &login))
         }
         // Another process of the operator has given a login: see `Isolation::after`.
-        Some(found) if *context.isolation.borrow() == Isolation::NotPermitted => told_url(found)
+        Some(found) if *context.isolation.borrow() == Isolation::SharedLogin => url_in(found)
             .filter(|told| {
                 told.expose_secret().contains(&data_encoding::HEXLOWER.encode(&login.tag))
             })

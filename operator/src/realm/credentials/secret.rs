@@ -15,7 +15,7 @@ use twofactor_core::secret::SecretText;
 use crate::state::realms::Realm;
 
 /// What the services of a namespace have been told to connect to.
-pub(super) fn told_url(secret: &Secret) -> Option<SecretText> {
+pub(super) fn url_in(secret: &Secret) -> Option<SecretText> {
     let bytes = secret.data.as_ref()?.get(labels::CREDENTIALS_KEY_REDIS_URL)?;
     let text = std::str::from_utf8(&bytes.0).ok().filter(|text| !text.is_empty())?;
     Some(SecretText::new(text.to_owned()))

@@ -23,7 +23,7 @@ use twofactor_server::admin::Check;
 use twofactor_server::tls::CurrentCertificate;
 use twofactor_store::clock::Clock;
 
-use crate::k8s::owned_secret::own_secret;
+use crate::k8s::owned_secret::owned_secret;
 use crate::k8s::request::{self, ApiError};
 
 pub mod authority;
@@ -255,7 +255,7 @@ impl Keeper {
         now: UnixMillis,
     ) -> Result<Option<Authorities>, RoundError> {
         let authorities = Authorities::start(shown, &self.objects.settings.lifetimes, now)?;
-        let secret = own_secret(SECRET, authorities.data());
+        let secret = owned_secret(SECRET, authorities.data());
         match request::within(self.objects.secrets.create(&PostParams::default(), &secret)).await {
             Ok(_) => {
                 tracing::info!(secret = SECRET, "made the webhook's authority");

@@ -16,7 +16,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use serde_json::{Value, json};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::{CancellationToken, DropGuard};
-use twofactor_operator::webhook::certificates::{
+use twofactor_operator::testing::certificates::{
     SECRET, Settings, follow, keep, rotation::Lifetimes,
 };
 use twofactor_server::admin::Check;

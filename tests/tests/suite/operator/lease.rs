@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
-use twofactor_operator::process::lease::{Held, Settings, acquire};
+use twofactor_operator::testing::lease::{Held, Settings, acquire};
 use twofactor_store::clock::Clock;
 use twofactor_tests::apiserver::ApiServer;
 
