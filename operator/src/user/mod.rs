@@ -144,7 +144,7 @@ async fn run_steps(
         Ok(definition) => definition,
         Err(report) => {
             write_status(user, context, &report, Vec::new()).await?;
-            return Ok(requeue(context, SAFETY_NET, Waiting::Done));
+            return Ok(requeue(SAFETY_NET, Waiting::Done));
         }
     };
     let fetched = match fetch::fetch(context, user).await {
@@ -198,7 +198,7 @@ async fn run_steps(
         // Nobody knows better for now.
         report.disabled_by_failures = status::says_disabled_by_failures(user);
     }
-    let looking_again = next_look(user, context, &applied);
+    let looking_again = next_look(user, &applied);
     write_status(user, context, &report, notices).await?;
     failpoint::hit(Step::StatusWritten);
     published?;
@@ -357,18 +357,16 @@ fn sentence(text: &str) -> String {
 }
 
 /// When to look at the user again, although nothing was heard of them.
-fn next_look(user: &TwoFactorUser, context: &Context, applied: &Applied) -> (Action, Waiting) {
+fn next_look(user: &TwoFactorUser, applied: &Applied) -> (Action, Waiting) {
     match &applied.outcome {
-        SeedOutcome::WaitingForPredecessor => requeue(context, SOON, Waiting::Again),
-        SeedOutcome::Unusable(SeedProblem::NotOurs { .. }) => {
-            requeue(context, UNWATCHED, Waiting::Again)
-        }
-        _ if user.spec.secret_ref.is_some() => requeue(context, UNWATCHED, Waiting::Again),
-        _ => requeue(context, SAFETY_NET, Waiting::Done),
+        SeedOutcome::WaitingForPredecessor => requeue(SOON, Waiting::Again),
+        SeedOutcome::Unusable(SeedProblem::NotOurs { .. }) => requeue(UNWATCHED, Waiting::Again),
+        _ if user.spec.secret_ref.is_some() => requeue(UNWATCHED, Waiting::Again),
+        _ => requeue(SAFETY_NET, Waiting::Done),
     }
 }
 
-fn requeue(context: &Context, after: Duration, waiting: Waiting) -> (Action, Waiting) {
+fn requeue(after: Duration, waiting: Waiting) -> (Action, Waiting) {
     (Action::requeue(jittered(after, &mut random())), waiting)
 }
 

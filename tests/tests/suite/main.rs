@@ -8,4 +8,5 @@ mod operator;
 mod packaging;
 mod sidecar;
 mod store;
+mod structure;
 mod support;
