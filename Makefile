@@ -36,7 +36,8 @@ test: own-target ## install what the tests need, build the programs and run all 
 	@echo 'two cores; the first run also compiles the dependencies and the API server (some 30 more).'
 	tests/tools/install verifier cluster
 	cargo build --workspace --bins
-	cargo test --workspace $(ARGS)
+	@# --tests leaves out the example that generates a page, and doc tests, of which there are none.
+	cargo test --workspace --tests $(ARGS)
 
 tools: ## install the programs that tests and checks need
 	tests/tools/install
