@@ -8,9 +8,9 @@ use std::fmt;
 
 use thiserror::Error;
 
-/// The version of everything that is stored: of key names, of fields and of scripts.
+/// Version of everything that Redis stores: of key names, of fields and of values.
 const LAYOUT: &str = "2fa1";
-/// Characters between the braces of a node's mark.
+/// Number of characters between the braces of the key with a node's fill id.
 const NODE_TAG: usize = 5;
 
 macro_rules! identifier {
@@ -48,43 +48,43 @@ macro_rules! identifier {
 }
 
 identifier!(
-    /// Which installation wrote a key, so that two clusters can share a Redis: the UID of the
-    /// namespace `kube-system` unless an administrator sets another one.
+    /// The id of the installation that wrote a key, so that two clusters can share a Redis. It is
+    /// the UID of the namespace `kube-system` unless an administrator sets another one.
     Installation,
     64
 );
 identifier!(
-    /// A realm: the UID of the namespace that holds its users.
+    /// The id of a realm: the UID of the namespace that contains its users.
     RealmId,
     64
 );
 identifier!(
-    /// Who asks: the namespace of the calling service. Codes and failure counts are kept apart by
-    /// it.
+    /// The namespace of the calling service. Codes and failure counts of different callers are
+    /// separate.
     Caller,
     63
 );
 
-/// Why a text is not an identifier.
+/// The reason why a text is not an identifier.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 #[error("must be 1 to {longest} letters, digits or hyphens")]
 pub struct IdentifierError {
-    /// The most characters that are allowed.
+    /// Maximum number of characters.
     pub longest: usize,
 }
 
-/// A user as Redis knows them: 128 bits of a hash that is keyed by the realm.
+/// The name of a user in Redis: 128 bits of a hash that is keyed by the realm.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Pseudonym([u8; 16]);
 
 impl Pseudonym {
-    /// Takes over the first 128 bits of a keyed hash.
+    /// Wraps the first 128 bits of a keyed hash.
     #[must_use]
     pub const fn from_bytes(bytes: [u8; 16]) -> Self {
         Self(bytes)
     }
 
-    /// The bits.
+    /// Returns the bits.
     #[must_use]
     pub const fn as_bytes(&self) -> &[u8; 16] {
         &self.0
@@ -113,13 +113,13 @@ impl std::str::FromStr for Pseudonym {
     }
 }
 
-/// A submitted or issued code as Redis knows it: 128 bits of a hash keyed by the realm, over user,
-/// caller and code.
+/// The name of a submitted or issued code in Redis: 128 bits of a hash over user, caller and code
+/// that is keyed by the realm.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct CodeTag([u8; 16]);
 
 impl CodeTag {
-    /// Takes over the first 128 bits of a keyed hash.
+    /// Wraps the first 128 bits of a keyed hash.
     #[must_use]
     pub const fn from_bytes(bytes: [u8; 16]) -> Self {
         Self(bytes)
@@ -138,41 +138,41 @@ impl fmt::Debug for CodeTag {
     }
 }
 
-/// The keys of one realm.
+/// The names of the keys of one realm.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RealmNames {
     prefix: String,
     realm: RealmId,
 }
 
-/// The keys of one user, all in one slot.
+/// The names of the keys of one user, all in one slot.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UserNames {
     /// The sealed record. Sidecars only read it. No expiry.
     pub record: String,
-    /// Hash: revision, since, until, failures and blocks, when codes were asked for. Only the
+    /// Hash: revision, since, until, failures and blocks, and when codes were requested. Only the
     /// publisher creates it. No expiry.
     pub state: String,
     /// Hash: the OTP log, the codes that were issued. Expires with the last of them.
     pub otp: String,
-    /// Stream: what happened. Trimmed by age.
+    /// Stream: the history. Trimmed by age.
     pub log: String,
 }
 
 impl RealmNames {
-    /// The names in `realm` of `installation`.
+    /// Builds the names of `realm` in `installation`.
     #[must_use]
     pub fn new(installation: &Installation, realm: &RealmId) -> Self {
         Self { prefix: format!("{LAYOUT}:{installation}:{realm}"), realm: realm.clone() }
     }
 
-    /// The glob pattern of every key of every realm of `installation`.
+    /// Returns the glob pattern of every key of every realm of `installation`.
     #[must_use]
     pub fn every_key_of(installation: &Installation) -> String {
         format!("{LAYOUT}:{installation}:*")
     }
 
-    /// The realm whose key this is; nothing for keys of other installations and of others.
+    /// Returns the realm of a key, or nothing for keys of other installations or other programs.
     #[must_use]
     pub fn realm_of(installation: &Installation, key: &str) -> Option<RealmId> {
         let rest = key.strip_prefix(LAYOUT)?.strip_prefix(':')?;
@@ -180,13 +180,14 @@ impl RealmNames {
         rest.split_once(":{")?.0.parse().ok()
     }
 
-    /// The name of an ACL user of this realm.
+    /// Returns the name of an ACL user of this realm.
     #[must_use]
     pub fn login(&self, tag: &[u8; 16]) -> String {
         format!("{}:{}", self.prefix, data_encoding::HEXLOWER.encode(tag))
     }
 
-    /// The realm of an ACL user; nothing for those of other installations and of others.
+    /// Returns the realm of an ACL user, or nothing for users of other installations or other
+    /// programs.
     #[must_use]
     pub fn realm_of_login(installation: &Installation, name: &str) -> Option<RealmId> {
         let rest = name.strip_prefix(LAYOUT)?.strip_prefix(':')?;
@@ -196,17 +197,17 @@ impl RealmNames {
         realm.parse().ok()
     }
 
-    /// The glob patterns of the keys that sidecars only read: the realm's own, and the users'
-    /// records.
+    /// Returns the glob patterns of the keys that sidecars only read: the realm's own, and the
+    /// users' records.
     #[must_use]
     pub fn keys_to_read(&self) -> Vec<String> {
-        // Nothing in the prefix or a realm's id means anything in a pattern, and braces do not
-        // either.
+        // Neither the prefix nor a realm's id has characters that are special in a pattern, and
+        // braces are not special.
         let fill_id = self.node_fill_id(&"?".repeat(NODE_TAG));
         vec![self.realm_record(), self.realm_meta(), fill_id, self.pattern_of_every("rec")]
     }
 
-    /// The glob patterns of the keys that sidecars write.
+    /// Returns the glob patterns of the keys that sidecars write.
     #[must_use]
     pub fn keys_to_write(&self) -> Vec<String> {
         let mut patterns: Vec<String> =
@@ -219,38 +220,38 @@ impl RealmNames {
         format!("{}:{{{}}}:{kind}", self.prefix, "?".repeat(32))
     }
 
-    /// The start of every key of this realm, and of no other's.
+    /// Returns the prefix of every key of this realm, and of no other realm.
     #[must_use]
     pub fn prefix(&self) -> &str {
         &self.prefix
     }
 
-    /// The sealed record of the realm: policy and provider credentials.
+    /// The sealed record of the realm: policy and providers' credentials.
     #[must_use]
     pub fn realm_record(&self) -> String {
         format!("{}:{{{}}}:rec", self.prefix, self.realm)
     }
 
-    /// Hash: whether the realm is completely published, and the guards of checked Redis nodes.
+    /// Hash: whether the realm is completely published, and the checked nodes (fields `guard:`).
     #[must_use]
     pub fn realm_meta(&self) -> String {
         format!("{}:{{{}}}:meta", self.prefix, self.realm)
     }
 
-    /// Hash: how many codes were sent, by the minute. Expires an hour after the last one.
+    /// Hash: the number of codes that were sent in each minute. Expires an hour after the last one.
     #[must_use]
     pub fn realm_deliveries(&self) -> String {
         format!("{}:{{{}}}:sent", self.prefix, self.realm)
     }
 
-    /// In a cluster, what the last filling of the realm left on a node: that of the slot of `tag`,
-    /// which has five characters.
+    /// In a cluster, the id of the realm's last fill on one node: the node that has the slot of
+    /// `tag`, which has five characters.
     #[must_use]
     pub fn node_fill_id(&self, tag: &str) -> String {
         format!("{}:{{{tag}}}:node", self.prefix)
     }
 
-    /// The keys of a user.
+    /// Returns the names of a user's keys.
     #[must_use]
     pub fn user(&self, pseudonym: &Pseudonym) -> UserNames {
         let stem = format!("{}:{{{pseudonym}}}", self.prefix);
@@ -262,14 +263,14 @@ impl RealmNames {
         }
     }
 
-    /// The glob pattern of every key of this realm, its own ones included: [`RealmNames::user_of`]
-    /// tells them apart.
+    /// Returns the glob pattern of every key of this realm, including its own, which
+    /// [`RealmNames::user_of`] distinguishes.
     #[must_use]
     pub fn every_user_key(&self) -> String {
         format!("{}:{{*}}:*", self.prefix)
     }
 
-    /// The user whose key this is; nothing for keys of the realm and of others.
+    /// Returns the user of a key, or nothing for keys of the realm or other programs.
     #[must_use]
     pub fn user_of(&self, key: &str) -> Option<Pseudonym> {
         let rest = key.strip_prefix(&self.prefix)?.strip_prefix(":{")?;

@@ -10,12 +10,12 @@ use crate::seed::Seed;
 use crate::totp::TotpParameters;
 use crate::user::Username;
 
-/// The unreserved characters of RFC 3986 stay; everything else is escaped, since apps disagree on
-/// the rest.
+/// All characters except the unreserved ones of RFC 3986 are escaped, because apps disagree on the
+/// rest.
 const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
-/// The URI of a user's seed. The issuer is in the label and in the query: old apps read the one,
-/// new apps the other.
+/// Builds the URI of a user's seed. The issuer is in the label and in the query, because old apps
+/// read one and new apps the other.
 #[must_use]
 pub fn uri(
     username: &Username,
@@ -26,7 +26,7 @@ pub fn uri(
     let issuer = utf8_percent_encode(issuer, ESCAPED);
     let account = utf8_percent_encode(username.as_str(), ESCAPED);
     let secret = seed.to_base32();
-    // Reserved at once: growing would leave copies of the seed behind.
+    // The memory is reserved at once, because growing would leave copies of the seed behind.
     let mut uri = String::with_capacity(8192);
     write!(
         uri,

@@ -8,85 +8,85 @@ use crate::secret::SecretText;
 use crate::user::{DeliveryMethod, PhoneNumber};
 use crate::webhook::WebhookSecrets;
 
-/// Everything that takes codes to users. What is absent is not used.
+/// The providers that deliver codes. An absent provider is not used.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Providers {
-    /// Absent: this realm sends no mail.
+    /// Absent if this realm sends no mail.
     #[serde(default)]
     pub smtp: Option<SmtpSettings>,
-    /// Absent: this realm sends no text messages.
+    /// Absent if this realm sends no text messages.
     #[serde(default)]
     pub twilio: Option<TwilioSettings>,
-    /// Absent: this realm calls no webhook.
+    /// Absent if this realm calls no webhook.
     #[serde(default)]
     pub webhook: Option<WebhookSettings>,
 }
 
-/// How the connection to the mail server is protected.
+/// How the connection to the mail server is encrypted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum SmtpSecurity {
-    /// Plain at first, then upgraded; refused when the server does not offer it. Port 587.
+    /// STARTTLS: plain at first, then upgraded. Fails if the server does not offer it. Port 587.
     #[default]
     Starttls,
     /// TLS from the first byte. Port 465.
     Implicit,
-    /// Not at all: codes travel in clear. Only where nobody can listen.
+    /// Not at all, so codes are readable on the network. Only for a network that no one else can
+    /// read.
     Plain,
 }
 
-/// A mail server and how to log in to it.
+/// A mail server, and how to log in to it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SmtpSettings {
-    /// Host name, which its certificate must carry.
+    /// The host name, which the certificate must contain.
     pub server: String,
     /// TCP port.
     pub port: u16,
-    /// How the connection is protected.
+    /// How the connection is encrypted.
     pub security: SmtpSecurity,
-    /// The account; no AUTH without one.
+    /// The account. Without one, the client does not log in.
     pub username: Option<String>,
     /// Its password.
     pub password: Option<SecretText>,
     /// The sender: an address, or `Name <address>`.
     pub from: String,
-    /// Certificates, in PEM, of the authority that the server's one is checked against in place of
-    /// the system's.
+    /// Certificate authorities (PEM) of the server, in place of the system's.
     #[serde(default)]
     pub ca_certificates: Option<String>,
 }
 
-/// Where requests go over HTTP.
+/// A URL that HTTP requests are sent to.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Endpoint {
-    /// The address: https, or http where that was allowed in so many words. It may hold a secret.
+    /// The URL: https, or http if the administrator has explicitly allowed it. It may contain a
+    /// secret.
     pub url: SecretText,
-    /// Certificates, in PEM, of the authority that the server's one is checked against in place of
-    /// the system's.
+    /// Certificate authorities (PEM) of the server, in place of the system's.
     #[serde(default)]
     pub ca_certificates: Option<String>,
 }
 
-/// An account with Twilio, or with somebody who answers as Twilio does.
+/// An account with Twilio, or with a provider that has the same API.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TwilioSettings {
-    /// Whose API.
+    /// The API.
     pub api: Endpoint,
     /// The account.
     pub account_sid: String,
     /// Its password.
     pub auth_token: SecretText,
-    /// Whom text messages come from.
+    /// The sender of text messages.
     pub sender: TwilioSender,
 }
 
-/// Whom text messages come from.
+/// The sender of text messages.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum TwilioSender {
     /// A number of the account.
     PhoneNumber(PhoneNumber),
-    /// A messaging service of the account, which chooses one.
+    /// A messaging service of the account, which chooses a number.
     MessagingService(String),
 }
 
@@ -95,12 +95,12 @@ pub enum TwilioSender {
 pub struct WebhookSettings {
     /// The receiver.
     pub receiver: Endpoint,
-    /// What requests are signed with.
+    /// The secrets that sign requests.
     pub secrets: WebhookSecrets,
 }
 
 impl Providers {
-    /// The delivery methods that there is a provider for.
+    /// Returns the delivery methods that have a provider.
     #[must_use]
     pub fn methods(&self) -> Vec<DeliveryMethod> {
         let providers = [
@@ -113,7 +113,7 @@ impl Providers {
 }
 
 impl Endpoint {
-    /// Whether what is sent there travels in clear.
+    /// Returns whether requests are sent without encryption.
     #[must_use]
     pub fn is_in_clear(&self) -> bool {
         !self.url.expose_secret().starts_with("https:")

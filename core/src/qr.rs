@@ -5,10 +5,10 @@ use thiserror::Error;
 
 use crate::secret::SecretText;
 
-/// Light modules around the code: readers need four (ISO/IEC 18004 §9.1).
+/// Number of light modules around the code. Readers need four (ISO/IEC 18004 §9.1).
 const QUIET_ZONE: usize = 4;
-/// Pixels of a module's side, enough to be photographed from a screen. The PNG relies on it being
-/// the bits of a byte.
+/// Width of a module in pixels, enough to be photographed from a screen. The PNG relies on it being
+/// the number of bits of a byte.
 const SCALE: usize = 8;
 
 /// The text does not fit into the largest QR code.
@@ -16,17 +16,17 @@ const SCALE: usize = 8;
 #[error("the otpauth URI is too long for a QR code: use a shorter username or issuer")]
 pub struct QrError;
 
-/// A square of dark and light modules, quiet zone included.
+/// A square of dark and light modules, including the quiet zone.
 pub struct QrPicture {
     dark: Vec<bool>,
     width: usize,
 }
 
 impl QrPicture {
-    /// Encodes `text` with error correction level M, or L when it is too long for that.
+    /// Encodes `text` with error correction level M, or L if it is too long for M.
     ///
     /// # Errors
-    /// If `text` is longer than what a QR code holds: 2,953 bytes.
+    /// If `text` is longer than 2,953 bytes, the maximum of a QR code.
     pub fn encode(text: &SecretText) -> Result<Self, QrError> {
         let encode = |level| QRBuilder::new(text.expose_secret()).ecl(level).build();
         let code = encode(ECL::M).or_else(|_| encode(ECL::L)).map_err(|_| QrError)?;
@@ -44,11 +44,11 @@ impl QrPicture {
         row < self.width && self.dark[row * self.width + column]
     }
 
-    /// The picture as PNG: one bit a pixel, eight pixels a module.
+    /// Returns the picture as PNG, with one bit for each pixel and eight pixels for each module.
     #[must_use]
     pub fn png(&self) -> Vec<u8> {
         let side = self.width * SCALE;
-        // A module is as wide as a byte of one-bit pixels, and eight rows high.
+        // A module is one byte of pixels wide, and eight rows high.
         let mut pixels = Vec::with_capacity(self.width * side);
         for modules in self.dark.chunks_exact(self.width) {
             let row: Vec<u8> = modules.iter().map(|dark| if *dark { 0x00 } else { 0xff }).collect();
@@ -63,7 +63,7 @@ impl QrPicture {
         encoder.set_color(png::ColorType::Grayscale);
         encoder.set_depth(png::BitDepth::One);
         encoder.set_compression(png::Compression::Fast);
-        // Seven rows of eight are the one above again.
+        // Seven of eight rows repeat the row above.
         encoder.set_filter(png::Filter::Up);
         encoder
             .write_header()
@@ -74,8 +74,8 @@ impl QrPicture {
         file
     }
 
-    /// The picture for a terminal: two modules a character, in ANSI black on white, so that it
-    /// reads the same on dark and on light backgrounds.
+    /// Returns the picture for a terminal: two modules for each character, in ANSI black on white,
+    /// so that it looks the same on dark and light backgrounds.
     #[must_use]
     pub fn terminal(&self) -> String {
         let mut text = String::new();

@@ -17,10 +17,11 @@ use crate::record::{RecordError, from_plaintext, to_plaintext};
 use crate::seal::{self, Revision, Subject};
 use crate::token::TokenSettings;
 
-/// Room for a bundle of certificates beside everything else.
+/// Initial size of the buffer, enough for a bundle of certificates beside everything else.
 const LARGEST_REALM: usize = 64 * 1024;
 
-/// How long a delivered code is accepted: 1 to 10 minutes. NIST SP 800-63B allows 10 at most.
+/// Duration for which a delivered code is accepted: 1 to 10 minutes, the maximum that NIST SP
+/// 800-63B allows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "u8", into = "u8")]
 pub struct OtpLifetime(u8);
@@ -31,7 +32,7 @@ pub struct OtpLifetime(u8);
 pub struct OtpLifetimeError(u8);
 
 impl OtpLifetime {
-    /// The lifetime as a duration.
+    /// Returns the lifetime as a duration.
     #[must_use]
     pub const fn duration(self) -> Duration {
         Duration::from_secs(self.0 as u64 * 60)
@@ -58,43 +59,43 @@ impl From<OtpLifetime> for u8 {
     }
 }
 
-/// Policy and credentials that hold for all users of a realm.
+/// The policy of a realm, and the credentials of its providers.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RealmRecord {
-    /// Shown in authenticator apps for users who have no issuer of their own.
+    /// The issuer that authenticator apps show for users who have no issuer of their own.
     pub issuer: String,
-    /// How long a delivered code is accepted.
+    /// Duration for which a delivered code is accepted.
     pub otp_lifetime: OtpLifetime,
-    /// How codes reach the users.
+    /// The providers that deliver codes.
     #[serde(flatten)]
     pub providers: Providers,
-    /// What messages say.
+    /// The texts of messages.
     #[serde(default)]
     pub message: MessageTemplates,
-    /// The namespaces that are let in, where the publisher keeps such a list. A sidecar of another
-    /// one does not serve.
+    /// The allowed namespaces, if the publisher maintains such a list. A sidecar in another
+    /// namespace does not serve.
     #[serde(default)]
     pub callers: Option<BTreeSet<String>>,
-    /// Absent: a success is answered without a token.
+    /// Absent if the answer to a success contains no token.
     #[serde(default)]
     pub tokens: Option<TokenSettings>,
-    /// Whether answers keep to themselves who is a user, and why a code was not accepted.
+    /// Whether answers hide who is a user and why a code was not accepted.
     #[serde(default)]
     pub uniform_answers: bool,
-    /// How often codes are made and sent.
+    /// Limits on how often codes are issued and sent.
     #[serde(default)]
     pub limits: Limits,
-    /// What is kept of each request, and for how long.
+    /// What is recorded of each request, and for how long it is kept.
     #[serde(default)]
     pub audit: AuditPolicy,
-    /// Replicas of Redis that have to know of an accepted code before it is told. None: nobody
-    /// waits.
+    /// Number of Redis replicas that must acknowledge a decision before a code is accepted. With 0,
+    /// sidecars do not wait.
     #[serde(default)]
     pub redis_wait: u8,
 }
 
 impl Default for RealmRecord {
-    /// The contract's defaults, and no way to deliver anything.
+    /// The contract's defaults, and no provider.
     fn default() -> Self {
         Self {
             issuer: "FountainAI".to_owned(),
@@ -112,7 +113,7 @@ impl Default for RealmRecord {
 }
 
 impl RealmRecord {
-    /// Seals the record as `revision`.
+    /// Seals the record with `revision`.
     pub fn seal(
         &self,
         keys: &RealmKeys,
@@ -125,7 +126,7 @@ impl RealmRecord {
     /// Opens a realm's record.
     ///
     /// # Errors
-    /// If it does not open, is another realm's, or holds something else.
+    /// If it cannot be opened, belongs to another realm, or contains something else.
     pub fn open(keys: &RealmKeys, sealed: &[u8]) -> Result<(Revision, Self), RecordError> {
         let opened = seal::open(keys, Subject::Realm, sealed)?;
         Ok((opened.revision, from_plaintext(&opened.plaintext)?))

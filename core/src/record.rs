@@ -16,27 +16,27 @@ use crate::seed::Seed;
 use crate::totp::Totp;
 use crate::user::UserDefinition;
 
-/// Larger than any record that fits the limits of its fields: a buffer of this size never grows, so
-/// no unwiped copy of a seed is left behind.
+/// Initial size of the buffer, larger than any valid record. The buffer never grows, so no copy of
+/// a seed is left in memory.
 const LARGEST_USER: usize = 4096;
 
 /// Maximum number of characters of a rotation request in a record: an annotation can hold 256 KiB, a
 /// record cannot.
 const ROTATION_CHARACTERS: usize = 128;
 
-/// Everything a sidecar knows about a user.
+/// Everything that a sidecar knows about a user.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UserRecord {
-    /// What the administrator said.
+    /// What the administrator has written.
     pub definition: UserDefinition,
-    /// Absent while the user's Secret is missing or unusable.
+    /// The seed. Absent while the user's Secret is missing or unusable.
     pub seed: Option<Seed>,
-    /// Whose seed it is, for the publisher; absent where nobody has to restore it.
+    /// Whose seed it is, so that the publisher can restore it. Absent if it is never restored.
     pub provenance: Option<Provenance>,
 }
 
-/// What tells a user's seed from one that somebody of the same name had, and from an earlier one of
-/// theirs.
+/// Distinguishes a user's seed from the seed of an earlier user of the same name, and from an
+/// earlier seed of the same user.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Provenance {
     /// The UID of the object that declares the user.
@@ -54,14 +54,14 @@ impl Provenance {
     }
 }
 
-/// Why a sealed record gave no value.
+/// Reason why a sealed record could not be read.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 pub enum RecordError {
-    /// It does not open.
+    /// It could not be opened.
     #[error(transparent)]
     Open(#[from] OpenError),
-    /// It opens, but holds something else: the writer is of another version.
-    #[error("the record opens but does not hold what this version expects")]
+    /// It was opened, but contains something else, because another version has written it.
+    #[error("the record was opened but does not contain what this version expects")]
     Content,
 }
 
@@ -76,20 +76,20 @@ struct SealedUser {
 }
 
 impl UserRecord {
-    /// What computes this user's codes; nothing without a seed.
+    /// Returns what computes this user's codes, or nothing without a seed.
     #[must_use]
     pub fn totp(&self) -> Option<Totp> {
         self.seed.as_ref().map(|seed| Totp::new(seed, self.definition.totp))
     }
 
-    /// What computes the codes that are delivered in a context, or in none.
+    /// Returns what computes the codes that are delivered in a context, or in none.
     #[must_use]
     pub fn totp_in(&self, context: Option<&Context>) -> Option<Totp> {
         let Some(context) = context else { return self.totp() };
         self.seed.as_ref().map(|seed| Totp::new(&seed.in_context(context), self.definition.totp))
     }
 
-    /// Seals the record as `revision` of the user `pseudonym`.
+    /// Seals the record with `revision` for the user `pseudonym`.
     pub fn seal(
         &self,
         keys: &RealmKeys,
@@ -109,7 +109,7 @@ impl UserRecord {
     /// Opens a record of the user `pseudonym`.
     ///
     /// # Errors
-    /// If it does not open, is another user's, or holds something else.
+    /// If it cannot be opened, belongs to another user, or contains something else.
     pub fn open(
         keys: &RealmKeys,
         pseudonym: Pseudonym,

@@ -17,13 +17,13 @@ use zeroize::Zeroizing;
 use crate::key::{RealmKeys, append_part};
 use crate::names::Pseudonym;
 
-/// The one layout there is. A new one is written one release after it can be read.
+/// The only format. A new format is written one release after it can be read.
 const FORMAT: u8 = 1;
 const NONCE_BYTES: usize = 24;
 const HEADER_BYTES: usize = 1 + 4 + 8;
 
-/// A record's revision: it only ever rises. The publisher takes the time in milliseconds, or one
-/// more than the last when that is higher, so that it also rises when Redis has forgotten the last
+/// The revision of a record, which only rises. The publisher uses the time in milliseconds, or one
+/// more than the last revision if that is higher, so that it rises even if Redis has lost the last
 /// one.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
@@ -31,7 +31,7 @@ const HEADER_BYTES: usize = 1 + 4 + 8;
 #[serde(transparent)]
 pub struct Revision(pub u64);
 
-/// What a sealed record is about.
+/// What a sealed record describes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Subject {
     /// A user.
@@ -44,31 +44,31 @@ pub enum Subject {
 pub struct Opened {
     /// The revision that the record was sealed with.
     pub revision: Revision,
-    /// What was sealed.
+    /// The content.
     pub plaintext: Zeroizing<Vec<u8>>,
 }
 
-/// Why a record was not opened.
+/// Reason why a record could not be opened.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 pub enum OpenError {
-    /// Too short to be a record.
+    /// It is too short.
     #[error("the record is truncated")]
     Truncated,
-    /// Written by a version that this one cannot read.
+    /// Another version has written it, in a format that this version cannot read.
     #[error("the record has format {0}, this version reads format 1")]
     Format(u8),
-    /// Sealed under another generation of the realm key.
+    /// It was sealed with another generation of the realm key.
     #[error(
         "the record is sealed under generation {found} of the realm key, this is generation {ours}"
     )]
     Generation {
-        /// The record's.
+        /// The generation of the record.
         found: u32,
-        /// This key's.
+        /// The generation of this key.
         ours: u32,
     },
-    /// Damaged, forged, moved from another user or realm, or relabelled.
-    #[error("the record does not open with this realm's key")]
+    /// It is damaged, forged, or moved from another user or realm.
+    #[error("the record cannot be opened with this realm's key")]
     NotAuthentic,
 }
 
@@ -109,10 +109,10 @@ pub fn seal(
     sealed
 }
 
-/// Opens what [`seal`] made, for the same subject and under the same key.
+/// Opens a record that [`seal`] made for the same subject with the same key.
 ///
 /// # Errors
-/// If it is anything else; nothing of the content is given away then.
+/// If it is anything else. The error reveals nothing of the content.
 pub fn open(keys: &RealmKeys, subject: Subject, sealed: &[u8]) -> Result<Opened, OpenError> {
     let (header, rest) = sealed.split_at_checked(HEADER_BYTES).ok_or(OpenError::Truncated)?;
     let (nonce, ciphertext) =

@@ -5,18 +5,19 @@ use std::fmt;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use zeroize::Zeroizing;
 
-/// A password, key or token: never printed by `Debug`, wiped from memory when dropped.
+/// A password, key or token. `Debug` does not print it, and it is wiped from memory when it is
+/// dropped.
 #[derive(Clone, PartialEq, Eq)]
 pub struct SecretText(Zeroizing<String>);
 
 impl SecretText {
-    /// Takes over the text.
+    /// Wraps the text.
     #[must_use]
     pub fn new(text: String) -> Self {
         Self(Zeroizing::new(text))
     }
 
-    /// The text itself. Each use of this is a place to review.
+    /// Returns the text. Each use of this method is a place to review.
     #[must_use]
     pub fn expose_secret(&self) -> &str {
         &self.0
@@ -29,7 +30,7 @@ impl fmt::Debug for SecretText {
     }
 }
 
-/// Written in clear: only records that are about to be sealed are serialized.
+/// Serialized as plain text, because only records that are about to be sealed are serialized.
 impl Serialize for SecretText {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_str(self.expose_secret())

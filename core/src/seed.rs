@@ -16,9 +16,9 @@ use zeroize::Zeroizing;
 use crate::context::Context;
 use crate::secret::SecretText;
 
-/// The shortest seed, in bytes: the 160 bits that RFC 4226 §4 (R6) recommends.
+/// Minimum length of a seed, in bytes: the 160 bits that RFC 4226 §4 (R6) recommends.
 pub const MINIMUM_BYTES: usize = 20;
-/// The longest seed, in bytes: the block size of SHA-512, beyond which HMAC would only hash it
+/// Maximum length of a seed, in bytes: the block size of SHA-512. HMAC would only hash a longer one
 /// first.
 pub const MAXIMUM_BYTES: usize = 128;
 
@@ -26,36 +26,36 @@ pub const MAXIMUM_BYTES: usize = 128;
 #[derive(Clone, PartialEq, Eq)]
 pub struct Seed(Zeroizing<Vec<u8>>);
 
-/// Why a text is not a seed. The text itself is never part of the message.
+/// Reason why a text is not a seed. The message never contains the text.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 pub enum SeedError {
-    /// Not RFC 4648 base32.
+    /// It is not RFC 4648 base32.
     #[error("is not base32: letters A to Z and digits 2 to 7 are allowed")]
     NotBase32,
-    /// Fewer than [`MINIMUM_BYTES`].
+    /// It has fewer than [`MINIMUM_BYTES`].
     #[error("has {bits} bits, at least 160 are needed (32 base32 characters)")]
     TooShort {
-        /// How long it is.
+        /// Its length in bits.
         bits: usize,
     },
-    /// More than [`MAXIMUM_BYTES`].
+    /// It has more than [`MAXIMUM_BYTES`].
     #[error("has {bits} bits, at most 1024 are allowed")]
     TooLong {
-        /// How long it is.
+        /// Its length in bits.
         bits: usize,
     },
 }
 
 impl Seed {
-    /// A new seed of 160 bits.
+    /// Generates a seed of 160 bits.
     pub fn generate(random: &mut impl CryptoRng) -> Self {
         let mut bytes = Zeroizing::new(vec![0; MINIMUM_BYTES]);
         random.fill_bytes(&mut bytes);
         Self(bytes)
     }
 
-    /// The seed of the codes that are asked for in a context. Within a time step, each context has
-    /// a code of its own: a code that was sent for one purpose is wrong for every other.
+    /// Derives the seed of codes that are requested in a context. Each context has its own code
+    /// within a time step, so a code that was sent for one purpose is wrong for every other.
     #[must_use]
     pub fn in_context(&self, context: &Context) -> Self {
         let mut mac = Hmac::<Sha256>::new_from_slice(&self.0)
@@ -65,10 +65,10 @@ impl Seed {
         Self(Zeroizing::new(mac.finalize().into_bytes().to_vec()))
     }
 
-    /// Takes over raw bytes.
+    /// Wraps raw bytes.
     ///
     /// # Errors
-    /// If there are too few or too many of them.
+    /// If there are too few or too many.
     pub fn from_bytes(bytes: Vec<u8>) -> Result<Self, SeedError> {
         let bytes = Zeroizing::new(bytes);
         let bits = bytes.len() * 8;
@@ -79,14 +79,13 @@ impl Seed {
         }
     }
 
-    /// Reads RFC 4648 base32, the form that authenticators and other systems export: either case,
-    /// with or without `=` padding, and with the spaces or hyphens that some of them put between
-    /// groups.
+    /// Parses RFC 4648 base32, which authenticators and other systems export: in either case, with
+    /// or without `=` padding, and with spaces or hyphens between groups.
     ///
     /// # Errors
     /// If it is not base32, or too short or too long.
     pub fn from_base32(text: &str) -> Result<Self, SeedError> {
-        // Reserved at once: growing would leave copies behind that nobody wipes.
+        // The memory is reserved at once, because growing would leave copies that are not wiped.
         let mut symbols = Zeroizing::new(Vec::with_capacity(text.len()));
         symbols.extend(
             text.trim()
@@ -99,13 +98,13 @@ impl Seed {
         Self::from_bytes(bytes)
     }
 
-    /// The seed as unpadded base32, the form that `otpauth` URIs and authenticators use.
+    /// Returns the seed as unpadded base32, which `otpauth` URIs and authenticators use.
     #[must_use]
     pub fn to_base32(&self) -> SecretText {
         SecretText::new(BASE32_NOPAD.encode(&self.0))
     }
 
-    /// The raw bytes. Each use of this is a place to review.
+    /// Returns the raw bytes. Each use of this method is a place to review.
     #[must_use]
     pub fn expose_secret(&self) -> &[u8] {
         &self.0

@@ -14,16 +14,16 @@ use self::providers::providers;
 use crate::message::{MessageTemplates, Part};
 use crate::realm::{OtpLifetime, RealmRecord};
 
-/// More replicas than this are not waited for.
+/// Maximum number of replicas that can be required.
 const MOST_REPLICAS: u8 = 16;
 
-/// A variable that is missing or wrong.
+/// A variable that is missing or invalid.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 #[error("{variable} {message}")]
 pub struct SettingsError {
     /// The variable's name.
     pub variable: &'static str,
-    /// What is wrong with it, as a sentence that goes on from the name.
+    /// What is invalid about it, as a sentence that begins with the name.
     pub message: String,
 }
 
@@ -34,7 +34,7 @@ fn wrong(variable: &'static str, message: impl Into<String>) -> SettingsError {
 /// Reads a realm from the variables that `lookup` knows. An empty variable counts as absent.
 ///
 /// # Errors
-/// Names the first variable that is missing or wrong.
+/// Names the first variable that is missing or invalid.
 pub fn realm(lookup: impl Fn(&str) -> Option<String>) -> Result<RealmRecord, SettingsError> {
     let variable = |name: &str| lookup(name).filter(|text| !text.is_empty());
     let providers::Read { providers, errors } = providers(variable);

@@ -8,24 +8,24 @@ use thiserror::Error;
 
 use crate::code::Code;
 
-/// Something that is filled in.
+/// A placeholder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Placeholder {
     /// The code.
     Code,
-    /// Until when it is accepted.
+    /// The moment until which the code is accepted.
     ExpiresAt,
-    /// Who says it.
+    /// The issuer.
     Issuer,
-    /// Whom it is for.
+    /// The user.
     Username,
-    /// The service that asked for it.
+    /// The service that requested the code.
     Service,
-    /// What is being confirmed with it; nothing where nobody said so.
+    /// The context: what the user confirms with the code. Empty if the service has sent none.
     Context,
 }
 
-/// A text with placeholders, of which each is known.
+/// A text in which every placeholder is known.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Template(Vec<Piece>);
@@ -36,49 +36,49 @@ enum Piece {
     Value(Placeholder),
 }
 
-/// Why a text is not a template. The text itself is not part of the message.
+/// Reason why a text is not a template. The message never contains the text.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 pub enum TemplateError {
-    /// Braces that begin a placeholder and no end.
+    /// A placeholder has no end.
     #[error("has {{{{ without }}}} at character {position}")]
     Unclosed {
-        /// Where, from 1.
+        /// The position, from 1.
         position: usize,
     },
-    /// A placeholder that there is not.
+    /// A placeholder is unknown.
     #[error(
         "has a placeholder at character {position} that there is not: there are {}",
         Placeholder::list()
     )]
     Unknown {
-        /// Where, from 1.
+        /// The position, from 1.
         position: usize,
     },
 }
 
-/// What one message is filled with.
+/// The values of one message.
 #[derive(Clone, Copy, Debug)]
 pub struct Values<'a> {
     /// The code.
     pub code: &'a Code,
-    /// Until when it is accepted, as a text.
+    /// The moment until which the code is accepted, as a text.
     pub expires_at: &'a str,
-    /// Who says it.
+    /// The issuer.
     pub issuer: &'a str,
-    /// Whom it is for.
+    /// The user.
     pub username: &'a str,
-    /// The service that asked for it.
+    /// The service that requested the code.
     pub service: &'a str,
-    /// What is being confirmed with it.
+    /// What the user confirms with the code.
     pub context: Option<&'a str>,
 }
 
-/// What a text is part of.
+/// How values are escaped in a text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Form {
-    /// Something that is shown as it is.
+    /// Plain text.
     Plain,
-    /// HTML: values are escaped, so that they are text there, too.
+    /// HTML, in which values are escaped so that they stay text.
     Html,
 }
 
@@ -87,7 +87,7 @@ impl Placeholder {
     pub const ALL: [Self; 6] =
         [Self::Code, Self::ExpiresAt, Self::Issuer, Self::Username, Self::Service, Self::Context];
 
-    /// What stands between the braces.
+    /// Returns the name between the braces.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -100,7 +100,7 @@ impl Placeholder {
         }
     }
 
-    /// The most characters that it can be filled with.
+    /// Returns the maximum length of its value, in characters.
     #[must_use]
     pub const fn longest(self) -> usize {
         match self {
@@ -113,7 +113,7 @@ impl Placeholder {
         }
     }
 
-    /// All of them, in a sentence.
+    /// Returns a list of all placeholders for a sentence.
     fn list() -> String {
         Self::ALL.map(|placeholder| format!("{{{{{}}}}}", placeholder.name())).join(", ")
     }
@@ -133,11 +133,11 @@ impl Values<'_> {
 }
 
 impl Template {
-    /// Reads a text. Single braces, and two closing ones alone, stand for themselves: style sheets
-    /// have them.
+    /// Parses a text. Single braces and two closing ones alone have no special meaning, because
+    /// style sheets contain them.
     ///
     /// # Errors
-    /// Names the first place that is wrong, and the placeholders that there are.
+    /// Names the first invalid position, and the known placeholders.
     pub fn parse(text: &str) -> Result<Self, TemplateError> {
         let mut pieces = Vec::new();
         let mut rest = text;
@@ -162,13 +162,13 @@ impl Template {
         Ok(Self(pieces))
     }
 
-    /// Whether this is filled in anywhere.
+    /// Returns whether the text contains this placeholder.
     #[must_use]
     pub fn has(&self, placeholder: Placeholder) -> bool {
         self.0.contains(&Piece::Value(placeholder))
     }
 
-    /// The most characters that it can come to.
+    /// Returns the maximum length of the filled text, in characters.
     #[must_use]
     pub fn longest(&self) -> usize {
         let lengths = self.0.iter().map(|piece| match piece {
@@ -178,7 +178,7 @@ impl Template {
         lengths.sum()
     }
 
-    /// The text with its values.
+    /// Returns the text with values in place of placeholders.
     #[must_use]
     pub fn fill(&self, values: &Values<'_>, form: Form) -> String {
         let mut filled = String::new();
@@ -192,8 +192,8 @@ impl Template {
     }
 }
 
-/// Adds a value as what it is: a part of one line. Whatever ends a line or changes the direction of
-/// writing becomes a space.
+/// Appends a value as a part of one line: characters that end a line or change the direction of
+/// writing become a space.
 pub(crate) fn push(text: &mut String, value: &str, form: Form) {
     for character in value.chars() {
         match (character, form) {

@@ -12,43 +12,44 @@ use serde::{Deserialize, Serialize};
 pub struct UnixMillis(u64);
 
 impl UnixMillis {
-    /// The moment `millis` milliseconds after the epoch.
+    /// Returns the moment `millis` milliseconds after the epoch.
     #[must_use]
     pub const fn new(millis: u64) -> Self {
         Self(millis)
     }
 
-    /// The moment `seconds` seconds after the epoch.
+    /// Returns the moment `seconds` seconds after the epoch.
     #[must_use]
     pub const fn from_seconds(seconds: u64) -> Self {
         Self(seconds.saturating_mul(1000))
     }
 
-    /// Milliseconds since the epoch.
+    /// Returns the milliseconds since the epoch.
     #[must_use]
     pub const fn millis(self) -> u64 {
         self.0
     }
 
-    /// Whole seconds since the epoch; a begun second is dropped.
+    /// Returns the whole seconds since the epoch, rounded down.
     #[must_use]
     pub const fn seconds(self) -> u64 {
         self.0 / 1000
     }
 
-    /// The moment moved by `offset` milliseconds, which may be negative; it stops at the epoch.
+    /// Returns the moment moved by `offset` milliseconds, which may be negative, but not before the
+    /// epoch.
     #[must_use]
     pub const fn offset(self, offset: i64) -> Self {
         Self(self.0.saturating_add_signed(offset))
     }
 
-    /// The time from `self` to `later`, or zero when `later` is not later.
+    /// Returns the time from `self` to `later`, or zero if `later` is not later.
     #[must_use]
     pub const fn until(self, later: Self) -> Duration {
         Duration::from_millis(later.0.saturating_sub(self.0))
     }
 
-    /// How far two moments are apart, whichever is the later one.
+    /// Returns the time between two moments, in either order.
     #[must_use]
     pub const fn distance(self, other: Self) -> Duration {
         Duration::from_millis(self.0.abs_diff(other.0))
@@ -61,13 +62,13 @@ impl UnixMillis {
 pub struct Step(u64);
 
 impl Step {
-    /// The step with this number.
+    /// Returns the step with this number.
     #[must_use]
     pub const fn new(number: u64) -> Self {
         Self(number)
     }
 
-    /// Periods since the epoch.
+    /// Returns the number of periods since the epoch.
     #[must_use]
     pub const fn number(self) -> u64 {
         self.0

@@ -12,22 +12,23 @@ use zeroize::Zeroizing;
 
 use crate::secret::SecretText;
 
-/// The fewest bytes of a key for HS256: as many as the hash has (RFC 7518 §3.2).
+/// Minimum length of a key for HS256, in bytes: the length of the hash (RFC 7518 §3.2).
 pub const SECRET_KEY_BYTES: usize = 32;
-/// The bytes of an Ed25519 private key (RFC 8032 §5.1.5).
+/// Length of an Ed25519 private key, in bytes (RFC 8032 §5.1.5).
 pub const ED25519_BYTES: usize = 32;
-/// What stands before the key in PKCS #8 (RFC 8410 §7).
+/// The bytes before the key in PKCS #8 (RFC 8410 §7).
 const PKCS8_PREFIX: [u8; 16] =
     [0x30, 0x2e, 2, 1, 0, 0x30, 5, 6, 3, 0x2b, 0x65, 0x70, 4, 0x22, 4, 0x20];
 
 /// How tokens are signed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum TokenAlgorithm {
-    /// HMAC with SHA-256 and a shared key: whoever can check a token can make one.
+    /// HMAC with SHA-256 and a shared key, so that everyone who can check a token can also make
+    /// one.
     #[default]
     #[serde(rename = "HS256")]
     Hs256,
-    /// Ed25519: whoever has the public key can only check.
+    /// Ed25519, so that the public key is enough to check a token but not to make one.
     #[serde(rename = "EdDSA")]
     EdDsa,
 }
@@ -36,7 +37,7 @@ impl TokenAlgorithm {
     /// Both, in the order of the documentation.
     pub const ALL: [Self; 2] = [Self::Hs256, Self::EdDsa];
 
-    /// The name in `ALGORITHM`, in manifests and in the header of a token.
+    /// Returns the name in `ALGORITHM`, in manifests and in the header of a token.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -46,18 +47,19 @@ impl TokenAlgorithm {
     }
 }
 
-/// Whom a token is for: 1 to 200 visible ASCII characters without quotes, backslashes and commas.
+/// The audience of a token: 1 to 200 visible ASCII characters without quotes, backslashes and
+/// commas.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Audience(String);
 
-/// Why a text is not an audience.
+/// The reason why a text is not an audience.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 #[error("must be 1 to 200 visible ASCII characters without quotes, backslashes and commas")]
 pub struct AudienceError;
 
 impl Audience {
-    /// The longest audience.
+    /// Maximum length of an audience.
     pub const MAXIMUM_CHARACTERS: usize = 200;
 
     /// The text.
@@ -92,7 +94,7 @@ impl From<Audience> for String {
     }
 }
 
-/// How long a token is good for: 1 to 300 seconds.
+/// The lifetime of a token: 1 to 300 seconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "u16", into = "u16")]
 pub struct TokenLifetime(u16);
@@ -103,10 +105,10 @@ pub struct TokenLifetime(u16);
 pub struct TokenLifetimeError(u16);
 
 impl TokenLifetime {
-    /// The longest one: a token says that somebody was there just now.
+    /// Maximum lifetime. It is short, because a token says that the user was present a moment ago.
     pub const LONGEST: Duration = Duration::from_mins(5);
 
-    /// The lifetime as a duration.
+    /// Returns the lifetime as a duration.
     #[must_use]
     pub const fn duration(self) -> Duration {
         Duration::from_secs(self.0 as u64)
@@ -142,15 +144,15 @@ impl From<TokenLifetime> for u16 {
 #[serde(try_from = "SecretText", into = "SecretText")]
 pub struct Ed25519Key(Zeroizing<[u8; ED25519_BYTES]>);
 
-/// Why something is not a key that tokens can be signed with. The text is not part of the message.
+/// Reason why a text is not a key that can sign tokens. The message never contains the text.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 pub enum TokenKeyError {
-    /// A shared key that could be guessed.
+    /// It is a shared key that is too short.
     #[error(
         "has {0} bytes, at least {SECRET_KEY_BYTES} are needed: make one with `openssl rand -base64 48`"
     )]
     TooShort(usize),
-    /// Not an Ed25519 private key.
+    /// It is not an Ed25519 private key.
     #[error(
         "must be an Ed25519 private key in PEM, as `openssl genpkey -algorithm ed25519` makes it, or its 32 bytes in base64"
     )]
@@ -158,13 +160,13 @@ pub enum TokenKeyError {
 }
 
 impl Ed25519Key {
-    /// Takes over the bytes of a key.
+    /// Wraps the bytes of a key.
     #[must_use]
     pub fn from_bytes(bytes: &[u8; ED25519_BYTES]) -> Self {
         Self(Zeroizing::new(*bytes))
     }
 
-    /// Reads PKCS #8 in PEM, or the bare key in base64.
+    /// Parses PKCS #8 in PEM, or the bare key in base64.
     ///
     /// # Errors
     /// If it is neither.
@@ -174,7 +176,7 @@ impl Ed25519Key {
             None => Some(text),
         };
         let body = body.ok_or(TokenKeyError::NotEd25519)?;
-        // Reserved at once: growing would leave copies behind that nobody wipes.
+        // The memory is reserved at once, because growing would leave copies that are not wiped.
         let mut packed = Zeroizing::new(Vec::with_capacity(body.len()));
         packed.extend(body.bytes().filter(|byte| !byte.is_ascii_whitespace()));
         let decoded =
@@ -184,7 +186,7 @@ impl Ed25519Key {
         Ok(Self::from_bytes(bytes))
     }
 
-    /// The bytes. Each use of this is a place to review.
+    /// Returns the bytes. Each use of this method is a place to review.
     #[must_use]
     pub fn expose_secret(&self) -> &[u8; ED25519_BYTES] {
         &self.0
@@ -211,20 +213,20 @@ impl From<Ed25519Key> for SecretText {
     }
 }
 
-/// What tokens are signed with. In a record, and nowhere else, it is written in clear.
+/// The key that signs tokens. It is written as plain text only inside of a sealed record.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "algorithm", content = "key")]
 pub enum SigningKey {
-    /// A key that those who check have as well.
+    /// A shared key, which programs that check tokens have too.
     #[serde(rename = "HS256")]
     Hs256(SecretText),
-    /// A key that nobody else has.
+    /// A private key, which no other program has.
     #[serde(rename = "EdDSA")]
     EdDsa(Ed25519Key),
 }
 
 impl SigningKey {
-    /// A shared key.
+    /// Wraps a shared key.
     ///
     /// # Errors
     /// If it has fewer than [`SECRET_KEY_BYTES`].
@@ -235,7 +237,7 @@ impl SigningKey {
         }
     }
 
-    /// The algorithm that it is for.
+    /// Returns the algorithm of the key.
     #[must_use]
     pub const fn algorithm(&self) -> TokenAlgorithm {
         match self {
@@ -248,12 +250,12 @@ impl SigningKey {
 /// A realm's tokens.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TokenSettings {
-    /// What they are signed with.
+    /// The key that signs them.
     #[serde(flatten)]
     pub key: SigningKey,
-    /// Whom they can be for; a request names one of them.
+    /// Their audiences. A request names one of them.
     pub audiences: BTreeSet<Audience>,
-    /// How long each is good for.
+    /// Their lifetime.
     pub lifetime: TokenLifetime,
 }
 

@@ -11,8 +11,8 @@ use crate::code::Code;
 use crate::seed::Seed;
 use crate::time::{Step, UnixMillis};
 
-/// The hash that HMAC uses (RFC 6238 §1.2). Many authenticators know only SHA-1, which is sound in
-/// HMAC.
+/// The hash function of HMAC (RFC 6238 §1.2). Many authenticators support only SHA-1, which is
+/// secure in HMAC.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Algorithm {
     /// HMAC-SHA-1, the default everywhere.
@@ -28,7 +28,7 @@ pub enum Algorithm {
 }
 
 impl Algorithm {
-    /// The name in `otpauth` URIs and manifests.
+    /// Returns the name in `otpauth` URIs and manifests.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -39,8 +39,7 @@ impl Algorithm {
     }
 }
 
-/// How codes are made from a seed. Every value is within the ranges that the fields' documentation
-/// names.
+/// How codes are computed from a seed. Every value is within its documented range.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "UncheckedParameters")]
 pub struct TotpParameters {
@@ -72,7 +71,8 @@ pub enum ParameterError {
     /// RFC 4226 §5.3 wants at least 6 digits; codes are 8 at most.
     #[error("digits must be 6 to 8, not {0}")]
     Digits(u8),
-    /// Shorter than people can type, or longer than a code should live.
+    /// A shorter period would leave too little time to type a code, and a longer one would make a
+    /// code valid for too long.
     #[error("periodSeconds must be 15 to 120, not {0}")]
     Period(u32),
     /// RFC 6238 §5.2 recommends at most one step.
@@ -81,7 +81,7 @@ pub enum ParameterError {
 }
 
 impl Default for TotpParameters {
-    /// What every authenticator supports: SHA-1, 6 digits, 30 seconds; one step of skew.
+    /// The values that every authenticator supports: SHA-1, 6 digits, 30 seconds. One step of skew.
     fn default() -> Self {
         Self { algorithm: Algorithm::Sha1, digits: 6, period: 30, skew: 1 }
     }
@@ -110,38 +110,39 @@ impl TotpParameters {
         Ok(Self { algorithm, digits, period, skew })
     }
 
-    /// The hash that HMAC uses.
+    /// Returns the hash function of HMAC.
     #[must_use]
     pub const fn algorithm(&self) -> Algorithm {
         self.algorithm
     }
 
-    /// Digits of a code: 6 to 8.
+    /// Returns the number of digits of a code: 6 to 8.
     #[must_use]
     pub const fn digits(&self) -> u8 {
         self.digits
     }
 
-    /// Seconds that a step lasts: 15 to 120.
+    /// Returns the duration of a step in seconds: 15 to 120.
     #[must_use]
     pub const fn period(&self) -> u32 {
         self.period
     }
 
-    /// Steps before and after the current one whose codes are accepted: 0 or 1.
+    /// Returns the number of steps before and after the current one whose codes are accepted: 0 or
+    /// 1.
     #[must_use]
     pub const fn skew(&self) -> u8 {
         self.skew
     }
 
-    /// The step that `now` lies in.
+    /// Returns the step of `now`.
     #[must_use]
     pub fn step_at(&self, now: UnixMillis) -> Step {
         Step::new(now.seconds() / u64::from(self.period))
     }
 }
 
-/// A seed together with its parameters: what computes codes.
+/// Computes codes from a seed and its parameters.
 pub struct Totp {
     generator: totp_rs::Totp,
     parameters: TotpParameters,
@@ -156,7 +157,8 @@ impl Totp {
             Algorithm::Sha256 => totp_rs::Algorithm::SHA256,
             Algorithm::Sha512 => totp_rs::Algorithm::SHA512,
         };
-        // Not "noncompliant": `Seed` and `TotpParameters` have checked more than the library would.
+        // The library's own checks are skipped, because `Seed` and `TotpParameters` have checked
+        // more.
         let generator = totp_rs::Builder::new()
             .with_algorithm(algorithm)
             .with_digits(parameters.digits)
@@ -166,22 +168,22 @@ impl Totp {
         Self { generator, parameters }
     }
 
-    /// The code of a step.
+    /// Returns the code of a step.
     #[must_use]
     pub fn code_of(&self, step: Step) -> Code {
         let start = step.number().saturating_mul(u64::from(self.parameters.period));
         let token = self.generator.generate(start).to_string();
         let code = Code::parse(&token);
         drop(zeroize::Zeroizing::new(token));
-        // The generator pads to the 6 to 8 digits that the parameters allow.
+        // The library pads codes to the number of digits.
         code.unwrap_or_else(|_| unreachable!("a generated code has 6 to 8 digits"))
     }
 
-    /// The steps whose code is `code`, from `margin` steps before `around` to `margin` steps after
-    /// it.
+    /// Returns the steps that have the code `code`, from `margin` steps before `around` to `margin`
+    /// steps after it.
     ///
-    /// Every step of the window is computed and compared in constant time, whatever matches: how
-    /// long this takes depends on neither the code nor the seed.
+    /// Every step of the window is computed and compared in constant time, so the duration depends
+    /// on neither the code nor the seed.
     #[must_use]
     pub fn matching_steps(&self, code: &Code, around: Step, margin: u64) -> Vec<Step> {
         let submitted = code.expose_secret().as_bytes();

@@ -8,30 +8,30 @@ use thiserror::Error;
 use crate::totp::TotpParameters;
 
 /// A username: 1 to 253 characters, none of them a control character. It is compared exactly,
-/// without trimming or case folding, so that no second spelling has a failure count of its own.
+/// without trimming or case folding, so that no other spelling has its own failure count.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Username(String);
 
-/// Why a text is not a username.
+/// The reason why a text is not a username.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 pub enum UsernameError {
-    /// No characters at all.
+    /// It is empty.
     #[error("must not be empty")]
     Empty,
-    /// More than 253 characters.
+    /// It has more than 253 characters.
     #[error("has {0} characters, at most 253 are allowed")]
     TooLong(usize),
-    /// A character such as a line break or NUL.
+    /// It has a character such as a line break or NUL.
     #[error("must not contain control characters")]
     ControlCharacter,
 }
 
 impl Username {
-    /// The longest username, in characters.
+    /// Maximum length of a username, in characters.
     pub const MAXIMUM_CHARACTERS: usize = 253;
 
-    /// The name as it was given.
+    /// Returns the name.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
@@ -76,8 +76,8 @@ impl fmt::Display for Username {
     }
 }
 
-/// How a user gets a code. One user has one way, so that the weakest of several cannot be chosen by
-/// an attacker.
+/// How a user gets codes. A user has only one delivery method, so that an attacker cannot choose
+/// the weakest of several.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum DeliveryMethod {
@@ -88,7 +88,7 @@ pub enum DeliveryMethod {
     Sms,
     /// By a signed HTTP request to the realm's webhook.
     Webhook,
-    /// Not at all: the user's authenticator app computes it.
+    /// Codes are not delivered, because the user's authenticator app computes them.
     App,
 }
 
@@ -96,7 +96,7 @@ impl DeliveryMethod {
     /// Every method, in the order of the documentation.
     pub const ALL: [Self; 4] = [Self::Email, Self::Sms, Self::Webhook, Self::App];
 
-    /// The name in manifests, metrics and logs.
+    /// Returns the name in manifests, metrics and logs.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -110,7 +110,7 @@ impl DeliveryMethod {
 
 /// An email address that is safe to put in a message header and a recipient list: one `@`, no white
 /// space, no control characters, no comma, at most 254 characters (RFC 5321 §4.5.3.1.3 less the
-/// brackets). Whether a mailbox is behind it only its mail server knows.
+/// brackets). Only its mail server knows whether the mailbox exists.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct EmailAddress(String);
@@ -121,12 +121,12 @@ pub struct EmailAddress(String);
 #[serde(try_from = "String", into = "String")]
 pub struct PhoneNumber(String);
 
-/// Why a text is not an email address.
+/// The reason why a text is not an email address.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 #[error("is not an email address: write it like name@example.org")]
 pub struct EmailAddressError;
 
-/// Why a text is not a phone number.
+/// The reason why a text is not a phone number.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 #[error("is not a phone number in international format: write it like +4930123456, digits only")]
 pub struct PhoneNumberError;
@@ -161,7 +161,7 @@ impl TryFrom<String> for PhoneNumber {
 }
 
 impl EmailAddress {
-    /// The address.
+    /// Returns the address.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
@@ -169,7 +169,7 @@ impl EmailAddress {
 }
 
 impl PhoneNumber {
-    /// The number.
+    /// Returns the number.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
@@ -200,22 +200,23 @@ impl fmt::Debug for PhoneNumber {
     }
 }
 
-/// Everything that an administrator says about a user, validated; all but the seed.
+/// Everything that an administrator has written about a user, validated, except the seed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UserDefinition {
-    /// Unique within the realm.
+    /// The username, unique within the realm.
     pub username: Username,
-    /// A disabled user is answered like an unknown one.
+    /// Whether services can verify the user. For a disabled user, they get the same answer as for
+    /// an unknown one.
     pub enabled: bool,
-    /// The one way in which this user gets codes.
+    /// How this user gets codes.
     pub delivery_method: DeliveryMethod,
-    /// Where mail goes; present when the method is email.
+    /// The address for mail. Present if the method is email.
     pub email: Option<EmailAddress>,
-    /// Where text messages go; present when the method is SMS.
+    /// The number for text messages. Present if the method is SMS.
     pub phone_number: Option<PhoneNumber>,
-    /// How codes are made from the seed.
+    /// How codes are computed from the seed.
     pub totp: TotpParameters,
-    /// Shown in the authenticator app; the realm's issuer when absent.
+    /// The issuer that authenticator apps show. Defaults to the realm's issuer.
     pub issuer: Option<String>,
 }
 

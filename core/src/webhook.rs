@@ -13,17 +13,17 @@ use zeroize::Zeroizing;
 use crate::secret::SecretText;
 
 const PREFIX: &str = "whsec_";
-/// The specification's bounds of a secret, in bytes.
+/// Allowed lengths of a secret in the specification, in bytes.
 const SECRET_BYTES: std::ops::RangeInclusive<usize> = 24..=64;
-/// Two are enough to go over from one to another.
+/// Maximum number of secrets. Two are enough to replace one with another.
 const MOST_SECRETS: usize = 4;
 
-/// The secrets that messages are signed with: several while receivers go over from one to the next.
+/// The secrets that sign messages. There are several while receivers change from one to the next.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "SecretText", into = "SecretText")]
 pub struct WebhookSecrets(Vec<Zeroizing<Vec<u8>>>);
 
-/// Why a text holds no secrets. The text is not part of the message.
+/// Reason why a text contains no valid secrets. The message never contains the text.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 #[error(
     "must be whsec_ and 24 to 64 bytes in base64, or up to {MOST_SECRETS} of these with spaces between: make one with \
@@ -32,10 +32,10 @@ pub struct WebhookSecrets(Vec<Zeroizing<Vec<u8>>>);
 pub struct WebhookSecretsError;
 
 impl WebhookSecrets {
-    /// Reads secrets as the specification writes them, separated by spaces.
+    /// Parses secrets in the form of the specification, separated by spaces.
     ///
     /// # Errors
-    /// If one of them is none, or there is none.
+    /// If one of them is invalid, or there is none.
     pub fn parse(text: &str) -> Result<Self, WebhookSecretsError> {
         let secrets: Option<Vec<_>> = text.split_ascii_whitespace().map(decode).collect();
         let secrets = secrets.ok_or(WebhookSecretsError)?;
@@ -46,7 +46,7 @@ impl WebhookSecrets {
         }
     }
 
-    /// The header `webhook-signature` of a message: a signature with each secret.
+    /// Returns the header `webhook-signature` of a message: one signature for each secret.
     #[must_use]
     pub fn sign(&self, id: &str, timestamp: u64, body: &[u8]) -> String {
         let signatures = self.0.iter().map(|secret| {
@@ -59,8 +59,8 @@ impl WebhookSecrets {
         signatures.collect::<Vec<_>>().join(" ")
     }
 
-    /// The header `webhook-id` of what `parts` identify: the same whenever they are the same, and
-    /// of no use to whoever wants to know the parts.
+    /// Returns the header `webhook-id` of what `parts` identify. It is the same if the parts are
+    /// the same, and does not reveal them.
     #[must_use]
     pub fn message_id(&self, parts: &[&[u8]]) -> String {
         let mut mac = keyed(self.0.first().map_or(&[], |secret| secret.as_slice()));

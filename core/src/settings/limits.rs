@@ -10,7 +10,7 @@ use crate::limits::{
     LONGEST_INTERVAL_SECONDS, Limits, MOST_DELIVERIES_PER_HOUR, MOST_GENERATES_PER_HOUR,
 };
 
-/// Reads how often codes are made and sent.
+/// Reads the limits on how often codes are issued and sent.
 pub(super) fn limits(variable: impl Fn(&str) -> Option<String>) -> Result<Limits, SettingsError> {
     let defaults = Limits::default();
     Ok(Limits {
@@ -35,7 +35,7 @@ pub(super) fn limits(variable: impl Fn(&str) -> Option<String>) -> Result<Limits
     })
 }
 
-/// Reads what is kept of requests.
+/// Reads what is recorded of requests.
 pub(super) fn audit(
     variable: impl Fn(&str) -> Option<String>,
 ) -> Result<AuditPolicy, SettingsError> {

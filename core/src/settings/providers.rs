@@ -11,20 +11,20 @@ use crate::secret::SecretText;
 use crate::user::{DeliveryMethod, EmailAddress, PhoneNumber};
 use crate::webhook::WebhookSecrets;
 
-/// Where Twilio is, unless somebody says otherwise.
+/// URL of Twilio, unless an administrator sets another one.
 const TWILIO: &str = "https://api.twilio.com";
 
-/// Providers, as far as their settings can be used.
+/// The providers whose settings are valid, and what is invalid about the others.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Read {
-    /// Those that can be used.
+    /// The providers that can be used.
     pub providers: Providers,
-    /// What is wrong with the others.
+    /// What is invalid about the others.
     pub errors: Vec<(DeliveryMethod, SettingsError)>,
 }
 
-/// Reads all providers. An empty variable counts as absent; a provider that nothing is said about
-/// is absent.
+/// Reads all providers. An empty variable counts as absent, and a provider without variables is
+/// absent.
 #[must_use]
 pub fn providers(lookup: impl Fn(&str) -> Option<String>) -> Read {
     let variable = |name: &str| lookup(name).filter(|text| !text.is_empty());
@@ -96,7 +96,8 @@ fn smtp(variable: impl Fn(&str) -> Option<String>) -> Result<Option<SmtpSettings
 /// An address, or a name and an address in angle brackets.
 fn is_sender(text: &str) -> bool {
     let address = match text.strip_suffix('>').and_then(|rest| rest.split_once('<')) {
-        // What stands in a header unquoted (RFC 5322 §3.2.3), spaces between.
+        // Only characters that may be unquoted in a header (RFC 5322 §3.2.3), and spaces between
+        // them.
         Some((name, address))
             if !name.chars().any(|c| c.is_control() || ",;:<>()[]\"\\@.".contains(c)) =>
         {
@@ -122,7 +123,7 @@ fn twilio(
     }
     let needed = |name| variable(name).ok_or_else(|| wrong(name, "is missing: Twilio needs it"));
     let account_sid = needed("TWILIO_ACCOUNT_SID")?;
-    // It becomes a part of a path.
+    // The value becomes a part of a path.
     if !is_sid(&account_sid, "AC") {
         return Err(wrong("TWILIO_ACCOUNT_SID", "must be AC and 32 hexadecimal digits"));
     }
@@ -172,7 +173,7 @@ fn twilio(
     Ok(Some(TwilioSettings { api, account_sid, auth_token, sender }))
 }
 
-/// What Twilio calls its things: two letters and 32 hexadecimal digits.
+/// Checks an identifier of Twilio: two letters and 32 hexadecimal digits.
 fn is_sid(text: &str, kind: &str) -> bool {
     text.strip_prefix(kind)
         .is_some_and(|rest| rest.len() == 32 && rest.bytes().all(|byte| byte.is_ascii_hexdigit()))
@@ -203,7 +204,7 @@ fn webhook(
     Ok(Some(WebhookSettings { receiver, secrets }))
 }
 
-/// An address that requests can be sent to.
+/// Reads a URL that requests can be sent to.
 fn address(
     variable: &'static str,
     allowing: &'static str,

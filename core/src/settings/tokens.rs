@@ -13,11 +13,11 @@ pub const SECRET_KEY: &str = "SECRET_KEY";
 /// The private key for `EdDSA`.
 pub const ED25519_PRIVATE_KEY: &str = "ED25519_PRIVATE_KEY";
 
-/// Reads tokens from the variables that `variable` knows: `TOKEN_AUDIENCES` turns them on. Keys are
-/// checked also without it: the wrong one is better noticed before it is needed.
+/// Reads tokens from the variables that `variable` knows. `TOKEN_AUDIENCES` enables them. Keys are
+/// checked even without it, so that an invalid one is noticed before it is needed.
 ///
 /// # Errors
-/// Names the first variable that is missing or wrong.
+/// Names the first variable that is missing or invalid.
 pub fn tokens(
     variable: impl Fn(&str) -> Option<String>,
 ) -> Result<Option<TokenSettings>, SettingsError> {
