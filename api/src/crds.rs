@@ -8,19 +8,19 @@ use serde_saphyr::{SerializeError, ser_options};
 use crate::realm::TwoFactorRealm;
 use crate::user::TwoFactorUser;
 
-/// The command that writes the files anew, from the root of the workspace.
+/// The command that writes the files, from the root of the workspace.
 pub const GENERATE: &str = "cargo run -q -p twofactor-api --bin twofactor-crds -- crds";
 
 /// A file of the folder `crds`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CrdFile {
-    /// Its name.
+    /// The name of the file.
     pub name: &'static str,
-    /// What it contains: one YAML document.
+    /// The content: one YAML document.
     pub yaml: String,
 }
 
-/// Every CRD of the API group, each the content of a file.
+/// Generates every CRD of the API group, each as a file.
 ///
 /// # Errors
 /// Never, as long as the tests of this module pass.
@@ -32,7 +32,8 @@ pub fn crds() -> Result<Vec<CrdFile>, SerializeError> {
 }
 
 fn file(name: &'static str, crd: &CustomResourceDefinition) -> Result<CrdFile, SerializeError> {
-    // Sentences stay on one line: folded ones make a diff of the whole paragraph.
+    // Sentences stay on one line, because a change of a folded one would be a diff of the whole
+    // paragraph.
     let options = ser_options! { prefer_block_scalars: false };
     let mut crd = serde_json::to_value(crd).map_err(|error| error.to_string())?;
     tidy(&mut crd);
@@ -43,8 +44,8 @@ fn file(name: &'static str, crd: &CustomResourceDefinition) -> Result<CrdFile, S
     Ok(CrdFile { name, yaml: header + &yaml })
 }
 
-/// Doc comments are wrapped where the source is; `kubectl explain` wraps for itself. And limits are
-/// floating point numbers in the library's types, but whole ones in everybody's eyes.
+/// Joins the lines of descriptions, because `kubectl explain` wraps them itself, and writes limits
+/// as whole numbers, although they are floating point numbers in the library's types.
 fn tidy(value: &mut Value) {
     match value {
         Value::Object(object) => {
@@ -55,7 +56,7 @@ fn tidy(value: &mut Value) {
         }
         Value::Array(items) => items.iter_mut().for_each(tidy),
         Value::Number(number) => {
-            // A fraction is written with its point, a whole number without an exponent.
+            // A fraction keeps its point, and a whole number is written without an exponent.
             let whole =
                 number.to_string().strip_suffix(".0").and_then(|digits| digits.parse::<i64>().ok());
             if let Some(whole) = whole {

@@ -7,61 +7,63 @@ pub const VERSION: &str = "v1alpha1";
 /// Group and version as manifests write them.
 pub const API_VERSION: &str = "twofactor.fountainai.io/v1alpha1";
 
-/// On a pod template: `"true"` asks for the sidecar, `"false"` does not.
+/// On a pod template: `"true"` requests the sidecar, `"false"` does not.
 pub const INJECT_LABEL: &str = "twofactor.fountainai.io/inject";
 
-/// On a pod: the namespace whose users it verifies; its own when absent.
+/// On a pod: the namespace whose users it verifies. Defaults to the pod's own namespace.
 pub const REALM_ANNOTATION: &str = "twofactor.fountainai.io/realm";
 /// On a pod with the sidecar: the version of the operator that injected it.
 pub const INJECTED_ANNOTATION: &str = "twofactor.fountainai.io/injected";
-/// The sidecar's container.
+/// The name of the sidecar's container.
 pub const SIDECAR_CONTAINER: &str = "twofactor-sidecar";
 /// The name of the sidecar's port with health and metrics.
 pub const SIDECAR_ADMIN_PORT: &str = "twofactor-admin";
 /// The volume with a realm's credentials, mounted into the sidecar's container only.
 pub const CREDENTIALS_VOLUME: &str = "twofactor-credentials";
-/// Where the sidecar finds it.
+/// The path at which the volume is mounted.
 pub const CREDENTIALS_PATH: &str = "/var/run/secrets/twofactor";
 
-/// Says which program an object belongs to (a recommended label of Kubernetes).
+/// The program that manages an object (a recommended label of Kubernetes).
 pub const MANAGED_BY_LABEL: &str = "app.kubernetes.io/managed-by";
-/// What [`MANAGED_BY_LABEL`] is on everything that the operator creates, and its field manager.
+/// The value of [`MANAGED_BY_LABEL`] on everything that the operator creates, and its field
+/// manager.
 pub const MANAGED_BY: &str = "twofactor-operator";
 
-/// On the Secret with a realm's credentials: the namespace whose realm they are of.
+/// On the Secret with a realm's credentials: the namespace of the realm.
 pub const CREDENTIALS_LABEL: &str = "twofactor.fountainai.io/credentials";
-/// On a user: another value than the last one asks for a new seed.
+/// On a user: a value other than the last one requests a new seed.
 pub const ROTATE_ANNOTATION: &str = "twofactor.fountainai.io/rotate";
-/// On a user: another value than the last one asks to forget their failed attempts, and with them
-/// blocks and disabling.
+/// On a user: a value other than the last one requests that the user's failed attempts are
+/// forgotten, which also ends blocks and enables a disabled user.
 pub const RESET_FAILURES_ANNOTATION: &str = "twofactor.fountainai.io/reset-failures";
-/// On a user's Secret: the value of [`ROTATE_ANNOTATION`] that its seed was made for.
+/// On a user's Secret: the value of [`ROTATE_ANNOTATION`] that its seed was created for.
 pub const ROTATED_ANNOTATION: &str = "twofactor.fountainai.io/rotated";
 
 /// The name of the one realm of a namespace.
 pub const REALM_NAME: &str = "default";
 
-/// Condition: the user can be verified, or the realm's users can; the sum of the others.
+/// Condition: services can verify the user, or the realm's users. It summarizes the others.
 pub const CONDITION_READY: &str = "Ready";
-/// Condition: the user's Secret exists and is ours.
+/// Condition: the user's Secret exists and the operator manages it.
 pub const CONDITION_SECRET_READY: &str = "SecretReady";
 /// Condition: sidecars can read the user's current record.
 pub const CONDITION_PUBLISHED: &str = "Published";
 /// Condition of a realm: codes can be delivered.
 pub const CONDITION_DELIVERY_READY: &str = "DeliveryReady";
-/// Condition of a realm with providers of its own: codes can be mailed.
+/// Condition of a realm with its own providers: codes can be mailed.
 pub const CONDITION_EMAIL_READY: &str = "EmailReady";
-/// Condition of a realm with providers of its own: codes can be sent as text messages.
+/// Condition of a realm with its own providers: codes can be sent as text messages.
 pub const CONDITION_SMS_READY: &str = "SmsReady";
-/// Condition of a realm with providers of its own: codes can be given to a webhook.
+/// Condition of a realm with its own providers: codes can be sent to a webhook.
 pub const CONDITION_WEBHOOK_READY: &str = "WebhookReady";
-/// The condition of a realm: there is a key to sign tokens with. Only where tokens are asked for.
+/// Condition of a realm that has tokens: there is a key to sign them.
 pub const CONDITION_TOKENS_READY: &str = "TokensReady";
-/// Condition of a realm: the credentials for services are where they should be.
+/// Condition of a realm: every allowed namespace has the credentials for services.
 pub const CONDITION_CREDENTIALS_READY: &str = "CredentialsReady";
-/// Condition of a realm: Redis keeps the services of each namespace from the keys of others.
+/// Condition of a realm: Redis denies the services of each namespace access to the keys of others.
 pub const CONDITION_ISOLATED: &str = "Isolated";
-/// Condition of a realm: the names and the selector of the namespaces to let in find some.
+/// Condition of a realm: the names and the selector of allowed namespaces match existing
+/// namespaces.
 pub const CONDITION_NAMESPACES_MATCHED: &str = "NamespacesMatched";
 
 /// Key of the user's Secret: the seed in base32.
@@ -81,22 +83,22 @@ pub const CREDENTIALS_KEY_REALM_KEY: &str = "realm-key";
 pub const CREDENTIALS_KEY_INSTALLATION: &str = "installation";
 /// Key of a realm's credentials: the realm's id.
 pub const CREDENTIALS_KEY_REALM: &str = "realm";
-/// Key of a realm's credentials: the namespace that they let in.
+/// Key of a realm's credentials: the namespace of the calling services.
 pub const CREDENTIALS_KEY_CALLER: &str = "caller";
-/// Key of a realm's credentials: what the certificates of Redis are checked against, in PEM. Absent
-/// when that is what the system trusts.
+/// Key of a realm's credentials: the certificate authorities of Redis in PEM. Absent if the
+/// system's are used.
 pub const CREDENTIALS_KEY_REDIS_CA: &str = "redis-ca";
 
-/// What is appended to a user's name to name their Secret.
+/// Suffix of the name of a user's Secret, after the user's name.
 pub const SECRET_SUFFIX: &str = "-totp";
 
-/// The name of the Secret of the user with this `metadata.name`.
+/// Returns the name of the Secret of the user with this `metadata.name`.
 #[must_use]
 pub fn secret_name(user: &str) -> String {
     format!("{user}{SECRET_SUFFIX}")
 }
 
-/// The name of the Secret with the credentials of the realm of this namespace.
+/// Returns the name of the Secret with the credentials of the realm of this namespace.
 #[must_use]
 pub fn credentials_name(namespace: &str) -> String {
     format!("twofactor-{namespace}")

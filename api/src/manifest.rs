@@ -29,14 +29,14 @@ const SECRET_FIELDS: [&str; 7] =
     ["apiVersion", "data", "immutable", "kind", "metadata", "stringData", "type"];
 const LIST_FIELDS: [&str; 4] = ["apiVersion", "items", "kind", "metadata"];
 
-/// What the API server would check a user's spec with.
+/// The schema that an API server checks a user's spec with.
 static SPEC_SCHEMA: LazyLock<Json> = LazyLock::new(|| {
     let crd = serde_json::to_value(TwoFactorUser::crd()).unwrap_or_default();
     crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"].clone()
 });
 
-/// The fields of `metav1.ObjectMeta`. Those that only an API server fills in may be anything:
-/// exported objects have them.
+/// The schema of `metav1.ObjectMeta`. Fields that only an API server fills in may have any value,
+/// because exported objects contain them.
 static METADATA_SCHEMA: LazyLock<Json> = LazyLock::new(|| {
     let texts = json!({
         "type": "object", "additionalProperties": { "type": "string" }
@@ -53,27 +53,27 @@ static METADATA_SCHEMA: LazyLock<Json> = LazyLock::new(|| {
     })
 });
 
-/// What was found in one or more files.
+/// The content of one or more files.
 #[derive(Debug, Default)]
 pub struct Manifests {
-    /// Every user that could be read. Whether it is valid says [`Located::validate`].
+    /// Every user that could be read. [`Located::validate`] says whether it is valid.
     pub users: Vec<Located<TwoFactorUser>>,
     /// Every Secret that could be read.
     pub secrets: Vec<Located<SecretManifest>>,
-    /// Everything else.
+    /// The problems.
     pub problems: Vec<Problem>,
 }
 
 impl Manifests {
-    /// Adds what was found in another file.
+    /// Adds the content of another file.
     pub fn append(&mut self, mut other: Self) {
         self.users.append(&mut other.users);
         self.secrets.append(&mut other.secrets);
         self.problems.append(&mut other.problems);
     }
 
-    /// The Secret that a user of this namespace refers to. A manifest without a namespace belongs
-    /// to the same as another without.
+    /// Returns the Secret that a user of this namespace refers to. Manifests without a namespace
+    /// belong to the same namespace.
     #[must_use]
     pub fn secret(&self, namespace: Option<&str>, name: &str) -> Option<&SecretManifest> {
         let mut secrets = self.secrets.iter().map(|secret| &secret.value);
@@ -81,7 +81,7 @@ impl Manifests {
     }
 }
 
-/// An object and where it was written.
+/// An object and its position.
 #[derive(Clone, Debug)]
 pub struct Located<T> {
     /// The object.
@@ -95,8 +95,8 @@ pub struct Located<T> {
 }
 
 impl<T> Located<T> {
-    /// The line of a field such as `spec.email`; when it is not written, that of what it would be
-    /// in.
+    /// Returns the line of a field such as `spec.email`. If the field is not written, returns the
+    /// line of its parent.
     #[must_use]
     pub fn line_of(&self, field: &str) -> usize {
         let mut path = field;
@@ -113,10 +113,10 @@ impl<T> Located<T> {
 }
 
 impl Located<TwoFactorUser> {
-    /// [`validate`], with file and line.
+    /// Validates the user like [`validate`], and adds file and line to each problem.
     ///
     /// # Errors
-    /// Every field that is wrong.
+    /// Returns every invalid field.
     pub fn validate(&self) -> Result<UserDefinition, Vec<Problem>> {
         validate(&self.value).map_err(|errors| {
             let problem = |error: crate::validate::FieldError| Problem {
@@ -130,28 +130,28 @@ impl Located<TwoFactorUser> {
     }
 }
 
-/// A Kubernetes Secret whose values are text; `data` is decoded already. Its values are never
-/// printed and wiped when dropped.
+/// A Kubernetes Secret with values that are text and already decoded. They are never printed, and
+/// wiped when they are dropped.
 #[derive(Clone, Debug)]
 pub struct SecretManifest {
-    /// Where it is; the namespace that the reader is about when absent.
+    /// The namespace. If it is absent, the Secret belongs to the reader's own namespace.
     pub namespace: Option<String>,
-    /// Its name.
+    /// The name.
     pub name: String,
-    /// Its values by their keys.
+    /// The values by their keys.
     pub values: BTreeMap<String, SecretText>,
 }
 
-/// Something that is wrong with a file. The message never holds a Secret's value.
+/// A problem with a file. The message never contains the value of a Secret.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
     /// The file, as it was named to [`read`].
     pub file: String,
     /// The line, counted from 1.
     pub line: usize,
-    /// The field, like `spec.email`, unless it is about the whole document.
+    /// The field, such as `spec.email`, unless the problem is about the whole document.
     pub field: Option<String>,
-    /// What is wrong, as a sentence that goes on from the field's name.
+    /// What is invalid, as a sentence that begins with the field's name.
     pub message: String,
 }
 
@@ -227,7 +227,7 @@ impl Reader<'_> {
         };
         let (expected, read): (_, fn(&mut Self, &Node)) = match kind {
             USER_KIND => (API_VERSION, Self::user),
-            // Says which namespaces are let in and where providers are: nothing of that is here.
+            // A realm defines allowed namespaces and providers, which do not exist here.
             REALM_KIND => (API_VERSION, |_, _| {}),
             "Secret" => ("v1", Self::secret),
             "List" => ("v1", Self::list),
@@ -272,13 +272,13 @@ impl Reader<'_> {
         };
         let spec = node.get("spec").map(Node::to_json).unwrap_or_default();
         match serde_json::from_value(spec) {
-            // Not the status: what it says is the operator's, as an API server sees it too.
+            // The status is not read, because only the operator writes it, as with an API server.
             Ok(spec) => {
                 let user = TwoFactorUser { metadata, spec, status: None };
                 self.found.users.push(self.located(node, user));
             }
-            // The schema is generated from the type: what fits the one fits the other. The cause
-            // could quote an address.
+            // The schema is generated from the type, so what matches one matches the other. The
+            // cause is not shown, because it could quote an address.
             Err(_) => self.problem(node.line, Some("spec"), "cannot be read"),
         }
     }
@@ -287,7 +287,7 @@ impl Reader<'_> {
         let mut misfits = unknown_fields(node, &SECRET_FIELDS);
         let metadata = metadata(node, &mut misfits);
         let mut values = BTreeMap::new();
-        // In this order: as in Kubernetes, `stringData` wins over `data`.
+        // In this order, because `stringData` takes precedence over `data`, as in Kubernetes.
         for (field, decode) in [("data", true), ("stringData", false)] {
             let Some(data) = node.get(field) else { continue };
             if !matches!(data.value, Value::Map(_)) {
@@ -333,7 +333,7 @@ fn unknown_fields(node: &Node, known: &[&str]) -> Vec<Misfit> {
         .collect()
 }
 
-/// The object's metadata, with a name; or nothing, and why.
+/// Reads the object's metadata, which must have a name.
 fn metadata(node: &Node, misfits: &mut Vec<Misfit>) -> Option<ObjectMeta> {
     let Some(metadata) = node.get("metadata") else {
         misfits.push(missing(node.line, "metadata"));
@@ -348,12 +348,12 @@ fn metadata(node: &Node, misfits: &mut Vec<Misfit>) -> Option<ObjectMeta> {
         return None;
     }
     let read = serde_json::from_value(metadata.to_json());
-    // Without the cause, which could quote what an annotation of a Secret repeats.
+    // The cause is not shown, because it could quote an annotation that repeats a Secret.
     read.map_err(|_| misfits.push(misfit(metadata.line, "metadata", "cannot be read"))).ok()
 }
 
 fn decode_base64(text: &str) -> Result<SecretText, &'static str> {
-    // Line breaks are allowed, as in an API server: `base64` prints them.
+    // Line breaks are allowed, as in an API server, because `base64` prints them.
     let mut symbols: Vec<u8> = Vec::with_capacity(text.len());
     symbols.extend(text.bytes().filter(|byte| !matches!(byte, b'\r' | b'\n')));
     let decoded = BASE64.decode(&symbols);

@@ -3,9 +3,9 @@
 //!
 //! Fields are read as they were written; [`validate::realm`](crate::validate::realm) checks them.
 
-// `KubeSchema` copies each type into a function, where its `pub` reaches nobody.
+// `KubeSchema` copies each type into a function, where its `pub` has no effect.
 #![allow(unreachable_pub)]
-// What `kubectl explain` prints is plain text.
+// `kubectl explain` prints plain text.
 #![allow(clippy::doc_markdown)]
 
 use std::collections::BTreeMap;
@@ -19,7 +19,7 @@ use crate::rules::{self as shared, realm as rules};
 use crate::tokens::Tokens;
 use crate::user::conditions_schema;
 
-// The doc comments of the fields are what `kubectl explain` prints: plain text, for an
+// `kubectl explain` prints the doc comments of the fields, so they are plain text for an
 // administrator.
 
 /// What an administrator writes about the users of a namespace.
@@ -353,7 +353,7 @@ impl Operator {
     /// All operators, in the order of the documentation.
     pub const ALL: [Self; 4] = [Self::In, Self::NotIn, Self::Exists, Self::DoesNotExist];
 
-    /// The name that manifests use.
+    /// Returns the name in manifests.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -415,7 +415,7 @@ mod tests {
         assert_eq!(TwoFactorRealm::api_version(&()), labels::API_VERSION);
         assert_eq!(crd.metadata.name.as_deref(), Some("twofactorrealms.twofactor.fountainai.io"));
         assert_eq!(crd.spec.scope, "Namespaced");
-        // Kubernetes wants a letter at the beginning of a short name.
+        // Kubernetes requires a letter at the beginning of a short name.
         assert_eq!(crd.spec.names.short_names, Some(vec!["tfr".to_owned()]));
         assert!(crd.spec.versions[0].subresources.as_ref().unwrap().status.is_some());
     }

@@ -9,7 +9,7 @@ use serde_json::Value as Json;
 
 use crate::yaml::{Node, Value};
 
-/// A field that does not fit.
+/// A field that does not match the schema.
 pub(crate) struct Misfit {
     pub(crate) line: usize,
     pub(crate) field: String,
@@ -22,7 +22,7 @@ pub(crate) fn check(schema: &Json, node: &Node, field: &str, misfits: &mut Vec<M
         misfits.push(Misfit { line, field: field.to_owned(), message });
     };
     match (schema["type"].as_str(), &node.value) {
-        // As an API server does: null is nothing, and the default takes its place.
+        // As in an API server, null counts as absent and the default is used.
         (None, _) | (_, Value::Null) | (Some("boolean"), Value::Bool(_)) => {}
         (Some("string"), Value::Text(text)) => {
             if let Some(allowed) = schema["enum"].as_array()
@@ -75,7 +75,7 @@ pub(crate) fn check(schema: &Json, node: &Node, field: &str, misfits: &mut Vec<M
     }
 }
 
-/// A field that nobody reads, mostly a slip of the pen; so the ones that are read are named.
+/// Reports an unknown field. It is mostly a typing error, so the message lists the known fields.
 pub(crate) fn unknown_field<'a>(
     line: usize,
     field: String,
@@ -88,7 +88,7 @@ pub(crate) fn unknown_field<'a>(
     }
 }
 
-/// The path of a field of `parent`.
+/// Returns the path of a field of `parent`.
 pub(crate) fn join(parent: &str, name: &str) -> String {
     if parent.is_empty() { name.to_owned() } else { format!("{parent}.{name}") }
 }

@@ -1,8 +1,8 @@
 //! Defines what an administrator writes about a realm's tokens.
 
-// `KubeSchema` copies each type into a function, where its `pub` reaches nobody.
+// `KubeSchema` copies each type into a function, where its `pub` has no effect.
 #![allow(unreachable_pub)]
-// What `kubectl explain` prints is plain text.
+// `kubectl explain` prints plain text.
 #![allow(clippy::doc_markdown)]
 
 use kube::KubeSchema;
@@ -12,7 +12,7 @@ use twofactor_core::token::{Audience, TokenAlgorithm};
 
 use crate::rules::{self as shared, tokens as rules};
 
-// The doc comments of the fields are what `kubectl explain` prints: plain text, for an
+// `kubectl explain` prints the doc comments of the fields, so they are plain text for an
 // administrator.
 
 /// Signed tokens after a successful verification.

@@ -5,7 +5,7 @@
 //! the rules for the API server are derived from these types, with the ranges, patterns and
 //! messages of `rules`.
 
-// `KubeSchema` copies each type into a function, where its `pub` reaches nobody.
+// `KubeSchema` copies each type into a function, where its `pub` has no effect.
 #![allow(unreachable_pub)]
 
 use std::fmt;
@@ -19,7 +19,7 @@ use twofactor_core::user::{DeliveryMethod, Username};
 
 use crate::rules::{self as shared, user as rules};
 
-// The doc comments of the fields are what `kubectl explain` prints: plain text, for an
+// `kubectl explain` prints the doc comments of the fields, so they are plain text for an
 // administrator.
 
 /// What an administrator writes about a user.
@@ -310,7 +310,7 @@ fn algorithm_schema(_: &mut SchemaGenerator) -> Schema {
     json_schema!({ "type": "string", "enum": rules::ALGORITHMS.map(Algorithm::name) })
 }
 
-/// The schema that Kubernetes documents for `metav1.Condition`.
+/// Returns the schema that Kubernetes documents for `metav1.Condition`.
 pub(crate) fn conditions_schema(_: &mut SchemaGenerator) -> Schema {
     json_schema!({
         "type": "array",

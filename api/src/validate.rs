@@ -17,12 +17,13 @@ use crate::rules::user::{
 use crate::rules::{ISSUER_CHARACTERS, ISSUER_MESSAGE, NAME_CHARACTERS, NAME_MESSAGE};
 use crate::user::{SecretReference, TotpSpec, TwoFactorUser};
 
-/// One field that is wrong.
+/// One invalid field.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FieldError {
-    /// Which one, as `kubectl explain` names it: `spec.email`.
+    /// The path of the field in `kubectl explain`, such as `spec.email`.
     pub field: String,
-    /// What is wrong, as a sentence that goes on from the field's name. Never the value itself.
+    /// What is invalid, as a sentence that begins with the field's name. It never contains the
+    /// value.
     pub message: String,
 }
 
@@ -34,8 +35,8 @@ impl fmt::Display for FieldError {
 
 impl std::error::Error for FieldError {}
 
-/// What has been found so far. Each check returns the good value or leaves an error here, so that
-/// all of them are reported.
+/// The errors that were found. Each check returns the valid value or adds an error, so that all
+/// errors are reported.
 #[derive(Default)]
 struct Findings(Vec<FieldError>);
 
@@ -49,13 +50,13 @@ impl Findings {
     }
 }
 
-/// Checks a user and turns it into what the rest of the system works with.
+/// Validates a user.
 ///
-/// What needs the object's predecessor, that its username stays the same, only the API server can
-/// check.
+/// Only the API server can check that the username does not change, because that needs the previous
+/// version of the object.
 ///
 /// # Errors
-/// Every field that is wrong, in the order of the manifest.
+/// Returns every invalid field, in the order of the manifest.
 pub fn validate(user: &TwoFactorUser) -> Result<UserDefinition, Vec<FieldError>> {
     let mut findings = Findings::default();
     let spec = &user.spec;
@@ -64,7 +65,7 @@ pub fn validate(user: &TwoFactorUser) -> Result<UserDefinition, Vec<FieldError>>
     check_name(name, &mut findings);
     let username = match (&spec.username, name) {
         (Some(username), _) => findings.keep("spec.username", Username::try_from(username.clone())),
-        // What is wrong with the name has been said already.
+        // An invalid name was already reported.
         (None, name) => name.and_then(|name| name.parse().ok()),
     };
 
@@ -134,8 +135,8 @@ fn check_secret_reference(
 }
 
 fn check_totp(totp: &TotpSpec, findings: &mut Findings) -> Option<TotpParameters> {
-    // The core checks these too, but stops at the first, and its types have no room for every
-    // number that YAML has.
+    // The core checks these too, but it stops at the first error, and its types are too small for
+    // every number in YAML.
     let before = findings.0.len();
     for (field, value, range) in [
         ("spec.totp.digits", totp.digits, DIGITS),
@@ -158,7 +159,7 @@ fn check_totp(totp: &TotpSpec, findings: &mut Findings) -> Option<TotpParameters
     findings.keep("spec.totp", TotpParameters::new(totp.algorithm, digits, period, skew))
 }
 
-/// `fallback`: whose issuer counts where there is none.
+/// `fallback` names whose issuer is used if there is none.
 fn check_issuer(issuer: &str, fallback: &str) -> Result<(), String> {
     let characters = issuer.chars().count();
     if characters == 0 {
@@ -177,7 +178,7 @@ fn check_issuer(issuer: &str, fallback: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// What Kubernetes calls a DNS-1123 subdomain.
+/// Returns whether `name` is what Kubernetes calls a DNS-1123 subdomain.
 fn is_object_name(name: &str) -> bool {
     let alphanumeric = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
     let is_label = |label: &str| {

@@ -10,22 +10,22 @@ use serde::de::{Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_saphyr::{Error, Spanned, budget, options};
 use zeroize::Zeroizing;
 
-/// How deep lists and mappings may be nested. Manifests of the kinds read here need 10.
+/// Maximum nesting of lists and mappings. The manifests that are read here need 10.
 const MAXIMUM_DEPTH: usize = 64;
 
-/// A value and where it stands.
+/// A value and its line.
 pub(crate) struct Node {
-    /// Counted from 1, in the file.
+    /// The line in the file, counted from 1.
     pub(crate) line: usize,
     pub(crate) value: Value,
 }
 
-/// What YAML can say that JSON can say too: Kubernetes reads manifests as JSON.
+/// A value that JSON has too, because Kubernetes reads manifests as JSON.
 pub(crate) enum Value {
     Null,
     Bool(bool),
     Number(serde_json::Number),
-    /// Wiped when dropped, because before its kind is known every document may be a Secret.
+    /// Wiped when it is dropped, because every document may be a Secret until its kind is known.
     Text(Zeroizing<String>),
     List(Vec<Node>),
     Map(Vec<Entry>),
@@ -39,7 +39,8 @@ pub(crate) struct Entry {
     pub(crate) node: Node,
 }
 
-/// A place where the text is not YAML. Nothing of the text is in the message: it may be a Secret's.
+/// A position at which the text is not YAML. The message never contains the text, which may be of a
+/// Secret.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Broken {
     pub(crate) line: usize,
@@ -47,14 +48,14 @@ pub(crate) struct Broken {
 }
 
 impl Node {
-    /// The value of a key of this mapping; nothing when it is another kind of value, or has no such
-    /// key, or no value there: an API server drops a null before it looks further.
+    /// Returns the value of a key of this mapping. Returns nothing if this is not a mapping, or has
+    /// no such key, or has null there, which an API server drops.
     pub(crate) fn get(&self, key: &str) -> Option<&Node> {
         let entry = self.entries().iter().find(|entry| entry.key == key)?;
         Some(&entry.node).filter(|node| !matches!(node.value, Value::Null))
     }
 
-    /// The entries of this mapping; none when it is another kind of value.
+    /// Returns the entries of this mapping, or none if this is not a mapping.
     pub(crate) fn entries(&self) -> &[Entry] {
         match &self.value {
             Value::Map(entries) => entries,
@@ -69,7 +70,7 @@ impl Node {
         }
     }
 
-    /// The same value for serde; as in [`Node::get`], a key without a value is left out.
+    /// Converts the value for serde. As in [`Node::get`], a key without a value is left out.
     pub(crate) fn to_json(&self) -> serde_json::Value {
         match &self.value {
             Value::Null => serde_json::Value::Null,
@@ -85,7 +86,7 @@ impl Node {
         }
     }
 
-    /// Lines are counted in a document; this makes it the lines of the file.
+    /// Converts lines of the document into lines of the file.
     fn move_down(&mut self, lines: usize) {
         self.line += lines;
         match &mut self.value {
@@ -101,7 +102,7 @@ impl Node {
     }
 }
 
-/// Reads every document of a file; empty ones and those of comments alone are left out.
+/// Reads every document of a file. Documents without content are left out.
 pub(crate) fn read(content: &[u8]) -> Vec<Result<Node, Broken>> {
     let content = content.strip_prefix("\u{feff}".as_bytes()).unwrap_or(content);
     let documents = documents(content).into_iter();
@@ -124,9 +125,9 @@ struct Document<'a> {
     text: &'a [u8],
 }
 
-/// Splits at the lines that begin with `---` or `...`. Within a document YAML forbids such lines,
-/// in block scalars and quoted text too, unless they are indented; so this needs no parser and
-/// survives what no parser can read.
+/// Splits a file at the lines that begin with `---` or `...`. Within a document, YAML forbids such
+/// lines, in block scalars and quoted text too, unless they are indented. So this needs no parser
+/// and also works if a document is invalid.
 fn documents(content: &[u8]) -> Vec<Document<'_>> {
     let mut documents = Vec::new();
     let mut start = 0;
@@ -134,8 +135,8 @@ fn documents(content: &[u8]) -> Vec<Document<'_>> {
     let mut position = 0;
     for (index, line) in content.split_inclusive(|&byte| byte == b'\n').enumerate() {
         let end = position + line.len();
-        // A start marker belongs to its document, content may follow on its line; an end marker is
-        // dropped.
+        // A start marker belongs to its document, because content may follow on its line. An end
+        // marker is dropped.
         let (cut, next_start, next_lines) = if is_marker(line, b"---") {
             (true, position, index)
         } else {
@@ -157,7 +158,7 @@ fn is_marker(line: &[u8], marker: &[u8]) -> bool {
     line.strip_prefix(marker).is_some_and(|rest| rest.first().is_none_or(u8::is_ascii_whitespace))
 }
 
-/// Whether there are only blank lines, comments, directives and a start marker.
+/// Returns whether there are only blank lines, comments, directives and a start marker.
 fn is_empty(text: &[u8]) -> bool {
     text.split(|&byte| byte == b'\n').all(|line| {
         let line = if is_marker(line, b"---") { &line[3..] } else { line };
@@ -171,7 +172,7 @@ fn read_document(text: &[u8]) -> Result<Option<Node>, Broken> {
         let line = before.split(|&byte| byte == b'\n').count();
         Broken { line, message: "is not UTF-8".to_owned() }
     })?;
-    // Snippets would quote the text.
+    // Snippets are disabled, because they would quote the text.
     let options = options! { with_snippet: false, budget: budget! { max_depth: MAXIMUM_DEPTH } };
     let node: Spanned<Value> =
         serde_saphyr::from_str_with_options(text, options).map_err(|e| broken(&e))?;
@@ -246,7 +247,7 @@ impl<'de> Visitor<'de> for ValueVisitor {
     }
 
     fn visit_f64<E>(self, value: f64) -> Result<Value, E> {
-        // JSON has no infinity.
+        // Infinity is rejected, because JSON does not have it.
         Ok(serde_json::Number::from_f64(value).map_or(Value::Null, Value::Number))
     }
 

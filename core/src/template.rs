@@ -47,7 +47,7 @@ pub enum TemplateError {
     },
     /// A placeholder is unknown.
     #[error(
-        "has a placeholder at character {position} that there is not: there are {}",
+        "has an unknown placeholder at character {position}: known are {}",
         Placeholder::list()
     )]
     Unknown {

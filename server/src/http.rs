@@ -28,36 +28,38 @@ use tokio_util::sync::CancellationToken;
 use warp::filters::BoxedFilter;
 use warp::reply::{Reply, Response};
 
-/// For a client to take in what was sent to it.
+/// Timeout for a client to acknowledge what was sent to it.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// What a client may take.
+/// Limits on the resources that clients can use.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Open connections; further ones wait in the listener's backlog.
+    /// Maximum number of open connections. Further ones wait in the listener's backlog.
     pub connections: usize,
-    /// For TLS to be agreed on, and for a request's head to arrive; also for a kept connection to
-    /// stay without one, unless `idle` says otherwise.
+    /// Timeout for the TLS handshake, and for the head of a request. It is also the idle timeout of
+    /// a connection, unless `idle` is set.
     pub header_timeout: Duration,
-    /// Bytes of a request's head.
+    /// Maximum size of a request's head, in bytes.
     pub header_bytes: usize,
-    /// For requests under way to end after the signal to stop.
+    /// Timeout for requests in progress to finish after the signal to stop.
     pub drain: Duration,
-    /// For a whole connection, where it serves one request only; connections are kept when absent.
+    /// Timeout for a whole connection that serves only one request. If absent, connections are kept
+    /// open.
     pub single_request: Option<Duration>,
-    /// For a kept connection to stay without a request, and for the head of its next one to arrive.
-    /// A client must let go of its connections earlier: one that sends a request at the moment of
-    /// the end cannot know whether it was carried out.
+    /// Idle timeout of a connection, and timeout for the head of its next request. Clients should
+    /// have a shorter one, because a client that sends a request at the moment of the end cannot
+    /// know whether it was carried out.
     pub idle: Option<Duration>,
-    /// For a request from its head to the head of its answer, the body included; then the answer is
-    /// 408.
+    /// Timeout for a request, from its head to the head of its answer, including the body. After
+    /// it, the answer is 408.
     pub request: Option<Duration>,
-    /// For a connection to be kept: the first answer after that ends it, so that nothing under way
-    /// is lost.
+    /// Maximum age of a connection. The first answer after that closes it, so that no request in
+    /// progress is lost.
     pub lifetime: Option<Duration>,
-    /// For clients to notice that this server is about to go: after the signal to stop it goes on
-    /// for this long, but every answer ends its connection. Zero where nobody keeps connections.
-    pub farewell: Duration,
+    /// Time for which the server continues after the signal to stop, so that clients notice that it
+    /// is about to stop: every answer closes its connection. Zero if clients do not keep
+    /// connections open.
+    pub shutdown_delay: Duration,
 }
 
 impl Default for Limits {
@@ -71,12 +73,12 @@ impl Default for Limits {
             idle: None,
             request: None,
             lifetime: None,
-            farewell: Duration::ZERO,
+            shutdown_delay: Duration::ZERO,
         }
     }
 }
 
-/// Serves `routes` on `listener` until `stop`, then lets requests under way end.
+/// Serves `routes` on `listener` until `stop`, and then lets requests in progress finish.
 pub async fn serve(
     listener: TcpListener,
     routes: BoxedFilter<(Response,)>,
@@ -86,7 +88,7 @@ pub async fn serve(
     run(listener, None, routes, limits, stop).await;
 }
 
-/// [`serve`] with TLS, of which [`crate::tls::configuration`] says how.
+/// [`serve`] with TLS as in [`crate::tls::configuration`].
 pub async fn serve_tls(
     listener: TcpListener,
     configuration: Arc<ServerConfig>,
@@ -104,40 +106,42 @@ async fn run(
     limits: Limits,
     stop: CancellationToken,
 ) {
-    let slots = Arc::new(Semaphore::new(limits.connections));
+    let permits = Arc::new(Semaphore::new(limits.connections));
     let graceful = GracefulShutdown::new();
     let server = Server { routes, limits, stop: stop.clone() };
     let mut closed = pin!(async {
         stop.cancelled().await;
-        sleep(limits.farewell).await;
+        sleep(limits.shutdown_delay).await;
     });
     loop {
-        let (stream, slot) = tokio::select! {
+        let (stream, permit) = tokio::select! {
             biased;
             () = &mut closed => break,
-            accepted = accept(&listener, &slots) => accepted,
+            accepted = accept(&listener, &permits) => accepted,
         };
         let (server, tls, watcher) = (server.clone(), tls.clone(), graceful.watcher());
         tokio::spawn(async move {
             match tls {
-                None => server.converse(stream, watcher).await,
+                None => server.answer(stream, watcher).await,
                 Some(tls) => match timeout(limits.header_timeout, tls.accept(stream)).await {
-                    Ok(Ok(stream)) => server.converse(stream, watcher).await,
-                    Ok(Err(error)) => tracing::debug!(%error, "TLS could not be agreed on"),
-                    Err(_) => tracing::debug!("TLS took too long"),
+                    Ok(Ok(stream)) => server.answer(stream, watcher).await,
+                    Ok(Err(error)) => {
+                        tracing::debug!(%error, "failed to complete the TLS handshake")
+                    }
+                    Err(_) => tracing::debug!("TLS handshake timed out"),
                 },
             }
-            drop(slot);
+            drop(permit);
         });
     }
 
     drop(listener);
     if timeout(limits.drain, graceful.shutdown()).await.is_err() {
-        tracing::warn!(after = ?limits.drain, "requests were still under way at the end of the drain");
+        tracing::warn!(after = ?limits.drain, "requests were still in progress after the drain timeout");
     }
 }
 
-/// What every connection works with.
+/// What every connection needs.
 #[derive(Clone)]
 struct Server {
     routes: BoxedFilter<(Response,)>,
@@ -147,7 +151,7 @@ struct Server {
 
 impl Server {
     /// Answers the requests of one connection.
-    async fn converse(
+    async fn answer(
         self,
         stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
         watcher: Watcher,
@@ -184,7 +188,7 @@ impl Server {
             .max_buf_size(limits.header_bytes)
             .keep_alive(limits.single_request.is_none());
         let connection = watcher.watch(builder.serve_connection(TokioIo::new(stream), service));
-        // hyper knows one time-out for the first head and for a kept connection, which may have
+        // hyper has one timeout for the first head and for an idle connection, whose timeout may be
         // longer.
         let never_asked = async {
             sleep(limits.header_timeout).await;
@@ -194,40 +198,42 @@ impl Server {
         };
         let whole = limits.single_request.unwrap_or(Duration::MAX);
         tokio::select! {
-            // A client that went away is its own affair.
+            // A client may close its connection at any time, which is not an error.
             ended = timeout(whole, connection) => if let Ok(Err(error)) = ended {
-                tracing::debug!(%error, "connection ended early");
+                tracing::debug!(%error, "connection closed early");
             },
-            () = never_asked => tracing::debug!("connection without a request"),
+            () = never_asked => tracing::debug!("connection closed without a request"),
         }
     }
 }
 
-/// The next connection, with a slot for it.
+/// Accepts the next connection, with a permit for it.
 async fn accept(
     listener: &TcpListener,
-    slots: &Arc<Semaphore>,
+    permits: &Arc<Semaphore>,
 ) -> (TcpStream, OwnedSemaphorePermit) {
     let loopback = listener.local_addr().is_ok_and(|address| address.ip().is_loopback());
     loop {
-        let Ok(slot) = slots.clone().acquire_owned().await else {
-            unreachable!("nobody closes the semaphore")
+        let Ok(permit) = permits.clone().acquire_owned().await else {
+            unreachable!("the semaphore is never closed")
         };
         match listener.accept().await {
-            // A neighbour on the network may be able to send to loopback addresses (CVE-2020-8558).
+            // Another machine on the network may be able to send to loopback addresses
+            // (CVE-2020-8558).
             Ok((_, peer)) if loopback && !peer.ip().is_loopback() => {
-                tracing::warn!(%peer, "somebody else reached a loopback address, and was not answered");
+                tracing::warn!(%peer, "connection from another machine to a loopback address rejected");
             }
             Ok((stream, _)) => {
-                // Answers are small: waiting to fill a packet would only delay them.
+                // Answers are small, so waiting to fill a packet would only delay them.
                 let _ = stream.set_nodelay(true);
-                // A client that does not read its answer is let go, and its slot with it.
+                // A client that does not read its answer is disconnected, which frees its permit.
                 let _ = SockRef::from(&stream).set_tcp_user_timeout(Some(WRITE_TIMEOUT));
-                return (stream, slot);
+                return (stream, permit);
             }
             Err(error) => {
-                tracing::warn!(%error, "cannot accept a connection");
-                // Out of file descriptors, most likely: some have to be closed first.
+                tracing::warn!(%error, "failed to accept a connection");
+                // The process has probably reached its limit of file descriptors, so some must be
+                // closed first.
                 sleep(Duration::from_millis(50)).await;
             }
         }

@@ -6,12 +6,12 @@ use std::str::FromStr;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::ParseError;
 
-/// How a log line looks.
+/// The format of log lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
     /// One JSON object a line, for machines.
     Json,
-    /// Words, for people.
+    /// Text, for people.
     Text,
 }
 
@@ -27,7 +27,7 @@ impl FromStr for Format {
     }
 }
 
-/// Starts logging, for the whole process.
+/// Starts logging for the whole process.
 ///
 /// # Errors
 /// If `filter` is not a list of levels such as `info` or `warn,twofactor_sidecar=debug`.

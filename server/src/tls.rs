@@ -11,16 +11,16 @@ use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use rustls::{ServerConfig, version};
 
-/// The certificate that new connections are answered with. Without one, no connection comes about.
+/// The certificate of new connections. Without one, connections fail.
 #[derive(Default)]
 pub struct CurrentCertificate(ArcSwapOption<CertifiedKey>);
 
 impl CurrentCertificate {
-    /// Answers new connections with this one. `chain` begins with the server's own certificate.
+    /// Sets the certificate of new connections. `chain` begins with the server's own certificate.
     ///
     /// # Errors
-    /// If the key is of a kind that cannot be used, or not the certificate's; the one before
-    /// stays.
+    /// If the key is of an unsupported kind, or does not belong to the certificate. Then the
+    /// previous certificate stays.
     pub fn set(
         &self,
         chain: Vec<CertificateDer<'static>>,
@@ -31,7 +31,7 @@ impl CurrentCertificate {
         Ok(())
     }
 
-    /// The certificate itself, when there is one.
+    /// Returns the certificate, if there is one.
     #[must_use]
     pub fn certificate(&self) -> Option<CertificateDer<'static>> {
         let current = self.0.load_full()?;
@@ -52,19 +52,19 @@ impl fmt::Debug for CurrentCertificate {
     }
 }
 
-/// How connections are encrypted: TLS 1.3 or 1.2, HTTP/1.1 within, with the certificate that is the
-/// current one when a connection begins.
+/// Configures TLS 1.3 or 1.2 for HTTP/1.1, with the certificate that is current when a connection
+/// begins.
 ///
 /// # Errors
-/// Never with the provider that is built in.
+/// Never with the built-in provider.
 pub fn configuration(current: Arc<CurrentCertificate>) -> Result<Arc<ServerConfig>, rustls::Error> {
     let mut configuration = ServerConfig::builder_with_provider(Arc::new(default_provider()))
         .with_protocol_versions(&[&version::TLS13, &version::TLS12])?
         .with_no_client_auth()
         .with_cert_resolver(current);
     configuration.alpn_protocols = vec![b"http/1.1".to_vec()];
-    // A session that is taken up again goes by the certificate of then. Connections are kept, so
-    // little is lost.
+    // A resumed session would keep the certificate of its first connection. Sessions are not
+    // resumed, which costs little because connections are kept open.
     configuration.session_storage = Arc::new(NoServerSessionStorage {});
     configuration.send_tls13_tickets = 0;
     Ok(Arc::new(configuration))

@@ -261,7 +261,7 @@ fn what_is_not_valid_is_told_with_its_line() {
         problems,
         [
             "users.yaml:7: spec.email: is not an email address: write it like name@example.org",
-            "users.yaml:6: spec.phoneNumber: is needed when deliveryMethod is sms",
+            "users.yaml:6: spec.phoneNumber: is required if deliveryMethod is sms",
             "users.yaml:9: spec.totp.digits: must be 6 to 8, not 9",
         ]
     );

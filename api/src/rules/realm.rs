@@ -58,13 +58,13 @@ pub(crate) const NAME_NOT_DEFAULT: &str = "must be default: there is one realm i
 pub(crate) const NAMESPACE_MESSAGE: &str =
     "is not the name of a namespace: at most 63 lower case letters, digits and hyphens are allowed";
 pub(crate) const EMPTY_SELECTOR: &str =
-    "must have matchLabels or matchExpressions: an empty selector would let every namespace in";
+    "must have matchLabels or matchExpressions: an empty selector would allow every namespace";
 pub(crate) const LABEL_KEY_MESSAGE: &str =
     "is not the key of a label: write it like team or example.org/team";
 pub(crate) const LABEL_VALUE_MESSAGE: &str = "is not the value of a label: at most 63 letters, digits, hyphens, underscores and dots are allowed, \
                                    the first and the last a letter or a digit";
-pub(crate) const VALUES_MESSAGE: &str = "must be there for In and NotIn, and for nothing else";
-const PLACEHOLDERS_MESSAGE: &str = "has {{ without }}, or a placeholder that there is not: there are {{code}}, {{expires_at}}, \
+pub(crate) const VALUES_MESSAGE: &str = "must be set for In and NotIn, and only for them";
+const PLACEHOLDERS_MESSAGE: &str = "has {{ without }}, or an unknown placeholder: known are {{code}}, {{expires_at}}, \
                                     {{issuer}}, {{username}}, {{service}}, {{context}}";
 
 pub(crate) fn name_rule() -> Rule {

@@ -34,8 +34,8 @@ pub(crate) const SECRET_KEY_PATTERN: &str = r"^[-._a-zA-Z0-9]+$";
 pub(crate) const USERNAME_MESSAGE: &str = "must not contain control characters";
 pub(crate) const SECRET_KEY_MESSAGE: &str =
     "is not a key of a Secret: letters, digits, hyphens, underscores and dots are allowed";
-pub(crate) const EMAIL_NEEDED: &str = "is needed when deliveryMethod is email";
-pub(crate) const PHONE_NUMBER_NEEDED: &str = "is needed when deliveryMethod is sms";
+pub(crate) const EMAIL_NEEDED: &str = "is required if deliveryMethod is email";
+pub(crate) const PHONE_NUMBER_NEEDED: &str = "is required if deliveryMethod is sms";
 pub(crate) const USERNAME_IMMUTABLE: &str = "cannot be changed, added or removed: delete the user and create it again to use another username";
 pub(crate) const OWN_SECRET: &str =
     "is the Secret that the operator writes for this user: import from another one";

@@ -23,33 +23,33 @@ use crate::rules::realm::{
     REQUIREMENTS, VALUES, VALUES_MESSAGE,
 };
 
-/// What a realm says, checked.
+/// The validated spec of a realm.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct RealmPolicy {
-    /// Who asks for the code; the operator's own when absent.
+    /// The issuer. Defaults to the operator's.
     pub issuer: Option<String>,
-    /// For how long a delivered code is accepted; the operator's own when absent.
+    /// Duration for which a delivered code is accepted. Defaults to the operator's.
     pub otp_lifetime: Option<OtpLifetime>,
-    /// The namespaces that are named.
+    /// The names of allowed namespaces.
     pub names: BTreeSet<String>,
-    /// What chooses more of them; never empty.
+    /// Selects more allowed namespaces. It is never empty.
     pub selector: Option<Selector>,
     /// The Secret with the providers, in the realm's own namespace.
     pub delivery_secret: Option<String>,
-    /// How often codes are made and sent.
+    /// Limits on how often codes are issued and sent.
     pub limits: LimitsPolicy,
-    /// What is kept of each request.
+    /// What is recorded of each request.
     pub audit: AuditOverrides,
-    /// What messages say; the operator's own when absent.
+    /// The texts of messages. Default to the operator's.
     pub message: Option<MessageTemplates>,
-    /// Tokens; as the operator has them when absent.
+    /// Tokens. Default to the operator's settings.
     pub tokens: Option<TokenPolicy>,
-    /// Whether answers keep to themselves who is a user; as the operator has it when absent.
+    /// Whether answers hide who is a user. Defaults to the operator's setting.
     pub uniform_answers: Option<bool>,
 }
 
 impl RealmPolicy {
-    /// Whether a namespace other than the realm's own is let in.
+    /// Returns whether a namespace other than the realm's own is allowed.
     #[must_use]
     pub fn lets_in(&self, namespace: &str, labels: &BTreeMap<String, String>) -> bool {
         self.names.contains(namespace)
@@ -57,16 +57,16 @@ impl RealmPolicy {
     }
 }
 
-/// Whether this is the one realm of its namespace, going by its name.
+/// Returns whether this is the one realm of its namespace, by its name.
 #[must_use]
 pub fn is_default(realm: &TwoFactorRealm) -> bool {
     realm.metadata.name.as_deref() == Some(labels::REALM_NAME)
 }
 
-/// Checks a realm and turns it into what the rest of the system works with.
+/// Validates a realm.
 ///
 /// # Errors
-/// Every field that is wrong, in the order of the manifest.
+/// Returns every invalid field, in the order of the manifest.
 pub fn validate(realm: &TwoFactorRealm) -> Result<RealmPolicy, Vec<FieldError>> {
     let mut findings = Findings::default();
     let spec = &realm.spec;
@@ -99,7 +99,7 @@ pub fn validate(realm: &TwoFactorRealm) -> Result<RealmPolicy, Vec<FieldError>> 
     let limits = limits::check_limits(spec.limits.as_ref(), &mut findings);
     let audit = limits::check_audit(spec.audit.as_ref(), &mut findings);
     let message = spec.message.as_ref().map(|message| check_message(message, &mut findings));
-    // One without any part says nothing.
+    // A message without any text counts as absent.
     let message = message.filter(|message| *message != MessageTemplates::default());
     let tokens = spec.tokens.as_ref().and_then(|tokens| tokens::check(tokens, &mut findings));
     if findings.0.is_empty() {
@@ -225,7 +225,7 @@ fn expression(requirement: &Requirement) -> Expression {
     }
 }
 
-/// A name, after an optional DNS subdomain and a slash.
+/// Returns whether `key` is a name, after an optional DNS subdomain and a slash.
 fn is_label_key(key: &str) -> bool {
     let is_name = |name: &str| !name.is_empty() && is_label_value(name);
     match key.split_once('/') {

@@ -272,10 +272,10 @@ fn the_schema_lists_every_delivery_method_and_algorithm() {
 
 #[test]
 fn what_a_delivery_method_needs_is_asked_for() {
-    assert_eq!(errors(json!({})), ["spec.email: is needed when deliveryMethod is email"]);
+    assert_eq!(errors(json!({})), ["spec.email: is required if deliveryMethod is email"]);
     assert_eq!(
         errors(json!({ "deliveryMethod": "sms", "email": "a@b" })),
-        ["spec.phoneNumber: is needed when deliveryMethod is sms"]
+        ["spec.phoneNumber: is required if deliveryMethod is sms"]
     );
     for method in ["app", "webhook"] {
         assert_eq!(errors(json!({ "deliveryMethod": method })), [""; 0]);

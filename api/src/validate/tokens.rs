@@ -9,14 +9,14 @@ use crate::rules::NAME_MESSAGE;
 use crate::rules::tokens::{AUDIENCES, LIFETIME_SECONDS};
 use crate::tokens::Tokens;
 
-/// What a realm says about tokens, checked.
+/// The validated token settings of a realm.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TokenPolicy {
-    /// How they are signed.
+    /// How tokens are signed.
     pub algorithm: TokenAlgorithm,
-    /// Whom they can be for.
+    /// The audiences that tokens can be for.
     pub audiences: BTreeSet<Audience>,
-    /// How long each is good for.
+    /// The lifetime of a token.
     pub lifetime: TokenLifetime,
     /// The Secret with the key, in the realm's own namespace.
     pub secret: Option<String>,

@@ -78,7 +78,7 @@ fn smtp(variable: impl Fn(&str) -> Option<String>) -> Result<Option<SmtpSettings
     if username.is_some() && security == SmtpSecurity::Plain {
         return Err(wrong(
             "SMTP_SECURITY",
-            "must not be plain with SMTP_USERNAME: the password would travel in clear",
+            "must not be plain with SMTP_USERNAME: the password would be sent unencrypted",
         ));
     }
     let from = variable("SMTP_FROM_EMAIL")
@@ -218,7 +218,7 @@ fn address(
         "http" if allow_http => {}
         "http" => {
             let message = format!(
-                "must be https: with http, codes travel in clear. {allowing}=true allows that"
+                "must be https: with http, codes are sent unencrypted. {allowing}=true allows that"
             );
             return Err(wrong(variable, message));
         }

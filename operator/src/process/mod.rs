@@ -153,7 +153,7 @@ fn webhook_limits() -> Limits {
         idle: Some(WEBHOOK_IDLE),
         request: Some(REVIEW_TIMEOUT),
         lifetime: Some(WEBHOOK_LIFETIME),
-        farewell: FAREWELL,
+        shutdown_delay: FAREWELL,
         ..Limits::default()
     }
 }

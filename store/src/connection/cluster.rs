@@ -81,10 +81,10 @@ impl Cluster {
         Ok(node)
     }
 
-    fn map_of(&self, told: Vec<Range>) -> RedisResult<Map> {
+    fn map_of(&self, slots: Vec<Range>) -> RedisResult<Map> {
         let (mut masters, mut replicas) = (Vec::new(), Vec::new());
-        let mut ranges = Vec::with_capacity(told.len());
-        for range in told {
+        let mut ranges = Vec::with_capacity(slots.len());
+        for range in slots {
             let master = self.node(&range.master)?;
             ranges.push((range.first, range.last, master.clone()));
             add(&mut masters, master);

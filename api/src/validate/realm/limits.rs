@@ -12,28 +12,28 @@ use crate::rules::realm::{
     DELIVERIES_PER_HOUR, GENERATE_INTERVAL_SECONDS, GENERATES_PER_HOUR, RETENTION_DAYS,
 };
 
-/// What a realm says about limits; what is absent is the operator's.
+/// The limits of a realm. Absent ones default to the operator's.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LimitsPolicy {
-    /// Seconds from one code for a user to the next.
+    /// Minimum number of seconds between two codes for a user.
     pub generate_interval_seconds: Option<u16>,
-    /// Codes for a user within an hour.
+    /// Maximum number of codes for a user within an hour.
     pub generates_per_hour: Option<u16>,
-    /// Deliveries for all users within an hour.
+    /// Maximum number of deliveries for all users within an hour.
     pub deliveries_per_hour: Option<u32>,
 }
 
-/// What a realm says about what is kept of requests; what is absent is the operator's.
+/// What a realm records of requests. Absent fields default to the operator's settings.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct AuditOverrides {
-    /// For how many days.
+    /// Number of days for which entries are kept.
     pub retention_days: Option<u16>,
-    /// Whether the end user's address and program are kept.
+    /// Whether the end user's address and user agent are recorded.
     pub origin: Option<bool>,
 }
 
 impl LimitsPolicy {
-    /// The limits, where `defaults` are the operator's.
+    /// Returns the limits, with `defaults` for absent ones.
     #[must_use]
     pub fn over(&self, defaults: Limits) -> Limits {
         Limits {
@@ -47,7 +47,7 @@ impl LimitsPolicy {
 }
 
 impl AuditOverrides {
-    /// The policy, where `defaults` is the operator's.
+    /// Returns the policy, with `defaults` for absent fields.
     #[must_use]
     pub fn over(&self, defaults: AuditPolicy) -> AuditPolicy {
         AuditPolicy {

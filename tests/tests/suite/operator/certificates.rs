@@ -478,7 +478,7 @@ async fn a_server_that_is_about_to_go_answers_for_a_while_and_ends_kept_connecti
     let (authority, current) = (Authority::new("one"), Arc::default());
     local(&authority, &current);
     let stop = CancellationToken::new();
-    let limits = Limits { farewell: Duration::from_secs(2), ..Limits::default() };
+    let limits = Limits { shutdown_delay: Duration::from_secs(2), ..Limits::default() };
     let address = serve(current, limits, stop.clone()).await;
     let client = trusting(&authority.pem(), "localhost", address);
     assert_eq!(ask(&client, "localhost", address).await.unwrap().headers().get("connection"), None);

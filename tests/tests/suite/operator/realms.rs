@@ -377,13 +377,13 @@ async fn a_realm_that_could_mean_everybody_or_nothing_is_refused() {
         (realm_named("other", "issuer: A"), "must be default"),
         (
             realm("allowedNamespaces: {selector: {}}"),
-            "an empty selector would let every namespace in",
+            "an empty selector would allow every namespace",
         ),
         (realm("allowedNamespaces: {selector: {matchLabels: {}}}"), "an empty selector"),
-        (realm(&expressions("{key: a, operator: In}")), "must be there for In and NotIn"),
+        (realm(&expressions("{key: a, operator: In}")), "must be set for In and NotIn"),
         (
             realm(&expressions("{key: a, operator: Exists, values: [b]}")),
-            "must be there for In and NotIn",
+            "must be set for In and NotIn",
         ),
         (realm(&expressions("{key: a, operator: Equals, values: [b]}")), "operator"),
         (realm(&expressions("{key: /a, operator: Exists}")), "key"),
@@ -405,7 +405,7 @@ async fn a_realm_that_could_mean_everybody_or_nothing_is_refused() {
         (realm("message: {subject: \"a\\nb\"}"), "must be one line"),
         (
             realm("message: {html: \"{{code}} {{password}}\"}"),
-            "has {{ without }}, or a placeholder that there is not",
+            "has {{ without }}, or an unknown placeholder",
         ),
         (realm(&format!("message: {{sms: \"{{{{code}}}}{}\"}}", "x".repeat(1000))), "sms"),
         (realm("allowedNamespace: {names: [kms]}"), "allowedNamespace"),
