@@ -31,7 +31,7 @@ const UNBOUNDED: [&str; 8] = [
 ];
 
 /// Maximum retention of entries, in days.
-pub const LONGEST_RETENTION_DAYS: u16 = 365;
+pub const MAXIMUM_RETENTION_DAYS: u16 = 365;
 
 /// What is recorded, and for how long it is kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -17,15 +17,15 @@ const MINUTE_MILLIS: u64 = 60_000;
 const MINUTES_OF_AN_HOUR: u64 = 60;
 
 /// Maximum interval between two codes that can be configured, in seconds.
-pub const LONGEST_INTERVAL_SECONDS: u16 = 3600;
+pub const MAXIMUM_INTERVAL_SECONDS: u16 = 3600;
 /// Maximum number of codes within an hour for a user that can be configured. Each is stored for an
 /// hour.
-pub const MOST_GENERATES_PER_HOUR: u16 = 100;
+pub const MAXIMUM_GENERATES_PER_HOUR: u16 = 100;
 /// Maximum number of codes of a user and caller in flight at the same time. There can only be so
 /// many if the other limits are disabled and there are many contexts.
-pub const MOST_CODES_IN_FLIGHT: usize = 64;
+pub const MAXIMUM_CODES_IN_FLIGHT: usize = 64;
 /// Maximum number of deliveries within an hour for a realm that can be configured.
-pub const MOST_DELIVERIES_PER_HOUR: u32 = 1_000_000;
+pub const MAXIMUM_DELIVERIES_PER_HOUR: u32 = 1_000_000;
 
 /// Limits on how often codes are issued and sent. 0 means no limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -123,7 +123,7 @@ pub enum Allowance {
     /// It may, and the code is counted.
     Granted,
     /// The realm has reached its hourly limit.
-    UsedUp {
+    LimitReached {
         /// Time until the next code may be sent.
         retry_after: Duration,
     },
@@ -148,7 +148,7 @@ impl Deliveries {
             left < u64::from(most)
         });
         let next = freed.map_or(current, |(minute, _)| *minute) + MINUTES_OF_AN_HOUR;
-        Allowance::UsedUp { retry_after: now.until(UnixMillis::new(next * MINUTE_MILLIS)) }
+        Allowance::LimitReached { retry_after: now.until(UnixMillis::new(next * MINUTE_MILLIS)) }
     }
 }
 
@@ -228,7 +228,8 @@ mod tests {
         for minute in [0, 0, 10] {
             assert_eq!(deliveries.take(3, seconds(minute * 60)), Allowance::Granted);
         }
-        let used_up = |seconds| Allowance::UsedUp { retry_after: Duration::from_secs(seconds) };
+        let used_up =
+            |seconds| Allowance::LimitReached { retry_after: Duration::from_secs(seconds) };
         // NOW is the beginning of a minute.
         assert_eq!(deliveries.take(3, seconds(600)), used_up(3000));
         assert_eq!(deliveries.take(3, seconds(3600)), Allowance::Granted);

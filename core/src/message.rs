@@ -10,11 +10,11 @@ use thiserror::Error;
 
 use crate::template::{self, Form, Placeholder, Template, TemplateError, Values};
 
-/// What stands before a context that a template has no place for.
+/// The text before a context that is appended to a text without a placeholder for it.
 const CONFIRMING: &str = "You confirm: ";
 
-/// Longer texts are refused by providers of text messages.
-const LONGEST_SMS: usize = 1600;
+/// Maximum length of a text message. Providers reject longer ones.
+const MAXIMUM_SMS_CHARACTERS: usize = 1600;
 
 /// A part of a message that an administrator can write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,49 +23,49 @@ pub enum Part {
     Subject,
     /// The text of mails and webhooks.
     Text,
-    /// The text of mails once more, as HTML.
+    /// The text of mails as HTML.
     Html,
     /// The text of text messages.
     Sms,
 }
 
-/// Why a text cannot be a part of a message.
+/// Reason why a text cannot be a part of a message.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 pub enum PartError {
-    /// Nothing.
-    #[error("must not be empty: leave it out to have the default")]
+    /// It is empty.
+    #[error("must not be empty: leave it out to use the default")]
     Empty,
-    /// More than anybody reads.
+    /// It is too long.
     #[error("has {found} characters, at most {most} are allowed")]
     TooLong {
-        /// How many there are.
+        /// The number of characters.
         found: usize,
-        /// How many there may be.
+        /// The maximum number of characters.
         most: usize,
     },
-    /// It is short, but the values are not.
+    /// It is too long with the longest values.
     #[error(
-        "comes to {found} characters with the longest values, and text messages have at most {LONGEST_SMS}"
+        "has {found} characters with the longest values, and text messages have at most {MAXIMUM_SMS_CHARACTERS}"
     )]
     TooLongFilledIn {
-        /// How many it comes to.
+        /// The number of characters with the longest values.
         found: usize,
     },
-    /// A subject of several lines.
+    /// It is a subject of several lines.
     #[error("must be one line, without control characters")]
     NotOneLine,
-    /// Something that nobody sees.
+    /// It contains invisible characters.
     #[error("must not contain control characters other than line breaks and tabs")]
     ControlCharacter,
-    /// Nobody could do anything with the message.
+    /// It does not contain the code, so the message would be useless.
     #[error("must contain {{{{code}}}}")]
     NoCode,
-    /// Not a template.
+    /// It is not a template.
     #[error(transparent)]
     Template(#[from] TemplateError),
 }
 
-/// The templates of a realm's messages; absent ones are the contract's.
+/// The templates of a realm's messages. Absent ones default to the contract's.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MessageTemplates {
     /// The subject of mails.
@@ -74,7 +74,7 @@ pub struct MessageTemplates {
     /// The text of mails and webhooks.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub text: Option<Template>,
-    /// The text of mails once more, as HTML; none when absent.
+    /// The text of mails as HTML. If absent, mails have no HTML.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub html: Option<Template>,
     /// The text of text messages.
@@ -101,7 +101,7 @@ impl Part {
     /// Every part, in the order of the documentation.
     pub const ALL: [Self; 4] = [Self::Subject, Self::Text, Self::Html, Self::Sms];
 
-    /// The name of the variable, where variables configure.
+    /// Returns the name of the variable.
     #[must_use]
     pub const fn variable(self) -> &'static str {
         match self {
@@ -112,7 +112,7 @@ impl Part {
         }
     }
 
-    /// The name of the field, where manifests configure.
+    /// Returns the name of the field in manifests.
     #[must_use]
     pub const fn field(self) -> &'static str {
         match self {
@@ -123,7 +123,7 @@ impl Part {
         }
     }
 
-    /// The most characters that an administrator may write.
+    /// Returns the maximum length, in characters.
     #[must_use]
     pub const fn longest(self) -> usize {
         match self {
@@ -134,12 +134,12 @@ impl Part {
         }
     }
 
-    /// Reads what an administrator wrote.
+    /// Parses what an administrator has written.
     ///
     /// # Errors
-    /// What is wrong, as a sentence that goes on from the name of the field.
+    /// Says what is invalid, as a sentence that begins with the name of the field.
     pub fn parse(self, text: &str) -> Result<Template, PartError> {
-        // Files from elsewhere end their lines in two characters.
+        // Files from Windows end their lines with two characters.
         let text = text.replace("\r\n", "\n");
         let (found, most) = (text.chars().count(), self.longest());
         if text.trim().is_empty() {
@@ -165,7 +165,7 @@ impl Part {
             "\n".len() + CONFIRMING.len() + Placeholder::Context.longest()
         };
         let found = template.longest() + appended;
-        if self == Self::Sms && found > LONGEST_SMS {
+        if self == Self::Sms && found > MAXIMUM_SMS_CHARACTERS {
             return Err(PartError::TooLongFilledIn { found });
         }
         Ok(template)
@@ -183,19 +183,19 @@ impl MessageTemplates {
         }
     }
 
-    /// The subject of a mail: one line.
+    /// Returns the subject of a mail, which is one line.
     #[must_use]
     pub fn subject(&self, values: &Values<'_>) -> String {
         self.subject.as_ref().unwrap_or(&SUBJECT).fill(values, Form::Plain)
     }
 
-    /// The text of a mail. It holds the code.
+    /// Returns the text of a mail, which contains the code.
     #[must_use]
     pub fn text(&self, values: &Values<'_>) -> String {
         plain(self.text.as_ref().unwrap_or(&TEXT), values)
     }
 
-    /// The text of a mail once more, as HTML.
+    /// Returns the text of a mail as HTML.
     #[must_use]
     pub fn html(&self, values: &Values<'_>) -> Option<String> {
         let template = self.html.as_ref()?;
@@ -204,14 +204,14 @@ impl MessageTemplates {
             let mut paragraph = format!("<p>{CONFIRMING}");
             template::push(&mut paragraph, context, Form::Html);
             paragraph.push_str("</p>\n");
-            // Values are escaped, so this end is the administrator's.
+            // Values are escaped, so this closing tag is the administrator's.
             let end = html.rfind("</body>").unwrap_or(html.len());
             html.insert_str(end, &paragraph);
         }
         Some(html)
     }
 
-    /// A text message. It holds the code.
+    /// Returns a text message, which contains the code.
     #[must_use]
     pub fn sms(&self, values: &Values<'_>) -> String {
         plain(self.sms.as_ref().unwrap_or(&SMS), values).trim_end().to_owned()
@@ -330,7 +330,7 @@ mod tests {
             (
                 Part::Sms,
                 "{{code}}{{username}}{{username}}{{username}}{{username}}{{username}}{{username}}",
-                "comes to 1680 characters with the longest values, and text messages have at most 1600",
+                "has 1680 characters with the longest values, and text messages have at most 1600",
             ),
         ] {
             assert_eq!(part.parse(text).unwrap_err().to_string(), sentence, "{text:?}");

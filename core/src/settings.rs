@@ -15,7 +15,7 @@ use crate::message::{MessageTemplates, Part};
 use crate::realm::{OtpLifetime, RealmRecord};
 
 /// Maximum number of replicas that can be required.
-const MOST_REPLICAS: u8 = 16;
+const MAXIMUM_REPLICAS: u8 = 16;
 
 /// A variable that is missing or invalid.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
@@ -70,9 +70,9 @@ fn flag(
 
 fn redis_wait(text: Option<String>) -> Result<u8, SettingsError> {
     let Some(text) = text else { return Ok(0) };
-    let replicas = text.parse::<u8>().ok().filter(|replicas| *replicas <= MOST_REPLICAS);
+    let replicas = text.parse::<u8>().ok().filter(|replicas| *replicas <= MAXIMUM_REPLICAS);
     replicas.ok_or_else(|| {
-        wrong("REDIS_WAIT", format!("must be a number of replicas from 0 to {MOST_REPLICAS}"))
+        wrong("REDIS_WAIT", format!("must be a number of replicas from 0 to {MAXIMUM_REPLICAS}"))
     })
 }
 

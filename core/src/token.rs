@@ -106,7 +106,7 @@ pub struct TokenLifetimeError(u16);
 
 impl TokenLifetime {
     /// Maximum lifetime. It is short, because a token says that the user was present a moment ago.
-    pub const LONGEST: Duration = Duration::from_mins(5);
+    pub const MAXIMUM: Duration = Duration::from_mins(5);
 
     /// Returns the lifetime as a duration.
     #[must_use]
@@ -311,6 +311,6 @@ mod tests {
             assert!(text.parse::<Audience>().is_err(), "{text}");
         }
         assert!(TokenLifetime::try_from(0).is_err() && TokenLifetime::try_from(301).is_err());
-        assert_eq!(TokenLifetime::try_from(300).unwrap().duration(), TokenLifetime::LONGEST);
+        assert_eq!(TokenLifetime::try_from(300).unwrap().duration(), TokenLifetime::MAXIMUM);
     }
 }

@@ -16,7 +16,7 @@ const PREFIX: &str = "whsec_";
 /// Allowed lengths of a secret in the specification, in bytes.
 const SECRET_BYTES: std::ops::RangeInclusive<usize> = 24..=64;
 /// Maximum number of secrets. Two are enough to replace one with another.
-const MOST_SECRETS: usize = 4;
+const MAXIMUM_SECRETS: usize = 4;
 
 /// The secrets that sign messages. There are several while receivers change from one to the next.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,7 +26,7 @@ pub struct WebhookSecrets(Vec<Zeroizing<Vec<u8>>>);
 /// Reason why a text contains no valid secrets. The message never contains the text.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 #[error(
-    "must be whsec_ and 24 to 64 bytes in base64, or up to {MOST_SECRETS} of these with spaces between: make one with \
+    "must be whsec_ and 24 to 64 bytes in base64, or up to {MAXIMUM_SECRETS} of these with spaces between: make one with \
      `echo whsec_$(openssl rand -base64 32)`"
 )]
 pub struct WebhookSecretsError;
@@ -39,7 +39,7 @@ impl WebhookSecrets {
     pub fn parse(text: &str) -> Result<Self, WebhookSecretsError> {
         let secrets: Option<Vec<_>> = text.split_ascii_whitespace().map(decode).collect();
         let secrets = secrets.ok_or(WebhookSecretsError)?;
-        if (1..=MOST_SECRETS).contains(&secrets.len()) {
+        if (1..=MAXIMUM_SECRETS).contains(&secrets.len()) {
             Ok(Self(secrets))
         } else {
             Err(WebhookSecretsError)

@@ -3,9 +3,9 @@
 use std::ops::RangeInclusive;
 
 use kube::core::{Message, Rule};
-use twofactor_core::audit::LONGEST_RETENTION_DAYS;
+use twofactor_core::audit::MAXIMUM_RETENTION_DAYS;
 use twofactor_core::limits::{
-    LONGEST_INTERVAL_SECONDS, MOST_DELIVERIES_PER_HOUR, MOST_GENERATES_PER_HOUR,
+    MAXIMUM_DELIVERIES_PER_HOUR, MAXIMUM_GENERATES_PER_HOUR, MAXIMUM_INTERVAL_SECONDS,
 };
 use twofactor_core::message::{Part, PartError};
 
@@ -36,14 +36,14 @@ pub(crate) const HTML_CHARACTERS: usize = Part::Html.longest();
 pub(crate) const SMS_CHARACTERS: usize = Part::Sms.longest();
 /// Allowed intervals between two codes for a user, in seconds.
 pub(crate) const GENERATE_INTERVAL_SECONDS: RangeInclusive<i32> =
-    0..=LONGEST_INTERVAL_SECONDS as i32;
+    0..=MAXIMUM_INTERVAL_SECONDS as i32;
 /// Allowed numbers of codes for a user within an hour.
-pub(crate) const GENERATES_PER_HOUR: RangeInclusive<i32> = 0..=MOST_GENERATES_PER_HOUR as i32;
+pub(crate) const GENERATES_PER_HOUR: RangeInclusive<i32> = 0..=MAXIMUM_GENERATES_PER_HOUR as i32;
 /// Allowed numbers of codes that are sent for a realm within an hour.
 pub(crate) const DELIVERIES_PER_HOUR: RangeInclusive<i32> =
-    0..=MOST_DELIVERIES_PER_HOUR.cast_signed();
+    0..=MAXIMUM_DELIVERIES_PER_HOUR.cast_signed();
 /// Allowed numbers of days for which the users' histories are kept.
-pub(crate) const RETENTION_DAYS: RangeInclusive<i32> = 1..=LONGEST_RETENTION_DAYS as i32;
+pub(crate) const RETENTION_DAYS: RangeInclusive<i32> = 1..=MAXIMUM_RETENTION_DAYS as i32;
 
 pub(crate) const NAMESPACE_PATTERN: &str = "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$";
 pub(crate) const LABEL_KEY_PATTERN: &str = r"^([a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*/)?([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]$";

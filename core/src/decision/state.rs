@@ -7,7 +7,7 @@ use super::{
     Verification,
 };
 use crate::audit::{Entry, History, Operation};
-use crate::limits::{Asked, MOST_CODES_IN_FLIGHT};
+use crate::limits::{Asked, MAXIMUM_CODES_IN_FLIGHT};
 use crate::names::{Caller, CodeTag};
 use crate::seal::Revision;
 use crate::time::{Step, UnixMillis};
@@ -299,7 +299,7 @@ impl UserState {
         let own = self.issued.iter().filter(|((caller, _), _)| *caller == request.caller);
         let ends: Vec<UnixMillis> =
             own.map(|(_, code)| code.expires_at.max(end_of(code.step, code.period))).collect();
-        if ends.len() >= MOST_CODES_IN_FLIGHT
+        if ends.len() >= MAXIMUM_CODES_IN_FLIGHT
             && let Some(first) = ends.into_iter().min()
         {
             // In the millisecond in which it ends, the entry still exists.

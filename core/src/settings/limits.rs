@@ -5,9 +5,9 @@ use std::ops::RangeInclusive;
 use std::str::FromStr;
 
 use super::{SettingsError, wrong};
-use crate::audit::{AuditPolicy, LONGEST_RETENTION_DAYS};
+use crate::audit::{AuditPolicy, MAXIMUM_RETENTION_DAYS};
 use crate::limits::{
-    LONGEST_INTERVAL_SECONDS, Limits, MOST_DELIVERIES_PER_HOUR, MOST_GENERATES_PER_HOUR,
+    Limits, MAXIMUM_DELIVERIES_PER_HOUR, MAXIMUM_GENERATES_PER_HOUR, MAXIMUM_INTERVAL_SECONDS,
 };
 
 /// Reads the limits on how often codes are issued and sent.
@@ -17,19 +17,19 @@ pub(super) fn limits(variable: impl Fn(&str) -> Option<String>) -> Result<Limits
         generate_interval_seconds: number(
             &variable,
             "OTP_GENERATE_INTERVAL_SECONDS",
-            0..=LONGEST_INTERVAL_SECONDS,
+            0..=MAXIMUM_INTERVAL_SECONDS,
         )?
         .unwrap_or(defaults.generate_interval_seconds),
         generates_per_hour: number(
             &variable,
             "OTP_GENERATES_PER_HOUR",
-            0..=MOST_GENERATES_PER_HOUR,
+            0..=MAXIMUM_GENERATES_PER_HOUR,
         )?
         .unwrap_or(defaults.generates_per_hour),
         deliveries_per_hour: number(
             &variable,
             "OTP_DELIVERIES_PER_HOUR",
-            0..=MOST_DELIVERIES_PER_HOUR,
+            0..=MAXIMUM_DELIVERIES_PER_HOUR,
         )?
         .unwrap_or(defaults.deliveries_per_hour),
     })
@@ -41,7 +41,7 @@ pub(super) fn audit(
 ) -> Result<AuditPolicy, SettingsError> {
     let defaults = AuditPolicy::default();
     Ok(AuditPolicy {
-        retention_days: number(&variable, "AUDIT_RETENTION_DAYS", 1..=LONGEST_RETENTION_DAYS)?
+        retention_days: number(&variable, "AUDIT_RETENTION_DAYS", 1..=MAXIMUM_RETENTION_DAYS)?
             .unwrap_or(defaults.retention_days),
         origin: match variable("AUDIT_ORIGIN").as_deref() {
             None => defaults.origin,

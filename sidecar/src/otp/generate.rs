@@ -184,7 +184,7 @@ pub async fn count(service: &Service, issued: Issued, wish: &Wish) -> Result<Iss
     }
     match service.store.count_delivery(most).await {
         Ok(Allowance::Granted) => Ok(issued),
-        Ok(Allowance::UsedUp { retry_after }) => {
+        Ok(Allowance::LimitReached { retry_after }) => {
             tracing::warn!(
                 most,
                 "the realm has sent as many codes within an hour as it may: this one is not sent"

@@ -28,7 +28,7 @@ use crate::refusal::Refusal;
 pub const ISSUER: &str = "fountainai-2fa";
 /// How long a public key is shown after it was replaced: until the last token is over, with a
 /// margin for clocks.
-const SHOWN_AFTERWARDS: Duration = Duration::from_secs(TokenLifetime::LONGEST.as_secs() + 10);
+const SHOWN_AFTERWARDS: Duration = Duration::from_secs(TokenLifetime::MAXIMUM.as_secs() + 10);
 
 /// What a token says.
 #[derive(Clone, Copy, Debug)]

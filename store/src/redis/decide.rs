@@ -10,7 +10,7 @@ use twofactor_core::decision::{
     CLOCK_TOLERANCE, DeliveryReport, Event, Factor, Issuance, Issue, THROTTLE, Undecided, Verdict,
     Verification,
 };
-use twofactor_core::limits::{Allowance, MOST_CODES_IN_FLIGHT};
+use twofactor_core::limits::{Allowance, MAXIMUM_CODES_IN_FLIGHT};
 use twofactor_core::names::{Pseudonym, UserNames};
 use twofactor_core::seal::Revision;
 use twofactor_core::time::UnixMillis;
@@ -140,7 +140,7 @@ impl RedisStore {
                 lifetime: millis(request.lifetime),
                 interval: millis(request.limits.generate_interval()),
                 most_per_hour: request.limits.generates_per_hour.into(),
-                most_in_flight: MOST_CODES_IN_FLIGHT,
+                most_in_flight: MAXIMUM_CODES_IN_FLIGHT,
                 retention: millis(request.audit.retention),
                 channel: request.audit.channel.name(),
                 address: request.audit.address.as_deref().unwrap_or_default(),
@@ -208,7 +208,9 @@ impl RedisStore {
             self.connection.run(&deliveries, OPERATION_TIMEOUT, Operation::Script(&call)).await?;
         match answer.word.as_str() {
             "granted" => Ok(Allowance::Granted),
-            "limit-reached" => Ok(Allowance::UsedUp { retry_after: duration(answer.numbers[0]) }),
+            "limit-reached" => {
+                Ok(Allowance::LimitReached { retry_after: duration(answer.numbers[0]) })
+            }
             _ => Err(StoreError::Protocol),
         }
     }

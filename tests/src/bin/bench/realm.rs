@@ -11,7 +11,7 @@ use twofactor_core::audit::AuditPolicy;
 use twofactor_core::code::Code;
 use twofactor_core::decision::THROTTLE;
 use twofactor_core::key::{MasterKey, RealmKey};
-use twofactor_core::limits::{Limits, MOST_CODES_IN_FLIGHT};
+use twofactor_core::limits::{Limits, MAXIMUM_CODES_IN_FLIGHT};
 use twofactor_core::names::{Caller, Pseudonym, RealmId, RealmNames};
 use twofactor_core::provider::{Providers, SmtpSecurity, SmtpSettings};
 use twofactor_core::realm::RealmRecord;
@@ -217,7 +217,7 @@ impl Realm {
             lifetime: millis(policy.otp_lifetime.duration()),
             interval: millis(policy.limits.generate_interval()),
             most_per_hour: policy.limits.generates_per_hour.into(),
-            most_in_flight: MOST_CODES_IN_FLIGHT,
+            most_in_flight: MAXIMUM_CODES_IN_FLIGHT,
             retention: millis(AuditPolicy::default().retention()),
             channel: "email",
             address: "",

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::task::JoinSet;
 use twofactor_core::decision::{DeliveryReport, Event, Issue, Verdict};
-use twofactor_core::limits::{Allowance, Limits, MOST_CODES_IN_FLIGHT};
+use twofactor_core::limits::{Allowance, Limits, MAXIMUM_CODES_IN_FLIGHT};
 use twofactor_core::names::CodeTag;
 use twofactor_core::time::UnixMillis;
 use twofactor_core::user::DeliveryMethod::Email;
@@ -153,7 +153,7 @@ async fn so_many_codes_of_a_caller_are_in_flight_and_no_more(world: World) {
     let person = world.person("alice", Email).await;
     let mut request = world.issuance(&person, "kms", person.step(world.now()), LIFETIME);
     request.limits = Limits::NONE;
-    for number in 0..MOST_CODES_IN_FLIGHT {
+    for number in 0..MAXIMUM_CODES_IN_FLIGHT {
         // As with another context each.
         request.tag = CodeTag::from_bytes([u8::try_from(number).unwrap(); 16]);
         until(world.store.issue(&person.pseudonym, &request).await.unwrap());
@@ -193,7 +193,7 @@ async fn a_clock_that_was_put_back_locks_nobody_out_for_good(world: World) {
 
 async fn a_realm_sends_so_many_codes_within_an_hour(world: World) {
     let take = async || world.store.count_delivery(3).await.unwrap();
-    let used_up = |seconds| Allowance::UsedUp { retry_after: Duration::from_secs(seconds) };
+    let used_up = |seconds| Allowance::LimitReached { retry_after: Duration::from_secs(seconds) };
     for minutes in [0, 0, 10] {
         world.set_time(START + minutes * 60_000).await;
         assert_eq!(take().await, Allowance::Granted);
