@@ -437,7 +437,7 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_status_is_written_as_nothing() {
+    fn an_empty_status_is_serialized_as_an_empty_object() {
         assert_eq!(
             serde_json::to_value(TwoFactorUserStatus::default()).unwrap(),
             serde_json::json!({})

@@ -344,7 +344,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_broken_is_said_without_quoting_the_text() {
+    fn syntax_errors_do_not_quote_the_text() {
         for (text, line, message) in [
             ("a: 1\nhunter2: 1\nhunter2: 2\n", 3, "the same key is written twice"),
             ("a: *hunter2\n", 1, "an alias refers to an anchor that is not there"),

@@ -98,7 +98,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_people_can_read_is_taken_exactly() {
+    fn readable_contexts_are_accepted_exactly() {
         let longest = "x".repeat(140);
         for text in [
             "transfer 100 to X",
@@ -114,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn what_people_cannot_read_is_refused() {
+    fn unreadable_contexts_are_rejected() {
         for text in ["", "   ", "\u{a0}"] {
             assert_eq!(text.parse::<Context>().unwrap_err(), ContextError::Empty, "{text:?}");
         }

@@ -188,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pause_that_is_given_back_does_not_count_for_the_pause_and_counts_for_the_hour() {
+    fn a_refused_code_does_not_count_for_the_pause_but_counts_for_the_hour() {
         let limits = Limits { generates_per_hour: 1, ..Limits::default() };
         let mut asked = Asked::default();
         asked.add(limits, seconds(0));
@@ -204,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn moments_are_not_kept_where_nothing_bounds_them() {
+    fn moments_are_not_recorded_without_an_hourly_limit() {
         let mut asked = Asked::default();
         for moment in 0..1000 {
             asked.add(Limits::NONE, seconds(moment));
@@ -213,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn a_clock_that_was_put_back_locks_nobody_out_for_good() {
+    fn a_clock_that_is_set_back_locks_no_user_out_permanently() {
         let mut asked = Asked::default();
         asked.add(Limits::default(), seconds(100_000));
         assert_eq!(wait(&asked, Limits::default(), 0), None);
@@ -223,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn a_realm_sends_so_many_within_an_hour_and_is_told_when_it_goes_on() {
+    fn a_realm_reaches_its_hourly_limit_and_learns_how_long_to_wait() {
         let mut deliveries = Deliveries::default();
         for minute in [0, 0, 10] {
             assert_eq!(deliveries.take(3, seconds(minute * 60)), Allowance::Granted);

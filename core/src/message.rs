@@ -311,7 +311,7 @@ mod tests {
     }
 
     #[test]
-    fn each_mistake_is_told_in_a_sentence() {
+    fn each_mistake_has_a_message() {
         for (part, text, sentence) in [
             (Part::Text, " \n", "must not be empty: leave it out to have the default"),
             (Part::Text, "no code", "must contain {{code}}"),

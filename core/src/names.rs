@@ -325,7 +325,7 @@ mod tests {
     }
 
     #[test]
-    fn the_realm_of_a_login_is_found_again_and_of_nobody_elses() {
+    fn the_realm_of_a_login_is_found_only_for_the_own_installation() {
         let installation = "cluster".parse().unwrap();
         let login = names().login(&[0xab; 16]);
         assert_eq!(login, format!("2fa1:cluster:a-realm:{}", "ab".repeat(16)));
@@ -342,7 +342,7 @@ mod tests {
     }
 
     #[test]
-    fn what_sidecars_may_touch_is_described_by_patterns() {
+    fn patterns_match_exactly_the_keys_of_sidecars() {
         let user = names().user(&Pseudonym::from_bytes([0xab; 16]));
         let pattern = |key: &str| key.replace(&"ab".repeat(16), &"?".repeat(32));
         assert_eq!(

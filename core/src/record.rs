@@ -196,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn neither_seed_nor_address_is_in_clear() {
+    fn a_sealed_record_hides_seed_and_address() {
         let keys = keys();
         let pseudonym = keys.pseudonym(&"alice".parse().unwrap());
         let seed = Seed::generate(&mut UnwrapErr(SysRng));

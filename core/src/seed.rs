@@ -139,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_base32_is_refused() {
+    fn text_that_is_not_base32_is_rejected() {
         for text in [
             "GEZDGNBVGY3TQOJQGEZDGNBVGY3TQOJ1",
             "0EZDGNBVGY3TQOJQGEZDGNBVGY3TQOJQ",

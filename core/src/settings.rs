@@ -132,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_named_and_never_repeated() {
+    fn invalid_values_are_named_and_never_repeated() {
         for (variables, variable) in [
             (&[("SECRET_KEY", "short-and-secret-value")][..], "SECRET_KEY"),
             (&[("ALGORITHM", "none")], "ALGORITHM"),
@@ -163,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn messages_can_be_written_anew() {
+    fn variables_replace_the_texts_of_messages() {
         let realm = read(&[("MESSAGE_SUBJECT", "For {{service}}"), ("MESSAGE_SMS", "")]).unwrap();
         assert_eq!(realm.message.subject.unwrap().to_string(), "For {{service}}");
         assert_eq!((realm.message.text, realm.message.sms), (None, None));

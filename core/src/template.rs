@@ -273,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_named_with_its_place_and_not_repeated() {
+    fn template_errors_name_the_position_and_do_not_repeat_the_text() {
         let error = Template::parse("Zoë {{code").unwrap_err();
         assert_eq!(error.to_string(), "has {{ without }} at character 5");
         for text in ["a {{secret}}", "a {{}}", "a {{Code}}", "a {{code }x}}", "a {{{code}}}"] {

@@ -276,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_key_is_refused_without_being_repeated() {
+    fn invalid_keys_are_rejected_and_not_repeated() {
         let rsa = PEM.replace("MC4CAQAwBQYDK2Vw", "MC4CAQAwBQYDK2Vu");
         for text in ["", "secret-value", &BARE[..40], &rsa, &PEM[..40], &PEM.replace("END", "and")]
         {

@@ -134,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_secret_is_refused_and_not_repeated() {
+    fn invalid_secrets_are_rejected_and_not_repeated() {
         let short = format!("whsec_{}", BASE64.encode(&[7; 23]));
         let long = format!("whsec_{}", BASE64.encode(&[7; 65]));
         let many = [SECRET; 5].join(" ");

@@ -201,7 +201,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nothing_is_allowed_that_is_not_said() {
+    fn a_redis_user_has_only_the_listed_permissions() {
         let realm = RealmNames::new(&"cluster".parse().unwrap(), &"a-realm".parse().unwrap());
         let user = AclUser { name: "n".to_owned(), password_hash: "ab".to_owned(), realm };
         let said = rules(&user, Separation::ReadAndWrite, false, false);

@@ -359,7 +359,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_the_login_of_a_url_changes() {
+    fn with_login_changes_only_the_login_of_a_url() {
         let password = SecretText::new("p:@/w".to_owned());
         for (url, expected) in [
             ("redis://host", "redis://a%3Ab:p%3A%40%2Fw@host"),
@@ -386,7 +386,7 @@ mod tests {
     }
 
     #[test]
-    fn a_login_is_seen() {
+    fn has_login_detects_the_login_of_a_url() {
         assert!(has_login("redis://:p@host/0") && has_login("redis+cluster://u@host,other"));
         assert!(
             !has_login("redis://host/0?x=a@b") && !has_login("redis+sentinel://host,other/master")
@@ -394,7 +394,7 @@ mod tests {
     }
 
     #[test]
-    fn sentinels_have_a_login_of_their_own() {
+    fn sentinels_have_their_own_login() {
         let url = "redis+sentinel://u:p%40@a,[::1]:7/main/2?sentinelUser=s&sentinelPassword=t%2F";
         let target = Target::parse(url, None).unwrap_or_else(|error| panic!("{error}"));
         assert!(target.selects_database);
@@ -418,7 +418,7 @@ mod tests {
     }
 
     #[test]
-    fn what_makes_no_sense_is_refused_with_what_would_be_right() {
+    fn invalid_urls_are_rejected_with_a_valid_example() {
         let error = |url: &str| match Target::parse(url, None) {
             Err(RedisTargetError::Url(error)) => error,
             _ => panic!("{url}"),
@@ -437,7 +437,7 @@ mod tests {
     }
 
     #[test]
-    fn an_authority_is_one_for_tls() {
+    fn a_certificate_authority_requires_tls() {
         let error = |url: &str, pem: &str| match Target::parse(url, Some(pem)) {
             Err(RedisTargetError::Authority(error)) => error,
             _ => panic!("{url}"),

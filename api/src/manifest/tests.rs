@@ -146,7 +146,7 @@ fn a_field_without_a_value_is_a_field_that_is_not_written() {
 }
 
 #[test]
-fn what_a_document_lacks_is_named() {
+fn missing_fields_are_named() {
     let header = "apiVersion: twofactor.fountainai.io/v1alpha1\nkind: TwoFactorUser\n";
     for (text, expected) in [
         (
@@ -250,7 +250,7 @@ fn a_broken_document_leaves_the_others_served_with_the_right_lines() {
 }
 
 #[test]
-fn what_is_not_valid_is_told_with_its_line() {
+fn validation_errors_have_a_line() {
     let text = ALICE.replace("alice@example.org", "alice@")
         + "  totp:\n    digits: 9\n  deliveryMethod: sms\n";
     let manifests = read_text(&text);
@@ -355,7 +355,7 @@ fn the_examples_are_valid() {
 }
 
 #[test]
-fn a_realm_among_the_users_is_left_out_without_a_word() {
+fn a_realm_among_the_users_is_ignored() {
     let found = read(
         "users.yaml",
         b"apiVersion: twofactor.fountainai.io/v1alpha1\nkind: TwoFactorRealm\nmetadata: {name: default}\nspec: {}\n",

@@ -75,7 +75,7 @@ fn a_valid_user_becomes_a_definition() {
 }
 
 #[test]
-fn what_is_left_out_has_the_documented_defaults() {
+fn omitted_fields_have_the_documented_defaults() {
     let definition = validate(&user(json!({ "email": "alice@example.org" }))).unwrap();
     assert_eq!(definition.username.as_str(), "alice");
     assert!(definition.enabled);
@@ -131,7 +131,7 @@ fn usernames_are_taken_exactly_or_refused() {
 }
 
 #[test]
-fn email_addresses_are_judged_alike() {
+fn schema_and_validation_agree_on_email_addresses() {
     let longest = format!("a@{}", "b".repeat(252));
     for email in [
         "a@b",
@@ -170,7 +170,7 @@ fn email_addresses_are_judged_alike() {
 }
 
 #[test]
-fn phone_numbers_are_judged_alike() {
+fn schema_and_validation_agree_on_phone_numbers() {
     for number in ["+1234567", "+4930123456", "+123456789012345"] {
         assert!(text_is_taken("phoneNumber", number));
     }
@@ -191,7 +191,7 @@ fn phone_numbers_are_judged_alike() {
 }
 
 #[test]
-fn issuers_are_judged_alike() {
+fn schema_and_validation_agree_on_issuers() {
     for issuer in ["F", "FountainAI (test)", &"ä".repeat(ISSUER_CHARACTERS)] {
         assert!(text_is_taken("issuer", issuer));
     }
@@ -201,7 +201,7 @@ fn issuers_are_judged_alike() {
 }
 
 #[test]
-fn names_and_keys_of_secrets_are_judged_alike() {
+fn schema_and_validation_agree_on_names_and_keys_of_secrets() {
     for name in ["a", "1", "a-b.c-2", &"a".repeat(253)] {
         assert!(text_is_taken("secretRef.name", name));
     }
@@ -219,7 +219,7 @@ fn names_and_keys_of_secrets_are_judged_alike() {
 }
 
 #[test]
-fn numbers_are_judged_alike_by_schema_validate_and_the_core() {
+fn schema_validation_and_core_agree_on_numbers() {
     for (field, range) in [("digits", DIGITS), ("periodSeconds", PERIOD_SECONDS), ("skew", SKEW)] {
         let schema = schema(&format!("/totp/{field}"));
         assert_eq!(schema["minimum"].as_f64(), Some(f64::from(*range.start())), "{field}");
@@ -271,7 +271,7 @@ fn the_schema_lists_every_delivery_method_and_algorithm() {
 }
 
 #[test]
-fn what_a_delivery_method_needs_is_asked_for() {
+fn each_delivery_method_requires_its_address() {
     assert_eq!(errors(json!({})), ["spec.email: is required if deliveryMethod is email"]);
     assert_eq!(
         errors(json!({ "deliveryMethod": "sms", "email": "a@b" })),
@@ -283,7 +283,7 @@ fn what_a_delivery_method_needs_is_asked_for() {
 }
 
 #[test]
-fn everything_that_is_wrong_is_said_at_once() {
+fn all_errors_are_reported_at_once() {
     let mut user = user(json!({
         "username": "", "deliveryMethod": "sms", "email": "a", "issuer": ":",
         "secretRef": { "name": "A", "key": "" }, "totp": { "digits": 5, "periodSeconds": 0, "skew": -1 }

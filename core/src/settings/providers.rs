@@ -310,7 +310,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_named_and_never_repeated_and_does_not_disturb_the_others() {
+    fn an_invalid_provider_is_named_and_does_not_affect_the_others() {
         let from = |variable: &str| match variable.split('_').next() {
             Some("SMTP") => DeliveryMethod::Email,
             Some("TWILIO") => DeliveryMethod::Sms,

@@ -80,7 +80,7 @@ mod tests {
     }
 
     #[test]
-    fn audiences_turn_tokens_on() {
+    fn audiences_enable_tokens() {
         assert_eq!(read(&[(SECRET_KEY, KEY), (ED25519_PRIVATE_KEY, OWN)]).unwrap(), None);
         let variables =
             [(SECRET_KEY, KEY), ("TOKEN_AUDIENCES", "kms, shop"), ("TOKEN_LIFETIME_SECONDS", "60")];
@@ -97,7 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_named_and_never_repeated() {
+    fn invalid_values_are_named_and_never_repeated() {
         for (variables, variable) in [
             (&[("ALGORITHM", "none")][..], "ALGORITHM"),
             (&[(SECRET_KEY, "short-and-secret-value")], SECRET_KEY),

@@ -74,7 +74,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_cluster_answers_is_understood() {
+    fn replies_to_cluster_slots_are_parsed() {
         let text = |text: &str| Value::BulkString(text.as_bytes().to_vec());
         let node = |host: Value, port| {
             Value::Array(vec![host, Value::Int(port), text("id"), Value::Array(vec![])])

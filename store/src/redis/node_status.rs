@@ -276,7 +276,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_node_is_known_by_its_process_and_its_reign() {
+    fn a_nodes_identity_is_its_process_and_its_term_as_a_master() {
         let identity =
             node_identity("# Server\r\nrun_id:ab12\r\n", "role:master\r\nmaster_replid:cd34\r\n")
                 .unwrap();

@@ -250,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn what_redis_tells_is_judged_and_what_it_does_not_tell_is_unknown() {
+    fn settings_are_evaluated_and_unknown_if_redis_does_not_show_them() {
         use Strength::{Enough, Unknown, Weak};
         let good = "maxmemory_policy:noeviction\r\naof_enabled:1\r\nconnected_slaves:1\r\nmin_slaves_good_slaves:1\r\n";
         assert_eq!(strengths(good, Some("always"), true), [Enough; 3]);

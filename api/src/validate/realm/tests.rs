@@ -47,7 +47,7 @@ fn a_valid_realm_becomes_a_policy() {
 }
 
 #[test]
-fn tokens_and_uniform_answers_are_said_by_the_realm() {
+fn a_realm_sets_tokens_and_uniform_answers() {
     let policy = validate(&realm(json!({
         "uniformAnswers": true,
         "tokens": { "audiences": ["kms"], "algorithm": "EdDSA", "lifetimeSeconds": 60, "secretRef": { "name": "key" } }
@@ -85,7 +85,7 @@ fn every_requirement_of_a_selector_must_hold() {
 }
 
 #[test]
-fn an_empty_selector_is_refused_because_it_would_mean_everybody() {
+fn an_empty_selector_is_rejected() {
     for selector in [json!({}), json!({ "matchLabels": {}, "matchExpressions": [] })] {
         let errors = errors(json!({ "allowedNamespaces": { "selector": selector } }));
         assert_eq!(errors.len(), 1);
@@ -171,7 +171,7 @@ fn each_wrong_field_is_named() {
 }
 
 #[test]
-fn a_message_of_which_nothing_is_written_is_the_operators() {
+fn a_message_without_texts_uses_those_of_the_operator() {
     assert_eq!(validate(&realm(json!({ "message": {} }))).unwrap().message, None);
     let message =
         validate(&realm(json!({ "message": { "text": "{{code}}" } }))).unwrap().message.unwrap();
