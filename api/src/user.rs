@@ -231,7 +231,7 @@ pub struct TwoFactorUserStatus {
 
     /// The last value of the annotation twofactor.fountainai.io/reset-failures that the operator
     /// has carried out. Another value requests that the user's failed attempts are forgotten, which
-    /// also enables a user whom they have disabled.
+    /// also enables a user that they have disabled.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "String")]
     pub failures_reset: Option<String>,

@@ -313,7 +313,7 @@ mod tests {
     #[test]
     fn each_mistake_has_a_message() {
         for (part, text, sentence) in [
-            (Part::Text, " \n", "must not be empty: leave it out to have the default"),
+            (Part::Text, " \n", "must not be empty: leave it out to use the default"),
             (Part::Text, "no code", "must contain {{code}}"),
             (Part::Html, "<b>{{expires_at}}</b>", "must contain {{code}}"),
             (Part::Sms, "{{service}}", "must contain {{code}}"),

@@ -20,8 +20,8 @@ use crate::user::UserDefinition;
 /// a seed is left in memory.
 const LARGEST_USER: usize = 4096;
 
-/// Maximum number of characters of a rotation request in a record: an annotation can hold 256 KiB, a
-/// record cannot.
+/// Maximum number of characters of a rotation request in a record: an annotation can hold 256 KiB,
+/// a record cannot.
 const ROTATION_CHARACTERS: usize = 128;
 
 /// Everything that a sidecar knows about a user.

@@ -1,5 +1,5 @@
-//! Describes how a realm's tokens are signed, for whom and for how long. Sidecars make the tokens
-//! themselves.
+//! Describes how a realm's tokens are signed, for which audiences and for how long. Sidecars make
+//! the tokens themselves.
 
 use std::collections::BTreeSet;
 use std::fmt;

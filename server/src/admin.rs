@@ -16,8 +16,8 @@ use crate::http::Limits;
 
 /// Maximum number of connections: probes and Prometheus need few.
 const CONNECTIONS: usize = 64;
-/// Timeout for the head of a request. Other pods can reach this port, so a client that sends nothing
-/// does not hold a connection for longer.
+/// Timeout for the head of a request. Other pods can reach this port, so a client that sends
+/// nothing does not hold a connection for longer.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// One condition of readiness, set by the task that is responsible for it.

@@ -126,7 +126,7 @@ async fn run(
                 Some(tls) => match timeout(limits.header_timeout, tls.accept(stream)).await {
                     Ok(Ok(stream)) => server.answer(stream, watcher).await,
                     Ok(Err(error)) => {
-                        tracing::debug!(%error, "failed to complete the TLS handshake")
+                        tracing::debug!(%error, "failed to complete the TLS handshake");
                     }
                     Err(_) => tracing::debug!("TLS handshake timed out"),
                 },

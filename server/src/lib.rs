@@ -1,7 +1,7 @@
 //! Serves HTTP: what every program of the project needs for that, in one place.
 //!
-//! [`http`] answers requests until a program is stopped, [`tls`] encrypts, [`admin`] is the port for
-//! probes and Prometheus, [`logging`] writes log lines, [`startup`] reads files and receives
+//! [`http`] answers requests until a program is stopped, [`tls`] encrypts, [`admin`] is the port
+//! for probes and Prometheus, [`logging`] writes log lines, [`startup`] reads files and receives
 //! signals.
 
 pub mod admin;

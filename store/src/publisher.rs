@@ -15,7 +15,7 @@ use twofactor_core::time::UnixMillis;
 use crate::clock::Clock;
 use crate::{Inspection, Publication, Published, Publishing, Store, StoreError};
 
-/// Maximum number of attempts to publish users whom another publisher changes at the same time.
+/// Maximum number of attempts to publish users that another publisher changes at the same time.
 const ATTEMPTS: usize = 3;
 
 /// A user as the store should hold them.
@@ -336,7 +336,7 @@ impl Publisher {
 }
 
 /// Whether a code in flight could reach, or could have been issued for, another person than the one
-/// whom the new record describes.
+/// that the new record describes.
 fn destination_changed(old: &UserRecord, new: &UserRecord) -> bool {
     let destination = |record: &UserRecord| {
         let definition = &record.definition;

@@ -111,7 +111,7 @@ impl Publishing {
         delegate!(self, store => store.publish_realm(sealed))
     }
 
-    /// Lists every user of whom the store holds any key.
+    /// Lists every user who has any key in the store.
     ///
     /// # Errors
     /// If Redis does not answer.

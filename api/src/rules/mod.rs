@@ -23,8 +23,8 @@ pub(crate) const NAME_PATTERN: &str =
 pub(crate) const ISSUER_MESSAGE: &str = "must not contain a colon or control characters";
 pub(crate) const NAME_MESSAGE: &str = "is not the name of a Kubernetes object: lower case letters, digits, hyphens and dots are allowed";
 
-/// Builds a rule that says the same as the schema's `pattern`, which an API server quotes instead of
-/// explaining it.
+/// Builds a rule that says the same as the schema's `pattern`, which an API server quotes instead
+/// of explaining it.
 pub(crate) fn pattern_rule(pattern: &str, message: impl Into<String>) -> Rule {
     Rule::new(format!("self.matches(r'{pattern}')")).message(Message::Message(message.into()))
 }

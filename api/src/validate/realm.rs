@@ -1,5 +1,5 @@
-//! Validates realms: turns a [`TwoFactorRealm`] into a [`RealmPolicy`], or returns everything that is
-//! invalid about it.
+//! Validates realms: turns a [`TwoFactorRealm`] into a [`RealmPolicy`], or returns everything that
+//! is invalid about it.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -51,7 +51,7 @@ pub struct RealmPolicy {
 impl RealmPolicy {
     /// Returns whether a namespace other than the realm's own is allowed.
     #[must_use]
-    pub fn lets_in(&self, namespace: &str, labels: &BTreeMap<String, String>) -> bool {
+    pub fn allows(&self, namespace: &str, labels: &BTreeMap<String, String>) -> bool {
         self.names.contains(namespace)
             || self.selector.as_ref().is_some_and(|selector| selector.matches(labels))
     }

@@ -330,7 +330,7 @@ mod tests {
                 "SMTP_SECURITY",
             ),
             (&[("SMTP_FROM_EMAIL", "")], "SMTP_FROM_EMAIL"),
-            (&[("SMTP_FROM_EMAIL", "nobody")], "SMTP_FROM_EMAIL"),
+            (&[("SMTP_FROM_EMAIL", "not-an-address")], "SMTP_FROM_EMAIL"),
             (&[("SMTP_FROM_EMAIL", "A\r\nBcc: <x@example.org>")], "SMTP_FROM_EMAIL"),
             (&[("SMTP_CA", "very-secret-value")], "SMTP_CA"),
             (&[("TWILIO_ACCOUNT_SID", "")], "TWILIO_ACCOUNT_SID"),

@@ -212,7 +212,7 @@ impl State {
             Some(policy) => {
                 let others = self.namespaces.iter().filter(|(name, _)| *name != realm);
                 others
-                    .filter(|(name, namespace)| policy.lets_in(name, &namespace.labels))
+                    .filter(|(name, namespace)| policy.allows(name, &namespace.labels))
                     .map(|(name, _)| name.clone())
                     .collect()
             }
@@ -239,7 +239,7 @@ impl State {
                 let policy = self.policy(realm);
                 let allowed = policy
                     .zip(namespace)
-                    .is_some_and(|(policy, namespace)| policy.lets_in(name, &namespace.labels));
+                    .is_some_and(|(policy, namespace)| policy.allows(name, &namespace.labels));
                 (realm.clone(), allowed)
             })
             .collect();

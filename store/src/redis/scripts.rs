@@ -1,5 +1,5 @@
-//! Declares the scripts: the keys and arguments of each, which its Lua code reads as local variables
-//! of the same name.
+//! Declares the scripts: the keys and arguments of each, which its Lua code reads as local
+//! variables of the same name.
 
 use redis::{Script, ScriptInvocation, ToRedisArgs};
 
@@ -57,8 +57,8 @@ impl Argument for bool {
     const KIND: Kind = Kind::Flag;
 }
 
-/// A call of a script. The struct has one field for each key and argument, so a call that leaves one
-/// out, or passes one that the script does not have, does not compile.
+/// A call of a script. The struct has one field for each key and argument, so a call that leaves
+/// one out, or passes one that the script does not have, does not compile.
 pub trait ScriptCall: Sized {
     /// The names of the keys, in the order of `KEYS`.
     const KEYS: &'static [&'static str];

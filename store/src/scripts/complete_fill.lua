@@ -3,7 +3,8 @@
 -- master that returns must be checked again.
 local this_node = node_identity()
 if this_node ~= node then return { 'another-node', 0 } end
--- The id is missing if this node was flushed during the fill, and differs if another fill has begun.
+-- The id is missing if this node was flushed during the fill, and differs if another fill has
+-- begun.
 if redis.call('HGET', meta_key, 'filling') ~= fill_id then return { 'interrupted', 0 } end
 redis.call('HDEL', meta_key, 'filling')
 local since = 0

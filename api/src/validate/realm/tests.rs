@@ -40,9 +40,9 @@ fn a_valid_realm_becomes_a_policy() {
     assert_eq!(limits, twofactor_core::limits::Limits { generates_per_hour: 0, ..defaults });
     let audit = policy.audit.over(twofactor_core::audit::AuditPolicy::default());
     assert_eq!((audit.retention_days, audit.origin), (7, false));
-    assert!(policy.lets_in("kms", &BTreeMap::new()));
-    assert!(policy.lets_in("x", &labels_of(&[("team", "payments")])));
-    assert!(!policy.lets_in("x", &labels_of(&[("team", "other")])));
+    assert!(policy.allows("kms", &BTreeMap::new()));
+    assert!(policy.allows("x", &labels_of(&[("team", "payments")])));
+    assert!(!policy.allows("x", &labels_of(&[("team", "other")])));
     assert_eq!(validate(&realm(json!({}))).unwrap(), RealmPolicy::default());
 }
 
@@ -75,13 +75,13 @@ fn every_requirement_of_a_selector_must_hold() {
     }}})))
     .unwrap();
     let good = [("a", "1"), ("b", "2"), ("d", "")];
-    assert!(policy.lets_in("x", &labels_of(&good)));
+    assert!(policy.allows("x", &labels_of(&good)));
     for bad in [("a", "2"), ("b", "3"), ("c", "1"), ("e", "")] {
         let mut labels = labels_of(&good);
         labels.insert(bad.0.to_owned(), bad.1.to_owned());
-        assert!(!policy.lets_in("x", &labels), "{bad:?}");
+        assert!(!policy.allows("x", &labels), "{bad:?}");
     }
-    assert!(!policy.lets_in("x", &labels_of(&good[..2])));
+    assert!(!policy.allows("x", &labels_of(&good[..2])));
 }
 
 #[test]

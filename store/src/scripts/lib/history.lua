@@ -1,6 +1,6 @@
 -- Writes entries of a user's history, by the rules of `twofactor_core::audit`. Uses the script's
--- arguments state_key, log_key, caller, retention, channel, address and user_agent; the last two are
--- '' if they are unknown or not recorded.
+-- arguments state_key, log_key, caller, retention, channel, address and user_agent; the last two
+-- are '' if they are unknown or not recorded.
 
 -- Nothing else bounds how often these outcomes occur, so each is written once and then counted, for
 -- at most one hour.

@@ -3,9 +3,10 @@
 -- the period of a code is in seconds.
 
 -- Returns the identity of this node: its process (run_id) and its term as a master (master_replid,
--- which changes with every promotion). Writes can only have been lost if one of the two has changed.
--- The latter also changes when the first replica is attached, and when no replica was attached for
--- `repl-backlog-ttl`. That costs a check and a minute of rejected codes, but nothing was lost.
+-- which changes with every promotion). Writes can only have been lost if one of the two has
+-- changed. The latter also changes when the first replica is attached, and when no replica was
+-- attached for `repl-backlog-ttl`. That costs a check and a minute of rejected codes, but nothing
+-- was lost.
 local function node_identity()
   local run = string.match(redis.call('INFO', 'server'), 'run_id:(%x+)')
   local term = string.match(redis.call('INFO', 'replication'), 'master_replid:(%x+)')
