@@ -1,14 +1,14 @@
 """A key management service that reveals a key only after a verified second factor.
 
-It knows nothing about codes, seeds or mail: it asks the sidecar on 127.0.0.1:8004, and status 200 of `/auth/verify` is
-the only yes. Whatever else happens, a refusal, a time-out, an answer that makes no sense, is a no.
+It knows nothing about codes, seeds or mail: it asks the sidecar on 127.0.0.1:8004, and only status
+200 of `/auth/verify` means yes. A refusal, a timeout and an invalid answer mean no.
 
     POST /keys/<id>/request  {"username": "alice"}                        the sidecar sends alice a code
     POST /keys/<id>/reveal   {"username": "alice", "otp_code": "188978"}  the key, if the sidecar says yes
     GET  /healthz                                                         this process answers
 
-A real service would first check who asks, by a session or a token, and whether they may have this key: a second factor
-comes on top of a first one.
+A real service would first authenticate the user, by a session or a token, and check whether they may
+have this key: a second factor comes in addition to a first one.
 """
 
 import http.client
@@ -36,7 +36,7 @@ CONNECTIONS = 64
 SIDECAR_TIMEOUT = 15
 CLIENT_TIMEOUT = 10
 
-# These answers of the sidecar are the user's business: what they typed, what to wait for, what to do next.
+# Answers of the sidecar that the user can act on: type again, wait, request a new code.
 PASSED_ON = {400, 401, 422, 429, 502}
 WITH_APP = "urn:fountainai:2fa:no-delivery-method"
 
@@ -45,7 +45,7 @@ DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 class Refused(Exception):
-    """What the client is told in place of a success."""
+    """The answer to the client in place of a success."""
 
     def __init__(self, status, detail, retry_after=None):
         super().__init__(detail)
@@ -81,12 +81,12 @@ def refusal(status, answer, retry_after):
         return Refused(status, str(answer.get("detail", "Refused.")), retry_after)
     if status == 404:
         return Refused(403, "This user has no second factor. Ask your administrator for one.")
-    # 503 and whatever nobody has thought of: closed.
+    # 503 and every other status: the code cannot be checked, so it is not accepted.
     return unavailable(retry_after)
 
 
 def request_code(username, origin):
-    """Has a code sent, and says what the user is to do."""
+    """Requests a code, and returns what the user should do."""
     status, answer, retry_after = ask("/auth/generate", {"username": username}, origin)
     if status == 200:
         return {"message": "A code has been sent.", "expires_at": answer.get("expires_at")}
@@ -167,7 +167,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 class Server(ThreadingHTTPServer):
-    """A thread for each connection, up to a bound: whoever comes on top of that is turned away."""
+    """Runs a thread for each connection, up to a limit; further connections are closed."""
 
     daemon_threads = True
     slots = threading.BoundedSemaphore(CONNECTIONS)
@@ -185,14 +185,15 @@ class Server(ThreadingHTTPServer):
             self.slots.release()
 
     def handle_error(self, request, client_address):
-        # A client that went away is no event; a defect is, without what was sent.
+        # A client that disconnected is not reported; a defect is, without the request.
         if not isinstance(sys.exc_info()[1], (ConnectionError, socket.timeout)):
             super().handle_error(request, client_address)
 
 
 def main():
     server = Server(("0.0.0.0", PORT), Handler)
-    # The first process of a container gets no default handlers. `shutdown` waits for the loop that it interrupts.
+    # The first process of a container gets no default handlers. `shutdown` waits for the loop that
+    # it interrupts, so it runs in a thread.
     signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=server.shutdown).start())
     print(f"listening on port {server.server_port}", file=sys.stderr, flush=True)
     server.serve_forever()
