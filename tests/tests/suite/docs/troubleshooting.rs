@@ -15,7 +15,7 @@ fn operator() -> &'static Path {
 /// The code of a file, without its tests.
 fn code(path: &Path) -> String {
     let text = fs::read_to_string(path).unwrap();
-    text.split("#[cfg(test)]").next().unwrap_or_default().to_owned()
+    text.split("#[cfg(test)]\nmod tests {").next().unwrap_or_default().to_owned()
 }
 
 /// The Rust files of a folder and of the folders in it.
