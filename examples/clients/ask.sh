@@ -6,8 +6,8 @@ set -euo pipefail
 
 username=${1:-alice}
 
-# ask PATH BODY: fails unless the sidecar answers with status 200. Never through a proxy, because the
-# sidecar is in this pod.
+# ask PATH BODY: fails unless the sidecar answers with status 200. Never through a proxy, because
+# the sidecar is in this pod.
 ask() {
   curl --noproxy '*' --max-time "${TWOFACTOR_TIMEOUT:-15}" -fsS \
     "${TWOFACTOR_URL:-http://127.0.0.1:8004}$1" -H 'Content-Type: application/json' -d "$2"
