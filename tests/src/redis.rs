@@ -24,6 +24,9 @@ const START: Duration = Duration::from_secs(20);
 /// Long for Redis, short for a person: a machine that compiles beside the tests answers late.
 const RESPONSE: Duration = Duration::from_secs(10);
 
+/// What the clock file says while the clock runs with the real time.
+const REAL_TIME: &str = "+0";
+
 /// When Redis forces its append-only file to the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AppendFsync {
@@ -38,8 +41,11 @@ pub enum AppendFsync {
 pub struct RedisBuilder {
     append_only: Option<AppendFsync>,
     password: Option<String>,
-    movable_clock: bool,
+    /// What the clock file says at the start, for a server whose clock can be moved.
+    clock: Option<String>,
     tls: Option<Tls>,
+    port: Option<u16>,
+    files: Vec<(&'static str, String)>,
     args: Vec<String>,
 }
 
@@ -117,7 +123,28 @@ impl RedisBuilder {
     /// Makes [`RedisServer::clock`] usable. The clock runs like the real one until it is set.
     #[must_use]
     pub fn with_movable_clock(mut self) -> Self {
-        self.movable_clock = true;
+        self.clock = Some(REAL_TIME.to_owned());
+        self
+    }
+
+    /// As [`RedisBuilder::with_movable_clock`], for a clock that stands at a moment from the start.
+    #[must_use]
+    pub fn with_clock_at(mut self, millis: u64) -> Self {
+        self.clock = Some(RedisClock::standing_at(millis));
+        self
+    }
+
+    /// Listens on this port instead of any free one.
+    #[must_use]
+    fn port(mut self, port: u16) -> Self {
+        self.port = Some(port);
+        self
+    }
+
+    /// A file that the server finds in its folder when it starts.
+    #[must_use]
+    fn file(mut self, name: &'static str, content: String) -> Self {
+        self.files.push((name, content));
         self
     }
 
@@ -131,8 +158,11 @@ impl RedisBuilder {
     /// Starts the server, and returns when it answers.
     pub async fn start(self) -> RedisServer {
         let folder = scratch::folder("redis");
-        let port = ports::free_port();
-        let clock = self.movable_clock.then(|| RedisClock::in_folder(folder.path()));
+        for (name, content) in &self.files {
+            fs::write(folder.path().join(name), content).expect("to write a file for Redis");
+        }
+        let port = self.port.unwrap_or_else(ports::free_port);
+        let clock = self.clock.as_ref().map(|time| RedisClock::in_folder(folder.path(), time));
         let process = Mutex::new(Arc::new(launch(&self, port, &folder, clock.as_ref()).start()));
         let server = RedisServer { process, port, clock, options: self, folder };
         server.wait_until_ready().await;
@@ -337,10 +367,17 @@ struct RedisClock {
 }
 
 impl RedisClock {
-    fn in_folder(folder: &Path) -> Self {
+    fn in_folder(folder: &Path, time: &str) -> Self {
         let clock = Self { file: folder.join("clock") };
-        clock.write("+0");
+        clock.write(time);
         clock
+    }
+
+    /// The content of the file for a clock that stands.
+    fn standing_at(millis: u64) -> String {
+        // libfaketime reads the fraction as a double and truncates it, so half a microsecond more
+        // makes it the right millisecond.
+        format!("{}.{:03}0005", millis / 1000, millis % 1000)
     }
 
     fn launch(&self, redis: &Path) -> Launch {
@@ -392,9 +429,7 @@ impl ClockHand<'_> {
     /// Freezes the clock at a moment, in milliseconds since the epoch, and returns when Redis shows
     /// it. With the server down, it is where the clock will stand at the next start.
     pub async fn set_unix_millis(self, millis: u64) {
-        // libfaketime reads the fraction as a double and cuts it off: half a microsecond more hits
-        // the right one.
-        self.clock.write(&format!("{}.{:03}0005", millis / 1000, millis % 1000));
+        self.clock.write(&RedisClock::standing_at(millis));
         self.wait_until_shown(|shown| shown == millis, millis).await;
     }
 
@@ -407,7 +442,7 @@ impl ClockHand<'_> {
     /// Lets the clock run again, with the real time.
     pub async fn release(self) {
         let before = self.clock_file();
-        self.clock.write("+0");
+        self.clock.write(REAL_TIME);
         self.wait_until_shown(|shown| before != Some(shown), "the real time").await;
     }
 

@@ -8,6 +8,8 @@ use std::panic::Location;
 use std::time::{Duration, Instant};
 
 const BETWEEN_PROBES: Duration = Duration::from_millis(15);
+/// Longest pause after a probe that itself took long.
+const LONGEST_PAUSE: Duration = Duration::from_millis(100);
 
 /// What a probe may return: there already, or not yet and why.
 pub trait Outcome {
@@ -45,10 +47,22 @@ impl<T, E: Display> Outcome for Result<T, E> {
     }
 }
 
-/// Probes until the condition holds, and hands on what the probe found. A probe that hangs ends at
+/// Probes until the condition holds, and returns what the probe found. A probe that hangs ends at
 /// the bound too.
 #[track_caller]
 pub fn eventually<R: Outcome>(
+    bound: Duration,
+    what: impl Display,
+    probe: impl AsyncFnMut() -> R,
+) -> impl Future<Output = R::Value> {
+    eventually_every(BETWEEN_PROBES, bound, what, probe)
+}
+
+/// [`eventually`] with a longer pause between probes, for a wait of many seconds whose probes would
+/// take the processor from other tests.
+#[track_caller]
+pub fn eventually_every<R: Outcome>(
+    pause: Duration,
     bound: Duration,
     what: impl Display,
     mut probe: impl AsyncFnMut() -> R,
@@ -58,7 +72,8 @@ pub fn eventually<R: Outcome>(
         let deadline = Instant::now() + bound;
         let mut last = None;
         loop {
-            let left = deadline.saturating_duration_since(Instant::now());
+            let probed = Instant::now();
+            let left = deadline.saturating_duration_since(probed);
             match tokio::time::timeout(left, probe()).await.map(Outcome::settle) {
                 Ok(Ok(value)) => return value,
                 Ok(Err(reason)) => last = Some(reason),
@@ -68,7 +83,8 @@ pub fn eventually<R: Outcome>(
             if Instant::now() >= deadline {
                 exceeded(caller, bound, &what, &last.unwrap_or_default());
             }
-            tokio::time::sleep(BETWEEN_PROBES).await;
+            // A probe that starts a program leaves as much of the processor to others.
+            tokio::time::sleep(probed.elapsed().clamp(pause, pause.max(LONGEST_PAUSE))).await;
         }
     }
 }

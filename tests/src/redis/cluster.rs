@@ -8,11 +8,15 @@ use crate::ports;
 use crate::wait::eventually;
 
 const START: Duration = Duration::from_secs(30);
+const MASTERS: usize = 3;
 const SLOTS: usize = 16384;
-/// How long a node may be silent before the others take it for gone, where they are to do so.
+/// Milliseconds without an answer after which the other nodes replace a master.
 const SILENCE: &str = "1000";
-/// With a clock that is moved, nobody is ever silent for too long.
+/// The same for nodes whose clock the test moves: a jump of the clock must not look like silence.
 const NEVER: &str = "1000000000000";
+/// Milliseconds by which a movable clock jumps when the nodes have started. A node that starts
+/// refuses requests for two seconds, and one that has joined the majority for up to five.
+const SETTLING: u64 = 60_000;
 
 /// Options for a cluster that is about to start.
 #[derive(Debug, Default)]
@@ -63,17 +67,16 @@ impl ClusterBuilder {
     }
 
     /// Starts the nodes, and returns when they are a cluster.
+    ///
+    /// Each node starts with a `nodes.conf` that names all of them, because nodes that are
+    /// introduced to each other by `CLUSTER MEET` take seconds to learn of one another.
     pub async fn start(self) -> RedisCluster {
-        let mut masters = Vec::new();
-        let mut replicas = Vec::new();
-        for _ in 0..3 {
-            masters.push(self.node().await);
-            if self.replicas {
-                replicas.push(self.node().await);
-            }
-        }
+        let count = if self.replicas { 2 * MASTERS } else { MASTERS };
+        let seats: Vec<Seat> = (0..count).map(Seat::new).collect();
+        let nodes = seats.iter().map(|seat| self.node(seat, configuration(&seats, seat)));
+        let mut masters = futures_util::future::join_all(nodes).await;
+        let replicas = masters.split_off(MASTERS);
         let cluster = RedisCluster { masters, replicas, tls: self.tls.is_some() };
-        cluster.introduce().await;
         if let Some(millis) = self.clock {
             cluster.set_unix_millis(millis).await;
         }
@@ -81,30 +84,65 @@ impl ClusterBuilder {
         cluster
     }
 
-    async fn node(&self) -> RedisServer {
-        let bus = ports::free_port().to_string();
+    async fn node(&self, seat: &Seat, configuration: String) -> RedisServer {
+        let bus = seat.bus.to_string();
         let silence = if self.clock.is_some() { NEVER } else { SILENCE };
-        let mut options = RedisBuilder::default().args([
-            "--cluster-enabled",
-            "yes",
-            "--cluster-port",
-            &bus,
-            "--cluster-node-timeout",
-            silence,
-            // A replica that was cut off takes its master's place all the same: what was lost is
-            // ours to notice.
-            "--cluster-replica-validity-factor",
-            "0",
-        ]);
-        options = options.args(self.args.iter().map(String::as_str));
-        if self.clock.is_some() {
-            options = options.with_movable_clock();
+        let mut options = RedisBuilder::default()
+            .port(seat.port)
+            .file("nodes.conf", configuration)
+            .args(["--cluster-enabled", "yes", "--cluster-config-file", "nodes.conf"])
+            .args(["--cluster-port", &bus, "--cluster-node-timeout", silence])
+            // A replica that was disconnected from its master may replace it, because the store
+            // has to notice lost data itself.
+            .args(["--cluster-replica-validity-factor", "0"])
+            .args(self.args.iter().map(String::as_str));
+        if let Some(millis) = self.clock {
+            options = options.with_clock_at(millis - SETTLING);
         }
         if let Some(tls) = &self.tls {
             options = options.tls(tls.clone()).args(["--tls-cluster", "yes"]);
         }
         options.start().await
     }
+}
+
+/// The identity and the ports of a node.
+#[derive(Debug)]
+struct Seat {
+    number: usize,
+    id: String,
+    port: u16,
+    bus: u16,
+}
+
+impl Seat {
+    fn new(number: usize) -> Self {
+        let (port, bus) = (ports::free_port(), ports::free_port());
+        Self { number, id: format!("{port:040x}"), port, bus }
+    }
+}
+
+/// The `nodes.conf` of one of the nodes: the first three are masters with equal ranges of slots,
+/// and those after them are their replicas, in the same order.
+fn configuration(seats: &[Seat], own: &Seat) -> String {
+    let lines = seats.iter().map(|seat| {
+        let Seat { number, id, port, bus } = seat;
+        let myself = if *number == own.number { "myself," } else { "" };
+        let (role, master, slots) = match number.checked_sub(MASTERS) {
+            Some(master) => ("slave", seats[master].id.as_str(), String::new()),
+            None => {
+                let share = SLOTS.div_ceil(MASTERS);
+                let (from, to) = (number * share, ((number + 1) * share).min(SLOTS) - 1);
+                ("master", "-", format!(" {from}-{to}"))
+            }
+        };
+        let epoch = number + 1;
+        format!(
+            "{id} 127.0.0.1:{port}@{bus} {myself}{role} {master} 0 0 {epoch} connected{slots}\n"
+        )
+    });
+    let vars = format!("vars currentEpoch {} lastVoteEpoch 0\n", seats.len());
+    lines.chain([vars]).collect()
 }
 
 impl RedisCluster {
@@ -146,38 +184,8 @@ impl RedisCluster {
         }
     }
 
-    async fn introduce(&self) {
-        let first = &self.masters[0];
-        let bus_of = async |node: &RedisServer| -> String {
-            let configured: Vec<String> = node.ask(&["CONFIG", "GET", "cluster-port"]).await;
-            configured[1].clone()
-        };
-        let (port, bus) = (first.port().to_string(), bus_of(first).await);
-        for (number, master) in self.masters.iter().enumerate() {
-            let share = SLOTS.div_ceil(self.masters.len());
-            let (from, to) = (number * share, ((number + 1) * share).min(SLOTS) - 1);
-            let _: () =
-                master.ask(&["CLUSTER", "ADDSLOTSRANGE", &from.to_string(), &to.to_string()]).await;
-        }
-        for (number, node) in self.nodes().enumerate() {
-            let _: () = node.ask(&["CLUSTER", "SET-CONFIG-EPOCH", &(number + 1).to_string()]).await;
-            if number > 0 {
-                let _: () = node.ask(&["CLUSTER", "MEET", "127.0.0.1", &port, &bus]).await;
-            }
-        }
-        for (master, replica) in self.masters.iter().zip(&self.replicas) {
-            let id: String = master.ask(&["CLUSTER", "MYID"]).await;
-            eventually(START, "the replica to know its master", async || {
-                let mut command = redis::cmd("CLUSTER");
-                command.arg("REPLICATE").arg(&id);
-                command.exec_async(&mut replica.connect().await).await
-            })
-            .await;
-        }
-    }
-
-    /// Waits until every node knows of every other, and takes the cluster for complete.
-    pub async fn wait_until_complete(&self) {
+    /// Waits until every node is connected to every other, and reports a complete cluster.
+    async fn wait_until_complete(&self) {
         let count = self.nodes().count();
         for node in self.nodes() {
             eventually(START, "the cluster to be complete", async || {
@@ -186,12 +194,13 @@ impl RedisCluster {
                 let nodes: String = node.ask(&["CLUSTER", "NODES"]).await;
                 let replicas = nodes.lines().filter(|line| line.contains("slave ")).count();
                 if has("cluster_state:ok".to_owned())
+                    && !nodes.contains(" disconnected")
                     && has(format!("cluster_known_nodes:{count}"))
                     && replicas == self.replicas.len()
                 {
                     Ok(())
                 } else {
-                    Err(state)
+                    Err(format!("{state}{nodes}"))
                 }
             })
             .await;

@@ -20,7 +20,7 @@ use twofactor_tests::operator::{OperatorBuilder, OperatorProcess};
 use twofactor_tests::process::run;
 use twofactor_tests::redis::RedisServer;
 use twofactor_tests::sidecar::SidecarProcess;
-use twofactor_tests::wait::eventually;
+use twofactor_tests::wait::{eventually, eventually_every};
 use twofactor_tests::{scratch, tools};
 
 /// For what the operator should do at once. Generous, because two cores run many tests at a time;
@@ -154,9 +154,20 @@ impl Cluster {
         self.try_kubectl(&[&["apply", "-f", path.to_str().unwrap()], more].concat())
     }
 
+    /// An object in the users' namespace, by the short name of its kind.
     pub(crate) fn get(&self, kind: &str, name: &str) -> Option<Value> {
-        let text = self.try_kubectl(&["get", kind, name, "-o", "json"]).ok()?;
-        Some(serde_json::from_str(&text).unwrap())
+        self.get_in(&self.namespace, kind, name)
+    }
+
+    fn get_in(&self, namespace: &str, kind: &str, name: &str) -> Option<Value> {
+        let (group, kinds) = match kind {
+            "tfu" => ("apis/twofactor.fountainai.io/v1alpha1", "twofactorusers"),
+            "tfr" => ("apis/twofactor.fountainai.io/v1alpha1", "twofactorrealms"),
+            "secret" => ("api/v1", "secrets"),
+            "configmap" => ("api/v1", "configmaps"),
+            _ => panic!("the tests read no {kind}"),
+        };
+        self.server.read(&format!("/{group}/namespaces/{namespace}/{kinds}/{name}"))
     }
 
     /// The condition `Ready` of a user: status, reason and message.
@@ -258,11 +269,7 @@ impl Cluster {
     /// A value of the credentials of this realm in a namespace.
     pub(crate) fn credentials_in(&self, namespace: &str, key: &str) -> Option<String> {
         let name = format!("twofactor-{}", self.namespace);
-        let text = self
-            .server
-            .try_kubectl(&["--namespace", namespace, "get", "secret", &name, "-o", "json"])
-            .ok()?;
-        let secret: Value = serde_json::from_str(&text).unwrap();
+        let secret = self.get_in(namespace, "secret", &name)?;
         let bytes = BASE64.decode(secret["data"][key].as_str()?.as_bytes()).unwrap();
         Some(String::from_utf8(bytes).unwrap())
     }
@@ -310,18 +317,16 @@ impl Sidecar {
     /// Waits until the authenticator's code is accepted: after an import or a loss, that takes up
     /// to a minute.
     pub(crate) async fn wait_accepted(&self, username: &str, seed: &str) {
-        eventually(
-            Duration::from_secs(100),
-            format_args!("a code of {username} to be accepted"),
-            async || {
-                let reply = self.verify_seed(username, seed).await;
-                match reply.status {
-                    200 => Ok(()),
-                    400 | 503 => Err(reply.body),
-                    status => panic!("{status}: {}", reply.body),
-                }
-            },
-        )
+        let (pause, bound) = (Duration::from_millis(100), Duration::from_secs(100));
+        let what = format_args!("a code of {username} to be accepted");
+        eventually_every(pause, bound, what, async || {
+            let reply = self.verify_seed(username, seed).await;
+            match reply.status {
+                200 => Ok(()),
+                400 | 503 => Err(reply.body),
+                status => panic!("{status}: {}", reply.body),
+            }
+        })
         .await;
     }
 }

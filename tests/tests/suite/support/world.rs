@@ -100,8 +100,7 @@ impl World {
 
     /// A realm in a real Redis whose clock stands still until it is moved.
     pub(crate) async fn in_redis() -> Self {
-        let redis = RedisServer::builder().with_movable_clock().start().await;
-        redis.clock().set_unix_millis(START).await;
+        let redis = RedisServer::builder().with_clock_at(START).start().await;
         let clock = Clock::manual(UnixMillis::new(START));
         let store = RedisStore::new(&redis.url(), names(), clock.clone()).unwrap();
         Self::new(Store::Redis(store), Some(redis), clock).await
@@ -110,10 +109,9 @@ impl World {
     /// A realm in a real Redis that is found through a Sentinel, and whose clock stands still until
     /// it is moved.
     pub(crate) async fn behind_a_sentinel() -> Self {
-        let redis = RedisServer::builder().with_movable_clock().start().await;
-        // Nobody is ever silent for too long.
+        let redis = RedisServer::builder().with_clock_at(START).start().await;
+        // A jump of the clock must not look like silence.
         let sentinels = RedisSentinels::start(&redis, 1, Duration::from_hours(24)).await;
-        redis.clock().set_unix_millis(START).await;
         let clock = Clock::manual(UnixMillis::new(START));
         let store = RedisStore::new(&sentinels.url(), names(), clock.clone()).unwrap();
         let world = Self::new(Store::Redis(store), Some(redis), clock).await;
