@@ -1,4 +1,4 @@
-//! What the webhook lets through, what it refuses, and what its absence means.
+//! Tests which pods the webhook admits and refuses, and what happens while it is unavailable.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -13,10 +13,10 @@ use crate::release::{self, NAMESPACE, OPERATOR, OPERATOR_LABEL};
 use crate::scene::{Scene, decoded};
 use crate::{START, finally};
 
-/// For an authority to be replaced, grace times included.
+/// Timeout for the replacement of an authority, including its grace times.
 const ROTATION: Duration = Duration::from_mins(6);
-/// Creations that have to succeed after what disturbs is over: certificates go on changing for a
-/// moment.
+/// Number of creations that have to succeed after the disturbance, because certificates still
+/// change for a moment.
 const CREATIONS_AFTER: u32 = 100;
 
 pub(crate) fn the_restricted_level_admits_pods_with_the_sidecar(scene: &Scene<'_>) {
@@ -39,7 +39,7 @@ pub(crate) fn the_restricted_level_admits_pods_with_the_sidecar(scene: &Scene<'_
     assert!([401, 503].contains(&reply.status), "{reply:?}");
 }
 
-/// What makes a right pod wrong.
+/// A change that makes a valid pod invalid.
 type Change<'a> = &'a dyn Fn(&mut Value);
 
 pub(crate) fn what_a_pod_gets_wrong_is_refused_with_a_sentence(scene: &Scene<'_>) {
@@ -125,7 +125,7 @@ fn trusted(scene: &Scene<'_>) -> Result<BTreeSet<String>, String> {
     Ok(roots.filter(|root| !root.is_empty()).map(str::to_owned).collect())
 }
 
-/// Waits until a root is trusted that was not before, and then until none of those before is.
+/// Waits until a new root is trusted, and then until none of the earlier ones is.
 fn wait_for_rotation(scene: &Scene<'_>, before: &BTreeSet<String>) {
     for (what, is_done) in [
         (
@@ -149,7 +149,8 @@ pub(crate) fn a_lost_ca_and_a_rotated_one_fail_no_creation(scene: &Scene<'_>) {
     let created = creations_during(scene, || {
         let short = || {
             release::install(&["webhook.caLifetime=45s", "webhook.certificateLifetime=15s"]);
-            // The first one makes a CA with a short life, the second one is its end.
+            // The first loss creates a CA with a short lifetime, and the second pass waits until
+            // that expires.
             for lose in [true, false] {
                 let before = trusted(scene).expect("the webhook's bundle");
                 if lose {
@@ -180,8 +181,8 @@ pub(crate) fn a_rolling_restart_fails_no_creation(scene: &Scene<'_>) {
     println!("          {created} creations while the operator was restarted");
 }
 
-/// Creates labelled pods one after the other while `disturb` runs and for a while after it. Panics
-/// when one is refused.
+/// Creates labelled pods one after the other while `disturb` runs and for some time afterwards.
+/// Panics if one is refused.
 fn creations_during(scene: &Scene<'_>, disturb: impl FnOnce()) -> u32 {
     let namespace = scene.namespace("stream");
     let pod = manifests::client_with_sidecar(&namespace, "stream", &namespace);

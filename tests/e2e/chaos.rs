@@ -1,5 +1,5 @@
-//! Parts are killed while a service verifies all the time: no answer is wrong, no code is accepted
-//! twice, and there is an outage only while Redis is away or being checked.
+//! Kills components while a service verifies continuously: no answer may be wrong, no code accepted
+//! twice, and an outage is allowed only while Redis is unavailable or being checked.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use crate::release::{NAMESPACE, OPERATOR, REDIS_LABEL};
 use crate::scene::Scene;
 use crate::{START, finally};
 
-/// From a ready Redis to the first decision: the operator checks the node and stamps its guard, the
+/// Seconds from a ready Redis to the first decision, in which the operator checks the node and the
 /// sidecars reconnect.
 const CHECK: u64 = 30;
 
@@ -24,7 +24,7 @@ pub(crate) fn a_killed_operator_changes_no_answer(scene: &Scene<'_>) {
         holder.map(str::to_owned).ok_or_else(|| "nobody leads".to_owned())
     };
     let killed = leader().expect("a leader");
-    // The lease names the pod, perhaps with something after it.
+    // The lease holds the name of the pod, perhaps with a suffix.
     let pods = kubectl.get(&["pods", "--namespace", NAMESPACE]);
     let names = pods["items"]
         .as_array()

@@ -1,5 +1,5 @@
-//! What it costs. Nothing is asserted about time: the figures are printed at the end, to be
-//! compared with each other.
+//! Measures what the sidecar and the webhook cost. The figures are printed at the end for
+//! comparison; no time is asserted.
 
 use std::time::{Duration, Instant};
 
@@ -11,17 +11,17 @@ use crate::manifests::{self, SIDECAR};
 use crate::release::{NAMESPACE, OPERATOR_LABEL};
 use crate::scene::Scene;
 
-/// Pod starts of each kind.
+/// Number of pod starts of each kind.
 const RUNS: usize = 5;
-/// Pods that are admitted.
+/// Number of pods that are admitted.
 const PODS: usize = 50;
-/// How long the sidecar's use of the processor is looked at.
+/// Duration of the measurement of the sidecar's processor time.
 const REST: Duration = Duration::from_secs(20);
 
 pub(crate) fn pod_start_with_and_without_the_sidecar(scene: &Scene<'_>) {
     let namespace = scene.namespace("starts");
     scene.users(&namespace, &[("carol", json!({ "deliveryMethod": "app" }))]);
-    // The first ones find nothing in any cache.
+    // The first pods warm up the caches.
     scene.start(&manifests::client(&namespace, "warm-up"));
     scene.start(&manifests::client_with_sidecar(&namespace, "warm-up-with-sidecar", &namespace));
     let (mut without, mut with, mut answering) = (Vec::new(), Vec::new(), Vec::new());
@@ -58,19 +58,19 @@ fn time_to_ready(scene: &Scene<'_>, pod: &Value) -> f64 {
     begun.elapsed().as_secs_f64()
 }
 
-/// Seconds between the first line that the sidecar wrote and the one that says that it serves, by
-/// the times that the container runtime noted.
+/// Seconds between the sidecar's first log line and the one that says that it serves, by the
+/// timestamps of the container runtime.
 fn time_to_serve(scene: &Scene<'_>, namespace: &str, pod: &str) -> Option<f64> {
     let args = ["logs", pod, "--container", SIDECAR, "--timestamps", "--namespace", namespace];
     let log = scene.kubectl().run(&args);
     let second_of = |line: &str| seconds_of_the_hour(line.split(' ').next()?);
     let (index, serving) = log.lines().enumerate().find(|(_, line)| line.contains("serving"))?;
-    // When it says nothing before, there is nothing to compare with.
+    // Without an earlier line there is nothing to compare.
     let first = log.lines().next().filter(|_| index > 0)?;
     Some((second_of(serving)? - second_of(first)?).rem_euclid(3600.0))
 }
 
-/// Of `2026-11-22T16:59:57.123456789Z`.
+/// Parses a time such as `2026-11-22T16:59:57.123456789Z`.
 fn seconds_of_the_hour(time: &str) -> Option<f64> {
     let (_, time) = time.split_once('T')?;
     let mut parts = time.trim_end_matches('Z').split(':').skip(1);
@@ -107,7 +107,7 @@ pub(crate) fn admission_of_fifty_pods(scene: &Scene<'_>) {
             .collect();
         (seen, operator.into_iter().fold(Vec::new(), sum))
     };
-    // Connections and caches are there when it counts.
+    // Opens connections and fills caches before the measurement.
     let said = scene.kubectl().create_dry(&pods("warm-up"));
     assert!(said.success, "{said}");
     let before = histograms();
@@ -182,7 +182,7 @@ fn difference(after: &Histogram, before: &Histogram) -> Histogram {
     sum(after.clone(), negative)
 }
 
-/// As Prometheus estimates it: along a line within the bucket that the quantile falls into.
+/// A quantile as Prometheus estimates it, by linear interpolation within its bucket.
 fn quantile(histogram: &Histogram, quantile: f64) -> Option<f64> {
     let rank = histogram.last()?.1 * quantile;
     let (mut lower, mut below) = (0.0, 0.0);
@@ -203,7 +203,7 @@ pub(crate) fn a_sidecar_at_rest(scene: &Scene<'_>) {
     let namespace = scene.namespace("rest");
     scene.users(&namespace, &[("carol", json!({ "deliveryMethod": "app" }))]);
     scene.start(&manifests::client_with_sidecar(&namespace, "service", &namespace));
-    // It has read its realm and a user.
+    // The sidecar has read its realm and a user.
     eventually_blocking(START, "a decision", || {
         let reply = scene.verify(&namespace, "service", "carol", "000000");
         if reply.status == 401 { Ok(()) } else { Err(format!("{reply:?}")) }
@@ -234,7 +234,7 @@ pub(crate) fn a_sidecar_at_rest(scene: &Scene<'_>) {
 }
 
 struct Usage {
-    /// When it was read, in seconds since the epoch.
+    /// Time of the measurement, in seconds since the epoch.
     second: f64,
     memory_bytes: f64,
     cpu_seconds: f64,

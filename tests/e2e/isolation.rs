@@ -1,6 +1,5 @@
-//! The app beside the sidecar has nothing but the sidecar's two answers: neither seed nor Redis
-//! password, realm key or provider's credentials. The app here is root in its container and may use
-//! every capability that a container has by default.
+//! Tests that the app beside the sidecar can read neither seed nor Redis password, realm key or
+//! provider's credentials. The app is root in its container and has all default capabilities.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -12,7 +11,7 @@ use crate::manifests::{self, APP, SIDECAR};
 use crate::release;
 use crate::scene::{Scene, decoded, random_text};
 
-/// People with a provider that needs a password, a service that may verify them, and a neighbour of
+/// Users with a provider that needs a password, a service that may verify them, and a neighbour of
 /// that service.
 struct Stage {
     people: String,
@@ -49,10 +48,10 @@ fn stage(scene: &Scene<'_>) -> Stage {
     stage
 }
 
-/// Everything that the app must not have, each by what it is.
+/// All values that the app must not read, each with its description.
 fn secrets(scene: &Scene<'_>, stage: &Stage) -> Vec<(String, String)> {
     let mut secrets = Vec::new();
-    // Texts that are short or of several lines would be found by accident.
+    // Short or multi-line texts would be found by accident.
     let mut add = |what: &str, value: String| {
         for line in value.lines().map(str::trim).filter(|line| line.len() >= 12) {
             secrets.push((format!("{what}, as base64"), BASE64.encode(line.as_bytes())));
@@ -74,7 +73,7 @@ fn secrets(scene: &Scene<'_>, stage: &Stage) -> Vec<(String, String)> {
         password_of(&url).expect("a password in redis-url").to_owned(),
     );
     for name in ["twofactor-master-key", "twofactor-redis"] {
-        // Without a Redis of the chart's own, only one of them is there.
+        // Without the chart's own Redis only one of them exists.
         let Ok(secret) =
             scene.kubectl().try_get(&["secret", name, "--namespace", release::NAMESPACE])
         else {
@@ -96,7 +95,7 @@ fn password_of(url: &str) -> Option<&str> {
     user.split_once(':').map(|(_, password)| password)
 }
 
-/// Prints each file that holds one of the lines of its input. These lines never stand in a command
+/// Prints each file that contains one of the lines of its input. The lines are never in a command
 /// line or an environment.
 const SEARCH: &str = r#"
 needles=$(cat)
@@ -120,7 +119,8 @@ pub(crate) fn the_app_finds_no_secret_in_its_files_environment_or_processes(scen
         found.lines().map(str::to_owned).collect::<BTreeSet<_>>()
     };
 
-    // The search finds what is there: otherwise, finding nothing would mean nothing.
+    // Checks that the search finds a planted text, because otherwise an empty result would prove
+    // nothing.
     let planted = random_text() + &random_text();
     let plant = "mkdir -p /opt/deep && cat >/opt/deep/file && PLANTED=$(cat /opt/deep/file) && export PLANTED && (sleep 600 >/dev/null 2>&1 </dev/null &)";
     assert!(scene.exec_with(services, SERVICE, &["bash", "-c", plant], &planted).success);
@@ -146,7 +146,7 @@ pub(crate) fn the_app_finds_no_secret_in_its_files_environment_or_processes(scen
         .exec(services, SERVICE, &["cat", "/proc/self/mountinfo"])
         .into_result()
         .expect("the mounts");
-    // The fifth field is where it is mounted; what the node calls its disks is its own affair.
+    // The fifth field is the mount point; the names of the node's disks do not matter.
     let ours = mounts
         .lines()
         .filter(|mount| mount.split(' ').nth(4).is_some_and(|place| place.contains("twofactor")));
@@ -154,7 +154,7 @@ pub(crate) fn the_app_finds_no_secret_in_its_files_environment_or_processes(scen
     let folder = scene.exec(services, SERVICE, &["ls", "/var/run/secrets/twofactor"]);
     assert!(!folder.success, "the credentials are there: {folder}");
 
-    // Who may read pods, but no Secrets, does not find any in the pod either.
+    // A reader of pods without access to Secrets finds none in the pod either.
     let pod = scene.kubectl().get(&["pod", SERVICE, "--namespace", services]);
     for (what, secret) in &secrets {
         assert!(!pod.to_string().contains(secret), "the pod itself tells {what}");
@@ -201,7 +201,7 @@ pub(crate) fn the_apps_service_account_may_read_nothing_of_ours(scene: &Scene<'_
         assert_eq!(said.stdout.trim(), "no", "{account} may {verb} {what} in {namespace}: {said}");
     }
 
-    // And with the token that the app really has.
+    // The same with the app's real token.
     let token = "/var/run/secrets/kubernetes.io/serviceaccount";
     for path in [
         format!("/api/v1/namespaces/{services}/secrets"),
@@ -239,7 +239,7 @@ pub(crate) fn the_network_gives_the_app_nothing_but_its_own_sidecar(scene: &Scen
             &["curl", "--silent", "--show-error", "--max-time", "5", &url(address, 8004)],
         );
         assert!(api.stderr.contains("(7)"), "the neighbour's API is not refused: {api}");
-        // Health and metrics are for Prometheus, and tell no secret.
+        // Health and metrics are reachable for Prometheus, and contain no secret.
         let metrics = url(address, 18004) + "/metrics";
         let said = scene.exec(
             services,
@@ -254,7 +254,7 @@ pub(crate) fn the_network_gives_the_app_nothing_but_its_own_sidecar(scene: &Scen
         assert!(!text.contains("alice"), "the metrics tell a name: {text}");
     }
 
-    // Redis itself keeps services apart, too.
+    // Redis itself isolates services, too.
     let isolated = ["twofactorrealm", "default", "--namespace", people, "--for=condition=Isolated"];
     scene.kubectl().wait(Duration::from_secs(30), &isolated);
     let target = scene.secret(services, &format!("twofactor-{people}"), "redis-url");
@@ -266,7 +266,8 @@ pub(crate) fn the_network_gives_the_app_nothing_but_its_own_sidecar(scene: &Scen
     {
         let script = format!("printf '{question}\\r\\nQUIT\\r\\n' | nc -w 5 {host} {port}");
         let said = scene.exec(services, SERVICE, &["bash", "-c", &script]);
-        // A network policy may refuse the connection; Redis itself refuses whoever has no password.
+        // A network policy may refuse the connection; Redis itself refuses a client without a
+        // password.
         let first = said.stdout.lines().next().unwrap_or_default();
         let refused = first.starts_with("-NOAUTH")
             || first.starts_with("-WRONGPASS")

@@ -1,9 +1,8 @@
-//! A service with two replicas that verifies all the time. Enters: users with authenticator apps.
-//! Leaves: every answer it got, which can be read again and again, and the sentence that something
-//! in them is wrong.
+//! Runs a service with two replicas that verifies continuously, collects every answer, and checks
+//! them.
 //!
-//! The pods themselves ask and write it down, so that an answer is counted also when nobody outside
-//! can reach them.
+//! The pods send the requests and record the answers themselves, so that answers count even if the
+//! pods cannot be reached from outside.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -17,17 +16,17 @@ use crate::START;
 use crate::manifests::{self, APP, CLIENT_IMAGE};
 use crate::scene::Scene;
 
-/// Their right codes are submitted.
+/// Users whose right codes are submitted.
 const RIGHT: [&str; 4] = ["user-1", "user-2", "user-3", "user-4"];
-/// Only wrong codes are submitted for this one.
+/// The user for whom only wrong codes are submitted.
 const WRONG: &str = "mallory";
 const SELECTOR: &str = "app=load";
-/// How long a code of theirs lasts, in seconds: the shortest that there is, so that nobody waits
-/// long for the next one. After Redis has been lost, two of these pass in which codes are refused.
+/// Period of their codes in seconds, the shortest possible, because the next code is waited for.
+/// After a loss of Redis, codes are refused for two periods.
 const PERIOD: u64 = 15;
 const ACCEPTED_AGAIN: Duration = Duration::from_mins(3);
 
-/// One line for each answer: second, step, user, right or wrong, status, problem.
+/// One line for each answer: second, step, user, right or wrong code, status, problem.
 const SCRIPT: &str = r#"
 trap 'exit 0' TERM
 ask() {
@@ -47,7 +46,7 @@ while :; do
 done
 "#;
 
-/// What one replica was told once.
+/// One answer to one replica.
 #[derive(Clone, Debug)]
 pub(crate) struct Answer {
     /// Unix time in seconds.
@@ -63,11 +62,11 @@ pub(crate) struct Load<'a> {
     scene: &'a Scene<'a>,
     pub(crate) people: String,
     pub(crate) namespace: String,
-    /// From this second on, what it is told counts: a sidecar has no store in its first moments.
+    /// Answers count from this second on, because a sidecar has no store in its first moments.
     since: u64,
 }
 
-/// Now, as the answers have it.
+/// The current time in the unit of the answers.
 pub(crate) fn now() -> u64 {
     UnixMillis::millis(Clock::System.now()) / 1000
 }
@@ -147,9 +146,9 @@ impl<'a> Load<'a> {
         });
     }
 
-    /// Panics when an answer was wrong: a code accepted twice, a wrong code accepted, a right one
-    /// called wrong, or an outage outside these seconds. Hands on how many answers there were, and
-    /// how many of them were part of an outage.
+    /// Panics if an answer was wrong: a code accepted twice, a wrong code accepted, a right one
+    /// refused as wrong, or an outage outside these seconds. Returns the number of answers, and
+    /// those that were part of an outage.
     pub(crate) fn check(&self, outages: &[(u64, u64)]) -> (usize, Vec<Answer>) {
         let answers = self.answers().expect("the answers");
         let mut accepted: BTreeMap<(&str, u64), u32> = BTreeMap::new();
@@ -177,7 +176,7 @@ impl<'a> Load<'a> {
         (answers.len(), refused)
     }
 
-    /// Restarts of each container of the service: nothing that happens elsewhere may cause one.
+    /// Restarts of each container of the service. No event elsewhere may cause one.
     pub(crate) fn restarts(&self) -> Vec<Value> {
         let pods = self.scene.kubectl().get(&[
             "pods",

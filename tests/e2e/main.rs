@@ -1,15 +1,14 @@
-//! `make e2e`: the whole system in a cluster where pods really run, as its users meet it.
+//! Runs the end-to-end tests (`make e2e`): the whole system in a cluster where pods really run.
 //!
-//! Enters: the cluster that `KUBECONFIG` names, with the images in it; arguments, each a part of
-//! the names of the tests to run (none: all). Leaves: a line for each test, what the cluster had to
-//! say about those that failed, figures, and exit code 1 when one failed. The tests run in the
-//! order of the list and share one release of the chart. Those that take parts of it down, or
-//! measure something, run alone; the others a few at a time, since most of what they do is to wait.
+//! Needs the cluster that `KUBECONFIG` names, with the images in it. Each argument is a part of the
+//! names of the tests to run; without arguments all run. Prints a line for each test, the state of
+//! the cluster for those that failed, and figures, and exits with 1 if a test failed. The tests run
+//! in the order of the list and share one release of the chart. Tests that stop parts of it or
+//! measure something run alone; the others run a few at a time, because they mostly wait.
 //!
-//! With `TWOFACTOR_CLUSTER_CONTROL` (the path of `tests/cluster/cluster`), components of the node
-//! are killed too, and a release that was there before may be uninstalled and installed again.
-//! Without it, those tests are left out, and the end says so. Use a cluster that is there for
-//! testing.
+//! With `TWOFACTOR_CLUSTER_CONTROL` (the path of `tests/cluster/cluster`), tests also kill
+//! components of the node, and may uninstall an existing release and install it again. Without it,
+//! these tests are skipped, and the summary says so. Use a cluster for testing only.
 
 #![allow(clippy::print_stdout, reason = "a test runner prints")]
 
@@ -44,16 +43,17 @@ enum Needs {
     Nothing,
     /// `TWOFACTOR_CLUSTER_CONTROL`.
     ClusterControl,
-    /// A release that this run installed, or a cluster that is ours.
+    /// A release that this run installed, or a cluster that the tests control.
     OwnRelease,
 }
 
-/// What may run beside a test.
+/// Whether other tests may run at the same time.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Company {
-    /// Others of this kind: each has namespaces of its own and leaves the release alone.
+    /// With others of this kind, because each has its own namespaces and does not change the
+    /// release.
     Together,
-    /// Nothing.
+    /// Without any other test.
     Alone,
 }
 
@@ -75,11 +75,12 @@ macro_rules! entries {
     };
 }
 
-/// Tests that run at the same time, where they may: more would wait for the processor in place of
-/// the cluster.
+/// Number of tests that run at the same time. More would wait for the processor instead of the
+/// cluster.
 const LANES: usize = 4;
 
-/// In this order: the longest of those that run together first, and what uninstalls last.
+/// In this order: of the tests that run together the longest first, and the one that uninstalls
+/// last.
 const TESTS: &[Entry] = entries![
     Together Nothing: story::the_key_management_story_is_as_its_readme_tells_it,
     Together Nothing: figures::a_sidecar_at_rest,
@@ -205,7 +206,7 @@ fn why_not(needs: Needs, world: &World) -> Option<&'static str> {
     }
 }
 
-/// Runs tests in [`LANES`] lanes; hands on which of them passed.
+/// Runs tests in [`LANES`] lanes, and returns which of them passed.
 fn run_together(entries: VecDeque<&Entry>, world: &World, keep: bool) -> Vec<(&'static str, bool)> {
     let (waiting, done) = (Mutex::new(entries), Mutex::new(Vec::new()));
     let lane = || {
@@ -241,7 +242,7 @@ fn run_one(entry: &Entry, world: &World, keep: bool) -> bool {
     passed
 }
 
-/// A panic ends the thread, is printed with the thread's name, and is nothing more.
+/// Runs a function in a thread. A panic ends only that thread, and is printed with its name.
 fn in_thread<T: Send>(name: &str, run: impl FnOnce() -> T + Send) -> Option<T> {
     thread::scope(|scope| {
         let thread = thread::Builder::new()
@@ -252,13 +253,13 @@ fn in_thread<T: Send>(name: &str, run: impl FnOnce() -> T + Send) -> Option<T> {
     })
 }
 
-/// Runs `run` and then `after`, whatever came of it: what was taken down is put back before a
-/// failure is told.
+/// Runs `run` and then `after`, even if `run` panics, so that a stopped part is restored before a
+/// failure is reported.
 fn finally<T>(run: impl FnOnce() -> T, after: impl FnOnce()) -> T {
     let outcome = std::panic::catch_unwind(AssertUnwindSafe(run));
     after();
     outcome.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
-/// For a pod to start.
+/// Timeout for a pod to start.
 const START: Duration = Duration::from_mins(2);

@@ -1,5 +1,5 @@
-//! Manifests as the tests need them. Enters: names. Leaves: JSON, which is YAML too, for a test to
-//! change where it differs. Every pod satisfies the restricted level.
+//! Builds the manifests of the tests as JSON, which a test can change. Every pod satisfies the
+//! restricted level.
 
 use serde_json::{Value, json};
 
@@ -28,7 +28,7 @@ pub(crate) fn user(namespace: &str, name: &str, spec: &Value) -> Value {
     })
 }
 
-/// A realm that lets these namespaces in, with its provider's settings in the Secret `delivery`.
+/// A realm that allows these namespaces, with its provider's settings in the Secret `delivery`.
 pub(crate) fn realm(namespace: &str, allowed: &[&str], delivery: Option<&str>) -> Value {
     let mut realm = json!({
         "apiVersion": "twofactor.fountainai.io/v1alpha1",
@@ -52,7 +52,7 @@ pub(crate) fn secret(namespace: &str, name: &str, texts: &Value) -> Value {
     })
 }
 
-/// A pod that waits to be told what to do, and ends at once when it is asked to.
+/// A pod that waits for commands, and exits at once on SIGTERM.
 pub(crate) fn client(namespace: &str, name: &str) -> Value {
     json!({
         "apiVersion": "v1",

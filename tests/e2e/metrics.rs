@@ -1,5 +1,5 @@
-//! A real Prometheus finds operator and sidecars by the labels and port names that the chart and
-//! the webhook give them.
+//! Tests that a real Prometheus finds operator and sidecars by the labels and port names of the
+//! chart and the webhook.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -14,8 +14,8 @@ use crate::scene::Scene;
 
 const SCRAPED: Duration = Duration::from_secs(90);
 
-/// What somebody without the Prometheus operator would write, with `kubernetes_sd_configs: [{role:
-/// pod}]` in place of the file: Debian's Prometheus is built without that.
+/// A configuration without the Prometheus operator. It has a file in place of
+/// `kubernetes_sd_configs: [{role: pod}]`, because Debian's Prometheus is built without that.
 const CONFIGURATION: &str = r"
 global: {scrape_interval: 2s, scrape_timeout: 2s}
 scrape_configs:
@@ -66,7 +66,7 @@ pub(crate) fn prometheus_scrapes_operator_and_sidecars_by_the_charts_labels(scen
     for name in ["service-1", "service-2"] {
         scene.start(&manifests::client_with_sidecar(&services, name, &services));
     }
-    // Something to count.
+    // Makes requests, so that there is something to count.
     eventually_blocking(Duration::from_secs(20), "a decision", || {
         let reply = scene.verify(&services, "service-1", "carol", "000000");
         if reply.status == 401 { Ok(()) } else { Err(format!("{reply:?}")) }
@@ -108,7 +108,7 @@ pub(crate) fn prometheus_scrapes_operator_and_sidecars_by_the_charts_labels(scen
 }
 
 fn start_prometheus(scene: &Scene<'_>, namespace: &str) {
-    // It reads the names and labels of pods, and nothing else.
+    // Prometheus may read the names and labels of pods only.
     let metadata = json!({ "name": namespace });
     let rule =
         json!({ "apiGroups": [""], "resources": ["pods"], "verbs": ["get", "list", "watch"] });

@@ -1,4 +1,4 @@
-//! The release of the chart. Enters: values to set. Leaves: an installed system, or none.
+//! Installs, tests and uninstalls the release of the chart.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -7,9 +7,9 @@ use twofactor_tests::kubernetes::{Said, helm};
 
 /// The release's name.
 pub(crate) const NAME: &str = "twofactor";
-/// The namespace that it is installed into.
+/// The namespace of the release.
 pub(crate) const NAMESPACE: &str = "twofactor-system";
-/// What the chart calls the operator's Deployment, Service and webhook configuration.
+/// The chart's name of the operator's Deployment.
 pub(crate) const OPERATOR: &str = "deployment/twofactor-operator";
 /// Selects the operator's pods.
 pub(crate) const OPERATOR_LABEL: &str = "app.kubernetes.io/name=twofactor-operator";
@@ -34,7 +34,7 @@ pub(crate) fn install(values: &[&str]) {
     let more = std::env::var("TWOFACTOR_HELM_ARGS").unwrap_or_default();
     let mut args = vec!["upgrade", "--install", NAME, chart.to_str().expect("a path in UTF-8")];
     args.extend(["--namespace", NAMESPACE, "--create-namespace", "--wait", "--timeout", "5m"]);
-    // What somebody else set for their release stays set.
+    // Values of an existing release stay set.
     args.push("--reset-then-reuse-values");
     args.extend(more.split_whitespace());
     for value in values {
@@ -44,23 +44,23 @@ pub(crate) fn install(values: &[&str]) {
     assert!(said.success, "helm {} failed: {said}", args.join(" "));
 }
 
-/// Runs the tests that the chart brings along, and hands on what helm said.
+/// Runs the chart's own tests, and returns helm's output.
 pub(crate) fn test() -> Said {
     helm(BOUND, &["test", NAME, "--namespace", NAMESPACE, "--logs"])
 }
 
-/// What the chart told whoever installed it.
+/// The notes that the chart shows after an installation.
 pub(crate) fn notes() -> String {
     let said = helm(BOUND, &["get", "notes", NAME, "--namespace", NAMESPACE]);
     said.into_result().unwrap_or_else(|error| panic!("helm get notes failed: {error}"))
 }
 
-/// Whether the release is there.
+/// Whether the release is installed.
 pub(crate) fn is_installed() -> bool {
     helm(BOUND, &["status", NAME, "--namespace", NAMESPACE]).success
 }
 
-/// Uninstalls the release, and hands on what helm said.
+/// Uninstalls the release, and returns helm's output.
 pub(crate) fn uninstall() -> String {
     let said =
         helm(BOUND, &["uninstall", NAME, "--namespace", NAMESPACE, "--wait", "--timeout", "3m"]);

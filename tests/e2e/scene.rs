@@ -1,6 +1,5 @@
-//! What one test makes. Enters: the world. Leaves: namespaces with people, services and a mail
-//! server in them, what the cluster says about them when the test fails, and nothing once it is
-//! over.
+//! Creates the namespaces, users, services and mail servers of one test, prints the state of the
+//! cluster if the test fails, and removes everything afterwards.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -15,10 +14,10 @@ use twofactor_tests::wait::eventually_blocking;
 use crate::world::{MARK, World};
 use crate::{START, manifests, release};
 
-/// For the operator to publish a user or a realm.
+/// Timeout for the operator to publish a user or a realm.
 const PUBLISHED: Duration = Duration::from_mins(1);
 
-/// For the operator to notice a pod.
+/// Timeout for the operator to notice a pod.
 const TOLD: Duration = Duration::from_secs(90);
 
 /// A reply of a sidecar.
@@ -32,7 +31,7 @@ pub(crate) struct Reply {
 pub(crate) struct Scene<'a> {
     pub(crate) world: &'a World,
     namespaces: Mutex<Vec<String>>,
-    /// Kind and name of what lies in no namespace.
+    /// Kind and name of objects without a namespace.
     others: Mutex<Vec<(String, String)>>,
 }
 
@@ -52,7 +51,7 @@ impl<'a> Scene<'a> {
         manifest["metadata"]["labels"][MARK] = json!("true");
         self.adopt(&name);
         self.kubectl().apply(&manifest);
-        // Without it, no pod can be created yet.
+        // No pod can be created before it exists.
         eventually_blocking(
             PUBLISHED,
             format_args!("the default service account of {name}"),
@@ -66,17 +65,18 @@ impl<'a> Scene<'a> {
         self.namespace_with(purpose, &json!({}))
     }
 
-    /// A new namespace that holds its pods to the restricted level.
+    /// A new namespace that enforces the restricted level.
     pub(crate) fn restricted_namespace(&self, purpose: &str) -> String {
         self.namespace_with(purpose, &json!({ "pod-security.kubernetes.io/enforce": "restricted" }))
     }
 
-    /// Takes over a namespace that somebody else makes: it is removed with the others.
+    /// Registers a namespace that the test creates by other means, so that it is removed with the
+    /// others.
     pub(crate) fn adopt(&self, namespace: &str) {
         self.namespaces.lock().unwrap_or_else(PoisonError::into_inner).push(namespace.to_owned());
     }
 
-    /// Creates what lies in no namespace, and removes it at the end.
+    /// Creates an object without a namespace, and removes it at the end.
     pub(crate) fn apply_for_all(&self, manifest: &Value) {
         let text = |value: &Value| value.as_str().expect("a text").to_owned();
         let entry = (text(&manifest["kind"]), text(&manifest["metadata"]["name"]));
@@ -84,7 +84,7 @@ impl<'a> Scene<'a> {
         self.kubectl().apply(manifest);
     }
 
-    /// Users with these names and specs, published.
+    /// Creates users with these names and specs, and waits until they are published.
     pub(crate) fn users(&self, namespace: &str, users: &[(&str, Value)]) {
         for (name, spec) in users {
             self.kubectl().apply(&manifests::user(namespace, name, spec));
@@ -95,7 +95,7 @@ impl<'a> Scene<'a> {
         );
     }
 
-    /// A realm that lets these namespaces in, ready.
+    /// Creates a realm that allows these namespaces, and waits until it is ready.
     pub(crate) fn realm(&self, namespace: &str, allowed: &[&str], delivery: Option<&str>) {
         self.kubectl().apply(&manifests::realm(namespace, allowed, delivery));
         self.wait_for_realm(namespace);
@@ -108,7 +108,7 @@ impl<'a> Scene<'a> {
         );
     }
 
-    /// A mail server in this namespace, and the Secret `providers` that says so.
+    /// Creates a mail server in this namespace, and the Secret `providers` with its address.
     pub(crate) fn mail_server(&self, namespace: &str) {
         let kubectl = self.kubectl();
         kubectl.apply(&manifests::mail_server(namespace));
@@ -148,7 +148,7 @@ impl<'a> Scene<'a> {
         self.wait_for_pod(&text("namespace"), &text("name"));
     }
 
-    /// Creates an object; panics when it is refused.
+    /// Creates an object; panics if it is refused.
     #[track_caller]
     pub(crate) fn create(&self, manifest: &Value) -> Said {
         let said = self.kubectl().create(manifest);
@@ -161,8 +161,8 @@ impl<'a> Scene<'a> {
         self.kubectl().wait(START, &[&pod, "--namespace", namespace, "--for=condition=Ready"]);
     }
 
-    /// Waits until the operator has told an Event about this object, with this word in its
-    /// sentence.
+    /// Waits until the operator has emitted an Event about this object with this word in its
+    /// message.
     pub(crate) fn wait_for_event(&self, namespace: &str, object: &str, word: &str) {
         eventually_blocking(TOLD, format_args!("an Event about {object} that says {word}"), || {
             let events = self.kubectl().try_get(&["events", "--namespace", namespace])?;
@@ -178,7 +178,7 @@ impl<'a> Scene<'a> {
         });
     }
 
-    /// What a command in the pod's own container says.
+    /// Runs a command in the pod's own container, and returns its output.
     pub(crate) fn exec(&self, namespace: &str, pod: &str, command: &[&str]) -> Said {
         self.exec_with(namespace, pod, command, "")
     }
@@ -196,7 +196,7 @@ impl<'a> Scene<'a> {
         self.kubectl().say(&[&target, command].concat(), input)
     }
 
-    /// Asks the sidecar of a pod, from the pod's own container.
+    /// Sends a request to the sidecar of a pod from the pod's own container.
     pub(crate) fn ask(&self, namespace: &str, pod: &str, path: &str, body: &Value) -> Reply {
         let (url, body) = (format!("http://127.0.0.1:8004{path}"), body.to_string());
         let curl = [
@@ -245,7 +245,7 @@ impl<'a> Scene<'a> {
         self.secret(namespace, &format!("{user}-totp"), "secret").trim().to_owned()
     }
 
-    /// What the cluster says about everything that this test made.
+    /// Prints the state of everything that this test created.
     pub(crate) fn print_diagnosis(&self) {
         println!("---------- what the cluster says");
         let namespaces = self.namespaces.lock().unwrap_or_else(PoisonError::into_inner).clone();
@@ -277,7 +277,7 @@ impl<'a> Scene<'a> {
         println!("$ kubectl {}\n{}", args.join(" "), self.kubectl().say(args, ""));
     }
 
-    /// Removes what this test made; namespaces go on ending for a moment.
+    /// Removes everything that this test created, without waiting until the namespaces are gone.
     pub(crate) fn remove(&self) {
         let namespaces =
             std::mem::take(&mut *self.namespaces.lock().unwrap_or_else(PoisonError::into_inner));

@@ -1,4 +1,4 @@
-//! From nothing to a verified code, and who is let in.
+//! Tests the way from an empty cluster to a verified code, and which namespaces are allowed.
 
 use std::process::Command;
 use std::time::Duration;
@@ -14,7 +14,8 @@ use crate::scene::Scene;
 /// The example's own namespaces.
 const NAMESPACES: [&str; 3] = ["people", "kms", "mail"];
 const STORY: Duration = Duration::from_mins(10);
-/// A mounted Secret that was missing is looked for again after up to two minutes.
+/// Timeout for a pod to start after its namespace is allowed: the kubelet retries a missing Secret
+/// after up to two minutes.
 const LET_IN: Duration = Duration::from_secs(150);
 
 pub(crate) fn the_key_management_story_is_as_its_readme_tells_it(scene: &Scene<'_>) {
@@ -58,11 +59,11 @@ pub(crate) fn the_key_management_story_is_as_its_readme_tells_it(scene: &Scene<'
     }
 }
 
-/// The first failure ends it, and whatever the story left running in the background ends with it.
+/// The first failure ends the script, and its background processes end with it.
 const PREAMBLE: &str = "set -eo pipefail\ntrap 'kill $(jobs -p) 2>/dev/null || true' EXIT\n";
 const MARK: &str = "@@@ step";
 
-/// A block of commands, and what the page shows after it.
+/// A block of commands, and the output that the page shows after it.
 struct Step {
     commands: String,
     shown: String,
@@ -70,11 +71,11 @@ struct Step {
 
 fn steps(page: &str) -> Vec<Step> {
     let mut steps: Vec<Step> = Vec::new();
-    // What a fence of three backticks encloses is every second part.
+    // Every second part is between two fences of three backticks.
     let mut follows_commands = false;
     for (index, part) in page.split("```").enumerate() {
         if index % 2 == 0 {
-            // What is shown stands right after the commands.
+            // The shown output follows directly after the commands.
             follows_commands &= part.trim().is_empty();
         } else if let Some(commands) = part.strip_prefix("sh\n") {
             steps.push(Step { commands: commands.to_owned(), shown: String::new() });
@@ -87,7 +88,8 @@ fn steps(page: &str) -> Vec<Step> {
     steps
 }
 
-/// Codes, times and columns differ from run to run: digits in a row count as one, and so do spaces.
+/// Replaces digits, and runs of digits or spaces by one, because codes, times and columns differ
+/// from run to run.
 fn comparable(line: &str) -> String {
     let mut text = String::new();
     for character in line.trim().chars() {
@@ -177,7 +179,7 @@ pub(crate) fn a_namespace_that_is_not_let_in_waits_until_it_is(scene: &Scene<'_>
         });
     assert_eq!(reply.status, 200, "{reply:?}");
 
-    // And out again: nothing is verified any more, without a restart of anything.
+    // After the namespace is removed, nothing is verified any more, without a restart.
     scene.kubectl().apply(&manifests::realm(&people, &[], None));
     eventually_blocking(Duration::from_secs(30), "a withdrawn namespace to be refused", || {
         let reply = scene.verify(&other, "waiting", "carol", "000000");
@@ -223,7 +225,7 @@ pub(crate) fn a_code_mailed_for_one_namespace_does_not_verify_in_another(scene: 
             let reply = scene.verify(&other, "service", "alice", &code);
             if reply.status == 503 { Err(reply.body) } else { Ok(reply) }
         });
-    // Right at this moment, or of a step that has passed since: never a success.
+    // The code is of the current or a past step; it must not be accepted in either case.
     assert!([400, 401].contains(&elsewhere.status), "{elsewhere:?}");
     let reply = scene.verify(&asking, "service", "alice", &code);
     assert_eq!((reply.status, reply.body.as_str()), (200, "{\"success\":true}"));

@@ -1,4 +1,4 @@
-//! The chart is upgraded, and taken away and brought back, with users in it.
+//! Tests that users survive an upgrade of the chart, and its removal and reinstallation.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -12,14 +12,14 @@ use crate::release::{self, CRDS, NAMESPACE, OPERATOR_LABEL};
 use crate::scene::Scene;
 use crate::{START, finally};
 
-/// What stays of a release, as its notes say.
+/// Objects that stay after an uninstallation, as the notes say.
 const KEPT: [(&str, &str); 4] = [
     ("secret", "twofactor-master-key"),
     ("secret", "twofactor-webhook-ca"),
     ("secret", "twofactor-redis"),
     ("persistentvolumeclaim", "data-twofactor-redis-0"),
 ];
-/// What goes.
+/// Objects that are removed.
 const NAMESPACED: &str = "deployments,statefulsets,services,serviceaccounts,configmaps,poddisruptionbudgets,networkpolicies,roles,rolebindings";
 const CLUSTER_WIDE: &str = "mutatingwebhookconfigurations,clusterroles,clusterrolebindings";
 
@@ -104,11 +104,11 @@ pub(crate) fn what_is_uninstalled_leaves_users_who_verify_again_when_it_is_back(
             assert!(left.is_empty(), "left behind: {left:?}");
         }
 
-        // Nothing waits for an operator that is not there any more.
+        // Nothing waits for the removed operator.
         let said =
             kubectl.say_within(Duration::from_mins(1), &["delete", "namespace", &short_lived], "");
         assert!(said.success, "a namespace with users is not deleted without the operator: {said}");
-        // A labelled pod is not held up either, and has no sidecar.
+        // A labelled pod is not blocked either, and has no sidecar.
         scene.start(&manifests::client_with_sidecar(&load.namespace, "without", &load.people));
         let pod = kubectl.get(&["pod", "without", "--namespace", &load.namespace]);
         assert_eq!(pod["spec"]["initContainers"], Value::Null, "{pod}");

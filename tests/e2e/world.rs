@@ -1,5 +1,5 @@
-//! What all tests share: the cluster, the release and the figures. Enters: `kubectl`. Leaves: a
-//! system to test, and a cluster as it was before.
+//! Installs the system that all tests share, collects their figures, and restores the cluster at
+//! the end.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -11,7 +11,7 @@ use twofactor_tests::kubernetes::{Kubectl, finish};
 
 use crate::release::{self, CRDS, NAMESPACE};
 
-/// On every namespace that a test makes.
+/// Label of every namespace that a test creates.
 pub(crate) const MARK: &str = "twofactor.fountainai.io/e2e";
 
 const REMOVAL: Duration = Duration::from_mins(3);
@@ -25,7 +25,7 @@ pub(crate) struct World {
 }
 
 impl World {
-    /// Removes what a run left that was killed, and installs the chart.
+    /// Removes leftovers of a killed run, and installs the chart.
     pub(crate) fn set_up(kubectl: Kubectl) -> Self {
         let control = std::env::var_os("TWOFACTOR_CLUSTER_CONTROL")
             .filter(|path| !path.is_empty())
@@ -65,7 +65,7 @@ impl World {
         self.was_installed
     }
 
-    /// Keeps a figure for the end.
+    /// Records a figure for the table at the end.
     pub(crate) fn figure(&self, what: &str, value: impl Into<String>) {
         let value = value.into();
         println!("          {what}: {value}");
@@ -81,7 +81,7 @@ impl World {
         figures.iter().for_each(|[what, value]| println!("| {what:width$} | {value} |"));
     }
 
-    /// Removes all that this run made. A release that was there before stays.
+    /// Removes everything that this run created. An earlier release stays.
     pub(crate) fn tear_down(&self) {
         self.remove_namespaces();
         if self.was_installed {
@@ -102,7 +102,7 @@ impl World {
         );
         assert!(said.success, "{said}");
         if self.control.is_some() {
-            // The node makes no volumes by itself: it takes back the one that Redis had.
+            // The node does not provision volumes, so it gets back the one that Redis had.
             self.control_node(&["volumes"]);
         }
     }

@@ -1,5 +1,5 @@
-//! A real API server: etcd and kube-apiserver, and the controllers that a test asks for. Enters:
-//! options. Leaves: kubeconfig files, and the power to kill and restart the API server.
+//! Starts a real API server: etcd, kube-apiserver and the controllers that a test needs. Writes
+//! kubeconfig files for it, and can kill and restart it.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -18,7 +18,7 @@ use crate::process::{self, Launch, Process};
 use crate::wait::eventually;
 use crate::{http, ports, scratch, tools};
 
-/// Seconds on a free machine; a machine that compiles beside the tests takes its time.
+/// Timeout for a start: seconds on an idle machine, longer if it compiles at the same time.
 const START: Duration = Duration::from_mins(2);
 
 const SERVICE_ACCOUNT_CONTROLLER: &str = "serviceaccount-controller";
@@ -42,7 +42,7 @@ impl ApiServerBuilder {
         self
     }
 
-    /// More arguments of `kube-apiserver`.
+    /// Additional arguments of `kube-apiserver`.
     #[must_use]
     pub fn args<'a>(mut self, args: impl IntoIterator<Item = &'a str>) -> Self {
         self.args.extend(args.into_iter().map(str::to_owned));
@@ -82,10 +82,10 @@ impl ApiServerBuilder {
 
     fn launch(&self, files: &Files, ports: &Ports) -> Launch {
         let launch = Launch::new(tools::find_kubernetes("kube-apiserver"))
-            // Asked to end, it waits for its watches. Nothing here needs that.
+            // It would wait for open watches before it exits, which no test needs.
             .patience(Duration::ZERO)
             .args(["--bind-address=127.0.0.1", "--advertise-address=127.0.0.1"])
-            // A loopback address is not allowed as an endpoint, and nobody here looks for one.
+            // A loopback address is not allowed as an endpoint, and no test uses endpoints.
             .arg("--endpoint-reconciler-type=none")
             .args([
                 format!("--secure-port={}", ports.api),
@@ -122,7 +122,7 @@ fn etcd(folder: &Path, ports: &Ports) -> Launch {
         .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
         .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
         .args(["--initial-cluster", &format!("default={peer}")])
-        // It lives no longer than the folder it writes to.
+        // Its data is not needed after the test.
         .args(["--unsafe-no-fsync", "--log-level", "warn"])
 }
 
@@ -140,7 +140,7 @@ const SERVER_KEY: &str = "server.key";
 const SIGNING_KEY: &str = "service-accounts.key";
 const SIGNING_PUBLIC: &str = "service-accounts.pub";
 
-/// The files that programs read, and what signs more of them.
+/// The certificates and keys on disk, and the authority that signs more of them.
 #[derive(Debug)]
 struct Files {
     folder: PathBuf,
@@ -207,7 +207,7 @@ fn flag(name: &str, path: &Path) -> String {
 /// An API server on a loopback port.
 #[derive(Debug)]
 pub struct ApiServer {
-    // In the order in which they end; the folder goes last.
+    // Fields are dropped in this order, so the folder is removed last.
     controllers: Mutex<Option<Process>>,
     apiserver: Mutex<Arc<Process>>,
     etcd: Process,
@@ -230,8 +230,8 @@ impl ApiServer {
         ApiServerBuilder::default()
     }
 
-    /// The one server that the tests of this binary share, without controllers. Tests keep out of
-    /// each other's way by using namespaces of their own, and never kill it.
+    /// The server that all tests of this binary share, without controllers. Each test uses its own
+    /// namespaces, and no test kills it.
     pub async fn shared() -> &'static Self {
         static SHARED: OnceCell<ApiServer> = OnceCell::const_new();
         SHARED.get_or_init(Self::start).await
@@ -258,7 +258,7 @@ impl ApiServer {
         )
     }
 
-    /// A kubeconfig with a token (good for an hour) for a service account that exists.
+    /// A kubeconfig with a token (valid for an hour) for an existing service account.
     #[must_use]
     pub fn kubeconfig_for_service_account(&self, namespace: &str, name: &str) -> PathBuf {
         let token = self.kubectl(&["create", "token", name, "--namespace", namespace]);
@@ -268,17 +268,16 @@ impl ApiServer {
         )
     }
 
-    /// Runs `kubectl` as administrator and hands on its standard output; panics when it fails.
+    /// Runs `kubectl` as administrator and returns its standard output; panics if it fails.
     #[must_use]
     #[track_caller]
     pub fn kubectl(&self, args: &[&str]) -> String {
         self.try_kubectl(args).unwrap_or_else(|error| panic!("kubectl {args:?} failed: {error}"))
     }
 
-    /// Runs `kubectl` as administrator and hands on its standard output.
+    /// Runs `kubectl` as administrator and returns its standard output.
     ///
-    /// # Errors
-    /// How it ended and what it said, when that was not a success.
+    /// # Errors The exit status and the output, if the program failed.
     pub fn try_kubectl(&self, args: &[&str]) -> Result<String, String> {
         let kubeconfig = flag("kubeconfig", &self.kubeconfig_path());
         process::try_run(
@@ -309,25 +308,25 @@ impl ApiServer {
         serde_json::from_str(&receiver.recv().ok()??).ok()
     }
 
-    /// The certificate authority that the server's certificate is of, as a PEM file.
+    /// The certificate authority of the server, as a PEM file.
     #[must_use]
     pub fn ca_path(&self) -> PathBuf {
         self.files.path(CA)
     }
 
-    /// The API server's process that runs now.
+    /// The current process of the API server.
     #[must_use]
     pub fn apiserver(&self) -> Arc<Process> {
         Arc::clone(&self.apiserver.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Ends the API server as a crash would; etcd and the controllers go on.
+    /// Kills the API server; etcd and the controllers keep running.
     pub fn kill_apiserver(&self) {
         self.apiserver().kill();
     }
 
-    /// Starts the API server again on the same port with the same data; one that still runs is
-    /// killed first.
+    /// Starts the API server again on the same port with the same data, and kills it first if it
+    /// still runs.
     pub async fn restart_apiserver(&self) {
         self.kill_apiserver();
         let process = Arc::new(self.options.launch(&self.files, &self.ports).start());
@@ -335,8 +334,8 @@ impl ApiServer {
         self.wait_until_ready().await;
     }
 
-    /// Starts these controllers in place of those that run. The garbage collector looks for new
-    /// kinds of objects every 30 seconds only: start it when the CRDs are there.
+    /// Replaces the running controllers by these. Start the garbage collector after the CRDs exist,
+    /// because it looks for new kinds of objects only every 30 seconds.
     pub async fn start_controllers<'a>(&self, controllers: impl IntoIterator<Item = &'a str>) {
         let names = controllers.into_iter().collect::<Vec<_>>().join(",");
         self.stop_controllers();
@@ -355,7 +354,7 @@ impl ApiServer {
         }
     }
 
-    /// Ends the controllers.
+    /// Stops the controllers.
     pub fn stop_controllers(&self) {
         *self.running_controllers() = None;
     }
@@ -390,7 +389,7 @@ impl ApiServer {
         self.folder.path().join(format!("{name}.kubeconfig"))
     }
 
-    /// As JSON, which is YAML too.
+    /// Writes JSON, which is also YAML.
     fn write_kubeconfig(&self, name: &str, user: &Value) -> PathBuf {
         let cluster = json!({ "server": self.url(), "certificate-authority-data": base64(&self.files.authority.pem()) });
         let kubeconfig = json!({

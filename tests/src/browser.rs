@@ -1,10 +1,8 @@
-//! A real browser without a network, and a sidecar beside it that it can reach. Enters: arguments
-//! for the sidecar, pages and expressions in JavaScript. Leaves: what the expressions come to, and
-//! all that the browser asked for.
+//! Starts a real browser that can reach one sidecar and no network. Opens pages, evaluates
+//! JavaScript on them, and lists the requests of the browser.
 //!
-//! Both run in a network namespace of their own in which there is nothing but the loopback
-//! interface. The browser is spoken to in the `DevTools` protocol of Chrome over two named pipes,
-//! which reach it there.
+//! Both run in their own network namespace, which has only the loopback interface. The harness
+//! speaks Chrome's `DevTools` protocol over two named pipes, which work across network namespaces.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -20,13 +18,13 @@ use crate::process::{self, Launch, Process};
 use crate::wait::eventually_blocking;
 use crate::{scratch, tools};
 
-/// For one command, and for a condition on the page.
+/// Timeout for one command, and for a condition on the page.
 const BOUND: Duration = Duration::from_secs(30);
-/// Where the sidecar listens; in its namespace, every port is free.
+/// Address of the sidecar; in its network namespace every port is free.
 const SIDECAR: &str = "127.0.0.1:8004";
 
-/// The first process of the namespaces; all end with it. The browser has no use for its sandbox
-/// here, and as root it has none.
+/// The first process of the namespaces; all others end with it. The browser runs without its
+/// sandbox, because it has none as root.
 const SCRIPT: &str = r#"
 ip link set lo up
 "$SIDECAR" "$@" --listen "$ADDRESS" &
@@ -42,7 +40,7 @@ pub struct Browser {
     from: Receiver<Value>,
     last_id: u64,
     session: Option<String>,
-    /// What was told without having been asked for.
+    /// Events that the browser sent.
     told: Vec<Value>,
     _pipes: TempDir,
 }
@@ -59,7 +57,7 @@ impl Browser {
         let process = Launch::new(tools::find("unshare"))
             .named("browser")
             .isolated()
-            // The first process in a namespace of processes takes everybody along.
+            // All processes of a process namespace end with the first one.
             .patience(Duration::ZERO)
             .args([
                 "--map-root-user",
@@ -98,17 +96,17 @@ impl Browser {
         browser
     }
 
-    /// Opens a page of the sidecar, once that listens.
+    /// Opens a page of the sidecar as soon as the sidecar listens.
     pub fn open(&mut self, path: &str) {
         let url = json!({ "url": format!("http://{SIDECAR}{path}") });
         eventually_blocking(BOUND, "the sidecar's page", || {
-            // What fails while nobody listens is no fault of the page.
+            // A request that fails before the sidecar listens is not an error of the page.
             self.told.clear();
             self.call("Page.navigate", &url).get("errorText").is_none()
         });
     }
 
-    /// What an expression comes to on the page.
+    /// Evaluates an expression on the page.
     pub fn evaluate(&mut self, expression: &str) -> Value {
         let asked = json!({ "expression": expression, "returnByValue": true });
         let mut answer = self.call("Runtime.evaluate", &asked);
@@ -116,8 +114,8 @@ impl Browser {
         answer["result"]["value"].take()
     }
 
-    /// Waits until an expression comes to something that counts as true, and hands it on. One that
-    /// cannot be evaluated yet is tried again.
+    /// Waits until an expression has a truthy value, and returns the value. An expression that
+    /// fails is evaluated again.
     pub fn wait_for(&mut self, expression: &str) -> Value {
         let patient = format!(
             "(() => {{ try {{ return {expression} }} catch (error) {{ return null }} }})()"
@@ -129,10 +127,10 @@ impl Browser {
         })
     }
 
-    /// The URLs of everything that the browser has asked for since it opened the page, and whatever
-    /// went wrong with them or in a script.
+    /// The URLs of all requests since the browser opened the page, and every error of a request or
+    /// script.
     pub fn asked_for(&mut self) -> (Vec<String>, Vec<Value>) {
-        // Whatever was told before this is answered has been read then.
+        // All events before this answer have been read then.
         self.evaluate("1");
         let method = |message: &Value| message["method"].as_str().unwrap_or_default().to_owned();
         let urls =
@@ -144,7 +142,7 @@ impl Browser {
         (urls.collect(), wrong.cloned().collect())
     }
 
-    /// A command of the protocol, and its result.
+    /// Sends a command of the protocol, and returns its result.
     fn call(&mut self, method: &str, parameters: &Value) -> Value {
         self.last_id += 1;
         let mut message = json!({ "id": self.last_id, "method": method, "params": parameters });
@@ -170,7 +168,7 @@ fn open(pipe: &Path) -> File {
     File::options().read(true).write(true).open(pipe).expect("a named pipe")
 }
 
-/// Messages as they come, each ended by a zero byte.
+/// Reads messages, each of which ends with a zero byte.
 fn messages(mut pipe: File) -> Receiver<Value> {
     let (sender, receiver) = mpsc::channel();
     thread::spawn(move || {

@@ -1,5 +1,4 @@
-//! Certificates for the servers of a test. Enters: names. Leaves: a certificate authority and what
-//! it signed, as PEM.
+//! Creates a certificate authority for a test, and certificates that it signs, as PEM.
 
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType,
@@ -34,7 +33,7 @@ impl Authority {
         }
     }
 
-    /// Its certificate, for those who are to trust it.
+    /// Its certificate, for clients that trust it.
     #[must_use]
     pub fn pem(&self) -> String {
         self.issuer.pem()
@@ -49,7 +48,7 @@ impl Authority {
         self.sign(params)
     }
 
-    /// A certificate of servers that are clients of each other, for host names and addresses.
+    /// A certificate for servers that are also clients of each other, for host names and addresses.
     #[must_use]
     pub fn peer(&self, names: &[&str]) -> Leaf {
         let names: Vec<_> = names.iter().map(|&name| name.to_owned()).collect();
@@ -59,7 +58,7 @@ impl Authority {
         self.sign(params)
     }
 
-    /// A client's certificate; Kubernetes takes the organization for a group.
+    /// A client's certificate; Kubernetes reads the organization as a group.
     #[must_use]
     pub fn client(&self, name: &str, organization: &str) -> Leaf {
         let mut params = CertificateParams::default();

@@ -1,5 +1,5 @@
-//! A proxy in front of the API server that lets a test make it fail. Enters: requests, passed on
-//! unless a fault is set. Leaves: the API server's answers, watches included, or the fault.
+//! Runs a proxy in front of the API server that can inject faults. It forwards requests, watches
+//! included, unless a fault is set.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -16,14 +16,14 @@ use warp::reply::{Reply, Response};
 
 use crate::apiserver::ApiServer;
 
-/// What is answered in the place of the API server.
+/// A fault in place of the API server's answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
     /// This status, to requests that write.
     Writes(u16),
     /// This status, to every request.
     Everything(u16),
-    /// The API server's answer, but late.
+    /// The API server's answer, after a delay.
     Slow(Duration),
 }
 
@@ -85,7 +85,7 @@ impl FaultProxy {
         Self { url, fault, hits, _stop: stop.drop_guard() }
     }
 
-    /// The same kubeconfig, by way of the proxy.
+    /// The same kubeconfig, through the proxy.
     #[must_use]
     pub fn kubeconfig(&self, server: &ApiServer, kubeconfig: &Path) -> PathBuf {
         let text = std::fs::read_to_string(kubeconfig).expect("a kubeconfig");
@@ -95,7 +95,7 @@ impl FaultProxy {
         path
     }
 
-    /// From now on this happens; nothing is as it should be.
+    /// Sets the fault for all requests from now on; `None` removes it.
     pub fn set(&self, fault: Option<Fault>) {
         *self.fault.lock().unwrap_or_else(PoisonError::into_inner) = fault;
     }
@@ -129,7 +129,7 @@ impl Forward {
             return refusal(status);
         }
         if let Some(Fault::Slow(delay)) = fault {
-            // Not waiting for something: slowness is the fault.
+            // This sleep waits for no condition: the delay is the fault.
             tokio::time::sleep(delay).await;
         }
         headers.remove("host");

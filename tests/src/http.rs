@@ -1,5 +1,4 @@
-//! A small HTTP client. Enters: a base URL and requests. Leaves: replies as they came, of any
-//! status.
+//! Sends HTTP requests to one server, and returns replies of any status unchanged.
 
 use std::time::Duration;
 
@@ -10,10 +9,10 @@ use serde_json::{Value, json};
 use crate::process::Process;
 use crate::wait::eventually;
 
-/// Longer than the product may take for anything.
+/// Timeout for a request, longer than any that the programs have.
 const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// What came back.
+/// A reply.
 #[derive(Clone, Debug)]
 pub struct Reply {
     /// The status code.
@@ -40,8 +39,8 @@ impl Reply {
     }
 }
 
-/// A client of one server. Without a proxy, without redirects, with no trust in any certificate:
-/// loopback only.
+/// A client of one server on loopback. It uses no proxy, follows no redirects and trusts no
+/// certificate.
 #[derive(Clone, Debug)]
 pub struct ApiClient {
     base_url: String,
@@ -56,13 +55,13 @@ impl ApiClient {
         Self { base_url: base_url.into().trim_end_matches('/').to_owned(), client }
     }
 
-    /// Where it asks.
+    /// The base URL.
     #[must_use]
     pub fn base_url(&self) -> &str {
         &self.base_url
     }
 
-    /// Asks for a code: `POST /auth/generate?username=…`.
+    /// Requests a code: `POST /auth/generate?username=…`.
     pub async fn generate(&self, username: &str) -> Reply {
         let url = Url::parse_with_params(&self.url("/auth/generate"), [("username", username)])
             .expect("a URL");
@@ -79,7 +78,7 @@ impl ApiClient {
         self.raw("GET", path, &[], "").await
     }
 
-    /// Waits until `GET path` answers 200, as long as the process that answers runs.
+    /// Waits until `GET path` answers 200, and panics if the process exits before.
     pub async fn wait_until_ok(&self, path: &str, process: &Process, bound: Duration) {
         eventually(bound, format_args!("{path} to answer 200"), async || {
             process.assert_running();
@@ -113,8 +112,7 @@ impl ApiClient {
 
     /// [`ApiClient::raw`] for a server that may not be there.
     ///
-    /// # Errors
-    /// When no complete reply came.
+    /// # Errors If no complete reply came.
     pub async fn try_raw(
         &self,
         method: &str,
@@ -139,9 +137,9 @@ async fn reply(request: reqwest::RequestBuilder) -> Result<Reply, reqwest::Error
     Ok(Reply { status, headers, body: response.text().await? })
 }
 
-/// What every HTTP client of the harness has in common.
+/// Settings of every HTTP client of the harness.
 pub(crate) fn client() -> ClientBuilder {
-    // An error means that somebody has installed one already, which can only be the same one.
+    // An error means that a provider is installed already, which can only be the same one.
     rustls::crypto::ring::default_provider().install_default().ok();
     Client::builder().no_proxy().timeout(TIMEOUT).redirect(reqwest::redirect::Policy::none())
 }

@@ -1,5 +1,4 @@
-//! A cluster that is there already. Enters: `KUBECONFIG`, and what to do with the cluster. Leaves:
-//! what `kubectl`, `helm` or a script said, always within a bound.
+//! Runs `kubectl`, `helm` and scripts on the cluster that `KUBECONFIG` names, each with a timeout.
 
 use std::ffi::OsStr;
 use std::fmt::{self, Display};
@@ -16,27 +15,26 @@ use serde_json::Value;
 use crate::tools;
 use crate::wait::try_blocking;
 
-/// For a command that asks for one thing.
+/// Timeout for a single request.
 const BOUND: Duration = Duration::from_mins(1);
-/// Added to what `kubectl wait` is told, so that its own sentence comes first.
+/// Added to the timeout of `kubectl wait`, so that its own message comes first.
 const GRACE: Duration = Duration::from_secs(15);
 
-/// How a program ended, and what it said.
+/// Result and output of a program.
 #[derive(Clone, Debug)]
 pub struct Said {
-    /// Whether it ended with a success, and in time.
+    /// Whether it succeeded within its timeout.
     pub success: bool,
     /// Its standard output.
     pub stdout: String,
-    /// Its standard error; warnings of the API server are in there.
+    /// Its standard error, which includes warnings of the API server.
     pub stderr: String,
 }
 
 impl Said {
-    /// The standard output of a success; otherwise, all that was said.
+    /// The standard output of a success.
     ///
-    /// # Errors
-    /// When it was no success.
+    /// # Errors The complete output, if it failed.
     pub fn into_result(self) -> Result<String, String> {
         if self.success { Ok(self.stdout) } else { Err(self.to_string()) }
     }
@@ -48,7 +46,8 @@ impl Display for Said {
     }
 }
 
-/// Runs a program to its end, but not beyond `bound`: it is killed then, with all that it started.
+/// Runs a program to its end. After `bound` it is killed together with all processes that it
+/// started.
 #[must_use]
 pub fn finish(mut command: Command, input: &str, bound: Duration) -> Said {
     let program = command.get_program().to_owned();
@@ -62,7 +61,7 @@ pub fn finish(mut command: Command, input: &str, bound: Duration) -> Said {
     let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
     thread::scope(|scope| {
         scope.spawn(move || {
-            // A program that does not read its input has ended, or does not care.
+            // A write fails if the program has exited or does not read its input.
             stdin.expect("a pipe").write_all(input.as_bytes()).ok();
         });
         let stdout = scope.spawn(move || all_of(stdout.expect("a pipe")));
@@ -86,7 +85,7 @@ fn all_of(mut pipe: impl Read) -> String {
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
-/// What it started holds the pipes open otherwise.
+/// Its children are killed too, because they would keep the pipes open.
 fn end_group(child: &mut Child) {
     if let Some(group) = i32::try_from(child.id()).ok().and_then(Pid::from_raw) {
         kill_process_group(group, Signal::KILL).ok();
@@ -101,8 +100,8 @@ pub struct Kubectl {
 }
 
 impl Kubectl {
-    /// The `kubectl` that `make tools` installs. None without `KUBECONFIG`: nobody's everyday
-    /// cluster is meant by accident.
+    /// The `kubectl` that `make tools` installs. Returns `None` without `KUBECONFIG`, so that the
+    /// tests never use a developer's default cluster.
     #[must_use]
     pub fn from_environment() -> Option<Self> {
         std::env::var_os("KUBECONFIG")
@@ -110,33 +109,32 @@ impl Kubectl {
             .map(|_| Self { program: tools::find_kubernetes("kubectl") })
     }
 
-    /// The folder that the program lies in.
+    /// The folder of the program.
     #[must_use]
     pub fn folder(&self) -> &Path {
         self.program.parent().unwrap_or(Path::new("/"))
     }
 
-    /// Runs `kubectl` with an input, and hands on what it said, whether that was a success or not.
+    /// Runs `kubectl` with an input, and returns its result and output.
     #[must_use]
     pub fn say(&self, args: &[&str], input: &str) -> Said {
         self.say_within(BOUND, args, input)
     }
 
-    /// [`Kubectl::say`] for what may take longer, or not as long.
+    /// [`Kubectl::say`] with another timeout.
     #[must_use]
     pub fn say_within(&self, bound: Duration, args: &[&str], input: &str) -> Said {
         finish(command(&self.program, args), input, bound)
     }
 
-    /// Runs `kubectl` and hands on its standard output.
+    /// Runs `kubectl` and returns its standard output.
     ///
-    /// # Errors
-    /// What it said, when it was no success.
+    /// # Errors The complete output, if it failed.
     pub fn try_run(&self, args: &[&str]) -> Result<String, String> {
         self.say(args, "").into_result()
     }
 
-    /// Runs `kubectl` and hands on its standard output; panics when it fails.
+    /// Runs `kubectl` and returns its standard output; panics if it fails.
     #[track_caller]
     #[allow(
         clippy::must_use_candidate,
@@ -149,14 +147,13 @@ impl Kubectl {
 
     /// An object or a list, as `get` shows it.
     ///
-    /// # Errors
-    /// What it said, when it was no success.
+    /// # Errors The complete output, if it failed.
     pub fn try_get(&self, args: &[&str]) -> Result<Value, String> {
         let text = self.try_run(&[&["get", "--output=json"], args].concat())?;
         serde_json::from_str(&text).map_err(|error| format!("not JSON ({error}): {text}"))
     }
 
-    /// An object or a list, as `get` shows it; panics when there is none.
+    /// An object or a list, as `get` shows it; panics if it does not exist.
     #[must_use]
     #[track_caller]
     pub fn get(&self, args: &[&str]) -> Value {
@@ -166,33 +163,31 @@ impl Kubectl {
 
     /// The answer to `GET path` of the API server.
     ///
-    /// # Errors
-    /// What it said, when it was no success.
+    /// # Errors The complete output, if it failed.
     pub fn try_raw(&self, path: &str) -> Result<String, String> {
         self.try_run(&["get", "--raw", path])
     }
 
-    /// Applies a manifest; panics when it is refused.
+    /// Applies a manifest; panics if it is refused.
     #[track_caller]
     pub fn apply(&self, manifest: &Value) {
         let said = self.say(&["apply", "--filename=-"], &manifest.to_string());
         assert!(said.success, "kubectl apply failed: {said}");
     }
 
-    /// Creates an object, and hands on what was said to that.
+    /// Creates an object, and returns the result.
     #[must_use]
     pub fn create(&self, manifest: &Value) -> Said {
         self.say(&["create", "--filename=-"], &manifest.to_string())
     }
 
-    /// Has the API server go through a creation, admission included, without keeping anything.
+    /// Creates an object as a dry run of the API server, admission included.
     #[must_use]
     pub fn create_dry(&self, manifest: &Value) -> Said {
         self.say(&["create", "--dry-run=server", "--filename=-"], &manifest.to_string())
     }
 
-    /// Waits for what `kubectl wait` can wait for, such as `--for=condition=Ready`; panics when it
-    /// does not come.
+    /// Runs `kubectl wait`, for example with `--for=condition=Ready`; panics after the timeout.
     #[track_caller]
     pub fn wait(&self, bound: Duration, args: &[&str]) {
         let timeout = format!("--timeout={}s", bound.as_secs());
@@ -201,7 +196,7 @@ impl Kubectl {
         assert!(said.success, "waited {bound:?} for {}: {said}", args.join(" "));
     }
 
-    /// Waits for a Deployment or `StatefulSet` to be rolled out; panics when it is not.
+    /// Waits for a Deployment or `StatefulSet` to be rolled out; panics after the timeout.
     #[track_caller]
     pub fn wait_for_rollout(&self, bound: Duration, namespace: &str, what: &str) {
         let timeout = format!("--timeout={}s", bound.as_secs());
@@ -214,7 +209,7 @@ impl Kubectl {
     }
 }
 
-/// Runs `helm`, and hands on what it said. It finds the cluster as `kubectl` does.
+/// Runs `helm` on the cluster of `KUBECONFIG`, and returns its result and output.
 #[must_use]
 pub fn helm(bound: Duration, args: &[&str]) -> Said {
     finish(command(tools::find("helm"), args), "", bound)

@@ -1,9 +1,9 @@
-//! The harness: real parts, started on loopback for one test and ended with it.
+//! The test harness: starts real servers and the project's programs on loopback for one test, and
+//! stops them with it.
 //!
-//! Enters: programs that `make tools` installs and the binaries of this workspace. Leaves: running
-//! servers, what they wrote, and clients to talk to them. Whatever cannot be had ends the test with
-//! a sentence that says what to do, so the functions here panic where a library would return an
-//! error.
+//! It uses the programs that `make tools` installs and the binaries of this workspace. If one of
+//! them is missing or fails, the test ends with a sentence that says what to do: the functions here
+//! panic where a library would return an error.
 
 #![allow(clippy::missing_panics_doc, reason = "in a test, a panic is how a failure is told")]
 

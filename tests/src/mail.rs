@@ -1,5 +1,4 @@
-//! A real SMTP server that keeps what it receives. Enters: how it is to be spoken to. Leaves: its
-//! address, the certificate to trust, and the mail that arrived.
+//! Starts a real SMTP server that stores the mail it receives, and can inject faults.
 //!
 //! The server is `tests/tools/mail/server.py`: aiosmtpd with a REST API.
 
@@ -27,13 +26,13 @@ pub enum MailTls {
     /// Not at all.
     #[default]
     Plain,
-    /// By STARTTLS, without which no mail is taken.
+    /// By STARTTLS; mail without it is refused.
     StartTls,
     /// From the first byte.
     Implicit,
 }
 
-/// Where a fault is answered.
+/// The stage at which a fault occurs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MailStage {
     /// At the login.
@@ -46,12 +45,12 @@ pub enum MailStage {
     Data,
 }
 
-/// What is done at a stage in the place of an answer.
+/// A fault in place of an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MailTrouble {
-    /// Nothing, while the connection stays open.
+    /// No answer, while the connection stays open.
     Hang,
-    /// The connection is gone.
+    /// The connection is closed.
     Drop,
 }
 
@@ -67,18 +66,18 @@ pub struct Mail {
     pub headers: Vec<(String, String)>,
     /// The plain text part.
     pub text: String,
-    /// The HTML part; empty when there is none.
+    /// The HTML part, or an empty text.
     pub html: String,
     /// The message as it came.
     pub raw: String,
     /// Whether it came over TLS.
     pub tls: bool,
-    /// Who was logged in.
+    /// The login.
     pub user: Option<String>,
 }
 
 impl Mail {
-    /// The subject; empty when there is none.
+    /// The subject, or an empty text.
     #[must_use]
     pub fn subject(&self) -> &str {
         self.header("Subject").unwrap_or_default()
@@ -109,7 +108,7 @@ impl MailBuilder {
         self
     }
 
-    /// The login without which no mail is taken.
+    /// The login that is required for mail.
     #[must_use]
     pub fn login(mut self, user: &str, password: &str) -> Self {
         self.login = Some((user.to_owned(), password.to_owned()));
@@ -135,7 +134,7 @@ impl MailBuilder {
         };
         let mut launch = Launch::new(tools::find("tools-python"))
             .named("mail-server")
-            // It has nothing to finish when it ends.
+            // It has nothing to finish, so it is killed at once.
             .patience(Duration::ZERO)
             .arg(tools::file("mail/server.py"))
             .args(["--tls", tls, "--cert"])
@@ -204,7 +203,7 @@ impl MailServer {
         all(&self.rest()).await
     }
 
-    /// The oldest message to `to` that this function has not handed out before; waits for it.
+    /// Waits for the oldest message to `to` that this function has not returned before.
     pub async fn wait_for_message(&self, to: &str, bound: Duration) -> Mail {
         let rest = self.rest();
         eventually(bound, format_args!("mail to {to}"), async || {
@@ -217,12 +216,12 @@ impl MailServer {
         .await
     }
 
-    /// How often mail was begun (after TLS and login), with success or without.
+    /// The number of mails that clients started to send after TLS and login, accepted or not.
     pub async fn attempts(&self) -> u64 {
         self.ask("GET", "/state", "").await["attempts"].as_u64().expect("a number of attempts")
     }
 
-    /// From now on answers with `reply`, such as `451 4.3.0 later`, at that stage; `times` times,
+    /// Answers with `reply`, such as `451 4.3.0 later`, at that stage from now on: `times` times,
     /// or until [`MailServer::heal`].
     pub async fn fail(&self, stage: MailStage, reply: &str, times: Option<u32>) {
         let stage = match stage {
@@ -235,7 +234,7 @@ impl MailServer {
         self.ask("PUT", "/fault", &fault.to_string()).await;
     }
 
-    /// From now on gives no answer at that stage, other than the login; `times` times, or until
+    /// Gives no answer at that stage from now on, except at the login: `times` times, or until
     /// [`MailServer::heal`].
     pub async fn go_silent(&self, stage: MailStage, trouble: MailTrouble, times: Option<u32>) {
         let word = match trouble {
@@ -245,7 +244,7 @@ impl MailServer {
         self.fail(stage, word, times).await;
     }
 
-    /// How many connections there have been.
+    /// The number of connections so far.
     pub async fn connections(&self) -> u64 {
         self.ask("GET", "/state", "").await["connections"]
             .as_u64()
@@ -257,7 +256,7 @@ impl MailServer {
         self.ask("DELETE", "/connections", "").await;
     }
 
-    /// Takes the fault away.
+    /// Removes the fault.
     pub async fn heal(&self) {
         self.ask("DELETE", "/fault", "").await;
     }
@@ -268,7 +267,8 @@ impl MailServer {
         reply.json()
     }
 
-    /// A new client each time: a connection belongs to the runtime of the test that opened it.
+    /// A new client each time, because a connection belongs to the runtime of the test that opened
+    /// it.
     fn rest(&self) -> ApiClient {
         ApiClient::new(&self.rest)
     }

@@ -1,5 +1,5 @@
-//! The operator as a process. Enters: a kubeconfig, a Redis, and options. Leaves: a running
-//! operator, its health and its log.
+//! Starts the operator's binary with a kubeconfig and options, and gives access to its health port
+//! and its log.
 
 use std::path::Path;
 use std::time::Duration;
@@ -17,21 +17,21 @@ pub struct OperatorBuilder {
 }
 
 impl OperatorBuilder {
-    /// More arguments of `run`.
+    /// Additional arguments of `run`.
     #[must_use]
     pub fn args<'a>(mut self, args: impl IntoIterator<Item = &'a str>) -> Self {
         self.launch = self.launch.args(args);
         self
     }
 
-    /// One variable of the environment, which is otherwise almost empty.
+    /// Adds a variable to the environment, which is otherwise almost empty.
     #[must_use]
     pub fn env(mut self, name: &str, value: &str) -> Self {
         self.launch = self.launch.env(name, value);
         self
     }
 
-    /// Starts the operator, and returns at once: it may be about to fail.
+    /// Starts the operator without waiting for it, for tests in which it fails to start.
     #[must_use]
     pub fn launch(self) -> OperatorProcess {
         let admin_port = ports::free_port();

@@ -1,5 +1,4 @@
-//! Free loopback ports. Enters: nothing. Leaves: a port that nobody listens on and that this
-//! process gets only once.
+//! Returns free loopback ports, each of them once per test process.
 
 use std::collections::HashSet;
 use std::net::{Ipv4Addr, TcpListener};
@@ -7,14 +6,13 @@ use std::sync::{LazyLock, Mutex, PoisonError};
 
 static GIVEN: LazyLock<Mutex<HashSet<u16>>> = LazyLock::new(Mutex::default);
 
-/// Below this, ports belong to well-known services.
+/// Lowest port; those below belong to well-known services.
 const LOWEST: u16 = 10_000;
 
 /// A free port of 127.0.0.1.
 ///
-/// It lies below the range that the kernel gives to outgoing connections where there is room: a
-/// server that is restarted on its port would otherwise find a client there, in the worst case one
-/// that reconnected to itself.
+/// It lies below the kernel's range for outgoing connections if possible. Otherwise a client could
+/// take the port of a server that restarts, or even connect to itself there.
 #[must_use]
 pub fn free_port() -> u16 {
     let mut given = GIVEN.lock().unwrap_or_else(PoisonError::into_inner);
@@ -31,8 +29,8 @@ fn bindable(port: u16) -> Option<u16> {
     Some(listener.local_addr().ok()?.port())
 }
 
-/// Every candidate once, from a place that differs between processes: two test runs at the same
-/// time then do not try the same port in the moment between probing and listening.
+/// Every candidate once. The first one differs between processes, so that two test runs do not
+/// choose the same port between probing and listening.
 fn below_the_ephemeral_range() -> impl Iterator<Item = u16> {
     let end = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range")
         .ok()

@@ -1,6 +1,5 @@
-//! A child process. Enters: a program, arguments and environment. Leaves: what it wrote, how it
-//! ended, and nothing that runs on: it is ended and reaped on drop, and killed when the test
-//! process dies without dropping.
+//! Starts a child process, reads its output and sends it signals. The child is stopped and reaped
+//! on drop, and killed if the test process dies without dropping it.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
@@ -16,7 +15,7 @@ use crate::wait::{eventually, eventually_blocking, try_blocking};
 use crate::{scratch, tools};
 
 const PATIENCE: Duration = Duration::from_secs(5);
-/// How much of a child's output a failing test shows.
+/// Maximum number of lines of a child's output that a failing test shows.
 const LINES_SHOWN: usize = 40;
 
 /// The signals that tests send.
@@ -26,9 +25,9 @@ pub enum Signal {
     Term,
     /// Ends at once.
     Kill,
-    /// Holds the process.
+    /// Pauses the process.
     Stop,
-    /// Lets a held process go on.
+    /// Resumes a paused process.
     Cont,
 }
 
@@ -43,7 +42,7 @@ impl From<Signal> for rustix::process::Signal {
     }
 }
 
-/// What to start, and how to end it.
+/// Describes what to start and how to stop it.
 #[derive(Debug)]
 pub struct Launch {
     name: String,
@@ -55,7 +54,7 @@ pub struct Launch {
 }
 
 impl Launch {
-    /// Starts `program` under the last part of its path as name.
+    /// A program, named after the last part of its path.
     #[must_use]
     pub fn new(program: impl Into<PathBuf>) -> Self {
         let program = program.into();
@@ -71,45 +70,43 @@ impl Launch {
         }
     }
 
-    /// The name in messages, where the program's own says too little.
+    /// Sets the name in messages, if that of the program says too little.
     #[must_use]
     pub fn named(mut self, name: &str) -> Self {
         name.clone_into(&mut self.name);
         self
     }
 
-    /// One argument more.
+    /// Adds an argument.
     #[must_use]
     pub fn arg(mut self, arg: impl Into<OsString>) -> Self {
         self.args.push(arg.into());
         self
     }
 
-    /// Arguments more.
+    /// Adds arguments.
     #[must_use]
     pub fn args<A: Into<OsString>>(mut self, args: impl IntoIterator<Item = A>) -> Self {
         self.args.extend(args.into_iter().map(Into::into));
         self
     }
 
-    /// One variable of the environment.
+    /// Adds a variable to the environment.
     #[must_use]
     pub fn env(mut self, name: impl Into<OsString>, value: impl Into<OsString>) -> Self {
         self.env.push((name.into(), value.into()));
         self
     }
 
-    /// Hides the developer's own settings: of the environment, only what programs cannot do without
-    /// is left, and home and working directory are an empty folder of the process' own, where no
-    /// `.env` lies.
+    /// Hides the developer's settings: only indispensable variables of the environment are kept,
+    /// and home and working directory are an empty folder without a `.env`.
     #[must_use]
     pub fn isolated(mut self) -> Self {
         self.isolated = true;
         self
     }
 
-    /// How long the process may take to end when it is asked to, before it is killed. Zero kills at
-    /// once.
+    /// Timeout for a requested exit, after which the process is killed. Zero kills it at once.
     #[must_use]
     pub fn patience(mut self, patience: Duration) -> Self {
         self.patience = patience;
@@ -175,29 +172,30 @@ impl Process {
         self.pid.as_raw_nonzero().get()
     }
 
-    /// What it wrote to its standard output so far.
+    /// Its standard output so far.
     #[must_use]
     pub fn stdout(&self) -> String {
         self.read(STDOUT)
     }
 
-    /// What it wrote to its standard error so far.
+    /// Its standard error so far.
     #[must_use]
     pub fn stderr(&self) -> String {
         self.read(STDERR)
     }
 
-    /// All it wrote so far: standard output, then standard error.
+    /// Its output so far: standard output, then standard error.
     #[must_use]
     pub fn output(&self) -> String {
         self.stdout() + &self.stderr()
     }
 
-    /// Waits for a complete line that contains `pattern`, on either output, and hands it on. Panics
-    /// at once when the process ends without having written one.
+    /// Waits for a complete line that contains `pattern` on either output, and returns it. Panics
+    /// at once if the process exits without such a line.
     pub async fn wait_for_line(&self, pattern: &str, bound: Duration) -> String {
         eventually(bound, format_args!("a line with {pattern:?} from {}", self.name), async || {
-            // Asked first, so that the last lines of a process that has just ended are still read.
+            // Checked first, so that the last lines of a process that has just exited are still
+            // read.
             let ended = self.try_exit();
             let output = self.output();
             let line = output
@@ -211,10 +209,10 @@ impl Process {
         .await
     }
 
-    /// Sends a signal. One that has ended already gets none.
+    /// Sends a signal, unless the process has exited.
     pub fn signal(&self, signal: Signal) {
-        // Under the lock: nobody else can reap the child, so the process id cannot be another's by
-        // now.
+        // The lock keeps other threads from reaping the child, so the process id cannot belong to
+        // another process.
         let mut child = self.child();
         if exit_of(&mut child).is_none() {
             kill_process(self.pid, signal.into()).unwrap_or_else(|error| {
@@ -223,12 +221,12 @@ impl Process {
         }
     }
 
-    /// Holds the process, and returns when it stands still.
+    /// Pauses the process, and returns when it is stopped.
     pub async fn pause(&self) {
         self.signal(Signal::Stop);
         let stat = format!("/proc/{}/stat", self.id());
         eventually(PATIENCE, format_args!("{} to stand still", self.name), async || {
-            // Without /proc there is nothing to ask.
+            // The state cannot be read without /proc.
             fs::read_to_string(&stat).map_or(true, |stat| {
                 stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('T'))
             })
@@ -236,12 +234,12 @@ impl Process {
         .await;
     }
 
-    /// Lets a held process go on.
+    /// Resumes a paused process.
     pub fn resume(&self) {
         self.signal(Signal::Cont);
     }
 
-    /// Ends the process at once, and reaps it.
+    /// Kills the process and reaps it.
     pub fn kill(&self) -> ExitStatus {
         self.signal(Signal::Kill);
         eventually_blocking(PATIENCE, format_args!("{} to be killed", self.name), || {
@@ -249,11 +247,11 @@ impl Process {
         })
     }
 
-    /// Asks the process to end, kills it when it takes longer than its patience, and reaps it.
+    /// Asks the process to exit, kills it after its timeout, and reaps it.
     pub fn stop(&self) -> ExitStatus {
         if !self.patience.is_zero() {
             self.signal(Signal::Term);
-            // A held process would not hear of it.
+            // A paused process would not react.
             self.signal(Signal::Cont);
             if let Ok(status) = try_blocking(self.patience, || self.try_exit()) {
                 return status;
@@ -262,19 +260,19 @@ impl Process {
         self.kill()
     }
 
-    /// Waits until it ends by itself.
+    /// Waits until it exits.
     pub async fn wait_exit(&self, bound: Duration) -> ExitStatus {
         eventually(bound, format_args!("{} to end", self.name), async || self.try_exit()).await
     }
 
-    /// How it ended, if it has.
+    /// Its exit status, if it has exited.
     #[must_use]
     pub fn try_exit(&self) -> Option<ExitStatus> {
         exit_of(&mut self.child())
     }
 
-    /// Panics with the last of the output when the process has ended: to be called while waiting
-    /// for something that only a running process can bring about.
+    /// Panics with the last lines of output if the process has exited. Call it while waiting for
+    /// something that only the running process can cause.
     pub fn assert_running(&self) {
         self.assert_not_ended(self.try_exit());
     }
@@ -302,7 +300,7 @@ impl Drop for Process {
             let lines: Vec<_> = output.lines().collect();
             let shown = &lines[lines.len().saturating_sub(LINES_SHOWN)..];
             eprintln!("--- the last of {}:\n{}\n---", self.name, shown.join("\n"));
-            // A panic in here would hide the first one.
+            // A panic during a panic would hide the first one.
             self.child().kill().ok();
             self.child().wait().ok();
         } else {
@@ -317,9 +315,8 @@ fn exit_of(child: &mut Child) -> Option<ExitStatus> {
 
 type Request = (Command, mpsc::Sender<std::io::Result<Child>>);
 
-/// Starts a child from a thread that lives as long as the process: the kernel counts the thread
-/// that started a child as its parent, and a test's own thread ends with the test, which would take
-/// a shared server with it.
+/// Starts a child from a thread that lives as long as the process. The kernel regards the starting
+/// thread as the parent, and the end of a test's thread would kill a shared server.
 fn spawn(command: Command) -> std::io::Result<Child> {
     static SPAWNER: LazyLock<mpsc::Sender<Request>> = LazyLock::new(|| {
         let (sender, requests) = mpsc::channel::<Request>();
@@ -338,7 +335,7 @@ fn spawn(command: Command) -> std::io::Result<Child> {
     answer.recv().expect("an answer of the thread that starts processes")
 }
 
-/// Runs a program to its end and hands on its standard output; panics when it fails.
+/// Runs a program to its end and returns its standard output; panics if it fails.
 #[must_use]
 #[track_caller]
 pub fn run(program: impl AsRef<OsStr>, args: &[&str]) -> String {
@@ -347,10 +344,9 @@ pub fn run(program: impl AsRef<OsStr>, args: &[&str]) -> String {
         .unwrap_or_else(|error| panic!("{} {args:?} failed: {error}", program.display()))
 }
 
-/// Runs a program to its end and hands on its standard output.
+/// Runs a program to its end and returns its standard output.
 ///
-/// # Errors
-/// How it ended and what it said, when that was not a success.
+/// # Errors The exit status and the output, if the program failed.
 pub fn try_run(program: impl AsRef<OsStr>, args: &[&str]) -> Result<String, String> {
     let program = program.as_ref();
     let output = Command::new(program)

@@ -1,8 +1,7 @@
-//! A provider that is spoken to over HTTP, and can misbehave. Enters: how it should answer. Leaves:
-//! its address, the certificate to trust, and the requests that arrived.
+//! Runs an HTTPS provider of text messages or webhooks that records requests and can misbehave.
 //!
-//! Nobody lends a test their account with Twilio, so [`Provider::twilio`] checks what its
-//! documentation asks of a request, and answers in the form that it shows.
+//! Tests have no Twilio account, so [`Provider::twilio`] checks requests against Twilio's
+//! documentation and answers in the documented form.
 
 use std::convert::Infallible;
 use std::fs;
@@ -30,7 +29,7 @@ use crate::certificates::Authority;
 use crate::scratch;
 use crate::wait::eventually;
 
-/// What is done in the place of a proper answer.
+/// A fault in place of a valid answer.
 #[derive(Clone, Debug)]
 pub enum Trouble {
     /// This status, with this body.
@@ -39,9 +38,9 @@ pub enum Trouble {
     Redirect(String),
     /// No answer at all.
     Hang,
-    /// A status of success with a body that takes no end.
+    /// A status of success with an endless body.
     Oversized,
-    /// A status of success, and the connection is gone in the middle of the body.
+    /// A status of success, after which the connection breaks within the body.
     BreakOff,
 }
 
@@ -59,7 +58,7 @@ pub struct Received {
 }
 
 impl Received {
-    /// A header as text; empty when it did not come.
+    /// A header as text, or an empty text.
     #[must_use]
     pub fn header(&self, name: &str) -> &str {
         self.headers
@@ -67,7 +66,7 @@ impl Received {
             .map_or("", |value| value.to_str().expect("a header of visible ASCII"))
     }
 
-    /// A field of a form; empty when it did not come.
+    /// A field of a form, or an empty text.
     #[must_use]
     pub fn field(&self, name: &str) -> String {
         let url = Url::parse(&format!("http://form/?{}", self.body)).expect("a form");
@@ -76,7 +75,7 @@ impl Received {
     }
 }
 
-/// Whose manners it has.
+/// The protocol that it speaks.
 #[derive(Clone, Debug)]
 enum Manners {
     Twilio { account_sid: String, auth_token: String },
@@ -99,7 +98,7 @@ pub struct Provider {
 }
 
 impl Provider {
-    /// One that answers as Twilio does to this account.
+    /// A provider that answers as Twilio does for this account.
     pub async fn twilio(account_sid: &str, auth_token: &str) -> Self {
         Self::start(Manners::Twilio {
             account_sid: account_sid.to_owned(),
@@ -108,7 +107,7 @@ impl Provider {
         .await
     }
 
-    /// A receiver of webhooks, which takes everything.
+    /// A receiver of webhooks, which accepts every request.
     pub async fn webhook() -> Self {
         Self::start(Manners::Webhook).await
     }
@@ -183,7 +182,7 @@ impl Provider {
         self.folder.path().join(CA)
     }
 
-    /// From now on this happens; nothing is as it should be.
+    /// Sets the fault for all requests from now on; `None` removes it.
     pub fn set(&self, trouble: Option<Trouble>) {
         lock(&self.state).trouble = trouble;
     }
@@ -194,7 +193,7 @@ impl Provider {
         lock(&self.state).received.clone()
     }
 
-    /// The request after the first `before`; waits for it.
+    /// Waits for the request after the first `before`.
     pub async fn wait_for_request(&self, before: usize, bound: Duration) -> Received {
         eventually(bound, "a request to the provider", async || {
             self.received().get(before).cloned()

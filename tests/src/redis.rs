@@ -1,6 +1,5 @@
-//! A real Redis server. Enters: options. Leaves: its URL and connections, and the power to flush,
-//! stop, kill, hold and restart it, and to move its wall clock. [`cluster`] and [`sentinel`] put
-//! several together.
+//! Starts a real Redis server, which a test can flush, stop, kill, pause and restart, and whose
+//! wall clock it can move. [`cluster`] and [`sentinel`] combine several servers.
 
 pub mod cluster;
 pub mod sentinel;
@@ -21,18 +20,19 @@ use crate::wait::eventually;
 use crate::{ports, scratch, tools};
 
 const START: Duration = Duration::from_secs(20);
-/// Long for Redis, short for a person: a machine that compiles beside the tests answers late.
+/// Timeout for an answer. It is long for Redis, because a machine that compiles at the same time is
+/// slow.
 const RESPONSE: Duration = Duration::from_secs(10);
 
-/// What the clock file says while the clock runs with the real time.
+/// Content of the clock file while the clock shows the real time.
 const REAL_TIME: &str = "+0";
 
-/// When Redis forces its append-only file to the disk.
+/// When Redis flushes its append-only file to disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AppendFsync {
     /// Before it answers.
     Always,
-    /// Once a second: up to a second of writes can be lost.
+    /// Once a second, so up to a second of writes can be lost.
     EverySec,
 }
 
@@ -41,7 +41,7 @@ pub enum AppendFsync {
 pub struct RedisBuilder {
     append_only: Option<AppendFsync>,
     password: Option<String>,
-    /// What the clock file says at the start, for a server whose clock can be moved.
+    /// Content of the clock file at the start, for a server with a movable clock.
     clock: Option<String>,
     tls: Option<Tls>,
     port: Option<u16>,
@@ -59,7 +59,7 @@ pub struct Tls {
 }
 
 impl Tls {
-    /// A certificate for 127.0.0.1 by an authority of its own.
+    /// A certificate for 127.0.0.1 by its own authority.
     #[must_use]
     pub fn new() -> Self {
         let authority = Authority::new("an authority of a test's own");
@@ -99,21 +99,22 @@ impl Default for Tls {
 }
 
 impl RedisBuilder {
-    /// Keeps writes in an append-only file, so that they are there after a restart.
+    /// Keeps writes in an append-only file, so that they survive a restart.
     #[must_use]
     pub fn append_only(mut self, fsync: AppendFsync) -> Self {
         self.append_only = Some(fsync);
         self
     }
 
-    /// The password of the default user. It goes into the URL as it is: letters and digits only.
+    /// The password of the default user, letters and digits only, because it is not escaped in the
+    /// URL.
     #[must_use]
     pub fn password(mut self, password: &str) -> Self {
         self.password = Some(password.to_owned());
         self
     }
 
-    /// More arguments of `redis-server`, such as `["--maxmemory", "1mb"]`.
+    /// Additional arguments of `redis-server`, such as `["--maxmemory", "1mb"]`.
     #[must_use]
     pub fn args<'a>(mut self, args: impl IntoIterator<Item = &'a str>) -> Self {
         self.args.extend(args.into_iter().map(str::to_owned));
@@ -214,7 +215,7 @@ pub struct RedisServer {
 }
 
 impl RedisServer {
-    /// A server that keeps nothing on disk and asks for no password.
+    /// A server without persistence and without a password.
     pub async fn start() -> Self {
         Self::builder().start().await
     }
@@ -238,7 +239,7 @@ impl RedisServer {
         format!("{scheme}://{login}127.0.0.1:{}/0", self.port)
     }
 
-    /// A client for the server, whatever it speaks.
+    /// A client for the server, with or without TLS.
     fn client(&self) -> Result<Client, RedisError> {
         match &self.options.tls {
             Some(tls) => tls.client(&self.url()),
@@ -252,7 +253,7 @@ impl RedisServer {
         self.port
     }
 
-    /// The process that runs now.
+    /// The current process.
     #[must_use]
     pub fn process(&self) -> Arc<Process> {
         Arc::clone(&self.process.lock().unwrap_or_else(PoisonError::into_inner))
@@ -267,7 +268,7 @@ impl RedisServer {
         connect(&self.client()?).await
     }
 
-    /// What a command answers.
+    /// The answer to a command.
     pub async fn ask<T: FromRedisValue>(&self, words: &[&str]) -> T {
         let mut command = redis::cmd(words[0]);
         command.arg(&words[1..]);
@@ -275,28 +276,28 @@ impl RedisServer {
         answer.unwrap_or_else(|error| panic!("{words:?}: {error}"))
     }
 
-    /// Removes everything, as a person with `redis-cli` would.
+    /// Removes all keys with `FLUSHALL`.
     pub async fn flush_all(&self) {
         let mut connection = self.connect().await;
         redis::cmd("FLUSHALL").exec_async(&mut connection).await.expect("FLUSHALL");
     }
 
-    /// Ends the server as a power cut would.
+    /// Kills the server, as a power cut would.
     pub fn kill(&self) -> ExitStatus {
         let status = self.process().kill();
         self.forget_shared_memory();
         status
     }
 
-    /// Ends the server in good order.
+    /// Stops the server with SIGTERM.
     pub fn stop(&self) -> ExitStatus {
         let status = self.process().stop();
         self.forget_shared_memory();
         status
     }
 
-    /// Starts the server again, on the same port, with the same folder, and with the clock where it
-    /// was. One that still runs is stopped first.
+    /// Starts the server again with the same port, folder and clock, and stops it first if it still
+    /// runs.
     pub async fn restart(&self) {
         self.stop();
         let process =
@@ -305,17 +306,17 @@ impl RedisServer {
         self.wait_until_ready().await;
     }
 
-    /// Holds the server: connections stay open and nothing is answered.
+    /// Pauses the server: connections stay open and no request is answered.
     pub async fn pause(&self) {
         self.process().pause().await;
     }
 
-    /// Lets a held server go on.
+    /// Resumes a paused server.
     pub fn resume(&self) {
         self.process().resume();
     }
 
-    /// The hand on the server's wall clock. Panics unless it was started with
+    /// Control of the server's wall clock. Panics unless it was started with
     /// [`RedisBuilder::with_movable_clock`].
     #[must_use]
     pub fn clock(&self) -> ClockHand<'_> {
@@ -360,7 +361,7 @@ async fn connect(client: &Client) -> Result<MultiplexedConnection, RedisError> {
     client.get_multiplexed_async_connection_with_config(&config).await
 }
 
-/// The file that libfaketime reads the time from, at every look at the clock.
+/// The file from which libfaketime reads the time each time that Redis reads the clock.
 #[derive(Debug)]
 struct RedisClock {
     file: PathBuf,
@@ -381,9 +382,9 @@ impl RedisClock {
     }
 
     fn launch(&self, redis: &Path) -> Launch {
-        // libfaketime looks up the real clock when it is first called, which allocates; jemalloc,
-        // which Redis is linked with, looks at the clock while it initializes. Each waits for the
-        // other for ever, so malloc is taken from the C library, by preloading it too.
+        // Preloads the C library for its malloc. Otherwise libfaketime, which allocates at its
+        // first call, and jemalloc, which reads the clock while it initializes, wait for each other
+        // forever.
         let preload = format!("{}:libc.so.6", tools::libfaketime().display());
         Launch::new("/usr/bin/env")
             .named("redis-server")
@@ -391,14 +392,14 @@ impl RedisClock {
             .arg(redis)
             .env("FAKETIME_TIMESTAMP_FILE", &self.file)
             .env("FAKETIME_NO_CACHE", "1")
-            // Redis' own timers go on, and its event loop does not stand still with the wall clock.
+            // Redis' timers and event loop keep running while the wall clock stands.
             .env("FAKETIME_DONT_FAKE_MONOTONIC", "1")
-            // Seconds since the epoch: no format that a time zone could change.
+            // Seconds since the epoch, which do not depend on a time zone.
             .env("FAKETIME_FMT", "%s")
             .env("TZ", "UTC")
     }
 
-    /// By renaming: libfaketime never sees half a time.
+    /// Renames a new file, so that libfaketime never reads an incomplete time.
     fn write(&self, time: &str) {
         let new = self.file.with_extension("new");
         fs::write(&new, time)
@@ -406,7 +407,7 @@ impl RedisClock {
             .expect("to write the time for Redis");
     }
 
-    /// What libfaketime leaves behind when its process is killed.
+    /// Removes the shared memory that libfaketime leaves behind if its process is killed.
     fn forget_shared_memory(pid: i32) {
         for name in [format!("faketime_shm_{pid}"), format!("sem.faketime_sem_{pid}")] {
             fs::remove_file(Path::new("/dev/shm").join(name)).ok();
@@ -414,11 +415,11 @@ impl RedisClock {
     }
 }
 
-/// The hand that moves a Redis server's wall clock.
+/// Moves a Redis server's wall clock.
 ///
-/// A clock that was set stands still until it is moved or released. What Redis itself times by the
-/// wall clock stands still with it: BLPOP and WAIT do not time out, replication and Sentinel notice
-/// no silence, `everysec` forces nothing to the disk.
+/// A clock that was set stands still until it is moved or released. Redis' timeouts by the wall
+/// clock stop with it: BLPOP and WAIT do not time out, replication and Sentinel notice no silence,
+/// and `everysec` flushes nothing to disk.
 #[derive(Clone, Copy, Debug)]
 pub struct ClockHand<'a> {
     server: &'a RedisServer,
@@ -426,27 +427,27 @@ pub struct ClockHand<'a> {
 }
 
 impl ClockHand<'_> {
-    /// Freezes the clock at a moment, in milliseconds since the epoch, and returns when Redis shows
-    /// it. With the server down, it is where the clock will stand at the next start.
+    /// Stops the clock at a moment, in milliseconds since the epoch, and returns when Redis shows
+    /// it. If the server is down, the clock stands there at the next start.
     pub async fn set_unix_millis(self, millis: u64) {
         self.clock.write(&RedisClock::standing_at(millis));
         self.wait_until_shown(|shown| shown == millis, millis).await;
     }
 
-    /// Moves the clock forward from where it stands, and freezes it there.
+    /// Moves the clock forward from the time that it shows, and stops it there.
     pub async fn advance(self, by: Duration) {
         let by = u64::try_from(by.as_millis()).expect("a reasonable step");
         self.set_unix_millis(self.unix_millis().await + by).await;
     }
 
-    /// Lets the clock run again, with the real time.
+    /// Returns the clock to the real time.
     pub async fn release(self) {
         let before = self.clock_file();
         self.clock.write(REAL_TIME);
         self.wait_until_shown(|shown| before != Some(shown), "the real time").await;
     }
 
-    /// What Redis takes for the time.
+    /// The time that Redis shows.
     pub async fn unix_millis(self) -> u64 {
         time_of(&mut self.server.connect().await).await.expect("TIME")
     }

@@ -1,9 +1,8 @@
-//! Temporary folders. Enters: what a folder is for. Leaves: a folder that goes with its owner, and
-//! at the latest when the next run of any test begins.
+//! Creates temporary folders, which are removed with their owner, or at the latest at the start of
+//! the next test run.
 //!
-//! A folder held by a static is not dropped, nor is one whose process was killed. So each process
-//! keeps its folders in one of its own and holds a lock in there; whoever comes later removes those
-//! whose lock is free.
+//! Folders in a static or of a killed process are not dropped. Each process therefore keeps its
+//! folders in one locked folder, and a later process removes those whose lock is free.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -18,7 +17,7 @@ static OF_THIS_PROCESS: LazyLock<(PathBuf, File)> = LazyLock::new(|| {
     sweep();
     let folder =
         tempfile::Builder::new().prefix(PREFIX).tempdir().expect("a temporary folder").keep();
-    // Renamed once it is locked: nobody can find the lock free in between.
+    // Renamed after it is locked, so that no other process finds the lock free in between.
     let lock = File::create(folder.join("new")).expect("a lock file");
     lock.lock().expect("the lock on a new file");
     fs::rename(folder.join("new"), folder.join(LOCK)).expect("to rename the lock file");

@@ -1,5 +1,4 @@
-//! The sidecar's own binary. Enters: arguments and environment. Leaves: a running sidecar and
-//! clients for its two ports.
+//! Starts the sidecar's binary with arguments and environment, and gives clients for its two ports.
 
 use std::time::Duration;
 
@@ -17,15 +16,15 @@ pub struct SidecarBuilder {
 }
 
 impl SidecarBuilder {
-    /// Arguments, such as a subcommand; the two addresses to listen on follow after them. Paths are
-    /// absolute, because the sidecar runs in a folder of its own.
+    /// Adds arguments, such as a subcommand; the two listen addresses are added at the end. Paths
+    /// are absolute, because the sidecar runs in another folder.
     #[must_use]
     pub fn args<'a>(mut self, args: impl IntoIterator<Item = &'a str>) -> Self {
         self.launch = self.launch.args(args);
         self
     }
 
-    /// One variable of the environment, which is otherwise almost empty.
+    /// Adds a variable to the environment, which is otherwise almost empty.
     #[must_use]
     pub fn env(mut self, name: &str, value: &str) -> Self {
         self.launch = self.launch.env(name, value);
@@ -39,7 +38,7 @@ impl SidecarBuilder {
         self
     }
 
-    /// Starts the sidecar on ports of the harness' choice, and returns when it is alive.
+    /// Starts the sidecar on free ports, and returns when it is alive.
     pub async fn start(self) -> SidecarProcess {
         let (api_port, admin_port) = (ports::free_port(), ports::free_port());
         let launch = if self.in_pod {

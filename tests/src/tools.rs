@@ -1,5 +1,4 @@
-//! Finding programs. Enters: a program's name. Leaves: its path, or a panic that says how to get
-//! it.
+//! Finds programs, and panics with a sentence that says how to get a missing one.
 
 use std::env;
 use std::path::{Path, PathBuf};
@@ -12,14 +11,14 @@ pub fn find(program: &str) -> PathBuf {
     first_with(program, own_folders().into_iter().chain(search_path()))
 }
 
-/// A program of Kubernetes: `KUBEBUILDER_ASSETS` comes first, as in every operator project.
+/// A program of Kubernetes. `KUBEBUILDER_ASSETS` is searched first, as in other operator projects.
 #[must_use]
 pub fn find_kubernetes(program: &str) -> PathBuf {
     let assets = folder_of("KUBEBUILDER_ASSETS");
     first_with(program, assets.into_iter().chain(own_folders()).chain(search_path()))
 }
 
-/// A binary of this workspace, built beside the running test or benchmark.
+/// A binary of this workspace, in the target folder of the running test or benchmark.
 #[must_use]
 pub fn project_binary(name: &str) -> PathBuf {
     let test = env::current_exe().expect("the path of the running test");
@@ -54,7 +53,7 @@ pub fn libfaketime() -> PathBuf {
         })
 }
 
-/// `setpriv`, when this machine has one that can tie a process to the life of its parent.
+/// `setpriv`, if this machine has one that can kill a process when its parent dies.
 #[must_use]
 pub fn setpriv() -> Option<&'static Path> {
     static FOUND: LazyLock<Option<PathBuf>> = LazyLock::new(|| {
@@ -78,8 +77,7 @@ fn first_with(program: &str, folders: impl Iterator<Item = PathBuf>) -> PathBuf 
         .unwrap_or_else(|| panic!("{program} is not installed: run `make tools`"))
 }
 
-/// Where tools of our own choice lie: named by the environment, or where `tests/tools/install` puts
-/// them.
+/// The folder of installed tools, from the environment or from `tests/tools/install`.
 fn own_folders() -> Vec<PathBuf> {
     let cache = folder_of("TWOFACTOR_CACHE")
         .or_else(|| Some(folder_of("XDG_CACHE_HOME")?.join("fountainai-2fa")))

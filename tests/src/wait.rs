@@ -1,7 +1,7 @@
-//! Waiting for a condition. Enters: a bound, what is waited for, and a probe. Leaves: what the
-//! probe found, or a panic that names what did not come and why the last probe failed.
+//! Waits for a condition, and panics after a bound with the name of the condition and the reason of
+//! the last probe.
 //!
-//! The one place of the tests that sleeps.
+//! The only module of the tests that sleeps.
 
 use std::fmt::Display;
 use std::panic::Location;
@@ -11,15 +11,14 @@ const BETWEEN_PROBES: Duration = Duration::from_millis(15);
 /// Longest pause after a probe that itself took long.
 const LONGEST_PAUSE: Duration = Duration::from_millis(100);
 
-/// What a probe may return: there already, or not yet and why.
+/// The result of a probe: the condition holds, or not yet and why.
 pub trait Outcome {
-    /// What is handed on when the condition holds.
+    /// The value of a condition that holds.
     type Value;
 
-    /// The value, or the reason for going on waiting.
+    /// The value, or the reason to probe again.
     ///
-    /// # Errors
-    /// When the condition does not hold yet.
+    /// # Errors If the condition does not hold yet.
     fn settle(self) -> Result<Self::Value, String>;
 }
 
@@ -77,7 +76,7 @@ pub fn eventually_every<R: Outcome>(
             match tokio::time::timeout(left, probe()).await.map(Outcome::settle) {
                 Ok(Ok(value)) => return value,
                 Ok(Err(reason)) => last = Some(reason),
-                // The reason of the probe before says more than "it hung".
+                // The reason of the previous probe says more than a timeout.
                 Err(_) => last = last.or_else(|| Some("the probe did not return".to_owned())),
             }
             if Instant::now() >= deadline {
@@ -89,7 +88,7 @@ pub fn eventually_every<R: Outcome>(
     }
 }
 
-/// [`eventually`] for code that is not async, such as a drop.
+/// [`eventually`] for code that is not async, such as a `Drop`.
 #[track_caller]
 pub fn eventually_blocking<R: Outcome>(
     bound: Duration,
@@ -100,10 +99,9 @@ pub fn eventually_blocking<R: Outcome>(
         .unwrap_or_else(|reason| exceeded(Location::caller(), bound, &what, &reason))
 }
 
-/// [`eventually_blocking`] that leaves it to the caller what an exceeded bound means.
+/// [`eventually_blocking`] that returns an error when the bound is exceeded.
 ///
-/// # Errors
-/// The reason of the last probe, when the bound is exceeded.
+/// # Errors The reason of the last probe, if the bound is exceeded.
 pub fn try_blocking<R: Outcome>(
     bound: Duration,
     mut probe: impl FnMut() -> R,

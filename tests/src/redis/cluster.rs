@@ -1,5 +1,4 @@
-//! A Redis Cluster. Enters: how many masters, whether each has a replica, and where the clock is to
-//! stand. Leaves: its URL and its nodes.
+//! Starts a Redis Cluster of three masters, optionally with replicas, TLS and a movable clock.
 
 use std::time::Duration;
 
@@ -38,7 +37,7 @@ pub struct RedisCluster {
 }
 
 impl ClusterBuilder {
-    /// Each master gets a replica, which takes its place when it is gone.
+    /// Gives each master a replica, which replaces it when it fails.
     #[must_use]
     pub fn with_replicas(mut self) -> Self {
         self.replicas = true;
@@ -59,7 +58,7 @@ impl ClusterBuilder {
         self
     }
 
-    /// More arguments of `redis-server`.
+    /// Additional arguments of `redis-server`.
     #[must_use]
     pub fn args<'a>(mut self, args: impl IntoIterator<Item = &'a str>) -> Self {
         self.args.extend(args.into_iter().map(str::to_owned));

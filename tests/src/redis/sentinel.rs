@@ -1,5 +1,4 @@
-//! Sentinels. Enters: a master, which may have replicas. Leaves: the Sentinels' URL, and who the
-//! master is for them.
+//! Starts Sentinels for a master and its replicas.
 
 use std::fs;
 use std::sync::Arc;
@@ -14,15 +13,15 @@ use crate::wait::eventually;
 use crate::{ports, scratch, tools};
 
 const START: Duration = Duration::from_secs(30);
-/// What the master is called.
+/// Name of the master.
 const NAME: &str = "main";
 
-/// Sentinels on loopback ports that look after one master.
+/// Sentinels on loopback ports that monitor one master.
 #[derive(Debug)]
 pub struct RedisSentinels {
     sentinels: Vec<(Arc<Process>, u16)>,
     login: String,
-    // After the processes, which write there.
+    // Dropped after the processes, which write to the folders.
     _folders: Vec<TempDir>,
 }
 
@@ -75,7 +74,7 @@ impl RedisSentinels {
         format!("redis+sentinel://{}{}/{NAME}", self.login, hosts.join(","))
     }
 
-    /// The port of the master, as most of the Sentinels have it.
+    /// The port of the master, as reported by most of the Sentinels.
     pub async fn master(&self) -> u16 {
         let mut named = Vec::new();
         for (_, port) in &self.sentinels {
@@ -87,7 +86,7 @@ impl RedisSentinels {
         named.iter().copied().max_by_key(|port| votes(*port)).expect("a Sentinel that answers")
     }
 
-    /// Waits until the Sentinels know of a replica that could take over.
+    /// Waits until the Sentinels know a replica that can be promoted.
     pub async fn wait_for_a_replica(&self) {
         for (_, port) in &self.sentinels {
             eventually(START, "the Sentinels to know the replica", async || {

@@ -1,4 +1,4 @@
-//! The harness itself: what the other tests take for granted.
+//! Tests the harness itself, on which the other tests rely.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -41,7 +41,7 @@ async fn a_probe_that_hangs_ends_at_the_bound() {
 }
 
 #[test]
-fn a_port_is_given_out_once() {
+fn a_port_is_returned_once() {
     let mut ports: Vec<_> = (0..200).map(|_| ports::free_port()).collect();
     ports.sort_unstable();
     ports.dedup();
@@ -61,7 +61,7 @@ fn a_missing_binary_of_the_project_is_named_with_the_way_to_get_it() {
 }
 
 #[test]
-fn a_folder_goes_with_its_owner() {
+fn a_folder_is_removed_with_its_owner() {
     let folder = scratch::folder("owner");
     let path = folder.path().to_owned();
     assert!(path.is_dir());
@@ -96,7 +96,7 @@ async fn a_process_that_ignores_the_request_to_end_is_killed_on_drop() {
 }
 
 #[tokio::test]
-async fn a_held_process_ends_when_asked_to() {
+async fn a_paused_process_ends_when_it_is_stopped() {
     let process = shell("trap 'echo bye; exit 0' TERM; echo ready; while :; do :; done").start();
     process.wait_for_line("ready", SOON).await;
     process.pause().await;
@@ -125,7 +125,7 @@ fn the_developers_own_settings_can_be_hidden() {
 }
 
 #[tokio::test]
-async fn redis_forgets_what_it_was_not_told_to_keep() {
+async fn redis_loses_unsaved_data_in_a_crash() {
     let redis = RedisServer::start().await;
     let () = redis.connect().await.set("key", "value").await.expect("SET");
     redis.restart().await;
@@ -133,7 +133,7 @@ async fn redis_forgets_what_it_was_not_told_to_keep() {
 }
 
 #[tokio::test]
-async fn redis_keeps_what_it_forced_to_the_disk_through_a_crash_on_the_same_port() {
+async fn redis_keeps_flushed_writes_through_a_crash_on_the_same_port() {
     let redis = RedisServer::builder()
         .append_only(AppendFsync::Always)
         .password("opensesame")
@@ -157,7 +157,7 @@ async fn redis_keeps_what_it_forced_to_the_disk_through_a_crash_on_the_same_port
 }
 
 #[tokio::test]
-async fn a_held_redis_answers_when_it_goes_on() {
+async fn a_paused_redis_answers_when_it_is_resumed() {
     let redis = RedisServer::start().await;
     let mut connection = redis.connect().await;
     redis.pause().await;
@@ -169,7 +169,7 @@ async fn a_held_redis_answers_when_it_goes_on() {
 }
 
 #[tokio::test]
-async fn the_clock_of_redis_stands_where_it_was_put_inside_and_outside_of_scripts() {
+async fn the_clock_of_redis_stands_where_it_was_set_inside_and_outside_of_scripts() {
     let redis = RedisServer::builder().with_movable_clock().start().await;
     let clock = redis.clock();
     let started = clock.unix_millis().await;
@@ -209,14 +209,14 @@ async fn every_millisecond_of_a_second_can_be_shown_by_redis() {
 }
 
 #[tokio::test]
-async fn keys_expire_by_the_clock_that_was_put() {
+async fn keys_expire_by_the_clock_that_was_set() {
     let redis = RedisServer::builder().with_movable_clock().start().await;
     let mut connection = redis.connect().await;
     let clock = redis.clock();
     clock.set_unix_millis(1_700_000_000_000).await;
     let () = connection.set("key", "value").await.expect("SET");
     let () = connection.pexpire_at("key", 1_700_000_005_000).await.expect("PEXPIREAT");
-    // A key is gone once its moment has passed, not in it.
+    // A key expires after its moment, not in it.
     clock.set_unix_millis(1_700_000_005_000).await;
     assert!(connection.exists::<_, bool>("key").await.expect("EXISTS"));
     clock.set_unix_millis(1_700_000_005_001).await;
@@ -224,7 +224,7 @@ async fn keys_expire_by_the_clock_that_was_put() {
 }
 
 #[tokio::test]
-async fn the_clock_of_redis_stays_where_it_was_put_through_a_restart() {
+async fn the_clock_of_redis_stays_where_it_was_set_through_a_restart() {
     let redis =
         RedisServer::builder().with_movable_clock().append_only(AppendFsync::Always).start().await;
     redis.clock().set_unix_millis(1_700_000_000_500).await;
@@ -265,7 +265,7 @@ async fn send(
 }
 
 #[tokio::test]
-async fn mail_is_read_as_it_arrived_each_message_once() {
+async fn each_mail_is_read_once_and_as_it_arrived() {
     let server = MailServer::start().await;
     send(&server, "alice@example.org", MailTls::Plain).await.expect("to send");
     send(&server, "bob@example.org", MailTls::Plain).await.expect("to send");
@@ -287,14 +287,14 @@ async fn mail_is_read_as_it_arrived_each_message_once() {
 }
 
 #[tokio::test]
-async fn a_mail_server_that_asks_for_tls_and_a_login_takes_nothing_without() {
+async fn a_mail_server_that_requires_tls_and_a_login_accepts_nothing_without() {
     for tls in [MailTls::StartTls, MailTls::Implicit] {
         let server = MailServer::builder().tls(tls).login("user", "pass").start().await;
         let plain = tokio::time::timeout(
             Duration::from_millis(500),
             send(&server, "alice@example.org", MailTls::Plain),
         );
-        // Spoken to without TLS, a server of implicit TLS may also wait for more.
+        // A server of implicit TLS may also wait for more bytes if a client speaks without TLS.
         assert!(!matches!(plain.await, Ok(Ok(()))), "{tls:?}");
         send(&server, "alice@example.org", tls).await.expect("to send");
         let mail = server.wait_for_message("alice@example.org", SOON).await;
@@ -316,7 +316,7 @@ async fn a_mail_server_answers_with_the_fault_that_was_switched_on() {
 }
 
 #[tokio::test]
-async fn a_reply_is_handed_on_whatever_its_status() {
+async fn a_reply_is_returned_with_any_status() {
     let folder = scratch::folder("served");
     std::fs::write(folder.path().join("page.json"), r#"{"a":1}"#).expect("a file");
     let port = ports::free_port();
@@ -334,7 +334,7 @@ async fn a_reply_is_handed_on_whatever_its_status() {
 }
 
 #[tokio::test]
-async fn a_sidecar_is_alive_and_ends_when_asked_to() {
+async fn a_sidecar_is_alive_and_ends_when_it_is_stopped() {
     let manifests = scratch::folder("manifests");
     let path = manifests.path().to_str().expect("a path of visible characters");
     let sidecar = SidecarProcess::builder().args(["dev", path]).start().await;
@@ -394,7 +394,7 @@ async fn an_api_server_with_controllers_collects_garbage_and_knows_service_accou
 }
 
 #[tokio::test]
-async fn the_shared_api_server_is_one_for_all() {
+async fn the_shared_api_server_is_the_same_for_every_test() {
     let first = ApiServer::shared().await;
     let second = ApiServer::shared().await;
     assert_eq!(first.apiserver().id(), second.apiserver().id());

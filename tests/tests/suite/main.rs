@@ -1,4 +1,4 @@
-//! Every test that starts real parts, in one binary: linking dominates on two cores.
+//! All tests that start real servers, in one binary, because linking takes most of the build.
 #![allow(clippy::unwrap_used, reason = "in a test, a panic is how a failure is told")]
 
 mod delivery;

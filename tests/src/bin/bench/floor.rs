@@ -1,5 +1,4 @@
-//! What Redis alone takes: `redis-benchmark` calling the very script. Enters: the script's
-//! arguments. Leaves: figures.
+//! Measures Redis alone: `redis-benchmark` calls the same script with the same arguments.
 
 use std::time::Duration;
 
@@ -9,11 +8,11 @@ use twofactor_tests::tools;
 
 use crate::Figures;
 
-/// A run is far shorter than a time step.
+/// Duration of a run, far shorter than a time step.
 const ATTEMPTS: usize = 3;
 
-/// Calls, roughly as many as are made in `duration`, of which each has to come to `outcome`. They
-/// are made anew when a time step ended meanwhile.
+/// Makes about as many calls as fit into `duration`, each of which must have the outcome `outcome`.
+/// Repeats them if a time step ended in between.
 pub(crate) async fn run(
     redis: &RedisServer,
     arguments: impl Fn() -> Vec<String>,
@@ -23,7 +22,7 @@ pub(crate) async fn run(
 ) -> Figures {
     for _ in 0..ATTEMPTS {
         let arguments = arguments();
-        // What is measured has to be the decision that the sidecar gets, from the first call to the
+        // Each measured call must be the decision that the sidecar gets, from the first to the
         // last.
         if answer(redis, &arguments).await != outcome {
             continue;

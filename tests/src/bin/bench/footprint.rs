@@ -1,5 +1,5 @@
-//! What a sidecar takes up: until its first answer, in memory over a million verifies, and on the
-//! disk. Enters: a realm and the release binary. Leaves: figures.
+//! Measures a sidecar: time until its first answer, memory over a million verifies, and size on
+//! disk.
 
 use std::fs;
 use std::path::Path;
@@ -18,7 +18,7 @@ const VERIFIES: usize = 1_000_000;
 const CONNECTIONS: usize = 64;
 const ROUND: Duration = Duration::from_secs(5);
 const STARTS: usize = 9;
-/// For a sidecar to answer for the first time.
+/// Timeout for a sidecar's first answer.
 const START: Duration = Duration::from_secs(20);
 
 /// Measures and prints.
@@ -51,7 +51,7 @@ pub(crate) async fn run(realm: &Realm, credentials: &Path) {
     println!("the most that it ever had: {} MiB", load::peak_mebibytes(pid));
 }
 
-/// From the start of the process to an answer that Redis had a part in.
+/// Time from the start of the process to an answer that needed Redis.
 async fn time_to_first_answer(program: &Path, credentials: &Path) -> Duration {
     let (api, admin) = (ports::free_port(), ports::free_port());
     let launch = Launch::new(program)
@@ -75,7 +75,8 @@ async fn time_to_first_answer(program: &Path, credentials: &Path) -> Duration {
     }
 }
 
-/// The status of a verify of nobody, which takes a look at Redis; nothing while nobody listens.
+/// The status of a verify of an unknown user, which reads Redis, or `None` while the sidecar does
+/// not listen.
 async fn ask(port: u16) -> Option<u16> {
     let body = r#"{"username":"dave","otp_code":"000000"}"#;
     let mut stream = TcpStream::connect(("127.0.0.1", port)).await.ok()?;

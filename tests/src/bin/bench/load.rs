@@ -1,4 +1,5 @@
-//! Load over kept connections, bounded in number and time. Enters: a request. Leaves: figures.
+//! Sends one request repeatedly over kept connections, bounded in number and time, and returns
+//! figures.
 
 use std::time::{Duration, Instant};
 
@@ -8,7 +9,7 @@ use tokio::task::JoinSet;
 
 use crate::Figures;
 
-/// What is asked, and how it has to be answered.
+/// A request and its expected answer.
 #[derive(Clone, Debug)]
 pub(crate) struct Asked {
     pub(crate) method: &'static str,
@@ -17,11 +18,11 @@ pub(crate) struct Asked {
     pub(crate) status: u16,
 }
 
-/// What the server answers without Redis: what HTTP and the client themselves take.
+/// A request that the server answers without Redis, to measure HTTP and the client alone.
 pub(crate) const HEALTH: Asked =
     Asked { method: "GET", path: "/", body: String::new(), status: 200 };
 
-/// Asks the same over and over, on `connections` connections for `duration`.
+/// Repeats a request on `connections` connections for `duration`.
 pub(crate) async fn run(
     base_url: &str,
     asked: &Asked,
@@ -78,7 +79,7 @@ async fn connection(
     latencies
 }
 
-/// Whether a whole answer is there; its body is JSON, which ends with a brace.
+/// Whether the answer is complete; its body is JSON, which ends with a brace.
 fn is_complete(answer: &[u8]) -> bool {
     answer.last() == Some(&b'}') && answer.windows(4).any(|window| window == b"\r\n\r\n")
 }
@@ -88,7 +89,7 @@ pub(crate) fn resident_mebibytes(pid: i32) -> u64 {
     memory(pid, "VmRSS:")
 }
 
-/// The most memory that a process ever had, in MiB.
+/// Maximum memory of a process so far, in MiB.
 pub(crate) fn peak_mebibytes(pid: i32) -> u64 {
     memory(pid, "VmHWM:")
 }

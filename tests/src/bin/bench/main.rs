@@ -1,10 +1,10 @@
-//! `make bench`: what verify and generate cost, beside what Redis alone takes for the same scripts,
-//! and what the operator takes for many users, beside a bare client that makes the same writes; all
-//! on the same machine in the same run.
+//! Runs the benchmarks (`make bench`): verify and generate in comparison with Redis alone on the
+//! same scripts, and the operator with many users in comparison with a bare client that makes the
+//! same writes.
 //!
-//! Enters: release binaries, a real Redis and a real API server; `verify`, `generate`, `uniform`,
-//! `footprint` or `operator` as an argument chooses one part. Leaves: tables. Absolute figures
-//! depend on the machine; the ratios should not.
+//! Uses release binaries, a real Redis and a real API server on one machine in one run, and prints
+//! tables. `verify`, `generate`, `uniform`, `footprint` or `operator` as an argument chooses one
+//! part. Absolute figures depend on the machine; the ratios should not.
 
 mod floor;
 mod footprint;
@@ -25,7 +25,7 @@ use crate::realm::Realm;
 const CONNECTIONS: [usize; 3] = [1, 16, 64];
 const DURATION: Duration = Duration::from_secs(5);
 
-/// What was measured.
+/// Figures of a measurement.
 struct Figures {
     count: usize,
     per_second: f64,

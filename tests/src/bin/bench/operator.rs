@@ -1,8 +1,8 @@
-//! What the operator takes for many users, beside a bare client that makes the same writes.
+//! Measures the operator with many users in comparison with a bare client that makes the same
+//! writes.
 //!
-//! Enters: a real API server and a real Redis. Leaves: the time until all users are ready and its
-//! ratio to the bare client's, the operator's memory, and the time for a refill of an emptied
-//! Redis.
+//! Prints the time until all users are ready and its ratio to the bare client's, the operator's
+//! memory, and the time for a refill of a flushed Redis.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -58,8 +58,8 @@ pub(crate) async fn run(users: usize) {
         .env("REDIS_URL", &redis.url())
         .start()
         .await;
-    // A look at a user ends with the status that says that they are ready. The number of those who
-    // are is counted once a second only, so it is asked for afterwards.
+    // A reconcile ends with the user's status. The number of ready users is counted only once a
+    // second, so it is read afterwards.
     let count = async |name: &str| {
         operator.process().assert_running();
         let metrics = operator.admin().get("/metrics").await.body;
@@ -125,7 +125,7 @@ fn create_user(namespace: &str, number: usize) -> Call {
     )
 }
 
-/// As large as one that the operator makes, picture included.
+/// A Secret as large as that of the operator, picture included.
 fn create_secret(namespace: &str, number: usize) -> Call {
     let body = json!({
         "apiVersion": "v1", "kind": "Secret", "type": "Opaque",

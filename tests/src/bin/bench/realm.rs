@@ -1,5 +1,5 @@
-//! Two published users, one with an authenticator app and one who gets codes by mail. Enters: a
-//! Redis, and a mail server if there is one. Leaves: what a sidecar and a script need.
+//! Publishes two users to Redis, one with an authenticator app and one who gets codes by mail, and
+//! prepares requests of a sidecar and arguments of a script for them.
 
 use std::fs;
 use std::time::Duration;
@@ -33,7 +33,7 @@ use crate::load::Asked;
 
 const INSTALLATION: &str = "bench";
 const CALLER: &str = "kms";
-/// Longer than the benchmark: the script is given one moment for all of its calls.
+/// A time longer than the benchmark, because the script gets one time for all of its calls.
 const TOLERANCE_MILLIS: u64 = 3_600_000;
 
 pub(crate) struct Realm {
@@ -47,7 +47,7 @@ pub(crate) struct Realm {
     checked_nodes: String,
 }
 
-/// A policy of a realm that sends mail, and to nobody twice within an hour.
+/// A policy of a realm that sends mail, to each user once an hour.
 pub(crate) fn with_mail(port: u16) -> RealmRecord {
     let smtp = SmtpSettings {
         server: "127.0.0.1".to_owned(),
@@ -97,7 +97,7 @@ impl Realm {
         let id: RealmId = "bench".parse().expect("a realm id");
         let names = RealmNames::new(&INSTALLATION.parse().expect("an installation"), &id);
         let key = MasterKey::generate(random).realm_key(&id, 1);
-        // Steps as long as they can be: the script is given one step for all of its calls.
+        // The longest possible steps, because the script gets one step for all of its calls.
         let longest = TotpParameters::new(Algorithm::Sha1, 6, 120, 1).expect("parameters");
         let records = [
             record("carol", DeliveryMethod::App, TotpParameters::default()),
@@ -127,7 +127,7 @@ impl Realm {
         Self { checked_nodes: format!("{}=0", inspection.identity()), key, id, names, app, mail }
     }
 
-    /// Nobody is to learn from answers who is a user.
+    /// Turns on uniform answers.
     pub(crate) async fn answer_uniformly(&self, redis: &RedisServer) {
         let names = self.names.clone();
         let store =
@@ -153,8 +153,7 @@ impl Realm {
         folder
     }
 
-    /// Makes sure that the code of the current step is used up; it stays a code of the window for a
-    /// step more.
+    /// Uses the code of the current step, which stays within the window for another step.
     pub(crate) async fn use_up_the_current_code(&self, api: &ApiClient) -> Code {
         let totp = self.app.record.totp().expect("a seed");
         let code = totp.code_of(self.app.record.definition.totp.step_at(Clock::System.now()));
@@ -248,13 +247,13 @@ fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).expect("less than an age")
 }
 
-/// A verify of a code that is used up.
+/// A verify of a used code.
 pub(crate) fn used_up(code: &Code) -> Asked {
     let body = format!("{{\"username\":\"carol\",\"otp_code\":\"{}\"}}", code.expose_secret());
     Asked { method: "POST", path: "/auth/verify", body, status: 400 }
 }
 
-/// A code for Alice, who has just got one.
+/// A request of a code for Alice, who has just got one.
 pub(crate) fn too_soon() -> Asked {
     let body = "{\"username\":\"alice\"}".to_owned();
     Asked { method: "POST", path: "/auth/generate", body, status: 429 }

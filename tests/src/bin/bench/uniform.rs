@@ -1,5 +1,5 @@
-//! What uniform answers cost, and what is left that tells a user from anybody else. Enters: a
-//! realm. Leaves: figures.
+//! Measures what uniform answers cost, and the remaining difference between a user and an unknown
+//! name.
 
 use std::path::Path;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use crate::load::{self, Asked};
 use crate::realm::Realm;
 use crate::{DURATION, serve, show};
 
-/// Turns, so that a machine that is busy for a while is so for everybody.
+/// Number of alternating turns, so that a busy moment affects all kinds of requests.
 const TURNS: usize = 5;
 
 pub(crate) async fn run(realm: &Realm, redis: &RedisServer, credentials: &Path) {

@@ -1,4 +1,4 @@
-//! Codes by mail, through a real SMTP server.
+//! Tests codes by mail, through a real SMTP server.
 
 use std::fs;
 use std::time::Duration;
@@ -9,7 +9,7 @@ use twofactor_tests::process::Launch;
 use twofactor_tests::sidecar::SidecarProcess;
 use twofactor_tests::{scratch, tools};
 
-/// Each may ask once a minute.
+/// Each user may request one code a minute.
 const PEOPLE: [&str; 6] = ["alice", "bob", "carol", "dave", "erin", "frank"];
 const BOUND: Duration = Duration::from_secs(10);
 
@@ -79,10 +79,10 @@ async fn a_code_arrives_over_implicit_tls() {
 }
 
 #[tokio::test]
-async fn asked_again_in_the_same_step_the_same_code_is_sent_again() {
+async fn a_second_request_in_the_same_step_sends_the_same_code() {
     let mail = MailServer::builder().tls(MailTls::StartTls).start().await;
     let (sidecar, _folder) = sidecar(&mail, &[("OTP_GENERATE_INTERVAL_SECONDS", "0")]).await;
-    // Two requests in one step: a step may end between them once, not twice in a row.
+    // Two requests in one step: a step may end between them once, but not twice in a row.
     let same = async || {
         let first = sidecar.api().generate("alice").await.json()["expires_at"].clone();
         let one = mail.wait_for_message("alice@example.org", BOUND).await.text;
@@ -94,7 +94,7 @@ async fn asked_again_in_the_same_step_the_same_code_is_sent_again() {
 }
 
 #[tokio::test]
-async fn a_server_that_offers_no_starttls_is_not_given_a_code() {
+async fn no_code_is_sent_to_an_smtp_server_without_starttls() {
     let mail = MailServer::builder().tls(MailTls::Plain).start().await;
     let (sidecar, _folder) = sidecar(&mail, &[]).await;
     let reply = sidecar.api().generate("alice").await;
@@ -103,7 +103,7 @@ async fn a_server_that_offers_no_starttls_is_not_given_a_code() {
 }
 
 #[tokio::test]
-async fn a_server_whose_certificate_is_not_trusted_is_not_given_a_code() {
+async fn no_code_is_sent_to_an_smtp_server_with_an_untrusted_certificate() {
     let mail = MailServer::builder().tls(MailTls::StartTls).start().await;
     let stranger = MailServer::builder().tls(MailTls::StartTls).start().await;
     let ca = stranger.ca_path().to_str().unwrap().to_owned();
@@ -113,7 +113,7 @@ async fn a_server_whose_certificate_is_not_trusted_is_not_given_a_code() {
 }
 
 #[tokio::test]
-async fn a_refused_delivery_is_told_without_what_the_server_said() {
+async fn a_refused_delivery_is_reported_without_the_servers_text() {
     let mail = MailServer::builder().tls(MailTls::StartTls).start().await;
     let (sidecar, _folder) = sidecar(&mail, &[]).await;
     mail.fail(MailStage::Rcpt, "550 5.1.1 alice@example.org unknown here", None).await;
@@ -126,7 +126,7 @@ async fn a_refused_delivery_is_told_without_what_the_server_said() {
         "{metrics}"
     );
     mail.heal().await;
-    // The minute was given back, and is taken by the one that arrived.
+    // The refused delivery freed the minute, and the delivered one takes it.
     assert_eq!(sidecar.api().generate("alice").await.status, 200);
     assert_eq!(sidecar.api().generate("alice").await.status, 429);
 }
@@ -149,7 +149,7 @@ async fn a_wrong_password_is_a_refused_delivery_and_is_never_shown() {
 }
 
 #[tokio::test]
-async fn a_server_that_is_gone_or_hangs_is_a_refused_delivery_in_bounded_time() {
+async fn an_smtp_server_that_is_unavailable_or_hangs_is_a_refused_delivery_in_bounded_time() {
     let mail = MailServer::builder().tls(MailTls::StartTls).start().await;
     let (sidecar, _folder) = sidecar(&mail, &[]).await;
     mail.process().pause().await;
@@ -162,7 +162,7 @@ async fn a_server_that_is_gone_or_hangs_is_a_refused_delivery_in_bounded_time() 
     assert_eq!(sidecar.api().generate("alice").await.status, 502);
 }
 
-/// What a refused generate says, within the time that a delivery has.
+/// The answer to a refused generate, within the time limit of a delivery.
 async fn refused(sidecar: &SidecarProcess, username: &str) -> String {
     let reply = tokio::time::timeout(Duration::from_secs(12), sidecar.api().generate(username))
         .await
@@ -186,7 +186,7 @@ async fn a_connection_is_kept_for_the_next_delivery_until_the_server_closes_it()
     delivered(&sidecar, "bob").await;
     assert_eq!(mail.connections().await, 1);
     mail.close_connections().await;
-    // Whether the close is known already or not, the code arrives.
+    // The code arrives whether or not the sidecar has noticed the close.
     delivered(&sidecar, "carol").await;
     assert_eq!((mail.connections().await, mail.messages().await.len()), (2, 3));
     let metrics = sidecar.admin().get("/metrics").await.body;
@@ -197,7 +197,7 @@ async fn a_connection_is_kept_for_the_next_delivery_until_the_server_closes_it()
 }
 
 #[tokio::test]
-async fn a_connection_that_a_delivery_was_given_up_on_is_never_used_again() {
+async fn an_smtp_connection_of_an_abandoned_delivery_is_never_used_again() {
     let mail = MailServer::builder().tls(MailTls::StartTls).start().await;
     let (sidecar, _folder) = sidecar(&mail, &[]).await;
     delivered(&sidecar, "alice").await;
@@ -211,7 +211,7 @@ async fn a_connection_that_a_delivery_was_given_up_on_is_never_used_again() {
 }
 
 #[tokio::test]
-async fn a_server_that_goes_away_in_the_middle_is_told_and_nothing_is_sent_twice() {
+async fn an_smtp_server_that_disconnects_is_reported_and_nothing_is_sent_twice() {
     let mail = MailServer::builder().tls(MailTls::StartTls).start().await;
     let (sidecar, _folder) = sidecar(&mail, &[]).await;
     let stages = [MailStage::Mail, MailStage::Rcpt, MailStage::Data];
@@ -225,7 +225,7 @@ async fn a_server_that_goes_away_in_the_middle_is_told_and_nothing_is_sent_twice
         let attempts = mail.attempts().await;
         delivered(&sidecar, PEOPLE[2 * number + 1]).await;
         assert_eq!(mail.attempts().await, attempts + 1, "{stage:?}");
-        // Without a kept connection, whose end would be a reason for another try.
+        // Without a kept connection, because its end would cause another attempt.
         mail.close_connections().await;
         if stage == MailStage::Mail {
             assert_eq!(attempts, 1, "a new connection that breaks is not tried again");
@@ -234,7 +234,7 @@ async fn a_server_that_goes_away_in_the_middle_is_told_and_nothing_is_sent_twice
 }
 
 #[tokio::test]
-async fn what_a_server_puts_off_is_told_apart_from_what_it_refuses() {
+async fn a_temporary_refusal_of_the_smtp_server_differs_from_a_permanent_one() {
     let mail = MailServer::builder().tls(MailTls::StartTls).start().await;
     let (sidecar, _folder) = sidecar(&mail, &[]).await;
     for (stage, person) in
@@ -251,7 +251,7 @@ async fn what_a_server_puts_off_is_told_apart_from_what_it_refuses() {
 }
 
 #[tokio::test]
-async fn plain_smtp_is_used_only_when_it_is_asked_for_in_so_many_words_and_said_in_the_log() {
+async fn plain_smtp_needs_an_explicit_setting_and_is_logged() {
     let mail = MailServer::builder().tls(MailTls::Plain).start().await;
     let (careful, _folder) = sidecar(&mail, &[]).await;
     assert_eq!(refused(&careful, "alice").await, "there is no trusted connection to the provider.");
@@ -262,7 +262,7 @@ async fn plain_smtp_is_used_only_when_it_is_asked_for_in_so_many_words_and_said_
 }
 
 #[tokio::test]
-async fn texts_of_ones_own_are_filled_in_and_html_comes_beside_the_text() {
+async fn custom_texts_are_filled_in_and_html_is_an_alternative_part() {
     let mail = MailServer::builder().tls(MailTls::StartTls).start().await;
     let (sidecar, _folder) = sidecar(
         &mail,
@@ -288,7 +288,7 @@ async fn texts_of_ones_own_are_filled_in_and_html_comes_beside_the_text() {
 }
 
 #[tokio::test]
-async fn a_text_that_cannot_be_a_message_is_refused_at_the_start() {
+async fn an_invalid_message_text_is_refused_at_startup() {
     for (variable, text, sentence) in [
         ("MESSAGE_TEXT", "no code", "MESSAGE_TEXT must contain {{code}}"),
         ("MESSAGE_SUBJECT", "two\nlines", "MESSAGE_SUBJECT must be one line"),

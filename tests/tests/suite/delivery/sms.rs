@@ -1,4 +1,4 @@
-//! Codes as text messages, through a server that speaks as Twilio does.
+//! Tests codes as text messages, through a server that answers like Twilio.
 
 use std::fs;
 use std::time::Duration;
@@ -25,7 +25,7 @@ async fn twilio() -> Provider {
     Provider::twilio(ACCOUNT, TOKEN).await
 }
 
-/// A sidecar for `count` users with a phone each, of whom everybody asks once.
+/// A sidecar for `count` users with a phone each, each of whom requests one code.
 async fn sidecar(
     provider: &Provider,
     count: usize,
@@ -60,7 +60,7 @@ fn code_in(text: &str) -> String {
     text.lines().next().and_then(|line| line.rsplit(' ').next()).unwrap().to_owned()
 }
 
-/// The sidecar's words never hold what must stay secret.
+/// Checks that the sidecar's output holds no secret.
 fn assert_silent(sidecar: &SidecarProcess) {
     let output = sidecar.process().output();
     for secret in [TOKEN, NUMBER] {
@@ -101,7 +101,7 @@ async fn a_code_arrives_as_a_text_message_and_is_accepted() {
 }
 
 #[tokio::test]
-async fn a_messaging_service_and_a_text_of_ones_own_take_the_place_of_the_defaults() {
+async fn a_messaging_service_and_a_custom_text_replace_the_defaults() {
     let provider = twilio().await;
     let service = "MG0123456789abcdef0123456789abcdef";
     let (sidecar, _folder) = sidecar(
@@ -125,7 +125,7 @@ async fn a_messaging_service_and_a_text_of_ones_own_take_the_place_of_the_defaul
 }
 
 #[tokio::test]
-async fn whatever_twilio_does_the_answer_is_clear_and_the_next_message_arrives() {
+async fn every_failure_of_twilio_has_a_clear_answer_and_the_next_message_arrives() {
     let provider = twilio().await;
     let elsewhere = Provider::webhook().await;
     let twilio_error =
@@ -203,7 +203,7 @@ async fn a_twilio_that_hangs_is_a_refused_delivery_in_bounded_time() {
 }
 
 #[tokio::test]
-async fn a_twilio_that_is_gone_or_not_the_one_that_is_trusted_is_not_given_a_code() {
+async fn no_code_is_sent_to_an_unavailable_or_untrusted_twilio() {
     let (provider, stranger) = (twilio().await, twilio().await);
     let stranger_ca = stranger.ca_path().to_str().unwrap().to_owned();
     let (mistrusting, _folder) = sidecar(&provider, 1, &[("TWILIO_CA_FILE", &stranger_ca)]).await;
@@ -225,7 +225,7 @@ async fn a_twilio_that_is_gone_or_not_the_one_that_is_trusted_is_not_given_a_cod
 }
 
 #[tokio::test]
-async fn a_published_account_with_twilio_is_used_and_a_wrong_one_is_mended_without_a_restart() {
+async fn a_published_twilio_account_is_used_and_a_correction_needs_no_restart() {
     let world = World::in_redis_with_real_time(RedisServer::start().await).await;
     let provider = twilio().await;
     let realm = |token: &str| {
@@ -243,7 +243,7 @@ async fn a_published_account_with_twilio_is_used_and_a_wrong_one_is_mended_witho
         let providers = Providers { twilio: Some(twilio), ..Providers::default() };
         RealmRecord { providers, ..RealmRecord::default() }
     };
-    // Everybody asks once.
+    // Each user requests one code.
     let mut people = Vec::new();
     for number in 0..200 {
         let mut with_phone = record(&format!("user{number}"), DeliveryMethod::Sms);

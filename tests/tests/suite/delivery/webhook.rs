@@ -1,4 +1,4 @@
-//! Codes through a signed webhook.
+//! Tests codes through a signed webhook.
 
 use std::fs;
 use std::time::Duration;
@@ -46,7 +46,7 @@ async fn sidecar(
     (builder.start().await, folder)
 }
 
-/// What the receiver of the documentation says about a request, at the moment `now`.
+/// The result of the documented receiver for a request at the moment `now`.
 fn judged(secret: &str, request: &Received, now: u64) -> String {
     let source =
         PAGE.split("```python\n").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
@@ -109,7 +109,7 @@ async fn a_code_arrives_signed_and_the_documented_receiver_accepts_it() {
 }
 
 #[tokio::test]
-async fn whatever_the_receiver_does_the_answer_is_clear_and_the_next_code_arrives() {
+async fn every_failure_of_the_receiver_has_a_clear_answer_and_the_next_code_arrives() {
     let provider = Provider::webhook().await;
     let elsewhere = Provider::webhook().await;
     let status = |status| Trouble::Status(status, "a-word-of-the-receiver".to_owned());
@@ -150,10 +150,10 @@ async fn whatever_the_receiver_does_the_answer_is_clear_and_the_next_code_arrive
 }
 
 #[tokio::test]
-async fn another_try_with_the_same_code_has_the_same_name() {
+async fn another_attempt_with_the_same_code_has_the_same_message_id() {
     let provider = Provider::webhook().await;
     let (sidecar, _folder) = sidecar(&provider, &secret(1), 2, &[]).await;
-    // Two requests in one step: a step may end between them once, not twice in a row.
+    // Two requests in one step: a step may end between them once, but not twice in a row.
     let same = async |user: &str| {
         let before = provider.received().len();
         provider.set(Some(Trouble::Status(500, String::new())));
@@ -178,7 +178,7 @@ async fn another_try_with_the_same_code_has_the_same_name() {
 }
 
 #[tokio::test]
-async fn a_webhook_without_tls_needs_to_be_allowed_in_so_many_words() {
+async fn a_webhook_without_tls_needs_an_explicit_setting() {
     let start = |allowed: &str| {
         let folder = scratch::folder("manifests");
         let process = Launch::new(tools::project_binary("twofactor-sidecar"))

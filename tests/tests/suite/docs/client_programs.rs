@@ -1,4 +1,5 @@
-//! Runs the programs of `examples/clients` against a sidecar: only a right code is a yes.
+//! Runs the programs of `examples/clients` on a sidecar, and checks that they accept only a right
+//! code.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};

@@ -1,6 +1,5 @@
-//! Flaws that shipped in systems like this one, each with what keeps it from shipping here:
-//! `docs/development/known-flaws.md` lists them, and this makes sure that the tests which the page
-//! names are there. Those that had no test elsewhere are here.
+//! Checks that every test named in `docs/development/known-flaws.md` exists. The page lists flaws
+//! that similar systems have shipped; those without a test in another suite are tested here.
 
 use std::fs;
 use std::path::Path;
@@ -18,14 +17,14 @@ use crate::support::world::{START, STEP, World, record};
 
 const BOUND: Duration = Duration::from_secs(10);
 const LIFETIME: Duration = Duration::from_mins(5);
-/// As many as are numbered.
+/// Number of rows.
 const FLAWS: usize = 15;
 
 fn checkout() -> &'static Path {
     Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
 }
 
-/// All Rust source of the project, as one text.
+/// Appends all Rust source below a folder to one text.
 fn source(folder: &Path, text: &mut String) {
     for entry in fs::read_dir(folder).unwrap().map(Result::unwrap) {
         let (path, name) = (entry.path(), entry.file_name());
@@ -38,7 +37,7 @@ fn source(folder: &Path, text: &mut String) {
 }
 
 #[test]
-fn every_flaw_has_a_test_that_is_there() {
+fn every_known_flaw_names_an_existing_test() {
     let page = fs::read_to_string(checkout().join("docs/development/known-flaws.md")).unwrap();
     let mut code = String::new();
     source(checkout(), &mut code);
@@ -59,10 +58,10 @@ fn every_flaw_has_a_test_that_is_there() {
 }
 
 #[tokio::test]
-async fn one_users_code_does_not_use_up_anothers() {
+async fn a_code_used_by_one_user_stays_valid_for_another() {
     let world = World::in_redis().await;
     let (one, mut other) = (record("one", App), record("other", App));
-    // Even if both were given one seed.
+    // Even if both have the same seed.
     other.seed.clone_from(&one.seed);
     let (one, other) = (world.publish(one, true).await, world.publish(other, true).await);
     let code = one.code_at(world.now(), 0);
@@ -72,7 +71,7 @@ async fn one_users_code_does_not_use_up_anothers() {
 }
 
 #[tokio::test]
-async fn a_guess_of_a_future_code_does_not_burn_it() {
+async fn a_guess_of_a_future_code_does_not_consume_it() {
     let world = World::in_redis().await;
     let person = world.person("carol", App).await;
     let future = person.code_at(world.now(), 3);
@@ -82,7 +81,7 @@ async fn a_guess_of_a_future_code_does_not_burn_it() {
 }
 
 #[tokio::test]
-async fn a_code_has_no_second_life_after_another_one() {
+async fn a_used_code_stays_used_after_another_one() {
     let world = World::in_redis().await;
     let (app, mail) = (world.person("carol", App).await, world.person("alice", Email).await);
     let (first, second) = (app.code_at(world.now(), 0), app.code_at(world.now(), 1));
@@ -119,14 +118,14 @@ async fn the_first_failure_after_a_block_counts() {
         assert_eq!(world.verify(&person, "kms", &wrong).await.unwrap(), blocked);
         now += seconds * 1000;
         world.set_time(now).await;
-        // One guess for each block, not five.
+        // One guess after each block, not five.
         let wrong = person.wrong_code(world.now());
         assert_eq!(world.verify(&person, "kms", &wrong).await.unwrap(), Verdict::Wrong);
     }
 }
 
 #[tokio::test]
-async fn a_failure_counts_although_the_client_hung_up() {
+async fn a_failure_counts_even_if_the_client_hangs_up() {
     let world = World::in_redis_with_real_time(RedisServer::start().await).await;
     let credentials = world.credentials("kms");
     let path = credentials.path().to_str().unwrap().to_owned();
@@ -141,7 +140,7 @@ async fn a_failure_counts_although_the_client_hung_up() {
             body.len()
         );
         stream.write_all(request.as_bytes()).await.unwrap();
-        // Nobody waits for the answer; that it was decided is in the log.
+        // No client waits for the answer, so the decision is read from the log.
         eventually(BOUND, "the decision", async || {
             sidecar.process().output().matches("invalid-code").count() == number
         })
@@ -152,7 +151,7 @@ async fn a_failure_counts_although_the_client_hung_up() {
 }
 
 #[tokio::test]
-async fn no_other_route_takes_a_code() {
+async fn only_verify_accepts_a_code() {
     let folder = twofactor_tests::scratch::folder("manifests");
     let path = folder.path().to_str().unwrap().to_owned();
     let sidecar = SidecarProcess::builder().args(["dev", &path]).start().await;
@@ -165,7 +164,7 @@ async fn no_other_route_takes_a_code() {
         .map(|(name, _)| name)
         .collect();
     assert_eq!(takers, ["/auth/verify"]);
-    // And nowhere else does the description speak of a code that is submitted.
+    // No other schema has a field for a submitted code.
     for (name, schema) in description["components"]["schemas"].as_object().unwrap() {
         let has_code = schema["properties"].get("otp_code").is_some();
         assert_eq!(has_code, ["VerifyRequest", "GenerateReply"].contains(&name.as_str()), "{name}");

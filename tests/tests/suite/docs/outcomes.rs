@@ -1,5 +1,5 @@
-//! The table of `docs/reference/outcomes.md`, line by line: each outcome is brought about and
-//! compared, and each that there is has a line.
+//! Causes every outcome in the table of `docs/reference/outcomes.md` and compares it with its line,
+//! and checks that every outcome has a line.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -69,14 +69,14 @@ fn table() -> Vec<Line> {
 }
 
 #[test]
-fn every_outcome_that_there_is_has_a_line_and_every_line_an_outcome() {
+fn every_outcome_has_a_line_in_the_table_and_every_line_an_outcome() {
     let told: BTreeSet<String> = table().into_iter().map(|line| line.outcome).collect();
     let there_are: BTreeSet<String> =
         outcomes::refusals().into_iter().chain(outcomes::SUCCESSES).map(str::to_owned).collect();
     assert_eq!(told, there_are);
 }
 
-/// A sidecar with everything around it, in which any outcome can be had.
+/// A sidecar with Redis and a mail server, in which every outcome can be caused.
 struct Scene {
     world: World,
     mail: MailServer,
@@ -240,7 +240,7 @@ impl Scene {
         reply
     }
 
-    /// A user whose hundredth failure in a row this is; the others were in another namespace.
+    /// Disables a user by a hundredth failure after ninety-nine in another namespace.
     async fn disable(&self, name: &str, method: DeliveryMethod) {
         let person = self.world.person(name, method).await;
         let state = names().user(&person.pseudonym).state;
@@ -250,7 +250,7 @@ impl Scene {
         assert_eq!(self.verify(name, "00000000").await.status, 401);
     }
 
-    /// A code that was used up and is asked for again within its step.
+    /// Requests a code again in the step in which it was used.
     async fn consumed(&self, name: &str) -> Reply {
         self.world.person(name, Email).await;
         for _ in 0..3 {
@@ -259,7 +259,7 @@ impl Scene {
             let code = text.lines().next().unwrap().rsplit(' ').next().unwrap().to_owned();
             assert_eq!(self.verify(name, &code).await.status, 200);
             let reply = self.generate(name).await;
-            // Unless a step began in between.
+            // A new code is issued if a step began in between.
             if reply.status != 200 {
                 return reply;
             }
@@ -290,14 +290,14 @@ impl Scene {
     }
 }
 
-/// Whether a sentence is as the table has it, where `…` stands for anything.
+/// Whether a sentence matches the table, in which `…` stands for any text.
 fn reads(sentence: &str, pattern: &str) -> bool {
     let mut rest = sentence;
     let parts: Vec<&str> = pattern.split('…').collect();
     for (number, part) in parts.iter().enumerate() {
         match rest.find(part) {
             Some(0) => rest = &rest[part.len()..],
-            // Something stands for the dots, but before the first part there are none.
+            // The dots match any text, but the first part is at the start.
             Some(at) if number > 0 => rest = &rest[at + part.len()..],
             _ => return false,
         }
@@ -306,8 +306,8 @@ fn reads(sentence: &str, pattern: &str) -> bool {
 }
 
 #[tokio::test]
-async fn every_line_of_the_table_is_what_happens() {
-    // Limits are in the way of everything but what they are about.
+async fn the_sidecar_does_what_every_line_of_the_table_says() {
+    // Limits are off except for the outcomes that they cause.
     let free = Scene::set(Limits::NONE).await;
     let usual = Scene::set(Limits::default()).await;
     let used_up = Scene::set(Limits { deliveries_per_hour: 1, ..Limits::NONE }).await;

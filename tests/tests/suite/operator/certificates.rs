@@ -1,5 +1,5 @@
-//! The webhook's certificates: made once, kept in the configuration, replaced without a request
-//! that fails; and the server that answers with them.
+//! Tests the webhook's certificates, which are created once, published in the configuration and
+//! replaced without a failed request, and the server that uses them.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::net::SocketAddr;
@@ -33,7 +33,7 @@ use crate::support::cluster::BOUND;
 
 const SERVICE: &str = "webhook";
 
-/// A client with the rights of whoever the kubeconfig is of.
+/// A client with the permissions of a kubeconfig.
 pub(super) async fn client(kubeconfig: &Path) -> Client {
     rustls::crypto::ring::default_provider().install_default().ok();
     let kubeconfig = kube::config::Kubeconfig::read_from(kubeconfig).unwrap();
@@ -47,8 +47,8 @@ pub(super) async fn client(kubeconfig: &Path) -> Client {
     Client::try_from(configuration).unwrap()
 }
 
-/// The operator's namespace, and a service account that may do what leadership and certificates
-/// need, and no more.
+/// The operator's namespace, and a service account with the permissions that leadership and
+/// certificates need.
 pub(super) struct Home {
     pub(super) namespace: String,
     pub(super) client: Client,
@@ -112,7 +112,7 @@ impl Home {
         serde_json::from_str(&self.kubectl(&[args, &["-o", "json"]].concat())).unwrap()
     }
 
-    /// A configuration with two webhooks that no object in this API server meets.
+    /// Creates a configuration with two webhooks that match no object in this API server.
     fn configure(&self) {
         let webhook = |name: &str| {
             json!({
@@ -158,7 +158,7 @@ impl Home {
         self.get(&format!("{path}/{}", self.namespace)).await
     }
 
-    /// What each webhook's clients are told to trust.
+    /// The CA bundle of each webhook.
     async fn bundles(&self) -> Vec<String> {
         let configuration = self.configuration().await;
         let webhooks = configuration["webhooks"].as_array().unwrap().clone();
@@ -172,7 +172,7 @@ impl Home {
         text(&secret["data"]["ca.crt"])
     }
 
-    /// Waits until both webhooks show these roots, as many as `count`.
+    /// Waits until both webhooks have these roots, and `count` in all.
     async fn wait_shown(&self, expected: &[&str], count: usize) {
         eventually(BOUND, "the bundle", async || {
             let bundles = self.bundles().await;
@@ -191,7 +191,7 @@ fn text(base64: &Value) -> String {
     String::from_utf8(bytes).unwrap()
 }
 
-/// A replica: a certificate of its own, and a server that answers with it.
+/// A replica with its own certificate, and a server that uses it.
 struct Replica {
     address: SocketAddr,
     ready: Check,
@@ -233,7 +233,7 @@ async fn serve(
     address
 }
 
-/// A client that trusts these roots only, and has no connection yet.
+/// A client without a connection that trusts only these roots.
 fn trusting(bundle: &str, host: &str, address: SocketAddr) -> reqwest::Client {
     rustls::crypto::ring::default_provider().install_default().ok();
     let roots = Certificate::from_pem_bundle(bundle.as_bytes()).unwrap();
@@ -260,8 +260,8 @@ async fn no_request_fails_while_authorities_and_certificates_are_replaced() {
         replica.wait_ready().await;
     }
     let host = format!("{SERVICE}.{}.svc", home.namespace);
-    // One that keeps its connection, as API servers do. The certificate of then is long over at the
-    // end.
+    // A client that keeps its connection, as API servers do. Its certificate has expired long
+    // before the end.
     let kept = trusting(&home.bundles().await[0], &host, replicas[0].address);
     let (mut authorities, mut sizes) = (BTreeSet::new(), BTreeSet::new());
     let (mut seen, began) = (VecDeque::new(), Instant::now());
@@ -322,7 +322,7 @@ async fn leaders_at_the_same_time_make_one_authority() {
 }
 
 #[tokio::test]
-async fn a_configuration_that_is_late_or_loses_its_bundle_gets_it_and_nothing_else() {
+async fn a_webhook_configuration_gets_its_ca_bundle_and_no_other_change() {
     let home = Home::new().await;
     let _leader = home.lead(Lifetimes::default());
     let replica = Replica::start(&home, Lifetimes::default()).await;
@@ -365,7 +365,7 @@ async fn a_configuration_that_is_late_or_loses_its_bundle_gets_it_and_nothing_el
 }
 
 #[tokio::test]
-async fn an_authority_that_is_lost_or_damaged_is_replaced_and_requests_go_on() {
+async fn a_lost_or_damaged_authority_is_replaced_without_a_failed_request() {
     let lifetimes =
         Lifetimes { authority: Duration::from_secs(100), leaf: Duration::from_secs(50) };
     let home = Home::new().await;
@@ -388,7 +388,7 @@ async fn an_authority_that_is_lost_or_damaged_is_replaced_and_requests_go_on() {
         })
         .await;
         home.wait_shown(&[&old, &new], 2).await;
-        // Until the replica has changed over and the old authority is gone from the bundle.
+        // Until the replica uses the new authority and the bundle no longer has the old one.
         eventually(Duration::from_mins(1), "the old one to go", async || {
             let bundle = home.bundles().await[0].clone();
             let answer =
@@ -407,7 +407,7 @@ fn local(authority: &Authority, current: &CurrentCertificate) {
 }
 
 #[tokio::test]
-async fn a_replaced_certificate_counts_for_new_connections_and_old_ones_go_on() {
+async fn a_replaced_certificate_is_used_for_new_connections_only() {
     let (one, other, current) = (Authority::new("one"), Authority::new("other"), Arc::default());
     let stop = CancellationToken::new();
     let _guard = stop.clone().drop_guard();
@@ -426,7 +426,7 @@ async fn a_replaced_certificate_counts_for_new_connections_and_old_ones_go_on() 
 }
 
 #[tokio::test]
-async fn a_client_that_takes_its_time_is_let_go() {
+async fn the_webhook_server_disconnects_slow_clients() {
     let (authority, current) = (Authority::new("one"), Arc::default());
     local(&authority, &current);
     let limits = Limits {
@@ -440,7 +440,7 @@ async fn a_client_that_takes_its_time_is_let_go() {
     let stop = CancellationToken::new();
     let _guard = stop.clone().drop_guard();
     let address = serve(current, limits, stop).await;
-    // It holds the only connection there is, and never begins with TLS.
+    // It holds the only allowed connection, and never starts TLS.
     let silent = TcpStream::connect(address).await.unwrap();
     let client = trusting(&authority.pem(), "localhost", address);
     let answer = ask(&client, "localhost", address).await.unwrap();
@@ -474,7 +474,7 @@ impl futures_util::Stream for Endless {
 }
 
 #[tokio::test]
-async fn a_server_that_is_about_to_go_answers_for_a_while_and_ends_kept_connections() {
+async fn a_stopping_server_still_answers_and_closes_kept_connections() {
     let (authority, current) = (Authority::new("one"), Arc::default());
     local(&authority, &current);
     let stop = CancellationToken::new();

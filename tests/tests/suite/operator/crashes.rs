@@ -1,5 +1,5 @@
-//! The operator dies after each step of a reconcile: never two seeds, never a user served with a
-//! seed that their Secret does not hold.
+//! Crashes the operator after each step of a reconcile, and checks that a user never gets a second
+//! seed and is never served with a seed that the Secret does not hold.
 
 use std::time::Duration;
 
@@ -7,14 +7,14 @@ use twofactor_tests::wait::eventually;
 
 use crate::support::cluster::{BOUND, Cluster, app_user, user};
 
-/// The steps of `twofactor_operator::failpoint`, which a reconcile of a new user passes; and those
-/// of one that is repaired.
+/// The steps of `twofactor_operator::failpoint` in the reconcile of a new user, and in that of a
+/// rotated one.
 const NEW_USER: [&str; 6] =
     ["started", "fetched", "secret-created", "predecessor-removed", "published", "status-written"];
 const ROTATED_USER: [&str; 5] =
     ["started", "fetched", "secret-updated", "published", "status-written"];
 
-/// Lets an operator run into its death.
+/// Starts an operator that crashes at a step.
 async fn die_at(cluster: &Cluster, step: &str) {
     let operator = cluster.operator().env("TWOFACTOR_CRASH_AT", step).launch();
     let status = operator.process().wait_exit(Duration::from_secs(30)).await;
@@ -22,7 +22,7 @@ async fn die_at(cluster: &Cluster, step: &str) {
 }
 
 #[tokio::test]
-async fn a_new_user_has_one_seed_whichever_step_the_operator_dies_after() {
+async fn a_new_user_has_one_seed_after_a_crash_at_any_step() {
     // Each in a cluster of its own and all at once, because a code is accepted only a minute after
     // some of these crashes.
     futures_util::future::join_all(NEW_USER.map(new_user_after)).await;
@@ -46,7 +46,7 @@ async fn new_user_after(step: &str) {
 }
 
 #[tokio::test]
-async fn a_rotation_is_finished_whichever_step_the_operator_dies_after() {
+async fn a_rotation_is_finished_after_a_crash_at_any_step() {
     let cluster = Cluster::start().await;
     for step in ROTATED_USER {
         let name = format!("rotated-{step}");
@@ -67,7 +67,7 @@ async fn a_rotation_is_finished_whichever_step_the_operator_dies_after() {
         if early != old {
             assert_eq!(new, early, "{step}: a third seed");
         }
-        // The status of before says that the user is ready, too.
+        // The earlier status also says that the user is ready.
         eventually(BOUND, "the rotation to be told", async || {
             cluster.get("tfu", &name).is_some_and(|user| user["status"]["rotated"] == "now")
         })
@@ -79,7 +79,7 @@ async fn a_rotation_is_finished_whichever_step_the_operator_dies_after() {
 }
 
 #[tokio::test]
-async fn a_deletion_while_the_operator_is_gone_leaves_no_key() {
+async fn a_user_deleted_while_no_operator_runs_leaves_no_key() {
     let cluster = Cluster::start().await;
     let operator = cluster.operator().start().await;
     cluster.apply(
@@ -100,7 +100,7 @@ async fn a_deletion_while_the_operator_is_gone_leaves_no_key() {
 }
 
 #[tokio::test]
-async fn a_secret_deleted_after_a_crash_is_restored_though_no_status_tells_of_it() {
+async fn a_secret_deleted_after_a_crash_is_restored_without_a_status() {
     let cluster = Cluster::start().await;
     cluster.apply(&app_user("carol"));
     die_at(&cluster, "published").await;

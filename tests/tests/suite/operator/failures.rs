@@ -1,4 +1,5 @@
-//! A hundred failures in a row: what an administrator sees, and what they do about it.
+//! Tests that the administrator sees a user disabled by a hundred failures, and can enable the
+//! user.
 
 use std::time::Duration;
 
@@ -7,10 +8,10 @@ use twofactor_tests::wait::eventually;
 
 use crate::support::cluster::{BOUND, Cluster, app_user, code_of, user};
 
-/// Nobody tells the operator who was disabled: it looks every half minute.
+/// Timeout for the operator to notice disabled users, which it reads every 30 seconds.
 const NOTICED: Duration = Duration::from_secs(75);
 
-/// One failure more after ninety-nine, which take some days otherwise.
+/// Adds one failure after ninety-nine, which would take days otherwise.
 async fn fail_for_the_hundredth_time(
     cluster: &Cluster,
     sidecar: &crate::support::cluster::Sidecar,
@@ -44,7 +45,7 @@ async fn wait_disabled(cluster: &Cluster) {
 }
 
 #[tokio::test]
-async fn a_user_whom_failures_have_disabled_is_told_and_enabled_once_for_each_request() {
+async fn a_user_disabled_by_failures_is_reported_and_enabled_once_for_each_request() {
     let cluster = Cluster::start().await;
     let operator = cluster.operator().start().await;
     cluster.apply(&app_user("carol"));
@@ -78,7 +79,7 @@ async fn a_user_whom_failures_have_disabled_is_told_and_enabled_once_for_each_re
     })
     .await;
 
-    // The same request does not count for what comes later: not with an edit, and not for the next
+    // The same request has no effect on later failures, neither after an edit nor for the next
     // operator.
     fail_for_the_hundredth_time(&cluster, &sidecar).await;
     cluster.apply(&user("carol", "deliveryMethod: app\n  issuer: Another"));
@@ -91,7 +92,7 @@ async fn a_user_whom_failures_have_disabled_is_told_and_enabled_once_for_each_re
     reset("ticket-2");
     cluster.wait_ready("carol").await;
     sidecar.wait_accepted("carol", &seed).await;
-    // What was typed there has no place in Redis.
+    // The text of the annotation is not stored in Redis.
     let keys: Vec<String> = cluster.redis.connect().await.keys("*:state").await.unwrap();
     let known: String = cluster.redis.connect().await.hget(&keys[0], "reset").await.unwrap();
     assert!(!known.contains("ticket") && known.len() == 32, "{known}");

@@ -1,4 +1,4 @@
-//! Seeds that an administrator brings along.
+//! Tests seeds that an administrator imports.
 
 use crate::support::cluster::{BOUND, Cluster, user};
 use twofactor_tests::wait::eventually;
@@ -11,7 +11,7 @@ fn importing(name: &str, secret: &str) -> String {
 }
 
 #[tokio::test]
-async fn an_imported_seed_is_used_shown_and_followed() {
+async fn an_imported_seed_is_served_and_a_change_of_it_followed() {
     let cluster = Cluster::start().await;
     let _operator = cluster.operator().start().await;
     let _ = cluster.kubectl(&[
@@ -42,7 +42,7 @@ async fn an_imported_seed_is_used_shown_and_followed() {
 }
 
 #[tokio::test]
-async fn what_is_wrong_with_an_import_is_told_by_secret_and_key() {
+async fn an_invalid_import_is_reported_with_its_secret_and_key() {
     let cluster = Cluster::start().await;
     let _operator = cluster.operator().start().await;
     for (name, value) in [("nobase", "SECRET-VALUE-018!"), ("short", "GEZDGNBVGY3TQOJQ")] {
@@ -76,7 +76,7 @@ async fn what_is_wrong_with_an_import_is_told_by_secret_and_key() {
     }
     let sidecar = cluster.sidecar().await;
     assert_eq!(sidecar.api.verify("missing", "123456").await.status, 401);
-    // Mended, it is served without another touch.
+    // After the correction, the user is served without any other change.
     let _ = cluster.kubectl(&[
         "create",
         "secret",

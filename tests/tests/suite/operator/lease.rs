@@ -1,4 +1,5 @@
-//! One leader at a time: handed over, inherited, and lost in time.
+//! Tests that one replica leads at a time, and that leadership is handed over, taken over and given
+//! up in time.
 
 use std::time::{Duration, Instant};
 
@@ -16,7 +17,7 @@ async fn candidate(client: &kube::Client, namespace: &str, identity: &str) -> He
     acquire(client, settings, Clock::System, &CancellationToken::new()).await.unwrap()
 }
 
-/// Waits for the leadership, and tells how long that took.
+/// Waits for the leadership within a bound.
 async fn within(bound: u64, home: &Home, identity: &str) -> Held {
     let (began, bound) = (Instant::now(), Duration::from_secs(bound));
     let held =
@@ -25,7 +26,7 @@ async fn within(bound: u64, home: &Home, identity: &str) -> Held {
 }
 
 #[tokio::test]
-async fn a_released_lease_is_taken_in_five_seconds_and_that_of_a_vanished_leader_in_twenty() {
+async fn a_released_lease_is_taken_in_five_seconds_and_that_of_a_dead_leader_in_twenty() {
     let home = Home::new().await;
     let first = within(5, &home, "first").await;
     let second = candidate(&home.client, &home.namespace, "second");
@@ -36,7 +37,7 @@ async fn a_released_lease_is_taken_in_five_seconds_and_that_of_a_vanished_leader
     let second =
         tokio::time::timeout(Duration::from_secs(5), second).await.expect("a hand-over in 5 s");
 
-    // It does not give the lease back: as if it had been killed.
+    // It does not release the lease, as if it had been killed.
     drop(second);
     let began = Instant::now();
     let third = within(20, &home, "third").await;
@@ -57,7 +58,7 @@ async fn a_released_lease_is_taken_in_five_seconds_and_that_of_a_vanished_leader
 }
 
 #[tokio::test]
-async fn a_leader_keeps_a_lease_that_is_edited_or_removed_and_notices_one_that_is_taken_away() {
+async fn a_leader_keeps_an_edited_or_deleted_lease_and_notices_another_holder() {
     let home = Home::new().await;
     let held = within(5, &home, "first").await;
     let (lost, still) = (held.lost(), Duration::from_secs(7));
@@ -74,7 +75,7 @@ async fn a_leader_keeps_a_lease_that_is_edited_or_removed_and_notices_one_that_i
 }
 
 #[tokio::test]
-async fn without_an_api_server_a_leader_gives_up_before_anybody_else_could_lead() {
+async fn a_leader_without_an_api_server_gives_up_before_another_replica_can_lead() {
     let server = ApiServer::start().await;
     let client = client(&server.kubeconfig_path()).await;
     let held = candidate(&client, "default", "first").await;

@@ -1,4 +1,4 @@
-//! The operator against a real API server, under its real RBAC rules.
+//! Tests of the operator on a real API server, under its real RBAC rules.
 
 mod certificates;
 mod crashes;

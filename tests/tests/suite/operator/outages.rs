@@ -1,5 +1,5 @@
-//! Bad days: Redis away, emptied, or of yesterday; an API server that is gone, busy, broken or
-//! slow; namespaces that go.
+//! Tests the operator while Redis is unavailable, flushed or restored from an old snapshot, while
+//! the API server is unavailable, failing or slow, and when namespaces are deleted.
 
 use std::time::{Duration, Instant};
 
@@ -10,7 +10,7 @@ use twofactor_tests::wait::eventually;
 use crate::support::cluster::{BOUND, Cluster, app_user, code_of, user};
 
 #[tokio::test]
-async fn redis_may_be_away_at_the_start_and_whenever_users_change() {
+async fn the_operator_starts_and_users_change_while_redis_is_unavailable() {
     let cluster = Cluster::start().await;
     cluster.redis.kill();
     let operator = cluster.operator().start().await;
@@ -30,7 +30,7 @@ async fn redis_may_be_away_at_the_start_and_whenever_users_change() {
     let sidecar = cluster.sidecar().await;
     let (carol, dora) = (cluster.seed("carol"), cluster.seed("dora"));
     sidecar.wait_accepted("carol", &carol).await;
-    // Away again, while one is created, one changed and one deleted.
+    // Redis is unavailable again while one user is created, one changed and one deleted.
     cluster.redis.kill();
     cluster.apply(
         &[app_user("erin"), user("carol", "deliveryMethod: app\n  enabled: false")].concat(),
@@ -51,7 +51,7 @@ async fn redis_may_be_away_at_the_start_and_whenever_users_change() {
 }
 
 #[tokio::test]
-async fn a_thousand_users_are_back_within_ten_seconds_of_a_flush() {
+async fn a_thousand_users_are_served_again_within_ten_seconds_of_a_flush() {
     let cluster = Cluster::start().await;
     let _operator = cluster.operator().start().await;
     let users: String = (0..1000).map(|number| app_user(&format!("user{number:04}"))).collect();
@@ -121,7 +121,7 @@ async fn a_redis_restarted_with_lost_writes_accepts_no_code_twice() {
 }
 
 #[tokio::test]
-async fn yesterdays_data_is_put_right_before_anything_is_decided_on_it() {
+async fn redis_data_of_yesterday_is_corrected_before_any_decision() {
     let cluster = Cluster::start().await;
     let _operator = cluster.operator().start().await;
     cluster.apply(&[app_user("carol"), app_user("gone")].concat());
@@ -130,7 +130,7 @@ async fn yesterdays_data_is_put_right_before_anything_is_decided_on_it() {
     let (sidecar, seed, gone) =
         (cluster.sidecar().await, cluster.seed("carol"), cluster.seed("gone"));
     redis::cmd("SAVE").exec_async(&mut cluster.redis.connect().await).await.unwrap();
-    // Today: one is deleted, one disabled, one new.
+    // After the snapshot one user is deleted, one disabled and one created.
     let _ = cluster.kubectl(&["delete", "tfu", "gone", "--wait=false"]);
     cluster
         .apply(&[app_user("new"), user("carol", "deliveryMethod: app\n  enabled: false")].concat());
@@ -155,7 +155,7 @@ async fn yesterdays_data_is_put_right_before_anything_is_decided_on_it() {
 }
 
 #[tokio::test]
-async fn an_api_server_that_is_gone_for_a_while_is_waited_for() {
+async fn the_operator_waits_for_an_api_server_that_is_unavailable() {
     let cluster = Cluster::on_own_server(&[]).await;
     let operator = cluster.operator().start().await;
     cluster.apply(&app_user("carol"));
@@ -174,7 +174,7 @@ async fn an_api_server_that_is_gone_for_a_while_is_waited_for() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_api_server_that_is_busy_broken_or_slow_delays_and_nothing_more() {
+async fn an_api_server_that_fails_or_is_slow_only_delays_a_user() {
     let cluster = Cluster::start().await;
     let proxy = FaultProxy::start(&cluster.server).await;
     let operator = cluster
@@ -209,7 +209,7 @@ async fn an_api_server_that_is_busy_broken_or_slow_delays_and_nothing_more() {
 }
 
 #[tokio::test]
-async fn a_namespace_goes_with_its_users_also_while_the_operator_is_gone() {
+async fn a_namespace_deleted_while_no_operator_runs_leaves_no_key() {
     let cluster =
         Cluster::on_own_server(&["namespace-controller", "garbage-collector-controller"]).await;
     let operator = cluster.operator().start().await;
@@ -231,7 +231,7 @@ async fn a_namespace_goes_with_its_users_also_while_the_operator_is_gone() {
 }
 
 #[tokio::test]
-async fn a_deleted_and_recreated_user_starts_anew_under_a_garbage_collector() {
+async fn a_recreated_user_gets_a_new_seed_under_a_garbage_collector() {
     let cluster = Cluster::on_own_server(&["garbage-collector-controller"]).await;
     let _operator = cluster.operator().start().await;
     cluster.apply(&app_user("carol"));
@@ -239,7 +239,7 @@ async fn a_deleted_and_recreated_user_starts_anew_under_a_garbage_collector() {
     let seed = cluster.seed("carol");
     let _ = cluster.kubectl(&["delete", "tfu", "carol"]);
     cluster.apply(&app_user("carol"));
-    // The collector learns of new kinds of objects every half minute.
+    // The collector looks for new kinds of objects every 30 seconds.
     let new = eventually(Duration::from_mins(2), "a new seed", async || {
         let found = String::from_utf8(cluster.secret("carol-totp", "secret")?).unwrap();
         (found != seed).then_some(found)
@@ -250,12 +250,12 @@ async fn a_deleted_and_recreated_user_starts_anew_under_a_garbage_collector() {
 }
 
 #[tokio::test]
-async fn an_object_that_cannot_be_read_stops_nobody_else() {
+async fn an_unreadable_object_does_not_stop_the_other_users() {
     let cluster = Cluster::on_own_server(&[]).await;
     let operator = cluster.operator().start().await;
     cluster.apply(&app_user("carol"));
     cluster.wait_ready("carol").await;
-    // A CRD of another version may let through what this one cannot read.
+    // A CRD of another version may accept objects that this operator cannot read.
     let patch = r#"[{"op":"replace","path":"/spec/versions/0/schema/openAPIV3Schema","value":{"type":"object","x-kubernetes-preserve-unknown-fields":true}}]"#;
     let _ = cluster.server.kubectl(&[
         "patch",
@@ -282,7 +282,7 @@ async fn an_object_that_cannot_be_read_stops_nobody_else() {
 }
 
 #[tokio::test]
-async fn a_changed_configuration_is_published_by_the_next_process() {
+async fn an_operator_publishes_the_configuration_it_is_restarted_with() {
     let cluster = Cluster::start().await;
     let operator = cluster.operator().start().await;
     cluster.apply(&user("alice", "email: alice@example.org"));
@@ -307,9 +307,9 @@ async fn a_changed_configuration_is_published_by_the_next_process() {
 }
 
 #[tokio::test]
-async fn operators_of_different_namespaces_leave_each_others_users_alone() {
+async fn operators_of_different_namespaces_keep_each_others_users() {
     let (one, two) = (Cluster::start().await, Cluster::start().await);
-    // One Redis and one installation: only the namespaces differ, and so the Lease.
+    // Both use one Redis and one installation; only the namespaces and the Leases differ.
     let lease = "twofactor-other";
     let rights =
         ["--verb=get,update", "--resource=leases.coordination.k8s.io", "--resource-name", lease];
@@ -333,7 +333,7 @@ async fn operators_of_different_namespaces_leave_each_others_users_alone() {
     let second = other().await;
     two.apply(&app_user("dora"));
     two.wait_ready("dora").await;
-    // Sweeps happen at a start.
+    // An operator removes unknown records when it starts.
     drop(second);
     let _second = other().await;
     two.apply(&app_user("erin"));
@@ -344,13 +344,13 @@ async fn operators_of_different_namespaces_leave_each_others_users_alone() {
 }
 
 #[tokio::test]
-async fn yesterdays_record_is_renewed_also_when_nothing_in_it_has_changed() {
+async fn an_unchanged_record_of_yesterday_is_published_again() {
     let cluster = Cluster::start().await;
     let _operator = cluster.operator().start().await;
     cluster.apply(&app_user("carol"));
     cluster.wait_ready("carol").await;
     redis::cmd("SAVE").exec_async(&mut cluster.redis.connect().await).await.unwrap();
-    // The same record once more, under a higher revision, which the sidecar sees.
+    // The same record is published again under a higher revision, which the sidecar reads.
     cluster.redis.flush_all().await;
     let (sidecar, seed) = (cluster.sidecar().await, cluster.seed("carol"));
     sidecar.wait_accepted("carol", &seed).await;
@@ -373,7 +373,7 @@ async fn a_namespace_of_the_same_name_is_another_realm() {
     cluster.wait_ready("carol").await;
     let seed = cluster.seed("carol");
     assert_ne!(seed, old_seed);
-    // The credentials that the operator writes now are those of the new realm.
+    // The operator now writes the credentials of the new realm.
     eventually(BOUND, "a code to be accepted with the new credentials", async || {
         let reply = cluster.sidecar().await.verify_seed("carol", &seed).await;
         if reply.status == 200 { Ok(()) } else { Err(reply.body) }

@@ -1,4 +1,4 @@
-//! Realms: whom they let in, what they say about delivery, and what Redis lets whom do.
+//! Tests realms: allowed namespaces, delivery settings, and the logins in Redis.
 
 use std::time::{Duration, Instant};
 
@@ -12,7 +12,7 @@ use twofactor_tests::wait::eventually;
 
 use crate::support::cluster::{BOUND, Cluster, Sidecar, app_user, code_of, user};
 
-/// What is promised after a withdrawal.
+/// Promised time until a withdrawal takes effect.
 const WITHDRAWN: Duration = Duration::from_secs(2);
 
 fn realm(spec: &str) -> String {
@@ -41,21 +41,20 @@ async fn wait_condition(cluster: &Cluster, kind: &str, status: &str, reason: &st
     .await
 }
 
-/// The Redis users other than the one who may do everything.
+/// The Redis users other than the administrator's.
 async fn logins(redis: &RedisServer) -> Vec<String> {
     let users: Vec<String> =
         redis::cmd("ACL").arg("USERS").query_async(&mut redis.connect().await).await.unwrap();
     users.into_iter().filter(|name| name != "default").collect()
 }
 
-/// A sidecar of another namespace that knows the realm's users, of whom there is carol.
+/// A sidecar in another, allowed namespace of a realm with the user carol.
 async fn let_in(cluster: &Cluster) -> Sidecar {
     let kms = cluster.another_namespace("kms");
     cluster.apply(&[app_user("carol"), letting_in(&kms)].concat());
     cluster.wait_ready("carol").await;
     let sidecar = cluster.sidecar_in(&kms).await;
-    // The record that lets the namespace in comes in the same second as its credentials, not in the
-    // same moment.
+    // The record that allows the namespace is published shortly after its credentials.
     eventually(BOUND, "the namespace to be let in", async || {
         sidecar.api.verify("nobody", "000000").await.status == 404
     })
@@ -64,7 +63,7 @@ async fn let_in(cluster: &Cluster) -> Sidecar {
 }
 
 #[tokio::test]
-async fn a_namespace_that_is_let_in_by_name_verifies_until_it_is_not_any_more() {
+async fn a_namespace_allowed_by_name_verifies_until_the_realm_withdraws_it() {
     let cluster = Cluster::start().await;
     let _operator = cluster.operator().start().await;
     let kms = cluster.another_namespace("kms");
@@ -72,15 +71,14 @@ async fn a_namespace_that_is_let_in_by_name_verifies_until_it_is_not_any_more() 
     cluster.wait_ready("carol").await;
     let (sidecar, seed) = (cluster.sidecar_in(&kms).await, cluster.seed("carol"));
     let code = code_of(&seed);
-    // The record that lets the namespace in comes in the same second as its credentials, not in the
-    // same moment.
+    // The record that allows the namespace is published shortly after its credentials.
     eventually(BOUND, "the namespace to be let in", async || {
         let reply = sidecar.api.verify("carol", &code).await;
         if reply.status == 200 { Ok(()) } else { Err(reply.body) }
     })
     .await;
     assert_eq!(sidecar.api.verify("carol", &code).await.status, 400);
-    // The credentials are of that service, and hold nothing of the operator's.
+    // The credentials belong to that service, and contain none of the operator's.
     let url = cluster.credentials_in(&kms, "redis-url").unwrap();
     assert_ne!(url, cluster.redis.url());
     assert_ne!(
@@ -118,7 +116,7 @@ async fn a_namespace_that_is_let_in_by_name_verifies_until_it_is_not_any_more() 
     .await;
     assert_eq!(logins(&cluster.redis).await.len(), 1);
 
-    // The same sidecar, with the credentials that it has, is let in again.
+    // The same sidecar has access again with its old credentials.
     cluster.apply(&letting_in(&kms));
     sidecar.wait_accepted("carol", &seed).await;
     assert_eq!(cluster.credentials_in(&kms, "redis-url").unwrap(), url);
@@ -129,7 +127,7 @@ fn text(bytes: Vec<u8>) -> String {
 }
 
 #[tokio::test]
-async fn a_label_lets_a_namespace_in_and_takes_it_out_again() {
+async fn a_namespace_is_allowed_while_its_label_matches() {
     let cluster = Cluster::start().await;
     let _operator = cluster.operator().start().await;
     let kms = cluster.another_namespace("kms");
@@ -170,7 +168,7 @@ async fn a_label_lets_a_namespace_in_and_takes_it_out_again() {
 }
 
 #[tokio::test]
-async fn a_namespace_that_comes_later_is_let_in_and_one_that_goes_leaves_no_login() {
+async fn a_namespace_created_later_is_allowed_and_a_deleted_one_leaves_no_login() {
     let cluster = Cluster::on_own_server(&["namespace", "garbagecollector"]).await;
     let _operator = cluster.operator().start().await;
     let kms = format!("kms-{}", cluster.namespace);
@@ -183,7 +181,8 @@ async fn a_namespace_that_comes_later_is_let_in_and_one_that_goes_leaves_no_logi
     assert_eq!(sidecar.verify_seed("carol", &cluster.seed("carol")).await.status, 200);
     let _ = cluster.server.kubectl(&["delete", "namespace", &kms]);
     eventually(BOUND, "the login to go", async || logins(&cluster.redis).await.len() == 1).await;
-    // A realm whose namespace goes takes everything with it, wherever it is.
+    // When the namespace of a realm is deleted, all its objects in other namespaces are deleted
+    // too.
     let other = cluster.another_namespace("other");
     cluster.apply(&letting_in(&other));
     eventually(BOUND, "the credentials", async || cluster.credentials_in(&other, "caller")).await;
@@ -196,7 +195,7 @@ async fn a_namespace_that_comes_later_is_let_in_and_one_that_goes_leaves_no_logi
 }
 
 #[tokio::test]
-async fn a_redis_that_was_restarted_lets_services_in_again() {
+async fn services_have_access_again_after_a_restart_of_redis() {
     let cluster = Cluster::start().await;
     let _operator = cluster.operator().start().await;
     let sidecar = let_in(&cluster).await;
@@ -212,7 +211,7 @@ async fn a_redis_that_was_restarted_lets_services_in_again() {
 }
 
 #[tokio::test]
-async fn a_login_reaches_neither_another_realm_nor_the_records() {
+async fn a_services_login_reads_no_other_realm_and_writes_no_record() {
     let cluster = Cluster::start().await;
     let _operator = cluster.operator().start().await;
     let kms = cluster.another_namespace("kms");
@@ -238,8 +237,7 @@ async fn a_login_reaches_neither_another_realm_nor_the_records() {
 }
 
 #[tokio::test]
-async fn what_is_wrong_with_the_providers_is_told_until_it_is_mended_and_then_mail_goes_their_way()
-{
+async fn the_realm_reports_invalid_providers_and_uses_them_once_they_are_valid() {
     let cluster = Cluster::start().await;
     let _operator = cluster
         .operator()
@@ -254,7 +252,7 @@ async fn what_is_wrong_with_the_providers_is_told_until_it_is_mended_and_then_ma
     let message = wait_condition(&cluster, "DeliveryReady", "False", "SecretNotFound").await;
     assert!(message.contains("providers"), "{message}");
     wait_condition(&cluster, "Ready", "False", "SecretNotFound").await;
-    // The users are verified all the same; only sending fails.
+    // Users are still verified; only sending fails.
     cluster.wait_ready("alice").await;
     let sidecar = cluster.sidecar().await;
     assert_eq!(sidecar.api.generate("alice").await.status, 400);
@@ -266,7 +264,7 @@ async fn what_is_wrong_with_the_providers_is_told_until_it_is_mended_and_then_ma
     };
     let port = mail.port();
     cluster.apply(&secret(&format!("  SMTP_PORT: \"{port}\"\n  SMTP_SECURITY: plain\n")));
-    // A change of the realm has it read at once, otherwise it is every 30 seconds.
+    // A change of the realm makes the operator read the Secret at once instead of after 30 seconds.
     cluster.apply(&realm(&spec.replace("otpExpirationMinutes: 2", "otpExpirationMinutes: 3")));
     let message = wait_condition(&cluster, "DeliveryReady", "False", "SecretKeyMissing").await;
     assert!(message.contains("SMTP_FROM_EMAIL"), "{message}");
@@ -282,7 +280,7 @@ async fn what_is_wrong_with_the_providers_is_told_until_it_is_mended_and_then_ma
     .await;
     let message = mail.wait_for_message("alice@example.org", BOUND).await;
     assert_eq!(message.from, "realm@example.org");
-    // The realm's limits are the operator's defaults until it says otherwise.
+    // The realm has the operator's default limits until it sets its own.
     assert_eq!(sidecar.api.generate("alice").await.status, 429);
     cluster.apply(&realm(&format!("{spec}\n  limits: {{generateIntervalSeconds: 0}}")));
     eventually(BOUND, "a second code", async || {
@@ -292,7 +290,7 @@ async fn what_is_wrong_with_the_providers_is_told_until_it_is_mended_and_then_ma
     .await;
     let uri = text(cluster.secret("alice-totp", "otpauth-uri").unwrap());
     assert!(uri.starts_with("otpauth://totp/Realm:alice?"), "{uri}");
-    // Another issuer, and the users' Secrets follow.
+    // A new issuer is written to the users' Secrets.
     cluster.apply(&realm("issuer: Other"));
     eventually(BOUND, "the Secret to follow", async || {
         let uri = text(cluster.secret("alice-totp", "otpauth-uri").unwrap());
@@ -307,12 +305,12 @@ async fn what_is_wrong_with_the_providers_is_told_until_it_is_mended_and_then_ma
 }
 
 #[tokio::test]
-async fn a_realm_has_providers_of_all_kinds_and_words_of_its_own() {
+async fn a_realm_has_its_own_sms_and_webhook_providers_and_texts() {
     let cluster = Cluster::start().await;
     let _operator = cluster.operator().start().await;
     let account = "AC0123456789abcdef0123456789abcdef";
     let (twilio, webhook) = (Provider::twilio(account, "token").await, Provider::webhook().await);
-    // The new line that a file ends with is no part of a value, other than of certificates.
+    // A newline at the end of a file is no part of a value, except in certificates.
     let encoded = |value: &str| BASE64.encode(format!("{value}\n").as_bytes());
     let certificates = |provider: &Provider| std::fs::read_to_string(provider.ca_path()).unwrap();
     let secret = |webhook_secret: &str| {
@@ -369,7 +367,7 @@ async fn a_realm_has_providers_of_all_kinds_and_words_of_its_own() {
 }
 
 #[tokio::test]
-async fn a_realm_that_could_mean_everybody_or_nothing_is_refused() {
+async fn the_api_server_refuses_an_invalid_realm() {
     let cluster = Cluster::start().await;
     let expressions =
         |text: &str| format!("allowedNamespaces: {{selector: {{matchExpressions: [{text}]}}}}");
@@ -419,7 +417,7 @@ async fn a_realm_that_could_mean_everybody_or_nothing_is_refused() {
 }
 
 #[tokio::test]
-async fn an_older_crd_lets_another_name_through_and_the_operator_says_that_it_has_no_effect() {
+async fn the_operator_reports_a_realm_of_another_name_that_an_older_crd_accepts() {
     let cluster = Cluster::on_own_server(&[]).await;
     let _ = cluster.server.kubectl(&[
         "patch",
@@ -447,7 +445,7 @@ async fn an_older_crd_lets_another_name_through_and_the_operator_says_that_it_ha
 }
 
 #[tokio::test]
-async fn what_a_former_operator_left_behind_is_removed_and_what_is_not_ours_is_left_alone() {
+async fn the_operator_removes_its_own_leftovers_and_no_objects_of_others() {
     let cluster = Cluster::start().await;
     let installation = {
         let uid = cluster.server.kubectl(&[
@@ -514,7 +512,7 @@ async fn what_a_former_operator_left_behind_is_removed_and_what_is_not_ours_is_l
 }
 
 #[tokio::test]
-async fn where_acl_is_not_permitted_services_get_the_operators_login_and_the_realm_says_so() {
+async fn services_share_the_operators_login_where_redis_forbids_acl_and_the_realm_says_so() {
     let redis = RedisServer::builder()
         .args(["--user", "default", "on", "nopass", "~*", "&*", "+@all", "-acl"])
         .start()
@@ -536,7 +534,7 @@ async fn where_acl_is_not_permitted_services_get_the_operators_login_and_the_rea
 }
 
 #[tokio::test]
-async fn pods_without_the_sidecar_and_pods_that_wait_are_reported() {
+async fn the_operator_reports_pods_without_a_sidecar_and_pods_that_wait() {
     let cluster = Cluster::start().await;
     let operator = cluster.operator().start().await;
     let kms = cluster.another_namespace("kms");
@@ -611,7 +609,7 @@ async fn pods_without_the_sidecar_and_pods_that_wait_are_reported() {
 }
 
 #[tokio::test]
-async fn the_password_of_an_own_redis_is_made_once_and_kept() {
+async fn the_operator_generates_the_password_of_its_redis_once() {
     let mut cluster = Cluster::start().await;
     let start = async |cluster: &Cluster| {
         cluster
@@ -650,7 +648,7 @@ async fn the_password_of_an_own_redis_is_made_once_and_kept() {
 }
 
 #[tokio::test]
-async fn logins_that_somebody_removed_or_added_are_put_right_within_a_minute() {
+async fn the_operator_restores_the_redis_logins_within_a_minute() {
     let cluster = Cluster::start().await;
     let _operator = cluster.operator().start().await;
     let sidecar = let_in(&cluster).await;

@@ -1,5 +1,4 @@
-//! The operator and its services on Redis as people run it: with TLS, behind Sentinel, as a
-//! Cluster.
+//! Tests the operator and its services on Redis with TLS, behind Sentinel and as a Cluster.
 
 use std::fs;
 use std::time::Duration;
@@ -16,7 +15,7 @@ use crate::support::cluster::{BOUND, Cluster, app_user, code_of};
 const WRONG: &str = "0000000";
 
 #[tokio::test]
-async fn with_tls_and_an_authority_of_its_own_services_are_told_whom_to_trust() {
+async fn services_get_the_certificate_authority_of_a_redis_with_tls() {
     let tls = Tls::new();
     let cluster = Cluster::with_redis(RedisServer::builder().tls(tls.clone()).start().await).await;
     let folder = scratch::folder("authority");
@@ -33,7 +32,7 @@ async fn with_tls_and_an_authority_of_its_own_services_are_told_whom_to_trust() 
     let sidecar = cluster.sidecar().await;
     assert_eq!(sidecar.api.verify("carol", WRONG).await.status, 401);
     assert_eq!(sidecar.verify_seed("carol", &cluster.seed("carol")).await.status, 200);
-    // What this Redis lacks is told by whoever looks after it.
+    // The operator reports the weak settings of this Redis.
     let metrics = eventually(BOUND, "the settings of Redis", async || {
         let body = operator.admin().get("/metrics").await.body;
         body.contains("twofactor_redis_weakness{setting=\"appendfsync\"} 1").then_some(body)
@@ -52,7 +51,7 @@ async fn with_tls_and_an_authority_of_its_own_services_are_told_whom_to_trust() 
 }
 
 #[tokio::test]
-async fn on_a_cluster_services_have_logins_and_a_master_that_was_emptied_is_filled() {
+async fn services_have_logins_on_a_cluster_and_a_flushed_master_is_filled() {
     let cluster = Cluster::start().await;
     let redis = RedisCluster::start().await;
     let _operator = cluster.operator().env("REDIS_URL", &redis.url()).start().await;
@@ -94,7 +93,7 @@ async fn on_a_cluster_services_have_logins_and_a_master_that_was_emptied_is_fill
 }
 
 #[tokio::test]
-async fn after_a_failover_by_sentinel_services_have_their_logins_again() {
+async fn services_have_their_logins_after_a_failover_by_sentinel() {
     let master = RedisServer::start().await;
     let port = master.port().to_string();
     let replica = RedisServer::builder().args(["--replicaof", "127.0.0.1", &port]).start().await;

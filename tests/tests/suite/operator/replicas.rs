@@ -1,4 +1,4 @@
-//! Several operators of which one leads, as real processes that end and die.
+//! Tests several operators, of which one leads, as real processes that stop and crash.
 
 use std::time::{Duration, Instant};
 
@@ -8,7 +8,7 @@ use twofactor_tests::wait::eventually;
 
 use crate::support::cluster::{Cluster, app_user};
 
-/// A replica as its pod would be, under a name of its own.
+/// A replica with its own pod name.
 fn replica(cluster: &Cluster, name: &str) -> OperatorBuilder {
     cluster.operator().env("POD_NAME", name)
 }
@@ -22,7 +22,7 @@ async fn wait_until_it_leads(operator: &OperatorProcess, bound: Duration) {
 }
 
 #[tokio::test]
-async fn another_replica_leads_within_5_s_of_an_end_and_20_s_of_a_death() {
+async fn another_replica_leads_5_s_after_a_shutdown_and_20_s_after_a_crash() {
     let cluster = Cluster::start().await;
     let first = replica(&cluster, "first").start().await;
     wait_until_it_leads(&first, Duration::from_secs(5)).await;
@@ -57,7 +57,7 @@ async fn a_restarted_container_leads_again_at_once() {
 }
 
 #[tokio::test]
-async fn who_loses_the_lease_ends_and_says_so() {
+async fn a_replica_that_loses_the_lease_exits_and_logs_why() {
     let cluster = Cluster::start().await;
     let operator = replica(&cluster, "first").start().await;
     wait_until_it_leads(&operator, Duration::from_secs(5)).await;

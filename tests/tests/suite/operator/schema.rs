@@ -1,9 +1,9 @@
-//! What the API server itself refuses, and how it says so.
+//! Tests what the API server accepts and refuses by the CRDs.
 
 use crate::support::cluster::{Cluster, user};
 
 #[tokio::test]
-async fn the_examples_are_accepted_by_a_server() {
+async fn the_api_server_accepts_the_examples() {
     let cluster = Cluster::start().await;
     let examples = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/");
     let _ = cluster.server.try_kubectl(&["create", "namespace", "people"]);
@@ -16,7 +16,7 @@ async fn the_examples_are_accepted_by_a_server() {
 }
 
 #[tokio::test]
-async fn every_field_is_described() {
+async fn kubectl_explain_describes_every_field() {
     let cluster = Cluster::start().await;
     for path in [
         "tfu.spec",
@@ -53,7 +53,7 @@ async fn every_field_is_described() {
 }
 
 #[tokio::test]
-async fn every_rule_accepts_what_is_right_and_refuses_what_is_wrong_in_a_sentence() {
+async fn every_rule_accepts_a_valid_user_and_refuses_an_invalid_one_with_a_sentence() {
     let cluster = Cluster::start().await;
     let secret = "secretRef:\n    name";
     for (good, bad, sentence) in [
@@ -131,7 +131,7 @@ async fn every_rule_accepts_what_is_right_and_refuses_what_is_wrong_in_a_sentenc
 }
 
 #[tokio::test]
-async fn a_username_cannot_be_changed_added_or_taken_away() {
+async fn a_username_cannot_be_changed_added_or_removed() {
     let cluster = Cluster::start().await;
     cluster.apply(&user("named", "username: one\n  deliveryMethod: app"));
     cluster.apply(&user("nameless", "deliveryMethod: app"));

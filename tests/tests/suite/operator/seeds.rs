@@ -1,4 +1,5 @@
-//! Seeds: made once, never twice; restored, followed, or missed aloud.
+//! Tests that a seed is generated once, restored after a loss, replaced by an edit, and reported if
+//! it is lost.
 
 use std::time::Duration;
 
@@ -29,7 +30,7 @@ async fn a_secret_deleted_by_hand_is_restored_with_the_same_seed() {
 }
 
 #[tokio::test]
-async fn a_secret_that_is_lost_with_its_record_is_missed_until_a_rotation_is_asked_for() {
+async fn a_secret_lost_with_its_record_is_reported_until_a_rotation_is_requested() {
     let (cluster, operator, seed) = with_carol().await;
     let sidecar = cluster.sidecar().await;
     operator.process().kill();
@@ -107,7 +108,7 @@ async fn a_secret_edited_by_hand_is_followed_or_refused_and_never_overwritten() 
 }
 
 #[tokio::test]
-async fn a_secret_of_somebody_else_is_neither_used_nor_touched() {
+async fn a_secret_of_another_owner_is_neither_used_nor_changed() {
     let cluster = Cluster::start().await;
     let _operator = cluster.operator().start().await;
     let _ = cluster.kubectl(&[
@@ -127,9 +128,9 @@ async fn a_secret_of_somebody_else_is_neither_used_nor_touched() {
     let sidecar = cluster.sidecar().await;
     let reply = sidecar.verify_seed("carol", OTHER_SEED).await;
     assert!(reply.status == 401 || reply.status == 404, "{}", reply.body);
-    // Out of the way, the user gets a Secret.
+    // After the other Secret is deleted, the user gets one.
     let _ = cluster.kubectl(&["delete", "secret", "carol-totp"]);
-    // Secrets of others are not watched, but looked at now and then.
+    // The operator does not watch Secrets of others, but reads them periodically.
     eventually(Duration::from_secs(90), "carol to get a Secret", async || {
         cluster.ready("carol").filter(|(status, ..)| status == "True")
     })
@@ -139,7 +140,7 @@ async fn a_secret_of_somebody_else_is_neither_used_nor_touched() {
 
 #[tokio::test]
 async fn a_recreated_user_waits_for_the_predecessors_secret_and_gets_a_new_seed() {
-    // Without a garbage collector the old Secret stays until the test takes it away.
+    // Without a garbage collector the old Secret stays until the test deletes it.
     let (cluster, _operator, seed) = with_carol().await;
     let _ = cluster.kubectl(&["delete", "tfu", "carol"]);
     cluster.apply(&app_user("carol"));
@@ -155,7 +156,7 @@ async fn a_recreated_user_waits_for_the_predecessors_secret_and_gets_a_new_seed(
 }
 
 #[tokio::test]
-async fn a_secret_that_is_slow_to_go_keeps_its_seed() {
+async fn a_secret_whose_deletion_is_slow_keeps_its_seed() {
     let (cluster, _operator, seed) = with_carol().await;
     let finalizer = |value: &str| {
         let patch = format!("{{\"metadata\":{{\"finalizers\":{value}}}}}");

@@ -1,5 +1,5 @@
-//! Tokens as a realm asks for them: with the operator's keys and with its own, and what becomes of
-//! a key that is missing or replaced.
+//! Tests tokens of a realm with the operator's keys and with its own key, and a key that is missing
+//! or replaced.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use twofactor_tests::wait::eventually;
 
 use crate::support::cluster::{BOUND, Cluster, Sidecar, app_user, code_of};
 
-/// Keys are looked at every 30 seconds.
+/// Timeout for the operator to read a changed key, which it does every 30 seconds.
 const LOOKED_AT: Duration = Duration::from_secs(75);
 
 fn realm(tokens: &Value, more: &str) -> String {
@@ -39,15 +39,15 @@ async fn told(cluster: &Cluster, status: &str, reason: &str) {
     .await;
 }
 
-/// The answer to a right code of a user for whom a token is wanted.
+/// Submits a right code and requests a token.
 async fn ask(cluster: &Cluster, sidecar: &Sidecar, user: &str) -> Reply {
     let body =
         json!({ "username": user, "otp_code": code_of(&cluster.seed(user)), "audience": "kms" });
     sidecar.api.post_json("/auth/verify", &body).await
 }
 
-/// A token for a user who has not verified anything in this step. The realm says that there are
-/// tokens a moment earlier than sidecars know.
+/// A token for a user who has not verified in this step. Sidecars learn of tokens shortly after the
+/// realm's status reports them.
 async fn token(cluster: &Cluster, sidecar: &Sidecar, user: &str) -> String {
     eventually(BOUND, "a token", async || {
         let reply = ask(cluster, sidecar, user).await;
@@ -87,7 +87,7 @@ async fn started(
 }
 
 #[tokio::test]
-async fn a_realm_that_asks_for_tokens_has_them_signed_with_the_shared_key_which_is_made_once() {
+async fn a_realm_with_tokens_has_them_signed_with_the_generated_shared_key() {
     let (cluster, operator, sidecar) = started(&json!({ "audiences": ["kms"] }), "").await;
     told(&cluster, "True", "Available").await;
     let token = token(&cluster, &sidecar, "carol").await;
@@ -120,7 +120,7 @@ async fn a_realm_that_asks_for_tokens_has_them_signed_with_the_shared_key_which_
 }
 
 #[tokio::test]
-async fn a_realm_that_was_not_given_the_shared_key_does_not_get_it() {
+async fn a_realm_gets_the_shared_key_only_if_the_administrator_lists_it() {
     let cluster = Cluster::start().await;
     let _operator = cluster.operator().start().await;
     cluster.apply(&[app_user("carol"), realm(&json!({ "audiences": ["kms"] }), "")].concat());
@@ -136,7 +136,7 @@ async fn a_realm_that_was_not_given_the_shared_key_does_not_get_it() {
 }
 
 #[tokio::test]
-async fn a_realm_has_an_own_key_without_any_secret() {
+async fn a_realm_with_eddsa_has_its_own_key_without_a_secret() {
     let tokens = json!({ "audiences": ["kms"], "algorithm": "EdDSA", "lifetimeSeconds": 30 });
     let (cluster, _operator, sidecar) = started(&tokens, ", uniformAnswers: true").await;
     told(&cluster, "True", "Available").await;
@@ -144,7 +144,7 @@ async fn a_realm_has_an_own_key_without_any_secret() {
     let claims = part(&token, 1);
     assert_eq!(claims["exp"].as_u64().unwrap() - claims["iat"].as_u64().unwrap(), 30);
     assert_eq!(key_ids(&sidecar).await, [part(&token, 0)["kid"].as_str().unwrap()]);
-    // The same policy says that nobody learns who is a user.
+    // The same policy has uniform answers.
     assert_eq!(sidecar.api.verify("nobody", "000000").await.status, 401);
     let missing = cluster.server.try_kubectl(&[
         "--namespace",
@@ -157,7 +157,7 @@ async fn a_realm_has_an_own_key_without_any_secret() {
 }
 
 #[tokio::test]
-async fn a_key_that_is_missing_is_told_and_one_that_is_replaced_is_shown_a_while_longer() {
+async fn a_missing_key_is_reported_and_a_replaced_key_stays_published_for_a_while() {
     const FIRST: &str = "AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=";
     const SECOND: &str = "AgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgI=";
     let tokens =

@@ -1,5 +1,4 @@
-//! From `kubectl apply` to a verified code, and everything that an administrator does to a user
-//! afterwards.
+//! Tests a user from `kubectl apply` to a verified code, and later edits and deletion.
 
 use std::time::{Duration, Instant};
 
@@ -21,7 +20,7 @@ async fn an_applied_user_is_ready_and_verifies_within_seconds() {
     let took = began.elapsed();
     assert!(took < Duration::from_secs(2), "{took:?}");
 
-    // The Secret: base32, the URI, a QR picture of it, and the name.
+    // The Secret has the seed in base32, the URI, a QR picture of it, and the name.
     let seed = cluster.seed("carol");
     let uri = String::from_utf8(cluster.secret("carol-totp", "otpauth-uri").unwrap()).unwrap();
     assert!(
@@ -42,7 +41,7 @@ async fn an_applied_user_is_ready_and_verifies_within_seconds() {
         (Some("TwoFactorUser"), Some("carol"), Some(true))
     );
 
-    // A code that somebody else computed is accepted at once, and once.
+    // A code of another implementation is accepted at once, and once.
     let sidecar = cluster.sidecar().await;
     let code = code_of(&seed);
     assert_eq!(sidecar.api.verify("carol", &code).await.status, 200);
@@ -63,7 +62,7 @@ async fn an_applied_user_is_ready_and_verifies_within_seconds() {
 }
 
 #[tokio::test]
-async fn what_an_administrator_asks_is_a_column() {
+async fn kubectl_shows_delivery_state_and_reason_of_a_user_as_columns() {
     let cluster = Cluster::start().await;
     let _operator = cluster.operator().start().await;
     cluster.apply(
@@ -89,7 +88,7 @@ async fn what_an_administrator_asks_is_a_column() {
 }
 
 #[tokio::test]
-async fn an_edit_takes_effect_on_the_next_verify() {
+async fn an_edit_takes_effect_within_two_seconds() {
     let cluster = Cluster::start().await;
     let _operator = cluster.operator().start().await;
     cluster.apply(&app_user("carol"));
@@ -116,7 +115,7 @@ async fn an_edit_takes_effect_on_the_next_verify() {
 }
 
 #[tokio::test]
-async fn a_username_belongs_to_the_oldest_user_and_passes_on_when_they_go() {
+async fn a_username_belongs_to_the_oldest_user_until_that_user_is_deleted() {
     let cluster = Cluster::start().await;
     let _operator = cluster.operator().start().await;
     cluster.apply(&user("first", "username: shared\n  deliveryMethod: app"));
@@ -149,7 +148,7 @@ async fn a_username_belongs_to_the_oldest_user_and_passes_on_when_they_go() {
 }
 
 #[tokio::test]
-async fn usernames_of_all_kinds_are_served_exactly() {
+async fn usernames_of_all_kinds_are_matched_exactly_from_manifest_to_verify() {
     let cluster = Cluster::start().await;
     let _operator = cluster.operator().start().await;
     let names = ["Alice", " padded ", "a{b}c", "Zoë 名前", "a:b*c?[d]"];
@@ -171,7 +170,7 @@ async fn usernames_of_all_kinds_are_served_exactly() {
 }
 
 #[tokio::test]
-async fn the_operator_ends_cleanly_when_told_to() {
+async fn the_operator_exits_with_success_on_sigterm() {
     let cluster = Cluster::start().await;
     let operator = cluster.operator().start().await;
     cluster.apply(&app_user("carol"));

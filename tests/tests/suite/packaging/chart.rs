@@ -1,6 +1,5 @@
-//! The chart as people use it: the real helm, and a real API server that takes what helm sends. No
-//! node runs here, so its pods never start; what they do is tested in a cluster. What Redis' pod
-//! runs is run here by itself.
+//! Tests the chart with the real helm on a real API server. No node runs here, so its pods never
+//! start; they are tested by the end-to-end tests. The scripts of the Redis pod are run directly.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -17,7 +16,7 @@ use twofactor_tests::{ports, scratch, tools};
 
 const NAMESPACE: &str = "twofactor-system";
 const WEBHOOK: &str = "mutatingwebhookconfiguration/twofactor-operator";
-/// More than any command takes on a busy machine.
+/// Timeout for a command, even on a busy machine.
 const BOUND: Duration = Duration::from_mins(2);
 
 fn project() -> PathBuf {
@@ -34,7 +33,8 @@ fn read(path: impl AsRef<Path>) -> String {
         .unwrap_or_else(|error| panic!("cannot read {}: {error}", path.display()))
 }
 
-/// One of its own: it gets cluster-wide objects, which the tests of the operator have too.
+/// A separate server, because the chart has cluster-wide objects that the tests of the operator use
+/// too.
 async fn server() -> &'static ApiServer {
     static SERVER: OnceCell<ApiServer> = OnceCell::const_new();
     SERVER.get_or_init(ApiServer::start).await
@@ -46,7 +46,7 @@ async fn run(launch: Launch) -> Result<Process, String> {
     if status.success() { Ok(process) } else { Err(format!("({status}): {}", process.output())) }
 }
 
-/// Without the settings and repositories of whoever runs the tests.
+/// Runs helm without the developer's settings and repositories.
 async fn try_helm(args: &[&str]) -> Result<String, String> {
     run(Launch::new(tools::find("helm")).isolated().args(args))
         .await
@@ -76,13 +76,13 @@ fn get(server: &ApiServer, args: &[&str]) -> Value {
 }
 
 #[tokio::test]
-async fn helm_has_nothing_to_say_against_the_chart() {
+async fn helm_lint_finds_no_fault_in_the_chart() {
     let said = helm(&["lint", "--strict", &chart()]).await;
     assert!(said.contains("0 chart(s) failed") && !said.contains("[WARNING]"), "{said}");
 }
 
 #[test]
-fn the_chart_holds_what_the_project_made() {
+fn the_chart_has_the_projects_crds_rules_and_version() {
     let same = |original: String, copy: String| {
         assert_eq!(
             read(&original),
@@ -152,7 +152,7 @@ async fn values_that_cannot_work_are_refused_by_name() {
         ("webhook.caLifetime=1 year", "'/webhook/caLifetime'"),
         ("defaults.otpExpirationMinutes=11", "'/defaults/otpExpirationMinutes'"),
         ("defaults.issuer=a:b", "'/defaults/issuer'"),
-        // Both, none, half, and a password where everybody can read it.
+        // Both kinds of Redis, none, half a setting, and a password in a readable place.
         ("redis.existing.url=redis://elsewhere:6379", "'/redis/existing/url'"),
         ("redis.existing.secretRef.name=mine", "'/redis/existing/secretRef/name'"),
         ("redis.enabled=false", "'/redis/existing/secretRef/name'"),
@@ -206,7 +206,7 @@ async fn values_that_cannot_work_are_refused_by_name() {
 }
 
 #[tokio::test]
-async fn what_is_rendered_is_the_same_each_time_and_holds_nothing_that_the_operator_makes() {
+async fn the_chart_renders_the_same_each_time_and_no_secret_of_the_operator() {
     let first = render("").await.unwrap();
     assert_eq!(first, render("").await.unwrap());
     for absent in ["caBundle:", "kind: Secret\n", "stringData:"] {
@@ -246,7 +246,7 @@ async fn what_is_rendered_is_the_same_each_time_and_holds_nothing_that_the_opera
 }
 
 #[tokio::test]
-async fn a_redis_of_ones_own_may_be_of_any_kind_and_have_an_authority() {
+async fn an_existing_redis_may_be_of_any_kind_and_have_a_certificate_authority() {
     for url in [
         "rediss://a:6379/1",
         "redis+sentinel://a:26379\\,b:26379/main",
@@ -302,7 +302,7 @@ async fn a_second_operator_may_have_another_name() {
     assert!(
         text.contains("value: people-operator\n") && text.contains("value: \"people,staff\"\n")
     );
-    // The label that its pods are selected by stays: it names the program.
+    // The label that selects its pods does not change, because it names the program.
     let named =
         text.lines().filter(|line| line.trim_start().starts_with("name: twofactor-operator"));
     assert_eq!(named.collect::<Vec<_>>(), Vec::<&str>::new());
@@ -345,7 +345,7 @@ async fn every_pod_of_the_chart_is_admitted_where_pod_security_is_restricted() {
 }
 
 #[tokio::test]
-async fn a_release_is_installed_upgraded_and_removed_and_what_people_made_stays() {
+async fn a_release_is_installed_upgraded_and_removed_and_users_stay() {
     let server = server().await;
     let _ = server.kubectl(&["create", "namespace", NAMESPACE]);
     let said = helm_on(server, &["install", "trial", &chart()]).await;
@@ -396,7 +396,7 @@ fn the_rules_are_those_that_the_operator_is_tested_with(server: &ApiServer) {
 fn definitions_are_those_of_the_project(server: &ApiServer) {
     for entry in fs::read_dir(project().join("crds")).expect("the folder of definitions") {
         let file = entry.unwrap().path();
-        // What the server would make of the original, with all its defaults.
+        // The original with all defaults of the API server.
         let original = server.kubectl(&[
             "replace",
             "--dry-run=server",
@@ -445,7 +445,7 @@ fn people_get_what_their_role_says(server: &ApiServer) {
     assert!(!role["rules"].to_string().contains("secrets"));
 }
 
-/// There is no pod behind the webhook's Service, so whoever meets it is refused.
+/// There is no pod behind the webhook's Service, so a matching pod is refused.
 async fn only_pods_that_asked_meet_the_webhook(server: &ApiServer) {
     let start = |namespace: &str, labels: &str| {
         let (namespace, labels) =
@@ -453,7 +453,7 @@ async fn only_pods_that_asked_meet_the_webhook(server: &ApiServer) {
         server.try_kubectl(&["run", "any", "--image=any", "--dry-run=server", &namespace, &labels])
     };
     let label = "twofactor.fountainai.io/inject";
-    // The API server learns of a new webhook after a moment.
+    // The API server uses a new webhook after a short delay.
     let refusal = eventually(BOUND, "a labelled pod to meet the webhook", async || {
         start("default", &format!("{label}=true")).err()
     })
@@ -472,7 +472,7 @@ async fn only_pods_that_asked_meet_the_webhook(server: &ApiServer) {
     }
 }
 
-/// The scripts of the `ConfigMap`, with their folders moved.
+/// The scripts of the `ConfigMap`, with other folders.
 async fn redis_runs_as_its_pod_would_run_it(server: &ApiServer) {
     let password = r#"pass "word\ #1"#;
     let folder = scratch::folder("chart-redis");
@@ -577,7 +577,7 @@ async fn without_the_release_users_stay_and_pods_start(server: &ApiServer) {
     fs::write(&file, user.to_string()).unwrap();
     let _ = server.kubectl(&["apply", "-f", file.to_str().unwrap()]);
     let uid = get(server, &["twofactoruser", "alice"])["metadata"]["uid"].clone();
-    // The operator's own: no part of the release.
+    // Created by the operator, so not part of the release.
     let secret = [
         "create",
         "secret",
@@ -614,7 +614,7 @@ async fn without_the_release_users_stay_and_pods_start(server: &ApiServer) {
     })
     .await;
 
-    // And again, with everything that stayed.
+    // Installs the release again, with all objects that stayed.
     let _ = helm_on(server, &["install", "trial", &chart()]).await;
     assert_eq!(get(server, &["twofactoruser", "alice"])["metadata"]["uid"], uid);
     let _ = helm_on(server, &["uninstall", "trial"]).await;

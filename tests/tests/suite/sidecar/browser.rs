@@ -1,11 +1,11 @@
-//! The page at `/docs` in a real browser that can reach nothing but the sidecar: it is rendered,
-//! and what it offers to try works.
+//! Tests the page at `/docs` in a real browser that can reach only the sidecar: it is rendered, and
+//! an operation can be tried on it.
 
 use serde_json::json;
 use twofactor_tests::browser::Browser;
 
-/// Tries an operation with a body, as somebody does who clicks; hands on the status and the answer
-/// that the page shows.
+/// Tries an operation with a body by clicks, and returns the status and the answer that the page
+/// shows.
 fn try_it(browser: &mut Browser, operation: &str, body: &str) -> (String, String) {
     let part = |selector: &str| format!("document.querySelector('[id$={operation}] {selector}')");
     let clicked = |selector: &str| format!("({}.click(), true)", part(selector));
@@ -13,7 +13,7 @@ fn try_it(browser: &mut Browser, operation: &str, body: &str) -> (String, String
     browser.wait_for(&clicked(".try-out__btn"));
     let area = part("textarea.body-param__text");
     browser.wait_for(&format!("{area} !== null"));
-    // The page learns of it as it does of typing.
+    // The page handles this event as it handles typing.
     browser.evaluate(&format!(
         "(() => {{ const area = {area};
            Object.getOwnPropertyDescriptor(HTMLTextAreaElement.prototype, 'value').set.call(area, {});

@@ -1,4 +1,4 @@
-//! Clients as they should not be, a clock that jumps, and the end in the middle of work.
+//! Tests the sidecar with clients that misbehave, a clock that jumps, and a shutdown under load.
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -20,8 +20,8 @@ use crate::support::sidecar::shown;
 use crate::support::world::{Person, World};
 
 const BOUND: Duration = Duration::from_secs(10);
-/// Resident memory that no client may drive a sidecar beyond, in KiB. It is what `proc` shows of a
-/// debug build.
+/// Maximum resident memory of a sidecar under any client, in KiB, as `proc` shows it for a debug
+/// build.
 const MEMORY: u64 = 100 * 1024;
 
 struct Served {
@@ -53,21 +53,20 @@ fn memory(sidecar: &SidecarProcess) -> u64 {
 }
 
 #[tokio::test]
-async fn ten_thousand_idle_connections_take_neither_the_memory_nor_the_service_away() {
+async fn ten_thousand_idle_connections_leave_memory_and_service_intact() {
     const CONNECTIONS: usize = 10_000;
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
     let wanted = rustix::process::Rlimit { current: limit.maximum, maximum: limit.maximum };
     rustix::process::setrlimit(rustix::process::Resource::Nofile, wanted).unwrap();
     let served = served().await;
     let person = served.world.person("carol", App).await;
-    // Somebody who was there before keeps the connection.
+    // An earlier client keeps its connection.
     let (api, admin) = (served.sidecar.api(), served.sidecar.admin());
     assert_eq!(api.verify("carol", "000000").await.status, 401);
     let mut attempts = JoinSet::new();
     for _ in 0..CONNECTIONS {
         let address = address(&api);
-        // Those beyond the limit and the backlog are not let in; they are given up when the others
-        // are all there.
+        // Connections beyond the limit and the backlog are not accepted; they time out.
         attempts.spawn(async move {
             tokio::time::timeout(Duration::from_secs(5), TcpStream::connect(address))
                 .await
@@ -89,7 +88,7 @@ async fn ten_thousand_idle_connections_take_neither_the_memory_nor_the_service_a
     }
     assert!(idle.len() >= 1500, "{} connections", idle.len());
     assert!(memory(&served.sidecar) < MEMORY, "{} KiB", memory(&served.sidecar));
-    // Those who say nothing are let go, and others have their turn, while all of them go on
+    // Silent clients are disconnected and waiting clients are accepted, while all of them keep
     // waiting.
     let new = served.sidecar.api();
     eventually(Duration::from_secs(90), "a new client to be served", async || {
@@ -124,7 +123,7 @@ async fn send_slowly(api: &ApiClient, text: &str) -> (String, Duration) {
 }
 
 #[tokio::test]
-async fn a_client_that_sends_a_byte_a_second_is_let_go() {
+async fn a_client_that_sends_a_byte_a_second_is_disconnected() {
     let served = served().await;
     let api = served.sidecar.api();
     let head =
@@ -233,7 +232,7 @@ async fn sigterm_under_load_loses_nothing_that_was_accepted() {
         let again =
             next.api().verify(person.record.definition.username.as_str(), code).await.status;
         match status {
-            // What was accepted is used up, and what was not answered was not carried out.
+            // An accepted code is used, and an unanswered request was not carried out.
             Some(200) => assert_eq!(again, 400, "accepted twice"),
             None => assert!(
                 again == 200 || *code != shown(person),
@@ -245,7 +244,7 @@ async fn sigterm_under_load_loses_nothing_that_was_accepted() {
 }
 
 #[tokio::test]
-async fn a_sidecar_whose_clock_jumps_decides_by_that_of_redis() {
+async fn a_sidecar_whose_clock_jumps_decides_by_the_clock_of_redis() {
     let world = World::in_redis_with_real_time(RedisServer::start().await).await;
     let credentials = world.credentials("kms");
     let folder = scratch::folder("clock");
@@ -271,7 +270,7 @@ async fn a_sidecar_whose_clock_jumps_decides_by_that_of_redis() {
         let code = shown(&person);
         assert_eq!(api.verify(&name, &code).await.status, 200, "{offset}");
         assert_eq!(api.verify(&name, &code).await.status, 400, "{offset}");
-        // A code of the hour that the sidecar's clock shows is no code.
+        // A code of the time that the sidecar's clock shows is not accepted.
         let elsewhere = person.code_at(twofactor_store::clock::Clock::System.now(), 120);
         assert_ne!(api.verify(&name, elsewhere.expose_secret()).await.status, 200, "{offset}");
     }

@@ -1,4 +1,4 @@
-//! The service's contract over HTTP, against the real program in `dev` with users from manifests.
+//! Tests the service's contract over HTTP, on the real program in `dev` with users from manifests.
 
 use std::fs;
 use std::time::Duration;
@@ -56,7 +56,7 @@ async fn dev_with(arguments: &[&str]) -> Dev {
     Dev { api: sidecar.api(), sidecar, _folder: folder }
 }
 
-/// Checks status and sentence, and that the rest is as RFC 9457 and the contract have it.
+/// Checks status and sentence, and the other fields against RFC 9457 and the contract.
 #[track_caller]
 fn assert_problem(reply: &Reply, status: u16, detail: &str) {
     assert_eq!(reply.status, status, "{}", reply.body);
@@ -73,7 +73,7 @@ fn code(reply: &Reply) -> String {
     reply.json()["otp_code"].as_str().unwrap().to_owned()
 }
 
-/// A wrong code of the same length: every digit is another one.
+/// A wrong code of the same length, with every digit changed.
 fn other(code: &str) -> String {
     code.chars().map(|digit| if digit == '9' { '0' } else { char::from(digit as u8 + 1) }).collect()
 }
@@ -116,7 +116,7 @@ async fn a_generated_code_is_accepted_once() {
 }
 
 #[tokio::test]
-async fn a_code_that_is_asked_for_too_soon_is_refused_and_the_one_in_flight_stays_good() {
+async fn a_code_requested_too_soon_is_refused_and_the_one_in_flight_stays_valid() {
     let dev = dev().await;
     let first = dev.api.generate("alice").await;
     let code = code(&first);
@@ -144,13 +144,13 @@ async fn a_code_that_is_asked_for_too_soon_is_refused_and_the_one_in_flight_stay
 }
 
 #[tokio::test]
-async fn without_a_pause_the_code_of_a_used_step_is_waited_for() {
+async fn without_an_interval_the_next_code_comes_with_the_next_step() {
     let dev = dev_with(&["--otp-generate-interval-seconds", "0"]).await;
     let used = code(&dev.api.generate("alice").await);
     assert_eq!(dev.api.verify("alice", &used).await.status, 200);
     let again = dev.api.generate("alice").await;
     if again.status == 200 {
-        // The step has ended meanwhile.
+        // The step has ended in between.
         assert_ne!(code(&again), used);
     } else {
         assert_eq!(again.json()["type"], "urn:fountainai:2fa:code-consumed", "{}", again.body);
@@ -160,7 +160,7 @@ async fn without_a_pause_the_code_of_a_used_step_is_waited_for() {
 }
 
 #[tokio::test]
-async fn a_realm_that_has_sent_as_many_codes_as_it_may_sends_no_more() {
+async fn a_realm_that_has_reached_its_delivery_limit_sends_no_more_codes() {
     let dev = dev_with(&["--otp-deliveries-per-hour", "1"]).await;
     assert_eq!(dev.api.generate("alice").await.status, 200);
     let reply = dev.api.generate("Odd {name} [1]").await;
@@ -168,7 +168,7 @@ async fn a_realm_that_has_sent_as_many_codes_as_it_may_sends_no_more() {
     assert_eq!(reply.json()["type"], "urn:fountainai:2fa:delivery-limit-reached");
     let seconds: u64 = reply.header("retry-after").unwrap().parse().unwrap();
     assert!((3540..=3600).contains(&seconds), "{seconds}");
-    // Asked again, it is the user's own limit: nothing is done more often because nothing is sent.
+    // The next request meets the user's limit, because a request counts even if no code is sent.
     let reply = dev.api.generate("Odd {name} [1]").await;
     assert_eq!(reply.json()["type"], "urn:fountainai:2fa:asked-too-soon", "{}", reply.body);
     assert_eq!(dev.sidecar.process().stdout().matches("Your FountainAI OTP").count(), 1);
@@ -181,7 +181,7 @@ async fn a_realm_that_has_sent_as_many_codes_as_it_may_sends_no_more() {
 }
 
 #[tokio::test]
-async fn an_end_users_address_and_program_are_not_logged_where_that_is_switched_off() {
+async fn the_end_users_address_and_agent_are_not_logged_where_that_is_switched_off() {
     let dev = dev_with(&["--audit-origin", "false"]).await;
     let headers = [
         ("content-type", "application/json"),
@@ -219,7 +219,7 @@ async fn usernames_are_matched_exactly() {
 }
 
 #[tokio::test]
-async fn users_who_cannot_get_a_code_are_told_why() {
+async fn generate_says_why_a_user_cannot_get_a_code() {
     let dev = dev().await;
     assert_problem(&dev.api.generate("disabled").await, 404, "User not found or 2FA not enabled.");
     assert_problem(
@@ -247,7 +247,7 @@ async fn wrong_codes_are_refused_and_then_throttled() {
     assert_eq!(blocked.status, 429, "{}", blocked.body);
     let seconds: u64 = blocked.header("retry-after").unwrap().parse().unwrap();
     assert!((25..=30).contains(&seconds), "{seconds}");
-    // Somebody else is not affected.
+    // Another user is not affected.
     assert_eq!(dev.api.verify("carol", "000000").await.status, 401);
 }
 
@@ -264,7 +264,7 @@ async fn a_code_with_another_number_of_digits_is_wrong_not_malformed() {
 }
 
 #[tokio::test]
-async fn codes_that_are_not_plain_digits_are_malformed_and_no_second_life() {
+async fn codes_that_are_not_plain_digits_are_malformed_and_never_accepted() {
     let dev = dev().await;
     let right = code(&dev.api.generate("alice").await);
     let wide: String =
@@ -288,8 +288,8 @@ async fn codes_that_are_not_plain_digits_are_malformed_and_no_second_life() {
         for variant in &variants {
             assert_problem(&dev.api.verify("alice", variant).await, 422, sentence);
         }
-        // Malformed requests are no failures, so the right one passes; and after that none of them
-        // is a second life.
+        // Malformed requests do not count as failures, so the right code passes, and afterwards
+        // none of them is accepted.
         let status = dev.api.verify("alice", &right).await.status;
         assert!(status == 200 || status == 400, "{status}");
     }
@@ -366,7 +366,7 @@ async fn a_malformed_generate_is_answered_with_the_field_that_is_wrong() {
 }
 
 #[tokio::test]
-async fn what_no_route_takes_is_refused_as_http_has_it() {
+async fn requests_that_no_route_accepts_get_the_status_that_http_defines() {
     let dev = dev().await;
     assert_problem(
         &dev.api.get("/auth/users").await,
@@ -425,7 +425,7 @@ async fn what_happened_is_logged_without_any_code() {
 }
 
 #[tokio::test]
-async fn the_admin_port_tells_health_and_nothing_else() {
+async fn the_admin_port_serves_health_and_metrics_only() {
     let dev = dev().await;
     let admin = dev.sidecar.admin();
     assert_eq!((admin.get("/livez").await.status, admin.get("/readyz").await.status), (200, 200));
@@ -436,7 +436,7 @@ async fn the_admin_port_tells_health_and_nothing_else() {
 }
 
 #[tokio::test]
-async fn a_client_that_sends_nothing_more_is_not_waited_for() {
+async fn a_body_that_stops_arriving_is_answered_in_time() {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let dev = dev().await;
     let address = dev.api.base_url().strip_prefix("http://").unwrap().to_owned();
@@ -453,7 +453,7 @@ async fn a_client_that_sends_nothing_more_is_not_waited_for() {
 }
 
 #[tokio::test]
-async fn requests_under_way_are_answered_when_the_service_is_told_to_stop() {
+async fn requests_in_progress_are_answered_when_the_sidecar_is_stopped() {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use twofactor_tests::process::Signal;
     let dev = dev().await;
@@ -465,7 +465,7 @@ async fn requests_under_way_are_answered_when_the_service_is_told_to_stop() {
         body.len()
     );
     stream.write_all(head.as_bytes()).await.unwrap();
-    // The server has read the head when it answers this other request, which came later.
+    // The server has read the head when it answers this later request.
     dev.api.get("/").await;
     dev.sidecar.process().signal(Signal::Term);
     dev.sidecar.process().wait_for_line("SIGTERM", Duration::from_secs(5)).await;
@@ -501,7 +501,7 @@ async fn web_pages_from_elsewhere_are_not_answered() {
         (&[("host", "rebound.example")], 403),
         (&[("origin", "null")], 403),
         (&[("origin", &own)], 200),
-        // Let in, and too soon after the one before.
+        // Allowed, and too soon after the request before.
         (&[("host", "localhost:8004")], 429),
     ] {
         let reply = dev.api.raw("POST", "/auth/generate?username=alice", headers, "").await;
@@ -523,7 +523,7 @@ async fn a_client_that_hangs_up_leaves_its_line_in_the_log() {
         let mut stream = tokio::net::TcpStream::connect(&address).await.unwrap();
         stream.write_all(request.as_bytes()).await.unwrap();
     }
-    // What was counted is what was logged: the fifth failure blocks only if the four before were.
+    // The fifth failure blocks only if the four before it were counted, not only logged.
     let failures =
         async || dev.sidecar.process().stderr().matches("outcome=\"invalid-code\"").count();
     let counted = async || {
@@ -546,7 +546,7 @@ async fn a_client_that_hangs_up_leaves_its_line_in_the_log() {
 }
 
 #[tokio::test]
-async fn clients_that_do_not_read_do_not_keep_the_probes_out() {
+async fn clients_that_do_not_read_do_not_block_the_probes() {
     use tokio::io::AsyncWriteExt;
     let dev = dev().await;
     let address = dev.sidecar.admin().base_url().strip_prefix("http://").unwrap().to_owned();

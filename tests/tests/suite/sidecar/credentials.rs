@@ -1,5 +1,6 @@
-//! Credentials that change, and access that is taken away and given back, while a sidecar serves: a
-//! Secret as the kubelet mounts it, ACL users of a real Redis, and the realm's list of namespaces.
+//! Tests a running sidecar whose credentials change and whose access is withdrawn and restored: by
+//! a Secret as the kubelet mounts it, by ACL users of a real Redis, and by the realm's list of
+//! namespaces.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -24,11 +25,11 @@ use crate::support::world::{World, names};
 
 const BOUND: Duration = Duration::from_secs(10);
 const FILES: [&str; 5] = ["redis-url", "realm-key", "installation", "realm", "caller"];
-/// What a sidecar does in Redis, and nothing more.
+/// The Redis commands that a sidecar needs.
 const COMMANDS: &str = "+get +hget +hgetall +hmget +hkeys +hset +hsetnx +hdel +set +pexpireat +time +exists +info \
                         +evalsha +script|load +multi +exec +xadd";
 
-/// A folder as the kubelet makes it: each file is a link through `..data`, which is swapped when
+/// A folder as the kubelet mounts it: each file is a link through `..data`, which is replaced when
 /// the Secret changes.
 struct Mount {
     folder: TempDir,
@@ -49,7 +50,7 @@ impl Mount {
         self.folder.path()
     }
 
-    /// The Secret has changed to the files of `secret`, some of which have another content.
+    /// Changes the mounted Secret to the files of `secret`.
     fn change(&self, secret: &TempDir, others: &[(&str, &str)]) {
         let generation = self.generation.fetch_add(1, Ordering::Relaxed);
         let target = PathBuf::from(format!("..generation_{generation}"));
@@ -82,7 +83,7 @@ async fn world() -> World {
     World::in_redis_with_real_time(RedisServer::start().await).await
 }
 
-/// The value of a metric that has no label, or with the labels that the name ends in.
+/// The value of a metric without labels, or with the labels at the end of the name.
 async fn metric(sidecar: &SidecarProcess, name: &str) -> Option<u64> {
     let text = metrics(sidecar).await;
     let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
@@ -108,7 +109,7 @@ fn url_of(world: &World, user: &str, password: &str) -> String {
     world.redis().url().replace("redis://", &format!("redis://{user}:{password}@"))
 }
 
-/// Gives the ACL user `kms` what a sidecar needs on this realm's keys.
+/// Gives the ACL user `kms` the permissions that a sidecar needs on this realm's keys.
 async fn let_user_in(world: &World, password: &str) {
     acl(world, &format!("SETUSER kms on >{password} ~{}* {COMMANDS}", names().prefix())).await;
 }
@@ -138,7 +139,7 @@ async fn a_changed_password_is_taken_over_without_a_restart_and_without_a_refuse
 
     let (api, end) = (sidecar.api(), Arc::new(AtomicBool::new(false)));
     let ended = end.clone();
-    // Somebody unknown is never throttled, and Redis is asked about them each time.
+    // An unknown user is never throttled, and each request about one reads Redis.
     let asking = tokio::spawn(async move {
         let mut statuses = Vec::new();
         while !ended.load(Ordering::Relaxed) {
@@ -165,10 +166,10 @@ async fn a_changed_password_is_taken_over_without_a_restart_and_without_a_refuse
 }
 
 #[tokio::test]
-async fn another_realm_and_another_caller_are_taken_over_and_a_used_code_stays_used() {
+async fn a_sidecar_takes_over_another_realm_and_caller_and_a_used_code_stays_used() {
     let (one, two) = (world().await, world().await);
     let (alice, bob) = (one.person("alice", App).await, two.person("bob", App).await);
-    // Files that are written in place, as on a developer's machine.
+    // Files are written in place, as on a developer's machine.
     let folder = one.credentials("kms");
     let sidecar = sidecar(folder.path()).await;
     let code = shown(&alice);
@@ -191,7 +192,7 @@ async fn another_realm_and_another_caller_are_taken_over_and_a_used_code_stays_u
 }
 
 #[tokio::test]
-async fn credentials_that_cannot_be_used_leave_the_known_ones_in_force_and_are_told_once() {
+async fn unusable_credentials_are_reported_once_and_the_known_ones_stay_in_use() {
     let world = world().await;
     world.person("alice", App).await;
     let secret = world.credentials("kms");
@@ -232,7 +233,7 @@ async fn credentials_that_cannot_be_used_leave_the_known_ones_in_force_and_are_t
 }
 
 #[tokio::test]
-async fn a_namespace_that_is_no_longer_let_in_is_refused_within_two_seconds_and_no_mail_is_sent() {
+async fn a_namespace_no_longer_allowed_is_refused_within_two_seconds_and_no_mail_is_sent() {
     let world = world().await;
     let mail = MailServer::builder().tls(MailTls::StartTls).start().await;
     let (alice, bob) = (world.person("alice", Email).await, world.person("bob", App).await);
@@ -293,7 +294,7 @@ async fn a_namespace_that_is_no_longer_let_in_is_refused_within_two_seconds_and_
 }
 
 #[tokio::test]
-async fn a_removed_user_of_redis_is_told_as_refused_access_and_is_served_soon_after_coming_back() {
+async fn a_removed_redis_login_is_reported_and_service_resumes_when_it_is_back() {
     let world = world().await;
     let mail = MailServer::builder().tls(MailTls::StartTls).start().await;
     let (alice, bob) = (world.person("alice", Email).await, world.person("bob", App).await);
@@ -338,7 +339,7 @@ async fn a_removed_user_of_redis_is_told_as_refused_access_and_is_served_soon_af
     })
     .await;
 
-    // A user who may do less than before is refused access too.
+    // A Redis user with fewer permissions is refused access too.
     acl(&world, "SETUSER kms -get -evalsha").await;
     sidecar
         .process()

@@ -1,4 +1,5 @@
-//! `dev`: manifests on disk, good and bad; addresses; variables; and Redis in the place of memory.
+//! Tests `dev`: valid and invalid manifests on disk, addresses, variables, and Redis in place of
+//! memory.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -33,7 +34,7 @@ async fn dev(path: &str) -> SidecarProcess {
     SidecarProcess::builder().args(["dev", path]).start().await
 }
 
-/// Runs `twofactor-sidecar` to its end, which must be a failure, and gives what it says.
+/// Runs `twofactor-sidecar`, which must fail, and returns its output.
 async fn failing(arguments: &[&str], variables: &[(&str, &str)]) -> String {
     let mut launch = Launch::new(tools::project_binary("twofactor-sidecar")).isolated();
     for (name, value) in variables {
@@ -166,7 +167,7 @@ async fn changed_manifests_take_effect_without_a_restart() {
 }
 
 #[tokio::test]
-async fn one_file_is_as_good_as_a_folder_and_a_missing_one_is_named() {
+async fn dev_reads_a_file_or_a_folder_and_names_a_missing_one() {
     let (_folder, path) = manifests(&[("a.yaml", &user("alice", "email: a@example.org"))]);
     let sidecar = dev(&format!("{path}/a.yaml")).await;
     assert_eq!(sidecar.api().generate("alice").await.status, 200);
@@ -180,7 +181,7 @@ async fn one_file_is_as_good_as_a_folder_and_a_missing_one_is_named() {
 }
 
 #[tokio::test]
-async fn a_taken_port_is_told_with_the_flag_that_chooses_another() {
+async fn a_port_in_use_is_reported_with_the_flag_that_changes_it() {
     let (_folder, path) = manifests(&[("a.yaml", &user("alice", "email: a@example.org"))]);
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
@@ -235,7 +236,7 @@ async fn variables_that_are_wrong_are_named_and_never_repeated() {
 }
 
 #[tokio::test]
-async fn a_dotenv_file_counts_where_the_environment_says_nothing() {
+async fn a_dotenv_file_sets_what_the_environment_does_not() {
     let (folder, path) = manifests(&[("a.yaml", &user("alice", "email: a@example.org"))]);
     let binary = tools::project_binary("twofactor-sidecar");
     let run_in = |folder: &Path| {
@@ -333,7 +334,7 @@ async fn after_a_flush_and_the_refill_a_used_code_is_refused() {
     let used = code(&sidecar.api().generate("alice").await);
     assert_eq!(sidecar.api().verify("alice", &used).await.status, 200);
     redis.flush_all().await;
-    // Until the refill 503, never 404; after it the code is refused, whatever the step.
+    // The answer is 503 until the refill, never 404; after it the code is refused in any step.
     eventually(BOUND, "the refill", async || {
         let reply = sidecar.api().verify("alice", &used).await;
         match reply.status {
@@ -343,7 +344,7 @@ async fn after_a_flush_and_the_refill_a_used_code_is_refused() {
         }
     })
     .await;
-    // The same step's code is not issued again either; the next one is, from the same seed.
+    // The code of the same step is not issued again; the next one is issued from the same seed.
     let next = eventually(Duration::from_secs(45), "the next step", async || {
         let reply = sidecar.api().generate("alice").await;
         match reply.status {
@@ -357,7 +358,7 @@ async fn after_a_flush_and_the_refill_a_used_code_is_refused() {
 }
 
 #[tokio::test]
-async fn dev_starts_and_waits_when_redis_is_away() {
+async fn dev_starts_and_waits_while_redis_is_unavailable() {
     let redis = RedisServer::start().await;
     redis.kill();
     let (folder, path) = manifests(&[("a.yaml", &user("alice", "email: a@example.org"))]);
@@ -375,7 +376,7 @@ async fn dev_starts_and_waits_when_redis_is_away() {
 }
 
 #[tokio::test]
-async fn a_realm_of_another_master_key_is_left_alone() {
+async fn a_realm_of_another_master_key_is_not_changed() {
     let redis = RedisServer::start().await;
     let (folder, path) = manifests(&[("a.yaml", &user("alice", "email: a@example.org"))]);
     let key = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
@@ -407,7 +408,7 @@ async fn a_realm_of_another_master_key_is_left_alone() {
 }
 
 #[tokio::test]
-async fn a_manifest_with_a_typing_error_costs_nobody_their_seed() {
+async fn a_manifest_with_a_typing_error_loses_no_seed() {
     let redis = RedisServer::start().await;
     let (folder, path) = manifests(&[("a.yaml", &user("carol", "deliveryMethod: app"))]);
     let key = folder.path().join("master-key").to_str().unwrap().to_owned();

@@ -1,8 +1,8 @@
-//! Whatever comes in, nothing panics and everything is answered: sealed records, manifests,
-//! templates, requests.
+//! Tests that any sealed record, manifest, template and request is handled without a panic, with
+//! generated input.
 //!
 //! The number of cases is bounded; `PROPTEST_CASES=100000 cargo test -p twofactor-tests --test
-//! suite fuzz` looks longer.
+//! suite fuzz` tries more.
 
 use std::fs;
 use std::time::Duration;
@@ -26,7 +26,7 @@ use twofactor_tests::sidecar::SidecarProcess;
 
 use crate::support::world::{random, realm_id, record};
 
-/// A request that this program has to answer, or to hang up on.
+/// A request that the sidecar has to answer or to end by closing the connection.
 const ANSWER: Duration = Duration::from_secs(10);
 /// Requests to the real program.
 const REQUESTS: usize = 1500;
@@ -35,7 +35,7 @@ fn keys() -> RealmKeys {
     MasterKey::generate(&mut random()).realm_key(&realm_id(), 1).keys(&realm_id())
 }
 
-/// Text that looks like the JSON of a record, or not quite.
+/// Text that resembles the JSON of a record.
 fn nearly_json() -> impl Strategy<Value = String> {
     let word = prop_oneof![
         Just("username"),
@@ -114,7 +114,7 @@ proptest! {
     }
 }
 
-/// Text with pieces of placeholders in it.
+/// Text with parts of placeholders.
 fn nearly_a_template() -> impl Strategy<Value = String> {
     let piece = prop_oneof![
         Just("{{code}}".to_owned()),
@@ -150,8 +150,7 @@ proptest! {
             templates.set(part, Some(template));
             let lines = |filled: &str| filled.lines().count();
             prop_assert!(!templates.subject(&values).contains(['\r', '\n', '\0']));
-            // A value is a part of a line, and of nothing else: another one makes no more lines and
-            // no markup.
+            // A value stays within its line: another value adds no line and no markup.
             let plain = Values { issuer: "x", username: "x", context: Some("x"), ..values };
             prop_assert_eq!(lines(&templates.text(&values)), lines(&templates.text(&plain)));
             prop_assert!(lines(&templates.sms(&values)) <= lines(&templates.sms(&plain)));
@@ -162,7 +161,7 @@ proptest! {
     }
 }
 
-/// A request with parts that are as they should be, and parts that are not.
+/// A request with valid and invalid parts.
 fn request() -> impl Strategy<Value = Vec<u8>> {
     let method =
         prop_oneof![4 => Just("POST".to_owned()), 1 => Just("GET".to_owned()), 1 => "[A-Z]{1,9}"];
@@ -206,18 +205,18 @@ fn request() -> impl Strategy<Value = Vec<u8>> {
     })
 }
 
-/// The status of what is answered; nothing when the connection is closed without an answer.
+/// The status of the answer, or `None` if the connection is closed without one.
 async fn status(address: &str, request: &[u8]) -> Option<u16> {
     let mut stream = TcpStream::connect(address).await.expect("a connection");
     let mut answer = Vec::new();
-    // It may have answered, and hung up, before it has read everything.
+    // The sidecar may answer and close the connection before it has read everything.
     let _ = stream.write_all(request).await;
     let _ = stream.read_to_end(&mut answer).await;
     String::from_utf8_lossy(&answer).split(' ').nth(1)?.parse().ok()
 }
 
 #[tokio::test]
-async fn whatever_is_asked_is_answered_and_never_with_a_defect() {
+async fn any_request_is_answered_and_never_with_an_internal_error() {
     let folder = scratch::folder("manifests");
     fs::write(
         folder.path().join("users.yaml"),

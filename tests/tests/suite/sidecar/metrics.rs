@@ -1,4 +1,4 @@
-//! What Prometheus says about our metrics, and whether they count what happened.
+//! Checks the metrics with Prometheus' `promtool`, and that they count requests and round trips.
 
 use std::fs;
 
@@ -12,7 +12,7 @@ use crate::support::cluster::{Cluster, app_user};
 use crate::support::sidecar::{metrics, shown};
 use crate::support::world::World;
 
-/// Fails when `promtool` finds anything to say.
+/// Fails if `promtool` reports anything.
 fn check(metrics: &str) {
     let folder = scratch::folder("metrics");
     let path = folder.path().join("metrics");
@@ -23,14 +23,14 @@ fn check(metrics: &str) {
     assert_eq!(said.trim(), "", "{metrics}");
 }
 
-/// The value of a line of metrics; 0 when it is not there.
+/// The value of a line of metrics, or 0 without that line.
 fn value(metrics: &str, line: &str) -> u64 {
     let found = metrics.lines().find_map(|found| found.strip_prefix(line)?.trim().parse().ok());
     found.unwrap_or_default()
 }
 
 #[tokio::test]
-async fn promtool_has_nothing_to_say_about_the_sidecars_metrics_and_they_count_round_trips() {
+async fn promtool_finds_no_fault_in_the_sidecars_metrics_and_they_count_round_trips() {
     let world = World::in_redis_with_real_time(RedisServer::start().await).await;
     let person = world.person("carol", App).await;
     let credentials = world.credentials("kms");
@@ -48,12 +48,12 @@ async fn promtool_has_nothing_to_say_about_the_sidecars_metrics_and_they_count_r
     };
     let before = round_trips(&metrics(&sidecar).await);
     assert_eq!(before, [1, 0, 1, 0]);
-    // Of a user who is known, a decision is one round trip.
+    // A decision about a known user takes one round trip.
     for number in 0..3 {
         let _ = api.verify("carol", &format!("00000{number}")).await;
     }
     assert_eq!(round_trips(&metrics(&sidecar).await), [4, 0, 1, 0]);
-    // A record that has changed costs two more: the decision that was refused, and the record.
+    // A changed record costs two more: the refused decision and the record.
     let mut record = person.record.clone();
     record.definition.issuer = Some("Another".to_owned());
     world.publish(record, false).await;
@@ -81,7 +81,7 @@ async fn promtool_has_nothing_to_say_about_the_sidecars_metrics_and_they_count_r
 }
 
 #[tokio::test]
-async fn promtool_has_nothing_to_say_about_the_operators_metrics() {
+async fn promtool_finds_no_fault_in_the_operators_metrics() {
     let cluster = Cluster::start().await;
     let operator = cluster.operator().start().await;
     cluster.apply(&app_user("carol"));

@@ -1,5 +1,5 @@
-//! `serve`: the real program on what a publisher put into a real Redis, as it is, as it should not
-//! be, and gone.
+//! Tests `serve` on the records that a publisher wrote to a real Redis, if they are valid, if they
+//! are damaged, and if they are lost.
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -64,8 +64,7 @@ async fn a_code_mailed_for_one_service_is_not_accepted_from_another() {
 }
 
 #[tokio::test]
-async fn what_happened_is_in_the_users_history_with_what_the_service_passed_on_where_the_realm_keeps_that()
- {
+async fn history_has_each_request_with_the_end_users_address_where_the_realm_keeps_it() {
     let world = world().await;
     let mail = MailServer::builder().tls(MailTls::StartTls).start().await;
     let person = world.person("alice", Email).await;
@@ -153,7 +152,7 @@ async fn an_edit_and_a_removal_take_effect_on_the_next_request() {
 }
 
 #[tokio::test]
-async fn an_emptied_redis_is_an_outage_and_never_an_unknown_user() {
+async fn a_flushed_redis_is_an_outage_and_never_an_unknown_user() {
     let world = world().await;
     let (sidecar, _credentials) = sidecar(&world, "kms").await;
     let person = world.person("carol", App).await;
@@ -212,7 +211,7 @@ async fn a_record_of_a_lower_revision_is_never_used() {
     record.definition.enabled = false;
     world.publish(record, false).await;
     assert_eq!(sidecar.api().verify("alice", &shown(&person)).await.status, 404);
-    // Somebody who can write to Redis brings the enabled user back.
+    // An attacker who can write to Redis restores the record of the enabled user.
     replace(&world, &person, &old).await;
     let state = names().user(&person.pseudonym).state;
     world
@@ -231,7 +230,7 @@ async fn a_record_of_a_lower_revision_is_never_used() {
 }
 
 #[tokio::test]
-async fn half_a_user_is_an_outage() {
+async fn a_user_with_only_half_of_their_keys_is_an_outage() {
     let world = world().await;
     let person = world.person("alice", App).await;
     for half in ["record", "state"] {
@@ -282,7 +281,7 @@ async fn without_redis_the_answer_is_503_within_a_second_and_recovery_needs_no_r
         assert_unavailable(&reply);
         assert!(took < Duration::from_millis(1200), "{took:?}");
     }
-    // It comes back empty, and is an outage until it is filled.
+    // Redis is empty after the restart, so the answer is 503 until it is filled.
     world.redis().restart().await;
     assert_unavailable(&sidecar.api().verify("alice", "000000").await);
     eventually(BOUND, "the refill", async || {
@@ -315,7 +314,7 @@ async fn the_sidecars_clock_follows_the_one_of_redis() {
     let (sidecar, _credentials) = sidecar(&world, "kms").await;
     let person = world.person("carol", App).await;
     let now = Clock::System.now().millis();
-    // Later and later: a step is accepted once, and earlier ones are gone.
+    // Each code is of a later step, because a step is accepted once and earlier steps are refused.
     for (name, millis) in
         [("a step", now + 30_000), ("an hour", now + 3_600_000), ("a day", now + 86_400_000)]
     {
@@ -397,7 +396,7 @@ async fn credentials_that_are_missing_or_wrong_are_named_and_never_shown() {
 }
 
 #[tokio::test]
-async fn a_realm_record_that_does_not_open_leaves_the_known_policy_in_force() {
+async fn an_unreadable_realm_record_leaves_the_known_policy_in_use() {
     let world = world().await;
     world.person("alice", Email).await;
     let (sidecar, _credentials) = sidecar(&world, "kms").await;
@@ -419,7 +418,7 @@ async fn a_realm_record_that_does_not_open_leaves_the_known_policy_in_force() {
 }
 
 #[tokio::test]
-async fn as_in_a_pod_it_answers_on_both_loopback_addresses_and_probes_on_every_address() {
+async fn in_a_pod_the_sidecar_serves_both_loopback_addresses_and_probes_on_every_address() {
     let world = world().await;
     let credentials = world.credentials("kms");
     let path = credentials.path().to_str().unwrap();
@@ -442,7 +441,7 @@ async fn as_in_a_pod_it_answers_on_both_loopback_addresses_and_probes_on_every_a
 }
 
 #[tokio::test]
-async fn addresses_that_make_no_sense_are_told_with_what_would_be_right() {
+async fn an_invalid_address_is_refused_with_a_valid_example() {
     let world = world().await;
     let folder = world.credentials("kms");
     for (variables, expected) in [

@@ -1,5 +1,5 @@
-//! What others say about our output: oathtool about codes, zbarimg about QR pictures, a validator
-//! about OpenAPI.
+//! Checks the programs' output with other tools: codes with oathtool, QR pictures with zbarimg, and
+//! the API description with an OpenAPI validator.
 
 use std::fs;
 

@@ -1,5 +1,5 @@
-//! Tokens, as others check them: `PyJWT`, and the code that `docs/guides/tokens.md` shows in Python
-//! and in Go. And what a code is for.
+//! Tests tokens with `PyJWT` and with the Python and Go code of `docs/guides/tokens.md`, and codes
+//! with a context.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -110,7 +110,7 @@ fn claims(token: &str) -> Value {
     serde_json::from_slice(&BASE64URL_NOPAD.decode(part.as_bytes()).unwrap()).unwrap()
 }
 
-/// The token with other claims, or another header, and the signature that it had.
+/// The token with other claims or another header, and its old signature.
 fn changed(token: &str, part: usize, change: impl FnOnce(&mut Value)) -> String {
     let mut parts: Vec<String> = token.split('.').map(str::to_owned).collect();
     let mut content =
@@ -120,7 +120,7 @@ fn changed(token: &str, part: usize, change: impl FnOnce(&mut Value)) -> String 
     parts.join(".")
 }
 
-/// The tokens that nobody may take for good ones, each of them made of a good one.
+/// Invalid tokens, each derived from a valid one.
 fn forged(token: &str) -> Vec<String> {
     let (signed, _) = token.rsplit_once('.').unwrap();
     vec![
@@ -154,7 +154,7 @@ fn shown(language: &str) -> String {
 }
 
 #[tokio::test]
-async fn pyjwt_takes_a_token_for_what_it_is() {
+async fn pyjwt_accepts_a_token_as_valid() {
     let dev = with_shared_key().await;
     let token = dev.token("alice", None).await;
     let script = "import json, jwt, sys\n\
@@ -167,13 +167,13 @@ async fn pyjwt_takes_a_token_for_what_it_is() {
     assert_eq!((&claims["realm"], &claims["amr"]), (&json!("people"), &json!(["otp"])));
     assert_eq!(claims["exp"].as_u64().unwrap() - claims["iat"].as_u64().unwrap(), 60);
     assert_eq!(claims.get("context_hash"), None);
-    // Each has a number of its own.
+    // Each token has its own id.
     let other = self::claims(&dev.token("bob", None).await);
     assert_ne!(other["jti"], claims["jti"]);
 }
 
 #[tokio::test]
-async fn a_token_is_given_only_for_an_audience_that_was_asked_for_and_is_in_the_list() {
+async fn a_token_is_issued_only_for_a_requested_audience_of_the_realm() {
     let dev = with_shared_key().await;
     let code = dev.code("alice", None).await;
     let missing = "audience: is not one of the audiences of this realm";
@@ -195,7 +195,7 @@ async fn a_token_is_given_only_for_an_audience_that_was_asked_for_and_is_in_the_
             reply.body
         );
     }
-    // None of that has used the code up, and without an audience there is no token.
+    // None of these requests has consumed the code, and there is no token without an audience.
     let reply = dev.verify("alice", &code, json!({})).await;
     assert_eq!((reply.status, reply.json()), (200, json!({ "success": true })));
     let keys = dev.api.get("/.well-known/jwks.json").await;
@@ -212,7 +212,7 @@ async fn a_token_is_given_only_for_an_audience_that_was_asked_for_and_is_in_the_
 }
 
 #[tokio::test]
-async fn the_python_of_the_page_takes_good_tokens_and_no_others() {
+async fn the_python_example_accepts_valid_tokens_only() {
     let dev = with_shared_key().await;
     let token = dev.token("alice", Some("transfer 100 to X")).await;
     let folder = scratch::folder("python");
@@ -248,7 +248,7 @@ async fn the_python_of_the_page_takes_good_tokens_and_no_others() {
     }
 }
 
-/// The Go of the page, with a program around it.
+/// The Go code of the page within a program.
 fn go_program() -> (TempDir, PathBuf) {
     const MAIN: &str = r#"package main
 
@@ -294,7 +294,7 @@ func fail(err error) {
 }
 
 #[tokio::test]
-async fn the_go_of_the_page_takes_good_tokens_and_no_others() {
+async fn the_go_example_accepts_valid_tokens_only() {
     let dev = with_own_key().await;
     let keys = dev.api.get("/.well-known/jwks.json").await;
     assert_eq!(keys.header("content-type"), Some("application/jwk-set+json"));
@@ -342,8 +342,7 @@ async fn the_go_of_the_page_takes_good_tokens_and_no_others() {
         let error = check(&known, &forged, "kms", "people", "0", "").unwrap_err();
         assert!(error.contains("refused: "), "{forged}: {error}");
     }
-    // The key that others know cannot be used as one that is shared (CVE-2015-9235 and its
-    // successors).
+    // The public key is not accepted as a shared key (CVE-2015-9235 and its successors).
     let mut header_and_claims = changed(&token, 0, |header| header["alg"] = "HS256".into());
     header_and_claims.truncate(header_and_claims.rfind('.').unwrap());
     let error =
@@ -352,7 +351,7 @@ async fn the_go_of_the_page_takes_good_tokens_and_no_others() {
 }
 
 #[tokio::test]
-async fn a_code_that_was_asked_for_in_a_context_is_good_for_nothing_else() {
+async fn a_code_requested_for_a_context_is_valid_in_that_context_only() {
     let dev = with_shared_key().await;
     let x = dev.code("alice", Some("transfer 100 to X")).await;
     let log = dev.sidecar.process().output();
@@ -372,7 +371,7 @@ async fn a_code_that_was_asked_for_in_a_context_is_good_for_nothing_else() {
     let reply = dev.verify("alice", &x, json!({ "context": "transfer 100 to X" })).await;
     assert_eq!(reply.status, 200, "{}", reply.body);
 
-    // A code without a context is not good with one.
+    // A code without a context is not valid with one.
     let plain = dev.code("bob", None).await;
     assert_eq!(
         dev.verify("bob", &plain, json!({ "context": "transfer 100 to X" })).await.status,
@@ -392,7 +391,7 @@ async fn a_wrong_context_counts_as_a_failure() {
 }
 
 #[tokio::test]
-async fn a_context_that_could_mislead_is_refused() {
+async fn a_context_that_could_mislead_the_user_is_refused() {
     let dev = with_shared_key().await;
     let printable = "context: must not contain control characters, line breaks, invisible characters or marks of text direction";
     for (context, detail) in [
@@ -427,7 +426,7 @@ async fn neither_keys_nor_tokens_nor_contexts_are_in_logs() {
 }
 
 #[test]
-fn a_key_that_is_missing_or_no_key_is_told_at_the_start_and_not_repeated() {
+fn a_missing_or_invalid_key_is_reported_at_startup_and_not_shown() {
     for (variables, expected) in [
         (
             vec![("TOKEN_AUDIENCES", "kms")],

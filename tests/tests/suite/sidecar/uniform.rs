@@ -1,5 +1,5 @@
-//! Uniform answers: nobody who sees them learns who is a user, or why a code was not accepted. What
-//! really happened is in the log.
+//! Tests uniform answers: a calling service learns neither which names are users nor why a code was
+//! refused; the log says so.
 
 use std::time::Duration;
 
@@ -21,7 +21,7 @@ use crate::support::world::{Person, START, World};
 
 const BOUND: Duration = Duration::from_secs(10);
 
-/// A realm with uniform answers, in a Redis whose clock stands.
+/// A realm with uniform answers, in a Redis whose clock stands still.
 struct Public {
     world: World,
     mail: MailServer,
@@ -55,7 +55,7 @@ impl Public {
         self.sidecar.api().verify(name, code).await
     }
 
-    /// Asks for a code and gives the one that was mailed.
+    /// Requests a code and returns the one that was mailed.
     async fn mailed(&self, name: &str) -> String {
         let reply = self.generate(name).await;
         assert_eq!(reply.status, 200, "{}", reply.body);
@@ -72,17 +72,17 @@ impl Public {
         .await;
     }
 
-    /// Moves the clock of Redis, and lets the sidecar learn of it, so that no other request has to.
+    /// Moves the clock of Redis, and makes requests from which the sidecar learns the new time.
     async fn set_time(&self, millis: u64) {
         self.world.redis().clock().set_unix_millis(millis).await;
-        // Of a name that is nobody's, Redis has nothing to compare its clock for.
+        // Redis compares clocks only for an existing user.
         assert_eq!(self.verify("clock", "000000").await.status, 401);
         assert_eq!(self.generate("clock").await.status, 200);
         self.outcome("generate", "no-delivery-method").await;
     }
 }
 
-/// What an onlooker sees: status, headers but for the time, and body.
+/// The visible parts of a reply: status, headers except the date, and body.
 fn seen(reply: &Reply) -> (u16, Vec<(String, String)>, String) {
     let mut headers: Vec<(String, String)> = reply
         .headers
@@ -94,7 +94,7 @@ fn seen(reply: &Reply) -> (u16, Vec<(String, String)>, String) {
     (reply.status, headers, reply.body.clone())
 }
 
-/// What Redis is asked, as it happens.
+/// The commands that Redis receives, from `MONITOR`.
 struct Monitor(Process);
 
 impl Monitor {
@@ -107,8 +107,7 @@ impl Monitor {
         Self(monitor)
     }
 
-    /// The commands about a user, sorted, without those that scripts call: these cost no round
-    /// trip.
+    /// The commands about a user, sorted, without those of scripts, which cost no round trip.
     async fn commands(&self, world: &World, name: &str) -> Vec<String> {
         let mark = format!("mark-{name}");
         let mut connection = world.redis().connect().await;
@@ -133,7 +132,7 @@ async fn every_refusal_of_verify_looks_the_same_and_costs_the_same() {
     let mut record = person("disabled").record.clone();
     record.definition.enabled = false;
     public.world.publish(record, false).await;
-    // The first request about anything opens connections and reads the realm.
+    // The first request opens connections and reads the realm.
     public.set_time(START).await;
 
     let expired = public.mailed("expired").await;
@@ -176,7 +175,7 @@ async fn every_refusal_of_verify_looks_the_same_and_costs_the_same() {
 }
 
 #[tokio::test]
-async fn generate_answers_every_name_alike_and_mails_to_users_only() {
+async fn generate_gives_every_name_the_same_answer_and_mails_to_users_only() {
     let names = ["alice", "disabled", "seedless"];
     let (public, people) = public(&names).await;
     let carol = public.world.person("carol", App).await;
@@ -197,8 +196,8 @@ async fn generate_answers_every_name_alike_and_mails_to_users_only() {
     public.outcome("generate", "delivered").await;
     let work = monitor.commands(&public.world, "alice").await;
     assert_eq!(work, ["EVALSHA", "EVALSHA", "EXISTS", "EXISTS", "GET"]);
-    // The second script takes note of what became of it, after the answer; of somebody who is no
-    // user there is nothing to note.
+    // The second script records the delivery after the answer; there is none for a name that is not
+    // a user.
     let before_the_answer = &work[1..];
     for (name, outcome, work) in [
         ("nobody", "unknown-user", before_the_answer),
@@ -214,13 +213,13 @@ async fn generate_answers_every_name_alike_and_mails_to_users_only() {
         })
         .await;
     }
-    // The code is good until it was said to be, at least.
+    // The code is valid at least until the promised time.
     let code = text.lines().next().unwrap().rsplit(' ').next().unwrap();
     let promised = UnixMillis::new(START + 60_000 + 300_000);
     assert!(expected.2.contains(&rfc3339(promised)), "{}", expected.2);
     public.set_time(promised.millis()).await;
     assert_eq!(public.verify("alice", code).await.status, 200);
-    // Asked for again in the step in which it was used up, it is still said to be on its way.
+    // A second request in the step in which the code was used gets the same answer.
     assert_eq!(public.generate("alice").await.status, 200);
     let app = carol.code_at(promised, 0);
     assert_eq!(public.verify("carol", app.expose_secret()).await.status, 200);
@@ -240,7 +239,7 @@ fn rfc3339(moment: UnixMillis) -> String {
 }
 
 #[tokio::test]
-async fn a_provider_that_refuses_is_seen_in_the_log_and_not_in_the_answer() {
+async fn a_provider_that_refuses_shows_in_the_log_and_not_in_the_answer() {
     let (public, _) = public(&["alice"]).await;
     public.mail.fail(MailStage::Rcpt, "550 5.1.1 no such mailbox", None).await;
     let refused = seen(&public.generate("alice").await);
@@ -250,7 +249,7 @@ async fn a_provider_that_refuses_is_seen_in_the_log_and_not_in_the_answer() {
 }
 
 #[tokio::test]
-async fn what_was_answered_is_delivered_also_when_the_sidecar_is_told_to_stop() {
+async fn an_answered_request_is_delivered_even_if_the_sidecar_is_stopped() {
     let names: Vec<String> = (0..20).map(|number| format!("user{number}")).collect();
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
     let (public, _) = public(&names).await;
@@ -264,7 +263,7 @@ async fn what_was_answered_is_delivered_also_when_the_sidecar_is_told_to_stop() 
 }
 
 #[tokio::test]
-async fn an_outage_is_told_of_every_name_alike() {
+async fn an_outage_gives_every_name_the_same_answer() {
     let (public, _) = public(&["alice"]).await;
     assert_eq!(public.verify("alice", "123456").await.status, 401);
     public.world.redis().flush_all().await;

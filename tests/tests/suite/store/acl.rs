@@ -1,5 +1,5 @@
-//! What a service's login to Redis can do, and everything else that it cannot. That it can do what
-//! a sidecar does, the conformance suite shows.
+//! Tests that a service's login to Redis allows nothing beyond its purpose. The conformance suite
+//! tests that it allows everything that a sidecar does.
 
 use redis::{Client, ErrorKind, RedisResult, ServerErrorKind, Value};
 use twofactor_core::names::{Pseudonym, RealmNames};
@@ -28,7 +28,7 @@ fn is_refused(result: &RedisResult<Value>) -> bool {
 }
 
 #[tokio::test]
-async fn every_other_command_is_refused() {
+async fn a_services_login_may_call_no_other_command() {
     let world = World::in_redis().await;
     let person = world.person("alice", App).await;
     let url = world.service_url(names()).await;
@@ -73,7 +73,7 @@ async fn every_other_command_is_refused() {
 }
 
 #[tokio::test]
-async fn other_keys_are_refused_and_records_cannot_be_written_not_even_by_a_script() {
+async fn a_services_login_reaches_no_other_key_and_writes_no_record_even_by_a_script() {
     let world = World::in_redis().await;
     let person = world.person("alice", App).await;
     let mut connection = connect(&world.service_url(names()).await).await;
@@ -103,7 +103,7 @@ async fn other_keys_are_refused_and_records_cannot_be_written_not_even_by_a_scri
             assert!(is_refused(&result), "{words:?}: {result:?}");
         }
     }
-    // The same through a script, which a service may load.
+    // The same within a script, which a service may load.
     let script = "return redis.call(ARGV[1], ARGV[2], unpack(ARGV, 3))";
     let hash: String =
         redis::cmd("SCRIPT").arg("LOAD").arg(script).query_async(&mut connection).await.unwrap();
@@ -124,7 +124,7 @@ async fn other_keys_are_refused_and_records_cannot_be_written_not_even_by_a_scri
 }
 
 #[tokio::test]
-async fn a_login_that_is_removed_loses_its_connections_and_comes_back_as_it_was() {
+async fn a_removed_login_loses_its_connections_and_is_restored_unchanged() {
     let world = World::in_redis().await;
     let admin = world.publisher.store().redis().unwrap().clone();
     let url = world.service_url(names()).await;
@@ -145,14 +145,14 @@ async fn a_login_that_is_removed_loses_its_connections_and_comes_back_as_it_was(
     assert!(call(&mut connection, &["GET", &names().realm_record()]).await.is_err());
     assert!(Client::open(url.as_str()).unwrap().get_multiplexed_async_connection().await.is_err());
     assert_eq!(admin.acl_users().await.unwrap().anywhere, ["default".to_owned()].into());
-    // A service cannot let itself, or anybody, in.
+    // A service cannot allow its own or another namespace.
     let service = world.service_store(names()).await;
     assert!(matches!(service.acl_users().await, Err(AclError::NotPermitted)));
     assert!(matches!(service.acl_delete(&[name]).await, Err(AclError::NotPermitted)));
 }
 
 #[tokio::test]
-async fn another_database_can_be_chosen_where_the_url_says_so() {
+async fn a_login_may_select_the_database_of_its_url() {
     let world = World::in_redis().await;
     let url = world.redis().url().replace("/0", "/3");
     let store = twofactor_store::redis::RedisStore::new(
@@ -163,7 +163,7 @@ async fn another_database_can_be_chosen_where_the_url_says_so() {
     .unwrap();
     let user = twofactor_store::acl::AclUser {
         name: names().login(&[1; 16]),
-        // Of the empty password.
+        // Hash of the empty password.
         password_hash: "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
             .to_owned(),
         realm: names(),

@@ -1,5 +1,5 @@
-//! What only a real Redis Cluster can show: masters that are emptied, replaced or joined by others,
-//! and slots that move.
+//! Tests the store on a real Redis Cluster: masters that are flushed or replaced, and slots that
+//! move.
 
 use std::time::Duration;
 
@@ -31,12 +31,12 @@ async fn slot_of(world: &World, person: &Person) -> u16 {
     cluster(world).masters[0].ask(&["CLUSTER", "KEYSLOT", &state]).await
 }
 
-/// Which of the masters has the keys of a person: slots are given out in equal ranges.
+/// Index of the master that has a user's keys; each master has an equal range of slots.
 async fn master_of(world: &World, person: &Person) -> usize {
     usize::from(slot_of(world, person).await) / 16384_usize.div_ceil(3)
 }
 
-/// Somebody on each of the masters.
+/// One user on each of the masters.
 async fn one_on_each(world: &World) -> Vec<Person> {
     let mut found: [Option<Person>; 3] = Default::default();
     for number in 0.. {
@@ -55,7 +55,7 @@ fn unguarded<T>(result: &Result<T, StoreError>) -> bool {
 }
 
 #[tokio::test]
-async fn a_master_that_was_emptied_alone_is_an_outage_for_its_users_until_it_is_filled() {
+async fn a_flushed_master_is_an_outage_for_its_users_until_it_is_filled() {
     let world = with_real_time().await;
     let people = one_on_each(&world).await;
     for (number, person) in people.iter().enumerate() {
@@ -64,15 +64,15 @@ async fn a_master_that_was_emptied_alone_is_an_outage_for_its_users_until_it_is_
         cluster(&world).masters[number].flush_all().await;
         let inspection = world.publisher.store().inspect().await.unwrap();
         assert!(!inspection.ready, "master {number} was emptied");
-        // Never "there is no such user", who would be let go without a second factor by services
-        // that go by it.
+        // The store must not confirm that the user is absent, because a service may skip the second
+        // factor for unknown users.
         let absence = world.store.confirm_absence(&person.pseudonym).await;
         assert!(matches!(absence, Err(StoreError::Undecided(_))), "{absence:?}");
     }
 }
 
 #[tokio::test]
-async fn a_master_that_was_emptied_while_it_was_filled_is_noticed() {
+async fn the_publisher_notices_a_master_flushed_during_a_fill() {
     let world = with_real_time().await;
     for master in &cluster(&world).masters {
         world.empty().await;
@@ -87,7 +87,7 @@ async fn a_master_that_was_emptied_while_it_was_filled_is_noticed() {
 }
 
 #[tokio::test]
-async fn a_user_whose_slot_moves_is_found_on_its_way_and_where_it_arrives() {
+async fn a_user_is_found_while_and_after_their_slot_moves() {
     let world = with_real_time().await;
     let person = world.person("alice", Email).await;
     let (slot, from) = (slot_of(&world, &person).await, master_of(&world, &person).await);
@@ -97,7 +97,7 @@ async fn a_user_whose_slot_moves_is_found_on_its_way_and_where_it_arrives() {
         (from.ask(&["CLUSTER", "MYID"]).await, to.ask(&["CLUSTER", "MYID"]).await);
     let slot = slot.to_string();
     let wrong = person.wrong_code(world.now());
-    // Everything that the user can have is there.
+    // All kinds of keys of a user exist.
     world.issue(&person, "kms", LIFETIME).await.unwrap();
     let code = person.code_at(world.now(), 0);
     assert_eq!(world.verify(&person, "before", &wrong).await.unwrap(), Verdict::Wrong);
@@ -111,14 +111,14 @@ async fn a_user_whose_slot_moves_is_found_on_its_way_and_where_it_arrives() {
         let _: () = from.ask(&["MIGRATE", "127.0.0.1", &port, key, "0", "5000"]).await;
     };
     migrate(first).await;
-    // In two places, they are in none: Redis decides nothing then, and neither do we.
+    // While the keys are split between two nodes, Redis runs no script and there is no decision.
     let torn = world.verify(&person, "torn", &wrong).await;
     assert!(matches!(torn, Ok(Verdict::Wrong) | Err(StoreError::Unavailable(_))), "{torn:?}");
     for key in rest {
         migrate(key).await;
     }
-    // There already, and not yet theirs: who asks the old node is sent on, and has to say so to the
-    // new one.
+    // The keys are on the new node before it owns the slot: the old node redirects, and the client
+    // has to send ASKING.
     assert_eq!(world.verify(&person, "moved", &wrong).await.unwrap(), Verdict::Wrong);
     assert!(world.store.record(&person.pseudonym).await.unwrap().is_some());
     for node in masters {
@@ -127,7 +127,7 @@ async fn a_user_whose_slot_moves_is_found_on_its_way_and_where_it_arrives() {
     assert_eq!(world.verify(&person, "arrived", &wrong).await.unwrap(), Verdict::Wrong);
     assert_eq!(world.verify(&person, "kms", &code).await.unwrap(), Verdict::Accepted);
     assert_eq!(world.verify(&person, "kms", &code).await.unwrap(), Verdict::Used);
-    // A publisher finds it as soon as it has looked again who has the slot.
+    // A publisher finds the user after it has read the slots again.
     eventually(BOUND, "the publisher to find the user", async || {
         world
             .publisher
@@ -141,8 +141,7 @@ async fn a_user_whose_slot_moves_is_found_on_its_way_and_where_it_arrives() {
 }
 
 #[tokio::test]
-async fn a_replica_in_a_masters_place_decides_nothing_before_it_is_checked_and_brings_no_code_back()
-{
+async fn a_promoted_replica_decides_nothing_before_it_is_checked_and_revives_no_code() {
     let cluster = RedisCluster::builder().with_replicas().start().await;
     let world = World::on_cluster(cluster, Clock::System).await;
     let cluster = world.cluster.as_ref().unwrap();
@@ -150,7 +149,7 @@ async fn a_replica_in_a_masters_place_decides_nothing_before_it_is_checked_and_b
     let all: Vec<&Person> = people.iter().collect();
     let (lost, others) = people.split_first().unwrap();
     let code = lost.code_at(world.now(), 0);
-    // The replica does not learn of what is accepted next.
+    // The replica misses the next accepted code.
     cluster.replicas[0].pause().await;
     let _: i64 = cluster.masters[0].ask(&["CLIENT", "KILL", "TYPE", "replica"]).await;
     assert_eq!(world.verify(lost, "kms", &code).await.unwrap(), Verdict::Accepted);
@@ -164,7 +163,7 @@ async fn a_replica_in_a_masters_place_decides_nothing_before_it_is_checked_and_b
     })
     .await;
     assert!(unguarded(&verdict), "{verdict:?}");
-    // The others go on meanwhile.
+    // Users on other masters are still served.
     for person in others {
         let wrong = person.wrong_code(world.now());
         assert_eq!(world.verify(person, "kms", &wrong).await.unwrap(), Verdict::Wrong);
@@ -179,7 +178,7 @@ async fn a_replica_in_a_masters_place_decides_nothing_before_it_is_checked_and_b
     world.fill(&all).await;
     let lost = world.current(lost).await;
     assert_eq!(world.verify(&lost, "kms", &code).await.unwrap(), Verdict::Used);
-    // Whoever was on other masters loses nothing by it.
+    // Users on other masters lose nothing.
     for person in others {
         let person = world.current(person).await;
         let code = person.code_at(world.now(), 0);
@@ -188,7 +187,7 @@ async fn a_replica_in_a_masters_place_decides_nothing_before_it_is_checked_and_b
 }
 
 #[tokio::test]
-async fn logins_are_made_and_removed_on_every_node_replicas_included() {
+async fn logins_are_created_and_removed_on_every_node_including_replicas() {
     let cluster = RedisCluster::builder().with_replicas().start().await;
     let world = World::on_cluster(cluster, Clock::System).await;
     let cluster = world.cluster.as_ref().unwrap();
@@ -196,13 +195,13 @@ async fn logins_are_made_and_removed_on_every_node_replicas_included() {
     let known = async |node: &RedisServer| -> Vec<String> { node.ask(&["ACL", "USERS"]).await };
     let user = AclUser {
         name: names().login(&[1; 16]),
-        // Of the empty password.
+        // Hash of the empty password.
         password_hash: "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
             .to_owned(),
         realm: names(),
     };
-    // Masters tell of a replica once it has something of theirs; the operator sets logins again
-    // every minute.
+    // A master reports a replica only after the first synchronization, so this is repeated, as the
+    // operator does every minute.
     eventually(BOUND, "every node to know the login", async || {
         admin.acl_set(&user, Separation::ReadAndWrite).await.map_err(|error| error.to_string())?;
         for node in cluster.nodes() {
@@ -213,7 +212,7 @@ async fn logins_are_made_and_removed_on_every_node_replicas_included() {
         Ok(())
     })
     .await;
-    // One that a node has lost is known somewhere, and not everywhere.
+    // A login that one node has lost is known somewhere, but not everywhere.
     let _: i64 = cluster.replicas[1].ask(&["ACL", "DELUSER", &user.name]).await;
     let names_known = admin.acl_users().await.unwrap();
     assert!(
@@ -223,7 +222,7 @@ async fn logins_are_made_and_removed_on_every_node_replicas_included() {
     for node in cluster.nodes() {
         assert_eq!(known(node).await, ["default"]);
     }
-    // A replica that is away keeps nobody waiting.
+    // An unavailable replica delays nothing.
     cluster.replicas[0].kill();
     admin.acl_set(&user, Separation::ReadAndWrite).await.unwrap();
     for master in &cluster.masters {
@@ -232,7 +231,7 @@ async fn logins_are_made_and_removed_on_every_node_replicas_included() {
 }
 
 #[tokio::test]
-async fn a_realm_that_is_gone_leaves_nothing_on_any_node() {
+async fn a_removed_realm_leaves_no_key_on_any_node() {
     let world = with_real_time().await;
     let people = one_on_each(&world).await;
     world.issue(&people[0], "kms", LIFETIME).await.unwrap();
@@ -256,7 +255,7 @@ async fn a_cluster_is_reached_over_tls_with_an_authority_of_its_own() {
     world.issue(&person, "kms", LIFETIME).await.unwrap();
     let code = person.code_at(world.now(), 0);
     assert_eq!(world.verify(&person, "kms", &code).await.unwrap(), Verdict::Accepted);
-    // Without it, nobody is believed.
+    // Without the authority, the server is not trusted.
     let store = RedisStore::new(&cluster.url(), names(), Clock::System).unwrap();
     let refused = Decisions::unobserved(Store::Redis(store)).realm().await;
     let Err(StoreError::Unavailable(error)) = refused else { panic!("{refused:?}") };

@@ -1,5 +1,5 @@
-//! Bad days of Redis that the other suites do not have: certificates, passwords, replicas, and
-//! scripts that are forgotten.
+//! Tests the store and the sidecar with wrong certificates and passwords, missing replicas, and
+//! flushed scripts.
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -24,7 +24,7 @@ async fn serve(path: &std::path::Path) -> SidecarProcess {
 }
 
 #[tokio::test]
-async fn redis_is_reached_over_tls_and_whoever_it_is_not_is_not_believed() {
+async fn redis_is_reached_over_tls_and_an_untrusted_server_is_refused() {
     let tls = Tls::new();
     let redis = RedisServer::builder().tls(tls.clone()).password("first").start().await;
     let _: () = redis.ask(&["ACL", "SETUSER", "somebody", "on", ">p:w", "~*", "+@all"]).await;
@@ -34,20 +34,21 @@ async fn redis_is_reached_over_tls_and_whoever_it_is_not_is_not_believed() {
     let world = World::around(Store::Redis(store), Clock::System).await;
     let person = world.person("carol", App).await;
     let credentials = world.credentials_for(&url, "kms");
-    // The system does not know the authority: no answer, no fallback, and a sentence that says why.
+    // The system does not trust the authority: there is no answer and no fallback, and the log says
+    // why.
     let sidecar = serve(credentials.path()).await;
     sidecar.process().wait_for_line("invalid peer certificate", BOUND).await;
     let begun = Instant::now();
     let reply = sidecar.api().verify("carol", &shown(&person)).await;
     assert_eq!(reply.status, 503, "{}", reply.body);
     assert!(begun.elapsed() < Duration::from_millis(1500), "{:?}", begun.elapsed());
-    // Another authority does not help, and what is no certificate is told with its file.
+    // Another authority does not help, and an invalid certificate is reported with its file.
     fs::write(credentials.path().join("redis-ca"), "no certificate").unwrap();
     sidecar.process().wait_for_line("redis-ca: holds no certificate", BOUND).await;
     fs::write(credentials.path().join("redis-ca"), Tls::new().authority).unwrap();
     sidecar.process().wait_for_line("and the new ones are in use", BOUND).await;
     assert_eq!(sidecar.api().verify("carol", &shown(&person)).await.status, 503);
-    // The right one is taken over without a restart.
+    // The right authority is loaded without a restart.
     fs::write(credentials.path().join("redis-ca"), &tls.authority).unwrap();
     eventually(BOUND, "the right authority", async || {
         sidecar.api().verify("carol", "0000000").await.status == 401
@@ -57,7 +58,7 @@ async fn redis_is_reached_over_tls_and_whoever_it_is_not_is_not_believed() {
 }
 
 #[tokio::test]
-async fn a_wrong_password_is_told_and_the_right_one_needs_no_restart() {
+async fn a_wrong_redis_password_is_reported_and_the_right_one_needs_no_restart() {
     let redis = RedisServer::builder().password("right").start().await;
     let world = World::in_redis_with_real_time(redis).await;
     let person = world.person("carol", App).await;
@@ -76,7 +77,7 @@ async fn a_wrong_password_is_told_and_the_right_one_needs_no_restart() {
 }
 
 #[tokio::test]
-async fn a_script_that_redis_has_forgotten_is_loaded_again() {
+async fn a_script_that_redis_has_flushed_is_loaded_again() {
     let world = World::in_redis().await;
     let (alice, carol) = (world.person("alice", Email).await, world.person("carol", App).await);
     for _ in 0..2 {
@@ -95,7 +96,7 @@ async fn a_script_that_redis_has_forgotten_is_loaded_again() {
 }
 
 #[tokio::test]
-async fn a_replica_decides_nothing_and_does_so_again_when_it_is_a_master_that_was_checked() {
+async fn a_replica_decides_nothing_until_it_is_a_checked_master() {
     let world = World::in_redis_with_real_time(RedisServer::start().await).await;
     let carol = world.person("carol", App).await;
     let port = world.redis().port().to_string();
@@ -104,7 +105,7 @@ async fn a_replica_decides_nothing_and_does_so_again_when_it_is_a_master_that_wa
         replica.ask::<String>(&["INFO", "replication"]).await.contains("master_link_status:up")
     })
     .await;
-    // Somebody's URL leads to it.
+    // A service's URL leads to the replica.
     let store = Store::Redis(RedisStore::new(&replica.url(), names(), Clock::System).unwrap());
     let on_replica = World::of(&world, store);
     for _ in 0..2 {
@@ -133,7 +134,7 @@ async fn a_replica_decides_nothing_and_does_so_again_when_it_is_a_master_that_wa
 }
 
 #[tokio::test]
-async fn what_was_accepted_is_used_after_a_restart_from_the_append_only_file() {
+async fn an_accepted_code_stays_used_after_a_restart_from_the_append_only_file() {
     let redis = RedisServer::builder().append_only(AppendFsync::Always).start().await;
     let world = World::in_redis_with_real_time(redis).await;
     let carol = world.person("carol", App).await;
@@ -150,7 +151,7 @@ async fn what_was_accepted_is_used_after_a_restart_from_the_append_only_file() {
     assert_eq!(world.verify(&carol, "kms", &code).await.unwrap(), Verdict::Used);
 }
 
-/// A master with a replica that has everything.
+/// A master with a synchronized replica.
 async fn with_replica() -> (World, RedisServer) {
     let world = World::in_redis_with_real_time(RedisServer::start().await).await;
     let port = world.redis().port().to_string();
@@ -159,19 +160,19 @@ async fn with_replica() -> (World, RedisServer) {
         replica.ask::<String>(&["INFO", "replication"]).await.contains("master_link_status:up")
     })
     .await;
-    // A master's first replica changes who it is.
+    // The first replica changes the replication id of a master, which then has to be checked again.
     world.fill(&[]).await;
     (world, replica)
 }
 
 #[tokio::test]
-async fn an_accepted_code_is_told_when_enough_replicas_know_and_stays_used_when_they_do_not() {
+async fn an_accepted_code_is_confirmed_once_enough_replicas_have_it_and_stays_used_if_not() {
     let (world, replica) = with_replica().await;
     let (alice, carol) = (world.person("alice", App).await, world.person("carol", App).await);
     world.store.require_replicas(1);
     let code = alice.code_at(world.now(), 0);
     assert_eq!(world.verify(&alice, "kms", &code).await.unwrap(), Verdict::Accepted);
-    // It knows indeed.
+    // The replica has the state.
     let state = names().user(&alice.pseudonym).state;
     let until: u64 = replica.ask(&["HGET", &state, "until"]).await;
     assert!(until > 0);
@@ -179,7 +180,7 @@ async fn an_accepted_code_is_told_when_enough_replicas_know_and_stays_used_when_
     let (wrong, right) = (carol.wrong_code(world.now()), carol.code_at(world.now(), 0));
     let begun = Instant::now();
     let (unacknowledged, beside) = tokio::join!(world.verify(&carol, "kms", &right), async {
-        // Only who waits for replicas waits.
+        // Only a request that needs replicas waits for them.
         let verdict = world.verify(&alice, "kms", &wrong).await;
         (verdict, begun.elapsed())
     });
@@ -188,7 +189,7 @@ async fn an_accepted_code_is_told_when_enough_replicas_know_and_stays_used_when_
     assert!(beside.0.is_ok() && beside.1 < Duration::from_millis(400), "{beside:?}");
     replica.resume();
     assert_eq!(world.verify(&carol, "kms", &right).await.unwrap(), Verdict::Used);
-    // With two, one is too few; with none asked for, nobody waits.
+    // One replica is too few if two are required, and no request waits if none is required.
     let dora = world.person("dora", App).await;
     world.store.require_replicas(2);
     let code = dora.code_at(world.now(), 0);
@@ -202,7 +203,7 @@ async fn an_accepted_code_is_told_when_enough_replicas_know_and_stays_used_when_
 }
 
 #[tokio::test]
-async fn many_codes_that_wait_for_replicas_are_each_accepted_once() {
+async fn a_code_verified_fifty_times_with_replicas_is_accepted_once() {
     let (world, _replica) = with_replica().await;
     world.store.require_replicas(1);
     let alice = world.person("alice", App).await;

@@ -1,5 +1,5 @@
-//! One code is one success, whoever asks for it at the same moment through whichever sidecar, and
-//! whatever happens to Redis meanwhile. Real programs on a real Redis.
+//! Tests that one code is accepted once under parallel requests through several sidecars, and while
+//! Redis fails. The programs and Redis are real.
 
 use std::time::{Duration, Instant};
 
@@ -19,9 +19,9 @@ const BOUND: Duration = Duration::from_secs(10);
 const SIDECARS: usize = 3;
 const PARALLEL: usize = 50;
 const ROUNDS: usize = 1000;
-/// Rounds in the middle of which Redis is killed.
+/// Number of rounds in which Redis is killed.
 const RESTARTS: usize = 20;
-/// After a restart, codes of this time are refused at most.
+/// Maximum age of codes that are refused after a restart.
 const SAFE: Duration = Duration::from_secs(90);
 
 async fn sidecars(world: &World) -> Vec<(SidecarProcess, TempDir)> {
@@ -35,7 +35,7 @@ async fn sidecars(world: &World) -> Vec<(SidecarProcess, TempDir)> {
     sidecars
 }
 
-/// Submits one code many times at once, through all sidecars.
+/// Submits one code many times at once through all sidecars.
 fn submit(apis: &[ApiClient], name: &str, code: &str) -> JoinSet<u16> {
     let mut requests = JoinSet::new();
     for number in 0..PARALLEL {
@@ -51,7 +51,8 @@ fn count(statuses: &[u16], status: u16) -> usize {
 }
 
 #[tokio::test]
-async fn fifty_parallel_verifies_through_three_sidecars_are_one_success_a_thousand_times() {
+async fn fifty_parallel_verifies_through_three_sidecars_are_one_success_in_each_of_a_thousand_rounds()
+ {
     let world = World::in_redis_with_real_time(RedisServer::start().await).await;
     let sidecars = sidecars(&world).await;
     let apis: Vec<_> = sidecars.iter().map(|(sidecar, _)| sidecar.api()).collect();
@@ -83,13 +84,13 @@ async fn fifty_parallel_wrong_guesses_through_three_sidecars_are_five_failures()
             (5, PARALLEL - 5),
             "round {round}: {statuses:?}"
         );
-        // The right code is not looked at either.
+        // The right code is refused as well.
         assert_eq!(apis[0].verify(name, &shown(&person)).await.status, 429);
     }
 }
 
 #[tokio::test]
-async fn a_redis_that_is_killed_in_the_middle_makes_no_second_success() {
+async fn a_redis_killed_during_verifies_causes_no_second_success() {
     let redis =
         RedisServer::builder().append_only(AppendFsync::Always).with_movable_clock().start().await;
     let world = World::in_redis_with_real_time(redis).await;
@@ -98,7 +99,7 @@ async fn a_redis_that_is_killed_in_the_middle_makes_no_second_success() {
     let redis = world.redis.as_ref().unwrap();
     let mut decided = 0;
     for round in 0..RESTARTS {
-        // Later than everything that the check of the restarted node refuses.
+        // Later than all codes that the check of the restarted node refuses.
         redis.clock().advance(SAFE).await;
         let now = UnixMillis::new(redis.clock().unix_millis().await);
         let person = world.person(&format!("user{round}"), App).await;
@@ -107,12 +108,12 @@ async fn a_redis_that_is_killed_in_the_middle_makes_no_second_success() {
             person.code_at(now, 0).expose_secret().to_owned(),
         );
         let mut requests = submit(&apis, &name, &code);
-        // Once the first has its answer, others are under way.
+        // After the first answer, other requests are still in progress.
         let mut statuses = vec![requests.join_next().await.unwrap().unwrap()];
         redis.kill();
         statuses.extend(requests.join_all().await);
         redis.restart().await;
-        // The publisher's connection is made anew first.
+        // The publisher has to reconnect first.
         eventually(BOUND, "Redis to answer again", async || {
             world.publisher.store().inspect().await.map_err(|error| error.to_string())
         })
@@ -130,7 +131,7 @@ async fn a_redis_that_is_killed_in_the_middle_makes_no_second_success() {
 }
 
 #[tokio::test]
-async fn a_redis_that_is_held_for_five_seconds_is_an_outage_and_no_second_success() {
+async fn a_redis_paused_for_five_seconds_is_an_outage_and_causes_no_second_success() {
     let world = World::in_redis_with_real_time(RedisServer::start().await).await;
     let sidecars = sidecars(&world).await;
     let apis: Vec<_> = sidecars.iter().map(|(sidecar, _)| sidecar.api()).collect();
@@ -154,7 +155,7 @@ async fn a_redis_that_is_held_for_five_seconds_is_an_outage_and_no_second_succes
     })
     .await;
     statuses.extend(after);
-    // None, if the one that was accepted was not answered any more.
+    // There is none if the answer to the accepted one was lost.
     assert!(count(&statuses, 200) <= 1, "{statuses:?}");
     assert!(statuses.iter().all(|status| [200, 400, 503].contains(status)), "{statuses:?}");
 }

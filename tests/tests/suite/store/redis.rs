@@ -1,4 +1,4 @@
-//! What only a real Redis can show: names of keys, expiry, round trips, restarts and failovers.
+//! Tests the store on a real Redis: names of keys, expiry, round trips, restarts and failovers.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -15,7 +15,7 @@ use twofactor_tests::redis::{AppendFsync, RedisServer};
 use crate::support::world::{Person, START, STEP, World, names};
 
 const LIFETIME: Duration = Duration::from_mins(5);
-/// For how long races are run.
+/// Duration of races.
 const ROUNDS: Duration = Duration::from_secs(3);
 
 async fn keys(redis: &RedisServer) -> Vec<String> {
@@ -25,7 +25,7 @@ async fn keys(redis: &RedisServer) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn keys_name_nobody_and_all_but_record_and_state_expire() {
+async fn keys_contain_no_username_and_all_but_record_and_state_expire() {
     let world = World::in_redis().await;
     let person = world.person("alice{x}", Email).await;
     world.issue(&person, "kms", LIFETIME).await.unwrap();
@@ -84,7 +84,7 @@ async fn neither_codes_nor_seeds_nor_addresses_are_in_redis_in_clear() {
     );
 }
 
-/// How often Redis was asked for something from outside, by command.
+/// The number of calls of a command by clients.
 async fn calls(redis: &RedisServer, command: &str) -> u64 {
     let info: String = redis::cmd("INFO")
         .arg("commandstats")
@@ -98,13 +98,13 @@ async fn calls(redis: &RedisServer, command: &str) -> u64 {
 }
 
 #[tokio::test]
-async fn a_decision_is_one_round_trip() {
+async fn a_decision_takes_one_round_trip() {
     let world = World::in_redis().await;
     let person = world.person("carol", App).await;
     let wrong = person.wrong_code(world.now());
-    // The first one learns the guards and loads the script.
+    // The first request reads the checked nodes and loads the script.
     world.verify(&person, "warm-up", &wrong).await.unwrap();
-    // Nothing that the script does not do itself; what it does is counted too.
+    // There are no calls except those of the script, which are counted too.
     let commands = ["evalsha", "eval", "get", "multi", "script|load"];
     let mut before = Vec::new();
     for command in commands {
@@ -120,7 +120,7 @@ async fn a_decision_is_one_round_trip() {
     assert_eq!(made, [20, 0, 0, 0, 0]);
 }
 
-/// What fifty requests at once come to, made through three stores with connections of their own.
+/// The results of fifty requests at once, through three stores with separate connections.
 async fn fifty(world: &World, person: &Person, code: &Code) -> Vec<Verdict> {
     let stores: Vec<Decisions> = vec![
         Decisions::unobserved(Store::Redis(world.service_store(names()).await)),
@@ -138,7 +138,7 @@ async fn fifty(world: &World, person: &Person, code: &Code) -> Vec<Verdict> {
 }
 
 #[tokio::test]
-async fn of_fifty_parallel_verifies_one_is_a_success_and_of_fifty_guesses_five_count() {
+async fn of_fifty_parallel_verifies_one_succeeds_and_of_fifty_guesses_five_count() {
     let world = World::in_redis().await;
     let count = |verdicts: &[Verdict], is: fn(&Verdict) -> bool| {
         verdicts.iter().filter(|it| is(it)).count()
@@ -160,7 +160,7 @@ async fn of_fifty_parallel_verifies_one_is_a_success_and_of_fifty_guesses_five_c
             count(&verdicts, |verdict| matches!(verdict, Verdict::Blocked { .. })),
         );
         assert_eq!((wrong, blocked), (5, 45), "round {rounds}: {verdicts:?}");
-        // The history has the one, the five, and one of each kind that came again and again.
+        // The history has the success, the five failures, and one entry for each repeated outcome.
         let outcomes: Vec<(String, Option<String>)> = world
             .publisher
             .store()
@@ -181,7 +181,7 @@ async fn of_fifty_parallel_verifies_one_is_a_success_and_of_fifty_guesses_five_c
 }
 
 #[tokio::test]
-async fn a_service_with_the_login_of_the_version_before_decides_all_the_same() {
+async fn a_login_of_the_previous_version_still_gets_decisions() {
     let world = World::in_redis().await;
     let person = world.person("carol", App).await;
     let store = Decisions::unobserved(Store::Redis(world.service_store(names()).await));
@@ -191,7 +191,8 @@ async fn a_service_with_the_login_of_the_version_before_decides_all_the_same() {
         let mut command = redis::cmd("ACL");
         command.arg("SETUSER").arg(&name).arg(rule).exec_async(&mut admin.clone()).await.unwrap();
     };
-    // As an operator of the version before has set it: no histories, and no counting for the realm.
+    // As the previous version of the operator sets it: without histories and without the realm's
+    // count.
     acl("-xadd").await;
     acl("resetkeys").await;
     for pattern in names().keys_to_read().into_iter().chain(names().keys_to_write()) {
@@ -225,7 +226,7 @@ fn unguarded<T: std::fmt::Debug>(result: &Result<T, StoreError>) -> bool {
 }
 
 #[tokio::test]
-async fn a_redis_that_started_again_decides_nothing_before_it_is_checked() {
+async fn a_restarted_redis_decides_nothing_before_it_is_checked() {
     let redis = RedisServer::builder().append_only(AppendFsync::Always).start().await;
     let world = World::in_redis_with_real_time(redis).await;
     let nobody = world.keys().pseudonym(&"nobody".parse().unwrap());
@@ -246,11 +247,11 @@ async fn a_redis_that_started_again_decides_nothing_before_it_is_checked() {
 }
 
 #[tokio::test]
-async fn after_a_restart_with_lost_writes_no_code_is_accepted_twice() {
+async fn no_code_is_accepted_twice_after_a_restart_with_lost_writes() {
     let world = World::in_redis().await;
     let (alice, carol) = (world.person("alice", Email).await, world.person("carol", App).await);
     world.issue(&alice, "kms", LIFETIME).await.unwrap();
-    // What a restart will bring back: a moment before anything was used.
+    // The snapshot that a restart restores is from before any code was used.
     let mut connection = world.redis().connect().await;
     redis::cmd("SAVE").exec_async(&mut connection).await.unwrap();
     let (mailed, computed) = (alice.code_at(world.now(), 0), carol.code_at(world.now(), 0));
@@ -273,7 +274,7 @@ async fn after_a_restart_with_lost_writes_no_code_is_accepted_twice() {
     let (alice, carol) = (world.current(&alice).await, world.current(&carol).await);
     assert_eq!(world.verify(&alice, "kms", &mailed).await.unwrap(), Verdict::Used);
     assert_eq!(world.verify(&carol, "kms", &computed).await.unwrap(), Verdict::Used);
-    // A minute later everything is as it was.
+    // A minute later codes are accepted again.
     world.set_time(START + 3 * STEP).await;
     assert_eq!(
         world.verify(&carol, "kms", &carol.code_at(world.now(), 0)).await.unwrap(),
@@ -282,7 +283,7 @@ async fn after_a_restart_with_lost_writes_no_code_is_accepted_twice() {
 }
 
 #[tokio::test]
-async fn a_node_that_was_replica_and_became_master_again_has_to_be_checked_again() {
+async fn a_node_that_becomes_master_again_has_to_be_checked_again() {
     let world = World::in_redis().await;
     let carol = world.person("carol", App).await;
     let wrong = carol.wrong_code(world.now());
@@ -290,7 +291,8 @@ async fn a_node_that_was_replica_and_became_master_again_has_to_be_checked_again
     let other = RedisServer::start().await;
     let mut connection = world.redis().connect().await;
     let replica_of = |host: &str, port: &str| redis::cmd("REPLICAOF").arg(host).arg(port).clone();
-    // The same process, demoted and promoted: what it held may have been replaced meanwhile.
+    // The same process was demoted and promoted again, and its data may have been replaced in
+    // between.
     replica_of("127.0.0.1", &other.port().to_string()).exec_async(&mut connection).await.unwrap();
     replica_of("NO", "ONE").exec_async(&mut connection).await.unwrap();
     let verdict = world.verify(&carol, "kms", &wrong).await;
@@ -298,7 +300,7 @@ async fn a_node_that_was_replica_and_became_master_again_has_to_be_checked_again
 }
 
 #[tokio::test]
-async fn a_redis_without_memory_accepts_nothing_rather_than_without_counting() {
+async fn a_redis_without_memory_accepts_no_code_without_counting_it() {
     let world = World::in_redis().await;
     let person = world.person("carol", App).await;
     let (wrong, right) = (person.wrong_code(world.now()), person.code_at(world.now(), 0));
@@ -318,7 +320,7 @@ async fn a_redis_without_memory_accepts_nothing_rather_than_without_counting() {
 }
 
 #[tokio::test]
-async fn a_login_that_was_refused_is_tried_again() {
+async fn a_refused_login_is_tried_again() {
     let redis = RedisServer::start().await;
     let url = redis.url().replace("redis://", "redis://late:a-password@");
     let store = twofactor_store::redis::RedisStore::new(&url, names(), Clock::System).unwrap();

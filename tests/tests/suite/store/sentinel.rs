@@ -1,5 +1,5 @@
-//! What only real Sentinels can show: a failover in the middle of everything, to a replica that has
-//! missed something.
+//! Tests the store and sidecars on real Sentinels, with a failover under load to a replica that
+//! lags behind.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -26,7 +26,7 @@ const BOUND: Duration = Duration::from_mins(1);
 const DOWN_AFTER: Duration = Duration::from_secs(1);
 const SIDECARS: usize = 3;
 const PEOPLE: usize = 20;
-/// An answer is due within a second; the rest is for a machine that is busy.
+/// Longest answer: a second is promised, the rest is for a busy machine.
 const ANSWER: Duration = Duration::from_secs(3);
 
 /// A master with a replica, and three Sentinels.
@@ -51,18 +51,17 @@ async fn three_sentinels() -> (World, RedisServer) {
     (world, replica)
 }
 
-/// What was answered while there was load.
+/// The answers under load.
 #[derive(Default)]
 struct Answers {
-    /// Successes by person and code.
+    /// Successes by user and code.
     accepted: HashMap<(String, String), u32>,
     statuses: HashMap<u16, u32>,
-    /// How long the slowest answer took.
+    /// Duration of the slowest answer.
     longest: Duration,
 }
 
-/// Submits what each person's app shows, again and again and through all sidecars, until it is told
-/// to stop.
+/// Submits the code of each user's app repeatedly through all sidecars until `stop` is set.
 async fn load(apis: Vec<ApiClient>, people: Arc<Vec<Person>>, stop: Arc<AtomicBool>) -> Answers {
     let answers = Arc::new(Mutex::new(Answers::default()));
     let mut workers = JoinSet::new();
@@ -71,7 +70,7 @@ async fn load(apis: Vec<ApiClient>, people: Arc<Vec<Person>>, stop: Arc<AtomicBo
             (apis.clone(), people.clone(), stop.clone(), answers.clone());
         workers.spawn(async move {
             let mut turn = worker;
-            // Steadily, and not as fast as it can: others test on this machine.
+            // At a steady rate instead of at full speed, because other tests share the machine.
             let mut ticks = tokio::time::interval(Duration::from_millis(5));
             while !stop.load(Ordering::Relaxed) {
                 ticks.tick().await;
@@ -95,7 +94,7 @@ async fn load(apis: Vec<ApiClient>, people: Arc<Vec<Person>>, stop: Arc<AtomicBo
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_failover_to_a_lagging_replica_in_mid_load_accepts_no_code_twice_and_needs_no_restart() {
+async fn a_failover_to_a_lagging_replica_under_load_accepts_no_code_twice_and_needs_no_restart() {
     let (world, replica) = three_sentinels().await;
     let mut people = Vec::new();
     for number in 0..PEOPLE {
@@ -113,8 +112,7 @@ async fn a_failover_to_a_lagging_replica_in_mid_load_accepts_no_code_twice_and_n
     let apis: Vec<ApiClient> = sidecars.iter().map(|(sidecar, _)| sidecar.api()).collect();
     let (people, stop) = (Arc::new(people), Arc::new(AtomicBool::new(false)));
 
-    // From here on the replica misses everything, and codes are accepted that only the master knows
-    // of.
+    // From here on the replica misses all writes, so that only the master knows the accepted codes.
     replica.pause().await;
     let _: i64 = world.redis().ask(&["CLIENT", "KILL", "TYPE", "replica"]).await;
     let loading = tokio::spawn(load(apis.clone(), people.clone(), stop.clone()));
@@ -159,7 +157,7 @@ async fn a_failover_to_a_lagging_replica_in_mid_load_accepts_no_code_twice_and_n
             .await
     })
     .await;
-    // Without a restart, every sidecar decides again, and after a minute or so accepts again.
+    // Every sidecar decides again without a restart, and accepts codes again after about a minute.
     for api in &apis {
         eventually(BOUND, "a decision", async || {
             let reply = api.verify("user0", "0000000").await;
@@ -189,7 +187,7 @@ async fn a_failover_to_a_lagging_replica_in_mid_load_accepts_no_code_twice_and_n
 }
 
 #[tokio::test]
-async fn a_name_that_no_sentinel_knows_is_told() {
+async fn an_unknown_master_name_is_reported_as_such() {
     let master = RedisServer::start().await;
     let sentinels = RedisSentinels::start(&master, 1, DOWN_AFTER).await;
     let url = sentinels.url().replace("/main", "/other");

@@ -1,4 +1,5 @@
-//! Redis' own settings: what is weaker than it should be is told, by whoever may see it.
+//! Tests that the operator and sidecars report weak settings of Redis, if their login may read
+//! them.
 
 use std::time::Duration;
 
@@ -24,7 +25,7 @@ async fn set(redis: &RedisServer, name: &str, value: &str) {
 }
 
 #[tokio::test]
-async fn settings_are_judged_as_they_are_now() {
+async fn the_settings_of_redis_are_evaluated_each_time() {
     use Strength::{Enough, Unknown, Weak};
     let redis = RedisServer::builder().append_only(AppendFsync::Always).start().await;
     let world = World::in_redis_with_real_time(redis).await;
@@ -36,7 +37,7 @@ async fn settings_are_judged_as_they_are_now() {
     assert_eq!(strengths(store).await, [Weak, Weak, Enough]);
     set(redis, "maxmemory-policy", "noeviction").await;
     set(redis, "appendfsync", "always").await;
-    // A replica makes two masters possible.
+    // With a replica, two masters are possible during a failover.
     let port = redis.port().to_string();
     let _replica = RedisServer::builder().args(["--replicaof", "127.0.0.1", &port]).start().await;
     eventually(BOUND, "the replica to be noticed", async || {
@@ -45,8 +46,8 @@ async fn settings_are_judged_as_they_are_now() {
     .await;
     set(redis, "min-replicas-to-write", "1").await;
     assert_eq!(strengths(store).await, [Enough; 3]);
-    // A service's login may not ask for all of it, and asks once: each refusal is noted in Redis'
-    // own log.
+    // A service's login may not read all settings and tries only once, because Redis logs each
+    // refusal.
     let service = world.service_store(names()).await;
     for _ in 0..3 {
         assert_eq!(strengths(&service).await, [Enough, Unknown, Enough]);
@@ -57,7 +58,7 @@ async fn settings_are_judged_as_they_are_now() {
 }
 
 #[tokio::test]
-async fn where_somebody_may_take_over_replicas_are_demanded_whether_or_not_one_is_there() {
+async fn min_replicas_to_write_is_required_wherever_a_failover_is_possible() {
     let master = RedisServer::builder().append_only(AppendFsync::Always).start().await;
     let sentinels = RedisSentinels::start(&master, 1, Duration::from_mins(1)).await;
     let store = RedisStore::new(&sentinels.url(), names(), Clock::System).unwrap();
@@ -65,7 +66,7 @@ async fn where_somebody_may_take_over_replicas_are_demanded_whether_or_not_one_i
 }
 
 #[tokio::test]
-async fn of_the_masters_of_a_cluster_the_weakest_counts() {
+async fn the_weakest_master_of_a_cluster_counts() {
     let cluster = RedisCluster::builder()
         .args(["--appendonly", "yes", "--appendfsync", "always"])
         .start()
@@ -77,7 +78,7 @@ async fn of_the_masters_of_a_cluster_the_weakest_counts() {
 }
 
 #[tokio::test]
-async fn a_sidecar_tells_what_is_weak_and_stays_ready() {
+async fn a_sidecar_reports_weak_settings_of_redis_and_stays_ready() {
     let world = World::in_redis_with_real_time(RedisServer::start().await).await;
     let credentials = world.credentials("kms");
     let path = credentials.path().to_str().unwrap().to_owned();

@@ -1,8 +1,5 @@
-//! What the operator's tests start from: a namespace of users, a Redis, and an operator with its
-//! own rights.
-//!
-//! Enters: an API server, shared where the test does not harm it. Leaves: short ways to do what an
-//! administrator does with `kubectl`, and to look at what came of it.
+//! Prepares a namespace of users, a Redis and an operator with its own RBAC rules on an API server.
+//! Has short methods for what an administrator does with `kubectl`, and for reading the results.
 
 use std::fs;
 use std::path::PathBuf;
@@ -23,14 +20,14 @@ use twofactor_tests::sidecar::SidecarProcess;
 use twofactor_tests::wait::{eventually, eventually_every};
 use twofactor_tests::{scratch, tools};
 
-/// For what the operator should do at once. Generous, because two cores run many tests at a time;
-/// what is promised in seconds is measured by the tests that are about it.
+/// Timeout for anything that the operator does at once. It is generous, because many tests share
+/// the processors; tests of a promised time measure that time themselves.
 pub(crate) const BOUND: Duration = Duration::from_secs(30);
 
 const ACCOUNT: &str = "twofactor-operator";
 static NEXT: AtomicU32 = AtomicU32::new(0);
 
-/// An API server that the tests of one binary share, or one that a test has for itself.
+/// An API server that the tests share, or one for a single test.
 pub(crate) enum Server {
     Shared(&'static ApiServer),
     Own(Box<ApiServer>),
@@ -51,9 +48,9 @@ impl std::ops::Deref for Server {
 pub(crate) struct Cluster {
     pub(crate) server: Server,
     pub(crate) redis: RedisServer,
-    /// Where the users are.
+    /// Namespace of the users.
     pub(crate) namespace: String,
-    /// Where the operator's own Secrets are.
+    /// Namespace of the operator's own Secrets.
     pub(crate) home: String,
     pub(crate) kubeconfig: PathBuf,
 }
@@ -75,7 +72,7 @@ impl Cluster {
         Self::new(Server::Shared(server), redis)
     }
 
-    /// On an API server of its own, which may be killed and may have controllers.
+    /// On a separate API server, which the test may kill and which may have controllers.
     pub(crate) async fn on_own_server(controllers: &[&str]) -> Self {
         let server = ApiServer::start().await;
         prepare(&server);
@@ -94,8 +91,8 @@ impl Cluster {
         let account = format!("{home}:{ACCOUNT}");
         let _ = server.kubectl(&["--namespace", &home, "create", "serviceaccount", ACCOUNT]);
         let binding = format!("--serviceaccount={account}");
-        // Bound in the two namespaces and, for what is cluster-wide, in all: the same rules as in a
-        // real installation.
+        // The rules of a real installation, bound in the two namespaces and for cluster-wide
+        // objects.
         let _ = server.kubectl(&[
             "create",
             "clusterrolebinding",
@@ -119,7 +116,7 @@ impl Cluster {
         Self { server, redis, namespace, home, kubeconfig }
     }
 
-    /// An operator that looks after this namespace only.
+    /// An operator for this namespace only.
     pub(crate) fn operator(&self) -> OperatorBuilder {
         self.operator_with(&self.kubeconfig)
     }
@@ -128,7 +125,7 @@ impl Cluster {
         OperatorProcess::builder(kubeconfig)
             .args(["--namespace", &self.namespace, "--operator-namespace", &self.home])
             .env("REDIS_URL", &self.redis.url())
-            // As of a container that is started again in its pod.
+            // The same name each time, like a container that restarts in its pod.
             .env("POD_NAME", "operator-0")
     }
 
@@ -179,7 +176,7 @@ impl Cluster {
         self.condition_of("tfu", user, kind)
     }
 
-    /// A condition of any object, if it is about the object as it is now.
+    /// A condition of any object, if it is about the current generation.
     pub(crate) fn condition_of(
         &self,
         resource: &str,
@@ -204,7 +201,7 @@ impl Cluster {
         .await;
     }
 
-    /// Waits until a user is not ready for this reason, and gives the message.
+    /// Waits until a user is not ready for this reason, and returns the message.
     pub(crate) async fn wait_not_ready(&self, user: &str, reason: &str) -> String {
         eventually(BOUND, format_args!("{user} not to be ready: {reason}"), async || {
             match self.ready(user) {
@@ -228,7 +225,7 @@ impl Cluster {
         String::from_utf8(self.secret(&format!("{user}-totp"), "secret").unwrap()).unwrap()
     }
 
-    /// Everything that is in Redis, without what is the realm's own.
+    /// All keys in Redis except those of the realm itself.
     pub(crate) async fn user_keys(&self) -> Vec<String> {
         let keys: Vec<String> = self.redis.connect().await.keys("*").await.unwrap();
         let is_the_realms =
@@ -288,7 +285,7 @@ fn is_realm_record(key: &str) -> bool {
     !(tag.len() == 32 && tag.bytes().all(|byte| byte.is_ascii_hexdigit()))
 }
 
-/// CRDs and the rules that every operator runs under.
+/// Applies the CRDs and the operator's RBAC rules.
 fn prepare(server: &ApiServer) {
     let _ = server.kubectl(&["apply", "-f", &root("crds")]);
     let _ = server.kubectl(&[
@@ -331,7 +328,7 @@ impl Sidecar {
     }
 }
 
-/// What an authenticator that nobody here wrote shows.
+/// The code of another implementation, `oathtool`.
 pub(crate) fn code_of(seed: &str) -> String {
     run(tools::find("oathtool"), &["--totp", "--base32", seed]).trim().to_owned()
 }

@@ -1,4 +1,4 @@
-//! Worlds, clusters and sidecars that tests start from.
+//! Helpers and fixtures that several suites use.
 
 pub(crate) mod cluster;
 pub(crate) mod sidecar;

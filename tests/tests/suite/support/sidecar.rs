@@ -26,7 +26,7 @@ pub(crate) fn with_mail(mail: &MailServer) -> RealmRecord {
     RealmRecord { providers, ..RealmRecord::default() }
 }
 
-/// The code that a person's app shows now.
+/// The code that a user's app shows now.
 pub(crate) fn shown(person: &Person) -> String {
     person.code_at(Clock::System.now(), 0).expose_secret().to_owned()
 }

@@ -1,7 +1,5 @@
-//! What the tests of the store and of `serve` start from: a realm, its publisher, and people to
-//! publish.
-//!
-//! Enters: a kind of store. Leaves: a world whose clock the test moves.
+//! Prepares a realm in any kind of store with its publisher, users to publish, and a clock that the
+//! test moves.
 
 use std::fs;
 use std::path::Path;
@@ -133,28 +131,28 @@ impl World {
         Self { cluster: Some(cluster), ..world }
     }
 
-    /// As [`World::in_a_cluster`], where whoever asks is a service with a login of its own.
+    /// As [`World::in_a_cluster`], with the store of a service that has its own login.
     pub(crate) async fn in_a_cluster_as_a_service() -> Self {
         let world = Self::in_a_cluster().await;
         let store = world.service_store(names()).await;
         Self { store: Decisions::unobserved(Store::Redis(store)), ..world }
     }
 
-    /// As [`World::in_redis`], where whoever asks is a service with a login of its own, and only
-    /// the publisher may do everything.
+    /// As [`World::in_redis`], with the store of a service that has its own login; only the
+    /// publisher may do everything.
     pub(crate) async fn in_redis_as_a_service() -> Self {
         let world = Self::in_redis().await;
         let store = world.service_store(names()).await;
         Self { store: Decisions::unobserved(Store::Redis(store)), ..world }
     }
 
-    /// The store as a service sees it that has a login for a realm.
+    /// The store of a service that has a login for a realm.
     pub(crate) async fn service_store(&self, realm: RealmNames) -> RedisStore {
         let url = self.service_url(realm).await;
         RedisStore::new(&url, names(), self.clock.clone()).unwrap()
     }
 
-    /// The URL of Redis with a login for a realm, which is made.
+    /// Creates a login for a realm, and returns the URL of Redis with it.
     pub(crate) async fn service_url(&self, realm: RealmNames) -> String {
         let login = MasterKey::generate(&mut random()).login(&realm_id(), 1, "a-namespace");
         let name = realm.login(&login.tag);
@@ -175,7 +173,7 @@ impl World {
         Self::new(store, None, clock).await
     }
 
-    /// The realm of `other`, as another store has it: nothing is published there yet.
+    /// The realm of `other` in another store, in which nothing is published yet.
     pub(crate) fn of(other: &Self, store: Store) -> Self {
         let realm_key = RealmKey::from_text(other.realm_key.to_text().expose_secret()).unwrap();
         let publisher = Publisher::new(store.clone(), realm_key.keys(&realm_id()));
@@ -219,7 +217,7 @@ impl World {
         self.redis.as_ref().expect("a world in Redis")
     }
 
-    /// Where the store is.
+    /// The URL of the store.
     pub(crate) fn url(&self) -> String {
         match (&self.cluster, &self.sentinels) {
             (Some(cluster), _) => cluster.url(),
@@ -228,7 +226,7 @@ impl World {
         }
     }
 
-    /// Removes everything from the store, as somebody at its command line would.
+    /// Removes everything from the store.
     pub(crate) async fn empty(&self) {
         match (&self.data, &self.cluster) {
             (Store::Memory(store), _) => store.clear(),
@@ -237,7 +235,7 @@ impl World {
         }
     }
 
-    /// Moves the clock of the store and of those who ask.
+    /// Moves the clocks of the store and of the callers.
     pub(crate) async fn set_time(&self, millis: u64) {
         if let Some(cluster) = &self.cluster {
             cluster.set_unix_millis(millis).await;
@@ -252,7 +250,7 @@ impl World {
         self.clock.now()
     }
 
-    /// Publishes somebody; `fresh` as for a seed that was just made.
+    /// Publishes a user; `fresh` means that the seed was just generated.
     pub(crate) async fn publish(&self, record: UserRecord, fresh: bool) -> Person {
         let desired = DesiredUser { record: record.clone(), fresh, reset: None };
         let outcomes = self.publisher.publish(&[desired], self.now(), &mut random()).await.unwrap();
@@ -263,17 +261,17 @@ impl World {
         Person { record, pseudonym, revision }
     }
 
-    /// Publishes a new person with a new seed.
+    /// Publishes a new user with a new seed.
     pub(crate) async fn person(&self, username: &str, method: DeliveryMethod) -> Person {
         self.publish(record(username, method), true).await
     }
 
-    /// Makes the whole realm current, as after a loss.
+    /// Publishes the whole realm, as after a loss.
     pub(crate) async fn fill(&self, people: &[&Person]) {
         self.fill_with(&RealmRecord::default(), people).await;
     }
 
-    /// Makes the whole realm current, with a policy.
+    /// Publishes the whole realm with a policy.
     pub(crate) async fn fill_with(&self, realm: &RealmRecord, people: &[&Person]) {
         let users: Vec<DesiredUser> = people
             .iter()
@@ -285,13 +283,13 @@ impl World {
             .unwrap();
     }
 
-    /// The person as published now.
+    /// The user with the published revision.
     pub(crate) async fn current(&self, person: &Person) -> Person {
         let published = self.publisher.store().published(&[person.pseudonym]).await.unwrap();
         Person { revision: published[0].revision.unwrap(), ..person.clone() }
     }
 
-    /// Asks for the code of the current step.
+    /// Requests the code of the current step.
     pub(crate) async fn issue(
         &self,
         person: &Person,
@@ -318,7 +316,7 @@ impl World {
             caller,
             period: person.record.definition.totp.period(),
             lifetime,
-            // The tests of the limits set them.
+            // The tests of limits set their own.
             limits: Limits::NONE,
             audit: audit_context(person.record.definition.delivery_method),
         }
@@ -353,12 +351,12 @@ impl World {
         }
     }
 
-    /// The files that a sidecar is given to serve this realm.
+    /// The credentials of a sidecar for this realm.
     pub(crate) fn credentials(&self, from: &str) -> TempDir {
         self.credentials_for(&self.url(), from)
     }
 
-    /// The same, with another way to Redis.
+    /// The same, with another URL of Redis.
     pub(crate) fn credentials_for(&self, url: &str, from: &str) -> TempDir {
         let folder = scratch::folder("credentials");
         write_credentials(folder.path(), url, &self.realm_key, from);
@@ -366,7 +364,7 @@ impl World {
     }
 }
 
-/// What the history says of a request that nobody passed anything on for.
+/// The history's context of a request without forwarded details.
 pub(crate) fn audit_context(channel: DeliveryMethod) -> AuditContext {
     AuditContext {
         channel,
@@ -407,12 +405,12 @@ impl Person {
         self.totp().code_of(step)
     }
 
-    /// The code `steps` away from the one of `now`.
+    /// The code of the step that is `steps` after the current one.
     pub(crate) fn code_at(&self, now: UnixMillis, steps: i64) -> Code {
         self.code(Step::new(self.step(now).number().checked_add_signed(steps).unwrap()))
     }
 
-    /// A code that is of no step near `now`.
+    /// A code of no step near `now`.
     pub(crate) fn wrong_code(&self, now: UnixMillis) -> Code {
         (0..1_000_000)
             .map(|number| Code::parse(&format!("{number:06}")).unwrap())

@@ -1,4 +1,4 @@
-//! A hundred failures in a row, and what somebody does about them.
+//! Rules about a hundred failures in a row, and about their reset.
 
 use twofactor_core::decision::{Issue, Verdict};
 use twofactor_core::user::DeliveryMethod::{App, Email};
@@ -7,14 +7,14 @@ use twofactor_store::publisher::DesiredUser;
 use super::LIFETIME;
 use crate::support::world::{Person, START, STEP, World, random};
 
-both_stores!(
+for_every_store!(
     a_hundred_failures_of_all_callers_together_disable_the_user,
-    a_success_ends_the_run_of_its_caller_and_of_no_other,
-    a_disabled_user_gets_no_codes_and_a_right_one_is_not_looked_at,
-    failures_are_reset_once_for_each_request_also_when_the_realm_is_filled_again,
+    a_success_resets_the_failures_of_its_caller_and_of_no_other,
+    a_disabled_user_gets_no_code_and_a_correct_code_is_refused,
+    failures_are_reset_once_for_each_request_even_if_the_realm_is_filled_again,
 );
 
-/// Fails so often from a namespace, waiting for the end of each block.
+/// Fails `count` times from a namespace, and waits for the end of each block.
 async fn fail(world: &World, person: &Person, from: &str, times: usize) {
     for _ in 0..times {
         loop {
@@ -37,7 +37,7 @@ async fn is_disabled(world: &World, person: &Person) -> bool {
 
 async fn a_hundred_failures_of_all_callers_together_disable_the_user(world: World) {
     let person = world.person("carol", App).await;
-    // Five from each of nineteen namespaces: nobody has waited for anything.
+    // Five failures from each of nineteen namespaces, without a block to wait for.
     for number in 0..19 {
         fail(&world, &person, &format!("ns-{number}"), 5).await;
     }
@@ -55,12 +55,12 @@ async fn a_hundred_failures_of_all_callers_together_disable_the_user(world: Worl
     assert_eq!(world.verify(&person, "new", &right).await.unwrap(), Verdict::Disabled);
 }
 
-async fn a_success_ends_the_run_of_its_caller_and_of_no_other(world: World) {
+async fn a_success_resets_the_failures_of_its_caller_and_of_no_other(world: World) {
     let person = world.person("carol", App).await;
     for number in 0..19 {
         fail(&world, &person, &format!("ns-{number}"), 5).await;
     }
-    // One namespace's success does not forgive the others' failures, and is forgiven its own.
+    // A success in one namespace resets its own failures, and not those of others.
     fail(&world, &person, "kms", 4).await;
     world.set_time(world.now().millis() + STEP).await;
     let right = person.code_at(world.now(), 0);
@@ -78,14 +78,14 @@ async fn disable(world: &World, person: &Person) {
     assert!(is_disabled(world, person).await);
 }
 
-async fn a_disabled_user_gets_no_codes_and_a_right_one_is_not_looked_at(world: World) {
+async fn a_disabled_user_gets_no_code_and_a_correct_code_is_refused(world: World) {
     let person = world.person("alice", Email).await;
     world.issue(&person, "kms", LIFETIME).await.unwrap();
     let right = person.code_at(world.now(), 0);
     disable(&world, &person).await;
     assert_eq!(world.issue(&person, "kms", LIFETIME).await.unwrap(), Issue::Disabled);
     assert_eq!(world.verify(&person, "kms", &right).await.unwrap(), Verdict::Disabled);
-    // An edit, such as a new address, does not enable anybody.
+    // An edit, such as a new address, does not enable a user.
     let mut record = person.record.clone();
     record.definition.issuer = Some("Another".to_owned());
     let person = world.publish(record, false).await;
@@ -99,14 +99,12 @@ async fn publish_with_reset(world: &World, person: &Person, request: &str) -> Pe
     world.current(person).await
 }
 
-async fn failures_are_reset_once_for_each_request_also_when_the_realm_is_filled_again(
-    world: World,
-) {
+async fn failures_are_reset_once_for_each_request_even_if_the_realm_is_filled_again(world: World) {
     let person = world.person("carol", App).await;
     disable(&world, &person).await;
     let person = publish_with_reset(&world, &person, "1").await;
     assert!(!is_disabled(&world, &person).await);
-    // Blocks and counts are gone with it: five failures until the next block.
+    // The reset removes blocks and counts, so it takes five failures until the next block.
     for _ in 0..5 {
         let wrong = person.wrong_code(world.now());
         assert_eq!(world.verify(&person, "ns-0", &wrong).await.unwrap(), Verdict::Wrong);
@@ -115,7 +113,7 @@ async fn failures_are_reset_once_for_each_request_also_when_the_realm_is_filled_
         world.verify(&person, "ns-0", &person.wrong_code(world.now())).await.unwrap(),
         Verdict::Blocked { .. }
     ));
-    // The same request once more, with an edit and with a refill, changes nothing.
+    // The same request again, with an edit and with a refill, changes nothing.
     let person = publish_with_reset(&world, &person, "1").await;
     let reset = Some("1".to_owned());
     let desired = [DesiredUser { record: person.record.clone(), fresh: false, reset }];
@@ -129,7 +127,7 @@ async fn failures_are_reset_once_for_each_request_also_when_the_realm_is_filled_
     world.set_time(world.now().millis() + STEP).await;
     let right = person.code_at(world.now(), 0);
     assert_eq!(world.verify(&person, "ns-0", &right).await.unwrap(), Verdict::Accepted);
-    // A loss takes the failures with it, and the request is no news to the new state.
+    // A loss removes the failures, and the request is already recorded in the new state.
     world.empty().await;
     world.fill(&[]).await;
     let person = publish_with_reset(&world, &person, "2").await;

@@ -1,4 +1,4 @@
-//! What is remembered of every request.
+//! Rules about the history of requests.
 
 use std::time::Duration;
 
@@ -10,12 +10,12 @@ use twofactor_core::user::DeliveryMethod::{App, Email};
 use super::LIFETIME;
 use crate::support::world::{Person, START, STEP, World, audit_context, caller};
 
-both_stores!(
-    every_decision_and_delivery_leaves_an_entry,
-    what_a_service_passed_on_is_kept_only_where_it_was_given,
-    what_nothing_bounds_is_written_once_and_then_counted,
-    entries_go_when_they_are_too_old_and_all_of_them_with_their_user,
-    nothing_is_written_of_somebody_who_is_gone,
+for_every_store!(
+    every_decision_and_delivery_adds_a_history_entry,
+    history_keeps_the_end_users_address_and_agent_only_if_they_were_passed_on,
+    outcomes_without_a_limit_are_recorded_once_and_then_counted,
+    history_entries_expire_and_all_are_removed_with_their_user,
+    no_history_is_written_for_a_removed_user,
 );
 
 async fn history(world: &World, person: &Person) -> Vec<Entry> {
@@ -37,7 +37,7 @@ async fn conclude(world: &World, person: &Person, event: Event) {
     world.store.record_delivery(&person.pseudonym, &report).await.unwrap();
 }
 
-async fn every_decision_and_delivery_leaves_an_entry(world: World) {
+async fn every_decision_and_delivery_adds_a_history_entry(world: World) {
     let person = world.person("alice", Email).await;
     let issue = world.issue(&person, "kms", LIFETIME).await.unwrap();
     let Issue::Issued { asked_at, .. } = issue else { panic!("{issue:?}") };
@@ -73,7 +73,7 @@ async fn every_decision_and_delivery_leaves_an_entry(world: World) {
     );
 }
 
-async fn what_a_service_passed_on_is_kept_only_where_it_was_given(world: World) {
+async fn history_keeps_the_end_users_address_and_agent_only_if_they_were_passed_on(world: World) {
     let person = world.person("carol", App).await;
     let mut request = world.verification(&person, "kms", &person.wrong_code(world.now()));
     request.audit = AuditContext {
@@ -89,7 +89,7 @@ async fn what_a_service_passed_on_is_kept_only_where_it_was_given(world: World) 
     assert_eq!((&entries[1].address, &entries[1].user_agent), (&None, &None));
 }
 
-async fn what_nothing_bounds_is_written_once_and_then_counted(world: World) {
+async fn outcomes_without_a_limit_are_recorded_once_and_then_counted(world: World) {
     let person = world.person("alice", Email).await;
     let mut request = world.issuance(&person, "kms", person.step(world.now()), LIFETIME);
     request.limits = Limits::default();
@@ -97,12 +97,12 @@ async fn what_nothing_bounds_is_written_once_and_then_counted(world: World) {
     for _ in 0..5 {
         world.verify(&person, "kms", &person.wrong_code(world.now())).await.unwrap();
     }
-    // Two kinds in turn: neither fills the history.
+    // Two outcomes that alternate do not fill the history either.
     for _ in 0..20 {
         world.verify(&person, "kms", &person.wrong_code(world.now())).await.unwrap();
         world.store.issue(&person.pseudonym, &request).await.unwrap();
     }
-    // Another namespace's are its own.
+    // Outcomes of another namespace are recorded separately.
     let mut other = world.issuance(&person, "shop", person.step(world.now()), LIFETIME);
     other.limits = Limits::default();
     world.store.issue(&person.pseudonym, &other).await.unwrap();
@@ -119,7 +119,7 @@ async fn what_nothing_bounds_is_written_once_and_then_counted(world: World) {
             ("verify", "accepted", "kms", Some("verify/blocked=19 generate/too-soon=19")),
         ]
     );
-    // After an hour the same is written again, here with something else.
+    // After an hour the same outcome is recorded again, here with another detail.
     for seconds in [0, 60] {
         world.set_time(START + STEP + seconds * 1000).await;
         assert_eq!(world.verify(&person, "kms", &right).await.unwrap(), Verdict::Used);
@@ -136,7 +136,7 @@ async fn what_nothing_bounds_is_written_once_and_then_counted(world: World) {
     );
 }
 
-async fn entries_go_when_they_are_too_old_and_all_of_them_with_their_user(world: World) {
+async fn history_entries_expire_and_all_are_removed_with_their_user(world: World) {
     let person = world.person("carol", App).await;
     let day = Duration::from_hours(24);
     let fail = async |at: u64| {
@@ -158,7 +158,7 @@ async fn entries_go_when_they_are_too_old_and_all_of_them_with_their_user(world:
     assert_eq!(history(&world, &person).await, []);
 }
 
-async fn nothing_is_written_of_somebody_who_is_gone(world: World) {
+async fn no_history_is_written_for_a_removed_user(world: World) {
     let person = world.person("alice", Email).await;
     world.publisher.remove(person.pseudonym).await.unwrap();
     let report =

@@ -1,4 +1,4 @@
-//! How often codes are made and sent.
+//! Rules about how often codes are issued and sent.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,17 +13,17 @@ use twofactor_core::user::DeliveryMethod::Email;
 use super::{LIFETIME, until};
 use crate::support::world::{Person, START, STEP, World, audit_context, caller};
 
-both_stores!(
-    a_user_gets_one_code_a_minute_whoever_asks,
+for_every_store!(
+    a_user_gets_one_code_a_minute_from_all_services_together,
     a_user_gets_ten_codes_within_any_hour,
     a_request_that_comes_too_soon_changes_nothing_about_the_code_in_flight,
     fifty_parallel_requests_for_a_code_are_one_code,
-    a_refused_delivery_gives_back_the_minute_and_not_the_hour,
-    a_realm_that_has_sent_all_that_it_may_is_asked_no_more_often,
-    so_many_codes_of_a_caller_are_in_flight_and_no_more,
-    a_late_refusal_gives_nothing_back_that_another_request_has_taken,
-    a_clock_that_was_put_back_locks_nobody_out_for_good,
-    a_realm_sends_so_many_codes_within_an_hour,
+    a_refused_delivery_frees_the_minute_and_counts_for_the_hour,
+    a_request_refused_by_the_delivery_limit_counts_for_the_users_limits,
+    a_caller_has_a_limited_number_of_codes_in_flight,
+    a_late_refusal_frees_no_limit_that_another_request_has_taken,
+    a_clock_set_back_locks_no_user_out_permanently,
+    a_realm_sends_a_limited_number_of_codes_an_hour,
 );
 
 async fn ask(world: &World, person: &Person, from: &str, limits: Limits) -> Issue {
@@ -49,7 +49,7 @@ fn asked_at(issue: Issue) -> UnixMillis {
     asked_at
 }
 
-async fn a_user_gets_one_code_a_minute_whoever_asks(world: World) {
+async fn a_user_gets_one_code_a_minute_from_all_services_together(world: World) {
     let person = world.person("alice", Email).await;
     let expires = until(ask(&world, &person, "kms", Limits::default()).await).millis();
     assert_eq!(ask(&world, &person, "kms", Limits::default()).await, too_soon(60, Some(expires)));
@@ -58,7 +58,7 @@ async fn a_user_gets_one_code_a_minute_whoever_asks(world: World) {
     assert_eq!(ask(&world, &person, "shop", Limits::default()).await, too_soon(1, None));
     world.set_time(START + 60_000).await;
     until(ask(&world, &person, "shop", Limits::default()).await);
-    // Somebody else has a minute of their own.
+    // Another user has a separate minute.
     let other = world.person("bob", Email).await;
     until(ask(&world, &other, "shop", Limits::default()).await);
 }
@@ -70,7 +70,7 @@ async fn a_user_gets_ten_codes_within_any_hour(world: World) {
         until(ask(&world, &person, "kms", Limits::default()).await);
     }
     world.set_time(START + 3_000_000).await;
-    // The last one has just expired, in the very millisecond it was still good.
+    // The last code is valid in exactly this millisecond, and expires after it.
     let in_flight = Some(START + 3_000_000);
     assert_eq!(ask(&world, &person, "kms", Limits::default()).await, too_soon(600, in_flight));
     world.set_time(START + 3_599_000).await;
@@ -93,7 +93,7 @@ async fn a_request_that_comes_too_soon_changes_nothing_about_the_code_in_flight(
         assert!(matches!(limited, Issue::TooSoon { in_flight: Some(_), .. }), "{limited:?}");
     }
     assert_eq!(world.verify(&person, "kms", &code).await.unwrap(), Verdict::Accepted);
-    // Used up: nothing is in flight, and the minute goes on.
+    // The code is used, so none is in flight, and the minute continues.
     assert!(matches!(
         ask(&world, &person, "kms", Limits::default()).await,
         Issue::TooSoon { in_flight: None, .. }
@@ -115,13 +115,13 @@ async fn fifty_parallel_requests_for_a_code_are_one_code(world: World) {
     assert_eq!(issued, 1, "{outcomes:?}");
 }
 
-async fn a_refused_delivery_gives_back_the_minute_and_not_the_hour(world: World) {
+async fn a_refused_delivery_frees_the_minute_and_counts_for_the_hour(world: World) {
     let person = world.person("alice", Email).await;
     let limits = Limits { generates_per_hour: 3, ..Limits::default() };
     let first = ask(&world, &person, "kms", limits).await;
     conclude(&world, &person, Event::Refused { asked_at: asked_at(first) }).await;
     world.set_time(START + 1_000).await;
-    // Within the step the same entry, with the expiry that was promised.
+    // Within the step it is the same code, with the promised expiry.
     let second = ask(&world, &person, "kms", limits).await;
     assert_eq!(until(second), until(first));
     conclude(&world, &person, Event::Refused { asked_at: asked_at(second) }).await;
@@ -134,7 +134,7 @@ async fn a_refused_delivery_gives_back_the_minute_and_not_the_hour(world: World)
     );
 }
 
-async fn a_realm_that_has_sent_all_that_it_may_is_asked_no_more_often(world: World) {
+async fn a_request_refused_by_the_delivery_limit_counts_for_the_users_limits(world: World) {
     let person = world.person("alice", Email).await;
     let limits = Limits { generates_per_hour: 2, ..Limits::default() };
     for minute in 0..2 {
@@ -149,12 +149,12 @@ async fn a_realm_that_has_sent_all_that_it_may_is_asked_no_more_often(world: Wor
     assert_eq!(retry_after, Duration::from_mins(58));
 }
 
-async fn so_many_codes_of_a_caller_are_in_flight_and_no_more(world: World) {
+async fn a_caller_has_a_limited_number_of_codes_in_flight(world: World) {
     let person = world.person("alice", Email).await;
     let mut request = world.issuance(&person, "kms", person.step(world.now()), LIFETIME);
     request.limits = Limits::NONE;
     for number in 0..MAXIMUM_CODES_IN_FLIGHT {
-        // As with another context each.
+        // Each with another tag, as for another context.
         request.tag = CodeTag::from_bytes([u8::try_from(number).unwrap(); 16]);
         until(world.store.issue(&person.pseudonym, &request).await.unwrap());
     }
@@ -166,12 +166,12 @@ async fn so_many_codes_of_a_caller_are_in_flight_and_no_more(world: World) {
         (Duration::from_secs(1)..=LIFETIME + Duration::from_secs(1)).contains(&retry_after),
         "{retry_after:?}"
     );
-    // One of them can be sent again, and another caller has room.
+    // One of them can be sent again, and another caller has its own limit.
     until(world.store.issue(&person.pseudonym, &known).await.unwrap());
     until(ask(&world, &person, "shop", Limits::NONE).await);
 }
 
-async fn a_late_refusal_gives_nothing_back_that_another_request_has_taken(world: World) {
+async fn a_late_refusal_frees_no_limit_that_another_request_has_taken(world: World) {
     let person = world.person("alice", Email).await;
     let first = asked_at(ask(&world, &person, "kms", Limits::default()).await);
     world.set_time(START + 60_000).await;
@@ -180,7 +180,7 @@ async fn a_late_refusal_gives_nothing_back_that_another_request_has_taken(world:
     assert!(matches!(ask(&world, &person, "kms", Limits::default()).await, Issue::TooSoon { .. }));
 }
 
-async fn a_clock_that_was_put_back_locks_nobody_out_for_good(world: World) {
+async fn a_clock_set_back_locks_no_user_out_permanently(world: World) {
     world.set_time(START + 100 * 3_600_000).await;
     let person = world.person("alice", Email).await;
     let limits = Limits { generates_per_hour: 1, ..Limits::default() };
@@ -191,7 +191,7 @@ async fn a_clock_that_was_put_back_locks_nobody_out_for_good(world: World) {
     assert!(matches!(ask(&world, &person, "kms", limits).await, Issue::TooSoon { .. }));
 }
 
-async fn a_realm_sends_so_many_codes_within_an_hour(world: World) {
+async fn a_realm_sends_a_limited_number_of_codes_an_hour(world: World) {
     let take = async || world.store.count_delivery(3).await.unwrap();
     let used_up = |seconds| Allowance::LimitReached { retry_after: Duration::from_secs(seconds) };
     for minutes in [0, 0, 10] {
@@ -204,7 +204,7 @@ async fn a_realm_sends_so_many_codes_within_an_hour(world: World) {
     world.set_time(START + 3_600_000).await;
     assert_eq!(take().await, Allowance::Granted);
     assert_eq!(world.store.count_delivery(1).await.unwrap(), used_up(3600));
-    // Nothing is remembered for longer than it matters.
+    // The count expires when it has no more effect.
     world.set_time(START + 3 * 3_600_000).await;
     if let Some(redis) = &world.redis {
         let key = crate::support::world::names().realm_deliveries();

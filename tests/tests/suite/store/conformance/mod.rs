@@ -1,5 +1,5 @@
-//! What every store must do: each test runs against memory, a real Redis, one behind a Sentinel and
-//! a Redis Cluster, with clocks that are moved, and also with a service's login.
+//! Rules for every store. Each runs on memory, a real Redis, one behind a Sentinel and a Redis
+//! Cluster, with movable clocks, and on Redis also with a service's login.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,9 +15,8 @@ use crate::support::world::{Person, START, STEP, World};
 
 const LIFETIME: Duration = Duration::from_mins(5);
 
-/// A test of each rule for each store, and more with the few permissions that a service has in
-/// Redis.
-macro_rules! both_stores {
+/// Makes a test of each rule for each store, and for Redis also with a service's few permissions.
+macro_rules! for_every_store {
     ($($rule:ident),+ $(,)?) => {
         mod memory {
             $(#[tokio::test] async fn $rule() { super::$rule(super::World::in_memory().await).await; })+
@@ -44,35 +43,35 @@ mod failures;
 mod history;
 mod limits;
 
-both_stores!(
+for_every_store!(
     a_delivered_code_is_accepted_until_its_expiry_and_not_after,
     a_delivered_code_is_accepted_once,
     fifty_parallel_verifies_of_one_code_are_one_success,
-    asked_twice_in_one_step_it_is_one_entry,
+    two_requests_in_one_step_have_one_code_and_one_expiry,
     a_consumed_code_is_not_issued_again_in_its_step,
     a_code_asked_for_by_one_service_is_not_accepted_from_another,
-    a_consumed_step_is_burned_for_every_service,
-    a_success_burns_the_callers_other_codes_and_nobody_elses,
+    a_step_consumed_by_one_service_is_consumed_for_every_service,
+    a_success_invalidates_the_callers_other_codes_and_no_other_callers,
     an_authenticators_code_is_accepted_once_a_step_and_never_an_earlier_one,
     an_authenticators_code_is_accepted_within_the_skew_only,
     a_step_used_by_mail_is_not_accepted_from_an_authenticator,
     a_longer_period_does_not_reopen_a_used_step,
     five_failures_block_the_caller_and_each_further_one_doubles_the_block,
     fifty_parallel_wrong_guesses_are_five_failures,
-    a_replay_is_no_failure,
-    a_success_ends_the_run_of_failures,
-    a_new_code_does_not_end_the_run_of_failures,
+    a_replay_does_not_count_as_a_failure,
+    a_success_resets_the_callers_failures,
+    a_new_code_does_not_reset_the_callers_failures,
     a_block_is_answered_before_it_shows_whether_the_code_was_right,
-    an_outdated_record_decides_nothing,
-    a_clock_that_is_off_decides_nothing,
-    a_code_of_another_step_than_the_stores_is_not_issued,
-    a_changed_destination_burns_the_codes_in_flight,
-    a_code_sent_to_an_old_address_is_not_made_good_by_asking_again,
-    a_realm_that_was_emptied_while_it_was_filled_is_not_complete,
-    a_seed_that_is_not_fresh_refuses_whatever_could_have_been_used,
-    a_code_is_not_issued_in_the_step_of_a_loss,
-    only_a_completely_published_realm_knows_who_is_absent,
-    a_removed_user_leaves_nothing,
+    a_request_with_an_outdated_record_is_not_decided,
+    a_request_from_a_clock_that_differs_is_not_decided,
+    a_code_is_issued_for_the_step_of_the_stores_clock_only,
+    a_changed_destination_invalidates_the_codes_in_flight,
+    a_code_sent_to_an_old_address_stays_invalid_when_another_is_requested,
+    a_realm_flushed_during_a_fill_is_not_complete,
+    a_republished_seed_refuses_codes_that_may_have_been_used,
+    no_code_is_issued_in_the_step_of_a_republication,
+    only_a_completely_published_realm_confirms_that_a_user_is_absent,
+    a_removed_user_leaves_no_key,
     two_publishers_do_not_overwrite_each_other,
 );
 
@@ -80,14 +79,14 @@ fn at(world: &World) -> u64 {
     world.now().millis()
 }
 
-/// Until when an issued code is accepted.
+/// The expiry of an issued code.
 #[track_caller]
 fn until(issue: Issue) -> UnixMillis {
     let Issue::Issued { expires_at, .. } = issue else { panic!("not issued: {issue:?}") };
     expires_at
 }
 
-/// Issues the code of now, and gives it.
+/// Issues the code of the current step, and returns it.
 async fn issued(world: &World, person: &Person, from: &str) -> twofactor_core::code::Code {
     let issue = world.issue(person, from, LIFETIME).await.unwrap();
     assert!(matches!(issue, Issue::Issued { .. }), "{issue:?}");
@@ -120,7 +119,7 @@ async fn a_delivered_code_is_accepted_once(world: World) {
     assert_eq!(world.verify(&person, "kms", &code).await.unwrap(), Verdict::Used);
 }
 
-/// The verdicts of fifty requests at once.
+/// Sends fifty requests at once, and returns their verdicts.
 async fn fifty(
     world: &World,
     request: twofactor_core::decision::Verification,
@@ -147,7 +146,7 @@ async fn fifty_parallel_verifies_of_one_code_are_one_success(world: World) {
     assert_eq!((count(&verdicts, Verdict::Accepted), count(&verdicts, Verdict::Used)), (1, 49));
 }
 
-async fn asked_twice_in_one_step_it_is_one_entry(world: World) {
+async fn two_requests_in_one_step_have_one_code_and_one_expiry(world: World) {
     let person = world.person("alice", Email).await;
     let first = until(world.issue(&person, "kms", LIFETIME).await.unwrap());
     world.set_time(START + STEP - 1).await;
@@ -179,7 +178,7 @@ async fn a_code_asked_for_by_one_service_is_not_accepted_from_another(world: Wor
     assert_eq!(world.verify(&person, "kms", &code).await.unwrap(), Verdict::Accepted);
 }
 
-async fn a_consumed_step_is_burned_for_every_service(world: World) {
+async fn a_step_consumed_by_one_service_is_consumed_for_every_service(world: World) {
     let person = world.person("alice", Email).await;
     let code = issued(&world, &person, "kms").await;
     assert!(matches!(world.issue(&person, "shop", LIFETIME).await.unwrap(), Issue::Issued { .. }));
@@ -187,7 +186,7 @@ async fn a_consumed_step_is_burned_for_every_service(world: World) {
     assert_eq!(world.verify(&person, "shop", &code).await.unwrap(), Verdict::Used);
 }
 
-async fn a_success_burns_the_callers_other_codes_and_nobody_elses(world: World) {
+async fn a_success_invalidates_the_callers_other_codes_and_no_other_callers(world: World) {
     let person = world.person("alice", Email).await;
     let older = issued(&world, &person, "kms").await;
     world.set_time(START + STEP).await;
@@ -208,7 +207,7 @@ async fn an_authenticators_code_is_accepted_once_a_step_and_never_an_earlier_one
         assert_eq!(world.verify(&person, "kms", code).await.unwrap(), expected);
     }
     assert_eq!(world.verify(&person, "shop", &b).await.unwrap(), Verdict::Used);
-    // The step before: never used, but earlier than one that was.
+    // The step before was never used, but is earlier than a used one.
     let earlier = person.code_at(world.now(), -1);
     assert_eq!(world.verify(&person, "kms", &earlier).await.unwrap(), Verdict::Used);
 }
@@ -247,7 +246,7 @@ async fn a_longer_period_does_not_reopen_a_used_step(world: World) {
         twofactor_core::totp::TotpParameters::new(twofactor_core::totp::Algorithm::Sha1, 6, 60, 1)
             .unwrap();
     let person = world.publish(record, false).await;
-    // The minute that holds the used half minute began before the end of that.
+    // The minute that contains the used half minute began before the end of that half minute.
     let code = person.code_at(world.now(), 0);
     assert_eq!(world.verify(&person, "kms", &code).await.unwrap(), Verdict::Used);
 }
@@ -279,7 +278,7 @@ async fn fifty_parallel_wrong_guesses_are_five_failures(world: World) {
     assert_eq!((count(&verdicts, Verdict::Wrong), count(&verdicts, blocked)), (5, 45));
 }
 
-async fn a_replay_is_no_failure(world: World) {
+async fn a_replay_does_not_count_as_a_failure(world: World) {
     let person = world.person("carol", App).await;
     let code = person.code_at(world.now(), 0);
     assert_eq!(world.verify(&person, "kms", &code).await.unwrap(), Verdict::Accepted);
@@ -288,7 +287,7 @@ async fn a_replay_is_no_failure(world: World) {
     }
 }
 
-async fn a_success_ends_the_run_of_failures(world: World) {
+async fn a_success_resets_the_callers_failures(world: World) {
     let person = world.person("carol", App).await;
     for step in 0..3 {
         let (wrong, right) = (person.wrong_code(world.now()), person.code_at(world.now(), 0));
@@ -304,7 +303,7 @@ async fn a_success_ends_the_run_of_failures(world: World) {
     }
 }
 
-async fn a_new_code_does_not_end_the_run_of_failures(world: World) {
+async fn a_new_code_does_not_reset_the_callers_failures(world: World) {
     let person = world.person("alice", Email).await;
     for _ in 0..4 {
         let wrong = person.wrong_code(world.now());
@@ -328,7 +327,7 @@ async fn a_block_is_answered_before_it_shows_whether_the_code_was_right(world: W
     let blocked = Verdict::Blocked { retry_after: Duration::from_secs(30) };
     assert_eq!(world.verify(&person, "kms", &right).await.unwrap(), blocked);
     assert_eq!(world.verify(&person, "kms", &wrong).await.unwrap(), blocked);
-    // The code was not burned by being submitted while blocked.
+    // The submission during the block did not consume the code.
     world.set_time(START + 30_000).await;
     assert_eq!(world.verify(&person, "kms", &right).await.unwrap(), Verdict::Accepted);
 }
@@ -340,7 +339,7 @@ fn undecided<T: std::fmt::Debug>(result: Result<T, StoreError>) -> Undecided {
     }
 }
 
-async fn an_outdated_record_decides_nothing(world: World) {
+async fn a_request_with_an_outdated_record_is_not_decided(world: World) {
     let old = world.person("carol", App).await;
     let wrong = old.wrong_code(world.now());
     let mut record = old.record.clone();
@@ -359,7 +358,7 @@ async fn an_outdated_record_decides_nothing(world: World) {
     );
 }
 
-async fn a_clock_that_is_off_decides_nothing(world: World) {
+async fn a_request_from_a_clock_that_differs_is_not_decided(world: World) {
     let person = world.person("carol", App).await;
     world.set_time(START + 3_600_000).await;
     let code = person.code_at(world.now(), 0);
@@ -381,7 +380,7 @@ async fn a_clock_that_is_off_decides_nothing(world: World) {
     }
 }
 
-async fn a_code_of_another_step_than_the_stores_is_not_issued(world: World) {
+async fn a_code_is_issued_for_the_step_of_the_stores_clock_only(world: World) {
     let person = world.person("alice", Email).await;
     for steps in [-1_i64, 1] {
         let step = person.step(world.now()).number().checked_add_signed(steps).unwrap();
@@ -392,14 +391,14 @@ async fn a_code_of_another_step_than_the_stores_is_not_issued(world: World) {
     }
 }
 
-async fn a_changed_destination_burns_the_codes_in_flight(world: World) {
+async fn a_changed_destination_invalidates_the_codes_in_flight(world: World) {
     let person = world.person("alice", Email).await;
     let code = issued(&world, &person, "kms").await;
     let mut record = person.record.clone();
     record.definition.email = Some("alice@elsewhere.example".to_owned().try_into().unwrap());
     let person = world.publish(record, false).await;
     assert_eq!(world.verify(&person, "kms", &code).await.unwrap(), Verdict::Used);
-    // Another issuer changes nothing about where the code went.
+    // Another issuer does not change the destination of the code.
     world.set_time(START + STEP).await;
     let code = issued(&world, &person, "kms").await;
     let mut record = person.record.clone();
@@ -408,13 +407,14 @@ async fn a_changed_destination_burns_the_codes_in_flight(world: World) {
     assert_eq!(world.verify(&person, "kms", &code).await.unwrap(), Verdict::Accepted);
 }
 
-async fn a_code_sent_to_an_old_address_is_not_made_good_by_asking_again(world: World) {
+async fn a_code_sent_to_an_old_address_stays_invalid_when_another_is_requested(world: World) {
     let person = world.person("alice", Email).await;
     let to_old_address = issued(&world, &person, "kms").await;
     let mut record = person.record.clone();
     record.definition.email = Some("alice@elsewhere.example".to_owned().try_into().unwrap());
     let person = world.publish(record.clone(), false).await;
-    // The step has one code only: another caller would be sent the digits that the old address has.
+    // A step has only one code, so another caller would be sent the digits that the old address
+    // has.
     let consumed = Issue::Consumed { retry_after: Duration::from_secs(30) };
     for caller in ["kms", "hub"] {
         assert_eq!(world.issue(&person, caller, LIFETIME).await.unwrap(), consumed);
@@ -425,7 +425,7 @@ async fn a_code_sent_to_an_old_address_is_not_made_good_by_asking_again(world: W
     assert_eq!(world.verify(&person, "kms", &to_old_address).await.unwrap(), Verdict::Used);
 }
 
-async fn a_realm_that_was_emptied_while_it_was_filled_is_not_complete(world: World) {
+async fn a_realm_flushed_during_a_fill_is_not_complete(world: World) {
     let alice = world.person("alice", Email).await;
     world.empty().await;
     let inspection =
@@ -435,17 +435,17 @@ async fn a_realm_that_was_emptied_while_it_was_filled_is_not_complete(world: Wor
     assert!(world.publisher.store().complete_fill(&inspection).await.is_err());
     assert!(world.store.confirm_absence(&alice.pseudonym).await.is_err());
     assert!(!world.publisher.store().inspect().await.unwrap().ready);
-    // Nor does a filling that began before another one speak for that.
+    // A fill that began before another one cannot complete it.
     let first = world.publisher.begin_fill(&mut crate::support::world::random()).await.unwrap();
     let second = world.publisher.begin_fill(&mut crate::support::world::random()).await.unwrap();
     assert!(world.publisher.store().complete_fill(&first).await.is_err());
     world.publisher.store().complete_fill(&second).await.unwrap();
 }
 
-async fn a_seed_that_is_not_fresh_refuses_whatever_could_have_been_used(world: World) {
+async fn a_republished_seed_refuses_codes_that_may_have_been_used(world: World) {
     world.set_time(START + 10 * STEP + 7_000).await;
     let person = world.publish(crate::support::world::record("carol", App), false).await;
-    // Steps up to the one of the publication and the skew after it may have been used before.
+    // All steps up to the skew after the publication may have been used before.
     for steps in [-1, 0, 1] {
         let code = person.code_at(world.now(), steps);
         assert_eq!(
@@ -459,7 +459,7 @@ async fn a_seed_that_is_not_fresh_refuses_whatever_could_have_been_used(world: W
     assert_eq!(world.verify(&person, "kms", &next).await.unwrap(), Verdict::Accepted);
 }
 
-async fn a_code_is_not_issued_in_the_step_of_a_loss(world: World) {
+async fn no_code_is_issued_in_the_step_of_a_republication(world: World) {
     world.set_time(START + 10_000).await;
     let person = world.publish(crate::support::world::record("alice", Email), false).await;
     let consumed = Issue::Consumed { retry_after: Duration::from_secs(20) };
@@ -469,7 +469,7 @@ async fn a_code_is_not_issued_in_the_step_of_a_loss(world: World) {
     assert_eq!(world.verify(&person, "kms", &code).await.unwrap(), Verdict::Accepted);
 }
 
-async fn only_a_completely_published_realm_knows_who_is_absent(world: World) {
+async fn only_a_completely_published_realm_confirms_that_a_user_is_absent(world: World) {
     let person = world.person("alice", Email).await;
     let nobody = world.keys().pseudonym(&"nobody".parse().unwrap());
     assert!(world.store.confirm_absence(&nobody).await.unwrap());
@@ -486,7 +486,7 @@ async fn only_a_completely_published_realm_knows_who_is_absent(world: World) {
     assert!(world.store.confirm_absence(&nobody).await.unwrap());
 }
 
-async fn a_removed_user_leaves_nothing(world: World) {
+async fn a_removed_user_leaves_no_key(world: World) {
     let (alice, bob) = (world.person("alice", Email).await, world.person("bob", Email).await);
     for person in [&alice, &bob] {
         issued(&world, person, "kms").await;
