@@ -42,7 +42,7 @@ pub(crate) fn the_restricted_level_admits_pods_with_the_sidecar(scene: &Scene<'_
 /// A change that makes a valid pod invalid.
 type Change<'a> = &'a dyn Fn(&mut Value);
 
-pub(crate) fn what_a_pod_gets_wrong_is_refused_with_a_sentence(scene: &Scene<'_>) {
+pub(crate) fn an_invalid_pod_is_refused_with_a_sentence_that_names_the_mistake(scene: &Scene<'_>) {
     let namespace = scene.namespace("wrong");
     let right = manifests::client_with_sidecar(&namespace, "service", &namespace);
     assert!(scene.kubectl().create_dry(&right).success, "a pod with nothing wrong is refused");

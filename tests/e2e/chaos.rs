@@ -21,7 +21,7 @@ pub(crate) fn a_killed_operator_changes_no_answer(scene: &Scene<'_>) {
     let leader = || {
         let lease = kubectl.try_get(&["lease", "twofactor-operator", "--namespace", NAMESPACE])?;
         let holder = lease["spec"]["holderIdentity"].as_str().filter(|holder| !holder.is_empty());
-        holder.map(str::to_owned).ok_or_else(|| "nobody leads".to_owned())
+        holder.map(str::to_owned).ok_or_else(|| "no replica leads".to_owned())
     };
     let killed = leader().expect("a leader");
     // The lease holds the name of the pod, perhaps with a suffix.
@@ -99,7 +99,7 @@ pub(crate) fn a_killed_kubelet_changes_no_answer(scene: &Scene<'_>) {
     scene.world.control_node(&["kill", "kubelet"]);
     let gone = || {
         // Logs come through the kubelet.
-        eventually_blocking(Duration::from_secs(30), "the kubelet to be gone", || {
+        eventually_blocking(Duration::from_secs(30), "the kubelet to stop", || {
             match load.answers() {
                 Ok(_) => Err("it still answers"),
                 Err(_) => Ok(()),

@@ -157,7 +157,7 @@ pub(crate) fn the_app_finds_no_secret_in_its_files_environment_or_processes(scen
     // A reader of pods without access to Secrets finds none in the pod either.
     let pod = scene.kubectl().get(&["pod", SERVICE, "--namespace", services]);
     for (what, secret) in &secrets {
-        assert!(!pod.to_string().contains(secret), "the pod itself tells {what}");
+        assert!(!pod.to_string().contains(secret), "the pod itself contains {what}");
     }
     let sidecar = container(&pod, "initContainers", SIDECAR);
     assert_eq!(sidecar["envFrom"], Value::Null, "{sidecar}");
@@ -249,9 +249,9 @@ pub(crate) fn the_network_gives_the_app_nothing_but_its_own_sidecar(scene: &Scen
         let text = said.into_result().expect("the neighbour's metrics");
         assert!(text.contains("twofactor_build_info"), "{text}");
         for (what, secret) in &known {
-            assert!(!text.contains(secret), "the metrics tell {what}");
+            assert!(!text.contains(secret), "the metrics contain {what}");
         }
-        assert!(!text.contains("alice"), "the metrics tell a name: {text}");
+        assert!(!text.contains("alice"), "the metrics contain a name: {text}");
     }
 
     // Redis itself isolates services, too.

@@ -82,20 +82,20 @@ const LANES: usize = 4;
 /// In this order: of the tests that run together the longest first, and the one that uninstalls
 /// last.
 const TESTS: &[Entry] = entries![
-    Together Nothing: story::the_key_management_story_is_as_its_readme_tells_it,
+    Together Nothing: story::the_key_management_example_does_what_its_readme_shows,
     Together Nothing: figures::a_sidecar_at_rest,
-    Together Nothing: story::a_namespace_that_is_not_let_in_waits_until_it_is,
+    Together Nothing: story::a_pod_in_a_namespace_that_is_not_allowed_waits_until_it_is_allowed,
     Together Nothing: metrics::prometheus_scrapes_operator_and_sidecars_by_the_charts_labels,
     Together Nothing: isolation::the_network_gives_the_app_nothing_but_its_own_sidecar,
     Together Nothing: isolation::the_app_finds_no_secret_in_its_files_environment_or_processes,
     Together Nothing: isolation::the_apps_service_account_may_read_nothing_of_ours,
     Together Nothing: story::a_code_mailed_for_one_namespace_does_not_verify_in_another,
-    Together Nothing: story::a_sidecar_of_another_realm_does_not_know_these_people,
+    Together Nothing: story::a_sidecar_of_another_realm_does_not_know_these_users,
     Together Nothing: story::a_job_with_the_sidecar_completes,
     Together Nothing: story::the_charts_own_test_passes,
-    Together Nothing: story::a_pod_without_the_label_is_left_alone,
+    Together Nothing: story::a_pod_without_the_label_is_not_changed,
     Together Nothing: admission::the_restricted_level_admits_pods_with_the_sidecar,
-    Together Nothing: admission::what_a_pod_gets_wrong_is_refused_with_a_sentence,
+    Together Nothing: admission::an_invalid_pod_is_refused_with_a_sentence_that_names_the_mistake,
     Alone Nothing: figures::pod_start_with_and_without_the_sidecar,
     Alone Nothing: figures::admission_of_fifty_pods,
     Alone Nothing: admission::while_the_webhook_is_down_only_labelled_pods_are_refused,
@@ -105,7 +105,7 @@ const TESTS: &[Entry] = entries![
     Alone Nothing: chaos::a_killed_redis_is_an_outage_and_nothing_else,
     Alone ClusterControl: chaos::a_killed_kubelet_changes_no_answer,
     Alone Nothing: upgrade::an_upgrade_keeps_seeds_and_fails_no_verify,
-    Alone OwnRelease: upgrade::what_is_uninstalled_leaves_users_who_verify_again_when_it_is_back,
+    Alone OwnRelease: upgrade::users_survive_an_uninstallation_and_verify_after_the_next_installation,
 ];
 
 fn main() -> ExitCode {

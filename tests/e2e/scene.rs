@@ -18,7 +18,7 @@ use crate::{START, manifests, release};
 const PUBLISHED: Duration = Duration::from_mins(1);
 
 /// Timeout for the operator to notice a pod.
-const TOLD: Duration = Duration::from_secs(90);
+const NOTICED: Duration = Duration::from_secs(90);
 
 /// A reply of a sidecar.
 #[derive(Clone, Debug)]
@@ -164,18 +164,22 @@ impl<'a> Scene<'a> {
     /// Waits until the operator has emitted an Event about this object with this word in its
     /// message.
     pub(crate) fn wait_for_event(&self, namespace: &str, object: &str, word: &str) {
-        eventually_blocking(TOLD, format_args!("an Event about {object} that says {word}"), || {
-            let events = self.kubectl().try_get(&["events", "--namespace", namespace])?;
-            let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-            let is_wanted = |event: &Value| {
-                event["involvedObject"]["name"] == object
-                    && text(&event["reportingComponent"]).contains("twofactor")
-                    && text(&event["message"]).contains(word)
-            };
-            let found =
-                events["items"].as_array().is_some_and(|events| events.iter().any(is_wanted));
-            if found { Ok(()) } else { Err(events["items"].to_string()) }
-        });
+        eventually_blocking(
+            NOTICED,
+            format_args!("an Event about {object} that says {word}"),
+            || {
+                let events = self.kubectl().try_get(&["events", "--namespace", namespace])?;
+                let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+                let is_wanted = |event: &Value| {
+                    event["involvedObject"]["name"] == object
+                        && text(&event["reportingComponent"]).contains("twofactor")
+                        && text(&event["message"]).contains(word)
+                };
+                let found =
+                    events["items"].as_array().is_some_and(|events| events.iter().any(is_wanted));
+                if found { Ok(()) } else { Err(events["items"].to_string()) }
+            },
+        );
     }
 
     /// Runs a command in the pod's own container, and returns its output.

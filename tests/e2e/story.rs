@@ -16,9 +16,9 @@ const NAMESPACES: [&str; 3] = ["people", "kms", "mail"];
 const STORY: Duration = Duration::from_mins(10);
 /// Timeout for a pod to start after its namespace is allowed: the kubelet retries a missing Secret
 /// after up to two minutes.
-const LET_IN: Duration = Duration::from_secs(150);
+const ALLOWED: Duration = Duration::from_secs(150);
 
-pub(crate) fn the_key_management_story_is_as_its_readme_tells_it(scene: &Scene<'_>) {
+pub(crate) fn the_key_management_example_does_what_its_readme_shows(scene: &Scene<'_>) {
     for namespace in NAMESPACES {
         let there = scene.kubectl().try_run(&["get", "namespace", namespace]).is_ok();
         assert!(
@@ -106,7 +106,7 @@ pub(crate) fn the_charts_own_test_passes(_: &Scene<'_>) {
     assert!(said.success, "{said}");
 }
 
-pub(crate) fn a_pod_without_the_label_is_left_alone(scene: &Scene<'_>) {
+pub(crate) fn a_pod_without_the_label_is_not_changed(scene: &Scene<'_>) {
     let namespace = scene.namespace("plain");
     let mut declined = manifests::client(&namespace, "declined");
     declined["metadata"]["labels"][manifests::INJECT] = json!("false");
@@ -123,7 +123,7 @@ pub(crate) fn a_pod_without_the_label_is_left_alone(scene: &Scene<'_>) {
         assert_eq!(
             scene.generate(&namespace, name, "alice").status,
             0,
-            "somebody answers in {name}"
+            "a sidecar answers in {name}"
         );
     }
 }
@@ -155,7 +155,9 @@ pub(crate) fn a_job_with_the_sidecar_completes(scene: &Scene<'_>) {
     assert!(log.contains("\"success\":true"), "{log}");
 }
 
-pub(crate) fn a_namespace_that_is_not_let_in_waits_until_it_is(scene: &Scene<'_>) {
+pub(crate) fn a_pod_in_a_namespace_that_is_not_allowed_waits_until_it_is_allowed(
+    scene: &Scene<'_>,
+) {
     let (people, other) = (scene.namespace("people"), scene.restricted_namespace("other"));
     scene.users(&people, &[("carol", json!({ "deliveryMethod": "app" }))]);
     scene.realm(&people, &[], None);
@@ -170,7 +172,7 @@ pub(crate) fn a_namespace_that_is_not_let_in_waits_until_it_is(scene: &Scene<'_>
     assert_eq!(pod["status"]["phase"], "Pending", "{pod}");
 
     scene.kubectl().apply(&manifests::realm(&people, &[&other], None));
-    scene.kubectl().wait(LET_IN, &["pod/waiting", "--namespace", &other, "--for=condition=Ready"]);
+    scene.kubectl().wait(ALLOWED, &["pod/waiting", "--namespace", &other, "--for=condition=Ready"]);
     let code = scene.app_code(&other, "waiting", &scene.seed(&people, "carol"));
     let reply =
         eventually_blocking(Duration::from_secs(10), "the sidecar to have its store", || {
@@ -187,7 +189,7 @@ pub(crate) fn a_namespace_that_is_not_let_in_waits_until_it_is(scene: &Scene<'_>
     });
 }
 
-pub(crate) fn a_sidecar_of_another_realm_does_not_know_these_people(scene: &Scene<'_>) {
+pub(crate) fn a_sidecar_of_another_realm_does_not_know_these_users(scene: &Scene<'_>) {
     let (people, other) = (scene.namespace("people"), scene.namespace("other"));
     scene.users(&people, &[("carol", json!({ "deliveryMethod": "app" }))]);
     scene.users(&other, &[("oscar", json!({ "deliveryMethod": "app" }))]);
@@ -234,6 +236,6 @@ pub(crate) fn a_code_mailed_for_one_namespace_does_not_verify_in_another(scene: 
         scene.kubectl().run(&["logs", "service", "--container", SIDECAR, "--namespace", &asking]);
     assert!(
         !log.contains(&code) && !log.contains("alice@example.test"),
-        "the log tells a code or an address: {log}"
+        "the log contains a code or an address: {log}"
     );
 }

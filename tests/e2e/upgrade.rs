@@ -65,7 +65,9 @@ pub(crate) fn an_upgrade_keeps_seeds_and_fails_no_verify(scene: &Scene<'_>) {
     println!("          {answers} answers meanwhile, none failed");
 }
 
-pub(crate) fn what_is_uninstalled_leaves_users_who_verify_again_when_it_is_back(scene: &Scene<'_>) {
+pub(crate) fn users_survive_an_uninstallation_and_verify_after_the_next_installation(
+    scene: &Scene<'_>,
+) {
     let load = Load::start(scene);
     let kubectl = scene.kubectl();
     let short_lived = scene.namespace("short-lived");
@@ -80,7 +82,7 @@ pub(crate) fn what_is_uninstalled_leaves_users_who_verify_again_when_it_is_back(
         for crd in CRDS {
             assert!(
                 kubectl.try_run(&["get", "crd", crd]).is_ok(),
-                "{crd} is gone; helm said: {said}"
+                "{crd} was removed; helm said: {said}"
             );
         }
         assert_eq!(

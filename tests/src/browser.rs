@@ -41,7 +41,7 @@ pub struct Browser {
     last_id: u64,
     session: Option<String>,
     /// Events that the browser sent.
-    told: Vec<Value>,
+    events: Vec<Value>,
     _pipes: TempDir,
 }
 
@@ -83,7 +83,7 @@ impl Browser {
             from: messages(open(&from)),
             last_id: 0,
             session: None,
-            told: Vec::new(),
+            events: Vec::new(),
             _pipes: pipes,
         };
         let target = browser.call("Target.createTarget", &json!({ "url": "about:blank" }));
@@ -101,7 +101,7 @@ impl Browser {
         let url = json!({ "url": format!("http://{SIDECAR}{path}") });
         eventually_blocking(BOUND, "the sidecar's page", || {
             // A request that fails before the sidecar listens is not an error of the page.
-            self.told.clear();
+            self.events.clear();
             self.call("Page.navigate", &url).get("errorText").is_none()
         });
     }
@@ -134,11 +134,11 @@ impl Browser {
         self.evaluate("1");
         let method = |message: &Value| message["method"].as_str().unwrap_or_default().to_owned();
         let urls =
-            self.told.iter().filter(|message| method(message) == "Network.requestWillBeSent");
+            self.events.iter().filter(|message| method(message) == "Network.requestWillBeSent");
         let urls = urls
             .filter_map(|message| message["params"]["request"]["url"].as_str().map(str::to_owned));
         let wrong = ["Network.loadingFailed", "Runtime.exceptionThrown"];
-        let wrong = self.told.iter().filter(|message| wrong.contains(&method(message).as_str()));
+        let wrong = self.events.iter().filter(|message| wrong.contains(&method(message).as_str()));
         (urls.collect(), wrong.cloned().collect())
     }
 
@@ -158,7 +158,7 @@ impl Browser {
                 assert!(message.get("error").is_none(), "{method}: {message}");
                 return message["result"].take();
             }
-            self.told.push(message);
+            self.events.push(message);
         }
     }
 }

@@ -5,7 +5,7 @@
 //! them is missing or fails, the test ends with a sentence that says what to do: the functions here
 //! panic where a library would return an error.
 
-#![allow(clippy::missing_panics_doc, reason = "in a test, a panic is how a failure is told")]
+#![allow(clippy::missing_panics_doc, reason = "a test fails by panicking")]
 
 pub mod apiserver;
 pub mod browser;

@@ -19,13 +19,13 @@ pub trait Outcome {
     /// The value, or the reason to probe again.
     ///
     /// # Errors If the condition does not hold yet.
-    fn settle(self) -> Result<Self::Value, String>;
+    fn into_result(self) -> Result<Self::Value, String>;
 }
 
 impl Outcome for bool {
     type Value = ();
 
-    fn settle(self) -> Result<(), String> {
+    fn into_result(self) -> Result<(), String> {
         if self { Ok(()) } else { Err("not yet true".to_owned()) }
     }
 }
@@ -33,7 +33,7 @@ impl Outcome for bool {
 impl<T> Outcome for Option<T> {
     type Value = T;
 
-    fn settle(self) -> Result<T, String> {
+    fn into_result(self) -> Result<T, String> {
         self.ok_or_else(|| "nothing yet".to_owned())
     }
 }
@@ -41,7 +41,7 @@ impl<T> Outcome for Option<T> {
 impl<T, E: Display> Outcome for Result<T, E> {
     type Value = T;
 
-    fn settle(self) -> Result<T, String> {
+    fn into_result(self) -> Result<T, String> {
         self.map_err(|error| error.to_string())
     }
 }
@@ -73,7 +73,7 @@ pub fn eventually_every<R: Outcome>(
         loop {
             let probed = Instant::now();
             let left = deadline.saturating_duration_since(probed);
-            match tokio::time::timeout(left, probe()).await.map(Outcome::settle) {
+            match tokio::time::timeout(left, probe()).await.map(Outcome::into_result) {
                 Ok(Ok(value)) => return value,
                 Ok(Err(reason)) => last = Some(reason),
                 // The reason of the previous probe says more than a timeout.
@@ -108,7 +108,7 @@ pub fn try_blocking<R: Outcome>(
 ) -> Result<R::Value, String> {
     let deadline = Instant::now() + bound;
     loop {
-        match probe().settle() {
+        match probe().into_result() {
             Ok(value) => return Ok(value),
             Err(reason) if Instant::now() >= deadline => return Err(reason),
             Err(_) => std::thread::sleep(BETWEEN_PROBES),

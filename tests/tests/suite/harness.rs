@@ -151,9 +151,9 @@ async fn redis_keeps_flushed_writes_through_a_crash_on_the_same_port() {
 
     let without_password =
         redis::Client::open(format!("redis://127.0.0.1:{port}/0")).expect("a URL");
-    let mut stranger =
+    let mut anonymous =
         without_password.get_multiplexed_async_connection().await.expect("a connection");
-    assert!(stranger.get::<_, Option<String>>("key").await.is_err());
+    assert!(anonymous.get::<_, Option<String>>("key").await.is_err());
 }
 
 #[tokio::test]
@@ -339,7 +339,7 @@ async fn a_sidecar_is_alive_and_ends_when_it_is_stopped() {
     let path = manifests.path().to_str().expect("a path of visible characters");
     let sidecar = SidecarProcess::builder().args(["dev", path]).start().await;
     assert_eq!(sidecar.api().get("/").await.json()["status"], "2FA Service is up and running!");
-    assert_eq!(sidecar.api().generate("nobody").await.status, 404);
+    assert_eq!(sidecar.api().generate("unknown").await.status, 404);
     assert_eq!(sidecar.admin().get("/livez").await.status, 200);
     assert!(sidecar.process().stop().success());
 }

@@ -1,5 +1,5 @@
 //! All tests that start real servers, in one binary, because linking takes most of the build.
-#![allow(clippy::unwrap_used, reason = "in a test, a panic is how a failure is told")]
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod delivery;
 mod docs;

@@ -24,14 +24,14 @@ pub(crate) async fn run(realm: &Realm, redis: &RedisServer, credentials: &Path) 
     };
     println!("\nUniform answers, one connection, the median of {TURNS} turns:\n");
     let turn = DURATION / u32::try_from(TURNS).expect("a small number");
-    let (mut user, mut nobody) = (Vec::new(), Vec::new());
+    let (mut user, mut unknown) = (Vec::new(), Vec::new());
     for _ in 0..TURNS {
         user.push(load::run(sidecar.api().base_url(), &asked("carol"), 1, turn).await.median);
-        nobody.push(load::run(sidecar.api().base_url(), &asked("nobody"), 1, turn).await.median);
+        unknown.push(load::run(sidecar.api().base_url(), &asked("unknown"), 1, turn).await.median);
     }
-    let (user, nobody) = (middle(&mut user), middle(&mut nobody));
-    let ratio = nobody.as_secs_f64() / user.as_secs_f64();
-    println!("a user {}, anybody else {}, ratio {ratio:.2}", show(user), show(nobody));
+    let (user, unknown) = (middle(&mut user), middle(&mut unknown));
+    let ratio = unknown.as_secs_f64() / user.as_secs_f64();
+    println!("a user {}, an unknown name {}, ratio {ratio:.2}", show(user), show(unknown));
 }
 
 fn middle(durations: &mut [Duration]) -> Duration {

@@ -105,8 +105,8 @@ async fn no_code_is_sent_to_an_smtp_server_without_starttls() {
 #[tokio::test]
 async fn no_code_is_sent_to_an_smtp_server_with_an_untrusted_certificate() {
     let mail = MailServer::builder().tls(MailTls::StartTls).start().await;
-    let stranger = MailServer::builder().tls(MailTls::StartTls).start().await;
-    let ca = stranger.ca_path().to_str().unwrap().to_owned();
+    let untrusted = MailServer::builder().tls(MailTls::StartTls).start().await;
+    let ca = untrusted.ca_path().to_str().unwrap().to_owned();
     let (sidecar, _folder) = sidecar(&mail, &[("SMTP_CA_FILE", &ca)]).await;
     assert_eq!(refused(&sidecar, "alice").await, "there is no trusted connection to the provider.");
     assert!(mail.messages().await.is_empty());

@@ -204,9 +204,9 @@ async fn a_twilio_that_hangs_is_a_refused_delivery_in_bounded_time() {
 
 #[tokio::test]
 async fn no_code_is_sent_to_an_unavailable_or_untrusted_twilio() {
-    let (provider, stranger) = (twilio().await, twilio().await);
-    let stranger_ca = stranger.ca_path().to_str().unwrap().to_owned();
-    let (mistrusting, _folder) = sidecar(&provider, 1, &[("TWILIO_CA_FILE", &stranger_ca)]).await;
+    let (provider, untrusted) = (twilio().await, twilio().await);
+    let untrusted_ca = untrusted.ca_path().to_str().unwrap().to_owned();
+    let (mistrusting, _folder) = sidecar(&provider, 1, &[("TWILIO_CA_FILE", &untrusted_ca)]).await;
     let reply = mistrusting.api().generate("user0").await;
     assert_eq!(reply.status, 502, "{}", reply.body);
     assert_eq!(

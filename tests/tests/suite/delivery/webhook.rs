@@ -47,7 +47,7 @@ async fn sidecar(
 }
 
 /// The result of the documented receiver for a request at the moment `now`.
-fn judged(secret: &str, request: &Received, now: u64) -> String {
+fn received_by_example(secret: &str, request: &Received, now: u64) -> String {
     let source =
         PAGE.split("```python\n").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
     let folder = scratch::folder("receiver");
@@ -85,13 +85,13 @@ async fn a_code_arrives_signed_and_the_documented_receiver_accepts_it() {
     );
     let now = timestamp(&request);
     for known in [1, 2] {
-        assert_eq!(judged(&secret(known), &request, now), "True");
+        assert_eq!(received_by_example(&secret(known), &request, now), "True");
     }
-    assert_eq!(judged(&secret(3), &request, now), "False");
-    assert_eq!(judged(&secret(1), &request, now + 600), "False", "an old one");
+    assert_eq!(received_by_example(&secret(3), &request, now), "False");
+    assert_eq!(received_by_example(&secret(1), &request, now + 600), "False", "an old one");
     let mut changed = request.clone();
     changed.body = changed.body.replace("user0", "user1");
-    assert_eq!(judged(&secret(1), &changed, now), "False");
+    assert_eq!(received_by_example(&secret(1), &changed, now), "False");
 
     let event: Value = serde_json::from_str(&request.body).unwrap();
     let data = &event["data"];

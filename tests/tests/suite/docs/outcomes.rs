@@ -70,10 +70,10 @@ fn table() -> Vec<Line> {
 
 #[test]
 fn every_outcome_has_a_line_in_the_table_and_every_line_an_outcome() {
-    let told: BTreeSet<String> = table().into_iter().map(|line| line.outcome).collect();
-    let there_are: BTreeSet<String> =
+    let described: BTreeSet<String> = table().into_iter().map(|line| line.outcome).collect();
+    let existing: BTreeSet<String> =
         outcomes::refusals().into_iter().chain(outcomes::SUCCESSES).map(str::to_owned).collect();
-    assert_eq!(told, there_are);
+    assert_eq!(described, existing);
 }
 
 /// A sidecar with Redis and a mail server, in which every outcome can be caused.
@@ -81,12 +81,12 @@ struct Scene {
     world: World,
     mail: MailServer,
     sidecar: SidecarProcess,
-    stranger: SidecarProcess,
+    refused: SidecarProcess,
     _credentials: [TempDir; 2],
 }
 
 impl Scene {
-    async fn set(limits: Limits) -> Self {
+    async fn start(limits: Limits) -> Self {
         let world = World::in_redis_with_real_time(RedisServer::start().await).await;
         let mail = MailServer::builder().tls(MailTls::StartTls).start().await;
         let callers = Some(["kms".to_owned()].into());
@@ -96,8 +96,8 @@ impl Scene {
             let path = folder.path().to_str().unwrap();
             SidecarProcess::builder().args(["serve", "--credentials", path]).start().await
         };
-        let (sidecar, stranger) = (start(&credentials[0]).await, start(&credentials[1]).await);
-        Self { world, mail, sidecar, stranger, _credentials: credentials }
+        let (sidecar, refused) = (start(&credentials[0]).await, start(&credentials[1]).await);
+        Self { world, mail, sidecar, refused, _credentials: credentials }
     }
 
     async fn generate(&self, name: &str) -> Reply {
@@ -164,7 +164,7 @@ impl Scene {
             "store-unavailable" => {
                 self.during_an_outage(name, async || self.generate(name).await).await
             }
-            "namespace-not-allowed" => self.stranger.api().generate(name).await,
+            "namespace-not-allowed" => self.refused.api().generate(name).await,
             "malformed-request" => self.malformed("/auth/generate", name).await,
             _ => panic!("no request for the outcome {outcome} of generate"),
         }
@@ -201,7 +201,7 @@ impl Scene {
             "store-unavailable" => {
                 self.during_an_outage(name, async || self.verify(name, "000000").await).await
             }
-            "namespace-not-allowed" => self.stranger.api().verify(name, "000000").await,
+            "namespace-not-allowed" => self.refused.api().verify(name, "000000").await,
             "malformed-request" => self.malformed("/auth/verify", name).await,
             _ => panic!("no request for the outcome {outcome} of verify"),
         }
@@ -235,8 +235,10 @@ impl Scene {
         self.world.redis().pause().await;
         let reply = request().await;
         self.world.redis().resume();
-        eventually(BOUND, "recovery", async || self.verify("nobody", "000000").await.status == 404)
-            .await;
+        eventually(BOUND, "recovery", async || {
+            self.verify("unknown", "000000").await.status == 404
+        })
+        .await;
         reply
     }
 
@@ -308,14 +310,14 @@ fn reads(sentence: &str, pattern: &str) -> bool {
 #[tokio::test]
 async fn the_sidecar_does_what_every_line_of_the_table_says() {
     // Limits are off except for the outcomes that they cause.
-    let free = Scene::set(Limits::NONE).await;
-    let usual = Scene::set(Limits::default()).await;
-    let used_up = Scene::set(Limits { deliveries_per_hour: 1, ..Limits::NONE }).await;
+    let free = Scene::start(Limits::NONE).await;
+    let usual = Scene::start(Limits::default()).await;
+    let one_delivery = Scene::start(Limits { deliveries_per_hour: 1, ..Limits::NONE }).await;
     for (number, line) in table().iter().enumerate() {
         let name = format!("user{number}");
         let scene = match line.outcome.as_str() {
             "asked-too-soon" => &usual,
-            "delivery-limit-reached" => &used_up,
+            "delivery-limit-reached" => &one_delivery,
             _ => &free,
         };
         let Some(reply) = scene.bring_about(line, &name).await else { continue };
@@ -335,7 +337,7 @@ async fn the_sidecar_does_what_every_line_of_the_table_says() {
             assert!(reads(body["detail"].as_str().unwrap(), &line.detail), "{about}");
         }
         let sidecar =
-            if line.outcome == "namespace-not-allowed" { &scene.stranger } else { &scene.sidecar };
+            if line.outcome == "namespace-not-allowed" { &scene.refused } else { &scene.sidecar };
         let user = format!("username=\"{name}\"");
         let said = format!("operation=\"{}\" outcome=\"{}\" {user}", line.asked, line.outcome);
         let counted = format!(

@@ -330,7 +330,7 @@ async fn a_webhook_configuration_gets_its_ca_bundle_and_no_other_change() {
         home.server.try_kubectl(&["--namespace", &home.namespace, "get", "secret", SECRET])
     })
     .await;
-    assert!(!replica.ready.passes(), "nobody trusts it yet");
+    assert!(!replica.ready.passes(), "no client trusts it yet");
     home.configure();
     replica.wait_ready().await;
     let authority = home.authority().await;
@@ -361,7 +361,7 @@ async fn a_webhook_configuration_gets_its_ca_bundle_and_no_other_change() {
     let ours = managers.iter().find(|entry| entry["manager"] == "twofactor-operator").unwrap();
     assert!(!ours.to_string().contains("f:rules"), "{ours}");
     assert_eq!(without(after), before);
-    assert!(replica.ready.passes(), "for a moment without a bundle nobody has to go");
+    assert!(replica.ready.passes(), "a replica stays ready during a moment without a bundle");
 }
 
 #[tokio::test]

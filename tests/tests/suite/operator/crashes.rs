@@ -68,7 +68,7 @@ async fn a_rotation_is_finished_after_a_crash_at_any_step() {
             assert_eq!(new, early, "{step}: a third seed");
         }
         // The earlier status also says that the user is ready.
-        eventually(BOUND, "the rotation to be told", async || {
+        eventually(BOUND, "the rotation in the status", async || {
             cluster.get("tfu", &name).is_some_and(|user| user["status"]["rotated"] == "now")
         })
         .await;

@@ -56,8 +56,8 @@ async fn a_user_disabled_by_failures_is_reported_and_enabled_once_for_each_reque
     wait_disabled(&cluster).await;
     eventually(BOUND, "the metric", async || {
         let metrics = operator.admin().get("/metrics").await.body;
-        let told = metrics.contains("twofactor_users_disabled_by_failures 1");
-        if told { Ok(()) } else { Err(metrics) }
+        let is_counted = metrics.contains("twofactor_users_disabled_by_failures 1");
+        if is_counted { Ok(()) } else { Err(metrics) }
     })
     .await;
 

@@ -65,7 +65,7 @@ async fn an_invalid_import_is_reported_with_its_secret_and_key() {
         ("missing", "nowhere", "secret"),
     ] {
         let (status, _, message) =
-            eventually(BOUND, format_args!("{name} to be told"), async || {
+            eventually(BOUND, format_args!("a condition of {name}"), async || {
                 cluster.condition(name, "SecretReady").filter(|(status, ..)| status == "False")
             })
             .await;

@@ -63,15 +63,15 @@ async fn a_leader_keeps_an_edited_or_deleted_lease_and_notices_another_holder() 
     let held = within(5, &home, "first").await;
     let (lost, still) = (held.lost(), Duration::from_secs(7));
     tokio::pin!(lost);
-    let _ = home.kubectl(&["annotate", "lease", NAME, "somebody=here"]);
+    let _ = home.kubectl(&["annotate", "lease", NAME, "owner=another"]);
     let _ = home.kubectl(&["delete", "lease", NAME]);
-    assert!(tokio::time::timeout(still, &mut lost).await.is_err(), "nobody else can have it");
+    assert!(tokio::time::timeout(still, &mut lost).await.is_err(), "no other replica can have it");
     assert_eq!(home.json(&["get", "lease", NAME])["spec"]["holderIdentity"], "first");
-    let taken = r#"{"spec":{"holderIdentity":"somebody"}}"#;
+    let taken = r#"{"spec":{"holderIdentity":"another"}}"#;
     let _ = home.kubectl(&["patch", "lease", NAME, "--type=merge", "-p", taken]);
     tokio::time::timeout(Duration::from_secs(7), lost).await.expect("to notice");
     held.release().await;
-    assert_eq!(home.json(&["get", "lease", NAME])["spec"]["holderIdentity"], "somebody");
+    assert_eq!(home.json(&["get", "lease", NAME])["spec"]["holderIdentity"], "another");
 }
 
 #[tokio::test]

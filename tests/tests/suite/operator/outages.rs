@@ -16,7 +16,7 @@ async fn the_operator_starts_and_users_change_while_redis_is_unavailable() {
     let operator = cluster.operator().start().await;
     cluster.apply(&[app_user("carol"), app_user("dora")].concat());
     let (status, ..) =
-        eventually(BOUND, "carol to be told", async || cluster.condition("carol", "Published"))
+        eventually(BOUND, "a condition of carol", async || cluster.condition("carol", "Published"))
             .await;
     assert_eq!(status, "False");
     assert_eq!(
@@ -40,7 +40,7 @@ async fn the_operator_starts_and_users_change_while_redis_is_unavailable() {
     cluster.redis.restart().await;
     cluster.wait_ready("erin").await;
     sidecar.wait_accepted("erin", &cluster.seed("erin")).await;
-    eventually(BOUND, "dora to be gone", async || {
+    eventually(BOUND, "dora to be unknown", async || {
         sidecar.verify_seed("dora", &dora).await.status == 404
     })
     .await;

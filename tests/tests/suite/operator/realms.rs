@@ -25,7 +25,7 @@ fn realm_named(name: &str, spec: &str) -> String {
     )
 }
 
-fn letting_in(namespace: &str) -> String {
+fn allowing(namespace: &str) -> String {
     realm(&format!("allowedNamespaces: {{names: [{namespace}]}}"))
 }
 
@@ -49,14 +49,14 @@ async fn logins(redis: &RedisServer) -> Vec<String> {
 }
 
 /// A sidecar in another, allowed namespace of a realm with the user carol.
-async fn let_in(cluster: &Cluster) -> Sidecar {
+async fn allowed_sidecar(cluster: &Cluster) -> Sidecar {
     let kms = cluster.another_namespace("kms");
-    cluster.apply(&[app_user("carol"), letting_in(&kms)].concat());
+    cluster.apply(&[app_user("carol"), allowing(&kms)].concat());
     cluster.wait_ready("carol").await;
     let sidecar = cluster.sidecar_in(&kms).await;
     // The record that allows the namespace is published shortly after its credentials.
-    eventually(BOUND, "the namespace to be let in", async || {
-        sidecar.api.verify("nobody", "000000").await.status == 404
+    eventually(BOUND, "the namespace to be allowed", async || {
+        sidecar.api.verify("unknown", "000000").await.status == 404
     })
     .await;
     sidecar
@@ -67,26 +67,59 @@ async fn a_namespace_allowed_by_name_verifies_until_the_realm_withdraws_it() {
     let cluster = Cluster::start().await;
     let _operator = cluster.operator().start().await;
     let kms = cluster.another_namespace("kms");
-    cluster.apply(&[app_user("carol"), letting_in(&kms)].concat());
+    cluster.apply(&[app_user("carol"), allowing(&kms)].concat());
     cluster.wait_ready("carol").await;
     let (sidecar, seed) = (cluster.sidecar_in(&kms).await, cluster.seed("carol"));
-    let code = code_of(&seed);
+    let (url, code) = (cluster.credentials_in(&kms, "redis-url").unwrap(), code_of(&seed));
     // The record that allows the namespace is published shortly after its credentials.
-    eventually(BOUND, "the namespace to be let in", async || {
+    eventually(BOUND, "the namespace to be allowed", async || {
         let reply = sidecar.api.verify("carol", &code).await;
         if reply.status == 200 { Ok(()) } else { Err(reply.body) }
     })
     .await;
     assert_eq!(sidecar.api.verify("carol", &code).await.status, 400);
+    assert_eq!(logins(&cluster.redis).await.len(), 2);
+
+    cluster.apply(&realm("issuer: Another"));
+    let began = Instant::now();
+    eventually(BOUND, "the withdrawal", async || {
+        let reply = sidecar.api.verify("carol", &code).await;
+        if reply.status == 503 { Ok(()) } else { Err(reply.body) }
+    })
+    .await;
+    assert!(began.elapsed() < WITHDRAWN, "{:?}", began.elapsed());
+    eventually(BOUND, "the credentials to be removed", async || {
+        cluster.credentials_in(&kms, "caller").is_none()
+    })
+    .await;
+    assert_eq!(logins(&cluster.redis).await.len(), 1);
+
+    // The same sidecar has access again with its old credentials.
+    cluster.apply(&allowing(&kms));
+    sidecar.wait_accepted("carol", &seed).await;
+    assert_eq!(cluster.credentials_in(&kms, "redis-url").unwrap(), url);
+}
+
+#[tokio::test]
+async fn an_allowed_namespace_gets_its_own_credentials_and_the_realm_counts_it() {
+    let cluster = Cluster::start().await;
+    let _operator = cluster.operator().start().await;
+    let kms = cluster.another_namespace("kms");
+    cluster.apply(&[app_user("carol"), allowing(&kms)].concat());
+    cluster.wait_ready("carol").await;
     // The credentials belong to that service, and contain none of the operator's.
-    let url = cluster.credentials_in(&kms, "redis-url").unwrap();
+    let in_namespace = async |namespace: &str| {
+        eventually(BOUND, format_args!("credentials in {namespace}"), async || {
+            cluster.credentials_in(namespace, "redis-url")
+        })
+        .await
+    };
+    let url = in_namespace(&kms).await;
     assert_ne!(url, cluster.redis.url());
-    assert_ne!(
-        url,
-        cluster.secret(&format!("twofactor-{}", cluster.namespace), "redis-url").map(text).unwrap()
-    );
+    assert_ne!(url, in_namespace(&cluster.namespace).await);
     assert_eq!(cluster.credentials_in(&kms, "caller").unwrap(), kms);
     assert_eq!(logins(&cluster.redis).await.len(), 2);
+
     wait_condition(&cluster, "Ready", "True", "Ready").await;
     wait_condition(&cluster, "Isolated", "True", "AclApplied").await;
     let status = eventually(BOUND, "the counts", async || {
@@ -101,25 +134,6 @@ async fn a_namespace_allowed_by_name_verifies_until_the_realm_withdraws_it() {
         table.lines().map(|line| line.split_whitespace().collect()).collect();
     assert_eq!(lines[0], ["NAME", "READY", "NAMESPACES", "USERS", "OUTDATED", "AGE"], "{table}");
     assert_eq!(lines[1][..5], ["default", "True", "2", "1", "0"], "{table}");
-
-    cluster.apply(&realm("issuer: Somebody"));
-    let began = Instant::now();
-    eventually(BOUND, "the withdrawal", async || {
-        let reply = sidecar.api.verify("carol", &code).await;
-        if reply.status == 503 { Ok(()) } else { Err(reply.body) }
-    })
-    .await;
-    assert!(began.elapsed() < WITHDRAWN, "{:?}", began.elapsed());
-    eventually(BOUND, "the credentials to go", async || {
-        cluster.credentials_in(&kms, "caller").is_none()
-    })
-    .await;
-    assert_eq!(logins(&cluster.redis).await.len(), 1);
-
-    // The same sidecar has access again with its old credentials.
-    cluster.apply(&letting_in(&kms));
-    sidecar.wait_accepted("carol", &seed).await;
-    assert_eq!(cluster.credentials_in(&kms, "redis-url").unwrap(), url);
 }
 
 fn text(bytes: Vec<u8>) -> String {
@@ -172,7 +186,7 @@ async fn a_namespace_created_later_is_allowed_and_a_deleted_one_leaves_no_login(
     let cluster = Cluster::on_own_server(&["namespace", "garbagecollector"]).await;
     let _operator = cluster.operator().start().await;
     let kms = format!("kms-{}", cluster.namespace);
-    cluster.apply(&[app_user("carol"), letting_in(&kms)].concat());
+    cluster.apply(&[app_user("carol"), allowing(&kms)].concat());
     let message = wait_condition(&cluster, "NamespacesMatched", "False", "NamespaceNotFound").await;
     assert!(message.contains(&kms), "{message}");
     cluster.another_namespace("kms");
@@ -184,7 +198,7 @@ async fn a_namespace_created_later_is_allowed_and_a_deleted_one_leaves_no_login(
     // When the namespace of a realm is deleted, all its objects in other namespaces are deleted
     // too.
     let other = cluster.another_namespace("other");
-    cluster.apply(&letting_in(&other));
+    cluster.apply(&allowing(&other));
     eventually(BOUND, "the credentials", async || cluster.credentials_in(&other, "caller")).await;
     let _ = cluster.server.kubectl(&["delete", "namespace", &cluster.namespace]);
     eventually(BOUND, "the credentials to go", async || {
@@ -198,11 +212,11 @@ async fn a_namespace_created_later_is_allowed_and_a_deleted_one_leaves_no_login(
 async fn services_have_access_again_after_a_restart_of_redis() {
     let cluster = Cluster::start().await;
     let _operator = cluster.operator().start().await;
-    let sidecar = let_in(&cluster).await;
+    let sidecar = allowed_sidecar(&cluster).await;
     cluster.redis.restart().await;
     let began = Instant::now();
-    eventually(BOUND, "the sidecar to be let in again", async || {
-        let reply = sidecar.api.verify("nobody", "000000").await;
+    eventually(BOUND, "the sidecar to have access again", async || {
+        let reply = sidecar.api.verify("unknown", "000000").await;
         if reply.status == 404 { Ok(()) } else { Err(reply.body) }
     })
     .await;
@@ -215,7 +229,7 @@ async fn a_services_login_reads_no_other_realm_and_writes_no_record() {
     let cluster = Cluster::start().await;
     let _operator = cluster.operator().start().await;
     let kms = cluster.another_namespace("kms");
-    cluster.apply(&[app_user("carol"), letting_in(&kms)].concat());
+    cluster.apply(&[app_user("carol"), allowing(&kms)].concat());
     cluster.wait_ready("carol").await;
     let url =
         eventually(BOUND, "the credentials", async || cluster.credentials_in(&kms, "redis-url"))
@@ -280,27 +294,60 @@ async fn the_realm_reports_invalid_providers_and_uses_them_once_they_are_valid()
     .await;
     let message = mail.wait_for_message("alice@example.org", BOUND).await;
     assert_eq!(message.from, "realm@example.org");
-    // The realm has the operator's default limits until it sets its own.
-    assert_eq!(sidecar.api.generate("alice").await.status, 429);
-    cluster.apply(&realm(&format!("{spec}\n  limits: {{generateIntervalSeconds: 0}}")));
-    eventually(BOUND, "a second code", async || {
-        let reply = sidecar.api.generate("alice").await;
-        if reply.status == 200 { Ok(()) } else { Err(reply.body) }
-    })
-    .await;
-    let uri = text(cluster.secret("alice-totp", "otpauth-uri").unwrap());
-    assert!(uri.starts_with("otpauth://totp/Realm:alice?"), "{uri}");
-    // A new issuer is written to the users' Secrets.
-    cluster.apply(&realm("issuer: Other"));
-    eventually(BOUND, "the Secret to follow", async || {
-        let uri = text(cluster.secret("alice-totp", "otpauth-uri").unwrap());
-        if uri.starts_with("otpauth://totp/Other:alice?") { Ok(()) } else { Err(uri) }
-    })
-    .await;
+    // Without providers of its own, the realm uses the operator's.
+    cluster.apply(&realm("issuer: Realm"));
     wait_condition(&cluster, "DeliveryReady", "True", "OperatorDefaults").await;
     let events = cluster.kubectl(&["get", "events", "-o", "json"]);
     for reason in ["SecretNotFound", "SecretKeyMissing", "Available"] {
         assert!(events.contains(reason), "{reason}: {events}");
+    }
+}
+
+#[tokio::test]
+async fn a_realm_has_the_operators_default_limits_until_it_sets_its_own() {
+    let cluster = Cluster::start().await;
+    let mail = MailServer::start().await;
+    let _operator = cluster
+        .operator()
+        .env("SMTP_SERVER", "localhost")
+        .env("SMTP_PORT", &mail.port().to_string())
+        .env("SMTP_SECURITY", "plain")
+        .env("SMTP_FROM_EMAIL", "operator@example.org")
+        .start()
+        .await;
+    cluster.apply(&[user("alice", "email: alice@example.org"), realm("issuer: Realm")].concat());
+    cluster.wait_ready("alice").await;
+    let sidecar = cluster.sidecar().await;
+    let code = async |what: &str| {
+        eventually(BOUND, what, async || {
+            let reply = sidecar.api.generate("alice").await;
+            if reply.status == 200 { Ok(()) } else { Err(reply.body) }
+        })
+        .await;
+    };
+    code("a first code").await;
+    assert_eq!(sidecar.api.generate("alice").await.status, 429);
+    cluster.apply(&realm("limits: {generateIntervalSeconds: 0}"));
+    code("a second code").await;
+}
+
+#[tokio::test]
+async fn a_realms_issuer_is_written_to_the_secrets_of_its_users() {
+    let cluster = Cluster::start().await;
+    let _operator = cluster.operator().start().await;
+    cluster.apply(&[realm("issuer: Realm"), app_user("alice")].concat());
+    cluster.wait_ready("alice").await;
+    for issuer in ["Realm", "Other"] {
+        cluster.apply(&realm(&format!("issuer: {issuer}")));
+        eventually(BOUND, format_args!("the issuer {issuer} in the Secret"), async || {
+            let uri = text(cluster.secret("alice-totp", "otpauth-uri").unwrap());
+            if uri.starts_with(&format!("otpauth://totp/{issuer}:alice?")) {
+                Ok(())
+            } else {
+                Err(uri)
+            }
+        })
+        .await;
     }
 }
 
@@ -436,11 +483,11 @@ async fn the_operator_reports_a_realm_of_another_name_that_an_older_crd_accepts(
     .await;
     cluster.apply(&app_user("carol"));
     cluster.wait_ready("carol").await;
-    let told = eventually(BOUND, "the realm to be told", async || {
+    let condition = eventually(BOUND, "the condition of the realm", async || {
         cluster.condition_of("tfr", "other", "Ready")
     })
     .await;
-    assert_eq!((told.0.as_str(), told.1.as_str()), ("False", "NameNotDefault"));
+    assert_eq!((condition.0.as_str(), condition.1.as_str()), ("False", "NameNotDefault"));
     assert!(cluster.credentials_in(&kms, "caller").is_none());
 }
 
@@ -458,11 +505,11 @@ async fn the_operator_removes_its_own_leftovers_and_no_objects_of_others() {
         uid.trim().to_owned()
     };
     let mut connection = cluster.redis.connect().await;
-    let stranger =
+    let orphan =
         format!("2fa1:{installation}:00000000-0000-0000-0000-000000000000:{}", "ab".repeat(16));
     let others =
-        [format!("2fa1:another-installation:realm:{}", "ab".repeat(16)), "somebody".to_owned()];
-    for name in others.iter().chain([&stranger]) {
+        [format!("2fa1:another-installation:realm:{}", "ab".repeat(16)), "another".to_owned()];
+    for name in others.iter().chain([&orphan]) {
         redis::cmd("ACL").arg("SETUSER").arg(name).exec_async(&mut connection).await.unwrap();
     }
     let (kms, foreign) = (cluster.another_namespace("kms"), cluster.another_namespace("foreign"));
@@ -476,7 +523,7 @@ async fn the_operator_removes_its_own_leftovers_and_no_objects_of_others() {
         "app.kubernetes.io/managed-by: twofactor-operator, twofactor.fountainai.io/credentials: {}",
         cluster.namespace
     );
-    for (namespace, labels) in [(&kms, ours.as_str()), (&foreign, "somebody: else")] {
+    for (namespace, labels) in [(&kms, ours.as_str()), (&foreign, "owner: another")] {
         let folder = twofactor_tests::scratch::folder("leftover");
         let path = folder.path().join("secret.yaml");
         std::fs::write(&path, leftover(labels)).unwrap();
@@ -488,14 +535,14 @@ async fn the_operator_removes_its_own_leftovers_and_no_objects_of_others() {
             path.to_str().unwrap(),
         ]);
     }
-    cluster.apply(&[app_user("carol"), letting_in(&foreign)].concat());
+    cluster.apply(&[app_user("carol"), allowing(&foreign)].concat());
     let operator = cluster.operator().start().await;
     eventually(BOUND, "the leftover to go", async || {
         cluster.credentials_in(&kms, "caller").is_none()
     })
     .await;
-    eventually(BOUND, "the stranger to go", async || {
-        !logins(&cluster.redis).await.contains(&stranger)
+    eventually(BOUND, "the orphaned login to be removed", async || {
+        !logins(&cluster.redis).await.contains(&orphan)
     })
     .await;
     let left = logins(&cluster.redis).await;
@@ -520,7 +567,7 @@ async fn services_share_the_operators_login_where_redis_forbids_acl_and_the_real
     let cluster = Cluster::with_redis(redis).await;
     let operator = cluster.operator().start().await;
     let kms = cluster.another_namespace("kms");
-    cluster.apply(&[app_user("carol"), letting_in(&kms)].concat());
+    cluster.apply(&[app_user("carol"), allowing(&kms)].concat());
     cluster.wait_ready("carol").await;
     wait_condition(&cluster, "Isolated", "False", "AclNotPermitted").await;
     wait_condition(&cluster, "Ready", "True", "Ready").await;
@@ -588,7 +635,7 @@ async fn the_operator_reports_pods_without_a_sidecar_and_pods_that_wait() {
         cluster.get("tfr", "default").is_some_and(|realm| realm["status"]["outdatedSidecars"] == 1)
     })
     .await;
-    cluster.apply(&letting_in(&kms));
+    cluster.apply(&allowing(&kms));
     metric("twofactor_pods_waiting 0").await;
     let _ = cluster.server.kubectl(&[
         "--namespace",
@@ -651,13 +698,13 @@ async fn the_operator_generates_the_password_of_its_redis_once() {
 async fn the_operator_restores_the_redis_logins_within_a_minute() {
     let cluster = Cluster::start().await;
     let _operator = cluster.operator().start().await;
-    let sidecar = let_in(&cluster).await;
+    let sidecar = allowed_sidecar(&cluster).await;
     let before = logins(&cluster.redis).await;
     let mut connection = cluster.redis.connect().await;
     redis::cmd("ACL").arg("DELUSER").arg(&before).exec_async(&mut connection).await.unwrap();
     let (stem, _) = before[0].rsplit_once(':').unwrap();
-    let stranger = format!("{stem}:{}", "ab".repeat(16));
-    redis::cmd("ACL").arg("SETUSER").arg(&stranger).exec_async(&mut connection).await.unwrap();
+    let orphan = format!("{stem}:{}", "ab".repeat(16));
+    redis::cmd("ACL").arg("SETUSER").arg(&orphan).exec_async(&mut connection).await.unwrap();
     let bound = Duration::from_secs(100);
     eventually(bound, "the logins to be as before", async || {
         let mut now = logins(&cluster.redis).await;
@@ -667,8 +714,8 @@ async fn the_operator_restores_the_redis_logins_within_a_minute() {
         if now == expected { Ok(()) } else { Err(format!("{now:?}")) }
     })
     .await;
-    eventually(BOUND, "the sidecar to be let in again", async || {
-        sidecar.api.verify("nobody", "000000").await.status == 404
+    eventually(BOUND, "the sidecar to have access again", async || {
+        sidecar.api.verify("unknown", "000000").await.status == 404
     })
     .await;
 }

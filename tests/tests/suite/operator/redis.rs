@@ -24,11 +24,11 @@ async fn services_get_the_certificate_authority_of_a_redis_with_tls() {
     let operator = cluster.operator().env("REDIS_CA_FILE", file.to_str().unwrap()).start().await;
     cluster.apply(&app_user("carol"));
     cluster.wait_ready("carol").await;
-    let told = eventually(BOUND, "the authority", async || {
+    let authority = eventually(BOUND, "the authority", async || {
         cluster.credentials_in(&cluster.namespace, "redis-ca")
     })
     .await;
-    assert_eq!(told, tls.authority);
+    assert_eq!(authority, tls.authority);
     let sidecar = cluster.sidecar().await;
     assert_eq!(sidecar.api.verify("carol", WRONG).await.status, 401);
     assert_eq!(sidecar.verify_seed("carol", &cluster.seed("carol")).await.status, 200);
@@ -85,7 +85,7 @@ async fn services_have_logins_on_a_cluster_and_a_flushed_master_is_filled() {
             .await;
         }
         eventually(BOUND, "the realm to be complete", async || {
-            let reply = sidecar.api.verify("nobody", WRONG).await;
+            let reply = sidecar.api.verify("unknown", WRONG).await;
             if reply.status == 404 { Ok(()) } else { Err(reply.body) }
         })
         .await;

@@ -41,7 +41,10 @@ async fn another_replica_leads_5_s_after_a_shutdown_and_20_s_after_a_crash() {
     let _ = second.process().kill();
     let died = Instant::now();
     wait_until_it_leads(&third, Duration::from_secs(20)).await;
-    assert!(died.elapsed() > Duration::from_secs(5), "nobody may lead before the Lease is over");
+    assert!(
+        died.elapsed() > Duration::from_secs(5),
+        "no replica may lead before the Lease expires"
+    );
     cluster.apply(&app_user("erin"));
     cluster.wait_ready("erin").await;
 }
@@ -61,7 +64,7 @@ async fn a_replica_that_loses_the_lease_exits_and_logs_why() {
     let cluster = Cluster::start().await;
     let operator = replica(&cluster, "first").start().await;
     wait_until_it_leads(&operator, Duration::from_secs(5)).await;
-    let thief = r#"{"spec":{"holderIdentity":"somebody-else"}}"#;
+    let thief = r#"{"spec":{"holderIdentity":"another"}}"#;
     let arguments =
         ["--namespace", &cluster.home, "patch", "lease", "twofactor-operator", "-p", thief];
     let _ = cluster.server.kubectl(&arguments);

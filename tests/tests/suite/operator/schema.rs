@@ -64,7 +64,7 @@ async fn every_rule_accepts_a_valid_user_and_refuses_an_invalid_one_with_a_sente
             "phoneNumber",
         ),
         ("deliveryMethod: app", "deliveryMethod: pigeon", "deliveryMethod"),
-        ("email: a@example.org", "email: nobody", "spec.email"),
+        ("email: a@example.org", "email: invalid", "spec.email"),
         (
             "deliveryMethod: sms\n  phoneNumber: \"+4930123456\"",
             "deliveryMethod: sms\n  phoneNumber: \"0301234567\"",

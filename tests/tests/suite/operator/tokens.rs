@@ -29,7 +29,7 @@ fn secret(name: &str, key: &str, value: &str) -> String {
     )
 }
 
-async fn told(cluster: &Cluster, status: &str, reason: &str) {
+async fn wait_for_tokens(cluster: &Cluster, status: &str, reason: &str) {
     eventually(LOOKED_AT, format_args!("TokensReady to be {status}, {reason}"), async || {
         match cluster.condition_of("tfr", "default", "TokensReady") {
             Some((found, why, _)) if found == status && why == reason => Ok(()),
@@ -89,7 +89,7 @@ async fn started(
 #[tokio::test]
 async fn a_realm_with_tokens_has_them_signed_with_the_generated_shared_key() {
     let (cluster, operator, sidecar) = started(&json!({ "audiences": ["kms"] }), "").await;
-    told(&cluster, "True", "Available").await;
+    wait_for_tokens(&cluster, "True", "Available").await;
     let token = token(&cluster, &sidecar, "carol").await;
     let uid = cluster.server.kubectl(&[
         "get",
@@ -124,7 +124,7 @@ async fn a_realm_gets_the_shared_key_only_if_the_administrator_lists_it() {
     let cluster = Cluster::start().await;
     let _operator = cluster.operator().start().await;
     cluster.apply(&[app_user("carol"), realm(&json!({ "audiences": ["kms"] }), "")].concat());
-    told(&cluster, "False", "SharedKeyNotGiven").await;
+    wait_for_tokens(&cluster, "False", "SharedKeyNotGiven").await;
     let missing = cluster.server.try_kubectl(&[
         "--namespace",
         &cluster.home,
@@ -132,20 +132,20 @@ async fn a_realm_gets_the_shared_key_only_if_the_administrator_lists_it() {
         "secret",
         "twofactor-secret-key",
     ]);
-    assert!(missing.is_err(), "nobody needed it");
+    assert!(missing.is_err(), "it is created only when it is needed");
 }
 
 #[tokio::test]
 async fn a_realm_with_eddsa_has_its_own_key_without_a_secret() {
     let tokens = json!({ "audiences": ["kms"], "algorithm": "EdDSA", "lifetimeSeconds": 30 });
     let (cluster, _operator, sidecar) = started(&tokens, ", uniformAnswers: true").await;
-    told(&cluster, "True", "Available").await;
+    wait_for_tokens(&cluster, "True", "Available").await;
     let token = token(&cluster, &sidecar, "carol").await;
     let claims = part(&token, 1);
     assert_eq!(claims["exp"].as_u64().unwrap() - claims["iat"].as_u64().unwrap(), 30);
     assert_eq!(key_ids(&sidecar).await, [part(&token, 0)["kid"].as_str().unwrap()]);
     // The same policy has uniform answers.
-    assert_eq!(sidecar.api.verify("nobody", "000000").await.status, 401);
+    assert_eq!(sidecar.api.verify("unknown", "000000").await.status, 401);
     let missing = cluster.server.try_kubectl(&[
         "--namespace",
         &cluster.home,
@@ -153,7 +153,7 @@ async fn a_realm_with_eddsa_has_its_own_key_without_a_secret() {
         "secret",
         "twofactor-secret-key",
     ]);
-    assert!(missing.is_err(), "nobody needed it");
+    assert!(missing.is_err(), "it is created only when it is needed");
 }
 
 #[tokio::test]
@@ -163,16 +163,16 @@ async fn a_missing_key_is_reported_and_a_replaced_key_stays_published_for_a_whil
     let tokens =
         json!({ "audiences": ["kms"], "algorithm": "EdDSA", "secretRef": { "name": "signing" } });
     let (cluster, _operator, sidecar) = started(&tokens, "").await;
-    told(&cluster, "False", "SecretNotFound").await;
+    wait_for_tokens(&cluster, "False", "SecretNotFound").await;
     let reply = ask(&cluster, &sidecar, "carol").await;
     assert_eq!(
         (reply.status, &reply.json()["detail"]),
         (422, &json!("audience: this realm gives no tokens"))
     );
     cluster.apply(&secret("signing", "SECRET_KEY", "not the one that is needed"));
-    told(&cluster, "False", "SecretKeyMissing").await;
+    wait_for_tokens(&cluster, "False", "SecretKeyMissing").await;
     cluster.apply(&secret("signing", "ED25519_PRIVATE_KEY", FIRST));
-    told(&cluster, "True", "Available").await;
+    wait_for_tokens(&cluster, "True", "Available").await;
     let first = token(&cluster, &sidecar, "carol").await;
     let first = part(&first, 0)["kid"].as_str().unwrap().to_owned();
     cluster.apply(&secret("signing", "ED25519_PRIVATE_KEY", SECOND));

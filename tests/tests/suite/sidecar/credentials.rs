@@ -110,7 +110,7 @@ fn url_of(world: &World, user: &str, password: &str) -> String {
 }
 
 /// Gives the ACL user `kms` the permissions that a sidecar needs on this realm's keys.
-async fn let_user_in(world: &World, password: &str) {
+async fn set_login(world: &World, password: &str) {
     acl(world, &format!("SETUSER kms on >{password} ~{}* {COMMANDS}", names().prefix())).await;
 }
 
@@ -130,7 +130,7 @@ fn namespace_not_allowed() -> (u16, String) {
 async fn a_changed_password_is_taken_over_without_a_restart_and_without_a_refused_request() {
     let world = world().await;
     world.person("alice", App).await;
-    let_user_in(&world, "first").await;
+    set_login(&world, "first").await;
     let secret = world.credentials("kms");
     let mount = Mount::of(&secret);
     mount.change(&secret, &[("redis-url", &url_of(&world, "kms", "first"))]);
@@ -143,7 +143,7 @@ async fn a_changed_password_is_taken_over_without_a_restart_and_without_a_refuse
     let asking = tokio::spawn(async move {
         let mut statuses = Vec::new();
         while !ended.load(Ordering::Relaxed) {
-            statuses.push(api.verify("nobody", "123456").await.status);
+            statuses.push(api.verify("unknown", "123456").await.status);
         }
         statuses
     });
@@ -152,7 +152,7 @@ async fn a_changed_password_is_taken_over_without_a_restart_and_without_a_refuse
     taken_over(&sidecar, 1).await;
     acl(&world, "SETUSER kms <first").await;
     for _ in 0..20 {
-        assert_eq!(sidecar.api().verify("nobody", "123456").await.status, 404);
+        assert_eq!(sidecar.api().verify("unknown", "123456").await.status, 404);
     }
     end.store(true, Ordering::Relaxed);
     let statuses = asking.await.unwrap();
@@ -198,16 +198,16 @@ async fn unusable_credentials_are_reported_once_and_the_known_ones_stay_in_use()
     let secret = world.credentials("kms");
     let mount = Mount::of(&secret);
     let sidecar = sidecar(mount.path()).await;
-    let told = async |line: &str| {
+    let wait_for_log = async |line: &str| {
         eventually(BOUND, line, async || {
             sidecar.admin().get("/readyz?verbose").await.body.contains(line)
         })
         .await;
     };
-    told("[+] credentials ok (does not affect readiness)").await;
+    wait_for_log("[+] credentials ok (does not affect readiness)").await;
 
     mount.change(&secret, &[("realm-key", "1:c2VjcmV0")]);
-    told("[-] credentials failed").await;
+    wait_for_log("[-] credentials failed").await;
     assert_eq!(metric(&sidecar, "twofactor_credentials_current").await, Some(0));
     assert_eq!(sidecar.api().verify("alice", "000000").await.status, 401);
     assert_eq!(sidecar.admin().get("/readyz").await.status, 200);
@@ -220,7 +220,7 @@ async fn unusable_credentials_are_reported_once_and_the_known_ones_stay_in_use()
 
     let again = Mount::of(&secret);
     fs::rename(again.path(), mount.path()).unwrap();
-    told("[+] credentials ok").await;
+    wait_for_log("[+] credentials ok").await;
     assert_eq!(metric(&sidecar, "twofactor_credentials_current").await, Some(1));
     assert_eq!(
         metric(&sidecar, r#"twofactor_credentials_changes_total{outcome="refused"}"#).await,
@@ -252,7 +252,7 @@ async fn a_namespace_no_longer_allowed_is_refused_within_two_seconds_and_no_mail
     letting_in(&["shop"]).await;
     let began = Instant::now();
     eventually(BOUND, "the withdrawal", async || {
-        kind(&sidecar.api().verify("nobody", "123456").await) == namespace_not_allowed()
+        kind(&sidecar.api().verify("unknown", "123456").await) == namespace_not_allowed()
     })
     .await;
     let took = began.elapsed();
@@ -266,7 +266,7 @@ async fn a_namespace_no_longer_allowed_is_refused_within_two_seconds_and_no_mail
     );
     assert_eq!(reply.header("retry-after"), Some("10"));
     assert_eq!(kind(&sidecar.api().verify("bob", &shown(&bob)).await), namespace_not_allowed());
-    assert_eq!(kind(&sidecar.api().verify("nobody", "123456").await), namespace_not_allowed());
+    assert_eq!(kind(&sidecar.api().verify("unknown", "123456").await), namespace_not_allowed());
     assert_eq!(mail.attempts().await, attempts, "nothing is sent");
     sidecar.process().wait_for_line("the realm does not allow this namespace", BOUND).await;
     sidecar.process().wait_for_line("outcome=\"namespace-not-allowed\"", BOUND).await;
@@ -283,7 +283,7 @@ async fn a_namespace_no_longer_allowed_is_refused_within_two_seconds_and_no_mail
     assert_eq!(kind(&another.api().generate("alice").await), namespace_not_allowed());
 
     letting_in(&["kms"]).await;
-    eventually(BOUND, "to be let in again", async || {
+    eventually(BOUND, "access again", async || {
         sidecar.api().verify("bob", &shown(&bob)).await.status == 200
     })
     .await;
@@ -299,13 +299,13 @@ async fn a_removed_redis_login_is_reported_and_service_resumes_when_it_is_back()
     let mail = MailServer::builder().tls(MailTls::StartTls).start().await;
     let (alice, bob) = (world.person("alice", Email).await, world.person("bob", App).await);
     world.fill_with(&with_mail(&mail), &[&alice, &bob]).await;
-    let_user_in(&world, "secret").await;
+    set_login(&world, "secret").await;
     let credentials = world.credentials("kms");
     fs::write(credentials.path().join("redis-url"), url_of(&world, "kms", "secret")).unwrap();
     let sidecar = sidecar(credentials.path()).await;
     assert_eq!(sidecar.api().generate("alice").await.status, 200);
     assert_eq!(sidecar.api().verify("bob", "000000").await.status, 401);
-    assert_eq!(sidecar.api().verify("nobody", "123456").await.status, 404);
+    assert_eq!(sidecar.api().verify("unknown", "123456").await.status, 404);
 
     acl(&world, "DELUSER kms").await;
     let attempts = mail.attempts().await;
@@ -325,10 +325,10 @@ async fn a_removed_redis_login_is_reported_and_service_resumes_when_it_is_back()
     assert_eq!(mail.attempts().await, attempts, "nothing is sent");
     assert_eq!(sidecar.admin().get("/readyz").await.status, 200);
 
-    let_user_in(&world, "secret").await;
+    set_login(&world, "secret").await;
     let began = Instant::now();
     eventually(BOUND, "recovery", async || {
-        sidecar.api().verify("nobody", "123456").await.status == 404
+        sidecar.api().verify("unknown", "123456").await.status == 404
     })
     .await;
     let took = began.elapsed();

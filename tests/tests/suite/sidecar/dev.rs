@@ -162,8 +162,10 @@ async fn changed_manifests_take_effect_without_a_restart() {
     })
     .await;
     fs::remove_file(folder.path().join("b.yaml")).unwrap();
-    eventually(BOUND, "bob to be gone", async || sidecar.api().generate("bob").await.status == 404)
-        .await;
+    eventually(BOUND, "bob to be unknown", async || {
+        sidecar.api().generate("bob").await.status == 404
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -387,7 +389,7 @@ async fn a_realm_of_another_master_key_is_not_changed() {
         .start()
         .await;
     assert_eq!(owner.api().generate("alice").await.status, 200);
-    let stranger = [
+    let without_key = [
         "dev",
         &path,
         "--master-key-file",
@@ -397,10 +399,10 @@ async fn a_realm_of_another_master_key_is_not_changed() {
         "--admin-listen",
         "127.0.0.1:0",
     ];
-    let error = failing(&stranger, &[("REDIS_URL", &redis.url())]).await;
+    let error = failing(&without_key, &[("REDIS_URL", &redis.url())]).await;
     assert!(error.contains("--master-key-file") && error.contains("--realm"), "{error}");
     assert_eq!(owner.api().generate("alice").await.status, 200);
-    let other_realm = [&stranger[..4], &["--realm", "another"]].concat();
+    let other_realm = [&without_key[..4], &["--realm", "another"]].concat();
     let other =
         SidecarProcess::builder().args(other_realm).env("REDIS_URL", &redis.url()).start().await;
     assert_eq!(other.api().generate("alice").await.status, 200);

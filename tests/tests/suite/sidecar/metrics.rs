@@ -63,7 +63,7 @@ async fn promtool_finds_no_fault_in_the_sidecars_metrics_and_they_count_round_tr
         (round_trips(&now), value(&now, "twofactor_stale_records_total")),
         ([6, 0, 2, 0], 1)
     );
-    assert_eq!(api.verify("nobody", "000000").await.status, 404);
+    assert_eq!(api.verify("unknown", "000000").await.status, 404);
     let _ = api.raw("POST", "/auth/verify", &[], "{").await;
     let _ = api.get("/nowhere/alice").await;
     let _ = api.generate("carol").await;

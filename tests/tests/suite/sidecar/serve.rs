@@ -63,36 +63,41 @@ async fn a_code_mailed_for_one_service_is_not_accepted_from_another() {
     assert_eq!(kms.0.api().verify("alice", &code).await.status, 200);
 }
 
-#[tokio::test]
-async fn history_has_each_request_with_the_end_users_address_where_the_realm_keeps_it() {
-    let world = world().await;
-    let mail = MailServer::builder().tls(MailTls::StartTls).start().await;
-    let person = world.person("alice", Email).await;
-    let realm = |origin| RealmRecord {
-        audit: AuditPolicy { origin, ..AuditPolicy::default() },
-        ..with_mail(&mail)
-    };
-    world.fill_with(&realm(true), &[&person]).await;
-    let person = world.current(&person).await;
-    let (sidecar, _credentials) = sidecar(&world, "kms").await;
+/// A realm that sends its mail through `mail`, and keeps the end user's address and agent or not.
+fn with_origin(mail: &MailServer, origin: bool) -> RealmRecord {
+    RealmRecord { audit: AuditPolicy { origin, ..AuditPolicy::default() }, ..with_mail(mail) }
+}
+
+/// Sends a request with the end user's address and agent, as a service passes them on.
+async fn ask_for_a_browser(sidecar: &SidecarProcess, path: &str, body: serde_json::Value) -> Reply {
     let headers = [
         ("content-type", "application/json"),
         ("x-forwarded-for", "203.0.113.7, 10.0.0.1"),
         ("user-agent", "a browser"),
     ];
-    let ask = async |path: &str, body: serde_json::Value| {
-        sidecar.api().raw("POST", path, &headers, body.to_string()).await
+    sidecar.api().raw("POST", path, &headers, body.to_string()).await
+}
+
+#[tokio::test]
+async fn history_has_each_request_with_the_end_users_address_and_agent() {
+    let world = world().await;
+    let mail = MailServer::builder().tls(MailTls::StartTls).start().await;
+    let person = world.person("alice", Email).await;
+    world.fill_with(&with_origin(&mail, true), &[&person]).await;
+    let person = world.current(&person).await;
+    let (sidecar, _credentials) = sidecar(&world, "kms").await;
+    let generate = async || {
+        ask_for_a_browser(&sidecar, "/auth/generate", json!({ "username": "alice" })).await.status
     };
-    let wrong = json!({ "username": "alice", "otp_code": "0000000" });
     mail.fail(MailStage::Rcpt, "550 5.1.1 alice@example.org unknown here", None).await;
-    assert_eq!(ask("/auth/generate", json!({ "username": "alice" })).await.status, 502);
+    assert_eq!(generate().await, 502);
     mail.heal().await;
-    assert_eq!(ask("/auth/generate", json!({ "username": "alice" })).await.status, 200);
-    assert_eq!(ask("/auth/generate", json!({ "username": "alice" })).await.status, 429);
-    assert_eq!(ask("/auth/verify", wrong.clone()).await.status, 401);
-    let history = async || world.publisher.store().history(&person.pseudonym).await.unwrap();
-    let told: Vec<_> = history()
-        .await
+    assert_eq!(generate().await, 200);
+    assert_eq!(generate().await, 429);
+    let wrong = json!({ "username": "alice", "otp_code": "0000000" });
+    assert_eq!(ask_for_a_browser(&sidecar, "/auth/verify", wrong).await.status, 401);
+    let history = world.publisher.store().history(&person.pseudonym).await.unwrap();
+    let entries: Vec<_> = history
         .into_iter()
         .map(|entry| {
             assert_eq!((entry.caller.as_str(), entry.channel.as_str()), ("kms", "email"));
@@ -102,7 +107,7 @@ async fn history_has_each_request_with_the_end_users_address_where_the_realm_kee
         })
         .collect();
     assert_eq!(
-        told,
+        entries,
         [
             "generate issued",
             "delivery refused",
@@ -112,16 +117,29 @@ async fn history_has_each_request_with_the_end_users_address_where_the_realm_kee
             "verify wrong"
         ]
     );
+}
 
-    world.publisher.publish_realm(&realm(false), Clock::System.now(), &mut random()).await.unwrap();
-    eventually(BOUND, "the log to leave the address out", async || {
-        assert_eq!(
-            ask("/auth/verify", json!({ "username": "nobody", "otp_code": "000000" })).await.status,
-            404
-        );
+#[tokio::test]
+async fn log_and_history_omit_the_end_users_address_and_agent_if_the_realm_says_so() {
+    let world = world().await;
+    let mail = MailServer::builder().tls(MailTls::StartTls).start().await;
+    let person = world.person("alice", Email).await;
+    world.fill_with(&with_origin(&mail, true), &[&person]).await;
+    let person = world.current(&person).await;
+    let (sidecar, _credentials) = sidecar(&world, "kms").await;
+    let unknown = json!({ "username": "unknown", "otp_code": "000000" });
+    assert_eq!(ask_for_a_browser(&sidecar, "/auth/verify", unknown).await.status, 404);
+    sidecar.process().wait_for_line("203.0.113.7", BOUND).await;
+    let realm = with_origin(&mail, false);
+    world.publisher.publish_realm(&realm, Clock::System.now(), &mut random()).await.unwrap();
+    eventually(BOUND, "the log without the address", async || {
+        let unknown = json!({ "username": "unknown", "otp_code": "000000" });
+        assert_eq!(ask_for_a_browser(&sidecar, "/auth/verify", unknown).await.status, 404);
         let log = sidecar.process().stderr();
-        let last =
-            log.lines().rfind(|line| line.contains("username=\"nobody\"")).unwrap_or("203.0.113.7");
+        let last = log
+            .lines()
+            .rfind(|line| line.contains("username=\"unknown\""))
+            .unwrap_or("203.0.113.7");
         if last.contains("203.0.113.7") || last.contains("a browser") {
             Err(last.to_owned())
         } else {
@@ -129,8 +147,9 @@ async fn history_has_each_request_with_the_end_users_address_where_the_realm_kee
         }
     })
     .await;
-    assert_eq!(ask("/auth/verify", wrong).await.status, 401);
-    let last = history().await.pop().unwrap();
+    let wrong = json!({ "username": "alice", "otp_code": "0000000" });
+    assert_eq!(ask_for_a_browser(&sidecar, "/auth/verify", wrong).await.status, 401);
+    let last = world.publisher.store().history(&person.pseudonym).await.unwrap().pop().unwrap();
     assert_eq!((last.outcome.as_str(), last.address, last.user_agent), ("wrong", None, None));
 }
 
@@ -158,14 +177,14 @@ async fn a_flushed_redis_is_an_outage_and_never_an_unknown_user() {
     let person = world.person("carol", App).await;
     let code = shown(&person);
     assert_eq!(sidecar.api().verify("carol", &code).await.status, 200);
-    assert_eq!(sidecar.api().verify("nobody", "123456").await.status, 404);
+    assert_eq!(sidecar.api().verify("unknown", "123456").await.status, 404);
     world.redis().flush_all().await;
     assert_unavailable(&sidecar.api().verify("carol", &code).await);
-    assert_unavailable(&sidecar.api().verify("nobody", "123456").await);
-    assert_unavailable(&sidecar.api().generate("nobody").await);
+    assert_unavailable(&sidecar.api().verify("unknown", "123456").await);
+    assert_unavailable(&sidecar.api().generate("unknown").await);
     world.fill(&[&person]).await;
     assert_eq!(sidecar.api().verify("carol", &code).await.status, 400);
-    assert_eq!(sidecar.api().verify("nobody", "123456").await.status, 404);
+    assert_eq!(sidecar.api().verify("unknown", "123456").await.status, 404);
 }
 
 /// The person's sealed record, as it is in Redis.
@@ -260,7 +279,7 @@ async fn without_redis_the_answer_is_503_within_a_second_and_recovery_needs_no_r
         assert_unavailable(&reply);
         assert!(took < Duration::from_millis(1200), "{took:?}");
     }
-    eventually(BOUND, "health to tell", async || {
+    eventually(BOUND, "the health check", async || {
         sidecar.admin().get("/readyz?verbose").await.body.contains("[-] redis failed")
     })
     .await;
@@ -434,7 +453,7 @@ async fn in_a_pod_the_sidecar_serves_both_loopback_addresses_and_probes_on_every
         let (api, admin) = (port(sidecar.api()), port(sidecar.admin()));
         let api = ApiClient::new(format!("http://{host}:{api}"));
         assert_eq!(api.get("/").await.status, 200, "{host}");
-        assert_eq!(api.verify("nobody", "123456").await.status, 404, "{host}");
+        assert_eq!(api.verify("unknown", "123456").await.status, 404, "{host}");
         let admin = ApiClient::new(format!("http://{host}:{admin}"));
         assert_eq!(admin.get("/livez").await.status, 200, "{host}");
     }

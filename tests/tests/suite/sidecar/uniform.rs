@@ -158,7 +158,7 @@ async fn every_refusal_of_verify_looks_the_same_and_costs_the_same() {
     let work = monitor.commands(&public.world, "wrong").await;
     assert_eq!(work, ["EVALSHA", "EXISTS", "EXISTS", "GET"]);
     for (name, code, outcome) in [
-        ("nobody", "123456".to_owned(), "unknown-user"),
+        ("unknown", "123456".to_owned(), "unknown-user"),
         ("disabled", person("disabled").code_at(now, 0).expose_secret().to_owned(), "unknown-user"),
         ("used", used, "used-code"),
         ("never", never, "used-code"),
@@ -200,7 +200,7 @@ async fn generate_gives_every_name_the_same_answer_and_mails_to_users_only() {
     // a user.
     let before_the_answer = &work[1..];
     for (name, outcome, work) in [
-        ("nobody", "unknown-user", before_the_answer),
+        ("unknown", "unknown-user", before_the_answer),
         ("disabled", "unknown-user", before_the_answer),
         ("seedless", "no-secret", &work[..]),
         ("carol", "no-delivery-method", &work[..]),
@@ -245,7 +245,7 @@ async fn a_provider_that_refuses_shows_in_the_log_and_not_in_the_answer() {
     let refused = seen(&public.generate("alice").await);
     assert_eq!(refused.0, 200, "{}", refused.2);
     public.outcome("generate", "not-delivered").await;
-    assert_eq!(seen(&public.generate("nobody").await).0, 200);
+    assert_eq!(seen(&public.generate("unknown").await).0, 200);
 }
 
 #[tokio::test]
@@ -269,8 +269,8 @@ async fn an_outage_gives_every_name_the_same_answer() {
     public.world.redis().flush_all().await;
     let expected = seen(&public.verify("alice", "123456").await);
     assert_eq!(expected.0, 503);
-    assert_eq!(seen(&public.verify("nobody", "123456").await), expected);
+    assert_eq!(seen(&public.verify("unknown", "123456").await), expected);
     let expected = seen(&public.generate("alice").await);
     assert_eq!(expected.0, 503);
-    assert_eq!(seen(&public.generate("nobody").await), expected);
+    assert_eq!(seen(&public.generate("unknown").await), expected);
 }

@@ -50,7 +50,7 @@ async fn one_on_each(world: &World) -> Vec<Person> {
     found.into_iter().flatten().collect()
 }
 
-fn unguarded<T>(result: &Result<T, StoreError>) -> bool {
+fn unchecked<T>(result: &Result<T, StoreError>) -> bool {
     matches!(result, Err(StoreError::Undecided(Undecided::UncheckedNode)))
 }
 
@@ -162,7 +162,7 @@ async fn a_promoted_replica_decides_nothing_before_it_is_checked_and_revives_no_
         }
     })
     .await;
-    assert!(unguarded(&verdict), "{verdict:?}");
+    assert!(unchecked(&verdict), "{verdict:?}");
     // Users on other masters are still served.
     for person in others {
         let wrong = person.wrong_code(world.now());

@@ -27,8 +27,8 @@ async fn serve(path: &std::path::Path) -> SidecarProcess {
 async fn redis_is_reached_over_tls_and_an_untrusted_server_is_refused() {
     let tls = Tls::new();
     let redis = RedisServer::builder().tls(tls.clone()).password("first").start().await;
-    let _: () = redis.ask(&["ACL", "SETUSER", "somebody", "on", ">p:w", "~*", "+@all"]).await;
-    let url = redis.url().replace("rediss://:first@", "rediss://somebody:p%3Aw@");
+    let _: () = redis.ask(&["ACL", "SETUSER", "another", "on", ">p:w", "~*", "+@all"]).await;
+    let url = redis.url().replace("rediss://:first@", "rediss://another:p%3Aw@");
     let store =
         RedisStore::with_authority(&url, Some(&tls.authority), names(), Clock::System).unwrap();
     let world = World::around(Store::Redis(store), Clock::System).await;

@@ -170,9 +170,9 @@ async fn of_fifty_parallel_verifies_one_succeeds_and_of_fifty_guesses_five_count
             .into_iter()
             .map(|entry| (entry.outcome, entry.repeated))
             .collect();
-        let told: Vec<&str> = outcomes.iter().map(|(outcome, _)| outcome.as_str()).collect();
+        let words: Vec<&str> = outcomes.iter().map(|(outcome, _)| outcome.as_str()).collect();
         assert_eq!(
-            told,
+            words,
             ["accepted", "used", "wrong", "wrong", "wrong", "wrong", "wrong", "blocked"]
         );
         assert_eq!(outcomes[2].1.as_deref(), Some("verify/used=48"));
@@ -229,7 +229,7 @@ fn unguarded<T: std::fmt::Debug>(result: &Result<T, StoreError>) -> bool {
 async fn a_restarted_redis_decides_nothing_before_it_is_checked() {
     let redis = RedisServer::builder().append_only(AppendFsync::Always).start().await;
     let world = World::in_redis_with_real_time(redis).await;
-    let nobody = world.keys().pseudonym(&"nobody".parse().unwrap());
+    let nobody = world.keys().pseudonym(&"unknown".parse().unwrap());
     assert!(world.store.confirm_absence(&nobody).await.unwrap());
     world.redis().restart().await;
     let answer = twofactor_tests::wait::eventually(

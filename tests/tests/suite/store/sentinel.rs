@@ -93,31 +93,31 @@ async fn load(apis: Vec<ApiClient>, people: Arc<Vec<Person>>, stop: Arc<AtomicBo
     std::mem::take(&mut answers.lock().unwrap())
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_failover_to_a_lagging_replica_under_load_accepts_no_code_twice_and_needs_no_restart() {
-    let (world, replica) = three_sentinels().await;
+/// Users with short steps, because after the failover codes of two steps are refused.
+async fn publish_people(world: &World) -> Vec<Person> {
     let mut people = Vec::new();
     for number in 0..PEOPLE {
         let mut record = record(&format!("user{number}"), App);
         record.definition.totp = TotpParameters::new(Algorithm::Sha1, 6, 15, 1).unwrap();
         people.push(world.publish(record, true).await);
     }
-    let mut sidecars: Vec<(SidecarProcess, TempDir)> = Vec::new();
+    people
+}
+
+async fn start_sidecars(world: &World) -> Vec<(SidecarProcess, TempDir)> {
+    let mut sidecars = Vec::new();
     for _ in 0..SIDECARS {
         let credentials = world.credentials("kms");
         let path = credentials.path().to_str().unwrap().to_owned();
         let arguments = ["serve", "--log", "error", "--credentials", &path];
         sidecars.push((SidecarProcess::builder().args(arguments).start().await, credentials));
     }
-    let apis: Vec<ApiClient> = sidecars.iter().map(|(sidecar, _)| sidecar.api()).collect();
-    let (people, stop) = (Arc::new(people), Arc::new(AtomicBool::new(false)));
+    sidecars
+}
 
-    // From here on the replica misses all writes, so that only the master knows the accepted codes.
-    replica.pause().await;
-    let _: i64 = world.redis().ask(&["CLIENT", "KILL", "TYPE", "replica"]).await;
-    let loading = tokio::spawn(load(apis.clone(), people.clone(), stop.clone()));
+async fn wait_for_a_success(sidecar: &SidecarProcess) {
     eventually(BOUND, "codes to be accepted", async || {
-        let metrics = sidecars[0].0.admin().get("/metrics").await.body;
+        let metrics = sidecar.admin().get("/metrics").await.body;
         let success = |line: &&str| {
             line.contains("route=\"/auth/verify\"") && line.contains("status=\"200\"")
         };
@@ -128,25 +128,30 @@ async fn a_failover_to_a_lagging_replica_under_load_accepts_no_code_twice_and_ne
         line.is_some_and(|line| !line.ends_with(" 0"))
     })
     .await;
+}
+
+/// Kills the master, and waits until the Sentinels have promoted the replica.
+async fn fail_over(world: &World, replica: &RedisServer) {
     world.redis().kill();
     replica.resume();
     let sentinels = world.sentinels.as_ref().unwrap();
-    let killed = Instant::now();
     eventually(BOUND, "the Sentinels to choose the replica", async || {
         let master = sentinels.master().await;
         if master == replica.port() { Ok(()) } else { Err(format!("{master} is the master")) }
     })
     .await;
-    // What the operator does every second.
-    let everybody: Vec<&Person> = people.iter().collect();
+}
+
+/// Checks and fills the new master, as the operator does.
+async fn check_and_fill(world: &World, people: &[Person]) {
+    use twofactor_store::publisher::{DesiredUser, UnlistedUsers};
     let unchecked = eventually(BOUND, "the publisher to reach the new master", async || {
         world.publisher.store().inspect().await.map_err(|error| error.to_string())
     })
     .await;
     assert!(!unchecked.ready, "the promoted replica must be checked before it decides");
     eventually(BOUND, "the refill", async || {
-        use twofactor_store::publisher::{DesiredUser, UnlistedUsers};
-        let users: Vec<DesiredUser> = everybody
+        let users: Vec<DesiredUser> = people
             .iter()
             .map(|person| DesiredUser { record: person.record.clone(), fresh: false, reset: None })
             .collect();
@@ -157,27 +162,51 @@ async fn a_failover_to_a_lagging_replica_under_load_accepts_no_code_twice_and_ne
             .await
     })
     .await;
-    // Every sidecar decides again without a restart, and accepts codes again after about a minute.
-    for api in &apis {
+}
+
+async fn wait_for_decisions(apis: &[ApiClient]) {
+    for api in apis {
         eventually(BOUND, "a decision", async || {
             let reply = api.verify("user0", "0000000").await;
             if reply.status == 503 { Err(reply.body) } else { Ok(()) }
         })
         .await;
     }
-    eprintln!("deciding again {:?} after the master was killed", killed.elapsed());
+}
+
+async fn wait_for_an_accepted_code(api: &ApiClient, people: &[Person]) {
     eventually(Duration::from_mins(2), "a code to be accepted again", async || {
         let mut accepted = false;
-        for person in people.iter() {
-            accepted |= apis[0]
-                .verify(person.record.definition.username.as_str(), &shown(person))
-                .await
-                .status
-                == 200;
+        for person in people {
+            let name = person.record.definition.username.as_str();
+            accepted |= api.verify(name, &shown(person)).await.status == 200;
         }
         accepted
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_failover_to_a_lagging_replica_under_load_accepts_no_code_twice_and_needs_no_restart() {
+    let (world, replica) = three_sentinels().await;
+    let people = Arc::new(publish_people(&world).await);
+    let sidecars = start_sidecars(&world).await;
+    let apis: Vec<ApiClient> = sidecars.iter().map(|(sidecar, _)| sidecar.api()).collect();
+    let stop = Arc::new(AtomicBool::new(false));
+
+    // From here on the replica misses all writes, so that only the master knows the accepted codes.
+    replica.pause().await;
+    let _: i64 = world.redis().ask(&["CLIENT", "KILL", "TYPE", "replica"]).await;
+    let loading = tokio::spawn(load(apis.clone(), people.clone(), stop.clone()));
+    wait_for_a_success(&sidecars[0].0).await;
+    let killed = Instant::now();
+    fail_over(&world, &replica).await;
+    check_and_fill(&world, &people).await;
+    // Every sidecar decides again without a restart, and accepts codes again after about a minute.
+    wait_for_decisions(&apis).await;
+    eprintln!("deciding again {:?} after the master was killed", killed.elapsed());
+    wait_for_an_accepted_code(&apis[0], &people).await;
+
     stop.store(true, Ordering::Relaxed);
     let Answers { accepted, statuses, longest } = loading.await.unwrap();
     eprintln!("answers: {statuses:?}; the longest took {longest:?}");

@@ -84,7 +84,7 @@ async fn a_sidecar_reports_weak_settings_of_redis_and_stays_ready() {
     let path = credentials.path().to_str().unwrap().to_owned();
     let sidecar = SidecarProcess::builder().args(["serve", "--credentials", &path]).start().await;
     sidecar.process().wait_for_line("appendonly is not yes or appendfsync not always", BOUND).await;
-    let verbose = eventually(BOUND, "health to tell", async || {
+    let verbose = eventually(BOUND, "the health check", async || {
         let body = sidecar.admin().get("/readyz?verbose").await.body;
         if body.contains("[-] redis appendfsync failed") { Ok(body) } else { Err(body) }
     })

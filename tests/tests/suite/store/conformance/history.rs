@@ -22,7 +22,7 @@ async fn history(world: &World, person: &Person) -> Vec<Entry> {
     world.publisher.store().history(&person.pseudonym).await.unwrap()
 }
 
-fn told(entries: &[Entry]) -> Vec<(&str, &str, &str, Option<&str>)> {
+fn summary(entries: &[Entry]) -> Vec<(&str, &str, &str, Option<&str>)> {
     entries
         .iter()
         .map(|entry| {
@@ -52,7 +52,7 @@ async fn every_decision_and_delivery_adds_a_history_entry(world: World) {
     assert_eq!(world.verify(&person, "kms", &code).await.unwrap(), Verdict::Used);
     let entries = history(&world, &person).await;
     assert_eq!(
-        told(&entries),
+        summary(&entries),
         [
             ("generate", "issued", "kms", None),
             ("delivery", "refused", "kms", None),
@@ -111,7 +111,7 @@ async fn outcomes_without_a_limit_are_recorded_once_and_then_counted(world: Worl
     assert_eq!(world.verify(&person, "kms", &right).await.unwrap(), Verdict::Accepted);
     let entries = history(&world, &person).await;
     assert_eq!(
-        told(&entries)[6..],
+        summary(&entries)[6..],
         [
             ("verify", "blocked", "kms", None),
             ("generate", "too-soon", "kms", None),
@@ -128,7 +128,7 @@ async fn outcomes_without_a_limit_are_recorded_once_and_then_counted(world: Worl
     conclude(&world, &person, Event::NoDeliveryMethod).await;
     let entries = history(&world, &person).await;
     assert_eq!(
-        told(&entries)[10..],
+        summary(&entries)[10..],
         [
             ("verify", "used", "kms", None),
             ("generate", "no-delivery-method", "kms", Some("verify/used=1")),

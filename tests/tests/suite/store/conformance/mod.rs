@@ -471,11 +471,11 @@ async fn no_code_is_issued_in_the_step_of_a_republication(world: World) {
 
 async fn only_a_completely_published_realm_confirms_that_a_user_is_absent(world: World) {
     let person = world.person("alice", Email).await;
-    let nobody = world.keys().pseudonym(&"nobody".parse().unwrap());
-    assert!(world.store.confirm_absence(&nobody).await.unwrap());
+    let absent = world.keys().pseudonym(&"unknown".parse().unwrap());
+    assert!(world.store.confirm_absence(&absent).await.unwrap());
     assert!(!world.store.confirm_absence(&person.pseudonym).await.unwrap());
     world.empty().await;
-    let missing = world.store.confirm_absence(&nobody).await;
+    let missing = world.store.confirm_absence(&absent).await;
     assert!(matches!(undecided(missing), Undecided::NoState | Undecided::UncheckedNode));
     let code = person.code_at(world.now(), 0);
     assert!(matches!(
@@ -483,7 +483,7 @@ async fn only_a_completely_published_realm_confirms_that_a_user_is_absent(world:
         Undecided::NoState | Undecided::UncheckedNode
     ));
     world.fill(&[&person]).await;
-    assert!(world.store.confirm_absence(&nobody).await.unwrap());
+    assert!(world.store.confirm_absence(&absent).await.unwrap());
 }
 
 async fn a_removed_user_leaves_no_key(world: World) {
