@@ -277,7 +277,8 @@ impl ApiServer {
 
     /// Runs `kubectl` as administrator and returns its standard output.
     ///
-    /// # Errors The exit status and the output, if the program failed.
+    /// # Errors
+    /// The exit status and the output, if the program failed.
     pub fn try_kubectl(&self, args: &[&str]) -> Result<String, String> {
         let kubeconfig = flag("kubeconfig", &self.kubeconfig_path());
         process::try_run(

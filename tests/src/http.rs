@@ -112,7 +112,8 @@ impl ApiClient {
 
     /// [`ApiClient::raw`] for a server that may not be there.
     ///
-    /// # Errors If no complete reply came.
+    /// # Errors
+    /// If no complete reply came.
     pub async fn try_raw(
         &self,
         method: &str,

@@ -34,7 +34,8 @@ pub struct Said {
 impl Said {
     /// The standard output of a success.
     ///
-    /// # Errors The complete output, if it failed.
+    /// # Errors
+    /// The complete output, if it failed.
     pub fn into_result(self) -> Result<String, String> {
         if self.success { Ok(self.stdout) } else { Err(self.to_string()) }
     }
@@ -129,7 +130,8 @@ impl Kubectl {
 
     /// Runs `kubectl` and returns its standard output.
     ///
-    /// # Errors The complete output, if it failed.
+    /// # Errors
+    /// The complete output, if it failed.
     pub fn try_run(&self, args: &[&str]) -> Result<String, String> {
         self.say(args, "").into_result()
     }
@@ -147,7 +149,8 @@ impl Kubectl {
 
     /// An object or a list, as `get` shows it.
     ///
-    /// # Errors The complete output, if it failed.
+    /// # Errors
+    /// The complete output, if it failed.
     pub fn try_get(&self, args: &[&str]) -> Result<Value, String> {
         let text = self.try_run(&[&["get", "--output=json"], args].concat())?;
         serde_json::from_str(&text).map_err(|error| format!("not JSON ({error}): {text}"))
@@ -163,7 +166,8 @@ impl Kubectl {
 
     /// The answer to `GET path` of the API server.
     ///
-    /// # Errors The complete output, if it failed.
+    /// # Errors
+    /// The complete output, if it failed.
     pub fn try_raw(&self, path: &str) -> Result<String, String> {
         self.try_run(&["get", "--raw", path])
     }

@@ -346,7 +346,8 @@ pub fn run(program: impl AsRef<OsStr>, args: &[&str]) -> String {
 
 /// Runs a program to its end and returns its standard output.
 ///
-/// # Errors The exit status and the output, if the program failed.
+/// # Errors
+/// The exit status and the output, if the program failed.
 pub fn try_run(program: impl AsRef<OsStr>, args: &[&str]) -> Result<String, String> {
     let program = program.as_ref();
     let output = Command::new(program)

@@ -18,7 +18,8 @@ pub trait Outcome {
 
     /// The value, or the reason to probe again.
     ///
-    /// # Errors If the condition does not hold yet.
+    /// # Errors
+    /// If the condition does not hold yet.
     fn into_result(self) -> Result<Self::Value, String>;
 }
 
@@ -101,7 +102,8 @@ pub fn eventually_blocking<R: Outcome>(
 
 /// [`eventually_blocking`] that returns an error when the bound is exceeded.
 ///
-/// # Errors The reason of the last probe, if the bound is exceeded.
+/// # Errors
+/// The reason of the last probe, if the bound is exceeded.
 pub fn try_blocking<R: Outcome>(
     bound: Duration,
     mut probe: impl FnMut() -> R,

@@ -127,13 +127,12 @@ fn configuration(seats: &[Seat], own: &Seat) -> String {
     let lines = seats.iter().map(|seat| {
         let Seat { number, id, port, bus } = seat;
         let myself = if *number == own.number { "myself," } else { "" };
-        let (role, master, slots) = match number.checked_sub(MASTERS) {
-            Some(master) => ("slave", seats[master].id.as_str(), String::new()),
-            None => {
-                let share = SLOTS.div_ceil(MASTERS);
-                let (from, to) = (number * share, ((number + 1) * share).min(SLOTS) - 1);
-                ("master", "-", format!(" {from}-{to}"))
-            }
+        let (role, master, slots) = if let Some(master) = number.checked_sub(MASTERS) {
+            ("slave", seats[master].id.as_str(), String::new())
+        } else {
+            let share = SLOTS.div_ceil(MASTERS);
+            let (from, to) = (number * share, ((number + 1) * share).min(SLOTS) - 1);
+            ("master", "-", format!(" {from}-{to}"))
         };
         let epoch = number + 1;
         format!(

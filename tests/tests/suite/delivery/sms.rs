@@ -14,6 +14,7 @@ use twofactor_tests::scratch;
 use twofactor_tests::sidecar::SidecarProcess;
 use twofactor_tests::wait::eventually;
 
+use crate::support::sidecar::Served;
 use crate::support::world::{World, record};
 
 const ACCOUNT: &str = "AC0123456789abcdef0123456789abcdef";
@@ -252,9 +253,7 @@ async fn a_published_twilio_account_is_used_and_a_correction_needs_no_restart() 
     }
     let people: Vec<_> = people.iter().collect();
     world.fill_with(&realm("wrong"), &people).await;
-    let credentials = world.credentials("kms");
-    let path = credentials.path().to_str().unwrap().to_owned();
-    let sidecar = SidecarProcess::builder().args(["serve", "--credentials", &path]).start().await;
+    let sidecar = Served::start(&world, "kms").await;
     let reply = sidecar.api().generate("user0").await;
     assert_eq!(reply.status, 502, "{}", reply.body);
     world.fill_with(&realm(TOKEN), &people).await;

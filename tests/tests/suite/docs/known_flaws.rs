@@ -13,6 +13,7 @@ use twofactor_tests::redis::RedisServer;
 use twofactor_tests::sidecar::SidecarProcess;
 use twofactor_tests::wait::eventually;
 
+use crate::support::sidecar::Served;
 use crate::support::world::{START, STEP, World, record};
 
 const BOUND: Duration = Duration::from_secs(10);
@@ -127,9 +128,7 @@ async fn the_first_failure_after_a_block_counts() {
 #[tokio::test]
 async fn a_failure_counts_even_if_the_client_hangs_up() {
     let world = World::in_redis_with_real_time(RedisServer::start().await).await;
-    let credentials = world.credentials("kms");
-    let path = credentials.path().to_str().unwrap().to_owned();
-    let sidecar = SidecarProcess::builder().args(["serve", "--credentials", &path]).start().await;
+    let sidecar = Served::start(&world, "kms").await;
     world.person("carol", App).await;
     let address = sidecar.api().base_url().trim_start_matches("http://").to_owned();
     let body = r#"{"username":"carol","otp_code":"0000000"}"#;

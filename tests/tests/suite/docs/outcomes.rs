@@ -7,7 +7,6 @@ use std::path::Path;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use twofactor_core::limits::Limits;
 use twofactor_core::realm::RealmRecord;
@@ -16,10 +15,9 @@ use twofactor_sidecar::outcomes;
 use twofactor_tests::http::Reply;
 use twofactor_tests::mail::{MailServer, MailStage, MailTls};
 use twofactor_tests::redis::RedisServer;
-use twofactor_tests::sidecar::SidecarProcess;
 use twofactor_tests::wait::eventually;
 
-use crate::support::sidecar::{metrics, shown, with_mail};
+use crate::support::sidecar::{Served, metrics, shown, with_mail};
 use crate::support::world::{World, names, record};
 
 const BOUND: Duration = Duration::from_secs(10);
@@ -80,9 +78,8 @@ fn every_outcome_has_a_line_in_the_table_and_every_line_an_outcome() {
 struct Scene {
     world: World,
     mail: MailServer,
-    sidecar: SidecarProcess,
-    refused: SidecarProcess,
-    _credentials: [TempDir; 2],
+    sidecar: Served,
+    refused: Served,
 }
 
 impl Scene {
@@ -91,21 +88,9 @@ impl Scene {
         let mail = MailServer::builder().tls(MailTls::StartTls).start().await;
         let callers = Some(["kms".to_owned()].into());
         world.fill_with(&RealmRecord { callers, limits, ..with_mail(&mail) }, &[]).await;
-        let credentials = ["kms", "shop"].map(|caller| world.credentials(caller));
-        let start = async |folder: &TempDir| {
-            let path = folder.path().to_str().unwrap();
-            SidecarProcess::builder().args(["serve", "--credentials", path]).start().await
-        };
-        let (sidecar, refused) = (start(&credentials[0]).await, start(&credentials[1]).await);
-        Self { world, mail, sidecar, refused, _credentials: credentials }
-    }
-
-    async fn generate(&self, name: &str) -> Reply {
-        self.sidecar.api().post_json("/auth/generate", &json!({ "username": name })).await
-    }
-
-    async fn verify(&self, name: &str, code: &str) -> Reply {
-        self.sidecar.api().verify(name, code).await
+        let (sidecar, refused) =
+            (Served::start(&world, "kms").await, Served::start(&world, "shop").await);
+        Self { world, mail, sidecar, refused }
     }
 
     /// Requests `name` in the situation that the line describes. Returns `None` for an outcome that
@@ -124,45 +109,45 @@ impl Scene {
         match outcome {
             "delivered" => {
                 self.world.person(name, Email).await;
-                self.generate(name).await
+                self.sidecar.generate(name).await
             }
-            "unknown-user" => self.generate(name).await,
+            "unknown-user" => self.sidecar.generate(name).await,
             "no-secret" => {
                 let mut seedless = record(name, Email);
                 seedless.seed = None;
                 self.world.publish(seedless, false).await;
-                self.generate(name).await
+                self.sidecar.generate(name).await
             }
             "no-delivery-method" => {
                 self.world.person(name, App).await;
-                self.generate(name).await
+                self.sidecar.generate(name).await
             }
             "disabled-by-failures" => {
                 self.disable(name, Email).await;
-                self.generate(name).await
+                self.sidecar.generate(name).await
             }
             "asked-too-soon" => {
                 self.world.person(name, Email).await;
-                assert_eq!(self.generate(name).await.status, 200);
-                self.generate(name).await
+                assert_eq!(self.sidecar.generate(name).await.status, 200);
+                self.sidecar.generate(name).await
             }
             "delivery-limit-reached" => {
                 for name in ["first", name] {
                     self.world.person(name, Email).await;
                 }
-                assert_eq!(self.generate("first").await.status, 200);
-                self.generate(name).await
+                assert_eq!(self.sidecar.generate("first").await.status, 200);
+                self.sidecar.generate(name).await
             }
             "code-consumed" => self.consumed(name).await,
             "not-delivered" => {
                 self.world.person(name, Email).await;
                 self.mail.fail(MailStage::Rcpt, "550 5.1.1 no such mailbox", None).await;
-                let reply = self.generate(name).await;
+                let reply = self.sidecar.generate(name).await;
                 self.mail.heal().await;
                 reply
             }
             "store-unavailable" => {
-                self.during_an_outage(name, async || self.generate(name).await).await
+                self.during_an_outage(name, async || self.sidecar.generate(name).await).await
             }
             "namespace-not-allowed" => self.refused.api().generate(name).await,
             "malformed-request" => self.malformed("/auth/generate", name).await,
@@ -174,32 +159,33 @@ impl Scene {
         match outcome {
             "accepted" => {
                 let person = self.world.person(name, App).await;
-                self.verify(name, &shown(&person)).await
+                self.sidecar.verify(name, &shown(&person)).await
             }
             "invalid-code" => {
                 self.world.person(name, App).await;
-                self.verify(name, "00000000").await
+                self.sidecar.verify(name, "00000000").await
             }
             "used-code" => {
                 let person = self.world.person(name, App).await;
                 let code = shown(&person);
-                assert_eq!(self.verify(name, &code).await.status, 200);
-                self.verify(name, &code).await
+                assert_eq!(self.sidecar.verify(name, &code).await.status, 200);
+                self.sidecar.verify(name, &code).await
             }
-            "unknown-user" => self.verify(name, "000000").await,
+            "unknown-user" => self.sidecar.verify(name, "000000").await,
             "disabled-by-failures" => {
                 self.disable(name, App).await;
-                self.verify(name, "00000000").await
+                self.sidecar.verify(name, "00000000").await
             }
             "throttled" => {
                 self.world.person(name, App).await;
                 for _ in 0..5 {
-                    assert_eq!(self.verify(name, "00000000").await.status, 401);
+                    assert_eq!(self.sidecar.verify(name, "00000000").await.status, 401);
                 }
-                self.verify(name, "00000000").await
+                self.sidecar.verify(name, "00000000").await
             }
             "store-unavailable" => {
-                self.during_an_outage(name, async || self.verify(name, "000000").await).await
+                self.during_an_outage(name, async || self.sidecar.verify(name, "000000").await)
+                    .await
             }
             "namespace-not-allowed" => self.refused.api().verify(name, "000000").await,
             "malformed-request" => self.malformed("/auth/verify", name).await,
@@ -236,7 +222,7 @@ impl Scene {
         let reply = request().await;
         self.world.redis().resume();
         eventually(BOUND, "recovery", async || {
-            self.verify("unknown", "000000").await.status == 404
+            self.sidecar.verify("unknown", "000000").await.status == 404
         })
         .await;
         reply
@@ -249,18 +235,18 @@ impl Scene {
         let mut connection = self.world.redis().connect().await;
         let set = redis::cmd("HSET").arg(state).arg("failures:elsewhere").arg(99).clone();
         set.exec_async(&mut connection).await.unwrap();
-        assert_eq!(self.verify(name, "00000000").await.status, 401);
+        assert_eq!(self.sidecar.verify(name, "00000000").await.status, 401);
     }
 
     /// Requests a code again in the step in which it was used.
     async fn consumed(&self, name: &str) -> Reply {
         self.world.person(name, Email).await;
         for _ in 0..3 {
-            assert_eq!(self.generate(name).await.status, 200);
+            assert_eq!(self.sidecar.generate(name).await.status, 200);
             let text = self.mail.wait_for_message(&format!("{name}@example.org"), BOUND).await.text;
             let code = text.lines().next().unwrap().rsplit(' ').next().unwrap().to_owned();
-            assert_eq!(self.verify(name, &code).await.status, 200);
-            let reply = self.generate(name).await;
+            assert_eq!(self.sidecar.verify(name, &code).await.status, 200);
+            let reply = self.sidecar.generate(name).await;
             // A new code is issued if a step began in between.
             if reply.status != 200 {
                 return reply;

@@ -4,7 +4,6 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
-use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
@@ -16,7 +15,7 @@ use twofactor_tests::sidecar::SidecarProcess;
 use twofactor_tests::wait::eventually;
 use twofactor_tests::{scratch, tools};
 
-use crate::support::sidecar::shown;
+use crate::support::sidecar::{Served, serve, shown};
 use crate::support::world::{Person, World};
 
 const BOUND: Duration = Duration::from_secs(10);
@@ -24,22 +23,10 @@ const BOUND: Duration = Duration::from_secs(10);
 /// build.
 const MEMORY: u64 = 100 * 1024;
 
-struct Served {
-    world: World,
-    sidecar: SidecarProcess,
-    credentials: TempDir,
-}
-
-async fn served() -> Served {
+async fn served() -> (World, Served) {
     let world = World::in_redis_with_real_time(RedisServer::start().await).await;
-    let credentials = world.credentials("kms");
-    let sidecar = sidecar(&credentials).await;
-    Served { world, sidecar, credentials }
-}
-
-async fn sidecar(credentials: &TempDir) -> SidecarProcess {
-    let path = credentials.path().to_str().unwrap();
-    SidecarProcess::builder().args(["serve", "--credentials", path]).start().await
+    let sidecar = Served::start(&world, "kms").await;
+    (world, sidecar)
 }
 
 fn address(api: &ApiClient) -> String {
@@ -58,10 +45,10 @@ async fn ten_thousand_idle_connections_leave_memory_and_service_intact() {
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
     let wanted = rustix::process::Rlimit { current: limit.maximum, maximum: limit.maximum };
     rustix::process::setrlimit(rustix::process::Resource::Nofile, wanted).unwrap();
-    let served = served().await;
-    let person = served.world.person("carol", App).await;
+    let (world, sidecar) = served().await;
+    let person = world.person("carol", App).await;
     // An earlier client keeps its connection.
-    let (api, admin) = (served.sidecar.api(), served.sidecar.admin());
+    let (api, admin) = (sidecar.api(), sidecar.admin());
     assert_eq!(api.verify("carol", "000000").await.status, 401);
     let mut attempts = JoinSet::new();
     for _ in 0..CONNECTIONS {
@@ -87,17 +74,17 @@ async fn ten_thousand_idle_connections_leave_memory_and_service_intact() {
         }
     }
     assert!(idle.len() >= 1500, "{} connections", idle.len());
-    assert!(memory(&served.sidecar) < MEMORY, "{} KiB", memory(&served.sidecar));
+    assert!(memory(&sidecar) < MEMORY, "{} KiB", memory(&sidecar));
     // Silent clients are disconnected and waiting clients are accepted, while all of them keep
     // waiting.
-    let new = served.sidecar.api();
+    let new = sidecar.api();
     eventually(Duration::from_secs(90), "a new client to be served", async || {
         let request = new.try_raw("GET", "/", &[], "");
         matches!(tokio::time::timeout(Duration::from_secs(20), request).await, Ok(Ok(reply)) if reply.status == 200)
     })
     .await;
     drop(idle);
-    served.sidecar.process().assert_running();
+    sidecar.process().assert_running();
 }
 
 async fn send_slowly(api: &ApiClient, text: &str) -> (String, Duration) {
@@ -124,8 +111,8 @@ async fn send_slowly(api: &ApiClient, text: &str) -> (String, Duration) {
 
 #[tokio::test]
 async fn a_client_that_sends_a_byte_a_second_is_disconnected() {
-    let served = served().await;
-    let api = served.sidecar.api();
+    let (_world, sidecar) = served().await;
+    let api = sidecar.api();
     let head =
         "POST /auth/verify HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n";
     let (_, took) = send_slowly(&api, head).await;
@@ -159,8 +146,8 @@ async fn a_client_that_sends_a_byte_a_second_is_disconnected() {
 
 #[tokio::test]
 async fn a_body_of_ten_megabytes_is_refused_before_it_is_there() {
-    let served = served().await;
-    let api = served.sidecar.api();
+    let (_world, sidecar) = served().await;
+    let api = sidecar.api();
     for framing in ["Content-Length: 10485760", "Transfer-Encoding: chunked"] {
         let mut stream = TcpStream::connect(address(&api)).await.unwrap();
         let head = format!(
@@ -189,20 +176,20 @@ async fn a_body_of_ten_megabytes_is_refused_before_it_is_there() {
         let answer = String::from_utf8_lossy(&answer[..read]).into_owned();
         assert!(answer.starts_with("HTTP/1.1 413"), "{framing}: {answer}");
     }
-    assert!(memory(&served.sidecar) < MEMORY, "{} KiB", memory(&served.sidecar));
+    assert!(memory(&sidecar) < MEMORY, "{} KiB", memory(&sidecar));
     assert_eq!(api.get("/").await.status, 200);
 }
 
 #[tokio::test]
 async fn sigterm_under_load_loses_nothing_that_was_accepted() {
     const PEOPLE: usize = 400;
-    let served = served().await;
+    let (world, sidecar) = served().await;
     let mut people = Vec::new();
     for number in 0..PEOPLE {
-        people.push(served.world.person(&format!("user{number}"), App).await);
+        people.push(world.person(&format!("user{number}"), App).await);
     }
     let mut requests = JoinSet::new();
-    let api = served.sidecar.api();
+    let api = sidecar.api();
     let turns = std::sync::Arc::new(tokio::sync::Semaphore::new(32));
     for person in people {
         let (api, turns) = (api.clone(), turns.clone());
@@ -221,13 +208,13 @@ async fn sigterm_under_load_loses_nothing_that_was_accepted() {
     while let Some(one) = requests.join_next().await {
         ended.push(one.unwrap());
         if ended.len() == PEOPLE / 4 {
-            served.sidecar.process().signal(Signal::Term);
+            sidecar.process().signal(Signal::Term);
         }
     }
-    assert!(served.sidecar.process().wait_exit(Duration::from_secs(20)).await.success());
+    assert!(sidecar.process().wait_exit(Duration::from_secs(20)).await.success());
     let answered = ended.iter().filter(|(_, _, status)| status.is_some()).count();
     assert!((PEOPLE / 4..PEOPLE).contains(&answered), "in the middle of the load: {answered}");
-    let next = sidecar(&served.credentials).await;
+    let next = serve(sidecar.credentials.path()).await;
     for (person, code, status) in &ended {
         let again =
             next.api().verify(person.record.definition.username.as_str(), code).await.status;

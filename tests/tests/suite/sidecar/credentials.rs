@@ -20,7 +20,7 @@ use twofactor_tests::scratch;
 use twofactor_tests::sidecar::SidecarProcess;
 use twofactor_tests::wait::eventually;
 
-use crate::support::sidecar::{metrics, shown, with_mail};
+use crate::support::sidecar::{metrics, serve, shown, with_mail};
 use crate::support::world::{World, names};
 
 const BOUND: Duration = Duration::from_secs(10);
@@ -70,13 +70,6 @@ impl Mount {
             fs::remove_dir_all(self.path().join(before)).unwrap();
         }
     }
-}
-
-async fn sidecar(credentials: &Path) -> SidecarProcess {
-    SidecarProcess::builder()
-        .args(["serve", "--credentials", credentials.to_str().unwrap()])
-        .start()
-        .await
 }
 
 async fn world() -> World {
@@ -134,7 +127,7 @@ async fn a_changed_password_is_taken_over_without_a_restart_and_without_a_refuse
     let secret = world.credentials("kms");
     let mount = Mount::of(&secret);
     mount.change(&secret, &[("redis-url", &url_of(&world, "kms", "first"))]);
-    let sidecar = sidecar(mount.path()).await;
+    let sidecar = serve(mount.path()).await;
     assert_eq!(sidecar.api().verify("alice", "000000").await.status, 401);
 
     let (api, end) = (sidecar.api(), Arc::new(AtomicBool::new(false)));
@@ -171,7 +164,7 @@ async fn a_sidecar_takes_over_another_realm_and_caller_and_a_used_code_stays_use
     let (alice, bob) = (one.person("alice", App).await, two.person("bob", App).await);
     // Files are written in place, as on a developer's machine.
     let folder = one.credentials("kms");
-    let sidecar = sidecar(folder.path()).await;
+    let sidecar = serve(folder.path()).await;
     let code = shown(&alice);
     assert_eq!(sidecar.api().verify("alice", &code).await.status, 200);
 
@@ -197,7 +190,7 @@ async fn unusable_credentials_are_reported_once_and_the_known_ones_stay_in_use()
     world.person("alice", App).await;
     let secret = world.credentials("kms");
     let mount = Mount::of(&secret);
-    let sidecar = sidecar(mount.path()).await;
+    let sidecar = serve(mount.path()).await;
     let wait_for_log = async |line: &str| {
         eventually(BOUND, line, async || {
             sidecar.admin().get("/readyz?verbose").await.body.contains(line)
@@ -244,7 +237,7 @@ async fn a_namespace_no_longer_allowed_is_refused_within_two_seconds_and_no_mail
     };
     letting_in(&["kms", "shop"]).await;
     let credentials = world.credentials("kms");
-    let sidecar = sidecar(credentials.path()).await;
+    let sidecar = serve(credentials.path()).await;
     assert_eq!(sidecar.api().generate("alice").await.status, 200);
     assert_eq!(sidecar.api().verify("bob", "000000").await.status, 401);
     assert_eq!(mail.messages().await.len(), 1);
@@ -279,7 +272,7 @@ async fn a_namespace_no_longer_allowed_is_refused_within_two_seconds_and_no_mail
     );
 
     // Also after a restart.
-    let another = self::sidecar(credentials.path()).await;
+    let another = self::serve(credentials.path()).await;
     assert_eq!(kind(&another.api().generate("alice").await), namespace_not_allowed());
 
     letting_in(&["kms"]).await;
@@ -302,7 +295,7 @@ async fn a_removed_redis_login_is_reported_and_service_resumes_when_it_is_back()
     set_login(&world, "secret").await;
     let credentials = world.credentials("kms");
     fs::write(credentials.path().join("redis-url"), url_of(&world, "kms", "secret")).unwrap();
-    let sidecar = sidecar(credentials.path()).await;
+    let sidecar = serve(credentials.path()).await;
     assert_eq!(sidecar.api().generate("alice").await.status, 200);
     assert_eq!(sidecar.api().verify("bob", "000000").await.status, 401);
     assert_eq!(sidecar.api().verify("unknown", "123456").await.status, 404);

@@ -5,11 +5,10 @@ use std::fs;
 use twofactor_core::user::DeliveryMethod::App;
 use twofactor_tests::process::run;
 use twofactor_tests::redis::RedisServer;
-use twofactor_tests::sidecar::SidecarProcess;
 use twofactor_tests::{scratch, tools};
 
 use crate::support::cluster::{Cluster, app_user};
-use crate::support::sidecar::{metrics, shown};
+use crate::support::sidecar::{Served, metrics, shown};
 use crate::support::world::World;
 
 /// Fails if `promtool` reports anything.
@@ -33,9 +32,7 @@ fn value(metrics: &str, line: &str) -> u64 {
 async fn promtool_finds_no_fault_in_the_sidecars_metrics_and_they_count_round_trips() {
     let world = World::in_redis_with_real_time(RedisServer::start().await).await;
     let person = world.person("carol", App).await;
-    let credentials = world.credentials("kms");
-    let path = credentials.path().to_str().unwrap().to_owned();
-    let sidecar = SidecarProcess::builder().args(["serve", "--credentials", &path]).start().await;
+    let sidecar = Served::start(&world, "kms").await;
     let api = sidecar.api();
     assert_eq!(api.verify("carol", "000000").await.status, 401);
     let round_trips = |metrics: &str| {

@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 
 use redis::AsyncCommands;
 use serde_json::json;
-use tempfile::TempDir;
 use twofactor_core::audit::AuditPolicy;
 use twofactor_core::realm::RealmRecord;
 use twofactor_core::seal::Revision;
@@ -21,17 +20,10 @@ use twofactor_tests::sidecar::SidecarProcess;
 use twofactor_tests::tools;
 use twofactor_tests::wait::eventually;
 
-use crate::support::sidecar::{metrics, shown, with_mail};
+use crate::support::sidecar::{Served, metrics, shown, with_mail};
 use crate::support::world::{Person, World, names, random};
 
 const BOUND: Duration = Duration::from_secs(10);
-
-/// A sidecar for the services of namespace `from`.
-async fn sidecar(world: &World, from: &str) -> (SidecarProcess, TempDir) {
-    let credentials = world.credentials(from);
-    let path = credentials.path().to_str().unwrap().to_owned();
-    (SidecarProcess::builder().args(["serve", "--credentials", &path]).start().await, credentials)
-}
 
 async fn world() -> World {
     World::in_redis_with_real_time(RedisServer::start().await).await
@@ -53,14 +45,14 @@ async fn a_code_mailed_for_one_service_is_not_accepted_from_another() {
     let mail = MailServer::builder().tls(MailTls::StartTls).start().await;
     let person = world.person("alice", Email).await;
     world.fill_with(&with_mail(&mail), &[&person]).await;
-    let (kms, shop) = (sidecar(&world, "kms").await, sidecar(&world, "shop").await);
-    let reply = kms.0.api().generate("alice").await;
+    let (kms, shop) = (Served::start(&world, "kms").await, Served::start(&world, "shop").await);
+    let reply = kms.api().generate("alice").await;
     assert_eq!((reply.status, reply.json().get("otp_code")), (200, None), "{}", reply.body);
     let text = mail.wait_for_message("alice@example.org", BOUND).await.text;
     let code = text.lines().next().unwrap().rsplit(' ').next().unwrap().to_owned();
-    let elsewhere = shop.0.api().verify("alice", &code).await.status;
+    let elsewhere = shop.api().verify("alice", &code).await.status;
     assert!(elsewhere == 400 || elsewhere == 401, "{elsewhere}");
-    assert_eq!(kms.0.api().verify("alice", &code).await.status, 200);
+    assert_eq!(kms.api().verify("alice", &code).await.status, 200);
 }
 
 /// A realm that sends its mail through `mail`, and keeps the end user's address and agent or not.
@@ -85,7 +77,7 @@ async fn history_has_each_request_with_the_end_users_address_and_agent() {
     let person = world.person("alice", Email).await;
     world.fill_with(&with_origin(&mail, true), &[&person]).await;
     let person = world.current(&person).await;
-    let (sidecar, _credentials) = sidecar(&world, "kms").await;
+    let sidecar = Served::start(&world, "kms").await;
     let generate = async || {
         ask_for_a_browser(&sidecar, "/auth/generate", json!({ "username": "alice" })).await.status
     };
@@ -126,7 +118,7 @@ async fn log_and_history_omit_the_end_users_address_and_agent_if_the_realm_says_
     let person = world.person("alice", Email).await;
     world.fill_with(&with_origin(&mail, true), &[&person]).await;
     let person = world.current(&person).await;
-    let (sidecar, _credentials) = sidecar(&world, "kms").await;
+    let sidecar = Served::start(&world, "kms").await;
     let unknown = json!({ "username": "unknown", "otp_code": "000000" });
     assert_eq!(ask_for_a_browser(&sidecar, "/auth/verify", unknown).await.status, 404);
     sidecar.process().wait_for_line("203.0.113.7", BOUND).await;
@@ -156,7 +148,7 @@ async fn log_and_history_omit_the_end_users_address_and_agent_if_the_realm_says_
 #[tokio::test]
 async fn an_edit_and_a_removal_take_effect_on_the_next_request() {
     let world = world().await;
-    let (sidecar, _credentials) = sidecar(&world, "kms").await;
+    let sidecar = Served::start(&world, "kms").await;
     let person = world.person("carol", App).await;
     assert_eq!(sidecar.api().verify("carol", "000000").await.status, 401);
     let mut record = person.record.clone();
@@ -173,7 +165,7 @@ async fn an_edit_and_a_removal_take_effect_on_the_next_request() {
 #[tokio::test]
 async fn a_flushed_redis_is_an_outage_and_never_an_unknown_user() {
     let world = world().await;
-    let (sidecar, _credentials) = sidecar(&world, "kms").await;
+    let sidecar = Served::start(&world, "kms").await;
     let person = world.person("carol", App).await;
     let code = shown(&person);
     assert_eq!(sidecar.api().verify("carol", &code).await.status, 200);
@@ -207,7 +199,7 @@ async fn a_record_that_does_not_open_is_never_used() {
     for (forged, reason) in
         [(damaged, "not-authentic"), (of_bob, "not-authentic"), (b"short".to_vec(), "truncated")]
     {
-        let (sidecar, _credentials) = sidecar(&world, "kms").await;
+        let sidecar = Served::start(&world, "kms").await;
         replace(&world, &alice, &forged).await;
         assert_unavailable(&sidecar.api().verify("alice", &shown(&bob)).await);
         assert_unavailable(&sidecar.api().generate("alice").await);
@@ -223,7 +215,7 @@ async fn a_record_that_does_not_open_is_never_used() {
 #[tokio::test]
 async fn a_record_of_a_lower_revision_is_never_used() {
     let world = world().await;
-    let (sidecar, _credentials) = sidecar(&world, "kms").await;
+    let sidecar = Served::start(&world, "kms").await;
     let person = world.person("alice", App).await;
     let (old, old_revision) = (sealed(&world, &person).await, person.revision);
     let mut record = person.record.clone();
@@ -253,7 +245,7 @@ async fn a_user_with_only_half_of_their_keys_is_an_outage() {
     let world = world().await;
     let person = world.person("alice", App).await;
     for half in ["record", "state"] {
-        let (sidecar, _credentials) = sidecar(&world, "kms").await;
+        let sidecar = Served::start(&world, "kms").await;
         let user = names().user(&person.pseudonym);
         let key = if half == "record" { user.record } else { user.state };
         world.redis().connect().await.del::<_, ()>(key).await.unwrap();
@@ -265,7 +257,7 @@ async fn a_user_with_only_half_of_their_keys_is_an_outage() {
 #[tokio::test]
 async fn without_redis_the_answer_is_503_within_a_second_and_recovery_needs_no_restart() {
     let world = world().await;
-    let (sidecar, _credentials) = sidecar(&world, "kms").await;
+    let sidecar = Served::start(&world, "kms").await;
     let person = world.person("alice", App).await;
     assert_eq!(sidecar.api().verify("alice", "000000").await.status, 401);
     let timed = async || {
@@ -330,7 +322,7 @@ async fn without_redis_the_answer_is_503_within_a_second_and_recovery_needs_no_r
 async fn the_sidecars_clock_follows_the_one_of_redis() {
     let redis = RedisServer::builder().with_movable_clock().start().await;
     let world = World::in_redis_with_real_time(redis).await;
-    let (sidecar, _credentials) = sidecar(&world, "kms").await;
+    let sidecar = Served::start(&world, "kms").await;
     let person = world.person("carol", App).await;
     let now = Clock::System.now().millis();
     // Each code is of a later step, because a step is accepted once and earlier steps are refused.
@@ -360,7 +352,7 @@ async fn a_delivered_code_is_accepted_until_the_expiry_that_was_promised() {
         world.person("late", Email).await,
     ];
     world.fill_with(&with_mail(&mail), &people.each_ref()).await;
-    let (sidecar, _credentials) = sidecar(&world, "kms").await;
+    let sidecar = Served::start(&world, "kms").await;
     let asked_at = Clock::System.now().millis() + 60_000;
     for (name, offset, expected) in [("early", -1, 200), ("exactly", 0, 200), ("late", 1, 401)] {
         world.redis().clock().set_unix_millis(asked_at).await;
@@ -418,7 +410,7 @@ async fn credentials_that_are_missing_or_wrong_are_named_and_never_shown() {
 async fn an_unreadable_realm_record_leaves_the_known_policy_in_use() {
     let world = world().await;
     world.person("alice", Email).await;
-    let (sidecar, _credentials) = sidecar(&world, "kms").await;
+    let sidecar = Served::start(&world, "kms").await;
     let detail = |reply: &Reply| reply.json()["detail"].as_str().unwrap().to_owned();
     assert_eq!(
         detail(&sidecar.api().generate("alice").await),
@@ -486,7 +478,7 @@ async fn a_sidecar_starts_without_redis_and_serves_once_it_is_there() {
     let world = world().await;
     let person = world.person("alice", App).await;
     world.redis().stop();
-    let (sidecar, _credentials) = sidecar(&world, "kms").await;
+    let sidecar = Served::start(&world, "kms").await;
     assert_unavailable(&sidecar.api().verify("alice", "000000").await);
     assert_unavailable(&sidecar.api().generate("alice").await);
     world.redis().restart().await;
@@ -513,7 +505,7 @@ async fn a_sidecar_starts_without_redis_and_serves_once_it_is_there() {
 async fn sigterm_ends_an_idle_sidecar_within_a_second_even_while_redis_is_silent() {
     let world = world().await;
     for silent in [false, true] {
-        let (sidecar, _credentials) = sidecar(&world, "kms").await;
+        let sidecar = Served::start(&world, "kms").await;
         // Its connection stays open.
         let client = sidecar.api();
         assert_eq!(client.get("/").await.status, 200);

@@ -3,8 +3,7 @@
 
 use std::time::Duration;
 
-use serde_json::{Value, json};
-use tempfile::TempDir;
+use serde_json::Value;
 use twofactor_core::realm::RealmRecord;
 use twofactor_core::time::UnixMillis;
 use twofactor_core::user::DeliveryMethod::{App, Email};
@@ -12,11 +11,10 @@ use twofactor_tests::http::Reply;
 use twofactor_tests::mail::{MailServer, MailStage, MailTls};
 use twofactor_tests::process::{Launch, Process, Signal};
 use twofactor_tests::redis::RedisServer;
-use twofactor_tests::sidecar::SidecarProcess;
 use twofactor_tests::tools;
 use twofactor_tests::wait::eventually;
 
-use crate::support::sidecar::{metrics, with_mail};
+use crate::support::sidecar::{Served, metrics, with_mail};
 use crate::support::world::{Person, START, World};
 
 const BOUND: Duration = Duration::from_secs(10);
@@ -25,8 +23,7 @@ const BOUND: Duration = Duration::from_secs(10);
 struct Public {
     world: World,
     mail: MailServer,
-    sidecar: SidecarProcess,
-    _credentials: TempDir,
+    sidecar: Served,
 }
 
 async fn public(people: &[&str]) -> (Public, Vec<Person>) {
@@ -40,24 +37,14 @@ async fn public(people: &[&str]) -> (Public, Vec<Person>) {
     all.push(world.person("clock", App).await);
     let realm = RealmRecord { uniform_answers: true, ..with_mail(&mail) };
     world.fill_with(&realm, &all.iter().collect::<Vec<_>>()).await;
-    let credentials = world.credentials("kms");
-    let path = credentials.path().to_str().unwrap().to_owned();
-    let sidecar = SidecarProcess::builder().args(["serve", "--credentials", &path]).start().await;
-    (Public { world, mail, sidecar, _credentials: credentials }, all)
+    let sidecar = Served::start(&world, "kms").await;
+    (Public { world, mail, sidecar }, all)
 }
 
 impl Public {
-    async fn generate(&self, name: &str) -> Reply {
-        self.sidecar.api().post_json("/auth/generate", &json!({ "username": name })).await
-    }
-
-    async fn verify(&self, name: &str, code: &str) -> Reply {
-        self.sidecar.api().verify(name, code).await
-    }
-
     /// Requests a code and returns the one that was mailed.
     async fn mailed(&self, name: &str) -> String {
-        let reply = self.generate(name).await;
+        let reply = self.sidecar.generate(name).await;
         assert_eq!(reply.status, 200, "{}", reply.body);
         let text = self.mail.wait_for_message(&format!("{name}@example.org"), BOUND).await.text;
         text.lines().next().unwrap().rsplit(' ').next().unwrap().to_owned()
@@ -76,8 +63,8 @@ impl Public {
     async fn set_time(&self, millis: u64) {
         self.world.redis().clock().set_unix_millis(millis).await;
         // Redis compares clocks only for an existing user.
-        assert_eq!(self.verify("clock", "000000").await.status, 401);
-        assert_eq!(self.generate("clock").await.status, 200);
+        assert_eq!(self.sidecar.verify("clock", "000000").await.status, 401);
+        assert_eq!(self.sidecar.generate("clock").await.status, 200);
         self.outcome("generate", "no-delivery-method").await;
     }
 }
@@ -139,16 +126,16 @@ async fn every_refusal_of_verify_looks_the_same_and_costs_the_same() {
     let now = START + 6 * 60_000;
     public.set_time(now).await;
     let used = public.mailed("used").await;
-    assert_eq!(public.verify("used", &used).await.status, 200);
+    assert_eq!(public.sidecar.verify("used", &used).await.status, 200);
     let now = UnixMillis::new(now);
     let wrong = |name: &str| person(name).wrong_code(now).expose_secret().to_owned();
     for _ in 0..5 {
-        assert_eq!(public.verify("blocked", &wrong("blocked")).await.status, 401);
+        assert_eq!(public.sidecar.verify("blocked", &wrong("blocked")).await.status, 401);
     }
 
     let monitor = Monitor::start(public.world.redis()).await;
     let never = person("never").code_at(now, 0).expose_secret().to_owned();
-    let expected = seen(&public.verify("wrong", &wrong("wrong")).await);
+    let expected = seen(&public.sidecar.verify("wrong", &wrong("wrong")).await);
     assert_eq!(
         (expected.0, expected.1.iter().any(|(name, _)| name == "retry-after")),
         (401, false)
@@ -166,7 +153,7 @@ async fn every_refusal_of_verify_looks_the_same_and_costs_the_same() {
         ("blocked", wrong("blocked"), "throttled"),
         ("digits", "12345678".to_owned(), "invalid-code"),
     ] {
-        assert_eq!(seen(&public.verify(name, &code).await), expected, "{name}");
+        assert_eq!(seen(&public.sidecar.verify(name, &code).await), expected, "{name}");
         public.outcome("verify", outcome).await;
         assert_eq!(monitor.commands(&public.world, name).await, work, "{name}");
     }
@@ -188,7 +175,7 @@ async fn generate_gives_every_name_the_same_answer_and_mails_to_users_only() {
     public.set_time(START + 60_000).await;
 
     let monitor = Monitor::start(public.world.redis()).await;
-    let expected = seen(&public.generate("alice").await);
+    let expected = seen(&public.sidecar.generate("alice").await);
     assert_eq!(expected.0, 200);
     let body: Value = serde_json::from_str(&expected.2).unwrap();
     assert_eq!(body.as_object().unwrap().len(), 1, "no code: {body}");
@@ -205,7 +192,7 @@ async fn generate_gives_every_name_the_same_answer_and_mails_to_users_only() {
         ("seedless", "no-secret", &work[..]),
         ("carol", "no-delivery-method", &work[..]),
     ] {
-        assert_eq!(seen(&public.generate(name).await), expected, "{name}");
+        assert_eq!(seen(&public.sidecar.generate(name).await), expected, "{name}");
         public.outcome("generate", outcome).await;
         eventually(BOUND, format_args!("the work for {name}"), async || {
             let commands = monitor.commands(&public.world, name).await;
@@ -218,11 +205,11 @@ async fn generate_gives_every_name_the_same_answer_and_mails_to_users_only() {
     let promised = UnixMillis::new(START + 60_000 + 300_000);
     assert!(expected.2.contains(&rfc3339(promised)), "{}", expected.2);
     public.set_time(promised.millis()).await;
-    assert_eq!(public.verify("alice", code).await.status, 200);
+    assert_eq!(public.sidecar.verify("alice", code).await.status, 200);
     // A second request in the step in which the code was used gets the same answer.
-    assert_eq!(public.generate("alice").await.status, 200);
+    assert_eq!(public.sidecar.generate("alice").await.status, 200);
     let app = carol.code_at(promised, 0);
-    assert_eq!(public.verify("carol", app.expose_secret()).await.status, 200);
+    assert_eq!(public.sidecar.verify("carol", app.expose_secret()).await.status, 200);
     assert_eq!(
         public.mail.messages().await.iter().filter(|mail| mail.to != ["alice@example.org"]).count(),
         0
@@ -242,10 +229,10 @@ fn rfc3339(moment: UnixMillis) -> String {
 async fn a_provider_that_refuses_shows_in_the_log_and_not_in_the_answer() {
     let (public, _) = public(&["alice"]).await;
     public.mail.fail(MailStage::Rcpt, "550 5.1.1 no such mailbox", None).await;
-    let refused = seen(&public.generate("alice").await);
+    let refused = seen(&public.sidecar.generate("alice").await);
     assert_eq!(refused.0, 200, "{}", refused.2);
     public.outcome("generate", "not-delivered").await;
-    assert_eq!(seen(&public.generate("unknown").await).0, 200);
+    assert_eq!(seen(&public.sidecar.generate("unknown").await).0, 200);
 }
 
 #[tokio::test]
@@ -255,7 +242,8 @@ async fn an_answered_request_is_delivered_even_if_the_sidecar_is_stopped() {
     let (public, _) = public(&names).await;
     public.set_time(START).await;
     let replies =
-        futures_util::future::join_all(names.iter().map(|name| public.generate(name))).await;
+        futures_util::future::join_all(names.iter().map(|name| public.sidecar.generate(name)))
+            .await;
     public.sidecar.process().signal(Signal::Term);
     assert!(replies.iter().all(|reply| reply.status == 200));
     assert!(public.sidecar.process().wait_exit(Duration::from_secs(20)).await.success());
@@ -265,12 +253,12 @@ async fn an_answered_request_is_delivered_even_if_the_sidecar_is_stopped() {
 #[tokio::test]
 async fn an_outage_gives_every_name_the_same_answer() {
     let (public, _) = public(&["alice"]).await;
-    assert_eq!(public.verify("alice", "123456").await.status, 401);
+    assert_eq!(public.sidecar.verify("alice", "123456").await.status, 401);
     public.world.redis().flush_all().await;
-    let expected = seen(&public.verify("alice", "123456").await);
+    let expected = seen(&public.sidecar.verify("alice", "123456").await);
     assert_eq!(expected.0, 503);
-    assert_eq!(seen(&public.verify("unknown", "123456").await), expected);
-    let expected = seen(&public.generate("alice").await);
+    assert_eq!(seen(&public.sidecar.verify("unknown", "123456").await), expected);
+    let expected = seen(&public.sidecar.generate("alice").await);
     assert_eq!(expected.0, 503);
-    assert_eq!(seen(&public.generate("unknown").await), expected);
+    assert_eq!(seen(&public.sidecar.generate("unknown").await), expected);
 }

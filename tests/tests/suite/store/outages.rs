@@ -10,18 +10,13 @@ use twofactor_store::clock::Clock;
 use twofactor_store::redis::RedisStore;
 use twofactor_store::{Store, StoreError};
 use twofactor_tests::redis::{AppendFsync, RedisServer, Tls};
-use twofactor_tests::sidecar::SidecarProcess;
 use twofactor_tests::wait::eventually;
 
-use crate::support::sidecar::shown;
+use crate::support::sidecar::{serve, shown};
 use crate::support::world::{World, names};
 
 const BOUND: Duration = Duration::from_secs(20);
 const LIFETIME: Duration = Duration::from_mins(5);
-
-async fn serve(path: &std::path::Path) -> SidecarProcess {
-    SidecarProcess::builder().args(["serve", "--credentials", path.to_str().unwrap()]).start().await
-}
 
 #[tokio::test]
 async fn redis_is_reached_over_tls_and_an_untrusted_server_is_refused() {

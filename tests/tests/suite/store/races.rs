@@ -3,16 +3,14 @@
 
 use std::time::{Duration, Instant};
 
-use tempfile::TempDir;
 use tokio::task::JoinSet;
 use twofactor_core::time::UnixMillis;
 use twofactor_core::user::DeliveryMethod::App;
 use twofactor_tests::http::ApiClient;
 use twofactor_tests::redis::{AppendFsync, RedisServer};
-use twofactor_tests::sidecar::SidecarProcess;
 use twofactor_tests::wait::eventually;
 
-use crate::support::sidecar::shown;
+use crate::support::sidecar::{Served, shown};
 use crate::support::world::World;
 
 const BOUND: Duration = Duration::from_secs(10);
@@ -23,17 +21,6 @@ const ROUNDS: usize = 1000;
 const RESTARTS: usize = 20;
 /// Maximum age of codes that are refused after a restart.
 const SAFE: Duration = Duration::from_secs(90);
-
-async fn sidecars(world: &World) -> Vec<(SidecarProcess, TempDir)> {
-    let mut sidecars = Vec::new();
-    for _ in 0..SIDECARS {
-        let credentials = world.credentials("kms");
-        let path = credentials.path().to_str().unwrap().to_owned();
-        let arguments = ["serve", "--log", "error", "--credentials", &path];
-        sidecars.push((SidecarProcess::builder().args(arguments).start().await, credentials));
-    }
-    sidecars
-}
 
 /// Submits one code many times at once through all sidecars.
 fn submit(apis: &[ApiClient], name: &str, code: &str) -> JoinSet<u16> {
@@ -54,8 +41,8 @@ fn count(statuses: &[u16], status: u16) -> usize {
 async fn fifty_parallel_verifies_through_three_sidecars_are_one_success_in_each_of_a_thousand_rounds()
  {
     let world = World::in_redis_with_real_time(RedisServer::start().await).await;
-    let sidecars = sidecars(&world).await;
-    let apis: Vec<_> = sidecars.iter().map(|(sidecar, _)| sidecar.api()).collect();
+    let sidecars = Served::start_many(&world, "kms", SIDECARS).await;
+    let apis: Vec<_> = sidecars.iter().map(|sidecar| sidecar.api()).collect();
     for round in 0..ROUNDS {
         let person = world.person(&format!("user{round}"), App).await;
         let statuses = submit(&apis, person.record.definition.username.as_str(), &shown(&person))
@@ -72,8 +59,8 @@ async fn fifty_parallel_verifies_through_three_sidecars_are_one_success_in_each_
 #[tokio::test]
 async fn fifty_parallel_wrong_guesses_through_three_sidecars_are_five_failures() {
     let world = World::in_redis_with_real_time(RedisServer::start().await).await;
-    let sidecars = sidecars(&world).await;
-    let apis: Vec<_> = sidecars.iter().map(|(sidecar, _)| sidecar.api()).collect();
+    let sidecars = Served::start_many(&world, "kms", SIDECARS).await;
+    let apis: Vec<_> = sidecars.iter().map(|sidecar| sidecar.api()).collect();
     for round in 0..RESTARTS {
         let person = world.person(&format!("user{round}"), App).await;
         let name = person.record.definition.username.as_str();
@@ -94,8 +81,8 @@ async fn a_redis_killed_during_verifies_causes_no_second_success() {
     let redis =
         RedisServer::builder().append_only(AppendFsync::Always).with_movable_clock().start().await;
     let world = World::in_redis_with_real_time(redis).await;
-    let sidecars = sidecars(&world).await;
-    let apis: Vec<_> = sidecars.iter().map(|(sidecar, _)| sidecar.api()).collect();
+    let sidecars = Served::start_many(&world, "kms", SIDECARS).await;
+    let apis: Vec<_> = sidecars.iter().map(|sidecar| sidecar.api()).collect();
     let redis = world.redis.as_ref().unwrap();
     let mut decided = 0;
     for round in 0..RESTARTS {
@@ -133,8 +120,8 @@ async fn a_redis_killed_during_verifies_causes_no_second_success() {
 #[tokio::test]
 async fn a_redis_paused_for_five_seconds_is_an_outage_and_causes_no_second_success() {
     let world = World::in_redis_with_real_time(RedisServer::start().await).await;
-    let sidecars = sidecars(&world).await;
-    let apis: Vec<_> = sidecars.iter().map(|(sidecar, _)| sidecar.api()).collect();
+    let sidecars = Served::start_many(&world, "kms", SIDECARS).await;
+    let apis: Vec<_> = sidecars.iter().map(|sidecar| sidecar.api()).collect();
     let person = world.person("carol", App).await;
     let code = shown(&person);
     let mut requests = submit(&apis, "carol", &code);

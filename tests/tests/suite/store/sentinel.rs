@@ -6,7 +6,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use tempfile::TempDir;
 use tokio::task::JoinSet;
 use twofactor_core::totp::{Algorithm, TotpParameters};
 use twofactor_core::user::DeliveryMethod::App;
@@ -19,7 +18,7 @@ use twofactor_tests::redis::sentinel::RedisSentinels;
 use twofactor_tests::sidecar::SidecarProcess;
 use twofactor_tests::wait::eventually;
 
-use crate::support::sidecar::shown;
+use crate::support::sidecar::{Served, shown};
 use crate::support::world::{Person, World, names, record};
 
 const BOUND: Duration = Duration::from_mins(1);
@@ -104,17 +103,6 @@ async fn publish_people(world: &World) -> Vec<Person> {
     people
 }
 
-async fn start_sidecars(world: &World) -> Vec<(SidecarProcess, TempDir)> {
-    let mut sidecars = Vec::new();
-    for _ in 0..SIDECARS {
-        let credentials = world.credentials("kms");
-        let path = credentials.path().to_str().unwrap().to_owned();
-        let arguments = ["serve", "--log", "error", "--credentials", &path];
-        sidecars.push((SidecarProcess::builder().args(arguments).start().await, credentials));
-    }
-    sidecars
-}
-
 async fn wait_for_a_success(sidecar: &SidecarProcess) {
     eventually(BOUND, "codes to be accepted", async || {
         let metrics = sidecar.admin().get("/metrics").await.body;
@@ -190,15 +178,15 @@ async fn wait_for_an_accepted_code(api: &ApiClient, people: &[Person]) {
 async fn a_failover_to_a_lagging_replica_under_load_accepts_no_code_twice_and_needs_no_restart() {
     let (world, replica) = three_sentinels().await;
     let people = Arc::new(publish_people(&world).await);
-    let sidecars = start_sidecars(&world).await;
-    let apis: Vec<ApiClient> = sidecars.iter().map(|(sidecar, _)| sidecar.api()).collect();
+    let sidecars = Served::start_many(&world, "kms", SIDECARS).await;
+    let apis: Vec<ApiClient> = sidecars.iter().map(|sidecar| sidecar.api()).collect();
     let stop = Arc::new(AtomicBool::new(false));
 
     // From here on the replica misses all writes, so that only the master knows the accepted codes.
     replica.pause().await;
     let _: i64 = world.redis().ask(&["CLIENT", "KILL", "TYPE", "replica"]).await;
     let loading = tokio::spawn(load(apis.clone(), people.clone(), stop.clone()));
-    wait_for_a_success(&sidecars[0].0).await;
+    wait_for_a_success(&sidecars[0]).await;
     let killed = Instant::now();
     fail_over(&world, &replica).await;
     check_and_fill(&world, &people).await;

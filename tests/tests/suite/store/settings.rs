@@ -8,9 +8,9 @@ use twofactor_store::redis::{RedisStore, Strength};
 use twofactor_tests::redis::cluster::RedisCluster;
 use twofactor_tests::redis::sentinel::RedisSentinels;
 use twofactor_tests::redis::{AppendFsync, RedisServer};
-use twofactor_tests::sidecar::SidecarProcess;
 use twofactor_tests::wait::eventually;
 
+use crate::support::sidecar::Served;
 use crate::support::world::{World, names};
 
 const BOUND: Duration = Duration::from_secs(20);
@@ -80,9 +80,7 @@ async fn the_weakest_master_of_a_cluster_counts() {
 #[tokio::test]
 async fn a_sidecar_reports_weak_settings_of_redis_and_stays_ready() {
     let world = World::in_redis_with_real_time(RedisServer::start().await).await;
-    let credentials = world.credentials("kms");
-    let path = credentials.path().to_str().unwrap().to_owned();
-    let sidecar = SidecarProcess::builder().args(["serve", "--credentials", &path]).start().await;
+    let sidecar = Served::start(&world, "kms").await;
     sidecar.process().wait_for_line("appendonly is not yes or appendfsync not always", BOUND).await;
     let verbose = eventually(BOUND, "the health check", async || {
         let body = sidecar.admin().get("/readyz?verbose").await.body;
