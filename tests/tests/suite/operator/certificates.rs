@@ -3,13 +3,10 @@
 
 use std::collections::{BTreeSet, VecDeque};
 use std::net::SocketAddr;
-use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use data_encoding::BASE64;
-use kube::Client;
 use reqwest::Certificate;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -23,95 +20,17 @@ use twofactor_server::admin::Check;
 use twofactor_server::http::{Limits, serve_tls};
 use twofactor_server::tls::{CurrentCertificate, configuration};
 use twofactor_store::clock::Clock;
-use twofactor_tests::apiserver::ApiServer;
 use twofactor_tests::certificates::Authority;
 use twofactor_tests::wait::eventually;
 use warp::Filter;
 use warp::reply::Reply;
 
 use crate::support::cluster::BOUND;
+use crate::support::home::Home;
 
 const SERVICE: &str = "webhook";
 
-/// A client with the permissions of a kubeconfig.
-pub(super) async fn client(kubeconfig: &Path) -> Client {
-    rustls::crypto::ring::default_provider().install_default().ok();
-    let kubeconfig = kube::config::Kubeconfig::read_from(kubeconfig).unwrap();
-    let mut configuration = kube::Config::from_custom_kubeconfig(
-        kubeconfig,
-        &kube::config::KubeConfigOptions::default(),
-    )
-    .await
-    .unwrap();
-    configuration.default_retry = false;
-    Client::try_from(configuration).unwrap()
-}
-
-/// The operator's namespace, and a service account with the permissions that leadership and
-/// certificates need.
-pub(super) struct Home {
-    pub(super) namespace: String,
-    pub(super) client: Client,
-    server: &'static ApiServer,
-}
-
 impl Home {
-    pub(super) async fn new() -> Self {
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-        let server = ApiServer::shared().await;
-        let namespace = format!("certificates-{}", NEXT.fetch_add(1, Ordering::Relaxed));
-        let name = namespace.as_str();
-        let _ = server.kubectl(&["create", "namespace", name]);
-        let run = |args: &[&str]| server.kubectl(&[&["--namespace", name], args].concat());
-        let _ = run(&["create", "serviceaccount", "operator"]);
-        let account = format!("--serviceaccount={name}:operator");
-        let configuration = format!("--resource-name={name}");
-        let create =
-            ["--verb=create", "--resource=secrets", "--resource=leases.coordination.k8s.io"];
-        let _ = run(&[&["create", "role", "create"], &create[..]].concat());
-        let update = ["--verb=get", "--verb=update"];
-        let secret = [
-            "create",
-            "role",
-            "secret",
-            "--resource=secrets",
-            "--resource-name=twofactor-webhook-ca",
-        ];
-        let _ = run(&[&secret[..], &update[..]].concat());
-        let lease = ["--resource=leases.coordination.k8s.io", "--resource-name=twofactor-operator"];
-        let _ = run(&[&["create", "role", "lease"], &lease[..], &update[..]].concat());
-        for role in ["create", "secret", "lease"] {
-            let _ = run(&["create", "rolebinding", role, &format!("--role={role}"), &account]);
-        }
-        let resource = "--resource=mutatingwebhookconfigurations.admissionregistration.k8s.io";
-        let _ = run(&[
-            "create",
-            "clusterrole",
-            name,
-            "--verb=get",
-            "--verb=patch",
-            resource,
-            &configuration,
-        ]);
-        let _ = run(&[
-            "create",
-            "clusterrolebinding",
-            name,
-            &format!("--clusterrole={name}"),
-            &account,
-        ]);
-        let client = client(&server.kubeconfig_for_service_account(name, "operator")).await;
-        Self { namespace, client, server }
-    }
-
-    pub(super) fn kubectl(&self, args: &[&str]) -> String {
-        self.server.kubectl(&[&["--namespace", &self.namespace], args].concat())
-    }
-
-    pub(super) fn json(&self, args: &[&str]) -> Value {
-        serde_json::from_str(&self.kubectl(&[args, &["-o", "json"]].concat())).unwrap()
-    }
-
     /// Creates a configuration with two webhooks that match no object in this API server.
     fn configure(&self) {
         let webhook = |name: &str| {

@@ -8,7 +8,7 @@ use twofactor_operator::testing::lease::{Held, Settings, acquire};
 use twofactor_store::clock::Clock;
 use twofactor_tests::apiserver::ApiServer;
 
-use super::certificates::{Home, client};
+use crate::support::home::{Home, client};
 
 const NAME: &str = "twofactor-operator";
 

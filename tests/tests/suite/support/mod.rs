@@ -1,5 +1,6 @@
 //! Helpers and fixtures that several suites use.
 
 pub(crate) mod cluster;
+pub(crate) mod home;
 pub(crate) mod sidecar;
 pub(crate) mod world;
