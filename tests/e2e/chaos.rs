@@ -97,7 +97,7 @@ pub(crate) fn a_killed_kubelet_changes_no_answer(scene: &Scene<'_>) {
     let load = Load::start(scene);
     let restarts = load.restarts();
     scene.world.control_node(&["kill", "kubelet"]);
-    let gone = || {
+    let stopped = || {
         // Logs come through the kubelet.
         eventually_blocking(Duration::from_secs(30), "the kubelet to stop", || {
             match load.answers() {
@@ -106,7 +106,7 @@ pub(crate) fn a_killed_kubelet_changes_no_answer(scene: &Scene<'_>) {
             }
         });
     };
-    finally(gone, || scene.world.control_node(&["start", "kubelet"]));
+    finally(stopped, || scene.world.control_node(&["start", "kubelet"]));
     let back = now();
     load.wait_until_answered_after(back);
     load.wait_until_accepted_after(back);

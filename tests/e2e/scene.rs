@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use twofactor_tests::kubernetes::{Kubectl, Said};
 use twofactor_tests::wait::eventually_blocking;
 
-use crate::world::{MARK, World};
+use crate::world::{E2E_LABEL, World};
 use crate::{START, manifests, release};
 
 /// Timeout for the operator to publish a user or a realm.
@@ -48,7 +48,7 @@ impl<'a> Scene<'a> {
     pub(crate) fn namespace_with(&self, purpose: &str, labels: &Value) -> String {
         let name = format!("{purpose}-{}", random_text());
         let mut manifest = json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": name, "labels": labels } });
-        manifest["metadata"]["labels"][MARK] = json!("true");
+        manifest["metadata"]["labels"][E2E_LABEL] = json!("true");
         self.adopt(&name);
         self.kubectl().apply(&manifest);
         // No pod can be created before it exists.

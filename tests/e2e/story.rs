@@ -34,7 +34,7 @@ pub(crate) fn the_key_management_example_does_what_its_readme_shows(scene: &Scen
     let marked = steps
         .iter()
         .enumerate()
-        .map(|(index, step)| format!("echo '{MARK} {index}'\n{}", step.commands));
+        .map(|(index, step)| format!("echo '{MARKER} {index}'\n{}", step.commands));
     let script = PREAMBLE.to_owned() + &marked.collect::<Vec<_>>().concat();
     let mut bash = Command::new("bash");
     bash.arg("-c").arg(script).current_dir(checkout());
@@ -43,7 +43,7 @@ pub(crate) fn the_key_management_example_does_what_its_readme_shows(scene: &Scen
     let said = finish(bash, "", STORY);
     assert!(said.success, "the story ended early: {said}");
 
-    let parts: Vec<&str> = said.stdout.split(MARK).skip(1).collect();
+    let parts: Vec<&str> = said.stdout.split(MARKER).skip(1).collect();
     assert_eq!(parts.len(), steps.len(), "{said}");
     for (part, step) in parts.iter().zip(&steps) {
         let mut lines = part.lines().map(comparable);
@@ -61,7 +61,7 @@ pub(crate) fn the_key_management_example_does_what_its_readme_shows(scene: &Scen
 
 /// The first failure ends the script, and its background processes end with it.
 const PREAMBLE: &str = "set -eo pipefail\ntrap 'kill $(jobs -p) 2>/dev/null || true' EXIT\n";
-const MARK: &str = "@@@ step";
+const MARKER: &str = "@@@ step";
 
 /// A block of commands, and the output that the page shows after it.
 struct Step {

@@ -12,7 +12,7 @@ use twofactor_tests::kubernetes::{Kubectl, finish};
 use crate::release::{self, CRDS, NAMESPACE};
 
 /// Label of every namespace that a test creates.
-pub(crate) const MARK: &str = "twofactor.fountainai.io/e2e";
+pub(crate) const E2E_LABEL: &str = "twofactor.fountainai.io/e2e";
 
 const REMOVAL: Duration = Duration::from_mins(3);
 
@@ -109,7 +109,7 @@ impl World {
 
     fn remove_namespaces(&self) {
         let said =
-            self.kubectl.say_within(REMOVAL, &["delete", "namespace", "--selector", MARK], "");
+            self.kubectl.say_within(REMOVAL, &["delete", "namespace", "--selector", E2E_LABEL], "");
         assert!(said.success, "{said}");
     }
 }

@@ -124,26 +124,26 @@ async fn a_redis_restarted_with_lost_writes_accepts_no_code_twice() {
 async fn redis_data_of_yesterday_is_corrected_before_any_decision() {
     let cluster = Cluster::start().await;
     let _operator = cluster.operator().start().await;
-    cluster.apply(&[app_user("carol"), app_user("gone")].concat());
+    cluster.apply(&[app_user("carol"), app_user("deleted")].concat());
     cluster.wait_ready("carol").await;
-    cluster.wait_ready("gone").await;
-    let (sidecar, seed, gone) =
-        (cluster.sidecar().await, cluster.seed("carol"), cluster.seed("gone"));
+    cluster.wait_ready("deleted").await;
+    let (sidecar, seed, deleted) =
+        (cluster.sidecar().await, cluster.seed("carol"), cluster.seed("deleted"));
     redis::cmd("SAVE").exec_async(&mut cluster.redis.connect().await).await.unwrap();
     // After the snapshot one user is deleted, one disabled and one created.
-    let _ = cluster.kubectl(&["delete", "tfu", "gone", "--wait=false"]);
+    let _ = cluster.kubectl(&["delete", "tfu", "deleted", "--wait=false"]);
     cluster
         .apply(&[app_user("new"), user("carol", "deliveryMethod: app\n  enabled: false")].concat());
     cluster.wait_ready("new").await;
     eventually(BOUND, "today", async || {
-        sidecar.verify_seed("gone", &gone).await.status == 404
+        sidecar.verify_seed("deleted", &deleted).await.status == 404
             && sidecar.verify_seed("carol", &seed).await.status == 404
     })
     .await;
     cluster.redis.kill();
     cluster.redis.restart().await;
     let new = cluster.seed("new");
-    for (name, seed, expected) in [("gone", &gone, 404), ("carol", &seed, 404)] {
+    for (name, seed, expected) in [("deleted", &deleted, 404), ("carol", &seed, 404)] {
         eventually(BOUND, format_args!("{name} to be put right"), async || {
             let status = sidecar.verify_seed(name, seed).await.status;
             assert!(status == 503 || status == expected, "{name}: {status}");

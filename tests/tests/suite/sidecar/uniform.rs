@@ -96,10 +96,10 @@ impl Monitor {
 
     /// The commands about a user, sorted, without those of scripts, which cost no round trip.
     async fn commands(&self, world: &World, name: &str) -> Vec<String> {
-        let mark = format!("mark-{name}");
+        let marker = format!("marker-{name}");
         let mut connection = world.redis().connect().await;
-        redis::cmd("ECHO").arg(&mark).exec_async(&mut connection).await.unwrap();
-        self.0.wait_for_line(&mark, BOUND).await;
+        redis::cmd("ECHO").arg(&marker).exec_async(&mut connection).await.unwrap();
+        self.0.wait_for_line(&marker, BOUND).await;
         let pseudonym = format!("{{{}}}", world.keys().pseudonym(&name.parse().unwrap()));
         let output = self.0.stdout();
         let about =
