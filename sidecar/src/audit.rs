@@ -1,5 +1,5 @@
-//! The record of what happened. Enters: an event. Leaves: a log line, without any code, seed or
-//! destination; and for the store what the user's history says beside an outcome.
+//! Writes the audit line of a request, which never contains a code, a seed or a destination, and
+//! collects what the user's history says beside an outcome.
 
 use http::HeaderMap;
 use twofactor_core::audit::AuditContext;
@@ -7,39 +7,33 @@ use twofactor_core::names::Caller;
 use twofactor_core::realm::RealmRecord;
 use twofactor_core::user::DeliveryMethod;
 
-/// Longest text taken over from a header, in characters.
+/// Maximum length of a text from a header, in characters.
 const LONGEST: usize = 200;
 
-/// Whom the request came from, as far as the calling service passed it on.
+/// The end user's address and program, if the calling service passed them on.
 #[derive(Clone, Debug, Default)]
 pub struct Origin {
-    /// The end user's address: the first of `X-Forwarded-For`, or the first `for=` of `Forwarded`
-    /// (RFC 7239).
+    /// The first address of `X-Forwarded-For`, or the first `for=` of `Forwarded` (RFC 7239).
     pub address: Option<String>,
-    /// The end user's program.
     pub user_agent: Option<String>,
 }
 
-/// A generate or verify that came to its end.
+/// A generate or verify that has ended.
 #[derive(Debug)]
 pub struct Event<'a> {
     /// `generate` or `verify`.
     pub operation: &'static str,
-    /// What it came to: a constant word.
+    /// A constant word.
     pub outcome: &'static str,
-    /// Whom it was about, as the request named them.
+    /// The username as the request has it.
     pub username: &'a str,
-    /// How the code was delivered, if it was.
+    /// The channel of a code that was delivered.
     pub channel: Option<&'static str>,
-    /// Who asked.
     pub caller: &'a Caller,
-    /// Whom the request came from.
     pub origin: &'a Origin,
 }
 
 impl Origin {
-    /// Reads what the calling service passed on.
-    #[must_use]
     pub fn from_headers(headers: &HeaderMap) -> Self {
         let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
         let forwarded_for = text("x-forwarded-for").and_then(|list| list.split(',').next());
@@ -50,8 +44,7 @@ impl Origin {
         }
     }
 
-    /// What the history of a user of `realm` says beside an outcome.
-    #[must_use]
+    /// Returns what the history of a user of `realm` says beside an outcome.
     pub fn audit_context(&self, realm: &RealmRecord, channel: DeliveryMethod) -> AuditContext {
         let retention = realm.audit.retention();
         let kept = if realm.audit.origin { self.clone() } else { Self::default() };
@@ -72,7 +65,7 @@ fn shortened(text: &str) -> Option<String> {
     (!text.is_empty()).then_some(text)
 }
 
-/// Writes the log line. Texts that a caller chose are quoted, so that none can look like another
+/// Writes the log line. Texts that a caller chose are quoted, so that they cannot look like another
 /// line.
 pub fn record(event: &Event<'_>) {
     tracing::info!(
@@ -102,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_forwarded_address_is_the_end_user() {
+    fn the_first_forwarded_address_is_that_of_the_end_user() {
         assert_eq!(
             origin(&[("x-forwarded-for", "203.0.113.7, 10.0.0.1")]).address.as_deref(),
             Some("203.0.113.7")
@@ -113,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_taken_over_is_bounded() {
+    fn a_long_header_is_cut() {
         let long = "x".repeat(5000);
         assert_eq!(origin(&[("user-agent", &long)]).user_agent.unwrap().len(), LONGEST);
     }

@@ -1,14 +1,21 @@
 //! The sidecar: answers `/auth/generate` and `/auth/verify` on localhost.
 //!
-//! A request goes one way: [`routes`] read it, [`otp::generate`] or [`otp::verify`] look up the user in
-//! [`otp::records`] and ask the store for the decision, [`delivery`] sends a code, [`audit`] writes the
-//! record of it, and the answer or a [`refusal`] goes back, with a token of [`otp::tokens`] where one
-//! was asked for; [`otp::uniform`] does it so that nobody sees who is a user. [`serve`] runs that on
-//! what the operator published, with credentials that it follows ([`serve::follow`]); [`dev`] on manifests
-//! from disk.
+//! Layers, each of which uses those below it only:
+//!
+//! 1. `cli` parses the command line.
+//! 2. `serve` runs on what the operator published, `dev` on manifests from disk.
+//! 3. `process` listens, runs the background tasks and stops them.
+//! 4. `routes` reads requests and writes replies.
+//! 5. `otp` generates and verifies codes.
+//! 6. `refusal` has every answer other than a success.
+//! 7. `delivery` sends codes; `audit`, `metrics` and `error` use no other layer.
+#![allow(
+    unreachable_pub,
+    reason = "only `cli` and `testing` are public, so `pub` means this crate"
+)]
 
-/// Writes a line to standard output. Unlike `println!` it does not end the process when nobody
-/// reads any more.
+/// Writes a line to standard output. Unlike `println!` it does not panic if the reader has closed
+/// it.
 macro_rules! say {
     ($($arguments:tt)*) => {{
         use std::io::Write;
@@ -16,14 +23,15 @@ macro_rules! say {
     }};
 }
 
-pub mod audit;
+mod audit;
 pub mod cli;
-pub mod delivery;
-pub mod dev;
-pub mod metrics;
-pub mod otp;
-pub mod outcomes;
-pub mod process;
-pub mod refusal;
-pub mod routes;
-pub mod serve;
+mod delivery;
+mod dev;
+mod error;
+mod metrics;
+mod otp;
+mod process;
+mod refusal;
+mod routes;
+mod serve;
+pub mod testing;

@@ -1,7 +1,6 @@
-//! Everything that is answered instead of a success. Enters: a reason. Leaves: status, sentence and
-//! metric label.
+//! Every refusal of a request: its name, status, title and sentence.
 //!
-//! The sentences are those that clients of the original service read; internal causes are logged,
+//! The sentences are those that clients of the original service read. Internal causes are logged and
 //! never sent.
 
 use std::time::Duration;
@@ -16,78 +15,78 @@ use warp::reply::{Reply, Response};
 
 use crate::delivery::rfc3339;
 
-/// Why a request was refused.
+/// Why a request was refused. The table below gives each variant its name, status and title.
 #[derive(Debug, Error)]
 pub enum Refusal {
-    /// There is no such user, or they are disabled: nobody learns which.
+    /// There is no such user, or the user is disabled; the answer does not say which.
     #[error("User not found or 2FA not enabled.")]
     UnknownUser,
-    /// So many failures that an administrator has to look into it first. Answered like an unknown
-    /// user.
+    /// The user is disabled after too many failures, until an administrator enables them again. It is
+    /// answered like an unknown user.
     #[error("User not found or 2FA not enabled.")]
     Disabled,
     /// The user has no usable seed.
     #[error("OTP secret not configured.")]
     NoSeed,
-    /// The user gets codes in a way that cannot be used.
+    /// The user's delivery method is not available.
     #[error("No valid delivery method configured.")]
     NoDelivery,
-    /// The request cannot be understood; the text says which part.
+    /// The request is invalid; the text names the field.
     #[error("{0}")]
     Malformed(String),
     /// The code is wrong, or has expired.
     #[error("Invalid OTP or expired.")]
     WrongCode,
-    /// The code is used up, or was never issued to this caller.
+    /// The code was used before, or was never issued to this caller.
     #[error("OTP already used or no matching record.")]
     UsedCode,
-    /// The code of this time step is used up already.
+    /// The code of this time step was used already.
     #[error("The OTP of this moment has been used. Ask again in {} seconds.", whole_seconds(*retry_after))]
     CodeConsumed {
-        /// Until the next time step.
+        /// Time until the next time step.
         retry_after: Duration,
     },
-    /// A code was asked for a moment ago, or too many were within the hour.
+    /// A code was requested a moment ago, or too many were within the hour.
     #[error("{}", too_soon(*retry_after, *in_flight))]
     TooSoon {
-        /// Until one may be asked for again.
+        /// Time until the next code may be requested.
         retry_after: Duration,
-        /// Until when the last one is accepted, while it is.
+        /// When the last code expires, if it is still valid.
         in_flight: Option<UnixMillis>,
     },
-    /// The realm has sent as many codes within the hour as it may.
+    /// The realm has sent its maximum number of codes within the hour.
     #[error("Too many codes have been sent within an hour. Ask again in {} seconds.", whole_seconds(*retry_after))]
     DeliveryLimitReached {
-        /// Until the next one may be sent.
+        /// Time until the next code may be sent.
         retry_after: Duration,
     },
     /// Too many failures.
     #[error("Too many failed attempts. Try again in {} seconds.", whole_seconds(*retry_after))]
     Blocked {
-        /// Until the next attempt is looked at.
+        /// Time until the next attempt is checked.
         retry_after: Duration,
     },
-    /// The mail server would not take the message.
+    /// The provider did not accept the message; the text says why.
     #[error("The OTP could not be delivered: {0}")]
     NotDelivered(&'static str),
-    /// Nothing can be decided at the moment, so nothing is accepted.
+    /// No decision is possible at the moment, so no code is accepted.
     #[error(
         "The 2FA store is unavailable. Try again; if a code is refused then, ask for a new one."
     )]
     Unavailable,
-    /// The realm does not let the namespace of this sidecar in, or no longer does.
+    /// The realm does not allow the namespace of this sidecar.
     #[error("This namespace is not allowed by the realm of these users.")]
     NamespaceNotAllowed,
     /// No such path.
     #[error("There is nothing at this path. The API is described at /docs.")]
     NoSuchPath,
-    /// The path exists, with another method.
+    /// The path exists with another method.
     #[error("This path answers {0} only.")]
     WrongMethod(&'static str),
-    /// A web page asks, or somebody under a name that is not this machine's.
+    /// The request comes from a web page of another origin, or names another host.
     #[error("This API answers programs on this machine, not web pages from elsewhere.")]
     ForeignOrigin,
-    /// The body is larger than any that makes sense.
+    /// The body is larger than any valid one.
     #[error("The request body is larger than {0} bytes.")]
     TooLarge(usize),
     /// The body did not arrive in time.
@@ -98,7 +97,66 @@ pub enum Refusal {
     Internal,
 }
 
-/// An error as RFC 9457 has it. `detail` is the member that a client of the original service reads.
+/// Whether a refusal depends on the name in the request.
+#[derive(PartialEq, Eq)]
+enum DependsOn {
+    /// It is the same for every name, so callers see it with uniform answers as well.
+    Request,
+    /// It shows something about the user. With uniform answers, verify answers like for a wrong
+    /// code, and generate like for a code that is on its way.
+    User,
+}
+
+macro_rules! refusals {
+    ($($variant:ident = $name:literal, $status:ident, $title:literal, $depends_on:ident;)*) => {
+        impl Refusal {
+            /// The names of all refusals.
+            pub const ALL: &[&str] = &[$($name),*];
+
+            /// The name in logs and metrics.
+            pub const fn name(&self) -> &'static str {
+                match self { $(Self::$variant { .. } => $name,)* }
+            }
+
+            const fn status(&self) -> StatusCode {
+                match self { $(Self::$variant { .. } => StatusCode::$status,)* }
+            }
+
+            const fn title(&self) -> &'static str {
+                match self { $(Self::$variant { .. } => $title,)* }
+            }
+
+            const fn depends_on(&self) -> DependsOn {
+                match self { $(Self::$variant { .. } => DependsOn::$depends_on,)* }
+            }
+        }
+    };
+}
+
+refusals! {
+    UnknownUser = "unknown-user", NOT_FOUND, "Unknown user", User;
+    Disabled = "disabled-by-failures", NOT_FOUND, "Unknown user", User;
+    NoSeed = "no-secret", BAD_REQUEST, "No OTP secret", User;
+    NoDelivery = "no-delivery-method", BAD_REQUEST, "No delivery method", User;
+    Malformed = "malformed-request", UNPROCESSABLE_ENTITY, "Malformed request", Request;
+    WrongCode = "invalid-code", UNAUTHORIZED, "Invalid code", User;
+    UsedCode = "used-code", BAD_REQUEST, "Used code", User;
+    CodeConsumed = "code-consumed", TOO_MANY_REQUESTS, "Code already used in this time step", User;
+    TooSoon = "asked-too-soon", TOO_MANY_REQUESTS, "Code asked for too soon", User;
+    DeliveryLimitReached = "delivery-limit-reached", TOO_MANY_REQUESTS, "Too many codes sent", User;
+    Blocked = "throttled", TOO_MANY_REQUESTS, "Too many failed attempts", User;
+    NotDelivered = "not-delivered", BAD_GATEWAY, "Delivery failed", User;
+    Unavailable = "store-unavailable", SERVICE_UNAVAILABLE, "Store unavailable", Request;
+    NamespaceNotAllowed = "namespace-not-allowed", SERVICE_UNAVAILABLE, "Namespace not allowed", Request;
+    NoSuchPath = "no-such-path", NOT_FOUND, "No such path", Request;
+    WrongMethod = "wrong-method", METHOD_NOT_ALLOWED, "Wrong method", Request;
+    ForeignOrigin = "foreign-origin", FORBIDDEN, "Foreign origin", Request;
+    TooLarge = "body-too-large", PAYLOAD_TOO_LARGE, "Body too large", Request;
+    TooSlow = "body-too-slow", REQUEST_TIMEOUT, "Body too slow", Request;
+    Internal = "internal-error", INTERNAL_SERVER_ERROR, "Internal error", Request;
+}
+
+/// A problem (RFC 9457). `detail` is the member that clients of the original service read.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct Problem {
     /// A URI reference that identifies the kind of problem.
@@ -128,125 +186,26 @@ fn too_soon(retry_after: Duration, in_flight: Option<UnixMillis>) -> String {
     }
 }
 
-/// Whole seconds, rounded up: a client that waits this long comes late enough.
+/// Rounds up, so that a client that waits this long is not too early.
 fn whole_seconds(duration: Duration) -> u64 {
     duration.as_millis().div_ceil(1000).try_into().unwrap_or(u64::MAX).max(1)
 }
 
 impl Refusal {
-    /// The HTTP status.
-    #[must_use]
-    pub const fn status(&self) -> StatusCode {
-        match self {
-            Self::UnknownUser | Self::Disabled | Self::NoSuchPath => StatusCode::NOT_FOUND,
-            Self::NoSeed | Self::NoDelivery | Self::UsedCode => StatusCode::BAD_REQUEST,
-            Self::Malformed(_) => StatusCode::UNPROCESSABLE_ENTITY,
-            Self::WrongCode => StatusCode::UNAUTHORIZED,
-            Self::CodeConsumed { .. }
-            | Self::TooSoon { .. }
-            | Self::DeliveryLimitReached { .. }
-            | Self::Blocked { .. } => StatusCode::TOO_MANY_REQUESTS,
-            Self::NotDelivered(_) => StatusCode::BAD_GATEWAY,
-            Self::Unavailable | Self::NamespaceNotAllowed => StatusCode::SERVICE_UNAVAILABLE,
-            Self::ForeignOrigin => StatusCode::FORBIDDEN,
-            Self::WrongMethod(_) => StatusCode::METHOD_NOT_ALLOWED,
-            Self::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
-            Self::TooSlow => StatusCode::REQUEST_TIMEOUT,
-            Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
-        }
+    /// Whether callers see this refusal even where answers do not show which names are users.
+    pub const fn is_same_for_every_name(&self) -> bool {
+        matches!(self.depends_on(), DependsOn::Request)
     }
 
-    /// The name in the problem's `type`: what a caller may know.
-    #[must_use]
-    pub const fn kind(&self) -> &'static str {
+    /// Returns the name in the problem's `type`, which does not show callers how many failures a
+    /// user has.
+    const fn kind(&self) -> &'static str {
         match self {
             Self::Disabled => Self::UnknownUser.name(),
             other => other.name(),
         }
     }
 
-    /// The name in logs and in metrics.
-    #[must_use]
-    pub const fn name(&self) -> &'static str {
-        match self {
-            Self::UnknownUser => "unknown-user",
-            Self::Disabled => "disabled-by-failures",
-            Self::NoSeed => "no-secret",
-            Self::NoDelivery => "no-delivery-method",
-            Self::Malformed(_) => "malformed-request",
-            Self::WrongCode => "invalid-code",
-            Self::UsedCode => "used-code",
-            Self::CodeConsumed { .. } => "code-consumed",
-            Self::TooSoon { .. } => "asked-too-soon",
-            Self::DeliveryLimitReached { .. } => "delivery-limit-reached",
-            Self::Blocked { .. } => "throttled",
-            Self::NotDelivered(_) => "not-delivered",
-            Self::Unavailable => "store-unavailable",
-            Self::NamespaceNotAllowed => "namespace-not-allowed",
-            Self::NoSuchPath => "no-such-path",
-            Self::WrongMethod(_) => "wrong-method",
-            Self::ForeignOrigin => "foreign-origin",
-            Self::TooLarge(_) => "body-too-large",
-            Self::TooSlow => "body-too-slow",
-            Self::Internal => "internal-error",
-        }
-    }
-
-    const fn title(&self) -> &'static str {
-        match self {
-            Self::UnknownUser | Self::Disabled => "Unknown user",
-            Self::NoSeed => "No OTP secret",
-            Self::NoDelivery => "No delivery method",
-            Self::Malformed(_) => "Malformed request",
-            Self::WrongCode => "Invalid code",
-            Self::UsedCode => "Used code",
-            Self::CodeConsumed { .. } => "Code already used in this time step",
-            Self::TooSoon { .. } => "Code asked for too soon",
-            Self::DeliveryLimitReached { .. } => "Too many codes sent",
-            Self::Blocked { .. } => "Too many failed attempts",
-            Self::NotDelivered(_) => "Delivery failed",
-            Self::Unavailable => "Store unavailable",
-            Self::NamespaceNotAllowed => "Namespace not allowed",
-            Self::NoSuchPath => "No such path",
-            Self::WrongMethod(_) => "Wrong method",
-            Self::ForeignOrigin => "Foreign origin",
-            Self::TooLarge(_) => "Body too large",
-            Self::TooSlow => "Body too slow",
-            Self::Internal => "Internal error",
-        }
-    }
-
-    /// Whether every name is refused like this, whoever it is of: what is told also where answers
-    /// keep to themselves who is a user. Everything else is told there like a wrong code, or, of
-    /// generate, like a code that is on its way.
-    #[must_use]
-    pub const fn is_told_uniformly(&self) -> bool {
-        match self {
-            Self::UnknownUser
-            | Self::Disabled
-            | Self::NoSeed
-            | Self::NoDelivery
-            | Self::WrongCode
-            | Self::UsedCode
-            | Self::CodeConsumed { .. }
-            | Self::TooSoon { .. }
-            | Self::DeliveryLimitReached { .. }
-            | Self::Blocked { .. }
-            | Self::NotDelivered(_) => false,
-            Self::Malformed(_)
-            | Self::Unavailable
-            | Self::NamespaceNotAllowed
-            | Self::NoSuchPath
-            | Self::WrongMethod(_)
-            | Self::ForeignOrigin
-            | Self::TooLarge(_)
-            | Self::TooSlow
-            | Self::Internal => true,
-        }
-    }
-
-    /// The answer.
-    #[must_use]
     pub fn into_response(self) -> Response {
         let problem = Problem {
             kind: format!("urn:fountainai:2fa:{}", self.kind()),
@@ -273,7 +232,7 @@ impl Refusal {
             Self::Unavailable => {
                 headers.insert(header::RETRY_AFTER, 1.into());
             }
-            // Somebody has to change something first.
+            // An administrator has to change the realm first.
             Self::NamespaceNotAllowed => {
                 headers.insert(header::RETRY_AFTER, 10.into());
             }
@@ -286,14 +245,13 @@ impl Refusal {
     }
 }
 
-/// Whatever keeps the store from deciding: nothing is accepted.
 impl From<StoreError> for Refusal {
     fn from(error: StoreError) -> Self {
         let cause = std::error::Error::source(&error).map(ToString::to_string);
         if error.is_access_refused() {
-            tracing::warn!(cause, "Redis refuses access to this sidecar: there is no decision");
+            tracing::warn!(cause, "Redis refuses access to this sidecar");
         } else {
-            tracing::warn!(%error, cause, "the store gave no decision");
+            tracing::warn!(%error, cause, "failed to get a decision from the store");
         }
         Self::Unavailable
     }
@@ -304,10 +262,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_client_that_waits_as_told_is_never_early() {
+    fn a_client_that_waits_for_retry_after_is_never_early() {
         assert_eq!(whole_seconds(Duration::from_millis(1)), 1);
         assert_eq!(whole_seconds(Duration::from_millis(29_001)), 30);
         assert_eq!(whole_seconds(Duration::ZERO), 1);
+    }
+
+    #[test]
+    fn each_refusal_has_its_own_name() {
+        let mut names = Refusal::ALL.to_vec();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), Refusal::ALL.len());
     }
 
     #[test]

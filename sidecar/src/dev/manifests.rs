@@ -1,5 +1,5 @@
-//! Users from manifests on disk, in the place of an API server. Enters: paths. Leaves: users as
-//! they should be published, and a problem for everything that is wrong.
+//! Reads users from manifests on disk, as they should be published, with a problem for everything that
+//! is wrong.
 
 use std::collections::{HashMap, HashSet};
 use std::fs;
@@ -16,9 +16,9 @@ use twofactor_core::user::{UserDefinition, Username};
 use twofactor_store::StoreError;
 use twofactor_store::publisher::{DesiredUser, Publisher, UnlistedUsers};
 
-/// The endings of files that are read from a folder.
+/// Endings of the files that are read from a folder.
 const ENDINGS: [&str; 3] = ["yaml", "yml", "json"];
-/// Larger than any sensible file of manifests.
+/// Maximum size of a file of manifests, in bytes.
 const LARGEST_FILE: u64 = 16 * 1024 * 1024;
 
 /// A path that cannot be read.
@@ -29,10 +29,8 @@ pub struct PathError {
     source: io::Error,
 }
 
-/// The files of `paths`: files as they are named, folders with what lies in them, sorted.
-///
-/// # Errors
-/// When a path is not there or cannot be read.
+/// Reads the files of `paths`, and those in the folders of `paths`, sorted. Fails if a path is
+/// missing or cannot be read.
 pub fn read_files(paths: &[PathBuf]) -> Result<Vec<(String, Vec<u8>)>, PathError> {
     let mut files = Vec::new();
     for path in paths {
@@ -68,8 +66,7 @@ fn read_file(path: &Path) -> Result<(String, Vec<u8>), PathError> {
     Ok((path.display().to_string(), fs::read(path).map_err(wrong)?))
 }
 
-/// Everything that files say, with what is wrong in them.
-#[must_use]
+/// Parses all files, with the problems in them.
 pub fn parse(files: &[(String, Vec<u8>)]) -> Manifests {
     let mut all = Manifests::default();
     for (name, content) in files {
@@ -80,32 +77,31 @@ pub fn parse(files: &[(String, Vec<u8>)]) -> Manifests {
 
 /// Where a user's seed comes from.
 enum SeedSource {
-    /// From a Secret that is among the manifests.
+    /// A Secret among the manifests.
     Imported(Seed),
     /// The manifest names a Secret that is missing or unusable, so the user has none.
     Missing,
-    /// The manifest leaves it to us.
-    Ours,
+    /// The manifest names no Secret, so `dev` makes the seed.
+    Own,
 }
 
-/// Seeds that were made here, or found in the store, by user.
+/// The seeds of `dev` by user, made here or found in the store.
 #[derive(Default)]
 pub struct SeedBook {
     seeds: HashMap<Username, Seed>,
-    /// Made here, and not known to be published yet.
+    /// Seeds that were made here and are not known to be published.
     fresh: HashMap<Username, Seed>,
-    /// Handed out for publishing once. That may have worked although it seemed not to, and a code
-    /// have been used since.
+    /// Users whose seed was given to the publisher. That may have succeeded although it seemed to
+    /// fail, and a code may have been used since.
     offered: HashSet<Username>,
 }
 
 impl SeedBook {
-    /// A user whose seed is not known yet, and might be in the store.
+    /// Whether the seed is known here; otherwise it may be in the store.
     fn knows(&self, username: &Username) -> bool {
         self.seeds.contains_key(username)
     }
 
-    /// A seed found in the store.
     fn found(&mut self, username: &Username, seed: Seed) {
         self.seeds.insert(username.clone(), seed);
     }
@@ -116,12 +112,12 @@ impl SeedBook {
         self.seeds.insert(username.clone(), seed);
     }
 
-    /// Everything is published. Gives the seeds that were made for it.
-    pub fn published(&mut self) -> HashMap<Username, Seed> {
+    /// Returns the seeds that were made for the users, once all are published.
+    pub fn take_published(&mut self) -> HashMap<Username, Seed> {
         std::mem::take(&mut self.fresh)
     }
 
-    /// Somebody else published meanwhile: what was made here may not be what is there.
+    /// Forgets the seeds that were made here, because another process published other ones.
     pub fn forget_fresh(&mut self) {
         for username in std::mem::take(&mut self.fresh).into_keys() {
             self.seeds.remove(&username);
@@ -133,20 +129,18 @@ impl SeedBook {
 struct User {
     definition: UserDefinition,
     source: SeedSource,
-    /// The request to forget failed attempts.
+    /// The value of the annotation that resets failures.
     reset: Option<String>,
 }
 
-/// Users of manifests, validated.
+/// The valid users of the manifests.
 pub struct Users {
     users: Vec<User>,
     complete: bool,
 }
 
 impl Users {
-    /// Validates users, each for itself: one that is wrong does not keep the others from being
-    /// served.
-    #[must_use]
+    /// Validates users one by one, so that an invalid one does not affect the others.
     pub fn from_manifests(manifests: &Manifests) -> (Self, Vec<Problem>) {
         let mut problems = manifests.problems.clone();
         let mut taken: HashMap<Username, String> = HashMap::new();
@@ -178,29 +172,18 @@ impl Users {
         (Self { users, complete: problems.is_empty() }, problems)
     }
 
-    /// What is to become of users who are published and not among these: one whose manifest cannot
-    /// be read may be one of them, and would lose their seed.
-    #[must_use]
-    pub fn others(&self) -> UnlistedUsers {
+    /// Whether published users who are not among these are removed. They are not if a manifest is
+    /// invalid, because it may be that of such a user, who would lose their seed.
+    pub fn unlisted(&self) -> UnlistedUsers {
         if self.complete { UnlistedUsers::Remove } else { UnlistedUsers::Keep }
     }
 
-    /// How many users there are.
-    #[must_use]
     pub fn len(&self) -> usize {
         self.users.len()
     }
 
-    /// Whether there is none.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.users.is_empty()
-    }
-
-    /// The users, with their seeds: imported, known, already published, or new.
-    ///
-    /// # Errors
-    /// When the store does not answer: a seed is not made while there might be one.
+    /// Returns the users with their seeds: imported, known, already published, or new. Fails if the
+    /// store does not answer, because no seed is made while there may be one.
     pub async fn desired(
         &self,
         book: &mut SeedBook,
@@ -213,7 +196,7 @@ impl Users {
             let seed = match source {
                 SeedSource::Imported(seed) => Some(seed.clone()),
                 SeedSource::Missing => None,
-                SeedSource::Ours => {
+                SeedSource::Own => {
                     if !book.knows(username) {
                         let record =
                             publisher.current(publisher.keys().pseudonym(username)).await?;
@@ -225,7 +208,7 @@ impl Users {
                     book.seeds.get(username).cloned()
                 }
             };
-            let ours = matches!(source, SeedSource::Ours) && book.fresh.contains_key(username);
+            let ours = matches!(source, SeedSource::Own) && book.fresh.contains_key(username);
             let fresh = ours && book.offered.insert(username.clone());
             desired.push(DesiredUser {
                 record: UserRecord { definition: definition.clone(), seed, provenance: None },
@@ -236,13 +219,12 @@ impl Users {
         Ok(desired)
     }
 
-    /// Whether anybody's seed comes from a Secret.
-    #[must_use]
+    /// Whether the seed of a user comes from a Secret.
     pub fn has_imports(&self) -> bool {
         self.users.iter().any(|user| matches!(user.source, SeedSource::Imported(_)))
     }
 
-    /// The definitions, in the order of the manifests.
+    /// Returns the definitions in the order of the manifests.
     pub fn definitions(&self) -> impl Iterator<Item = &UserDefinition> {
         self.users.iter().map(|user| &user.definition)
     }
@@ -253,7 +235,7 @@ fn seed_source(
     manifests: &Manifests,
 ) -> Result<SeedSource, Problem> {
     let user = &located.value;
-    let Some(reference) = &user.spec.secret_ref else { return Ok(SeedSource::Ours) };
+    let Some(reference) = &user.spec.secret_ref else { return Ok(SeedSource::Own) };
     let Some(secret) = manifests.secret(user.metadata.namespace.as_deref(), &reference.name) else {
         let message = format!(
             "there is no Secret {:?} among the manifests of this namespace",

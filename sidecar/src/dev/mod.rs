@@ -1,13 +1,12 @@
-//! `dev`: the same service without Kubernetes. Enters: manifests on disk and the environment.
-//! Leaves: a running sidecar that is its own publisher, into memory or into Redis.
+//! Runs `dev`: the same service without Kubernetes, which publishes users from manifests on disk
+//! itself, into memory or into Redis.
 
-pub mod manifests;
+mod announce;
+mod manifests;
+mod master_key;
 pub mod settings;
 
-use std::fs;
-use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,7 +17,6 @@ use tokio_util::sync::CancellationToken;
 use twofactor_core::key::{MasterKey, RealmKeys};
 use twofactor_core::names::{Caller, Installation, RealmId, RealmNames};
 use twofactor_core::otpauth;
-use twofactor_core::qr::QrPicture;
 use twofactor_core::realm::RealmRecord;
 use twofactor_core::user::DeliveryMethod;
 use twofactor_server::startup::read_certificate_authority;
@@ -30,33 +28,33 @@ use twofactor_store::{Decisions, Store, StoreError};
 
 use self::manifests::{SeedBook, Users};
 use crate::delivery::Delivery;
+use crate::error::RunError;
 use crate::metrics::Metrics;
-use crate::otp::background::Work;
+use crate::otp::background::BackgroundWork;
 use crate::otp::records::Records;
-use crate::otp::service::{Current, Service};
+use crate::otp::service::{CurrentService, Service};
 use crate::process::listen::{Addresses, Listeners};
-use crate::process::{Background, RunError, run};
+use crate::process::{ModeTask, run};
 
-/// How often the manifests are looked at and the store is checked.
-const WATCH: Duration = Duration::from_secs(1);
-/// How many looks there are between two fillings that nothing asked for, should single keys have
-/// been lost.
-const SAFETY_NET: u32 = 30;
+/// Interval between two checks of the manifests and the store.
+const INTERVAL: Duration = Duration::from_secs(1);
+/// Number of checks after which the store is filled even if nothing has changed, because single keys
+/// may have been lost.
+const REFILL_AFTER: u32 = 30;
 
-/// What `dev` was told.
+/// The options of `dev`.
 pub struct DevOptions {
     /// Files and folders with manifests.
     pub paths: Vec<PathBuf>,
-    /// Redis, or memory when absent. May hold a password.
+    /// The URL of Redis, which may contain a password. Without one, memory is used.
     pub redis_url: Option<String>,
-    /// File with what the certificates of Redis are checked against; what the system trusts when
-    /// absent.
+    /// File with the CA certificates of Redis, in place of those that the system trusts.
     pub redis_ca_file: Option<PathBuf>,
-    /// Where the master key is kept when Redis is used.
+    /// File with the master key, which is used with Redis.
     pub master_key_file: Option<PathBuf>,
     /// The realm's name in Redis.
     pub realm_id: RealmId,
-    /// The namespace that this process asks for.
+    /// The namespace of this process.
     pub caller: Caller,
     /// Policy and providers.
     pub realm: RealmRecord,
@@ -64,11 +62,8 @@ pub struct DevOptions {
     pub expose_codes: bool,
 }
 
-/// Serves until it is told to stop.
-///
-/// # Errors
-/// When a path, an address or the configuration is unusable. A manifest that is wrong is reported,
-/// and the others are served.
+/// Serves until `stop`. Fails if a path, an address or the configuration is invalid. An invalid
+/// manifest is reported, and the others are served.
 pub async fn dev(
     addresses: &Addresses,
     options: DevOptions,
@@ -76,8 +71,8 @@ pub async fn dev(
 ) -> Result<(), RunError> {
     let listeners = Listeners::bind(addresses)?;
     let master = match &options.redis_url {
-        Some(_) => kept_master_key(options.master_key_file.as_deref())?,
-        // The records go with the process, and so may their key.
+        Some(_) => master_key::read_or_create(options.master_key_file.as_deref())?,
+        // The records end with the process, so their key may as well.
         None => MasterKey::generate(&mut UnwrapErr(SysRng)),
     };
     let keys = || -> RealmKeys { master.realm_key(&options.realm_id, 1).keys(&options.realm_id) };
@@ -103,14 +98,14 @@ pub async fn dev(
     };
     let metrics = Metrics::new().map_err(|error| RunError::Configuration(error.to_string()))?;
     let decisions = Decisions::new(store.clone(), Arc::new(metrics.store().clone()));
-    let current = Current::new(Service {
+    let current = CurrentService::new(Service {
         records: Records::new(decisions.clone(), keys(), metrics.clone()),
         store: decisions,
         delivery: Delivery::new(true),
         caller: options.caller,
         expose_codes: options.expose_codes,
         metrics,
-        work: Work::default(),
+        background: BackgroundWork::default(),
         public_keys: Arc::default(),
     });
 
@@ -124,7 +119,7 @@ pub async fn dev(
         book: SeedBook::default(),
         available: true,
     };
-    if source.is_somebody_elses().await {
+    if source.is_foreign().await {
         return Err(RunError::Configuration(format!(
             "the realm {} in this Redis is sealed with another master key, and its users would be lost: name \
              the file with that key with --master-key-file, or another realm with --realm",
@@ -132,9 +127,10 @@ pub async fn dev(
         )));
     }
     source.fill().await;
-    announce(&source, &listeners, options.expose_codes);
-    let publishing =
-        Background { name: "publisher", task: source.watch(stop.clone()), check: None };
+    if let Some(address) = listeners.api_address() {
+        announce::show_commands(&source.users, address, options.expose_codes);
+    }
+    let publishing = ModeTask { name: "publisher", task: source.watch(stop.clone()), check: None };
     run(current, listeners, publishing, stop).await
 }
 
@@ -146,14 +142,14 @@ struct Source {
     files: Vec<(String, Vec<u8>)>,
     users: Users,
     book: SeedBook,
-    /// Whether the store answered last time; a change is worth a log line.
+    /// Whether the store answered last time; a change is logged.
     available: bool,
 }
 
 impl Source {
-    /// Looks after manifests and store until it is told to stop.
+    /// Publishes changes of the manifests, and what the store has lost, until `stop`.
     async fn watch(mut self, stop: CancellationToken) {
-        let mut ticks = tokio::time::interval(WATCH);
+        let mut ticks = tokio::time::interval(INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut since_filled = 0;
         while stop.run_until_cancelled(ticks.tick()).await.is_some() {
@@ -161,32 +157,32 @@ impl Source {
             let changed = self.reread();
             let filled = self.available
                 && self.publisher.store().inspect().await.is_ok_and(|found| found.ready);
-            if changed || !filled || since_filled >= SAFETY_NET {
+            if changed || !filled || since_filled >= REFILL_AFTER {
                 self.fill().await;
                 since_filled = 0;
             }
         }
     }
 
-    /// Reads the manifests again. Tells whether anything is different.
+    /// Reads the manifests again, and returns whether they have changed.
     fn reread(&mut self) -> bool {
-        // A file that vanished or is being written is looked at again next time; who was served
-        // stays served.
+        // A file that is missing or being written is read again next time; until then the users
+        // stay as they are.
         let Ok(files) = read_files(&self.paths) else { return false };
         if files == self.files {
             return false;
         }
-        tracing::info!("the manifests have changed");
+        tracing::info!("manifests changed");
         self.users = report(&files);
         self.files = files;
         true
     }
 
-    /// Makes the store hold what the manifests say.
+    /// Publishes the users of the manifests.
     async fn fill(&mut self) {
         match self.try_fill().await {
             Ok(refilled) => {
-                let made = self.book.published();
+                let made = self.book.take_published();
                 for definition in self
                     .users
                     .definitions()
@@ -194,46 +190,46 @@ impl Source {
                 {
                     if let Some(seed) = made.get(&definition.username) {
                         let issuer = definition.issuer.as_deref().unwrap_or(&self.realm.issuer);
-                        enrol(
+                        announce::show_seed(
                             &otpauth::uri(&definition.username, issuer, seed, &definition.totp),
                             definition.username.as_str(),
                         );
                     }
                 }
                 if refilled || !self.available {
-                    tracing::info!(users = self.users.len(), "users are published");
+                    tracing::info!(users = self.users.len(), "users published");
                 }
                 self.available = true;
             }
             Err(StoreError::Conflict) => {
-                tracing::info!("another process publishes the same users; looking again");
+                tracing::info!("another process publishes the same users, trying again");
                 self.book.forget_fresh();
             }
             Err(error) => {
                 if self.available {
                     let cause = std::error::Error::source(&error).map(ToString::to_string);
-                    tracing::warn!(%error, cause, "users cannot be published; trying again every second");
+                    tracing::warn!(%error, cause, "failed to publish users, trying again every second");
                 }
                 self.available = false;
             }
         }
     }
 
-    /// Whether the store holds a realm that these keys do not open: filling it would sweep somebody
-    /// else's users.
-    async fn is_somebody_elses(&self) -> bool {
+    /// Whether the store holds a realm that these keys do not open, because filling it would remove
+    /// the users of another process.
+    async fn is_foreign(&self) -> bool {
         let sealed = self.publisher.store().realm().await.ok().and_then(|realm| realm.sealed);
         sealed.is_some_and(|sealed| RealmRecord::open(self.publisher.keys(), &sealed).is_err())
     }
 
     async fn try_fill(&mut self) -> Result<bool, StoreError> {
-        if self.is_somebody_elses().await {
+        if self.is_foreign().await {
             return Err(StoreError::Foreign);
         }
         let random = &mut UnwrapErr(SysRng);
         let desired = self.users.desired(&mut self.book, random, &self.publisher).await?;
         self.publisher
-            .fill(&self.realm, &desired, self.users.others(), Clock::System.now(), random)
+            .fill(&self.realm, &desired, self.users.unlisted(), Clock::System.now(), random)
             .await
     }
 }
@@ -242,126 +238,11 @@ fn read_files(paths: &[PathBuf]) -> Result<Vec<(String, Vec<u8>)>, RunError> {
     manifests::read_files(paths).map_err(|error| RunError::Configuration(error.to_string()))
 }
 
-/// Reads users, and says what is wrong with those that cannot be served.
+/// Reads users, and logs what is wrong with those that cannot be served.
 fn report(files: &[(String, Vec<u8>)]) -> Users {
     let (users, problems) = Users::from_manifests(&manifests::parse(files));
     for problem in problems {
         tracing::error!("{problem}");
     }
     users
-}
-
-/// The key under which records stay readable from one start to the next: read, or made at the first
-/// start.
-fn kept_master_key(path: Option<&Path>) -> Result<MasterKey, RunError> {
-    let path = match path {
-        Some(path) => path.to_owned(),
-        None => default_key_path()?,
-    };
-    let wrong = |error: &dyn ToString| {
-        RunError::Configuration(format!(
-            "--master-key-file {}: {}",
-            path.display(),
-            error.to_string()
-        ))
-    };
-    match fs::read_to_string(&path) {
-        Ok(text) => return MasterKey::from_base64(&text).map_err(|error| wrong(&error)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => return Err(wrong(&error)),
-    }
-    if let Some(folder) = path.parent() {
-        fs::create_dir_all(folder).map_err(|error| wrong(&error))?;
-    }
-    let key = MasterKey::generate(&mut UnwrapErr(SysRng));
-    // Written elsewhere and then linked: nobody ever sees half of it, and the first of two
-    // processes wins.
-    let draft = path.with_extension(format!("draft-{}", std::process::id()));
-    let written = fs::OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(&draft)
-        .and_then(|mut file| writeln!(file, "{}", key.to_base64().expose_secret()))
-        .and_then(|()| fs::hard_link(&draft, &path));
-    let _ = fs::remove_file(&draft);
-    match written {
-        Ok(()) => Ok(key),
-        // Another process was quicker; its key is the key.
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-            let text = fs::read_to_string(&path).map_err(|error| wrong(&error))?;
-            MasterKey::from_base64(&text).map_err(|error| wrong(&error))
-        }
-        Err(error) => Err(wrong(&error)),
-    }
-}
-
-fn default_key_path() -> Result<PathBuf, RunError> {
-    let variable =
-        |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    variable("XDG_STATE_HOME")
-        .or_else(|| variable("HOME").map(|home| home.join(".local/state")))
-        .map(|state| state.join("fountainai-2fa/master-key"))
-        .ok_or_else(|| {
-            RunError::Configuration(
-                "there is no home directory: name a file with --master-key-file".to_owned(),
-            )
-        })
-}
-
-/// Shows a new seed, once, to be scanned.
-fn enrol(uri: &twofactor_core::secret::SecretText, username: &str) {
-    say!("Scan this with an authenticator app to be {username:?}, or open {}", uri.expose_secret());
-    match QrPicture::encode(uri) {
-        Ok(picture) => say!("{}", picture.terminal()),
-        Err(error) => say!("{error}"),
-    }
-}
-
-/// Says what to do next, with lines that work as they stand.
-fn announce(source: &Source, listeners: &Listeners, codes_in_answers: bool) {
-    let Some(address) = listeners.api_address() else { return };
-    let base = format!("http://{address}");
-    say!(
-        "\nServing {} users at {base} (documentation: {base}/docs). Stop with Ctrl-C.",
-        source.users.len()
-    );
-    // A name that needs no quoting in a shell, and somebody who gets codes sent rather than one
-    // with an app.
-    let plain = |name: &str| {
-        name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.@".contains(&byte))
-    };
-    let mut users: Vec<_> = source
-        .users
-        .definitions()
-        .filter(|user| user.enabled && plain(user.username.as_str()))
-        .collect();
-    users.sort_by_key(|user| user.delivery_method == DeliveryMethod::App);
-    let Some(user) = users.first() else { return };
-    let name = user.username.as_str();
-    let ask = format!("curl -s -X POST '{base}/auth/generate?username={name}'");
-    let verify = format!(
-        "curl -s {base}/auth/verify -H 'Content-Type: application/json' \
-         -d '{{\"username\":\"{name}\",\"otp_code\":\"'$CODE'\"}}'; echo"
-    );
-    let read = "read -rp 'Code: ' CODE";
-    let (lines, first) = match (user.delivery_method, codes_in_answers) {
-        (DeliveryMethod::App, _) => (read.to_owned(), "takes the code that the app shows"),
-        (_, true) => {
-            let code = "sed -n 's/.*\"otp_code\":\"\\([0-9]*\\)\".*/\\1/p'";
-            (format!("CODE=$({ask} | {code})"), "asks for a code")
-        }
-        (_, false) => {
-            (format!("{ask}; echo; {read}"), "asks for a code and takes the one that arrives")
-        }
-    };
-    say!(
-        "Paste these lines into another terminal:\n\n{lines}\n{verify}\n{verify}\n\n\
-         The first {first}, the second answers {{\"success\":true}}, the third that it is used up.\n"
-    );
-    if source.users.has_imports() {
-        say!(
-            "Codes of imported seeds are accepted a minute after the start: earlier ones may have been used before.\n"
-        );
-    }
 }

@@ -1,5 +1,5 @@
-//! Metrics for Prometheus. Enters: what happened, as one of a few constant words. Leaves: counters
-//! and histograms. No label ever holds a name, an address or anything else that a caller chooses.
+//! Metrics for Prometheus. Labels are constant words: none holds a name, an address or any other text
+//! that a caller chooses.
 
 pub mod store;
 
@@ -31,10 +31,7 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// New metrics in a registry of their own.
-    ///
-    /// # Errors
-    /// Only when a name is not a metric name: a defect.
+    /// Registers the metrics. Fails only if a name is invalid.
     pub fn new() -> Result<Self, prometheus::Error> {
         let registry = Registry::new();
         let counter = |name: &str, help: &str, labels: &[&str]| {
@@ -59,12 +56,12 @@ impl Metrics {
         )?;
         let refused_records = counter(
             "twofactor_records_refused_total",
-            "Records from Redis that were not used, by reason: any of these deserves a look.",
+            "Records from Redis that were not used, by reason; investigate any increase.",
             &["reason"],
         )?;
         let store_failures = counter(
             "twofactor_store_failures_total",
-            "Looks at the store, one a second, that failed, by reason.",
+            "Reads of the realm, one a second, that failed, by reason.",
             &["reason"],
         )?;
         let credential_changes = counter(
@@ -80,28 +77,28 @@ impl Metrics {
         };
         let store_answers = gauge(
             "twofactor_store_answers",
-            "1 when the store answered the last look at it, 0 when not.",
+            "1 if the store answered the last read of the realm, 0 if not.",
             &[],
         )?;
         let namespace_allowed = gauge(
             "twofactor_namespace_allowed",
-            "1 when the realm allows this sidecar's namespace, 0 when not.",
+            "1 if the realm allows this sidecar's namespace, 0 if not.",
             &[],
         )?;
         let credentials = gauge(
             "twofactor_credentials_current",
-            "1 when the credentials in use are those of the folder, 0 when those cannot be used.",
+            "1 if the credentials in use are those of the folder, 0 if those cannot be used.",
             &[],
         )?;
         let redis_weakness = gauge(
             "twofactor_redis_weakness",
-            "1 for a setting of Redis that is weaker than it should be, 0 when not.",
+            "1 for a setting of Redis that is too weak, 0 if it is not.",
             &["setting"],
         )?;
         let durations = HistogramVec::new(
             HistogramOpts::new(
                 "twofactor_http_request_duration_seconds",
-                "Time from a request's head to its answer.",
+                "Time from the head of a request to its answer.",
             )
             .buckets(BUCKETS.to_vec()),
             &["route"],
@@ -110,7 +107,7 @@ impl Metrics {
         let delivery_durations = HistogramVec::new(
             HistogramOpts::new(
                 "twofactor_delivery_duration_seconds",
-                "Time until a provider took a code or it was known that it does not, by channel.",
+                "Time until a provider accepted or refused a code, by channel.",
             )
             .buckets(BUCKETS.to_vec()),
             &["channel"],
@@ -137,56 +134,50 @@ impl Metrics {
         })
     }
 
-    /// What `/metrics` shows.
-    #[must_use]
     pub fn registry(&self) -> Registry {
         self.registry.clone()
     }
 
-    /// What the store is asked for.
-    #[must_use]
     pub fn store(&self) -> &StoreMetrics {
         &self.store
     }
 
-    /// A request was answered.
+    /// Counts a request.
     pub fn request(&self, route: &'static str, status: StatusCode, took: Duration) {
         self.requests.with_label_values(&[route, status.as_str()]).inc();
         self.durations.with_label_values(&[route]).observe(took.as_secs_f64());
     }
 
-    /// A generate or verify came to an outcome.
+    /// Counts the outcome of a generate or verify.
     pub fn decision(&self, operation: &'static str, outcome: &'static str) {
         self.decisions.with_label_values(&[operation, outcome]).inc();
     }
 
-    /// A code was sent, or not.
+    /// Counts a delivery, sent or not.
     pub fn delivery(&self, channel: &'static str, outcome: &'static str, took: Duration) {
         self.deliveries.with_label_values(&[channel, outcome]).inc();
         self.delivery_durations.with_label_values(&[channel]).observe(took.as_secs_f64());
     }
 
-    /// A record was there and not used.
+    /// Counts a record that was not used.
     pub fn refused_record(&self, reason: &'static str) {
         self.refused_records.with_label_values(&[reason]).inc();
     }
 
-    /// A look at the store failed.
+    /// Counts a failed read of the realm.
     pub fn store_failure(&self, reason: &'static str) {
         self.store_failures.with_label_values(&[reason]).inc();
     }
 
-    /// Whether the store answered the last look at it.
     pub fn store_answers(&self, answers: bool) {
         self.store_answers.with_label_values::<&str>(&[]).set(answers.into());
     }
 
-    /// Whether the realm lets this sidecar's namespace in.
     pub fn namespace_allowed(&self, allowed: bool) {
         self.namespace_allowed.with_label_values::<&str>(&[]).set(allowed.into());
     }
 
-    /// How a setting of Redis is. What it does not tell is not shown.
+    /// Sets the strength of a setting of Redis; an unknown one is not shown.
     pub fn redis_setting(&self, setting: &'static str, strength: Strength) {
         if strength == Strength::Unknown {
             let _ = self.redis_weakness.remove_label_values(&[setting]);
@@ -197,12 +188,11 @@ impl Metrics {
         }
     }
 
-    /// Whether the credentials in use are those of the folder.
     pub fn credentials_current(&self, current: bool) {
         self.credentials.with_label_values::<&str>(&[]).set(current.into());
     }
 
-    /// The mounted credentials changed, and were taken over or not.
+    /// Counts a change of the mounted credentials, taken over or refused.
     pub fn credentials_changed(&self, outcome: &'static str) {
         self.credential_changes.with_label_values(&[outcome]).inc();
     }

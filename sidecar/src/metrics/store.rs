@@ -1,13 +1,12 @@
-//! What the store is asked for, and how long that takes. Enters: questions as they are answered.
-//! Leaves: counters and a histogram.
+//! Metrics of the operations that the store is asked for.
 
 use std::time::Duration;
 
 use prometheus::{HistogramOpts, HistogramVec, IntCounter, IntCounterVec, Opts, Registry};
 use twofactor_store::Observer;
 
-/// From a tenth of a millisecond, which a decision takes, to the ten seconds after which delivery
-/// gives up.
+/// Buckets from a tenth of a millisecond, which a decision takes, to the ten seconds of the timeout
+/// for a delivery.
 pub(super) const BUCKETS: [f64; 16] = [
     0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5,
     5.0, 10.0,
@@ -22,26 +21,23 @@ pub struct StoreMetrics {
 }
 
 impl StoreMetrics {
-    /// New metrics in `registry`.
-    ///
-    /// # Errors
-    /// Only when a name is not a metric name, or there already: a defect.
+    /// Registers the metrics. Fails only if a name is invalid or registered already.
     pub fn new(registry: &Registry) -> Result<Self, prometheus::Error> {
         let round_trips = IntCounterVec::new(
             Opts::new(
                 "twofactor_store_round_trips_total",
-                "Questions to the store, by operation: each is a round trip to Redis.",
+                "Operations of the store, each a round trip to Redis, by operation.",
             ),
             &["operation"],
         )?;
         let options = HistogramOpts::new(
             "twofactor_store_operation_duration_seconds",
-            "Time that a question to the store took, answered or not, by operation.",
+            "Time that operations of the store took, failed ones included, by operation.",
         );
         let durations = HistogramVec::new(options.buckets(BUCKETS.to_vec()), &["operation"])?;
         let stale_records = IntCounter::new(
             "twofactor_stale_records_total",
-            "Decisions that were asked for again because the record had changed meanwhile.",
+            "Decisions that were repeated because the user's record had changed.",
         )?;
         registry.register(Box::new(round_trips.clone()))?;
         registry.register(Box::new(durations.clone()))?;
@@ -49,7 +45,7 @@ impl StoreMetrics {
         Ok(Self { round_trips, durations, stale_records })
     }
 
-    /// A decision was asked for on a record that had changed.
+    /// Counts a decision on a record that had changed.
     pub fn stale_record(&self) {
         self.stale_records.inc();
     }

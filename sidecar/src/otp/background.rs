@@ -1,52 +1,60 @@
-//! Work that nobody may cut short: decisions whose client hung up, and deliveries that go on after
-//! the answer. Enters: futures. Leaves: their ends, of which none is missed when the program is
-//! told to stop.
+//! Runs work that must not be cut short: decisions whose client hung up, and deliveries that go on
+//! after the answer. The program waits for it before it exits.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::task::JoinHandle;
 use tokio_util::task::TaskTracker;
 
-/// Deliveries that may be under way after their answers.
-const BEHIND: usize = 256;
-/// For work to end when the program is told to stop: longer than a delivery may take.
-const DRAIN: Duration = Duration::from_secs(15);
+use crate::refusal::Refusal;
 
-/// The work of a sidecar; clones share it.
+/// Maximum number of deliveries that are under way after their answers.
+const MOST_DELIVERIES: usize = 256;
+/// Time for work to end when the program has to stop; a delivery takes less.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// The background work of a sidecar; clones share it.
 #[derive(Clone, Debug)]
-pub struct Work {
+pub struct BackgroundWork {
     tasks: TaskTracker,
-    slots: Arc<Semaphore>,
+    permits: Arc<Semaphore>,
 }
 
-impl Default for Work {
+impl Default for BackgroundWork {
     fn default() -> Self {
-        Self { tasks: TaskTracker::new(), slots: Arc::new(Semaphore::new(BEHIND)) }
+        Self { tasks: TaskTracker::new(), permits: Arc::new(Semaphore::new(MOST_DELIVERIES)) }
     }
 }
 
-impl Work {
-    /// Begins work that goes on whatever becomes of the one who asked for it.
-    pub fn spawn<T: Send + 'static>(
+impl BackgroundWork {
+    /// Starts work that goes on even if the client hangs up.
+    pub fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
+        self.tasks.spawn(work);
+    }
+
+    /// Waits for work that goes on even if the client hangs up, so that a decision that was made is
+    /// in the log and in the metrics.
+    pub async fn run_to_end<T: Send + 'static>(
         &self,
         work: impl Future<Output = T> + Send + 'static,
-    ) -> JoinHandle<T> {
-        self.tasks.spawn(work)
+    ) -> Result<T, Refusal> {
+        self.tasks.spawn(work).await.map_err(|error| {
+            tracing::error!(%error, "request aborted");
+            Refusal::Internal
+        })
     }
 
-    /// Room for something that goes on after its answer, while there is some.
-    #[must_use]
-    pub fn room(&self) -> Option<OwnedSemaphorePermit> {
-        self.slots.clone().try_acquire_owned().ok()
+    /// Returns a permit for a delivery after its answer, unless too many are under way.
+    pub fn permit(&self) -> Option<OwnedSemaphorePermit> {
+        self.permits.clone().try_acquire_owned().ok()
     }
 
-    /// Waits for everything that was begun. Call it when nothing begins any more.
+    /// Waits for all work to end. Call it when no more is started.
     pub async fn finish(&self) {
         self.tasks.close();
-        if tokio::time::timeout(DRAIN, self.tasks.wait()).await.is_err() {
-            tracing::warn!(left = self.tasks.len(), after = ?DRAIN, "work was still under way at the end");
+        if tokio::time::timeout(DRAIN_TIMEOUT, self.tasks.wait()).await.is_err() {
+            tracing::warn!(left = self.tasks.len(), after = ?DRAIN_TIMEOUT, "background work abandoned at exit");
         }
     }
 }

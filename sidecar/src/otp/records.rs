@@ -1,8 +1,7 @@
-//! Records of users and of the realm, opened once and kept while they are current.
+//! Reads the records of users and of the realm, opens them, and caches them while they are current.
 //!
-//! Enters: a username. Leaves: the opened record, or the certainty that there is no such user. A
-//! record that does not open, or is older than one seen before, is never used: that is an answer of
-//! 503 and a metric.
+//! A record that does not open, or is older than one seen before, is never used: the request is
+//! answered with 503, and a metric counts it.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -23,33 +22,61 @@ use twofactor_core::user::{DeliveryMethod, EmailAddress, UserDefinition, Usernam
 use twofactor_store::{Decisions, StoreError};
 
 use crate::metrics::Metrics;
-use crate::otp::uniform::Found;
 use crate::refusal::Refusal;
 
-/// Users whose opened records are kept; beyond that, those not asked about for longest are read
-/// again. At about half a kilobyte each they are some ten megabytes, which has to fit into what a
-/// container next to every service may take.
+/// Maximum number of users whose opened records are cached. At about half a kilobyte each they are
+/// some ten megabytes, which have to fit into a container beside every service.
 const CACHED_USERS: usize = 20_000;
 
-/// For so long, what was last read of the realm is believed; then a request reads it again itself.
-/// It bounds how long a namespace that is no longer let in goes on, whatever keeps the sidecar from
-/// looking every second.
-const REALM_BELIEVED: Duration = Duration::from_secs(2);
+/// Maximum age of the realm's record; a request reads an older one again. It bounds how long a
+/// namespace that is no longer allowed goes on, even if the refresh of every second fails.
+const REALM_MAX_AGE: Duration = Duration::from_secs(2);
 
-/// A user as they are now.
+/// A user with their current record.
 #[derive(Clone, Debug)]
 pub struct CurrentUser {
-    /// What they are called in the store.
+    /// The user's name in the store.
     pub pseudonym: Pseudonym,
-    /// The revision of the record.
     pub revision: Revision,
-    /// The record.
     pub record: Arc<UserRecord>,
+}
+
+/// A name that was looked up with the same work for every name.
+#[derive(Debug)]
+pub enum Lookup {
+    /// An enabled user.
+    Enabled(CurrentUser),
+    /// No user, or a disabled one, with a dummy record to do the same work on.
+    Unknown(CurrentUser),
+}
+
+/// How a realm's requests are answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answers {
+    /// Each outcome has its own answer.
+    Precise,
+    /// Answers do not show which names are users.
+    Uniform,
+}
+
+/// The realm as it was read.
+#[derive(Debug)]
+pub struct Realm {
+    pub revision: Revision,
+    pub record: RealmRecord,
+    pub answers: Answers,
+}
+
+impl Realm {
+    fn new(revision: Revision, record: RealmRecord) -> Self {
+        let answers = if record.uniform_answers { Answers::Uniform } else { Answers::Precise };
+        Self { revision, record, answers }
+    }
 }
 
 #[derive(Clone)]
 struct Seen {
-    /// The highest revision seen, also of a user who is gone: nothing older is accepted again.
+    /// The highest revision seen, also of a user who was removed: no older one is accepted again.
     highest: Revision,
     record: Option<Arc<UserRecord>>,
 }
@@ -59,35 +86,35 @@ pub struct Records {
     store: Decisions,
     known: Arc<Known>,
     /// When the store was last asked for the realm and answered.
-    looked_at: Mutex<Option<Instant>>,
+    realm_read_at: Mutex<Option<Instant>>,
     metrics: Metrics,
 }
 
-/// What was seen with the keys of one realm. It outlives the connection that it was read over.
+/// What was read with the keys of one realm. It outlives the connection that it was read over.
 struct Known {
     keys: RealmKeys,
     users: Cache<Pseudonym, Seen>,
-    realm: ArcSwapOption<(Revision, RealmRecord)>,
-    stand_in: StandIn,
+    realm: ArcSwapOption<Realm>,
+    dummy: DummyRecord,
 }
 
-/// A record that nobody has, to do the same work on for a name that is no user's.
-struct StandIn {
+/// A record that belongs to no user, so that a name that is no user's takes the same work.
+struct DummyRecord {
     record: Arc<UserRecord>,
     pseudonym: Pseudonym,
     sealed: Vec<u8>,
 }
 
-impl StandIn {
+impl DummyRecord {
     fn new(keys: &RealmKeys) -> Self {
         let random = &mut UnwrapErr(SysRng);
         let definition = UserDefinition {
-            username: "stand-in"
+            username: "dummy"
                 .parse()
                 .unwrap_or_else(|_| unreachable!("a plain word is a username")),
             enabled: true,
             delivery_method: DeliveryMethod::Email,
-            email: EmailAddress::try_from("stand-in@example.org".to_owned()).ok(),
+            email: EmailAddress::try_from("dummy@example.org".to_owned()).ok(),
             phone_number: None,
             totp: TotpParameters::default(),
             issuer: None,
@@ -100,7 +127,7 @@ impl StandIn {
     }
 }
 
-/// Why a record that is there was not used.
+/// Why a record in the store was not used.
 #[derive(Clone, Copy, Debug, Error)]
 enum Rejected {
     #[error(transparent)]
@@ -123,38 +150,28 @@ impl Rejected {
 }
 
 impl Records {
-    /// Records of the realm that `keys` open, read from `store`.
-    #[must_use]
     pub fn new(store: Decisions, keys: RealmKeys, metrics: Metrics) -> Self {
-        let stand_in = StandIn::new(&keys);
-        let known = Known {
-            keys,
-            users: Cache::new(CACHED_USERS),
-            realm: ArcSwapOption::empty(),
-            stand_in,
-        };
-        Self { store, known: Arc::new(known), looked_at: Mutex::default(), metrics }
+        let dummy = DummyRecord::new(&keys);
+        let known =
+            Known { keys, users: Cache::new(CACHED_USERS), realm: ArcSwapOption::empty(), dummy };
+        Self { store, known: Arc::new(known), realm_read_at: Mutex::default(), metrics }
     }
 
-    /// The same realm's records, read from another store from now on. What is known stays known,
-    /// and with it the revisions below which nothing is accepted.
-    #[must_use]
+    /// Returns the same realm's records, read from another store from now on. What was read stays
+    /// known, because no older revision may be accepted.
     pub fn moved_to(&self, store: Decisions) -> Self {
         let known = self.known.clone();
-        Self { store, known, looked_at: Mutex::default(), metrics: self.metrics.clone() }
+        Self { store, known, realm_read_at: Mutex::default(), metrics: self.metrics.clone() }
     }
 
-    /// The keys of the realm.
-    #[must_use]
     pub fn keys(&self) -> &RealmKeys {
         &self.known.keys
     }
 
-    /// An enabled user: the record last seen, which the decision checks, or a newly read one.
+    /// Returns an enabled user: the cached record, which the decision checks, or one read now.
     ///
-    /// # Errors
-    /// [`Refusal::UnknownUser`] when it is certain that there is none or that they are disabled;
-    /// [`Refusal::Unavailable`] when it is not.
+    /// The error is [`Refusal::UnknownUser`] if it is certain that there is no such user or that
+    /// they are disabled, and [`Refusal::Unavailable`] if it is not.
     pub async fn enabled_user(&self, username: &Username) -> Result<CurrentUser, Refusal> {
         let pseudonym = self.known.keys.pseudonym(username);
         let user = match self.known.users.get(&pseudonym) {
@@ -163,17 +180,16 @@ impl Records {
             }
             _ => self.reload(pseudonym).await?,
         };
-        // A record that was kept may be outdated, and no decision will tell: a disabled user is not
-        // decided about.
+        // A cached record may be outdated, and no decision would show it, because no decision is
+        // asked for about a disabled user.
         if user.record.definition.enabled { Ok(user) } else { self.reload_enabled(pseudonym).await }
     }
 
-    /// Looks a name up so that it takes the same whether it is a user's: the record is read, and
-    /// the store asked whether there is such a user, each time and of every name.
+    /// Looks up a name with the same work for every name: the record is read and the store is asked
+    /// whether there is such a user, each time.
     ///
-    /// # Errors
-    /// [`Refusal::Unavailable`] when it is not certain.
-    pub async fn find(&self, username: &Username) -> Result<Found, Refusal> {
+    /// The error is [`Refusal::Unavailable`] if it is not certain.
+    pub async fn look_up(&self, username: &Username) -> Result<Lookup, Refusal> {
         let pseudonym = self.known.keys.pseudonym(username);
         let seen =
             self.known.users.get(&pseudonym).map_or(Revision::default(), |seen| seen.highest);
@@ -188,42 +204,36 @@ impl Records {
             if seen > Revision::default() {
                 self.known.users.insert(pseudonym, Seen { highest: seen, record: None });
             }
-            let StandIn { pseudonym: own, sealed, .. } = &self.known.stand_in;
+            let DummyRecord { pseudonym: own, sealed, .. } = &self.known.dummy;
             let _ = std::hint::black_box(self.open(*own, sealed, Revision::default()));
-            return Ok(Found::Nobody(self.stand_in(pseudonym)));
+            return Ok(Lookup::Unknown(self.dummy(pseudonym)));
         };
         let user = self.accept(pseudonym, &sealed, seen)?;
         let enabled = user.record.definition.enabled;
-        Ok(if enabled { Found::User(user) } else { Found::Nobody(self.stand_in(pseudonym)) })
+        Ok(if enabled { Lookup::Enabled(user) } else { Lookup::Unknown(self.dummy(pseudonym)) })
     }
 
-    /// A record that nobody has, in the place of that of `pseudonym`. Its revision is never a
-    /// current one.
-    #[must_use]
-    pub fn stand_in(&self, pseudonym: Pseudonym) -> CurrentUser {
+    /// Returns the dummy record in place of that of `pseudonym`. Its revision is never a current
+    /// one.
+    pub fn dummy(&self, pseudonym: Pseudonym) -> CurrentUser {
         CurrentUser {
             pseudonym,
             revision: Revision::default(),
-            record: self.known.stand_in.record.clone(),
+            record: self.known.dummy.record.clone(),
         }
     }
 
-    /// Reads an enabled user's record again.
-    ///
-    /// # Errors
-    /// As in [`Records::enabled_user`].
+    /// Reads an enabled user's record again. Errors are those of [`Records::enabled_user`].
     pub async fn reload_enabled(&self, pseudonym: Pseudonym) -> Result<CurrentUser, Refusal> {
         let user = self.reload(pseudonym).await?;
         if user.record.definition.enabled { Ok(user) } else { Err(Refusal::UnknownUser) }
     }
 
-    /// Reads a user's record again: it has changed, or is not known here.
-    ///
-    /// # Errors
-    /// As in [`Records::enabled_user`].
+    /// Reads a user's record that has changed or is not cached. Errors are those of
+    /// [`Records::enabled_user`].
     pub async fn reload(&self, pseudonym: Pseudonym) -> Result<CurrentUser, Refusal> {
-        // Before the reading: of two that overlap, the one that ends later may have read what came
-        // earlier.
+        // Before the read, because of two reads that overlap, the one that ends later may return the
+        // older record.
         let seen =
             self.known.users.get(&pseudonym).map_or(Revision::default(), |seen| seen.highest);
         let Some(sealed) = self.store.record(&pseudonym).await? else {
@@ -232,7 +242,7 @@ impl Records {
         self.accept(pseudonym, &sealed, seen)
     }
 
-    /// Opens a record that was read after `seen` was the highest revision, and keeps it.
+    /// Opens a record that was read after `seen` was the highest revision, and caches it.
     fn accept(
         &self,
         pseudonym: Pseudonym,
@@ -268,10 +278,11 @@ impl Records {
         Ok((revision, record))
     }
 
-    /// No record: either there is no such user, or the store has lost them.
+    /// Returns the refusal for a missing record: either there is no such user, or the store has
+    /// lost the record.
     async fn missing(&self, pseudonym: Pseudonym) -> Result<Refusal, StoreError> {
         if !self.store.confirm_absence(&pseudonym).await? {
-            // Published in this very moment: the next request finds it.
+            // The record was published just now, so the next request finds it.
             return Ok(Refusal::Unavailable);
         }
         if let Some(seen) = self.known.users.get(&pseudonym) {
@@ -280,15 +291,13 @@ impl Records {
         Ok(Refusal::UnknownUser)
     }
 
-    /// The realm's policy and credentials, as they were at most two seconds ago.
-    ///
-    /// # Errors
-    /// When there are none: Redis does not answer, or nothing was published.
-    pub async fn realm(&self) -> Result<Arc<(Revision, RealmRecord)>, Refusal> {
-        let looked_at = *self.looked_at.lock().unwrap_or_else(PoisonError::into_inner);
-        let believed = looked_at.is_some_and(|at| at.elapsed() < REALM_BELIEVED);
+    /// Returns the realm as it was at most [`REALM_MAX_AGE`] ago. Fails if Redis does not answer,
+    /// or if nothing was published.
+    pub async fn realm(&self) -> Result<Arc<Realm>, Refusal> {
+        let read_at = *self.realm_read_at.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_recent = read_at.is_some_and(|at| at.elapsed() < REALM_MAX_AGE);
         match self.known_realm() {
-            Some(realm) if believed => Ok(realm),
+            Some(realm) if is_recent => Ok(realm),
             _ => {
                 self.refresh_realm().await?;
                 self.known_realm().ok_or(Refusal::Unavailable)
@@ -296,24 +305,20 @@ impl Records {
         }
     }
 
-    /// The realm as last read, however long ago.
-    #[must_use]
-    pub fn known_realm(&self) -> Option<Arc<(Revision, RealmRecord)>> {
+    /// Returns the realm as last read, however long ago.
+    pub fn known_realm(&self) -> Option<Arc<Realm>> {
         self.known.realm.load_full()
     }
 
-    /// Reads the realm's record again; keeps the one known when there is no better one.
-    ///
-    /// # Errors
-    /// When Redis does not answer.
+    /// Reads the realm's record again. The known one stays if the store has no newer valid one.
     pub async fn refresh_realm(&self) -> Result<(), StoreError> {
-        // The moment of the question: the answer may be as old as that.
+        // Before the read, because the record may be as old as the question.
         let asked_at = Instant::now();
         let snapshot = self.store.realm().await?;
-        *self.looked_at.lock().unwrap_or_else(PoisonError::into_inner) = Some(asked_at);
+        *self.realm_read_at.lock().unwrap_or_else(PoisonError::into_inner) = Some(asked_at);
         let Some(sealed) = snapshot.sealed else { return Ok(()) };
         let known = self.known_realm();
-        let seen = known.as_ref().map_or(Revision::default(), |known| known.0);
+        let seen = known.as_ref().map_or(Revision::default(), |known| known.revision);
         match RealmRecord::open(&self.known.keys, &sealed).map_err(Rejected::from) {
             Ok((revision, _)) if revision < seen => {
                 self.reject("realm", Rejected::RolledBack { found: revision.0, seen: seen.0 });
@@ -321,7 +326,7 @@ impl Records {
             Ok((revision, record)) => {
                 self.store.require_replicas(record.redis_wait);
                 if revision > seen || known.is_none() {
-                    self.known.realm.store(Some(Arc::new((revision, record))));
+                    self.known.realm.store(Some(Arc::new(Realm::new(revision, record))));
                 }
             }
             Err(rejected) => self.reject("realm", rejected),
@@ -331,7 +336,7 @@ impl Records {
 
     fn reject(&self, kind: &'static str, rejected: Rejected) {
         self.metrics.refused_record(rejected.reason());
-        tracing::error!(kind, reason = rejected.reason(), error = %rejected, "a record in Redis was not used");
+        tracing::error!(kind, reason = rejected.reason(), error = %rejected, "record in Redis not used");
     }
 }
 

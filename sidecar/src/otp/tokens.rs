@@ -1,8 +1,8 @@
-//! Tokens: what a service can show to others after a success (RFC 7519). Enters: a realm's settings
-//! and who was verified. Leaves: a signed token, and the public keys that it can be checked with.
+//! Signs tokens that a service can show to others after a success (RFC 7519), and collects the
+//! public keys that they can be checked with.
 //!
-//! Nothing in this program reads a token, so there is no checking here: two short JSON texts and a
-//! signature over them are all of it.
+//! Nothing in this program reads a token, so there is no checking here: a token is two short JSON
+//! texts and a signature over them.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -23,25 +23,21 @@ use twofactor_core::user::Username;
 
 use crate::refusal::Refusal;
 
-/// Who says it. Which users it is about, `realm` says: every realm of every cluster has an id of
-/// its own.
+/// The issuer of every token. The claim `realm` says which users it is about, because each realm of
+/// each cluster has its own id.
 pub const ISSUER: &str = "fountainai-2fa";
-/// How long a public key is shown after it was replaced: until the last token is over, with a
-/// margin for clocks.
-const SHOWN_AFTERWARDS: Duration = Duration::from_secs(TokenLifetime::MAXIMUM.as_secs() + 10);
+/// Time for which a public key is published after it was replaced: the lifetime of the last token,
+/// and a margin for clocks.
+const PUBLISHED_AFTERWARDS: Duration = Duration::from_secs(TokenLifetime::MAXIMUM.as_secs() + 10);
 
 /// What a token says.
 #[derive(Clone, Copy, Debug)]
 pub struct Subject<'a> {
-    /// Who was verified.
     pub username: &'a Username,
-    /// Of which users.
     pub realm: &'a RealmId,
-    /// Whom it is for.
     pub audience: &'a Audience,
-    /// What the code was asked for.
+    /// The context that the code was asked for with.
     pub context: Option<&'a Context>,
-    /// When.
     pub now: UnixMillis,
 }
 
@@ -69,22 +65,15 @@ struct Claims<'a> {
 
 /// Signs tokens of one realm.
 pub enum Signer {
-    /// With the key that those who check have as well.
+    /// With the key that the services that check tokens have as well.
     Shared(hmac::Key),
-    /// With a key that nobody else has.
-    Own {
-        /// The key.
-        pair: Box<Ed25519KeyPair>,
-        /// Its name.
-        id: String,
-    },
+    /// With the private key of this realm.
+    Own { pair: Box<Ed25519KeyPair>, id: String },
 }
 
 impl Signer {
-    /// Prepares signing, before anything is decided that a token would be about.
-    ///
-    /// # Errors
-    /// [`Refusal::Internal`] when the key is none, which the types exclude.
+    /// Prepares signing. Fails with [`Refusal::Internal`] if the key is not a key, which the types
+    /// exclude.
     pub fn new(key: &SigningKey) -> Result<Self, Refusal> {
         match key {
             SigningKey::Hs256(text) => {
@@ -98,8 +87,7 @@ impl Signer {
         }
     }
 
-    /// A token that is good from now on for `lifetime`.
-    #[must_use]
+    /// Returns a token that is valid from now on for `lifetime`.
     pub fn token(
         &self,
         subject: &Subject<'_>,
@@ -136,15 +124,14 @@ impl Signer {
     }
 }
 
-/// What stands in a token for a context: whoever knows the context can compare, and nobody else
-/// reads it.
-#[must_use]
-pub fn context_hash(context: &Context) -> String {
+/// Returns what a token contains of a context: a service that knows the context can compare it, and
+/// no other one can read it.
+fn context_hash(context: &Context) -> String {
     BASE64URL_NOPAD.encode(digest(&SHA256, context.as_str().as_bytes()).as_ref())
 }
 
 fn part(content: &impl Serialize) -> String {
-    // Texts and numbers under constant names: there is nothing that could not be written.
+    // Texts and numbers under constant names can always be written.
     BASE64URL_NOPAD.encode(&serde_json::to_vec(content).unwrap_or_default())
 }
 
@@ -152,7 +139,7 @@ fn pair(key: &Ed25519Key) -> Result<Ed25519KeyPair, Refusal> {
     Ed25519KeyPair::from_seed_unchecked(key.expose_secret()).map_err(|_| Refusal::Internal)
 }
 
-/// A public key as RFC 8037 has it.
+/// A public key in the format of RFC 8037.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct PublicKey {
     kty: &'static str,
@@ -160,8 +147,7 @@ pub struct PublicKey {
     #[serde(rename = "use")]
     purpose: &'static str,
     alg: &'static str,
-    /// The thumbprint of RFC 7638: the same key has the same name everywhere, and another key
-    /// another one.
+    /// The thumbprint of RFC 7638, so that the same key has the same id everywhere.
     kid: String,
     x: String,
 }
@@ -182,24 +168,20 @@ impl PublicKey {
     }
 }
 
-/// The public keys of a realm: the present one, and those before it whose tokens may still be
-/// about.
+/// The public keys of a realm: the current one, and earlier ones whose tokens may still be valid.
 #[derive(Debug, Default)]
 pub struct PublicKeys(Mutex<Vec<(PublicKey, Instant)>>);
 
 impl PublicKeys {
-    /// Takes note of what a realm signs with at the moment `now`, and gives the keys that its
-    /// tokens can be checked with: none for a shared key.
-    ///
-    /// # Errors
-    /// As [`Signer::new`].
+    /// Records what a realm signs with at the moment `now`, and returns the keys that its tokens can
+    /// be checked with. A shared key is not among them.
     pub fn current(
         &self,
         tokens: Option<&TokenSettings>,
         now: Instant,
     ) -> Result<Vec<PublicKey>, Refusal> {
         let mut keys = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        keys.retain(|(_, seen)| now.saturating_duration_since(*seen) <= SHOWN_AFTERWARDS);
+        keys.retain(|(_, seen)| now.saturating_duration_since(*seen) <= PUBLISHED_AFTERWARDS);
         if let Some(SigningKey::EdDsa(key)) = tokens.map(|tokens| &tokens.key) {
             let key = PublicKey::of(&pair(key)?);
             keys.retain(|(known, _)| *known != key);
@@ -248,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_says_who_for_whom_and_until_when() {
+    fn a_token_names_the_user_the_audience_and_its_expiry() {
         let key = SigningKey::shared(SecretText::new("k".repeat(32))).unwrap();
         let context = "to X".parse().unwrap();
         let token = token(&key, Some(&context));
@@ -269,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_of_an_own_key_is_checked_with_the_public_one() {
+    fn a_token_of_the_realms_own_key_is_checked_with_the_public_key() {
         let token = token(&key(1), None);
         let (signed, signature) = token.rsplit_once('.').unwrap();
         let keys = PublicKeys::default().current(Some(&settings(key(1))), Instant::now()).unwrap();
@@ -282,19 +264,19 @@ mod tests {
     }
 
     #[test]
-    fn a_replaced_key_is_shown_until_its_last_token_is_over() {
+    fn a_replaced_key_is_published_until_its_last_token_expires() {
         let (keys, began) = (PublicKeys::default(), Instant::now());
-        let shown = |tokens: Option<SigningKey>, seconds: u64| {
+        let published = |tokens: Option<SigningKey>, seconds: u64| {
             let tokens = tokens.map(settings);
             keys.current(tokens.as_ref(), began + Duration::from_secs(seconds)).unwrap().len()
         };
-        assert_eq!(shown(Some(key(1)), 0), 1);
-        assert_eq!(shown(Some(key(1)), 5), 1);
-        assert_eq!(shown(Some(key(2)), 10), 2);
-        assert_eq!(shown(Some(key(2)), 5 + 310), 2);
-        assert_eq!(shown(Some(key(2)), 5 + 311), 1);
+        assert_eq!(published(Some(key(1)), 0), 1);
+        assert_eq!(published(Some(key(1)), 5), 1);
+        assert_eq!(published(Some(key(2)), 10), 2);
+        assert_eq!(published(Some(key(2)), 5 + 310), 2);
+        assert_eq!(published(Some(key(2)), 5 + 311), 1);
         let shared = SigningKey::shared(SecretText::new("k".repeat(32))).unwrap();
-        assert_eq!(shown(Some(shared), 320), 1);
-        assert_eq!(shown(None, 1000), 0);
+        assert_eq!(published(Some(shared), 320), 1);
+        assert_eq!(published(None, 1000), 0);
     }
 }

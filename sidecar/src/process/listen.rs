@@ -1,5 +1,4 @@
-//! Where to listen. Enters: what the command line says about addresses. Leaves: bound listeners, or
-//! a sentence that says what would be right.
+//! Binds the addresses of the API and of the admin port.
 
 use std::fmt;
 use std::io;
@@ -9,32 +8,32 @@ use std::str::FromStr;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::TcpListener;
 
-use crate::process::RunError;
+use crate::error::RunError;
 
-/// The port of the API, unless another one is asked for.
+/// Default port of the API.
 pub const API_PORT: u16 = 8004;
-/// Connections that wait to be accepted, as many as the standard library's listeners have.
+/// Maximum number of connections that wait to be accepted, as in the standard library.
 const BACKLOG: i32 = 1024;
 
 /// Where the API listens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ApiAddress {
-    /// Both loopback addresses, 127.0.0.1 and `::1` where there is IPv6, at this port.
+    /// This port on both loopback addresses: 127.0.0.1 and, if there is IPv6, `::1`.
     Loopback(u16),
     /// This address and no other.
     One(SocketAddr),
 }
 
-/// Where probes and Prometheus are answered.
+/// Where the admin port listens, for probes and Prometheus.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AdminAddress {
     /// This address and no other.
     One(SocketAddr),
-    /// Every address of the pod at this port: IPv6 and IPv4, or IPv4 alone where there is no IPv6.
+    /// This port on every address of the pod: IPv6 and IPv4, or IPv4 alone if there is no IPv6.
     Every(u16),
 }
 
-/// Text that is neither an address with a port nor `*` with one.
+/// The text is neither an address with a port nor `*` with one.
 #[derive(Clone, Copy, Debug, thiserror::Error, PartialEq, Eq)]
 #[error(
     "must be ADDRESS:PORT, such as 127.0.0.1:18004 or [::1]:18004, or *:18004 for every address of this machine"
@@ -65,28 +64,24 @@ impl fmt::Display for AdminAddress {
 /// Where to listen.
 #[derive(Clone, Copy, Debug)]
 pub struct Addresses {
-    /// The API's address.
     pub api: ApiAddress,
     /// Whether `api` may be reached from other machines.
     pub allow_non_loopback: bool,
-    /// The admin port's address.
     pub admin: AdminAddress,
 }
 
 /// Bound listeners.
 #[derive(Debug)]
 pub struct Listeners {
-    pub(crate) api: Vec<TcpListener>,
-    pub(crate) admin: TcpListener,
-    /// Whether nobody else's machine can reach the API.
-    pub(crate) loopback_only: bool,
+    pub api: Vec<TcpListener>,
+    pub admin: TcpListener,
+    /// Whether no other machine can reach the API.
+    pub loopback_only: bool,
 }
 
 impl Listeners {
-    /// Binds the addresses, before anything else is begun. Must be called within a tokio runtime.
-    ///
-    /// # Errors
-    /// When an address is taken, or is not a loopback address without that being allowed.
+    /// Binds the addresses. Fails if one is taken, or is not a loopback address although only those
+    /// are allowed. Must be called within a tokio runtime.
     pub fn bind(addresses: &Addresses) -> Result<Self, RunError> {
         let api = match addresses.api {
             ApiAddress::One(address) => {
@@ -108,8 +103,7 @@ impl Listeners {
         Ok(Self { api, admin, loopback_only })
     }
 
-    /// The address of the API that is to be shown to people.
-    #[must_use]
+    /// Returns the address of the API to show to people.
     pub fn api_address(&self) -> Option<SocketAddr> {
         self.api.first().and_then(|listener| listener.local_addr().ok())
     }
@@ -121,11 +115,11 @@ fn one(address: SocketAddr, flag: &'static str) -> Result<TcpListener, RunError>
 
 fn loopback(port: u16) -> Result<Vec<TcpListener>, RunError> {
     let mut listeners = vec![one(SocketAddr::from((Ipv4Addr::LOCALHOST, port)), "--port")?];
-    // "localhost" may mean this one too. Machines without IPv6 do not have it.
+    // "localhost" may resolve to this address too. Machines without IPv6 do not have it.
     let address = SocketAddr::from((Ipv6Addr::LOCALHOST, port));
     match bound(address) {
         Ok(listener) => listeners.push(listener),
-        // Whoever has it would be taken for this service.
+        // A process that has this address would be taken for this service.
         Err(source) if source.kind() == io::ErrorKind::AddrInUse => {
             return Err(RunError::Listen { address, flag: "--port", source });
         }
@@ -136,8 +130,7 @@ fn loopback(port: u16) -> Result<Vec<TcpListener>, RunError> {
     Ok(listeners)
 }
 
-/// Probes and scrapes come to the pod's address, which is an IPv4 one, an IPv6 one, or both, as the
-/// cluster has it.
+/// Probes and scrapes use the address of the pod, which is IPv4, IPv6 or both, as the cluster is.
 fn every(port: u16) -> Result<TcpListener, RunError> {
     let address = SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
     match bound(address) {
@@ -151,20 +144,20 @@ fn every(port: u16) -> Result<TcpListener, RunError> {
             Err(RunError::Listen { address, flag: "--admin-listen", source })
         }
         Err(error) => {
-            tracing::debug!(%error, "there is no IPv6; listening on every IPv4 address");
+            tracing::debug!(%error, "no IPv6, listening on every IPv4 address");
             one(SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)), "--admin-listen")
         }
     }
 }
 
-/// Listens on `address`; on every IPv4 address too when it is every IPv6 one, whatever the
+/// Listens on `address`. If it is every IPv6 address, it is every IPv4 address too, whatever the
 /// machine's default is.
 fn bound(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     if let IpAddr::V6(ip) = address.ip() {
         socket.set_only_v6(!ip.is_unspecified())?;
     }
-    // A sidecar that is started again finds connections of the one before that are not quite over.
+    // After a restart, connections of the previous process may not be closed yet.
     socket.set_reuse_address(true)?;
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;
@@ -177,7 +170,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_star_is_every_address() {
+    fn a_star_means_every_address() {
         assert_eq!("*:18004".parse(), Ok(AdminAddress::Every(18004)));
         let one = AdminAddress::One(SocketAddr::from((Ipv6Addr::LOCALHOST, 1)));
         assert_eq!("[::1]:1".parse(), Ok(one));

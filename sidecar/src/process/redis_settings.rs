@@ -5,10 +5,10 @@ use tokio_util::sync::CancellationToken;
 use twofactor_server::admin::NamedChecks;
 use twofactor_store::redis::SettingsWatch;
 
-use crate::otp::service::Current;
+use crate::otp::service::CurrentService;
 
 /// Checks the settings until `stop`. Does nothing if the store is in memory.
-pub(crate) async fn watch(current: Current, checks: NamedChecks, stop: CancellationToken) {
+pub(crate) async fn watch(current: CurrentService, checks: NamedChecks, stop: CancellationToken) {
     if current.load().store.redis().is_none() {
         return stop.cancelled().await;
     }

@@ -1,6 +1,5 @@
-//! Keeps a running sidecar's knowledge of its realm current. Enters: the present service. Leaves:
-//! checks, metrics and a log line for each change: whether the store answers, and whether the realm
-//! lets this namespace in.
+//! Reads the realm's record again every second. Checks, metrics and a log line for each change say
+//! whether the store answers and whether the realm allows this namespace.
 
 use std::time::{Duration, Instant};
 
@@ -9,19 +8,19 @@ use tokio_util::sync::CancellationToken;
 use twofactor_server::admin::Check;
 use twofactor_store::StoreError;
 
-use crate::otp::service::{Current, Service};
+use crate::otp::service::{CurrentService, Service};
 
-/// How often the realm's record and the guards are read again. A namespace that is no longer let in
-/// is refused within two seconds, reading and waiting included.
+/// Interval between two reads of the realm's record and of the checked nodes. A namespace that is no
+/// longer allowed is refused within two seconds, including the time to read.
 ///
-/// For Redis that is one round trip with a GET and an HGETALL, per sidecar and second. A thousand
-/// sidecars are a thousand of them in a second, spread by the moments at which their pods started:
-/// a few per cent of one core, where Redis does a hundred thousand and more. The record is a few
-/// hundred bytes, and some kilobytes with a CA bundle and 256 namespaces.
+/// In Redis, a read is one round trip with a GET and an HGETALL, per sidecar and second. A thousand
+/// sidecars take a few per cent of one core, which can serve a hundred thousand such reads a second;
+/// they are spread because the pods started at different moments. The record is a few hundred bytes,
+/// and some kilobytes with a CA bundle and 256 namespaces.
 const REFRESH: Duration = Duration::from_secs(1);
 
-/// What `/readyz?verbose` tells about the store and the realm. None of it affects readiness: an
-/// outage of Redis would take every pod out of its Service.
+/// The checks of the store and the realm in `/readyz?verbose`. They do not affect readiness, because
+/// an outage of Redis would otherwise take every pod out of its Service.
 #[derive(Clone, Debug)]
 pub(crate) struct Checks {
     pub(crate) redis: Check,
@@ -37,16 +36,16 @@ impl Checks {
     }
 }
 
-/// What a look at the store came to; each change is worth a log line.
+/// Whether the store answers; each change is logged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Outcome {
-    Answered,
+enum StoreState {
+    Answers,
     AccessRefused,
     Failed,
 }
 
-/// Looks at the realm every second until it is told to stop.
-pub(crate) async fn refresh(current: Current, checks: Checks, stop: CancellationToken) {
+/// Reads the realm every second until `stop`.
+pub(crate) async fn refresh(current: CurrentService, checks: Checks, stop: CancellationToken) {
     let mut ticks = tokio::time::interval(REFRESH);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let (mut last, mut was_allowed) = (None, true);
@@ -55,41 +54,44 @@ pub(crate) async fn refresh(current: Current, checks: Checks, stop: Cancellation
             ticks.tick().await;
             let service = current.load();
             let result = service.records.refresh_realm().await;
-            last = Some(tell_outcome(&service, &checks, result.as_ref(), last));
-            was_allowed = tell_allowed(&service, &checks, was_allowed);
-            // Seen every second, so that a key that is replaced is still shown to those who check
-            // the last tokens of it.
+            last = Some(report_store(&service, &checks, result.as_ref(), last));
+            was_allowed = report_access(&service, &checks, was_allowed);
+            // The key is recorded every second, so that after a replacement it is still published
+            // for the services that check its last tokens.
             let realm = service.records.known_realm();
-            let tokens = realm.as_ref().and_then(|realm| realm.1.tokens.as_ref());
+            let tokens = realm.as_ref().and_then(|realm| realm.record.tokens.as_ref());
             let _ = service.public_keys.current(tokens, Instant::now());
         }
     };
-    // A look that takes its time does not keep the process from ending.
+    // A read that takes long does not delay the end of the process.
     stop.run_until_cancelled(work).await;
 }
 
-fn tell_outcome(
+fn report_store(
     service: &Service,
     checks: &Checks,
     result: Result<&(), &StoreError>,
-    last: Option<Outcome>,
-) -> Outcome {
-    let (outcome, cause) = match result {
-        Ok(()) => (Outcome::Answered, None),
+    last: Option<StoreState>,
+) -> StoreState {
+    let (state, cause) = match result {
+        Ok(()) => (StoreState::Answers, None),
         Err(error) => {
-            let outcome =
-                if error.is_access_refused() { Outcome::AccessRefused } else { Outcome::Failed };
-            (outcome, std::error::Error::source(error).map(ToString::to_string))
+            let state = if error.is_access_refused() {
+                StoreState::AccessRefused
+            } else {
+                StoreState::Failed
+            };
+            (state, std::error::Error::source(error).map(ToString::to_string))
         }
     };
-    if last != Some(outcome) {
-        match outcome {
-            Outcome::Answered => tracing::info!("the store answers"),
-            Outcome::AccessRefused => tracing::warn!(
+    if last != Some(state) {
+        match state {
+            StoreState::Answers => tracing::info!("the store answers"),
+            StoreState::AccessRefused => tracing::warn!(
                 cause,
                 "Redis refuses access to this sidecar; requests are answered with 503 until it grants it"
             ),
-            Outcome::Failed => {
+            StoreState::Failed => {
                 let error = result.err().map(ToString::to_string);
                 tracing::warn!(
                     error,
@@ -99,19 +101,20 @@ fn tell_outcome(
             }
         }
     }
-    match outcome {
-        Outcome::Answered => {}
-        Outcome::AccessRefused => service.metrics.store_failure("access-refused"),
-        Outcome::Failed => service.metrics.store_failure("no-answer"),
+    match state {
+        StoreState::Answers => {}
+        StoreState::AccessRefused => service.metrics.store_failure("access-refused"),
+        StoreState::Failed => service.metrics.store_failure("no-answer"),
     }
-    service.metrics.store_answers(outcome == Outcome::Answered);
-    checks.redis.set(outcome == Outcome::Answered);
-    outcome
+    service.metrics.store_answers(state == StoreState::Answers);
+    checks.redis.set(state == StoreState::Answers);
+    state
 }
 
-/// Tells whether the realm lets this namespace in, as far as it is known.
-fn tell_allowed(service: &Service, checks: &Checks, was_allowed: bool) -> bool {
-    let Some(allowed) = service.records.known_realm().map(|realm| service.is_allowed(&realm.1))
+/// Reports whether the realm allows this namespace, if the realm is known.
+fn report_access(service: &Service, checks: &Checks, was_allowed: bool) -> bool {
+    let Some(allowed) =
+        service.records.known_realm().map(|realm| service.is_allowed(&realm.record))
     else {
         return was_allowed;
     };

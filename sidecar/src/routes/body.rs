@@ -1,5 +1,5 @@
-//! Reading requests. Enters: a query, headers and a body as they come. Leaves: validated values, or
-//! a refusal that names the field. What was sent is never repeated in it: it may be a code.
+//! Reads and validates requests. A refusal names the field and never repeats its value, which may be
+//! a code.
 
 use std::fmt::Display;
 use std::pin::pin;
@@ -15,17 +15,16 @@ use twofactor_core::token::Audience;
 use twofactor_core::user::Username;
 
 use crate::audit::Origin;
-use crate::otp::generate::Wish;
-use crate::otp::verify::Claim;
+use crate::otp::requests::{CodeRequest, VerifyRequest};
 use crate::refusal::Refusal;
 
-/// Larger than any request with a username of 253 and a context of 140 characters, however they are
-/// escaped.
+/// Maximum size of a body in bytes: more than a username of 253 and a context of 140 characters take
+/// in any escaping.
 const LARGEST_BODY: usize = 8 * 1024;
-/// For the whole body to arrive.
+/// Timeout for the whole body to arrive.
 const BODY_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The members of a JSON object that were not asked for yet.
+/// The members of a JSON object that were not taken yet.
 #[derive(Debug)]
 pub(super) struct Fields {
     members: Map<String, Value>,
@@ -58,7 +57,7 @@ impl Fields {
         }
     }
 
-    /// Takes a member that need not be there.
+    /// Takes a member that may be absent.
     fn optional<T, E: Display>(
         &mut self,
         name: &'static str,
@@ -83,7 +82,7 @@ impl Fields {
         Code::parse(&text).map_err(|error| malformed(&format!("otp_code: {error}")))
     }
 
-    /// Makes sure that nothing is left: a misspelt member would otherwise be ignored in silence.
+    /// Refuses members that are left, because a misspelt one would otherwise be ignored.
     pub(super) fn finish(self) -> Result<(), Refusal> {
         match self.members.keys().next() {
             None => Ok(()),
@@ -98,10 +97,9 @@ impl Fields {
     }
 }
 
-/// A verify request.
-pub(super) fn verify_request(headers: &HeaderMap, bytes: &[u8]) -> Result<Claim, Refusal> {
+pub(super) fn verify_request(headers: &HeaderMap, bytes: &[u8]) -> Result<VerifyRequest, Refusal> {
     let mut fields = Fields::parse(headers, bytes)?;
-    let claim = Claim {
+    let request = VerifyRequest {
         username: fields.username()?,
         code: fields.code()?,
         context: fields.optional("context", Context::try_from)?,
@@ -109,16 +107,16 @@ pub(super) fn verify_request(headers: &HeaderMap, bytes: &[u8]) -> Result<Claim,
         origin: Origin::from_headers(headers),
     };
     fields.finish()?;
-    Ok(claim)
+    Ok(request)
 }
 
-/// A generate request. The username stands in the query, in a JSON body, or the same one in both;
-/// the context only in the body, since query strings end up in access logs.
+/// Reads a generate request. The username is in the query, in a JSON body, or the same in both; the
+/// context only in the body, because query strings end up in access logs.
 pub(super) fn generate_request(
     query: &str,
     headers: &HeaderMap,
     bytes: &[u8],
-) -> Result<Wish, Refusal> {
+) -> Result<CodeRequest, Refusal> {
     let mut in_query =
         form_urlencoded::parse(query.as_bytes()).filter(|(name, _)| name == "username");
     let from_query = in_query.next().map(|(_, value)| username(value.into_owned())).transpose()?;
@@ -128,7 +126,7 @@ pub(super) fn generate_request(
     if bytes.is_empty() {
         return match from_query {
             Some(username) => {
-                Ok(Wish { username, context: None, origin: Origin::from_headers(headers) })
+                Ok(CodeRequest { username, context: None, origin: Origin::from_headers(headers) })
             }
             None => Err(malformed("username: is required, in the query or in a JSON body")),
         };
@@ -141,7 +139,9 @@ pub(super) fn generate_request(
         Some(name) if name != from_body => {
             Err(malformed("username: differs between the query and the body"))
         }
-        _ => Ok(Wish { username: from_body, context, origin: Origin::from_headers(headers) }),
+        _ => {
+            Ok(CodeRequest { username: from_body, context, origin: Origin::from_headers(headers) })
+        }
     }
 }
 
@@ -163,7 +163,7 @@ fn is_json(headers: &HeaderMap) -> bool {
         || (essence.starts_with("application/") && essence.ends_with("+json"))
 }
 
-/// Collects a body, within bounds of size and time.
+/// Reads a body, with limits of size and time.
 pub(super) async fn read(
     body: impl Stream<Item = Result<impl Buf, warp::Error>>,
 ) -> Result<BytesMut, Refusal> {

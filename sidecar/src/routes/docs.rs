@@ -1,16 +1,16 @@
-//! A page to read the API and try it, which works without the internet: Swagger UI is part of the
-//! binary. Enters: the path below `/docs`. Leaves: a file of that page.
+//! Serves a page to read and try the API, which works without the internet because Swagger UI is
+//! part of the binary.
 
 use std::sync::{Arc, LazyLock};
 
-use http::{HeaderValue, header};
+use http::{HeaderValue, Method, header};
 use utoipa_swagger_ui::Config;
 use warp::reply::{Reply, Response};
 
+use super::reply::require;
 use crate::refusal::Refusal;
 
-/// The page itself. Its files have absolute paths, so that it works at `/docs` as well as at
-/// `/docs/`.
+/// The page. Its files have absolute paths, so that it works at `/docs` as well as at `/docs/`.
 const PAGE: &str = r#"<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -32,15 +32,22 @@ const PAGE: &str = r#"<!DOCTYPE html>
 const START: &str = r##"window.ui = SwaggerUIBundle({ url: "/openapi.json", dom_id: "#swagger-ui", deepLinking: true });
 "##;
 
-/// Nothing from elsewhere, and nothing to elsewhere. Swagger UI sets styles itself and has its
-/// pictures inline.
+/// Allows neither content from elsewhere nor requests to elsewhere. Inline styles and images are
+/// allowed because Swagger UI uses them.
 const CONTENT_SECURITY_POLICY: &str = "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; frame-ancestors 'none'; base-uri 'none'";
 
 static CONFIGURATION: LazyLock<Arc<Config<'static>>> =
     LazyLock::new(|| Arc::new(Config::from("/openapi.json")));
 
-/// A file of the page.
-pub(super) fn file(path: &str) -> Result<Response, Refusal> {
+#[expect(clippy::needless_pass_by_value, reason = "warp hands over what its filters extract")]
+pub(super) fn docs_route(path: warp::path::Tail, method: Method) -> Response {
+    require(&method, &Method::GET)
+        .and_then(|()| file(path.as_str()))
+        .unwrap_or_else(Refusal::into_response)
+}
+
+/// Returns a file of the page.
+fn file(path: &str) -> Result<Response, Refusal> {
     match path {
         "" => Ok(reply(PAGE, "text/html; charset=utf-8")),
         "start.js" => Ok(reply(START, "text/javascript; charset=utf-8")),
@@ -48,7 +55,7 @@ pub(super) fn file(path: &str) -> Result<Response, Refusal> {
             Ok(Some(file)) => Ok(reply(file.bytes.into_owned(), &file.content_type)),
             Ok(None) => Err(Refusal::NoSuchPath),
             Err(error) => {
-                tracing::error!(%error, "a file of the documentation cannot be read");
+                tracing::error!(%error, "failed to read a file of the documentation page");
                 Err(Refusal::Internal)
             }
         },

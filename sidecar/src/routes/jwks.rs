@@ -1,5 +1,4 @@
-//! The public keys of the realm's tokens. Enters: nothing. Leaves: a JSON Web Key Set (RFC 7517),
-//! empty where tokens are off or signed with a shared key.
+//! Answers `GET /.well-known/jwks.json`: a JSON Web Key Set (RFC 7517) of the realm's tokens.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -9,23 +8,24 @@ use serde::Serialize;
 use utoipa::ToSchema;
 use warp::reply::Response;
 
-use super::{answer, json, require};
+use super::reply::{answer, json, require};
 use crate::otp::service::Service;
 use crate::otp::tokens::PublicKey;
 use crate::refusal::Problem;
 
-/// Shorter than what a token is good for, so that a new key is known before it is missed for long.
-const KEPT: &str = "max-age=60";
+/// Clients may cache the keys for less than the lifetime of a token, so that they soon learn a new
+/// key.
+const CACHE_CONTROL: &str = "max-age=60";
 
 /// Keys that tokens can be checked with.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct KeySet {
-    /// The present key first, then those whose tokens may still be about.
+    /// The current key first, then earlier ones whose tokens may still be valid.
     #[schema(value_type = Vec<Object>)]
     keys: Vec<PublicKey>,
 }
 
-/// The public keys that tokens can be checked with: Ed25519 keys as RFC 8037 has them.
+/// The public keys that tokens can be checked with: Ed25519 keys in the format of RFC 8037.
 ///
 /// Empty where the realm gives no tokens, or signs them with the shared key (HS256).
 #[utoipa::path(
@@ -43,11 +43,11 @@ pub(super) async fn jwks_route(service: Arc<Service>, method: Method) -> Respons
     answer(&service, "/.well-known/jwks.json", async {
         require(&method, &Method::GET)?;
         let realm = service.realm().await?;
-        let keys = service.public_keys.current(realm.1.tokens.as_ref(), Instant::now())?;
+        let keys = service.public_keys.current(realm.record.tokens.as_ref(), Instant::now())?;
         let mut response = json(&KeySet { keys });
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/jwk-set+json"));
-        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static(KEPT));
+        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static(CACHE_CONTROL));
         Ok(response)
     })
     .await

@@ -1,14 +1,18 @@
-//! The description of the API, made from the routes themselves. Enters: nothing. Leaves: OpenAPI
-//! 3.1.0.
+//! Describes the API in OpenAPI 3.1.0, generated from the routes.
 
 use std::sync::LazyLock;
 
-use http::{HeaderValue, header};
+use http::{HeaderValue, Method, header};
 use utoipa::OpenApi;
 use warp::reply::{Reply, Response};
 
-use super::{GenerateReply, GenerateRequest, Status, VerifyReply, VerifyRequest};
-use crate::refusal::Problem;
+use super::generate::{GenerateBody, GenerateReply};
+use super::health::Status;
+use super::jwks::KeySet;
+use super::reply::require;
+use super::verify::{VerifyBody, VerifyReply};
+use super::{generate, health, jwks, verify};
+use crate::refusal::{Problem, Refusal};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -20,8 +24,8 @@ use crate::refusal::Problem;
         license(name = "Apache-2.0", identifier = "Apache-2.0"),
     ),
     servers((url = "/", description = "The sidecar next to you")),
-    paths(super::health_route, super::generate_route, super::verify_route, super::jwks::jwks_route),
-    components(schemas(Status, GenerateRequest, GenerateReply, VerifyRequest, VerifyReply, super::jwks::KeySet, Problem)),
+    paths(health::health_route, generate::generate_route, verify::verify_route, jwks::jwks_route),
+    components(schemas(Status, GenerateBody, GenerateReply, VerifyBody, VerifyReply, KeySet, Problem)),
     tags(
         (name = "2FA Authentication", description = "Deliver a code, check a code."),
         (name = "Health Check", description = "Is the service running?"),
@@ -32,8 +36,12 @@ struct Description;
 static DOCUMENT: LazyLock<String> =
     LazyLock::new(|| Description::openapi().to_pretty_json().unwrap_or_default());
 
-/// `GET /openapi.json`.
-pub(super) fn document() -> Response {
+#[expect(clippy::needless_pass_by_value, reason = "warp hands over what its filters extract")]
+pub(super) fn openapi_route(method: Method) -> Response {
+    require(&method, &Method::GET).map_or_else(Refusal::into_response, |()| document())
+}
+
+fn document() -> Response {
     let mut response = DOCUMENT.as_str().into_response();
     response
         .headers_mut()

@@ -1,10 +1,9 @@
-//! Who may ask at all. Enters: the headers `Host` and `Origin`. Leaves: a refusal for web pages
-//! from elsewhere.
+//! Refuses web pages from elsewhere, by the headers `Host` and `Origin`.
 //!
 //! The API has no authentication, because only processes of the pod or machine reach it. A browser
-//! on that machine would be such a process, and would ask on behalf of any page that it shows.
-//! Pages give themselves away: a page's `Origin` is not the address that it asks, and a page that
-//! had its name point to this machine (DNS rebinding) asks for that name.
+//! on that machine is such a process, and sends requests on behalf of any page that it shows. Such a
+//! request can be recognized: the page's `Origin` is not the address of this API, or, if the page's
+//! own host name was made to resolve to this machine (DNS rebinding), the `Host` is that name.
 
 use std::net::IpAddr;
 
@@ -18,7 +17,7 @@ use warp::reply::Response;
 
 use crate::refusal::Refusal;
 
-/// Answers what web pages from elsewhere ask, and nothing else.
+/// Answers requests of web pages from elsewhere, and no others.
 pub(super) fn foreign(loopback_only: bool) -> BoxedFilter<(Response,)> {
     warp::header::headers_cloned()
         .and_then(move |headers: HeaderMap| {
@@ -35,7 +34,7 @@ pub(super) fn foreign(loopback_only: bool) -> BoxedFilter<(Response,)> {
 }
 
 fn is_host_ours(host: Option<&HeaderValue>, loopback_only: bool) -> bool {
-    // Only HTTP/1.0 has requests without one, and no browser speaks that.
+    // Only HTTP/1.0 has requests without this header, and no browser uses it.
     let Some(host) = host else { return true };
     let Some(authority) = host.to_str().ok().and_then(|text| text.parse::<Authority>().ok()) else {
         return false;
@@ -46,7 +45,7 @@ fn is_host_ours(host: Option<&HeaderValue>, loopback_only: bool) -> bool {
     loopback || !loopback_only
 }
 
-/// Programs send no `Origin`; the page at `/docs` sends the one it came from.
+/// Programs send no `Origin`; the page at `/docs` sends the address of this API.
 fn is_origin_ours(headers: &HeaderMap) -> bool {
     let Some(origin) = headers.get(ORIGIN) else { return true };
     let text = |value: &HeaderValue| value.to_str().ok().map(str::to_ascii_lowercase);
@@ -81,7 +80,7 @@ mod tests {
     }
 
     #[test]
-    fn web_pages_from_elsewhere_are_not() {
+    fn web_pages_from_elsewhere_are_refused() {
         for headers in [
             &[("host", "rebound.example:8004")][..],
             &[("host", "localhost.example:8004")],

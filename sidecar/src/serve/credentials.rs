@@ -1,5 +1,5 @@
-//! What a sidecar is given to serve a realm. Enters: a directory, mounted from a Secret that the
-//! operator keeps. Leaves: where Redis is, and the realm's keys.
+//! Reads the credentials of a realm from a directory, which is mounted from a Secret that the operator
+//! maintains: where Redis is, and the realm's keys.
 
 use std::fs;
 use std::io;
@@ -20,21 +20,21 @@ pub const REALM_KEY: &str = "realm-key";
 pub const INSTALLATION: &str = "installation";
 /// The file with the realm's id.
 pub const REALM: &str = "realm";
-/// The file with the namespace that this sidecar asks for.
+/// The file with the namespace of this sidecar.
 pub const CALLER: &str = "caller";
 
-/// The file with what the certificates of Redis are checked against, in PEM. It may be missing.
+/// The file with the CA certificates of Redis, in PEM. It may be missing.
 pub const REDIS_CA: &str = "redis-ca";
 
 /// The files, in the order in which they are read.
 const FILES: [&str; 6] = [REDIS_URL, REALM_KEY, INSTALLATION, REALM, CALLER, REDIS_CA];
-/// The link that the kubelet swaps when a mounted Secret changes. Each file is a link through it,
-/// so a set of files belongs together only when it was read through one and the same target.
+/// The link that the kubelet swaps if a mounted Secret changes. Each file is a link through it, so
+/// files belong together only if they were read through the same target.
 const DATA: &str = "..data";
-/// How often a set that was swapped while it was read is read again.
+/// Maximum number of attempts to read files that are swapped during the read.
 const ATTEMPTS: usize = 3;
 
-/// Why the credentials are not usable. No content of a file is part of the message.
+/// Why the credentials cannot be used. The message never contains the content of a file.
 #[derive(Debug, Error, PartialEq, Eq)]
 #[error("{file}: {reason}", file = .file.display())]
 pub struct CredentialsError {
@@ -42,34 +42,32 @@ pub struct CredentialsError {
     reason: String,
 }
 
-/// Everything that a sidecar needs to serve a realm.
+/// The credentials of a realm.
 #[derive(Debug)]
 pub struct Credentials {
-    /// Where Redis is; may hold a password.
+    /// May contain a password.
     pub redis_url: SecretText,
-    /// What its certificates are checked against (PEM), in place of the authorities that the system
-    /// trusts.
+    /// The CA certificates of Redis (PEM), in place of those that the system trusts.
     pub redis_authority: Option<String>,
-    /// The realm's keys.
     pub keys: RealmKeys,
     /// The realm's names in Redis.
     pub names: RealmNames,
-    /// The namespace that this sidecar asks for.
+    /// The namespace of this sidecar.
     pub caller: Caller,
 }
 
-/// What tells one state of the files from another without reading them.
+/// Identifies a state of the files without their content.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Version {
     folder: PathBuf,
-    /// Absent for a file that is not there.
-    files: [Option<Stamp>; FILES.len()],
+    /// `None` for a missing file.
+    files: [Option<FileVersion>; FILES.len()],
 }
 
 /// Device, inode and size of a file, and the seconds and nanoseconds of its last change.
-type Stamp = (u64, u64, u64, i64, i64);
+type FileVersion = (u64, u64, u64, i64, i64);
 
-/// The texts of the files, all of one moment.
+/// The texts of the files, which were all read in the same state.
 #[derive(Debug, PartialEq, Eq)]
 pub struct CredentialFiles {
     directory: PathBuf,
@@ -77,8 +75,8 @@ pub struct CredentialFiles {
 }
 
 impl Version {
-    /// Looks at the files of `directory`: a few calls of the system, and nothing is read.
-    #[must_use]
+    /// Returns the version of the files of `directory`, with a few system calls and without reading
+    /// a file.
     pub fn of(directory: &Path) -> Self {
         let folder = target(directory);
         let files = FILES.map(|name| {
@@ -90,10 +88,8 @@ impl Version {
 }
 
 impl CredentialFiles {
-    /// Reads the files of `directory`, and tells which version of them it was.
-    ///
-    /// # Errors
-    /// Names the file that is missing or cannot be read.
+    /// Reads the files of `directory`, and returns their version. An error names the file that is
+    /// missing or cannot be read.
     pub fn read(directory: &Path) -> (Version, Result<Self, CredentialsError>) {
         let mut attempt = 1;
         loop {
@@ -106,12 +102,11 @@ impl CredentialFiles {
         }
     }
 
-    /// Reads from `folder`, which `directory` leads to, and names files as they are called in
-    /// `directory`.
+    /// Reads from `folder`, to which `directory` links; errors name files in `directory`.
     fn read_from(folder: &Path, directory: &Path) -> Result<Self, CredentialsError> {
         if !folder.is_dir() {
-            let reason = "is not a folder: the operator keeps a Secret twofactor-REALM for each namespace that it lets \
-                          in; mount it there, or name another folder with --credentials";
+            let reason = "is not a folder: the operator maintains a Secret twofactor-REALM in each allowed namespace; \
+                          mount it there, or name another folder with --credentials";
             return Err(CredentialsError { file: directory.to_owned(), reason: reason.to_owned() });
         }
         let mut texts = FILES.map(|_| SecretText::new(String::new()));
@@ -130,10 +125,7 @@ impl CredentialFiles {
         Ok(Self { directory: directory.to_owned(), texts })
     }
 
-    /// Understands what the files say.
-    ///
-    /// # Errors
-    /// Names the file that is wrong, and what would be right.
+    /// Parses the files. An error names the invalid file and the reason.
     pub fn parse(&self) -> Result<Credentials, CredentialsError> {
         let [redis_url, key, installation, realm, caller, authority] = &self.texts;
         let authority = authority.expose_secret().trim();
@@ -150,8 +142,7 @@ impl CredentialFiles {
         })
     }
 
-    /// Whether `other` opens and names the same records in Redis.
-    #[must_use]
+    /// Whether `other` has the same keys and names of records in Redis.
     pub fn is_same_realm(&self, other: &Self) -> bool {
         let of_the_realm = |files: &Self| {
             let [_, key, installation, realm, ..] = &files.texts;
@@ -161,8 +152,7 @@ impl CredentialFiles {
         of_the_realm(self) == of_the_realm(other)
     }
 
-    /// An error about one of the files.
-    #[must_use]
+    /// Returns an error about one of the files.
     pub fn wrong(&self, name: &str, reason: &dyn ToString) -> CredentialsError {
         CredentialsError { file: self.directory.join(name), reason: reason.to_string() }
     }
@@ -176,7 +166,7 @@ impl CredentialFiles {
     }
 }
 
-/// The folder that the files are in now.
+/// Returns the folder that the files are in now.
 fn target(directory: &Path) -> PathBuf {
     fs::read_link(directory.join(DATA))
         .map_or_else(|_| directory.to_owned(), |data| directory.join(data))

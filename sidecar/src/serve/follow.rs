@@ -1,9 +1,9 @@
-//! Follows the credentials while the sidecar serves. Enters: the folder that a Secret is mounted
-//! at. Leaves: a service on the credentials that are in there now, in the place of the one before.
+//! Follows the credentials while the sidecar serves: if they change, a service on the new ones
+//! replaces the current one.
 //!
-//! The kubelet brings a changed Secret into running pods within a minute or so. The folder is
-//! looked at rather than watched: a few system calls now and then are cheaper than a watch that has
-//! to be made again whenever a link is swapped.
+//! The kubelet updates a mounted Secret within about a minute. The folder is polled rather than
+//! watched, because a few system calls are cheaper than a watch that has to be renewed whenever a
+//! link is swapped.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -19,115 +19,108 @@ use twofactor_store::{Decisions, Store};
 use crate::delivery::Delivery;
 use crate::metrics::Metrics;
 use crate::otp::records::Records;
-use crate::otp::service::{Current, Service};
+use crate::otp::service::{CurrentService, Service};
 use crate::serve::credentials::{CredentialFiles, CredentialsError, REDIS_CA, REDIS_URL, Version};
 
-/// How often the folder is looked at.
-const LOOK: Duration = Duration::from_secs(2);
+/// Interval between two checks of the folder.
+const INTERVAL: Duration = Duration::from_secs(2);
 
-/// Credentials in use, and the folder that they come from.
+/// The credentials in use, and the folder that they come from.
 pub struct Follower {
     directory: PathBuf,
-    /// What was last read there.
+    /// The version that was last read.
     version: Version,
-    /// What is in use.
+    /// The files in use.
     files: CredentialFiles,
-    /// Why what was last read is not in use; told once.
-    trouble: Option<CredentialsError>,
-    current: Current,
+    /// Why the version that was last read is not in use; it is logged once.
+    problem: Option<CredentialsError>,
+    current: CurrentService,
     check: Check,
 }
 
 impl Follower {
     /// Reads the credentials for the first time, and prepares the service on them. Redis need not
-    /// be there. Must be called within a tokio runtime.
-    ///
-    /// # Errors
-    /// Names the file that is missing or wrong, and what would be right.
+    /// answer. An error names the file that is missing or invalid. Must be called within a tokio
+    /// runtime.
     pub fn start(directory: &Path, metrics: &Metrics) -> Result<Self, CredentialsError> {
         let (version, files) = CredentialFiles::read(directory);
         let files = files?;
-        let current = Current::new(service(&files, metrics, None)?);
+        let current = CurrentService::new(service(&files, metrics, None)?);
         let check = Check::informational("credentials");
         check.set(true);
         metrics.credentials_current(true);
-        Ok(Self { directory: directory.to_owned(), version, files, trouble: None, current, check })
+        Ok(Self { directory: directory.to_owned(), version, files, problem: None, current, check })
     }
 
-    /// The service, now and after each change.
-    #[must_use]
-    pub fn current(&self) -> Current {
+    pub fn current(&self) -> CurrentService {
         self.current.clone()
     }
 
-    /// Whether the credentials in use are those of the folder.
-    #[must_use]
+    /// Returns the check whether the credentials in use are those of the folder.
     pub fn check(&self) -> Check {
         self.check.clone()
     }
 
-    /// Looks at the folder until it is told to stop.
+    /// Checks the folder until `stop`.
     pub async fn follow(mut self, stop: CancellationToken) {
-        let mut ticks = tokio::time::interval(LOOK);
+        let mut ticks = tokio::time::interval(INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let work = async {
             loop {
                 ticks.tick().await;
-                self.look().await;
+                self.check_folder().await;
             }
         };
         stop.run_until_cancelled(work).await;
     }
 
-    async fn look(&mut self) {
-        // What could not be read, for want of file descriptors for example, may be readable without
-        // having changed.
-        if self.trouble.is_none() && Version::of(&self.directory) == self.version {
+    async fn check_folder(&mut self) {
+        // Files that could not be read, for example for lack of file descriptors, may be readable
+        // now although they have not changed.
+        if self.problem.is_none() && Version::of(&self.directory) == self.version {
             return;
         }
-        // Small files in memory: reading them here holds up nobody.
+        // The files are small and in memory, so reading them does not block other requests.
         let (version, files) = CredentialFiles::read(&self.directory);
         self.version = version;
-        let trouble = match files {
+        let problem = match files {
             Ok(files) if files == self.files => None,
-            Ok(files) => self.go_over_to(files).await.err(),
+            Ok(files) => self.switch_to(files).await.err(),
             Err(error) => Some(error),
         };
-        self.tell(trouble);
+        self.report(problem);
     }
 
-    async fn go_over_to(&mut self, files: CredentialFiles) -> Result<(), CredentialsError> {
+    async fn switch_to(&mut self, files: CredentialFiles) -> Result<(), CredentialsError> {
         let before = self.current.load();
         let service = service(&files, &before.metrics, Some((&self.files, &before)))?;
-        // Connects and reads the realm before the first request needs it. Should Redis not answer,
-        // the new credentials are taken all the same: the old ones may be those of somebody who is
-        // no longer let in.
+        // Connects and reads the realm before the first request needs it. The new credentials are
+        // used even if Redis does not answer, because the old ones may no longer be allowed.
         let _ = service.records.refresh_realm().await;
-        tracing::info!(caller = %service.caller, "the credentials have changed, and the new ones are in use");
+        tracing::info!(caller = %service.caller, "credentials changed, the new ones are in use");
         before.metrics.credentials_changed("taken-over");
         self.current.replace(service);
         self.files = files;
         Ok(())
     }
 
-    fn tell(&mut self, trouble: Option<CredentialsError>) {
+    fn report(&mut self, problem: Option<CredentialsError>) {
         let metrics = &self.current.load().metrics;
-        match &trouble {
-            Some(error) if self.trouble.as_ref() != Some(error) => {
+        match &problem {
+            Some(error) if self.problem.as_ref() != Some(error) => {
                 metrics.credentials_changed("refused");
-                tracing::warn!(%error, "the credentials have changed and cannot be used; the known ones stay in use");
+                tracing::warn!(%error, "credentials changed and cannot be used, the previous ones stay in use");
             }
-            None if self.trouble.is_some() => tracing::info!("the credentials can be used again"),
+            None if self.problem.is_some() => tracing::info!("credentials can be used again"),
             _ => {}
         }
-        metrics.credentials_current(trouble.is_none());
-        self.check.set(trouble.is_none());
-        self.trouble = trouble;
+        metrics.credentials_current(problem.is_none());
+        self.check.set(problem.is_none());
+        self.problem = problem;
     }
 }
 
-/// The service on `files`. On another connection to the same realm, it knows what the one before
-/// knew.
+/// Returns the service on `files`. If the realm is the same, it knows what the previous service knew.
 fn service(
     files: &CredentialFiles,
     metrics: &Metrics,
@@ -151,9 +144,9 @@ fn service(
         }
         _ => Records::new(store.clone(), credentials.keys, metrics.clone()),
     };
-    let (work, public_keys) = match before {
-        // Also with another realm's credentials: what was begun goes on.
-        Some((_, before)) => (before.work.clone(), before.public_keys.clone()),
+    let (background, public_keys) = match before {
+        // Also for another realm, because work under way goes on.
+        Some((_, before)) => (before.background.clone(), before.public_keys.clone()),
         None => Default::default(),
     };
     Ok(Service {
@@ -163,7 +156,7 @@ fn service(
         caller: credentials.caller,
         expose_codes: false,
         metrics: metrics.clone(),
-        work,
+        background,
         public_keys,
     })
 }

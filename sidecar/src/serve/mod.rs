@@ -1,22 +1,20 @@
-//! `serve`: next to a service, on what the operator published. Enters: credentials. Leaves: a
-//! running sidecar.
+//! Runs `serve`: next to a service, on what the operator published.
 
-pub mod credentials;
-pub mod follow;
+mod credentials;
+mod follow;
 
 use std::path::Path;
 
 use tokio_util::sync::CancellationToken;
 
+use self::follow::Follower;
+use crate::error::RunError;
 use crate::metrics::Metrics;
 use crate::process::listen::{Addresses, Listeners};
-use crate::process::{Background, RunError, run};
-use crate::serve::follow::Follower;
+use crate::process::{ModeTask, run};
 
-/// Serves until it is told to stop. Redis need not be there at the start.
-///
-/// # Errors
-/// When the credentials are unusable, or an address is.
+/// Serves until `stop`. Fails if the credentials or an address are invalid; Redis need not answer at
+/// the start.
 pub async fn serve(
     addresses: &Addresses,
     directory: &Path,
@@ -31,6 +29,6 @@ pub async fn serve(
     let address = listeners.api_address().map(tracing::field::display);
     tracing::info!(address, caller = %current.load().caller, "serving");
     let check = Some(follower.check());
-    let following = Background { name: "credentials", task: follower.follow(stop.clone()), check };
+    let following = ModeTask { name: "credentials", task: follower.follow(stop.clone()), check };
     run(current, listeners, following, stop).await
 }

@@ -1,0 +1,53 @@
+//! Records the outcome of a request: an audit line and a metric.
+
+use crate::audit::{self, Event, Origin};
+use crate::otp::requests::{CodeRequest, Generated, VerifyRequest};
+use crate::otp::service::Service;
+use crate::refusal::Refusal;
+
+const DELIVERED: &str = "delivered";
+const ACCEPTED: &str = "accepted";
+
+/// The outcomes of requests that are not refused.
+pub const SUCCESSES: [&str; 2] = [DELIVERED, ACCEPTED];
+
+/// Records the outcome of a request for a code.
+pub fn record_generate(
+    service: &Service,
+    request: &CodeRequest,
+    result: Result<&Generated, &Refusal>,
+) {
+    let outcome = result.map_or_else(Refusal::name, |_| DELIVERED);
+    let channel = result.ok().map(|generated| generated.channel.name());
+    let username = request.username.as_str();
+    record_outcome(service, "generate", outcome, username, channel, &request.origin);
+}
+
+/// Records the outcome of a request to verify a code.
+pub fn record_verify<T>(service: &Service, request: &VerifyRequest, result: &Result<T, Refusal>) {
+    let outcome = result.as_ref().map_or_else(Refusal::name, |_| ACCEPTED);
+    let username = request.username.as_str();
+    record_outcome(service, "verify", outcome, username, None, &request.origin);
+}
+
+fn record_outcome(
+    service: &Service,
+    operation: &'static str,
+    outcome: &'static str,
+    username: &str,
+    channel: Option<&'static str>,
+    origin: &Origin,
+) {
+    service.metrics.decision(operation, outcome);
+    // The default of the policy holds while the realm is not known.
+    let no_origin = Origin::default();
+    let with_origin = service.records.known_realm().is_none_or(|realm| realm.record.audit.origin);
+    audit::record(&Event {
+        operation,
+        outcome,
+        username,
+        channel,
+        caller: &service.caller,
+        origin: if with_origin { origin } else { &no_origin },
+    });
+}

@@ -1,0 +1,38 @@
+//! Answers `GET /`.
+
+use std::sync::Arc;
+
+use http::Method;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+use warp::reply::Response;
+
+use super::reply::{answer, json, require};
+use crate::otp::service::Service;
+use crate::refusal::Problem;
+
+/// The answer to `GET /`.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub(super) struct Status {
+    /// Always the same sentence.
+    #[schema(example = "2FA Service is up and running!")]
+    status: &'static str,
+}
+
+/// Whether the service runs. It says nothing about Redis: that is what the admin port's
+/// `/readyz?verbose` is for.
+#[utoipa::path(
+    get, path = "/", tag = "Health Check", operation_id = "getHealthStatus", summary = "Is the service running?",
+    responses(
+        (status = 200, description = "It runs.", body = Status),
+        (status = 403, description = "A web page from elsewhere asks.", body = Problem, content_type = "application/problem+json"),
+        (status = 405, description = "Only GET is answered.", body = Problem, content_type = "application/problem+json"),
+    )
+)]
+pub(super) async fn health_route(service: Arc<Service>, method: Method) -> Response {
+    answer(&service, "/", async {
+        require(&method, &Method::GET)?;
+        Ok(json(&Status { status: "2FA Service is up and running!" }))
+    })
+    .await
+}
