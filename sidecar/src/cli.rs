@@ -1,5 +1,4 @@
-//! The command line. Enters: arguments and the environment. Leaves: a running sidecar, or a
-//! sentence.
+//! Parses the command line and runs a sidecar.
 #![expect(
     clippy::doc_markdown,
     reason = "clap shows these comments in a terminal, where backticks are noise"
@@ -20,24 +19,24 @@ use crate::dev::{DevOptions, dev};
 use crate::process::listen::{API_PORT, Addresses, AdminAddress, ApiAddress};
 use crate::serve::serve;
 
-/// Threads that answer requests, unless another number is asked for.
+/// Maximum number of threads that answer requests by default.
 const MOST_THREADS: usize = 4;
-/// For what still runs at the end and cannot be told to stop, such as looking up a name.
-const LAST: Duration = Duration::from_millis(100);
+/// Timeout for work that cannot be stopped at the end, such as resolving a host name.
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_millis(100);
 
 const VARIABLES: &str = "\
-Passwords of others, and what stands beside them, come from the environment only:
+Passwords, and the settings that belong to them, come from the environment only:
   SMTP_PASSWORD  password of SMTP_USERNAME
   SECRET_KEY     the ecosystem's shared key for HS256 tokens, 32 bytes or more
   ED25519_PRIVATE_KEY  the private key for EdDSA tokens, in PEM, or its 32 bytes in base64
   TWILIO_ACCOUNT_SID, TWILIO_AUTH_TOKEN, and TWILIO_PHONE_NUMBER or TWILIO_MESSAGING_SERVICE_SID
                  the account that text messages are sent with
   TWILIO_API_URL, TWILIO_CA_FILE, TWILIO_ALLOW_HTTP
-                 somebody else who answers as Twilio does: address, CA certificates (PEM), and true for http
+                 another server with the API of Twilio: address, CA certificates (PEM), and true for http
   WEBHOOK_URL, WEBHOOK_SECRET, WEBHOOK_CA_FILE, WEBHOOK_ALLOW_HTTP
                  receiver of signed webhooks, its secret (whsec_...), CA certificates (PEM), and true for http
   MESSAGE_SUBJECT, MESSAGE_TEXT, MESSAGE_HTML, MESSAGE_SMS
-                 what messages say, with {{code}}, {{expires_at}}, {{issuer}}, {{username}}, {{service}}, {{context}}
+                 templates of messages, with {{code}}, {{expires_at}}, {{issuer}}, {{username}}, {{service}}, {{context}}
 Variables may also stand in a file .env in the current directory; those of the environment win.
 There, a value with a $ needs single quotes.";
 
@@ -72,7 +71,7 @@ struct CommonArguments {
     #[arg(long, env = "TWOFACTOR_LISTEN", value_name = "ADDRESS:PORT")]
     listen: Option<SocketAddr>,
 
-    /// Let --listen be an address that other machines can reach. The API has no authentication
+    /// Allow --listen to be an address that other machines can reach. The API has no authentication
     #[arg(long, env = "TWOFACTOR_ALLOW_NON_LOOPBACK")]
     allow_non_loopback: bool,
 
@@ -105,7 +104,7 @@ struct ServeArguments {
     common: CommonArguments,
 
     /// Folder with the realm's credentials, mounted from a Secret: redis-url, realm-key,
-    /// installation, realm, caller. A change of them needs no restart
+    /// installation, realm, caller. A change needs no restart
     #[arg(
         long,
         env = "TWOFACTOR_CREDENTIALS",
@@ -134,7 +133,7 @@ struct DevArguments {
     #[arg(long, env = "REDIS_CA_FILE", value_name = "FILE")]
     redis_ca_file: Option<PathBuf>,
 
-    /// File with the key that records in Redis are sealed with, made at the first start
+    /// File with the key that records in Redis are sealed with, created at the first start
     /// [default: fountainai-2fa/master-key in the user's state directory]
     #[arg(long, env = "TWOFACTOR_MASTER_KEY_FILE", value_name = "FILE")]
     master_key_file: Option<PathBuf>,
@@ -144,12 +143,12 @@ struct DevArguments {
     #[arg(long, env = "TWOFACTOR_REALM", default_value = "dev")]
     realm: RealmId,
 
-    /// Name of the service that asks: a code asked for by one is not accepted from another
+    /// Name of the calling service: a code that one requests is not accepted from another
     #[arg(long, env = "TWOFACTOR_CALLER", default_value = "dev")]
     caller: Caller,
 
-    /// Put codes into the answers of /auth/generate. On by default unless there is a provider, such
-    /// as SMTP_SERVER
+    /// Put codes into the answers of /auth/generate. On by default if there is no provider, such as
+    /// SMTP_SERVER
     #[arg(long, env = "EXPOSE_CODES", value_name = "true|false", num_args = 0..=1, default_missing_value = "true")]
     expose_codes: Option<bool>,
 
@@ -172,8 +171,8 @@ impl CommonArguments {
         Ok(Addresses { api, allow_non_loopback: self.allow_non_loopback, admin: self.admin_listen })
     }
 
-    /// A sidecar has a small part of a node: a thread for each of its cores would wait for nothing,
-    /// with a stack and a heap of its own. Four answer more than any service asks.
+    /// A sidecar uses a small part of a node, so a thread for each core would only take memory.
+    /// Four answer more requests than any service sends.
     fn threads(&self) -> usize {
         let cores = || std::thread::available_parallelism().map_or(1, usize::from);
         self.threads.map_or_else(|| cores().min(MOST_THREADS), usize::from)
@@ -186,10 +185,10 @@ pub fn definition() -> clap::Command {
     CommandLine::command()
 }
 
-/// Parses the command line and runs what it says.
+/// Parses the command line and runs it.
 ///
 /// # Errors
-/// A sentence for the person who typed it.
+/// A sentence for the person who started the program.
 pub fn start() -> Result<(), Box<dyn Error>> {
     load_dotenv()?;
     let command = CommandLine::parse().command;
@@ -200,7 +199,7 @@ pub fn start() -> Result<(), Box<dyn Error>> {
     logging::start(common.log_format, &common.log).map_err(|error| format!("--log: {error}"))?;
     let addresses = common.addresses()?;
     let threads = common.threads();
-    // Fails only when another provider was installed before; there is no other in this program.
+    // Fails only if a provider was installed before, and this program has no other.
     let _ = rustls::crypto::ring::default_provider().install_default();
 
     let stop = CancellationToken::new();
@@ -227,11 +226,11 @@ pub fn start() -> Result<(), Box<dyn Error>> {
             runtime.block_on(dev(&addresses, options, stop))
         }
     };
-    runtime.shutdown_timeout(LAST);
+    runtime.shutdown_timeout(SHUTDOWN_TIMEOUT);
     Ok(result?)
 }
 
-/// Reads `.env`, before there is any other thread. What it says is never repeated: it holds
+/// Reads `.env` before any other thread starts. Errors never repeat its content, which contains
 /// passwords.
 fn load_dotenv() -> Result<(), String> {
     match dotenvy::from_path(".env") {

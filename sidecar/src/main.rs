@@ -1,5 +1,4 @@
-//! The program. Enters: flags and the environment. Leaves: an exit status, and a sentence when it
-//! is not 0.
+//! Starts the sidecar, and prints a sentence if it fails.
 
 use std::process::ExitCode;
 

@@ -1,7 +1,7 @@
 //! Every refusal of a request: its name, status, title and sentence.
 //!
-//! The sentences are those that clients of the original service read. Internal causes are logged and
-//! never sent.
+//! The sentences are those that clients of the original service read. Internal causes are logged
+//! and never sent.
 
 use std::time::Duration;
 
@@ -21,8 +21,8 @@ pub enum Refusal {
     /// There is no such user, or the user is disabled; the answer does not say which.
     #[error("User not found or 2FA not enabled.")]
     UnknownUser,
-    /// The user is disabled after too many failures, until an administrator enables them again. It is
-    /// answered like an unknown user.
+    /// The user is disabled after too many failures, until an administrator enables them again. It
+    /// is answered like an unknown user.
     #[error("User not found or 2FA not enabled.")]
     Disabled,
     /// The user has no usable seed.

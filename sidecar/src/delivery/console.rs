@@ -1,8 +1,8 @@
-//! The console, for development. Enters: a message. Leaves: the same, on standard output.
+//! Shows messages on the console, for development.
 
 use super::Order;
 
-/// Shows what would have been sent.
+/// Shows the message that would have been sent.
 pub(super) fn show(order: &Order<'_>) {
     say!(
         "[{} to {:?}] {}",

@@ -1,5 +1,4 @@
-//! Email. Enters: the mail server's settings, an address and a message. Leaves: the message,
-//! accepted by the server.
+//! Sends codes as email.
 
 use std::sync::Arc;
 
@@ -15,7 +14,7 @@ use super::error::DeliveryError;
 use super::smtp::MailServer;
 use super::{Channel, Order, Sending};
 
-/// Sends mail.
+/// The channel for email.
 #[derive(Debug, Default)]
 pub(super) struct Email {
     current: ArcSwapOption<Prepared>,
@@ -59,7 +58,7 @@ impl Email {
         }
         if settings.security == SmtpSecurity::Plain {
             tracing::warn!(
-                "codes travel to the mail server in clear, because SMTP_SECURITY is plain"
+                "codes are sent to the mail server unencrypted, because SMTP_SECURITY is plain"
             );
         }
         let from = settings
@@ -73,8 +72,7 @@ impl Email {
     }
 }
 
-/// The message as it is sent. Everything that was filled in is a part of one line, so none of it
-/// can be a header.
+/// Builds the mail. Every value that is filled in is part of one line, so none can become a header.
 fn mail(from: Mailbox, to: &EmailAddress, order: &Order<'_>) -> Result<Message, DeliveryError> {
     let wrong = |_| DeliveryError::Misconfigured("the message");
     let to: Address = to
@@ -82,7 +80,7 @@ fn mail(from: Mailbox, to: &EmailAddress, order: &Order<'_>) -> Result<Message, 
         .parse()
         .map_err(|_| DeliveryError::Misconfigured("the user's email address"))?;
     let (templates, values) = (&order.realm.message, &order.values);
-    // Out-of-office programs do not answer such mail (RFC 3834).
+    // Programs that answer mail automatically do not answer such mail (RFC 3834).
     let automatic = HeaderValue::new(
         HeaderName::new_from_ascii_str("Auto-Submitted"),
         "auto-generated".to_owned(),

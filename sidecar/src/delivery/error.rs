@@ -1,47 +1,40 @@
-//! Why a code was not delivered. Enters: what went wrong, in a channel's words. Leaves: a word for
-//! metrics, a sentence for the caller, and a line for the log; none of them holds a code, a
-//! destination, a credential or what a provider wrote.
+//! Why a code was not delivered: a word for metrics, a sentence for the caller and a line for the
+//! log. None of them contains a code, a destination, a credential or what a provider wrote.
 
 use std::error::Error;
 use std::io;
 
 use thiserror::Error;
 
-/// Why a code was not delivered. What a caller learns is [`DeliveryError::reason`]; the rest is
-/// logged.
+/// Why a code was not delivered. A caller gets [`DeliveryError::reason`]; the rest is logged.
 #[derive(Debug, Error)]
 pub enum DeliveryError {
-    /// The provider's settings make no sense, or it does not accept the credentials.
+    /// The provider's settings are invalid, or it does not accept the credentials.
     #[error("the provider is not configured as it should be: {0}")]
     Misconfigured(&'static str),
-    /// The provider said no.
+    /// The provider refused the message.
     #[error("the provider refused the message: {0}")]
     Refused(String),
-    /// The provider has too much to do, or a problem of its own.
+    /// The provider is overloaded or has a temporary failure.
     #[error("the provider cannot take the message at the moment: {0}")]
     Deferred(String),
     /// There was no connection, so nothing can have been sent.
     #[error("the provider could not be reached: {0}")]
     Unreachable(String),
-    /// No connection that codes may be sent over.
+    /// There is no connection that codes may be sent over.
     #[error("there is no trusted connection to the provider: {0}")]
     Untrusted(String),
-    /// The provider went away in the middle, or said something else than an answer: the message may
-    /// have been sent.
+    /// The connection broke, or the reply is invalid. The message may have been sent.
     #[error("the provider broke off: {0}")]
     Broken(String),
-    /// No answer within the time for a delivery.
     #[error("the provider did not answer in time")]
     TimedOut,
-    /// As many deliveries are under way as there may be.
     #[error("too many deliveries are under way")]
     Overloaded,
 }
 
 impl DeliveryError {
-    /// What may be said about it to a caller: no address, no credential, nothing that the provider
-    /// wrote.
-    #[must_use]
+    /// Returns the sentence for the caller.
     pub const fn reason(&self) -> &'static str {
         match self {
             Self::Misconfigured(_) => "the provider is not configured correctly.",
@@ -55,8 +48,7 @@ impl DeliveryError {
         }
     }
 
-    /// The word in metrics.
-    #[must_use]
+    /// Returns the word in metrics.
     pub const fn outcome(&self) -> &'static str {
         match self {
             Self::Misconfigured(_) => "misconfigured",
@@ -70,29 +62,28 @@ impl DeliveryError {
         }
     }
 
-    /// Whether it is certain that nothing was sent, and another try may be better.
-    #[must_use]
+    /// Whether it is certain that nothing was sent and another attempt may succeed.
     pub(super) const fn is_worth_another_try(&self) -> bool {
         matches!(self, Self::Unreachable(_))
     }
 }
 
-/// Whether TLS is what went wrong: trying again is of no use.
+/// Whether TLS has failed, so that another attempt would fail as well.
 pub(super) fn is_about_trust(error: &(dyn Error + 'static)) -> bool {
     let mut current = Some(error);
     while let Some(error) = current {
         if error.is::<rustls::Error>() {
             return true;
         }
-        // What an error of a stream wraps is not among its sources.
+        // The error that an I/O error wraps is not among its sources.
         let inside = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
         current = inside.map(|inside| inside as &(dyn Error + 'static)).or_else(|| error.source());
     }
     false
 }
 
-/// What lies at the bottom of an error, such as "Connection refused": without the addresses that
-/// the layers above add.
+/// Returns the innermost cause of an error, such as "Connection refused", without the addresses
+/// that outer errors add.
 pub(super) fn cause(error: &(dyn Error + 'static)) -> String {
     let mut last = error;
     while let Some(source) = last.source() {
@@ -106,7 +97,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn tls_is_recognized_inside_of_what_wraps_it() {
+    fn a_tls_error_is_recognized_inside_other_errors() {
         let wrapped = io::Error::new(io::ErrorKind::InvalidData, rustls::Error::DecryptError);
         assert!(!is_about_trust(&io::Error::other(wrapped.to_string())));
         assert!(is_about_trust(&wrapped));

@@ -1,5 +1,4 @@
-//! Push messages, as servers like ntfy take them: the text is the body of a request. Enters: a
-//! receiver and a message. Leaves: the message, accepted by the receiver.
+//! Sends push messages to servers such as ntfy, where the text is the body of a request.
 
 use twofactor_core::realm::RealmRecord;
 use twofactor_core::user::{DeliveryMethod, UserDefinition};
@@ -8,7 +7,7 @@ use super::error::DeliveryError;
 use super::http::{self, HttpClient};
 use super::{Channel, Order, Sending};
 
-/// Sends push messages.
+/// The channel for push messages.
 #[derive(Debug, Default)]
 pub(super) struct Push {
     client: HttpClient,

@@ -1,8 +1,7 @@
-//! HTTP, as channels need it. Enters: an endpoint and a request. Leaves: a status and a short body,
-//! or why there is none.
+//! Sends HTTP requests for channels.
 //!
-//! Redirects are never followed: a code goes where the realm says, and nowhere else. Nor is a proxy
-//! of the environment used.
+//! Redirects are never followed and no proxy of the environment is used, because a code may only go
+//! to the address that the realm names.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,30 +14,30 @@ use twofactor_core::provider::Endpoint;
 use super::CONNECT_TIMEOUT;
 use super::error::{DeliveryError, cause, is_about_trust};
 
-/// For a connection to be kept without a request. Some servers close theirs after five seconds, and
-/// a request that meets such a close may or may not have been carried out.
+/// Maximum idle time of a connection. Some servers close connections after five seconds, and a
+/// request that is sent at that moment may or may not be carried out.
 const IDLE: Duration = Duration::from_secs(4);
-/// Connections that are kept.
+/// Maximum number of idle connections.
 const MOST_IDLE: usize = 8;
-/// The longest answer that is read.
+/// Maximum size of an answer in bytes.
 const LONGEST_ANSWER: usize = 64 * 1024;
 
-/// The client of one endpoint, made when it is needed first: the system's certificates take a while
-/// to be read.
+/// The client of one endpoint, built when it is first used because reading the system's
+/// certificates takes time.
 #[derive(Debug, Default)]
 pub(super) struct HttpClient {
     current: ArcSwapOption<(Endpoint, Client)>,
 }
 
-/// What came back.
+/// The answer to a request.
 pub(super) struct Answer {
     pub(super) status: StatusCode,
-    /// Nothing when it was too long, or broke off.
+    /// `None` if the body is too long or incomplete.
     pub(super) body: Option<Vec<u8>>,
 }
 
 impl HttpClient {
-    /// A client for requests to `endpoint`.
+    /// Returns a client for requests to `endpoint`.
     pub(super) async fn of(&self, endpoint: &Endpoint) -> Result<Client, DeliveryError> {
         if let Some(current) = self.current.load_full()
             && current.0 == *endpoint
@@ -72,7 +71,7 @@ fn build(endpoint: &Endpoint) -> Result<Client, DeliveryError> {
     builder.build().map_err(|_| DeliveryError::Misconfigured("TLS towards the provider"))
 }
 
-/// Sends a request and reads what comes back.
+/// Sends a request and reads the answer.
 pub(super) async fn send(request: RequestBuilder) -> Result<Answer, DeliveryError> {
     let mut response = request.send().await.map_err(|error| classify(&error))?;
     let status = response.status();
@@ -98,7 +97,7 @@ pub(super) async fn send(request: RequestBuilder) -> Result<Answer, DeliveryErro
     Ok(Answer { status, body })
 }
 
-/// What an answer other than a success means. `detail` is something that is safe to be logged.
+/// Returns the error for an answer other than a success. `detail` must be safe to log.
 pub(super) fn refusal(status: StatusCode, detail: &str) -> DeliveryError {
     let said = format!("HTTP {}{detail}", status.as_u16());
     match status.as_u16() {
@@ -109,7 +108,7 @@ pub(super) fn refusal(status: StatusCode, detail: &str) -> DeliveryError {
     }
 }
 
-/// The address is not repeated: it may hold a secret.
+/// The error does not contain the address, which may contain a secret.
 fn classify(error: &reqwest::Error) -> DeliveryError {
     if is_about_trust(error) {
         DeliveryError::Untrusted(cause(error))
@@ -127,7 +126,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_status_means_is_one_of_a_few_words() {
+    fn each_status_has_an_outcome() {
         for (status, outcome) in [
             (301, "refused"),
             (400, "refused"),

@@ -1,9 +1,8 @@
-//! Delivery of codes. Enters: a user, the realm's providers and a message. Leaves: the message, on
-//! its way, or why it is not.
+//! Delivers codes to users.
 //!
 //! The destination comes from the user's record and from nowhere else. A channel is one file beside
-//! this one and one line in [`channels`]; time, number and a second try are seen to here, for all
-//! of them alike.
+//! this one and one line in [`channels`]. The timeout, the maximum number of deliveries and the
+//! second attempt are here, because they are the same for all channels.
 
 mod console;
 mod email;
@@ -29,15 +28,15 @@ use twofactor_core::user::{DeliveryMethod, UserDefinition};
 
 pub use self::error::DeliveryError;
 
-/// For a connection to a provider to be made.
+/// Timeout for a connection to a provider.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
-/// For a whole delivery, a second try included.
+/// Timeout for a whole delivery, including a second attempt.
 const DELIVERY_TIMEOUT: Duration = Duration::from_secs(10);
-/// Deliveries of one channel that are under way at the same time. Further ones are refused at once:
-/// whoever waited behind so many would have their code too late.
+/// Maximum number of deliveries of one channel at the same time. Further ones are refused at once,
+/// because a user who had to wait for so many would get the code too late.
 const MOST_IN_FLIGHT: usize = 64;
 
-/// Every channel, a line each.
+/// Returns every channel, one line each.
 fn channels() -> Vec<Box<dyn Channel>> {
     vec![
         Box::new(email::Email::default()),
@@ -48,39 +47,34 @@ fn channels() -> Vec<Box<dyn Channel>> {
 
 /// A way to get codes to users.
 trait Channel: fmt::Debug + Send + Sync {
-    /// Whose codes go this way.
+    /// Returns the delivery method of the users whose codes this channel sends.
     fn method(&self) -> DeliveryMethod;
 
-    /// Whether there is everything that is needed to send a code to this user. What cannot be sent
-    /// is not issued.
+    /// Whether a code can be sent to this user. A code that cannot be sent is not issued.
     fn can_reach(&self, user: &UserDefinition, realm: &RealmRecord) -> bool;
 
-    /// Sends one message. It may be dropped at any moment: nothing that it leaves behind may be
-    /// used again.
+    /// Sends one message. The future may be dropped at any moment, so a connection that it used
+    /// must not be used again unless it has finished.
     fn send<'a>(&'a self, order: &'a Order<'a>) -> Sending<'a>;
 }
 
 /// A delivery under way.
 type Sending<'a> = Pin<Box<dyn Future<Output = Result<(), DeliveryError>> + Send + 'a>>;
 
-/// What is said to the user.
+/// The content of a message.
 #[derive(Debug)]
 pub struct Message<'a> {
-    /// The code.
     pub code: &'a Code,
-    /// Until when it is accepted.
     pub expires_at: UnixMillis,
-    /// Who says it.
     pub issuer: &'a str,
-    /// The service that asked for it.
+    /// The service that requested the code.
     pub service: &'a Caller,
-    /// What the user confirms with it, if the service said so.
+    /// What the user confirms with the code, if the service named it.
     pub context: Option<&'a str>,
-    /// The present moment.
     pub now: UnixMillis,
 }
 
-/// Everything that a channel needs for one delivery.
+/// What a channel needs for one delivery.
 struct Order<'a> {
     user: &'a UserDefinition,
     realm: &'a RealmRecord,
@@ -88,62 +82,57 @@ struct Order<'a> {
     values: Values<'a>,
 }
 
-/// A moment as RFC 3339 has it, in UTC, with whole seconds.
-#[must_use]
+/// Formats a moment by RFC 3339, in UTC with whole seconds.
 pub fn rfc3339(moment: UnixMillis) -> String {
     let seconds = i64::try_from(moment.seconds()).unwrap_or(i64::MAX);
     jiff::Timestamp::from_second(seconds).unwrap_or(jiff::Timestamp::MAX).to_string()
 }
 
-/// Sends codes in all ways that there are.
+/// Sends codes through all channels.
 #[derive(Debug)]
 pub struct Delivery {
-    lines: Vec<Line>,
-    /// Whether codes that no provider can take are shown on the console: for development only.
+    channels: Vec<LimitedChannel>,
+    /// Whether codes without a provider are shown on the console, for development only.
     console: bool,
 }
 
-/// A channel, and room for what is under way on it: one whose provider hangs does not hold up the
-/// others.
+/// A channel with its own permits, so that a provider that hangs does not block other channels.
 #[derive(Debug)]
-struct Line {
+struct LimitedChannel {
     channel: Box<dyn Channel>,
-    room: Semaphore,
+    permits: Semaphore,
 }
 
 impl Delivery {
-    /// Delivery through the realm's providers; with `console`, what none of them can take is shown
+    /// Delivers through the realm's providers. With `console`, codes without a provider are shown
     /// on the console.
-    #[must_use]
     pub fn new(console: bool) -> Self {
         Self::over(channels(), console)
     }
 
     fn over(channels: Vec<Box<dyn Channel>>, console: bool) -> Self {
-        let line = |channel| Line { channel, room: Semaphore::new(MOST_IN_FLIGHT) };
-        Self { lines: channels.into_iter().map(line).collect(), console }
+        let limited = |channel| LimitedChannel { channel, permits: Semaphore::new(MOST_IN_FLIGHT) };
+        Self { channels: channels.into_iter().map(limited).collect(), console }
     }
 
-    /// Whether there is a way to send a code to this user.
-    #[must_use]
+    /// Whether a code can be sent to this user.
     pub fn can_reach(&self, user: &UserDefinition, realm: &RealmRecord) -> bool {
         match user.delivery_method {
             // The user's authenticator computes the code; sending it as well would be a second,
-            // weaker way.
+            // weaker factor.
             DeliveryMethod::App => false,
-            _ => self.line(user, realm).is_some() || self.console,
+            _ => self.channel(user, realm).is_some() || self.console,
         }
     }
 
-    fn line(&self, user: &UserDefinition, realm: &RealmRecord) -> Option<&Line> {
-        let line = self.lines.iter().find(|line| line.channel.method() == user.delivery_method)?;
-        line.channel.can_reach(user, realm).then_some(line)
+    fn channel(&self, user: &UserDefinition, realm: &RealmRecord) -> Option<&LimitedChannel> {
+        let method = user.delivery_method;
+        let limited = self.channels.iter().find(|limited| limited.channel.method() == method)?;
+        limited.channel.can_reach(user, realm).then_some(limited)
     }
 
-    /// Sends a message to a user whom [`Delivery::can_reach`] says it can reach.
-    ///
-    /// # Errors
-    /// When the provider does not take it, after ten seconds at the latest.
+    /// Sends a message to a user who can be reached ([`Delivery::can_reach`]). Fails after ten
+    /// seconds at the latest if the provider does not accept it.
     pub async fn deliver(
         &self,
         user: &UserDefinition,
@@ -160,8 +149,8 @@ impl Delivery {
             context: message.context,
         };
         let order = Order { user, realm, message, values };
-        let result = match self.line(user, realm) {
-            Some(line) => line.send(&order).await,
+        let result = match self.channel(user, realm) {
+            Some(channel) => channel.send(&order).await,
             None if self.console && user.delivery_method != DeliveryMethod::App => {
                 console::show(&order);
                 Ok(())
@@ -170,19 +159,19 @@ impl Delivery {
         };
         if let Err(error) = &result {
             let (channel, outcome) = (user.delivery_method.name(), error.outcome());
-            tracing::warn!(channel, outcome, %error, "a code was not delivered");
+            tracing::warn!(channel, outcome, %error, "code not delivered");
         }
         result
     }
 }
 
-impl Line {
+impl LimitedChannel {
     async fn send(&self, order: &Order<'_>) -> Result<(), DeliveryError> {
-        let Ok(_room) = self.room.try_acquire() else { return Err(DeliveryError::Overloaded) };
+        let Ok(_permit) = self.permits.try_acquire() else { return Err(DeliveryError::Overloaded) };
         let work = async {
             match self.channel.send(order).await {
                 Err(error) if error.is_worth_another_try() => {
-                    tracing::debug!(channel = self.channel.method().name(), %error, "trying once more");
+                    tracing::debug!(channel = self.channel.method().name(), %error, "delivery failed, trying again");
                     self.channel.send(order).await
                 }
                 result => result,

@@ -1,5 +1,5 @@
-//! Text messages over Twilio's Messages API. Enters: an account, a number and a message. Leaves:
-//! the message, accepted by Twilio; whether a phone shows it, nobody here learns.
+//! Sends codes as text messages over Twilio's Messages API. A success means that Twilio accepted
+//! the message, not that a phone shows it.
 
 use reqwest::header::CONTENT_TYPE;
 use serde::Deserialize;
@@ -11,20 +11,20 @@ use super::error::DeliveryError;
 use super::http::{self, Answer, HttpClient};
 use super::{Channel, Order, Sending};
 
-/// Sends text messages.
+/// The channel for text messages.
 #[derive(Debug, Default)]
 pub(super) struct Sms {
     client: HttpClient,
 }
 
-/// What is read of Twilio's answers.
+/// The members of Twilio's answers that are used.
 #[derive(Default, Deserialize)]
-struct Said {
-    /// The message's name, when there is one.
+struct TwilioAnswer {
+    /// The id of an accepted message.
     sid: Option<String>,
-    /// Why a message that was taken will not be sent.
+    /// Why an accepted message will not be sent.
     error_code: Option<u32>,
-    /// Why a message was not taken.
+    /// Why a message was not accepted.
     code: Option<u32>,
 }
 
@@ -55,7 +55,7 @@ impl Channel for Sms {
                 .basic_auth(&settings.account_sid, Some(settings.auth_token.expose_secret()))
                 .header(CONTENT_TYPE, "application/x-www-form-urlencoded")
                 .body(form(settings, number, &order.realm.message.sms(&order.values)));
-            judge(&http::send(request).await?)
+            evaluate(&http::send(request).await?)
         })
     }
 }
@@ -71,19 +71,20 @@ fn form(settings: &TwilioSettings, to: &PhoneNumber, text: &str) -> String {
     form.finish()
 }
 
-/// Twilio's sentences repeat the number, its codes are numbers of its own.
-fn judge(answer: &Answer) -> Result<(), DeliveryError> {
-    let said = answer.body.as_deref().and_then(|body| serde_json::from_slice::<Said>(body).ok());
+/// Errors contain Twilio's codes and not its sentences, because those repeat the phone number.
+fn evaluate(answer: &Answer) -> Result<(), DeliveryError> {
+    let parsed =
+        answer.body.as_deref().and_then(|body| serde_json::from_slice::<TwilioAnswer>(body).ok());
     if !answer.status.is_success() {
-        let code = said.unwrap_or_default().code;
+        let code = parsed.unwrap_or_default().code;
         let detail = code.map(|code| format!(", Twilio's error {code}")).unwrap_or_default();
         return Err(http::refusal(answer.status, &detail));
     }
-    match said {
-        Some(Said { error_code: Some(code), .. }) => {
+    match parsed {
+        Some(TwilioAnswer { error_code: Some(code), .. }) => {
             Err(DeliveryError::Refused(format!("Twilio's error {code}")))
         }
-        Some(Said { sid: Some(_), .. }) => Ok(()),
+        Some(TwilioAnswer { sid: Some(_), .. }) => Ok(()),
         _ => Err(DeliveryError::Broken("the answer is not one of Twilio's".to_owned())),
     }
 }
@@ -95,11 +96,11 @@ mod tests {
     fn outcome(status: u16, body: &str) -> &'static str {
         let status = reqwest::StatusCode::from_u16(status).unwrap();
         let answer = Answer { status, body: Some(body.as_bytes().to_vec()) };
-        judge(&answer).map_or_else(|error| error.outcome(), |()| "sent")
+        evaluate(&answer).map_or_else(|error| error.outcome(), |()| "sent")
     }
 
     #[test]
-    fn only_an_answer_of_twilios_is_a_success() {
+    fn only_an_answer_of_twilio_is_a_success() {
         assert_eq!(outcome(201, r#"{"sid":"SM1","status":"queued","error_code":null}"#), "sent");
         assert_eq!(
             outcome(201, r#"{"sid":"SM1","status":"failed","error_code":30003}"#),
@@ -114,10 +115,11 @@ mod tests {
     }
 
     #[test]
-    fn twilios_words_are_not_repeated_but_its_code_is() {
+    fn an_error_contains_twilios_code_and_not_its_words() {
         let body = br#"{"code":21211,"message":"+15005550001 is not a number"}"#.to_vec();
-        let error = judge(&Answer { status: reqwest::StatusCode::BAD_REQUEST, body: Some(body) })
-            .unwrap_err();
+        let error =
+            evaluate(&Answer { status: reqwest::StatusCode::BAD_REQUEST, body: Some(body) })
+                .unwrap_err();
         assert_eq!(
             error.to_string(),
             "the provider refused the message: HTTP 400, Twilio's error 21211"

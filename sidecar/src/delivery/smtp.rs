@@ -1,10 +1,8 @@
-//! Connections to a mail server (RFC 5321), with STARTTLS (RFC 3207) or implicit TLS (RFC 8314).
-//! Enters: an envelope and a mail. Leaves: the mail, accepted by the server.
+//! Sends mail to a server (RFC 5321), with STARTTLS (RFC 3207) or implicit TLS (RFC 8314).
 //!
-//! A connection is kept for the next delivery only when the last one came to its good end. One that
-//! was cancelled, timed out or broke off would answer the next delivery with what belongs to the
-//! last, so it is never seen again: whoever uses a connection owns it, and gives it back at the
-//! very end.
+//! A connection is used again only if its last delivery succeeded. After one that was cancelled,
+//! timed out or failed, the next delivery could get the reply of that one. A delivery therefore
+//! owns its connection and gives it back at the very end.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -23,16 +21,16 @@ use twofactor_core::provider::{SmtpSecurity, SmtpSettings};
 use super::CONNECT_TIMEOUT;
 use super::error::{DeliveryError, cause, is_about_trust};
 
-/// For a connection to be kept without a delivery: shorter than mail servers wait.
+/// Maximum idle time of a connection; mail servers wait longer.
 const IDLE: Duration = Duration::from_secs(20);
-/// Connections that are kept.
+/// Maximum number of idle connections.
 const MOST_IDLE: usize = 4;
-/// Deliveries over one connection: mail servers have limits of their own, and this is below them.
+/// Maximum number of deliveries over one connection, below the limits of mail servers.
 const MOST_DELIVERIES: u32 = 50;
-/// For a server to take leave.
-const FAREWELL: Duration = Duration::from_secs(1);
+/// Timeout for QUIT.
+const QUIT_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// A mail server, and connections to it.
+/// A mail server and its idle connections.
 pub(super) struct MailServer {
     host: String,
     port: u16,
@@ -42,26 +40,26 @@ pub(super) struct MailServer {
     idle: Arc<Idle>,
 }
 
-/// Connections that wait for their next delivery.
+/// Connections that wait for the next delivery.
 #[derive(Default)]
 struct Idle(Mutex<Waiting>);
 
 #[derive(Default)]
 struct Waiting {
-    connections: Vec<Kept>,
-    /// Whether somebody takes leave of old ones.
+    connections: Vec<Connection>,
+    /// Whether a task closes expired connections.
     is_cleaned: bool,
 }
 
-/// A connection between two deliveries, or in one.
-struct Kept {
-    connection: AsyncSmtpConnection,
+/// A connection, idle or in use.
+struct Connection {
+    smtp: AsyncSmtpConnection,
     deliveries: u32,
     since: Instant,
 }
 
 impl MailServer {
-    /// A server as `settings` name it. There is no connection yet.
+    /// Prepares connections to the server in `settings`.
     pub(super) fn new(settings: &SmtpSettings) -> Result<Self, DeliveryError> {
         let tls = match settings.security {
             SmtpSecurity::Plain => None,
@@ -82,37 +80,37 @@ impl MailServer {
         })
     }
 
-    /// Sends a mail, over a connection that is there or over a new one.
+    /// Sends a mail over an idle connection or a new one.
     pub(super) async fn send(&self, envelope: &Envelope, mail: &[u8]) -> Result<(), DeliveryError> {
         let mail =
             std::str::from_utf8(mail).map_err(|_| DeliveryError::Misconfigured("the message"))?;
-        let (mut kept, is_new) = match self.idle.take() {
-            Some(kept) => (kept, false),
+        let (mut connection, is_new) = match self.idle.take() {
+            Some(connection) => (connection, false),
             None => (self.connect().await?, true),
         };
-        match begin(&mut kept.connection, envelope, mail).await {
+        match begin(&mut connection.smtp, envelope, mail).await {
             Err(Failed::Smtp(error)) if !is_new && is_over(&error) => {
-                // The server has closed it meanwhile, and those beside it most likely, too. Nothing
-                // has been sent.
+                // The server has closed this connection, and probably the other idle ones too.
+                // Nothing has been sent.
                 self.idle.clear();
-                kept = self.connect().await?;
-                begin(&mut kept.connection, envelope, mail).await?;
+                connection = self.connect().await?;
+                begin(&mut connection.smtp, envelope, mail).await?;
             }
             begun => begun?,
         }
-        let connection = &mut kept.connection;
+        let smtp = &mut connection.smtp;
         for to in envelope.to() {
-            connection.command(Rcpt::new(to.clone(), Vec::new())).await.map_err(Failed::Smtp)?;
+            smtp.command(Rcpt::new(to.clone(), Vec::new())).await.map_err(Failed::Smtp)?;
         }
-        connection.command(Data).await.map_err(Failed::Smtp)?;
-        connection.command(Content(mail)).await.map_err(Failed::Smtp)?;
-        kept.deliveries += 1;
-        self.idle.keep(kept);
+        smtp.command(Data).await.map_err(Failed::Smtp)?;
+        smtp.command(Content(mail)).await.map_err(Failed::Smtp)?;
+        connection.deliveries += 1;
+        self.idle.give_back(connection);
         Ok(())
     }
 
-    /// A new connection, ready for a mail. Whatever goes wrong here, nothing has been sent.
-    async fn connect(&self) -> Result<Kept, DeliveryError> {
+    /// Opens a connection that is ready for a mail. If this fails, nothing has been sent.
+    async fn connect(&self) -> Result<Connection, DeliveryError> {
         let name = ClientId::default();
         let wrapped = self.tls.clone().filter(|_| self.security == SmtpSecurity::Implicit);
         let address = (self.host.as_str(), self.port);
@@ -149,25 +147,25 @@ impl MailServer {
                 }
             })?;
         }
-        Ok(Kept { connection, deliveries: 0, since: Instant::now() })
+        Ok(Connection { smtp: connection, deliveries: 0, since: Instant::now() })
     }
 }
 
-/// What went wrong once there was a connection.
+/// Why a mail was not sent over a connection.
 enum Failed {
     Smtp(SmtpError),
     /// The server cannot take such a mail.
     Unable(&'static str),
 }
 
-/// A mail with its end, in one piece: in two, the second would wait for the server to acknowledge
-/// the first, which servers put off for forty milliseconds.
+/// A mail with its end, sent in one piece: a second piece would wait for the server to acknowledge
+/// the first, which takes up to forty milliseconds.
 struct Content<'a>(&'a str);
 
 impl fmt::Display for Content<'_> {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         for line in self.0.split_inclusive("\r\n") {
-            // A line of one dot would be the end (RFC 5321 §4.5.2).
+            // A line of one dot would end the mail (RFC 5321 §4.5.2).
             if line.starts_with('.') {
                 formatter.write_str(".")?;
             }
@@ -177,7 +175,7 @@ impl fmt::Display for Content<'_> {
     }
 }
 
-/// Announces a mail.
+/// Sends MAIL, with the extensions that the mail needs.
 async fn begin(
     connection: &mut AsyncSmtpConnection,
     envelope: &Envelope,
@@ -206,13 +204,13 @@ async fn begin(
     Ok(())
 }
 
-/// Whether the server has left: by closing the connection, or with 421.
+/// Whether the server has closed the connection, with or without the status 421.
 fn is_over(error: &SmtpError) -> bool {
     error.status().is_none_or(|status| u16::from(status) == 421)
 }
 
 impl From<Failed> for DeliveryError {
-    /// The status goes to the log; the server's own words, which may repeat an address, do not.
+    /// The error contains the status and not the server's words, which may repeat an address.
     fn from(failed: Failed) -> Self {
         let error = match failed {
             Failed::Unable(why) => return Self::Refused(why.to_owned()),
@@ -255,22 +253,22 @@ fn tls_parameters(settings: &SmtpSettings) -> Result<TlsParameters, DeliveryErro
 }
 
 impl Idle {
-    /// The connection that was used last, if it is not too old.
-    fn take(&self) -> Option<Kept> {
-        self.waiting().connections.pop_if(|kept| kept.since.elapsed() < IDLE)
+    /// Returns the connection that was used last, if it has not expired.
+    fn take(&self) -> Option<Connection> {
+        self.waiting().connections.pop_if(|connection| connection.since.elapsed() < IDLE)
     }
 
-    /// Keeps a connection after a delivery, while there is room.
-    fn keep(self: &Arc<Self>, kept: Kept) {
+    /// Gives a connection back after a delivery; it is closed if there are enough idle ones.
+    fn give_back(self: &Arc<Self>, connection: Connection) {
         let mut waiting = self.waiting();
-        if waiting.connections.len() >= MOST_IDLE || kept.deliveries >= MOST_DELIVERIES {
+        if waiting.connections.len() >= MOST_IDLE || connection.deliveries >= MOST_DELIVERIES {
             drop(waiting);
-            tokio::spawn(take_leave(kept));
+            tokio::spawn(close(connection));
             return;
         }
-        waiting.connections.push(Kept { since: Instant::now(), ..kept });
+        waiting.connections.push(Connection { since: Instant::now(), ..connection });
         if !std::mem::replace(&mut waiting.is_cleaned, true) {
-            tokio::spawn(clean_up(Arc::downgrade(self)));
+            tokio::spawn(close_expired(Arc::downgrade(self)));
         }
     }
 
@@ -283,21 +281,23 @@ impl Idle {
     }
 }
 
-/// Takes leave of connections that nobody needs any more, until there is none.
-async fn clean_up(idle: Weak<Idle>) {
+/// Closes expired connections until none is idle.
+async fn close_expired(idle: Weak<Idle>) {
     loop {
         tokio::time::sleep(IDLE).await;
         let Some(idle) = idle.upgrade() else { return };
         let (old, is_over) = {
             let mut waiting = idle.waiting();
-            let old: Vec<Kept> =
-                waiting.connections.extract_if(.., |kept| kept.since.elapsed() >= IDLE).collect();
-            // Whoever keeps the next one begins anew.
+            let old: Vec<Connection> = waiting
+                .connections
+                .extract_if(.., |connection| connection.since.elapsed() >= IDLE)
+                .collect();
+            // The next connection that is given back starts this task again.
             waiting.is_cleaned = !waiting.connections.is_empty();
             (old, !waiting.is_cleaned)
         };
-        for kept in old {
-            take_leave(kept).await;
+        for connection in old {
+            close(connection).await;
         }
         if is_over {
             return;
@@ -305,8 +305,8 @@ async fn clean_up(idle: Weak<Idle>) {
     }
 }
 
-async fn take_leave(mut kept: Kept) {
-    let _ = tokio::time::timeout(FAREWELL, kept.connection.quit()).await;
+async fn close(mut connection: Connection) {
+    let _ = tokio::time::timeout(QUIT_TIMEOUT, connection.smtp.quit()).await;
 }
 
 impl fmt::Debug for MailServer {

@@ -13,7 +13,7 @@ use super::*;
 
 const PAGE: &str = include_str!("../../../docs/development/adding-a-channel.md");
 
-/// A channel of a test's: it does what it is told, and counts.
+/// A channel that does what the test chooses, and counts.
 #[derive(Clone, Debug)]
 struct Scripted {
     does: Does,
@@ -99,7 +99,7 @@ async fn deliver_in(
 }
 
 #[tokio::test]
-async fn a_channel_is_one_more_line() {
+async fn a_user_is_reached_through_the_channel_of_their_method() {
     let channel = Scripted::new(Does::Succeed);
     let delivery = Delivery::over(vec![Box::new(channel.clone())], false);
     assert!(delivery.can_reach(&user(DeliveryMethod::Webhook), &RealmRecord::default()));
@@ -113,7 +113,7 @@ async fn a_channel_is_one_more_line() {
 }
 
 #[tokio::test]
-async fn there_is_one_more_try_where_nothing_can_have_been_sent_and_nowhere_else() {
+async fn a_delivery_is_tried_again_only_if_nothing_can_have_been_sent() {
     for (does, calls, outcome) in
         [(Does::FailToConnect, 2, "unreachable"), (Does::BreakOff, 1, "broken-off")]
     {
@@ -128,7 +128,7 @@ async fn there_is_one_more_try_where_nothing_can_have_been_sent_and_nowhere_else
 }
 
 #[tokio::test]
-async fn what_would_have_to_queue_is_refused_at_once() {
+async fn a_delivery_beyond_the_maximum_is_refused_at_once() {
     let channel = Scripted::new(Does::WaitForRelease);
     let delivery = Arc::new(Delivery::over(vec![Box::new(channel.clone())], false));
     let mut tasks = tokio::task::JoinSet::new();
@@ -150,14 +150,14 @@ async fn what_would_have_to_queue_is_refused_at_once() {
 }
 
 #[tokio::test]
-async fn an_authenticators_code_is_never_sent() {
+async fn the_code_of_an_authenticator_is_never_sent() {
     let delivery = Delivery::new(true);
     assert!(!delivery.can_reach(&user(DeliveryMethod::App), &RealmRecord::default()));
     assert!(deliver(&delivery, DeliveryMethod::App).await.is_err());
 }
 
 #[test]
-fn the_documentation_shows_the_example_as_it_is() {
+fn the_documentation_contains_the_example_file() {
     assert!(
         PAGE.contains(include_str!("example.rs")),
         "docs/development/adding-a-channel.md differs from example.rs"
@@ -188,7 +188,7 @@ async fn the_example_of_the_documentation_sends_its_text() {
         request
     });
     let delivery = Delivery::over(vec![Box::new(example::Push::default())], false);
-    // The provider of TLS is the program's to choose.
+    // The program chooses the TLS provider, and this test is no program.
     let _ = rustls::crypto::ring::default_provider().install_default();
     deliver_in(&realm, &delivery, DeliveryMethod::Webhook).await.unwrap();
     let request = receiver.await.unwrap();

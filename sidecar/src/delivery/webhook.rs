@@ -1,5 +1,5 @@
-//! A webhook, signed by the Standard Webhooks specification: push, chat and the rest hang off it.
-//! Enters: a receiver, its secrets and a message. Leaves: the message, accepted by the receiver.
+//! Gives codes to a webhook, signed by the Standard Webhooks specification, for push, chat and
+//! other ways of delivery.
 
 use reqwest::header::CONTENT_TYPE;
 use serde::Serialize;
@@ -10,16 +10,16 @@ use super::error::DeliveryError;
 use super::http::{self, HttpClient};
 use super::{Channel, Order, Sending, rfc3339};
 
-/// The type of the one event that there is.
+/// The type of the event.
 const EVENT: &str = "otp.requested";
 
-/// Gives codes to a receiver of webhooks.
+/// The channel for webhooks.
 #[derive(Debug, Default)]
 pub(super) struct Webhook {
     client: HttpClient,
 }
 
-/// What the receiver gets.
+/// The body of a request.
 #[derive(Serialize)]
 struct Event<'a> {
     #[serde(rename = "type")]
@@ -61,8 +61,7 @@ impl Channel for Webhook {
             let body = serde_json::to_vec(&event(order))
                 .map_err(|_| DeliveryError::Misconfigured("the message"))?;
             let timestamp = order.message.now.seconds();
-            // The same for the same code: a receiver that has it already knows that this is another
-            // try.
+            // The same for the same code, so that a receiver recognizes another attempt.
             let id = settings.secrets.message_id(&[
                 order.values.username.as_bytes(),
                 order.values.service.as_bytes(),

@@ -1,5 +1,5 @@
-//! Reads users from manifests on disk, as they should be published, with a problem for everything that
-//! is wrong.
+//! Reads users from manifests on disk, as they should be published, with a problem for everything
+//! that is wrong.
 
 use std::collections::{HashMap, HashSet};
 use std::fs;

@@ -1,5 +1,5 @@
-//! Reads the master key of `dev` from its file, or creates it at the first start, so that records in
-//! Redis can be opened after a restart.
+//! Reads the master key of `dev` from its file, or creates it at the first start, so that records
+//! in Redis can be opened after a restart.
 
 use std::fs;
 use std::io::{self, Write};

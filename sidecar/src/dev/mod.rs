@@ -38,8 +38,8 @@ use crate::process::{ModeTask, run};
 
 /// Interval between two checks of the manifests and the store.
 const INTERVAL: Duration = Duration::from_secs(1);
-/// Number of checks after which the store is filled even if nothing has changed, because single keys
-/// may have been lost.
+/// Number of checks after which the store is filled even if nothing has changed, because single
+/// keys may have been lost.
 const REFILL_AFTER: u32 = 30;
 
 /// The options of `dev`.

@@ -1,5 +1,5 @@
-//! Metrics for Prometheus. Labels are constant words: none holds a name, an address or any other text
-//! that a caller chooses.
+//! Metrics for Prometheus. Labels are constant words: none holds a name, an address or any other
+//! text that a caller chooses.
 
 pub mod store;
 
@@ -69,7 +69,8 @@ impl Metrics {
             "Changes of the mounted credentials, by outcome.",
             &["outcome"],
         )?;
-        // A vector also where there is no label, because a value that is not known yet is not shown.
+        // A vector also where there is no label, because a value that is not known yet is not
+        // shown.
         let gauge = |name: &str, help: &str, labels: &[&str]| {
             let gauge = IntGaugeVec::new(Opts::new(name, help), labels)?;
             registry.register(Box::new(gauge.clone()))?;

@@ -232,8 +232,8 @@ impl Records {
     /// Reads a user's record that has changed or is not cached. Errors are those of
     /// [`Records::enabled_user`].
     pub async fn reload(&self, pseudonym: Pseudonym) -> Result<CurrentUser, Refusal> {
-        // Before the read, because of two reads that overlap, the one that ends later may return the
-        // older record.
+        // Before the read, because of two reads that overlap, the one that ends later may return
+        // the older record.
         let seen =
             self.known.users.get(&pseudonym).map_or(Revision::default(), |seen| seen.highest);
         let Some(sealed) = self.store.record(&pseudonym).await? else {

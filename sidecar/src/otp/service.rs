@@ -70,7 +70,7 @@ impl Service {
         user.seed.is_some() && self.delivery.can_reach(&user.definition, realm)
     }
 
-    /// Sends a message to a user for whom [`Service::can_send`] is true, and counts the delivery.
+    /// Sends a message to a user who can get it ([`Service::can_send`]), and counts the delivery.
     pub async fn deliver(
         &self,
         user: &UserDefinition,

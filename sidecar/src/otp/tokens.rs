@@ -173,8 +173,8 @@ impl PublicKey {
 pub struct PublicKeys(Mutex<Vec<(PublicKey, Instant)>>);
 
 impl PublicKeys {
-    /// Records what a realm signs with at the moment `now`, and returns the keys that its tokens can
-    /// be checked with. A shared key is not among them.
+    /// Records what a realm signs with at the moment `now`, and returns the keys that its tokens
+    /// can be checked with. A shared key is not among them.
     pub fn current(
         &self,
         tokens: Option<&TokenSettings>,

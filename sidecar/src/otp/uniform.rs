@@ -1,5 +1,5 @@
-//! Answers so that nobody can see which names are users, for services that pass answers on to the
-//! public.
+//! Answers so that no client can see which names are users, for services that pass answers on to
+//! the public.
 //!
 //! For every name, the record is read and the store is asked whether there is such a user; nothing
 //! is taken from memory. Then a decision is asked for: for an enabled user the real one, for any

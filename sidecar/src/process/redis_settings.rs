@@ -1,5 +1,5 @@
-//! Checks the settings of Redis that matter for accepting a code only once, and shows the results as
-//! checks, metrics and log lines.
+//! Checks the settings of Redis that matter for accepting a code only once, and shows the results
+//! as checks, metrics and log lines.
 
 use tokio_util::sync::CancellationToken;
 use twofactor_server::admin::NamedChecks;

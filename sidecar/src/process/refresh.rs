@@ -10,17 +10,17 @@ use twofactor_store::StoreError;
 
 use crate::otp::service::{CurrentService, Service};
 
-/// Interval between two reads of the realm's record and of the checked nodes. A namespace that is no
-/// longer allowed is refused within two seconds, including the time to read.
+/// Interval between two reads of the realm's record and of the checked nodes. A namespace that is
+/// no longer allowed is refused within two seconds, including the time to read.
 ///
 /// In Redis, a read is one round trip with a GET and an HGETALL, per sidecar and second. A thousand
-/// sidecars take a few per cent of one core, which can serve a hundred thousand such reads a second;
-/// they are spread because the pods started at different moments. The record is a few hundred bytes,
-/// and some kilobytes with a CA bundle and 256 namespaces.
+/// sidecars take a few per cent of one core, which can serve a hundred thousand such reads a
+/// second; they are spread because the pods started at different moments. The record is a few
+/// hundred bytes, and some kilobytes with a CA bundle and 256 namespaces.
 const REFRESH: Duration = Duration::from_secs(1);
 
-/// The checks of the store and the realm in `/readyz?verbose`. They do not affect readiness, because
-/// an outage of Redis would otherwise take every pod out of its Service.
+/// The checks of the store and the realm in `/readyz?verbose`. They do not affect readiness,
+/// because an outage of Redis would otherwise take every pod out of its Service.
 #[derive(Clone, Debug)]
 pub(crate) struct Checks {
     pub(crate) redis: Check,

@@ -1,5 +1,5 @@
-//! Reads and validates requests. A refusal names the field and never repeats its value, which may be
-//! a code.
+//! Reads and validates requests. A refusal names the field and never repeats its value, which may
+//! be a code.
 
 use std::fmt::Display;
 use std::pin::pin;
@@ -18,8 +18,8 @@ use crate::audit::Origin;
 use crate::otp::requests::{CodeRequest, VerifyRequest};
 use crate::refusal::Refusal;
 
-/// Maximum size of a body in bytes: more than a username of 253 and a context of 140 characters take
-/// in any escaping.
+/// Maximum size of a body in bytes: more than a username of 253 and a context of 140 characters
+/// take in any escaping.
 const LARGEST_BODY: usize = 8 * 1024;
 /// Timeout for the whole body to arrive.
 const BODY_TIMEOUT: Duration = Duration::from_secs(5);

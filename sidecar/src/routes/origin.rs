@@ -1,9 +1,10 @@
 //! Refuses web pages from elsewhere, by the headers `Host` and `Origin`.
 //!
 //! The API has no authentication, because only processes of the pod or machine reach it. A browser
-//! on that machine is such a process, and sends requests on behalf of any page that it shows. Such a
-//! request can be recognized: the page's `Origin` is not the address of this API, or, if the page's
-//! own host name was made to resolve to this machine (DNS rebinding), the `Host` is that name.
+//! on that machine is such a process, and sends requests on behalf of any page that it shows. Such
+//! a request can be recognized: the page's `Origin` is not the address of this API, or, if the
+//! page's own host name was made to resolve to this machine (DNS rebinding), the `Host` is that
+//! name.
 
 use std::net::IpAddr;
 

@@ -1,5 +1,5 @@
-//! Reads the credentials of a realm from a directory, which is mounted from a Secret that the operator
-//! maintains: where Redis is, and the realm's keys.
+//! Reads the credentials of a realm from a directory, which is mounted from a Secret that the
+//! operator maintains: where Redis is, and the realm's keys.
 
 use std::fs;
 use std::io;

@@ -120,7 +120,8 @@ impl Follower {
     }
 }
 
-/// Returns the service on `files`. If the realm is the same, it knows what the previous service knew.
+/// Returns the service on `files`. If the realm is the same, it knows what the previous service
+/// knew.
 fn service(
     files: &CredentialFiles,
     metrics: &Metrics,

@@ -13,8 +13,8 @@ use crate::metrics::Metrics;
 use crate::process::listen::{Addresses, Listeners};
 use crate::process::{ModeTask, run};
 
-/// Serves until `stop`. Fails if the credentials or an address are invalid; Redis need not answer at
-/// the start.
+/// Serves until `stop`. Fails if the credentials or an address are invalid; Redis need not answer
+/// at the start.
 pub async fn serve(
     addresses: &Addresses,
     directory: &Path,

@@ -258,7 +258,7 @@ async fn plain_smtp_needs_an_explicit_setting_and_is_logged() {
     let (plain, _folder) = sidecar(&mail, &[("SMTP_SECURITY", "plain")]).await;
     delivered(&plain, "alice").await;
     assert!(!mail.wait_for_message("alice@example.org", BOUND).await.tls);
-    assert!(plain.process().output().contains("in clear, because SMTP_SECURITY is plain"));
+    assert!(plain.process().output().contains("unencrypted, because SMTP_SECURITY is plain"));
 }
 
 #[tokio::test]
