@@ -1,6 +1,6 @@
 //! The sidecar: answers `/auth/generate` and `/auth/verify` on localhost.
 //!
-//! Layers, each of which uses those below it only:
+//! Layers, each of which may use those below it, as the test `structure` checks:
 //!
 //! 1. `cli` parses the command line.
 //! 2. `serve` runs on what the operator published, `dev` on manifests from disk.

@@ -13,19 +13,34 @@ struct Structure {
     layers: &'static [&'static [&'static str]],
 }
 
-const STRUCTURES: [Structure; 1] = [Structure {
-    source: "operator/src",
-    layers: &[
-        &["main", "testing"],
-        &["cli"],
-        &["process"],
-        &["redis"],
-        &["user"],
-        &["realm", "watch", "webhook"],
-        &["state"],
-        &["k8s", "metrics", "failpoint"],
-    ],
-}];
+const STRUCTURES: [Structure; 2] = [
+    Structure {
+        source: "operator/src",
+        layers: &[
+            &["main", "testing"],
+            &["cli"],
+            &["process"],
+            &["redis"],
+            &["user"],
+            &["realm", "watch", "webhook"],
+            &["state"],
+            &["k8s", "metrics", "failpoint"],
+        ],
+    },
+    Structure {
+        source: "sidecar/src",
+        layers: &[
+            &["main", "testing"],
+            &["cli"],
+            &["serve", "dev"],
+            &["process"],
+            &["routes"],
+            &["otp"],
+            &["refusal"],
+            &["delivery", "audit", "metrics", "error"],
+        ],
+    },
+];
 
 /// The path of a module below the crate, such as `["state", "queue"]`.
 type Module = Vec<String>;
