@@ -175,7 +175,7 @@ async fn a_realm_that_has_reached_its_delivery_limit_sends_no_more_codes() {
     let log = dev.sidecar.process().stderr();
     assert!(
         log.contains("outcome=\"delivery-limit-reached\"")
-            && log.contains("as many codes within an hour"),
+            && log.contains("the realm's hourly limit is reached"),
         "{log}"
     );
 }

@@ -220,7 +220,7 @@ async fn unusable_credentials_are_reported_once_and_the_known_ones_stay_in_use()
         Some(3)
     );
     let log = sidecar.process().output();
-    assert_eq!(log.matches("the known ones stay in use").count(), 3, "{log}");
+    assert_eq!(log.matches("the previous ones stay in use").count(), 3, "{log}");
     assert!(log.contains("realm-key: must have the form") && !log.contains("c2VjcmV0"), "{log}");
     assert!(!log.contains("hidden"), "{log}");
 }

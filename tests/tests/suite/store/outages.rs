@@ -41,7 +41,7 @@ async fn redis_is_reached_over_tls_and_an_untrusted_server_is_refused() {
     fs::write(credentials.path().join("redis-ca"), "no certificate").unwrap();
     sidecar.process().wait_for_line("redis-ca: holds no certificate", BOUND).await;
     fs::write(credentials.path().join("redis-ca"), Tls::new().authority).unwrap();
-    sidecar.process().wait_for_line("and the new ones are in use", BOUND).await;
+    sidecar.process().wait_for_line("the new ones are in use", BOUND).await;
     assert_eq!(sidecar.api().verify("carol", &shown(&person)).await.status, 503);
     // The right authority is loaded without a restart.
     fs::write(credentials.path().join("redis-ca"), &tls.authority).unwrap();
