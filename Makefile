@@ -66,6 +66,9 @@ check: own-target ## check format, lints, generated files, dependencies, scripts
 	    printf '%s\0' "$$file"; \
 	  fi; \
 	done | xargs -0 shellcheck --external-sources --check-sourced
+	@echo 'checking links, anchors, widths and words'
+	@tests/tools/check-docs --self-test
+	@tests/tools/check-docs
 
 advisories: ## check the dependencies for known vulnerabilities; needs the RustSec database
 	tests/tools/install check
