@@ -292,7 +292,11 @@ async fn an_invalid_message_text_is_refused_at_startup() {
     for (variable, text, sentence) in [
         ("MESSAGE_TEXT", "no code", "MESSAGE_TEXT must contain {{code}}"),
         ("MESSAGE_SUBJECT", "two\nlines", "MESSAGE_SUBJECT must be one line"),
-        ("MESSAGE_HTML", "{{code}} {{password}}", "MESSAGE_HTML has a placeholder at character 10"),
+        (
+            "MESSAGE_HTML",
+            "{{code}} {{password}}",
+            "MESSAGE_HTML has an unknown placeholder at character 10",
+        ),
         ("MESSAGE_SMS", "{{code", "MESSAGE_SMS has {{ without }} at character 1"),
     ] {
         let process = Launch::new(tools::project_binary("twofactor-sidecar"))

@@ -39,7 +39,7 @@ async fn redis_is_reached_over_tls_and_an_untrusted_server_is_refused() {
     assert!(begun.elapsed() < Duration::from_millis(1500), "{:?}", begun.elapsed());
     // Another authority does not help, and an invalid certificate is reported with its file.
     fs::write(credentials.path().join("redis-ca"), "no certificate").unwrap();
-    sidecar.process().wait_for_line("redis-ca: holds no certificate", BOUND).await;
+    sidecar.process().wait_for_line("redis-ca: contains no certificate", BOUND).await;
     fs::write(credentials.path().join("redis-ca"), Tls::new().authority).unwrap();
     sidecar.process().wait_for_line("the new ones are in use", BOUND).await;
     assert_eq!(sidecar.api().verify("carol", &shown(&person)).await.status, 503);
