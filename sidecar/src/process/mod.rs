@@ -72,6 +72,8 @@ pub async fn run(
 
     let mut result = Ok(());
     tokio::select! {
+        // Checked first, because after a signal tasks end at the same moment.
+        biased;
         () = stop.cancelled() => {}
         ended = tasks.join_next() => {
             result = Err(RunError::TaskEnded(ended.and_then(Result::ok).unwrap_or("unknown")));
