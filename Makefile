@@ -30,9 +30,9 @@ help: ## list the targets
 run: own-target ## build the sidecar and start it with the users in examples/, without Kubernetes
 	cargo run -p twofactor-sidecar -- dev examples/ --listen $(LISTEN) $(ARGS)
 
-test: own-target ## install what the tests need, build the programs and run all tests (8 minutes)
+test: own-target ## install what the tests need, build the programs and run all tests (5 minutes)
 	@echo 'make test: installs the programs that the tests need, builds the project, and runs all'
-	@echo 'tests against real Redis, mail and Kubernetes API servers. It usually takes 8 minutes on'
+	@echo 'tests against real Redis, mail and Kubernetes API servers. It usually takes 5 minutes on'
 	@echo 'two cores; the first run also compiles the dependencies and the API server (some 30 more).'
 	tests/tools/install verifier cluster
 	cargo build --workspace --bins
