@@ -1,13 +1,12 @@
-//! Crash points, for tests. Enters: the name of a step in `TWOFACTOR_CRASH_AT`. Leaves: nothing, as
-//! after a SIGKILL, once that step is reached. Only in builds with debug assertions; in a release
-//! there is no such variable.
+//! Aborts the process at the step that `TWOFACTOR_CRASH_AT` names, so that tests can crash it
+//! there. The variable exists only in builds with debug assertions.
 
 /// A step of reconciliation after which the process can be made to die.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
     /// Before anything was read.
     Started,
-    /// The user's Secret and what they import have been read.
+    /// The user's Secret and an imported seed have been read.
     Fetched,
     /// A Secret was created.
     SecretCreated,

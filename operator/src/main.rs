@@ -1,5 +1,4 @@
-//! The program. Enters: flags and the environment. Leaves: an exit status, and a sentence when it
-//! is not 0.
+//! Runs the operator: exits with 0, or prints one sentence and exits with 1.
 
 use std::process::ExitCode;
 

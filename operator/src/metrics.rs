@@ -1,6 +1,5 @@
-//! Metrics for Prometheus, the common ones under the names of controller-runtime, so that stock
-//! dashboards work. Enters: what happened, as one of a few constant words. Leaves: counters, gauges
-//! and histograms. No label ever holds a name.
+//! Counts what the operator does, for Prometheus. The common metrics have the names of
+//! controller-runtime, so that its dashboards work. No label holds the name of an object.
 
 use std::time::Duration;
 
@@ -35,13 +34,13 @@ pub struct Metrics {
     errors: IntCounter,
     durations: HistogramVec,
     users: IntGaugeVec,
-    /// Users who wait to be looked at.
+    /// Users in the queue.
     pub queue_depth: IntGauge,
-    /// Users who could not be read.
+    /// User objects that could not be read.
     pub unreadable: IntCounter,
-    /// Realms whose content in the store was made anew.
+    /// Refills of realms in Redis.
     pub refills: IntCounterVec,
-    /// Users whose keys were removed because they belong to nobody.
+    /// Orphaned users that were removed from Redis.
     pub swept: IntCounter,
     /// Sweeps.
     pub sweeps: IntCounterVec,
@@ -54,11 +53,11 @@ pub struct Metrics {
     pub realms_unreadable: IntCounter,
     /// Pods that ask for the sidecar and have none.
     pub pods_not_injected: IntGauge,
-    /// Users whom failed attempts have disabled.
+    /// Users that failed attempts have disabled.
     pub disabled_by_failures: IntGauge,
-    /// Pods whose realm does not let their namespace in.
+    /// Pods whose namespace is not allowed by the realm.
     pub pods_waiting: IntGauge,
-    /// Events that were not told because too many were waiting.
+    /// Events that were dropped because too many were pending.
     pub events_dropped: IntCounter,
 }
 
@@ -207,14 +206,14 @@ impl Metrics {
         Ok(metrics)
     }
 
-    /// Those that did not happen yet too, so that a rate can be told from the first one on.
+    /// Creates the counters with 0, so that a rate is right from the first event on.
     fn show_outcomes(&self) {
         for outcome in [Outcome::Success, Outcome::RequeueAfter, Outcome::Error] {
             self.reconciles.with_label_values(&[CONTROLLER, outcome.name()]);
         }
     }
 
-    /// What `/metrics` shows.
+    /// The registry that `/metrics` shows.
     pub fn registry(&self) -> Registry {
         self.registry.clone()
     }
@@ -233,7 +232,7 @@ impl Metrics {
         counter.with_label_values(&[if success { "success" } else { "error" }]).inc();
     }
 
-    /// How a setting of Redis is. What it does not tell is not shown.
+    /// Shows whether a setting of Redis is weak. An unknown setting is not shown.
     pub fn show_setting(&self, setting: &'static str, strength: Strength) {
         if strength == Strength::Unknown {
             let _ = self.redis_weakness.remove_label_values(&[setting]);

@@ -1,5 +1,5 @@
-//! How long to wait after failures. Enters: which object failed, and for what kind of reason.
-//! Leaves: a delay with jitter, so that objects that failed together do not come back together.
+//! Returns the delay after a failure: it doubles with each failure in a row, and has jitter so that
+//! objects that failed together are not retried together.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -10,9 +10,9 @@ use rand_core::Rng;
 
 /// The first delay.
 const FIRST: Duration = Duration::from_secs(1);
-/// The longest delay when the object or the API server is at fault.
+/// Longest delay if the object or a permission has to be fixed.
 pub const LONGEST: Duration = Duration::from_mins(5);
-/// The longest delay when something is away that will be back by itself.
+/// Longest delay if a server is unavailable, because it recovers without a change of the object.
 pub const LONGEST_AWAY: Duration = Duration::from_secs(5);
 
 /// The failures in a row of each object.
@@ -26,7 +26,8 @@ impl<K> Default for Backoff<K> {
 }
 
 impl<K: Clone + Eq + Hash> Backoff<K> {
-    /// The object failed. Tells for how long to leave it alone, at most about `longest`.
+    /// Records a failure, and returns the delay before the next attempt, which is about `longest`
+    /// at most.
     pub fn failed(&self, object: &K, longest: Duration, random: &mut impl Rng) -> Duration {
         let mut failures = self.failures();
         let count = failures.entry(object.clone()).or_default();
@@ -35,7 +36,7 @@ impl<K: Clone + Eq + Hash> Backoff<K> {
         jittered(delay, random)
     }
 
-    /// The object succeeded, or is gone.
+    /// Resets the failures of an object that succeeded or was deleted.
     pub fn forget(&self, object: &K) {
         self.failures().remove(object);
     }
@@ -49,7 +50,7 @@ fn exponential(failures: u32) -> Duration {
     FIRST.saturating_mul(1_u32.checked_shl(failures).unwrap_or(u32::MAX))
 }
 
-/// `delay`, a quarter less to a quarter more.
+/// Returns `delay` with a jitter of 25 %.
 pub fn jittered(delay: Duration, random: &mut impl Rng) -> Duration {
     let share = 750 + random.next_u32() % 501;
     delay.saturating_mul(share) / 1000

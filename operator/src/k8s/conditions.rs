@@ -1,9 +1,9 @@
-//! Builds conditions of a status.
+//! Builds conditions of a status, and finds those that have changed.
 
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
-/// What a condition says.
+/// The state of a condition.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConditionState {
     /// Whether it is so.

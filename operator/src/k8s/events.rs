@@ -1,9 +1,8 @@
-//! Events, as `kubectl describe` shows them. Enters: what happened to a user. Leaves: an object of
-//! `events.k8s.io/v1`, written in the background.
+//! Writes Events in the background.
 //!
-//! Not kube's recorder: that one makes its caller wait for the request, and searches through
-//! everything it told in the last minutes each time, which ten thousand new users would feel. Here
-//! nobody waits, and when too much happens at once some of it is not told; the status tells it all.
+//! kube's recorder is not used, because its caller waits for the request and searches all recent
+//! Events each time, which is slow with ten thousand new users. Here the caller never waits: if too
+//! many Events are pending, some are dropped, and the status still says everything.
 
 use std::time::Duration;
 
@@ -21,41 +20,42 @@ use twofactor_store::clock::Clock;
 
 use crate::k8s::request;
 
-/// Events that wait to be written.
+/// Maximum number of pending Events.
 const WAITING: usize = 1000;
-/// Between two events.
+/// Interval between two Events.
 const PAUSE: Duration = Duration::from_millis(20);
-/// Between two events when many wait: then many users are being reconciled, and they come first.
+/// Interval between two Events while many are pending, because users are being reconciled and have
+/// priority.
 const LONG_PAUSE: Duration = Duration::from_millis(200);
-/// How many are many.
+/// Number of pending Events from which on the longer interval applies.
 const MANY: usize = 50;
-/// How long the last events may take when the process ends.
+/// Timeout for writing pending Events when the process ends.
 const DRAIN: Duration = Duration::from_secs(2);
 
-/// Something that happened to a user, in words that are no secret.
+/// Something that happened to an object. Contains no secret.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Notice {
-    /// Whether somebody should look at it.
+    /// Whether an administrator should act.
     pub warning: bool,
-    /// In one word.
+    /// The reason, as one word.
     pub reason: &'static str,
-    /// In a sentence.
+    /// The note, as a sentence.
     pub note: String,
 }
 
 impl Notice {
-    /// Something that went as it should.
+    /// An Event of type `Normal`.
     pub fn normal(reason: &'static str, note: impl Into<String>) -> Self {
         Self { warning: false, reason, note: note.into() }
     }
 
-    /// Something that somebody should look at.
+    /// An Event of type `Warning`.
     pub fn warning(reason: &'static str, note: impl Into<String>) -> Self {
         Self { warning: true, reason, note: note.into() }
     }
 }
 
-/// Where notices are left.
+/// Takes Events that are to be written.
 #[derive(Clone, Debug)]
 pub struct Events {
     sender: Sender<Event>,
@@ -65,21 +65,21 @@ pub struct Events {
 }
 
 impl Events {
-    /// Where notices are left, and what has to be given to [`write()`]. `instance` is the name of
+    /// Returns the sending end, and the receiving end for [`write()`]. `instance` is the name of
     /// this process.
     pub fn new(instance: &str, clock: Clock, dropped: IntCounter) -> (Self, Receiver<Event>) {
         let (sender, receiver) = mpsc::channel(WAITING);
         (Self { sender, clock, instance: instance.to_owned(), dropped }, receiver)
     }
 
-    /// Leaves a notice about the object `regarding`.
+    /// Queues an Event about the object `regarding`.
     pub fn emit(&self, regarding: &ObjectReference, notice: Notice) {
         let Ok(now) =
             Timestamp::from_millisecond(self.clock.now().millis().try_into().unwrap_or(i64::MAX))
         else {
             return;
         };
-        // Half of the room is kept for what somebody should look at.
+        // Half of the queue is reserved for warnings.
         let crowded = !notice.warning && self.sender.capacity() < WAITING / 2;
         if crowded || self.sender.try_send(event(&self.instance, now, regarding, notice)).is_err() {
             self.dropped.inc();
@@ -110,7 +110,7 @@ fn event(instance: &str, now: Timestamp, regarding: &ObjectReference, notice: No
     }
 }
 
-/// Writes events until it is told to stop, and then those that wait, for a moment.
+/// Writes Events until `stop`, and then the pending ones for a short time.
 pub async fn write(client: Client, mut events: Receiver<Event>, stop: CancellationToken) {
     while let Some(Some(event)) = stop.run_until_cancelled(events.recv()).await {
         write_one(&client, &event).await;
@@ -130,6 +130,6 @@ async fn write_one(client: &Client, event: &Event) {
     let namespace = event.metadata.namespace.as_deref().unwrap_or("default");
     let events = Api::<Event>::namespaced(client.clone(), namespace);
     if let Err(error) = request::within(events.create(&PostParams::default(), event)).await {
-        tracing::debug!(%error, event = event.reason, "an event could not be written");
+        tracing::debug!(%error, event = event.reason, "failed to write an Event");
     }
 }

@@ -1,4 +1,4 @@
-//! Talks to the API server: requests, Events, pauses, and the operator's own Secrets.
+//! Talks to the API server: requests, conditions, Events, delays, and Secrets that are made once.
 
 pub mod backoff;
 pub mod conditions;

@@ -1,5 +1,4 @@
-//! Secrets of the operator's own, which are made once. Enters: what one should hold. Leaves: the
-//! one that is there.
+//! Reads or creates a Secret that belongs to the operator itself and is never overwritten.
 
 use std::collections::BTreeMap;
 
@@ -12,8 +11,8 @@ use twofactor_api::labels;
 
 use crate::k8s::request::{self, ApiError};
 
-/// A Secret of the operator's own. Without the label of what the operator watches: nobody has to be
-/// woken by it.
+/// Builds a Secret of the operator itself. It does not have the label of watched Secrets, because
+/// no task has to react to it.
 pub fn owned_secret(name: &str, data: BTreeMap<String, ByteString>) -> Secret {
     let part_of = ("app.kubernetes.io/part-of".to_owned(), labels::MANAGED_BY.to_owned());
     Secret {
@@ -33,8 +32,8 @@ pub fn with_key(name: &str, key: &str, value: &str) -> Secret {
     owned_secret(name, BTreeMap::from([(key.to_owned(), ByteString(value.as_bytes().to_vec()))]))
 }
 
-/// The Secret `name`, made by `make` when there is none, and whether it was made now. Of several
-/// processes that make one at the same time, all get the same.
+/// Returns the Secret `name`, and whether it was created now. If several processes create it at the
+/// same time, all get the same one.
 pub async fn get_or_create(
     secrets: &Api<Secret>,
     name: &str,

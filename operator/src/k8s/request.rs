@@ -1,28 +1,27 @@
-//! Requests to the API server. Enters: a request. Leaves: its answer within ten seconds, or what
-//! went wrong, sorted by what there is to do about it.
+//! Limits a request to the API server to ten seconds, and sorts errors by what can be done about
+//! them.
 
 use std::time::Duration;
 
 use thiserror::Error;
 
-/// How long one request may take.
+/// Timeout for one request.
 pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Why a request had no useful answer. Answers can repeat what was sent, and that may be a secret:
-/// only the code and the reason of one are kept.
+/// Why a request failed. Only the code and the reason of an answer are kept, because an answer can
+/// repeat what was sent, which may be a secret.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum ApiError {
-    /// There is no such object.
+    /// The object does not exist.
     #[error("the API server answers 404 {0}")]
     NotFound(String),
-    /// There is one already.
+    /// The object exists already.
     #[error("the API server answers 409 {0}")]
     AlreadyExists(String),
-    /// Somebody else changed the object meanwhile.
+    /// Another client changed the object in between.
     #[error("the API server answers 409 {0}")]
     Conflict(String),
-    /// The API server does not want this, and will not want it next time unless something is
-    /// changed.
+    /// The API server rejects the request, and will do so again unless something changes.
     #[error("the API server answers {code} {reason}")]
     Refused {
         /// The HTTP status code.
@@ -30,7 +29,7 @@ pub enum ApiError {
         /// The reason, in one word of Kubernetes.
         reason: String,
     },
-    /// The API server has too much to do, or something is wrong with it.
+    /// The API server is overloaded or faulty.
     #[error("the API server answers {code} {reason}")]
     Unwell {
         /// The HTTP status code.
@@ -38,7 +37,7 @@ pub enum ApiError {
         /// The reason, in one word of Kubernetes.
         reason: String,
     },
-    /// No answer in time.
+    /// The API server did not answer in time.
     #[error("the API server does not answer within 10 s")]
     Timeout,
     /// It cannot be reached, or its answer cannot be read.
@@ -47,7 +46,7 @@ pub enum ApiError {
 }
 
 impl ApiError {
-    /// Whether the API server is away or overloaded, rather than refusing this very request.
+    /// Whether the request can succeed later without a change.
     pub const fn is_temporary(&self) -> bool {
         matches!(self, Self::Unwell { .. } | Self::Timeout | Self::Unreachable | Self::Conflict(_))
     }
@@ -71,14 +70,14 @@ impl From<kube::Error> for ApiError {
                 }
             }
             error => {
-                tracing::debug!(%error, "a request to the API server failed");
+                tracing::debug!(%error, "failed to send a request to the API server");
                 Self::Unreachable
             }
         }
     }
 }
 
-/// Bounds the time that a request takes.
+/// Runs a request with the timeout.
 pub async fn within<T>(request: impl Future<Output = kube::Result<T>>) -> Result<T, ApiError> {
     match tokio::time::timeout(REQUEST_TIMEOUT, request).await {
         Ok(result) => Ok(result?),
@@ -86,7 +85,7 @@ pub async fn within<T>(request: impl Future<Output = kube::Result<T>>) -> Result
     }
 }
 
-/// An answer that may be "there is no such object".
+/// Turns "the object does not exist" into `None`.
 pub fn optional<T>(result: Result<T, ApiError>) -> Result<Option<T>, ApiError> {
     match result {
         Ok(value) => Ok(Some(value)),

@@ -1,4 +1,4 @@
-//! Holds what the operator was told by flags and the environment.
+//! Holds the settings of the operator that flags and environment variables give.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -9,40 +9,40 @@ use twofactor_core::secret::SecretText;
 
 use crate::webhook::config::WebhookConfiguration;
 
-/// The namespace whose UID names an installation.
+/// Namespace whose UID names an installation.
 pub const CLUSTER_NAMESPACE: &str = "kube-system";
 
-/// What the operator was told.
+/// The settings of the operator.
 #[derive(Clone, Debug)]
 pub struct Configuration {
-    /// The namespaces that are looked at; all when there are none.
+    /// The watched namespaces; all if empty.
     pub namespaces: Vec<String>,
-    /// Redis. May hold a password.
+    /// URL of Redis. Can contain a password.
     pub redis_url: SecretText,
-    /// What the certificates of Redis are checked against (PEM), for the operator and for services;
-    /// the system's authorities when absent.
+    /// Certificate authorities of Redis (PEM), for the operator and for services; the system's
+    /// authorities if absent.
     pub redis_authority: Option<String>,
-    /// The Secret with the password of Redis, in the operator's namespace; the URL holds it when
-    /// absent.
+    /// The Secret with the password of Redis, in the operator's namespace; if absent, the URL
+    /// contains it.
     pub redis_password_secret: Option<String>,
     /// The Secret with the ecosystem's shared key of tokens, in the operator's namespace.
     pub secret_key_secret: String,
-    /// The namespaces of users whose realms may sign with it.
+    /// Namespaces whose realms may sign with the shared key.
     pub secret_key_namespaces: BTreeSet<String>,
-    /// Where the operator's own Secrets are.
+    /// Namespace of the operator and of its own Secrets.
     pub operator_namespace: String,
     /// The name of this process in Events.
     pub instance: String,
-    /// Which installation this is; the UID of the namespace `kube-system` when absent.
+    /// Name of this installation; the UID of the namespace `kube-system` if absent.
     pub installation: Option<Installation>,
-    /// Where to serve health and metrics.
+    /// Address of the admin port, with health and metrics.
     pub admin_listen: SocketAddr,
-    /// Users who are looked at at the same time.
+    /// Maximum number of users that are reconciled at the same time.
     pub concurrency: u16,
-    /// Policy and providers of realms that say nothing themselves.
+    /// Policy and providers of realms that set none.
     pub realm: RealmRecord,
     /// The Lease of the leader, in the operator's namespace.
     pub lease: String,
-    /// Gives pods their sidecars; nobody does when absent.
+    /// Settings of the webhook; without them pods get no sidecars.
     pub webhook: Option<WebhookConfiguration>,
 }

@@ -11,10 +11,10 @@ use super::master_key::MasterKeyError;
 use super::redis_password::RedisPasswordError;
 use crate::k8s::request::ApiError;
 
-/// Why an operator did not start, or ended early.
+/// Why the operator did not start, or ended early.
 #[derive(Debug, Error)]
 pub enum StartError {
-    /// An address that cannot be listened on.
+    /// An address is not available.
     #[error("cannot listen on {address}: {source}. Choose another address with {flag}")]
     Listen {
         /// The address.
@@ -24,33 +24,33 @@ pub enum StartError {
         /// Why.
         source: io::Error,
     },
-    /// The URL of Redis is none, or its certificate authority.
+    /// The URL or the certificate authority of Redis is invalid.
     #[error("{}", redis_target(*.0))]
     RedisTarget(#[from] RedisTargetError),
-    /// There is no master key.
+    /// The master key is not available.
     #[error(transparent)]
     MasterKey(#[from] MasterKeyError),
-    /// There is no password for Redis.
+    /// The password of Redis is not available.
     #[error(transparent)]
     RedisPassword(#[from] RedisPasswordError),
-    /// The installation has no name.
+    /// The UID that names the installation cannot be read.
     #[error(
         "the UID of the namespace {CLUSTER_NAMESPACE} cannot be read ({0}): set --installation"
     )]
     Installation(ApiError),
-    /// The UID is not an identifier.
+    /// The UID is not a valid identifier.
     #[error("the UID of the namespace {CLUSTER_NAMESPACE} is not usable: set --installation")]
     InstallationName,
-    /// Another operator may lead now.
+    /// Another replica may lead now.
     #[error("the leadership is lost")]
     LeadershipLost,
-    /// TLS cannot be set up: a defect.
+    /// TLS cannot be configured, which is a defect.
     #[error("TLS: {0}")]
     Tls(#[from] rustls::Error),
-    /// A metric has a wrong name: a defect.
+    /// A metric has an invalid name, which is a defect.
     #[error("metrics: {0}")]
     Metrics(#[from] prometheus::Error),
-    /// A task ended although it should not have.
+    /// A task ended before the signal to stop.
     #[error("the task {0} ended")]
     TaskEnded(&'static str),
 }

@@ -1,5 +1,5 @@
-//! The leader's work. Enters: the leadership, and what every replica knows. Leaves: users and
-//! realms looked after, until the signal to stop; then the leadership is given back.
+//! Waits for the leadership, runs the leader's tasks until the signal to stop, and then gives the
+//! leadership back.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -31,31 +31,30 @@ use crate::user::{self, ReconcileError, failures, reconcile};
 use crate::watch::{self, Synced};
 use crate::webhook::certificates;
 
-/// How long work under way may take when the leadership ends. Others take over after that.
+/// Timeout for unfinished work when the leadership ends. Another replica takes over after that.
 const DRAIN: Duration = Duration::from_secs(3);
 
-/// What the leader shares with the rest of the process.
+/// What the leader shares with the rest of the replica.
 pub struct Leader {
-    /// What the operator was told.
+    /// The operator's settings.
     pub configuration: Configuration,
-    /// The API server.
     pub client: Client,
-    /// What is counted.
     pub metrics: Metrics,
-    /// Who lets whom in.
+    /// The namespaces that realms allow.
     pub policies: Arc<Policies>,
     /// Whether `policies` is complete.
     pub policies_synced: [Synced; 2],
-    /// Good while this process leads and knows all users.
+    /// Passes while this replica leads and knows all users.
     pub leading: Check,
-    /// Good while Redis answers.
+    /// Passes while Redis answers.
     pub redis: Check,
-    /// Good while Redis' own settings are.
+    /// Pass while the settings of Redis are strong enough.
     pub redis_settings: NamedChecks,
 }
 
 impl Leader {
-    /// Waits for the leadership, and leads until `stop`.
+    /// Waits for the leadership, and leads until `stop`. If the leadership is lost or a task ends
+    /// early, the whole process should end.
     pub async fn run(self, stop: CancellationToken) -> Result<(), StartError> {
         let Configuration { operator_namespace, lease, instance, .. } = &self.configuration;
         let settings = lease::Settings::new(operator_namespace, lease, instance);
@@ -64,7 +63,7 @@ impl Leader {
         };
         self.metrics.leader.set(1);
         let metrics = self.metrics.clone();
-        // The leader's own: it ends before the leadership is given back.
+        // The leader's tasks have to end before the leadership is released.
         let work = stop.child_token();
         let result = self.work(&held, &work).await;
         metrics.leader.set(0);
@@ -81,14 +80,15 @@ impl Leader {
                 () = told.cancelled() => Ok(()),
             }
         });
-        // First: pods are admitted also while the rest has to wait for something.
+        // The webhook's authority comes first, because pods are admitted while the rest still
+        // waits.
         if let Some(webhook) = &self.configuration.webhook {
             let settings = webhook.certificates(&self.configuration.operator_namespace);
             let keep =
                 certificates::keep(self.client.clone(), settings, Clock::System, stop.clone());
             tasks.spawn("webhook authority", keep);
         }
-        // It may wait for long, and must not begin anything when the leadership is lost meanwhile.
+        // The preparation can take long, and no task may begin after the leadership is lost.
         let prepared = async {
             tokio::select! {
                 () = held.lost() => Err(StartError::LeadershipLost),
@@ -172,17 +172,16 @@ impl Leader {
     }
 }
 
-/// Looks at users who are in the queue, until it is told to stop and those under way are done.
+/// Reconciles queued users until `stop`, and finishes those in progress.
 async fn reconcile_users(
     context: Arc<Context>,
     queue: Requests,
     concurrency: u16,
     stop: CancellationToken,
 ) {
-    // A task for each, so that all processors are used: drawing QR codes takes time.
+    // Each user gets a task, because drawing QR codes should use all processors.
     let reconciler = |user: Arc<TwoFactorUser>, context: Arc<Context>| {
-        // Ended with the leadership at the latest: what is written later would be written beside
-        // another leader.
+        // The task is aborted with the leadership, because another leader may write after that.
         AbortOnDropHandle::new(tokio::spawn(reconcile(user, context)))
             .map(|joined| {
                 joined.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
@@ -195,25 +194,32 @@ async fn reconcile_users(
      -> Action { user::error_policy(&user, error, &context) };
     let requests = queue::requests(queue, stop.clone()).boxed();
     let configuration = controller::Config::default().concurrency(concurrency);
-    applier(reconciler, policy, context.clone(), context.users.clone(), requests, configuration)
-        .for_each(|result| {
-            // Failures have been logged where they happened; users who are gone are no news.
-            if let Err(controller::Error::RunnerError(error)) = result {
-                tracing::error!(%error, "the reconciler cannot go on");
-            }
-            std::future::ready(())
-        })
-        .await;
+    applier(
+        reconciler,
+        policy,
+        context.clone(),
+        context.users.objects.clone(),
+        requests,
+        configuration,
+    )
+    .for_each(|result| {
+        // Failures have been logged by `error_policy`, and a deleted user is not an error.
+        if let Err(controller::Error::RunnerError(error)) = result {
+            tracing::error!(%error, "failed to run the reconciler");
+        }
+        std::future::ready(())
+    })
+    .await;
 }
 
-/// Tells `/readyz?verbose` about Redis.
+/// Shows in `/readyz?verbose` whether Redis answers.
 async fn show_store(context: Arc<Context>, check: Check, stop: CancellationToken) {
     while stop.run_until_cancelled(tokio::time::sleep(Duration::from_secs(1))).await.is_some() {
-        check.set(context.metrics.store_up.get() == 1);
+        check.set(context.runtime.metrics.store_up.get() == 1);
     }
 }
 
-/// Tells `/readyz?verbose` that everything that the leader does has begun.
+/// Shows in `/readyz?verbose` that all tasks of the leader run.
 async fn show_leading(check: Check, stop: CancellationToken) {
     check.set(true);
     stop.cancelled().await;

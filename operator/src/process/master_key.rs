@@ -1,6 +1,6 @@
-//! The master key, from which the keys of all realms are derived. Enters: the operator's namespace.
-//! Leaves: the key in the Secret `twofactor-master-key` there, made at the very first start and
-//! never written over.
+//! Reads the master key from the Secret `twofactor-master-key` in the operator's namespace, or
+//! creates it at the first start. The keys of all realms are derived from it, so it is never
+//! overwritten.
 
 use k8s_openapi::api::core::v1::Secret;
 use kube::{Api, Client};
@@ -16,10 +16,10 @@ pub const SECRET: &str = "twofactor-master-key";
 /// Its key.
 pub const KEY: &str = "master-key";
 
-/// Why there is no master key.
+/// Why the master key is not available.
 #[derive(Debug, Error)]
 pub enum MasterKeyError {
-    /// The API server does not give it.
+    /// The Secret cannot be read or created.
     #[error("the Secret {SECRET} in the namespace {namespace} cannot be read or created: {source}")]
     Api {
         /// Where it should be.
@@ -27,7 +27,7 @@ pub enum MasterKeyError {
         /// Why.
         source: ApiError,
     },
-    /// What is there is no key.
+    /// The Secret holds no valid key.
     #[error("the key {KEY} of the Secret {SECRET} in the namespace {namespace} {source}")]
     NotAKey {
         /// Where it is.
@@ -37,7 +37,8 @@ pub enum MasterKeyError {
     },
 }
 
-/// Reads the master key, or makes it when there is none.
+/// Reads the master key, or creates it. An invalid one is an error and never replaced, because
+/// everything in Redis depends on it.
 pub async fn load_or_create(
     client: &Client,
     namespace: &str,
@@ -51,7 +52,7 @@ pub async fn load_or_create(
         tracing::info!(
             namespace,
             secret = SECRET,
-            "made the master key; keep a copy of it with your backups"
+            "created the master key; keep a copy of it with your backups"
         );
     }
     read(&found, namespace)

@@ -1,9 +1,8 @@
-//! An operator from its first request to its last. Enters: a configuration, a client and a signal
-//! to stop. Leaves: the end, clean or with the reason. Every task is joined here, and the end of
-//! one ends all.
+//! Runs one replica until the signal to stop, and joins every task. If one task ends early, all
+//! end.
 //!
-//! Every replica knows who lets whom in and admits pods. One of them leads, which is to do all the
-//! rest: see [`crate::process::leader`].
+//! Every replica knows which namespaces are allowed and admits pods. One replica leads and does
+//! everything else: see [`leader`].
 
 pub mod config;
 pub mod error;
@@ -38,35 +37,36 @@ use crate::watch::{self, Synced};
 use crate::webhook::metrics::AdmissionMetrics;
 use crate::webhook::{self, AccessLookup, certificates};
 
-/// How long the webhook goes on after the signal to stop: until the API servers have noticed that
-/// it will be gone. A request that nobody answers is a pod that is refused.
+/// Time for which the webhook still answers after the signal to stop, until the API servers have
+/// noticed. A request without an answer is a rejected pod.
 const FAREWELL: Duration = Duration::from_secs(5);
-/// For TLS to be agreed on, and for the first request's head to arrive: whoever asks here asks at
-/// once. Strangers in the cluster's network, who can reach these ports, hold a slot for no longer
-/// by sending nothing.
+/// Timeout for the TLS handshake and the first request's head. It is short, because other pods can
+/// reach these ports and could hold connections by sending nothing.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(3);
-/// For a scraper's connection to be kept.
+/// Idle timeout of the admin port, longer than a scraper's interval of a few seconds.
 const ADMIN_IDLE: Duration = Duration::from_secs(15);
-/// API servers keep their connections; some hundred of them are many.
+/// Maximum number of connections to the webhook. API servers keep theirs, so some hundred are
+/// plenty.
 const WEBHOOK_CONNECTIONS: usize = 256;
-/// For a review: API servers wait for 10 s by default.
+/// Timeout for one admission review. API servers give up after 10 s by default.
 const REVIEW_TIMEOUT: Duration = Duration::from_secs(8);
-/// For an API server's connection to be kept: longer than it keeps one itself without a request (90
-/// s).
+/// Idle timeout of the webhook, longer than the 90 s after which an API server closes an idle
+/// connection itself.
 const WEBHOOK_IDLE: Duration = Duration::from_mins(2);
-/// For a connection to be used: then it is made anew, with the newest certificate.
+/// Lifetime of a connection to the webhook. After that it is opened again, with the newest
+/// certificate.
 const WEBHOOK_LIFETIME: Duration = Duration::from_mins(5);
-/// How long work under way may take at the end.
+/// Timeout for unfinished work at the end.
 const DRAIN: Duration = Duration::from_secs(10);
 
-/// Works until `stop`, then lets what is under way end.
+/// Runs the operator until `stop`, and then finishes what is in progress.
 pub async fn run(
     configuration: Configuration,
     client: Client,
     stop: CancellationToken,
 ) -> Result<(), StartError> {
-    // Now, and not when this replica leads for the first time: a new version with a wrong one does
-    // not become ready.
+    // The URL is checked now and not when this replica leads for the first time, so that a new
+    // version with an invalid one does not become ready.
     RedisStore::check_target(
         configuration.redis_url.expose_secret(),
         configuration.redis_authority.as_deref(),
@@ -80,7 +80,7 @@ pub async fn run(
     let replica = Replica::default();
     let mut tasks = Tasks::default();
 
-    // First of all, so that a probe finds somebody while the API server or its answers are late.
+    // The admin port comes first, so that probes get an answer while the API server is slow.
     let certificate = webhook.as_ref().map(|_| Check::required("certificate"));
     let lists = [("realms", replica.realms.clone()), ("namespaces", replica.namespaces.clone())]
         .map(|(name, synced)| (Check::required(name), synced));
@@ -158,7 +158,7 @@ fn webhook_limits() -> Limits {
     }
 }
 
-/// What every replica knows, whoever leads.
+/// What every replica knows.
 #[derive(Default)]
 struct Replica {
     policies: Arc<Policies>,
@@ -167,7 +167,7 @@ struct Replica {
 }
 
 impl Replica {
-    /// Answers the webhook from memory.
+    /// Returns the lookup with which the webhook answers from memory.
     fn access(&self) -> AccessLookup {
         let policies = self.policies.clone();
         Arc::new(move |realm, namespace| policies.access(realm, namespace))

@@ -1,6 +1,5 @@
-//! The password of a Redis that came with the operator. Enters: the operator's namespace and the
-//! name of a Secret. Leaves: the password in it, made when there is no such Secret, and never
-//! written over: Redis reads the same Secret.
+//! Reads the password of a Redis that was installed with the operator, or creates it. Redis reads
+//! the same Secret, so it is never overwritten.
 
 use data_encoding::HEXLOWER;
 use k8s_openapi::api::core::v1::Secret;
@@ -16,10 +15,10 @@ use crate::k8s::request::ApiError;
 /// The key of the Secret.
 pub const KEY: &str = "password";
 
-/// Why there is no password.
+/// Why the password is not available.
 #[derive(Debug, Error)]
 pub enum RedisPasswordError {
-    /// The API server does not give it.
+    /// The Secret cannot be read or created.
     #[error("the Secret {secret} in the namespace {namespace} cannot be read or created: {source}")]
     Api {
         /// The Secret.
@@ -29,7 +28,7 @@ pub enum RedisPasswordError {
         /// Why.
         source: ApiError,
     },
-    /// What is there is no password.
+    /// The Secret holds no valid password.
     #[error(
         "the key {KEY} of the Secret {secret} in the namespace {namespace} is missing, empty or not text"
     )]
@@ -39,7 +38,7 @@ pub enum RedisPasswordError {
         /// Where it is.
         namespace: String,
     },
-    /// The URL says something else.
+    /// The URL contains a password too.
     #[error(
         "--redis-url must not hold a password when --redis-password-secret is given, and must be like redis://host:6379"
     )]
@@ -47,13 +46,13 @@ pub enum RedisPasswordError {
 }
 
 impl RedisPasswordError {
-    /// Whether the API server may give it later.
+    /// Whether it may succeed later.
     pub const fn is_temporary(&self) -> bool {
         matches!(self, Self::Api { source, .. } if source.is_temporary())
     }
 }
 
-/// Reads the password in the Secret `name`, or makes it when there is none.
+/// Reads the password in the Secret `name`, or creates it.
 pub async fn load_or_create(
     client: &Client,
     namespace: &str,
@@ -73,12 +72,12 @@ pub async fn load_or_create(
     let make = || with_key(name, KEY, generate(random).expose_secret());
     let (secret, is_new) = get_or_create(&secrets, name, make).await.map_err(failed)?;
     if is_new {
-        tracing::info!(namespace, secret = name, "made the password of Redis");
+        tracing::info!(namespace, secret = name, "created the password of Redis");
     }
     read(&secret).ok_or_else(wrong)
 }
 
-/// The URL with the password in it.
+/// Returns the URL with the password.
 pub fn put_into(url: &SecretText, password: &SecretText) -> Result<SecretText, RedisPasswordError> {
     if acl::has_login(url.expose_secret()) {
         return Err(RedisPasswordError::Url);

@@ -1,4 +1,5 @@
-//! Reads and creates what the leader needs before its tasks begin.
+//! Reads or creates what the leader needs before its tasks begin, and waits for an API server that
+//! does not answer.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -9,7 +10,7 @@ use kube::{Api, Client, ResourceExt};
 use rand::rngs::SysRng;
 use rand_core::UnwrapErr;
 use tokio::sync::mpsc::{self, UnboundedReceiver};
-use tokio::sync::watch as watch_channel;
+use tokio::sync::{Notify, watch};
 use twofactor_api::TwoFactorUser;
 use twofactor_core::names::{Installation, RealmId, RealmNames};
 use twofactor_core::secret::SecretText;
@@ -20,11 +21,10 @@ use super::config::{CLUSTER_NAMESPACE, Configuration};
 use super::error::StartError;
 use super::master_key::{self, MasterKeyError};
 use super::redis_password::{self, RedisPasswordError};
-use crate::k8s::backoff;
+use crate::k8s::backoff::{Backoff, jittered};
 use crate::k8s::events::Events;
 use crate::k8s::request;
 use crate::metrics::Metrics;
-use crate::state::Context;
 use crate::state::credentials::{CredentialsQueue, CredentialsRequest, ForeignSecrets, Isolation};
 use crate::state::own_writes::OwnWrites;
 use crate::state::queue::{Queue, Requests};
@@ -32,6 +32,7 @@ use crate::state::realm_policies::Policies;
 use crate::state::realm_secrets::{Records, SharedKey};
 use crate::state::realms::Realms;
 use crate::state::watched_namespaces::WatchedNamespaces;
+use crate::state::{Context, RealmsState, Runtime, ServicesState, UserState};
 
 pub struct Prepared {
     pub context: Arc<Context>,
@@ -41,7 +42,7 @@ pub struct Prepared {
     pub events: mpsc::Receiver<k8s_openapi::api::events::v1::Event>,
 }
 
-/// Gets what everything else needs. An API server that does not answer is waited for.
+/// Reads or creates everything that the leader's tasks need.
 pub async fn prepare(
     configuration: &Configuration,
     client: &Client,
@@ -60,13 +61,13 @@ pub async fn prepare(
             Err(error) => return Err(error.into()),
         }
     };
-    // Of no realm in particular; its connection is that of all.
-    let nobody: RealmId = "none".parse().map_err(|_| StartError::InstallationName)?;
+    // The store of no realm in particular; all realms share its connections.
+    let no_realm: RealmId = "none".parse().map_err(|_| StartError::InstallationName)?;
     let redis_url = redis_url(configuration, client).await?;
     let store = RedisStore::with_authority(
         redis_url.expose_secret(),
         configuration.redis_authority.as_deref(),
-        RealmNames::new(&installation, &nobody),
+        RealmNames::new(&installation, &no_realm),
         Clock::System,
     )?;
     let (users, writer) = reflector::store();
@@ -74,43 +75,52 @@ pub async fn prepare(
     let (credentials_queue, credentials) = CredentialsQueue::new();
     let (events_in, events) =
         Events::new(&configuration.instance, Clock::System, metrics.events_dropped.clone());
-    tracing::info!(%installation, "starting");
-    let context = Arc::new(Context {
-        client: client.clone(),
-        users,
-        usernames: Mutex::default(),
-        realms: Realms::new(client.clone(), master, installation, store),
-        defaults: configuration.realm.clone(),
-        policies: policies.clone(),
-        records: Records::default(),
-        node: watch_channel::Sender::new(String::new()),
-        isolation: watch_channel::Sender::new(Isolation::Unknown),
-        foreign_secrets: ForeignSecrets::default(),
-        counts: Mutex::default(),
-        outdated: Mutex::default(),
-        shared_key: SharedKey {
-            namespace: configuration.operator_namespace.clone(),
-            secret: configuration.secret_key_secret.clone(),
-            realms: configuration.secret_key_namespaces.clone(),
+    tracing::info!(%installation, "leader starting");
+    let context = Context {
+        runtime: Runtime {
+            client: client.clone(),
+            clock: Clock::System,
+            events: events_in,
+            metrics: metrics.clone(),
+            watched: WatchedNamespaces(configuration.namespaces.clone()),
+            started: i64::try_from(Clock::System.now().millis()).unwrap_or(i64::MAX),
+            node: watch::Sender::new(String::new()),
+            removals: Notify::new(),
         },
-        redis_url,
-        redis_authority: configuration.redis_authority.clone(),
-        queue: queue_in,
-        credentials_queue,
-        removals: tokio::sync::Notify::new(),
-        backoff: backoff::Backoff::default(),
-        own_writes: OwnWrites::default(),
-        events: events_in,
-        metrics: metrics.clone(),
-        clock: Clock::System,
-        started: i64::try_from(Clock::System.now().millis()).unwrap_or(i64::MAX),
-        watched: WatchedNamespaces(configuration.namespaces.clone()),
-    });
+        users: UserState {
+            objects: users,
+            usernames: Mutex::default(),
+            queue: queue_in,
+            own_writes: OwnWrites::default(),
+            backoff: Backoff::default(),
+            counts: Mutex::default(),
+        },
+        realms: RealmsState {
+            registry: Realms::new(client.clone(), master, installation, store),
+            policies: policies.clone(),
+            secrets: Records::default(),
+            defaults: configuration.realm.clone(),
+            shared_key: SharedKey {
+                namespace: configuration.operator_namespace.clone(),
+                secret: configuration.secret_key_secret.clone(),
+                realms: configuration.secret_key_namespaces.clone(),
+            },
+        },
+        services: ServicesState {
+            credentials_queue,
+            isolation: watch::Sender::new(Isolation::Unknown),
+            foreign_secrets: ForeignSecrets::default(),
+            outdated_pods: Mutex::default(),
+            redis_url,
+            redis_authority: configuration.redis_authority.clone(),
+        },
+    };
+    let context = Arc::new(context);
     Ok(Prepared { context, writer, queue, credentials, events })
 }
 
-/// The URL of Redis with its password. It is what services are told, with another login where there
-/// can be one.
+/// Returns the URL of Redis with its password. Services get the same URL, with another login if
+/// possible.
 async fn redis_url(
     configuration: &Configuration,
     client: &Client,
@@ -153,6 +163,6 @@ fn is_temporary(error: &MasterKeyError) -> bool {
 }
 
 async fn pause(error: &impl std::fmt::Display) {
-    tracing::warn!(%error, "waiting for the API server");
-    tokio::time::sleep(backoff::jittered(Duration::from_secs(1), &mut UnwrapErr(SysRng))).await;
+    tracing::warn!(%error, "failed to reach the API server; trying again");
+    tokio::time::sleep(jittered(Duration::from_secs(1), &mut UnwrapErr(SysRng))).await;
 }

@@ -1,5 +1,4 @@
-//! Tasks that belong together. Enters: tasks by name. Leaves: their end, which is one: the end of
-//! one ends all, and every one is waited for.
+//! Supervises tasks that belong together: the end of one ends all, and each is joined.
 
 use std::time::Duration;
 
@@ -16,7 +15,7 @@ type Ended = (&'static str, Result<(), StartError>);
 pub struct Tasks(JoinSet<Ended>);
 
 impl Tasks {
-    /// Begins a task that goes on until all are told to stop.
+    /// Spawns a task that runs until all are stopped.
     pub fn spawn(&mut self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
         self.spawn_fallible(name, async move {
             task.await;
@@ -40,7 +39,7 @@ impl Tasks {
         });
     }
 
-    /// Begins a task that may end early, and then says why.
+    /// Spawns a task that may end early with an error.
     pub fn spawn_fallible(
         &mut self,
         name: &'static str,
@@ -49,8 +48,8 @@ impl Tasks {
         self.0.spawn(async move { (name, task.await) });
     }
 
-    /// Waits for the signal to stop, or for a task that ends without it. Then ends all, those that
-    /// take longer than `drain` in the middle.
+    /// Waits for the signal to stop, or for a task that ends without it. Then stops all tasks, and
+    /// aborts those that take longer than `drain`.
     pub async fn supervise(
         mut self,
         stop: &CancellationToken,
@@ -64,35 +63,35 @@ impl Tasks {
         let joined = async {
             while let Some(ended) = self.0.join_next().await {
                 match ended {
-                    Ok((name, Ok(()))) => tracing::debug!(task = name, "ended"),
+                    Ok((name, Ok(()))) => tracing::debug!(task = name, "task ended"),
                     Ok((_, Err(error))) => {
                         result = std::mem::replace(&mut result, Ok(())).and(Err(error));
                     }
-                    Err(error) => tracing::error!(%error, "a task ended badly"),
+                    Err(error) => tracing::error!(%error, "task panicked"),
                 }
             }
         };
         if tokio::time::timeout(drain, joined).await.is_err() {
-            tracing::warn!(after = ?drain, "something was still under way at the end");
+            tracing::warn!(after = ?drain, "tasks aborted that did not end in time");
             self.0.shutdown().await;
         }
         result
     }
 }
 
-/// What the end of a task means that nobody has waited for.
+/// Maps an unexpected task exit to an error.
 fn judge(
     ended: Option<Result<Ended, JoinError>>,
     stop: &CancellationToken,
 ) -> Result<(), StartError> {
     let name = match ended {
         Some(Ok((_, Err(error)))) => return Err(error),
-        // When both are true at once, it was told to.
+        // A task that ends while the process stops is not an error.
         Some(Ok(_)) | None if stop.is_cancelled() => return Ok(()),
         Some(Ok((name, Ok(())))) => name,
         Some(Err(_)) | None => "that panicked",
     };
-    tracing::error!(task = name, "a task has ended, and so the whole process does");
+    tracing::error!(task = name, "task ended early; stopping the process");
     Err(StartError::TaskEnded(name))
 }
 

@@ -1,6 +1,5 @@
-//! What the sealed record of each realm should say. Enters: the operator's own settings, the
-//! realm's `TwoFactorRealm`, and the Secret with its providers. Leaves: the record, for whoever
-//! publishes it; and everybody woken who has to act on a change.
+//! Keeps the records of realms current: when a policy changes, it has the record published again,
+//! the credentials reconciled, and users requeued whose issuer has changed.
 
 pub mod credentials;
 pub mod providers;
@@ -23,14 +22,14 @@ use crate::k8s::request::ApiError;
 use crate::state::queue::user_ref;
 use crate::state::{Context, random};
 
-/// How often to read Secrets with providers: they are not watched, since nothing marks them.
+/// Interval between reads of Secrets with providers. They have no label, so they are not watched.
 const READ_AGAIN: Duration = Duration::from_secs(30);
-/// Secrets that are read at the same time.
+/// Maximum number of Secrets that are read at the same time.
 const CONCURRENT: usize = 8;
-/// How soon to read one again that the API server did not give.
+/// Delay before a Secret is read again after a failure.
 const RETRY: Duration = Duration::from_secs(2);
 
-/// Follows the realms until it is told to stop. Begins when the lists are complete.
+/// Runs until `stop`. The lists of users, realms and namespaces must be complete.
 pub async fn run(context: Arc<Context>, stop: CancellationToken) {
     let mut controller = RealmController {
         context,
@@ -40,14 +39,15 @@ pub async fn run(context: Arc<Context>, stop: CancellationToken) {
         reading: HashMap::new(),
         slots: Arc::new(Semaphore::new(CONCURRENT)),
     };
-    // What has changed before this process led: everything may have.
-    let _ = controller.context.policies.take_changes();
+    // Changes before this process led are covered, because all realms are updated now.
+    let _ = controller.context.realms.policies.take_changes();
     let everything: HashSet<String> = controller
         .context
+        .users
         .usernames()
         .namespaces()
         .into_iter()
-        .chain(controller.context.policies.namespaces_with_policy())
+        .chain(controller.context.realms.policies.namespaces_with_policy())
         .collect();
     controller.update(everything).await;
     let mut next_look = Instant::now() + READ_AGAIN;
@@ -59,14 +59,14 @@ pub async fn run(context: Arc<Context>, stop: CancellationToken) {
         };
         tokio::select! {
             () = stop.cancelled() => return,
-            () = controller.context.policies.changed() => {}
+            () = controller.context.realms.policies.changed() => {}
             Some(read) = controller.reads.join_next(), if !controller.reads.is_empty() => controller.secrets_read(read),
             () = tokio::time::sleep_until(patience) => {
                 let failed = std::mem::take(&mut controller.failed);
                 controller.update(failed).await;
             }
         }
-        let changed = controller.context.policies.take_changes();
+        let changed = controller.context.realms.policies.take_changes();
         controller.update(changed).await;
         if Instant::now() >= next_look {
             controller.read_again();
@@ -77,44 +77,46 @@ pub async fn run(context: Arc<Context>, stop: CancellationToken) {
 
 struct RealmController {
     context: Arc<Context>,
-    /// Realms whose providers could not be read.
+    /// Realms whose Secrets could not be read.
     failed: HashSet<String>,
-    /// The issuers that users' Secrets were last made with.
+    /// The issuers with which users' Secrets were written last.
     issuers: HashMap<String, String>,
-    /// Reads of providers, each beside the rest: whoever is not let in any more does not wait for a
-    /// Secret.
+    /// Reads of Secrets. They run in the background, so that a namespace that is no longer allowed
+    /// is removed without waiting for them.
     reads: JoinSet<Read>,
-    /// The realms of these, and whether to read once more when they are over.
+    /// Realms whose Secrets are being read, and whether they have to be read again.
     reading: HashMap<String, bool>,
     slots: Arc<Semaphore>,
 }
 
-/// The realm whose providers were read, and whether they are others than before.
+/// The realm whose Secrets were read, and whether the result has changed.
 type Read = (String, Result<bool, ApiError>);
 
 impl RealmController {
-    /// Something about these realms has changed.
+    /// Updates realms that have changed.
     async fn update(&mut self, realms: HashSet<String>) {
         let context = self.context.clone();
-        // At first what is quick, and matters most: who is let in.
-        for realm in realms.iter().filter(|realm| context.watched.includes(realm)) {
-            if context.policies.has_policy(realm) && context.policies.namespace(realm).is_some() {
-                // Services that are let in wait for it, also when there is no user yet.
-                let _ = context.realms.get_or_create(realm).await;
+        // Allowed namespaces come first, because they matter most and need no Secret.
+        for realm in realms.iter().filter(|realm| context.runtime.watched.includes(realm)) {
+            if context.realms.policies.has_policy(realm)
+                && context.realms.policies.namespace(realm).is_some()
+            {
+                // Allowed services need the realm before it has a user.
+                let _ = context.realms.registry.get_or_create(realm).await;
             }
-            context.credentials_queue.realm_changed(realm.clone());
-            context.policy_changed(realm);
+            context.services.credentials_queue.realm_changed(realm.clone());
+            context.realms.policy_changed(realm);
             self.renew_issuer(realm);
         }
-        for realm in realms.into_iter().filter(|realm| context.watched.includes(realm)) {
+        for realm in realms.into_iter().filter(|realm| context.runtime.watched.includes(realm)) {
             self.read(realm);
         }
     }
 
-    /// Begins to read the providers of a realm.
+    /// Starts reading the Secrets of a realm.
     fn read(&mut self, realm: String) {
         if let Some(again) = self.reading.get_mut(&realm) {
-            // The realm may refer to another Secret by now.
+            // The realm may refer to another Secret now.
             *again = true;
             return;
         }
@@ -122,7 +124,7 @@ impl RealmController {
         let (context, slots) = (self.context.clone(), self.slots.clone());
         self.reads.spawn(async move {
             let _slot = slots.acquire().await;
-            let result = read_secrets(&context, &realm).await;
+            let result = read_secrets(&context.runtime, &context.realms, &realm).await;
             (realm, result)
         });
     }
@@ -134,10 +136,10 @@ impl RealmController {
             Err(_) => return,
         };
         match result {
-            Ok(true) => self.context.policy_changed(&realm),
+            Ok(true) => self.context.realms.policy_changed(&realm),
             Ok(false) => {}
             Err(error) => {
-                tracing::warn!(namespace = realm, %error, "the providers of a realm cannot be read; trying again");
+                tracing::warn!(namespace = realm, %error, "failed to read the providers of a realm; trying again");
                 self.failed.insert(realm.clone());
             }
         }
@@ -147,7 +149,7 @@ impl RealmController {
     }
 
     fn read_again(&mut self) {
-        let policies = &self.context.policies;
+        let policies = &self.context.realms.policies;
         let has_secret = |realm: &String| {
             policies
                 .policy(realm)
@@ -155,22 +157,22 @@ impl RealmController {
         };
         let realms = policies.namespaces_with_policy().into_iter();
         let realms: Vec<String> = realms
-            .filter(|realm| has_secret(realm) && self.context.watched.includes(realm))
+            .filter(|realm| has_secret(realm) && self.context.runtime.watched.includes(realm))
             .collect();
         for realm in realms {
             self.read(realm);
         }
     }
 
-    /// The issuer is part of what the users' Secrets hold.
+    /// Requeues the users of a realm whose issuer has changed, because their Secrets contain it.
     fn renew_issuer(&mut self, realm: &str) {
-        let issuer = issuer(&self.context, realm);
+        let issuer = issuer(&self.context.realms, realm);
         let old = self.issuers.insert(realm.to_owned(), issuer.clone());
-        // Before anything was known of a realm, its users were looked at as those of a realm that
-        // says nothing.
-        if old.unwrap_or_else(|| self.context.defaults.issuer.clone()) != issuer {
-            for user in self.context.usernames().names(realm) {
-                self.context.queue.push(user_ref(realm, &user));
+        // Before the policy of a realm was known, its users were reconciled with the default
+        // issuer.
+        if old.unwrap_or_else(|| self.context.realms.defaults.issuer.clone()) != issuer {
+            for user in self.context.users.usernames().names(realm) {
+                self.context.users.queue.push(user_ref(realm, &user));
             }
         }
     }

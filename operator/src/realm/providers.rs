@@ -1,5 +1,5 @@
-//! A realm's own providers. Enters: the Secret that a realm refers to. Leaves: what sidecars need
-//! to deliver codes, or what is wrong with the Secret. No value of it is ever part of a sentence.
+//! Reads the providers from the Secret that a realm refers to, or says what is wrong with the
+//! Secret. No message contains a value of the Secret.
 
 use k8s_openapi::api::core::v1::Secret;
 use kube::{Api, Client};
@@ -12,7 +12,7 @@ use crate::k8s::conditions::ConditionState;
 use crate::k8s::request::{self, ApiError};
 use crate::state::realm_secrets::Delivery;
 
-/// Reads the Secret `name` of a realm.
+/// Reads the Secret `name` of a realm. Returns an error only if it may succeed later.
 pub async fn read(client: &Client, namespace: &str, name: &str) -> Result<Delivery, ApiError> {
     let secrets = Api::<Secret>::namespaced(client.clone(), namespace);
     match request::optional(request::within(secrets.get(name)).await) {
@@ -35,7 +35,7 @@ fn undelivered(name: &str, reason: &'static str, message: String) -> Delivery {
     }
 }
 
-/// What a Secret comes to.
+/// Returns the providers in a Secret.
 fn delivery_of(name: &str, secret: Option<&Secret>) -> Delivery {
     let Some(secret) = secret else {
         return undelivered(
@@ -53,8 +53,8 @@ fn delivery_of(name: &str, secret: Option<&Secret>) -> Delivery {
         let message = format!("The key {key} of the Secret {name} is not text");
         return undelivered(name, "SecretKeyInvalid", message);
     }
-    // Policy is the TwoFactorRealm's: nothing but providers is read here. A file that was made a
-    // Secret ends with a new line.
+    // Only providers are read here, because the policy is part of the TwoFactorRealm. A Secret that
+    // was created from a file ends with a newline.
     let lookup = |key: &str| {
         let value = PROVIDERS.contains(&key).then(|| value(key)).flatten()?;
         let text = std::str::from_utf8(&value.0).ok()?;
@@ -98,14 +98,14 @@ fn available(method: DeliveryMethod, providers: &Providers, name: &str) -> Condi
         }
         DeliveryMethod::App => false,
     };
-    let warning = if in_clear { ", and travel in clear" } else { "" };
+    let warning = if in_clear { ", without encryption" } else { "" };
     ConditionState::met(
         "Available",
         format!("Codes are delivered by {} as the Secret {name} says{warning}", method.name()),
     )
 }
 
-/// Those that were asked for must all be there.
+/// Summarizes the conditions of all configured channels, which must all be met.
 fn sum(channels: &[(DeliveryMethod, ConditionState)], name: &str) -> ConditionState {
     let bad: Vec<&ConditionState> =
         channels.iter().map(|(_, told)| told).filter(|told| !told.is_met).collect();
@@ -170,7 +170,7 @@ mod tests {
     #[test]
     fn what_travels_in_clear_is_told() {
         let delivery = delivery_from(&[MAIL.as_slice(), &[("SMTP_SECURITY", "plain")]].concat());
-        assert!(delivery.channels[0].1.message.ends_with("in clear"), "{delivery:?}");
+        assert!(delivery.channels[0].1.message.ends_with("without encryption"), "{delivery:?}");
     }
 
     #[test]

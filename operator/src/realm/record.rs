@@ -1,4 +1,4 @@
-//! Builds the record of a realm from its policy and the Secrets that it refers to.
+//! Builds the record of a realm from its policy and from the Secrets that the policy refers to.
 
 use std::collections::BTreeSet;
 
@@ -9,27 +9,27 @@ use twofactor_core::token::{SigningKey, TokenSettings};
 
 use super::{providers, token_key};
 use crate::k8s::request::ApiError;
-use crate::state::Context;
 use crate::state::realm_secrets::Delivery;
+use crate::state::{RealmsState, Runtime};
 
-/// The record of a realm; nothing while its providers are not known yet.
-pub fn known(context: &Context, realm: &str) -> Option<RealmRecord> {
-    let policy = context.policies.policy(realm).unwrap_or_default();
+/// Returns the record of a realm, or nothing if its Secrets have not been read yet.
+pub fn known(realms: &RealmsState, realm: &str) -> Option<RealmRecord> {
+    let policy = realms.policies.policy(realm).unwrap_or_default();
     let delivery = match &policy.delivery_secret {
-        Some(secret) => Some(context.records.delivery(realm, secret)?),
+        Some(secret) => Some(realms.secrets.delivery(realm, secret)?),
         None => None,
     };
     let key = match &policy.tokens {
-        Some(tokens) => context.records.token_key(realm, tokens)?.key,
+        Some(tokens) => realms.secrets.token_key(realm, tokens)?.key,
         None => None,
     };
-    let callers = context.policies.namespaces_of(realm);
-    let record = build(&context.defaults, &policy, delivery.as_ref(), callers);
-    Some(RealmRecord { tokens: tokens(&context.defaults, &policy, key), ..record })
+    let callers = realms.policies.namespaces_of(realm);
+    let record = build(&realms.defaults, &policy, delivery.as_ref(), callers);
+    Some(RealmRecord { tokens: tokens(&realms.defaults, &policy, key), ..record })
 }
 
-/// A realm that says something about tokens signs them with its own key, or gives none while there
-/// is no key.
+/// Returns the token settings. A realm that configures tokens signs them with its own key, and
+/// issues none without that key.
 fn tokens(
     defaults: &RealmRecord,
     policy: &RealmPolicy,
@@ -41,23 +41,27 @@ fn tokens(
     Some(TokenSettings { key: key?, audiences: audiences.clone(), lifetime: *lifetime })
 }
 
-/// The record of a realm, for which its providers are read when they are not known yet.
-pub async fn read(context: &Context, realm: &str) -> Result<RealmRecord, ApiError> {
+/// Returns the record of a realm, and reads its Secrets if necessary.
+pub async fn read(
+    runtime: &Runtime,
+    realms: &RealmsState,
+    realm: &str,
+) -> Result<RealmRecord, ApiError> {
     loop {
-        if let Some(record) = known(context, realm) {
+        if let Some(record) = known(realms, realm) {
             return Ok(record);
         }
-        read_secrets(context, realm).await?;
+        read_secrets(runtime, realms, realm).await?;
     }
 }
 
-/// The issuer of a realm's users who have none of their own.
-pub fn issuer(context: &Context, realm: &str) -> String {
-    let policy = context.policies.policy(realm);
-    policy.and_then(|policy| policy.issuer).unwrap_or_else(|| context.defaults.issuer.clone())
+/// Returns the issuer of users that set none.
+pub fn issuer(realms: &RealmsState, realm: &str) -> String {
+    let policy = realms.policies.policy(realm);
+    policy.and_then(|policy| policy.issuer).unwrap_or_else(|| realms.defaults.issuer.clone())
 }
 
-/// A realm that refers to a Secret has the providers of that Secret, and no others.
+/// Builds the record. A realm that refers to a Secret has only the providers of that Secret.
 fn build(
     defaults: &RealmRecord,
     policy: &RealmPolicy,
@@ -71,8 +75,8 @@ fn build(
             Some(delivery) => delivery.providers.clone(),
             None => defaults.providers.clone(),
         },
-        // As a whole: a text of the realm's beside HTML of the operator's would be two messages in
-        // one.
+        // The message is taken as a whole, because the realm's text and the operator's HTML would
+        // be two different messages.
         message: policy.message.clone().unwrap_or_else(|| defaults.message.clone()),
         callers: Some(callers),
         limits: policy.limits.over(defaults.limits),
@@ -83,41 +87,52 @@ fn build(
     }
 }
 
-/// Reads the Secrets that a realm refers to. Tells whether something else came of them than before.
-pub async fn read_secrets(context: &Context, realm: &str) -> Result<bool, ApiError> {
-    let delivery = read_delivery(context, realm).await?;
-    Ok(read_token_key(context, realm).await? || delivery)
+/// Reads the Secrets that a realm refers to. Returns whether the result has changed.
+pub async fn read_secrets(
+    runtime: &Runtime,
+    realms: &RealmsState,
+    realm: &str,
+) -> Result<bool, ApiError> {
+    let delivery = read_delivery(runtime, realms, realm).await?;
+    Ok(read_token_key(runtime, realms, realm).await? || delivery)
 }
 
-async fn read_token_key(context: &Context, realm: &str) -> Result<bool, ApiError> {
-    let policy = context.policies.policy(realm).and_then(|policy| policy.tokens);
+async fn read_token_key(
+    runtime: &Runtime,
+    realms: &RealmsState,
+    realm: &str,
+) -> Result<bool, ApiError> {
+    let policy = realms.policies.policy(realm).and_then(|policy| policy.tokens);
     let key = match &policy {
-        Some(policy) => Some(token_key::read(context, realm, policy).await?),
+        Some(policy) => Some(token_key::read(runtime, realms, realm, policy).await?),
         None => None,
     };
-    let changed = context.records.remember_token_key(realm, key.clone());
+    let changed = realms.secrets.remember_token_key(realm, key.clone());
     if let Some(bad) = key.filter(|key| changed && !key.condition.is_met) {
         let reason = bad.condition.reason;
         tracing::warn!(
             namespace = realm,
             reason,
-            "this realm gives no tokens: {}",
+            "no tokens in this realm: {}",
             bad.condition.message
         );
     }
     Ok(changed)
 }
 
-/// Reads the Secret with providers that a realm refers to. Tells whether it is something else than
-/// before.
-async fn read_delivery(context: &Context, realm: &str) -> Result<bool, ApiError> {
-    let secret = context.policies.policy(realm).and_then(|policy| policy.delivery_secret);
+/// Reads the Secret with providers that a realm refers to. Returns whether the result has changed.
+async fn read_delivery(
+    runtime: &Runtime,
+    realms: &RealmsState,
+    realm: &str,
+) -> Result<bool, ApiError> {
+    let secret = realms.policies.policy(realm).and_then(|policy| policy.delivery_secret);
     let delivery = match secret {
-        Some(secret) => Some(providers::read(&context.client, realm, &secret).await?),
+        Some(secret) => Some(providers::read(&runtime.client, realm, &secret).await?),
         None => None,
     };
     if let Some(bad) = delivery.as_ref().filter(|delivery| !delivery.condition.is_met)
-        && context.records.delivery(realm, &bad.secret).as_ref() != Some(bad)
+        && realms.secrets.delivery(realm, &bad.secret).as_ref() != Some(bad)
     {
         tracing::warn!(
             namespace = realm,
@@ -126,7 +141,7 @@ async fn read_delivery(context: &Context, realm: &str) -> Result<bool, ApiError>
             bad.condition.message
         );
     }
-    Ok(context.records.remember_delivery(realm, delivery))
+    Ok(realms.secrets.remember_delivery(realm, delivery))
 }
 
 #[cfg(test)]

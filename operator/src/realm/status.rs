@@ -1,6 +1,5 @@
-//! What the status of a realm says. Enters: the realms, and what every other part has found out
-//! about them. Leaves: conditions and counts, written when something is different, and not more
-//! often than every few seconds: users come in thousands.
+//! Writes the status of each realm when it has changed, at most every two seconds, because users
+//! can change by the thousand.
 
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError};
@@ -27,49 +26,51 @@ use crate::state::realm_secrets::Delivery;
 use crate::state::realm_secrets::TokenKey;
 use crate::state::realms::Readiness;
 
-/// How often to look whether there is something new to say.
+/// Interval between checks for changes.
 const PERIOD: Duration = Duration::from_secs(2);
-/// How long the watch may take to show what was written.
+/// Time for which the watch may not show the written status yet.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// Names of namespaces that are listed; all are counted.
+/// Maximum number of namespaces in the status; all are counted.
 const LISTED: usize = 100;
-/// Names in a sentence.
+/// Maximum number of names in a message.
 const NAMED: usize = 10;
 
-/// What is known about a realm.
+/// What the status of a realm is built from.
 #[derive(Clone, Debug)]
 pub struct Report {
-    /// What it says, or why it says nothing.
+    /// The policy, or why it is invalid.
     pub policy: Result<RealmPolicy, ConditionState>,
-    /// Its providers: its own, if it has some; nothing while they are being read.
+    /// The realm's own providers, if it has some; nothing until they have been read.
     pub delivery: Option<Delivery>,
-    /// The key of its tokens, where it says something of tokens; nothing while it is being read.
+    /// The key of tokens, if the realm configures tokens; nothing until it has been read.
     pub token_key: Option<TokenKey>,
-    /// Whether the operator has providers for realms that have none.
+    /// Whether the operator has providers for realms without some.
     pub operator_delivers: bool,
-    /// What sidecars can read.
+    /// The state of the realm in Redis.
     pub readiness: Option<Readiness>,
-    /// How well Redis keeps services apart.
+    /// How well Redis isolates services.
     pub isolation: Isolation,
-    /// The namespaces that are let in, its own included.
+    /// The allowed namespaces, including the realm's own.
     pub namespaces: Vec<String>,
-    /// Those where somebody else's Secret is in the way.
+    /// Namespaces where a Secret of another owner blocks the credentials.
     pub foreign_secrets: Vec<String>,
-    /// How many users there are.
+    /// Number of users.
     pub users: usize,
-    /// How many of them are ready.
+    /// Number of ready users.
     pub users_ready: usize,
-    /// Pods with a sidecar of another version.
+    /// Number of pods whose sidecar has another version.
     pub outdated: usize,
 }
 
-/// Tells about all realms until it is told to stop. Begins when the lists are complete.
+/// Writes the status of all realms until `stop`. The lists must be complete.
 pub async fn run(context: Arc<Context>, stop: CancellationToken) {
     let mut written: HashMap<String, Written> = HashMap::new();
     while stop.run_until_cancelled(tokio::time::sleep(PERIOD)).await.is_some() {
-        let realms = context.policies.realms();
+        let realms = context.realms.policies.realms();
         let mut uids = Vec::with_capacity(realms.len());
-        for realm in realms.iter().filter(|realm| context.watched.includes(&namespace(realm))) {
+        for realm in
+            realms.iter().filter(|realm| context.runtime.watched.includes(&namespace(realm)))
+        {
             let uid = realm.object.uid().unwrap_or_default();
             update_status(&context, realm, written.entry(uid.clone()).or_default()).await;
             uids.push(uid);
@@ -82,32 +83,32 @@ fn namespace(realm: &KnownRealm) -> String {
     realm.object.namespace().unwrap_or_default()
 }
 
-/// What was written last, and when.
+/// The status that was written last, and when.
 #[derive(Default)]
 struct Written(Option<(TwoFactorRealmStatus, Instant)>);
 
 async fn update_status(context: &Context, realm: &KnownRealm, written: &mut Written) {
     let object = &realm.object;
-    // The watch may not show yet what was written last; but if it does not for long, somebody else
-    // has written something.
+    // The watch may not show the written status yet. If it does not for long, another client has
+    // changed it.
     let recent =
         written.0.as_ref().filter(|(_, at)| at.elapsed() < PATIENCE).map(|(status, _)| status);
     let old = recent.or(object.status.as_ref()).cloned();
-    let now = whole_seconds(context.clock.now().millis());
+    let now = whole_seconds(context.runtime.clock.now().millis());
     let new = build(object, old.as_ref(), &report(context, realm), now);
     if old.as_ref() == Some(&new) {
         return;
     }
     match write(context, object, &new).await {
         Ok(()) => {
-            // Not before: what cannot be written is tried again and again.
+            // Events follow a successful write, because a failed one is repeated.
             for notice in notices(old.as_ref(), &new) {
-                context.events.emit(&object.object_ref(&()), notice);
+                context.runtime.events.emit(&object.object_ref(&()), notice);
             }
             written.0 = Some((new, Instant::now()));
         }
         Err(error) => {
-            tracing::debug!(namespace = namespace(realm), %error, "the status of a realm could not be written");
+            tracing::debug!(namespace = namespace(realm), %error, "failed to write the status of a realm");
         }
     }
 }
@@ -118,9 +119,9 @@ async fn write(
     status: &TwoFactorRealmStatus,
 ) -> Result<(), request::ApiError> {
     let namespace = realm.namespace().unwrap_or_default();
-    let realms = Api::<TwoFactorRealm>::namespaced(context.client.clone(), &namespace);
+    let realms = Api::<TwoFactorRealm>::namespaced(context.runtime.client.clone(), &namespace);
     let mut body = json!({ "status": status, "metadata": { "uid": realm.uid() } });
-    // A merge patch leaves alone what it does not name.
+    // A merge patch keeps fields that it does not name, so absent fields are set to null.
     for field in ["namespaces", "namespacesServed", "users", "usersReady", "outdatedSidecars"] {
         if body["status"].get(field).is_none() {
             body["status"][field] = serde_json::Value::Null;
@@ -140,18 +141,18 @@ fn report(context: &Context, realm: &KnownRealm) -> Report {
     });
     let secret = policy.as_ref().ok().and_then(|policy| policy.delivery_secret.as_deref());
     let tokens = policy.as_ref().ok().and_then(|policy| policy.tokens.as_ref());
-    let (users, users_ready) = context.count(&namespace);
-    let outdated = context.outdated.lock().unwrap_or_else(PoisonError::into_inner);
+    let (users, users_ready) = context.users.count(&namespace);
+    let outdated = context.services.outdated_pods.lock().unwrap_or_else(PoisonError::into_inner);
     Report {
-        delivery: secret.and_then(|secret| context.records.delivery(&namespace, secret)),
-        token_key: tokens.and_then(|tokens| context.records.token_key(&namespace, tokens)),
-        operator_delivers: !context.defaults.providers.methods().is_empty(),
-        readiness: context.realms.get(&namespace).map(|realm| {
+        delivery: secret.and_then(|secret| context.realms.secrets.delivery(&namespace, secret)),
+        token_key: tokens.and_then(|tokens| context.realms.secrets.token_key(&namespace, tokens)),
+        operator_delivers: !context.realms.defaults.providers.methods().is_empty(),
+        readiness: context.realms.registry.get(&namespace).map(|realm| {
             if realm.is_policy_published() { realm.readiness() } else { Readiness::Pending }
         }),
-        isolation: *context.isolation.borrow(),
-        namespaces: context.policies.namespaces_of(&namespace).into_iter().collect(),
-        foreign_secrets: context.foreign_secrets.namespaces_of(&namespace),
+        isolation: *context.services.isolation.borrow(),
+        namespaces: context.realms.policies.namespaces_of(&namespace).into_iter().collect(),
+        foreign_secrets: context.services.foreign_secrets.namespaces_of(&namespace),
         users,
         users_ready,
         outdated: outdated.get(&namespace).copied().unwrap_or_default(),
@@ -159,7 +160,7 @@ fn report(context: &Context, realm: &KnownRealm) -> Report {
     }
 }
 
-/// The status that `report` makes of the one that was there.
+/// Builds the status from the report and the previous status.
 pub fn build(
     realm: &TwoFactorRealm,
     old: Option<&TwoFactorRealmStatus>,
@@ -173,8 +174,8 @@ pub fn build(
     let count = |number: usize| Some(i64::try_from(number).unwrap_or(i64::MAX));
     let policy = match &report.policy {
         Ok(policy) => policy,
-        // Another name, or nothing that could hold: it has no effect, and there is nothing else to
-        // say.
+        // A realm with another name or an invalid policy has no effect, so there is nothing else to
+        // report.
         Err(told) => {
             return TwoFactorRealmStatus {
                 observed_generation: generation,
@@ -211,8 +212,8 @@ pub fn build(
     }
 }
 
-/// The sum of what services need. That there are no providers at all is somebody's choice; those
-/// that were asked for must be there.
+/// Summarizes what services need. A realm may have no providers at all, but configured ones must be
+/// available.
 fn ready(
     policy: &RealmPolicy,
     delivery: &ConditionState,
@@ -231,14 +232,14 @@ fn ready(
     }
     match readiness {
         Some(Readiness::Ready) => {
-            ConditionState::met("Ready", "Services can verify the users as this realm says")
+            ConditionState::met("Ready", "Services can verify the users of this realm")
         }
         Some(Readiness::Pending) | None => {
             ConditionState::unmet("StoreFilling", "Redis is being filled")
         }
         Some(Readiness::Unavailable) => ConditionState::unmet(
             "StoreUnavailable",
-            "Redis does not answer: what this realm says will be published when it does",
+            "Redis does not answer: the policy of this realm will be published when it does",
         ),
     }
 }
@@ -248,7 +249,7 @@ fn delivery(policy: &RealmPolicy, report: &Report) -> ConditionState {
         (Some(_), Some(delivery)) => delivery.condition.clone(),
         (Some(secret), None) => ConditionState::unmet(
             "SecretNotRead",
-            format!("The Secret {secret} could not be read yet"),
+            format!("The Secret {secret} has not been read yet"),
         ),
         (None, _) if report.operator_delivers => ConditionState::met(
             "OperatorDefaults",
@@ -264,11 +265,11 @@ fn delivery(policy: &RealmPolicy, report: &Report) -> ConditionState {
 fn tokens(policy: &RealmPolicy, report: &Report) -> Option<ConditionState> {
     policy.tokens.as_ref()?;
     let not_read =
-        || ConditionState::unmet("SecretNotRead", "The key of tokens could not be read yet");
+        || ConditionState::unmet("SecretNotRead", "The key of tokens has not been read yet");
     Some(report.token_key.as_ref().map_or_else(not_read, |key| key.condition.clone()))
 }
 
-/// One condition for each provider that the realm's Secret says something about.
+/// Returns one condition for each provider that the realm's Secret configures.
 fn channels(policy: &RealmPolicy, report: &Report) -> Vec<(&'static str, ConditionState)> {
     let delivery = report.delivery.as_ref().filter(|_| policy.delivery_secret.is_some());
     let channels = delivery.map(|delivery| delivery.channels.as_slice()).unwrap_or_default();
@@ -283,16 +284,13 @@ fn channels(policy: &RealmPolicy, report: &Report) -> Vec<(&'static str, Conditi
 
 fn credentials(foreign_secrets: &[String]) -> ConditionState {
     if foreign_secrets.is_empty() {
-        return ConditionState::met(
-            "Written",
-            "The credentials for services are where they should be",
-        );
+        return ConditionState::met("Written", "The credentials of services are written");
     }
     let namespaces = named(foreign_secrets);
     ConditionState::unmet(
         "SecretNotOurs",
         format!(
-            "A Secret that is not the operator's has the name of the credentials in {namespaces}: delete or rename it"
+            "A Secret that the operator does not own has the name of the credentials in {namespaces}: delete or rename it"
         ),
     )
 }
@@ -306,16 +304,16 @@ fn isolated(isolation: Isolation) -> Option<ConditionState> {
         )),
         Isolation::PerRealm => Some(ConditionState::unmet(
             "RedisTooOld",
-            "Redis is older than version 7: services that are let in could overwrite the records of this realm",
+            "Redis is older than version 7: services of allowed namespaces could overwrite the records of this realm",
         )),
         Isolation::Frozen => Some(ConditionState::unmet(
             "AclNotPermitted",
-            "The operator's login may not use ACL in Redis any more: services keep their logins, but Redis lets no new ones in and \
-             shuts nobody out",
+            "The operator's login may not use ACL in Redis any more: services keep their logins, but none are \
+             added or removed",
         )),
         Isolation::SharedLogin => Some(ConditionState::unmet(
             "AclNotPermitted",
-            "The operator's login may not use ACL in Redis: services get that login, and Redis does not keep them apart",
+            "The operator's login may not use ACL in Redis: services get that login, and Redis does not isolate them",
         )),
     }
 }
@@ -335,14 +333,14 @@ fn matched(realm: &TwoFactorRealm, policy: &RealmPolicy, namespaces: &[String]) 
     if policy.selector.is_some() && chosen == 0 {
         return ConditionState::unmet(
             "SelectorMatchesNothing",
-            "The selector chooses no namespace that is not let in anyway",
+            "The selector chooses no namespace that is not allowed anyway",
         );
     }
     match namespaces.len() {
-        0 | 1 => ConditionState::met("OwnNamespaceOnly", "Only this namespace is let in"),
+        0 | 1 => ConditionState::met("OwnNamespaceOnly", "Only this namespace is allowed"),
         count => ConditionState::met(
             "Matched",
-            format!("{count} namespaces are let in, this one included"),
+            format!("{count} namespaces are allowed, including this one"),
         ),
     }
 }
@@ -355,8 +353,8 @@ fn named(names: &[String]) -> String {
     }
 }
 
-/// What is worth an event: a condition that says something else than before. What is well from the
-/// beginning is not.
+/// Returns an Event for each condition that has changed. A condition that starts out true emits
+/// none.
 fn notices(old: Option<&TwoFactorRealmStatus>, new: &TwoFactorRealmStatus) -> Vec<Notice> {
     let before = |kind: &str| old?.conditions.iter().find(|condition| condition.type_ == kind);
     let mut notices: Vec<Notice> = Vec::new();
@@ -376,7 +374,7 @@ fn notices(old: Option<&TwoFactorRealmStatus>, new: &TwoFactorRealmStatus) -> Ve
     notices
 }
 
-/// The reasons that are told as events when they come up.
+/// Reasons that emit an Event when they occur.
 const KNOWN_REASONS: [&str; 14] = [
     "AclApplied",
     "AclNotPermitted",

@@ -1,6 +1,5 @@
-//! The keys that realms' tokens are signed with. Enters: what a realm says about tokens. Leaves: a
-//! key, or what is wrong with the Secret that should hold one. No value of it is ever part of a
-//! sentence.
+//! Reads the key that signs a realm's tokens, or says what is wrong with the Secret that should
+//! hold it. No message contains a value of the Secret.
 
 use data_encoding::BASE64;
 use k8s_openapi::api::core::v1::Secret;
@@ -15,24 +14,25 @@ use crate::k8s::conditions::ConditionState;
 use crate::k8s::owned_secret::{get_or_create, with_key};
 use crate::k8s::request::{self, ApiError};
 use crate::state::realm_secrets::{SharedKey, TokenKey};
-use crate::state::{Context, random};
+use crate::state::{RealmsState, Runtime, random};
 
-/// Gets the key of a realm.
+/// Reads or derives the key of a realm. Returns an error only if it may succeed later.
 pub async fn read(
-    context: &Context,
+    runtime: &Runtime,
+    realms: &RealmsState,
     realm: &str,
     policy: &TokenPolicy,
 ) -> Result<TokenKey, ApiError> {
     let algorithm = policy.algorithm;
     let found = match (&policy.secret, algorithm) {
-        (Some(name), _) => named(&context.client, realm, name, algorithm).await,
-        (None, TokenAlgorithm::Hs256) if !context.shared_key.realms.contains(realm) => {
+        (Some(name), _) => named(&runtime.client, realm, name, algorithm).await,
+        (None, TokenAlgorithm::Hs256) if !realms.shared_key.realms.contains(realm) => {
             Err(KeyProblem::Condition(not_shared()))
         }
         (None, TokenAlgorithm::Hs256) => {
-            shared(&context.client, &context.shared_key, &mut random()).await
+            shared(&runtime.client, &realms.shared_key, &mut random()).await
         }
-        (None, TokenAlgorithm::EdDsa) => derived(context, realm).await,
+        (None, TokenAlgorithm::EdDsa) => derived(realms, realm).await,
     };
     let (key, condition) = match found {
         Ok((key, message)) => (Some(key), ConditionState::met("Available", message)),
@@ -47,8 +47,8 @@ pub async fn read(
 }
 
 fn not_shared() -> ConditionState {
-    let message = "HS256 without secretRef signs with the ecosystem's shared key, which the operator has not been told to give to \
-                   this namespace (--secret-key-namespace): name a Secret with a key of this realm's own, or use EdDSA";
+    let message = "HS256 without secretRef signs with the ecosystem's shared key, which the operator may not give to this \
+                   namespace (--secret-key-namespace): name a Secret with a key of this realm's own, or use EdDSA";
     ConditionState::unmet("SharedKeyNotGiven", message)
 }
 
@@ -79,26 +79,26 @@ async fn named(
     Ok((key, format!("Tokens are signed with the key in the Secret {name}")))
 }
 
-/// The ecosystem's key, made when there is none, and never written over.
+/// Reads or creates the ecosystem's shared key, which is never overwritten.
 async fn shared(client: &Client, place: &SharedKey, random: &mut impl CryptoRng) -> KeyResult {
     let SharedKey { namespace, secret: name, .. } = place;
     let secrets = Api::<Secret>::namespaced(client.clone(), namespace);
     let make = || with_key(name, SECRET_KEY, generate(random).expose_secret());
     let (secret, is_new) = get_or_create(&secrets, name, make).await.map_err(KeyProblem::Api)?;
     if is_new {
-        tracing::info!(namespace, secret = name, "made the shared key of tokens");
+        tracing::info!(namespace, secret = name, "created the shared key of tokens");
     }
     let key = key_in(&secret, name, TokenAlgorithm::Hs256).map_err(KeyProblem::Condition)?;
     Ok((key, format!("Tokens are signed with the key in the operator's Secret {name}")))
 }
 
-async fn derived(context: &Context, realm: &str) -> KeyResult {
-    let gone = || ConditionState::unmet("NamespaceNotFound", "The namespace is gone");
-    let realm = context.realms.get_or_create(realm).await.map_err(|error| match error {
+async fn derived(realms: &RealmsState, realm: &str) -> KeyResult {
+    let missing = || ConditionState::unmet("NamespaceNotFound", "The namespace does not exist");
+    let realm = realms.registry.get_or_create(realm).await.map_err(|error| match error {
         crate::state::realms::RealmError::Api(error) => KeyProblem::Api(error),
-        _ => KeyProblem::Condition(gone()),
+        _ => KeyProblem::Condition(missing()),
     })?;
-    let key = SigningKey::EdDsa(context.realms.token_key(&realm.id));
+    let key = SigningKey::EdDsa(realms.registry.token_key(&realm.id));
     Ok((
         key,
         "Tokens are signed with a key that the operator has derived for this realm".to_owned(),
@@ -124,7 +124,7 @@ fn key_in(
             format!("The key {key} of the Secret {name} is not text"),
         )
     })?;
-    // A file that was made a Secret ends with a new line.
+    // A Secret that was created from a file ends with a newline.
     let text = SecretText::new(text.trim_end_matches(['\r', '\n']).to_owned());
     let wrong = |error: TokenKeyError| {
         ConditionState::unmet(

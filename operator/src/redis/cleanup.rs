@@ -1,6 +1,5 @@
-//! Removes what belongs to nobody. Enters: usernames that lost their owner, realms that lost their
-//! namespace, and everything that the store holds. Leaves: nothing of them in the store. What
-//! cannot be removed now is removed when the store answers again.
+//! Removes orphaned keys from Redis: of usernames without an owner, and of realms without a
+//! namespace. If Redis does not answer, it removes them later.
 
 use std::collections::HashSet;
 use std::hash::BuildHasher;
@@ -18,12 +17,12 @@ use crate::state::queue::user_ref;
 use crate::state::realms::{Readiness, Realm};
 use crate::state::{Context, random};
 
-/// How often to look for what is left over, although nothing should be.
+/// Interval between searches for orphaned keys, in case one was missed.
 const SAFETY_NET: Duration = Duration::from_mins(10);
-/// How soon to try again.
+/// Delay after a failure.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// Of everybody whom the store knows, those who are not `live`.
+/// Returns the users in Redis that are not `live`.
 pub fn orphaned<S: BuildHasher>(
     known: &[Pseudonym],
     live: &HashSet<Pseudonym, S>,
@@ -31,18 +30,18 @@ pub fn orphaned<S: BuildHasher>(
     known.iter().filter(|user| !live.contains(user)).copied().collect()
 }
 
-/// Removes from the store whoever is not a user of `realm`. Users of whom the store knows nothing,
-/// although they have been published, are looked at again. Tells how many were removed.
+/// Removes orphaned users of `realm`, and requeues users that were published and are missing in
+/// Redis. Returns the number of removed users.
 pub async fn sweep(context: &Context, realm: &Realm) -> Result<usize, StoreError> {
     let known = realm.publisher.store().users().await?;
-    // Nobody is published between the look at the index and the removal.
+    // The lock prevents publishing between the reading of the usernames and the removal.
     let _alone = realm.publish_lock.write().await;
     let (live, missing) = {
-        let usernames = context.usernames();
+        let usernames = context.users.usernames();
         let Some(owners) = usernames.owners(&realm.namespace) else {
             tracing::warn!(
                 namespace = realm.namespace,
-                "not looking for leftovers, because a TwoFactorUser in this namespace cannot be read"
+                "cleanup skipped, because a TwoFactorUser in this namespace cannot be read"
             );
             return Ok(0);
         };
@@ -59,23 +58,22 @@ pub async fn sweep(context: &Context, realm: &Realm) -> Result<usize, StoreError
         (live, missing)
     };
     for name in missing {
-        context.queue.push(user_ref(&realm.namespace, &name));
+        context.users.queue.push(user_ref(&realm.namespace, &name));
     }
     let orphaned = orphaned(&known, &live);
     realm.publisher.store().remove(&orphaned).await?;
     if !orphaned.is_empty() {
-        context.metrics.swept.inc_by(orphaned.len() as u64);
+        context.runtime.metrics.swept.inc_by(orphaned.len() as u64);
         tracing::info!(
             namespace = realm.namespace,
             users = orphaned.len(),
-            "removed users who are gone from Redis"
+            "removed orphaned users from Redis"
         );
     }
     Ok(orphaned.len())
 }
 
-/// Removes everything that belongs to nobody until it is told to stop. Begins when the lists are
-/// complete.
+/// Removes orphaned keys until `stop`. The lists must be complete.
 pub async fn run(context: Arc<Context>, stop: CancellationToken) {
     let mut next_sweep = Instant::now();
     while !stop.is_cancelled() {
@@ -83,7 +81,7 @@ pub async fn run(context: Arc<Context>, stop: CancellationToken) {
         let mut swept = Ok(true);
         if removed.is_ok() && Instant::now() >= next_sweep {
             swept = sweep_all(&context).await;
-            Metrics::count(&context.metrics.sweeps, swept.is_ok());
+            Metrics::count(&context.runtime.metrics.sweeps, swept.is_ok());
             if matches!(swept, Ok(true)) {
                 next_sweep = Instant::now() + jittered(SAFETY_NET, &mut random());
             }
@@ -92,21 +90,21 @@ pub async fn run(context: Arc<Context>, stop: CancellationToken) {
             (Ok(()), Ok(true)) => next_sweep.saturating_duration_since(Instant::now()),
             (Ok(()), Ok(false)) => RETRY,
             (Err(error), _) | (_, Err(error)) => {
-                // The guard says so where everybody sees it.
-                tracing::debug!(%error, "cannot remove from Redis what is gone; trying again");
+                // The monitor logs that Redis does not answer.
+                tracing::debug!(%error, "failed to remove orphaned keys from Redis; trying again");
                 RETRY
             }
         };
         tokio::select! {
             () = stop.cancelled() => {}
-            _ = timeout(patience, context.removals.notified()) => {}
+            _ = timeout(patience, context.runtime.removals.notified()) => {}
         }
     }
 }
 
-/// Removes what is known to belong to nobody.
+/// Removes keys that are known to be orphaned.
 async fn remove(context: &Context) -> Result<(), StoreError> {
-    for realm in context.realms.all() {
+    for realm in context.realms.registry.all() {
         if realm.pending_removals().is_empty() {
             continue;
         }
@@ -115,39 +113,39 @@ async fn remove(context: &Context) -> Result<(), StoreError> {
         realm.publisher.store().remove(&pending).await?;
         realm.removed(&pending);
     }
-    for realm in context.realms.deleted() {
-        context.realms.store_of(&realm).remove_realm().await?;
-        context.realms.forget(&realm);
-        tracing::info!(%realm, "removed a realm whose namespace is gone from Redis");
+    for realm in context.realms.registry.deleted() {
+        context.realms.registry.store_of(&realm).remove_realm().await?;
+        context.realms.registry.forget(&realm);
+        tracing::info!(%realm, "removed an orphaned realm from Redis");
     }
     Ok(())
 }
 
-/// Tells whether every realm was swept.
+/// Searches all realms. Returns whether every realm was ready for it.
 async fn sweep_all(context: &Context) -> Result<bool, StoreError> {
-    let known = context.realms.store().realms(&context.realms.installation).await?;
-    // A realm whose users are all gone is looked after like the others, as long as there is its
-    // namespace.
+    let known =
+        context.realms.registry.store().realms(&context.realms.registry.installation).await?;
+    // A realm without users is kept as long as its namespace exists.
     for realm in &known {
-        // Users of other namespaces are somebody else's to look after.
-        if let Some(namespace) = context.realms.namespace_of(realm)
-            && context.watched.includes(&namespace)
+        // Users of other namespaces belong to another operator.
+        if let Some(namespace) = context.realms.registry.namespace_of(realm)
+            && context.runtime.watched.includes(&namespace)
         {
-            let is_new = context.realms.get(&namespace).is_none();
-            if context.realms.get_or_create(&namespace).await.is_ok() && is_new {
-                // Its services have a login, too.
-                context.credentials_queue.realm_changed(namespace);
+            let is_new = context.realms.registry.get(&namespace).is_none();
+            if context.realms.registry.get_or_create(&namespace).await.is_ok() && is_new {
+                // Its services need a login too.
+                context.services.credentials_queue.realm_changed(namespace);
             }
         }
     }
-    for realm in context.realms.orphaned(known) {
-        context.realms.store_of(&realm).remove_realm().await?;
-        tracing::info!(%realm, "removed a realm whose namespace is gone from Redis");
+    for realm in context.realms.registry.orphaned(known) {
+        context.realms.registry.store_of(&realm).remove_realm().await?;
+        tracing::info!(%realm, "removed an orphaned realm from Redis");
     }
     let mut complete = true;
-    for realm in context.realms.all() {
-        // One that is being filled is swept at the end of that; one that nobody has looked at yet
-        // comes a little later.
+    for realm in context.realms.registry.all() {
+        // A realm that is being filled is searched at the end of that. One that has not been
+        // checked yet follows later.
         if realm.readiness() == Readiness::Ready {
             sweep(context, &realm).await?;
         } else {

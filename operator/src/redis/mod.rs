@@ -1,4 +1,4 @@
-//! Keeps Redis complete, free of orphaned keys, and configured as it should be.
+//! Keeps Redis complete and free of orphaned keys, and checks its settings.
 
 pub mod cleanup;
 pub mod monitor;

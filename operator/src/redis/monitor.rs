@@ -1,5 +1,5 @@
-//! Watches over the store. Enters: every second, who the Redis node is and what it knows of the
-//! realms. Leaves: each realm known to be ready, being refilled, or out of reach.
+//! Checks every second which Redis node answers and what it knows of each realm, and starts a
+//! refill of each realm that is incomplete.
 
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError};
@@ -18,14 +18,14 @@ use crate::redis::refill::refill;
 use crate::state::realms::{Readiness, Realm};
 use crate::state::{Context, random};
 
-/// How often to look.
+/// Interval between checks.
 const PERIOD: Duration = Duration::from_secs(1);
-/// Realms that are filled at the same time.
+/// Maximum number of realms that are filled at the same time.
 const CONCURRENT_REFILLS: usize = 4;
-/// The longest pause before a refill that failed is tried again.
+/// Longest delay before a failed refill is tried again.
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
-/// Watches until it is told to stop. Begins when the lists are complete.
+/// Checks Redis until `stop`. The lists must be complete.
 pub async fn run(context: Arc<Context>, stop: CancellationToken) {
     let mut monitor = RedisMonitor {
         refills: JoinSet::new(),
@@ -40,8 +40,8 @@ pub async fn run(context: Arc<Context>, stop: CancellationToken) {
         tokio::select! {
             () = stop.cancelled() => break,
             () = tokio::time::sleep(PERIOD) => {}
-            // A new realm is looked at at once: its first user is waiting.
-            () = monitor.context.realms.changed.notified() => {}
+            // A new realm is checked at once, because its first user waits.
+            () = monitor.context.realms.registry.changed.notified() => {}
         }
     }
     monitor.refills.shutdown().await;
@@ -51,9 +51,9 @@ struct RedisMonitor {
     context: Arc<Context>,
     refills: JoinSet<(String, bool)>,
     slots: Arc<Semaphore>,
-    /// Namespaces whose refill failed: how often, and when to try again.
+    /// Failures in a row of each namespace's refill, and when to try again.
     failures: HashMap<String, (u32, Instant)>,
-    /// Whether the store answered last time; a change is worth a log line.
+    /// Whether Redis answered last time. Only a change is logged.
     up: Option<bool>,
 }
 
@@ -62,9 +62,9 @@ impl RedisMonitor {
         while let Some(ended) = self.refills.try_join_next() {
             self.refill_finished(ended);
         }
-        let realms = self.context.realms.all();
-        let names = self.context.realms.all_names(&realms);
-        match self.context.realms.store().inspect_realms(&names).await {
+        let realms = self.context.realms.registry.all();
+        let names = self.context.realms.registry.all_names(&realms);
+        match self.context.realms.registry.store().inspect_realms(&names).await {
             Ok(inspections) => {
                 self.log_availability(true, None);
                 self.show_node(inspections.first());
@@ -87,33 +87,34 @@ impl RedisMonitor {
         }
     }
 
-    /// Publishes the realm's own record: the configuration may be another than that of the process
-    /// before, or have changed since. Tells whether the realm can be looked at.
+    /// Publishes the record of a realm if it has changed or was published by another process.
+    /// Returns whether the check of the realm can go on.
     async fn publish_policy(&self, realm: &Realm) -> bool {
-        let (now, random) = (self.context.clock.now(), &mut random());
+        let (now, random) = (self.context.runtime.clock.now(), &mut random());
         let version = realm.policy_version();
-        // Its providers are being read, and this is done again when they are; until then the record
-        // stays what it was.
-        let Some(record) = record::known(&self.context, &realm.namespace) else { return true };
+        // The record is published when the Secrets have been read. Until then the old one stays.
+        let Some(record) = record::known(&self.context.realms, &realm.namespace) else {
+            return true;
+        };
         match realm.publisher.publish_realm(&record, now, random).await {
             Ok(written) => {
                 if written {
-                    tracing::info!(namespace = realm.namespace, "published the realm's policy");
+                    tracing::info!(namespace = realm.namespace, "policy of a realm published");
                 }
                 realm.policy_published(version);
                 true
             }
             Err(error) => {
-                tracing::warn!(namespace = realm.namespace, %error, "the realm's policy could not be published");
+                tracing::warn!(namespace = realm.namespace, %error, "failed to publish the policy of a realm");
                 false
             }
         }
     }
 
-    /// Another node knows nothing of the services' logins.
+    /// Announces another node, which does not have the logins of services.
     fn show_node(&self, inspection: Option<&Inspection>) {
         if let Some(inspection) = inspection {
-            self.context.node.send_if_modified(|node| {
+            self.context.runtime.node.send_if_modified(|node| {
                 let identity = inspection.identity();
                 let changed = *node != identity;
                 *node = identity;
@@ -123,16 +124,16 @@ impl RedisMonitor {
     }
 
     fn log_availability(&mut self, up: bool, error: Option<&twofactor_store::StoreError>) {
-        self.context.metrics.store_up.set(i64::from(up));
+        self.context.runtime.metrics.store_up.set(i64::from(up));
         if self.up == Some(up) {
             return;
         }
         if up {
             tracing::info!("Redis answers");
-            self.context.removals.notify_one();
+            self.context.runtime.removals.notify_one();
         } else if let Some(error) = error {
             let cause = std::error::Error::source(error).map(ToString::to_string);
-            tracing::warn!(%error, cause, "users cannot be published until Redis answers; looking every second");
+            tracing::warn!(%error, cause, "failed to reach Redis; users are published when it answers");
         }
         self.up = Some(up);
     }
@@ -169,12 +170,12 @@ impl RedisMonitor {
                 (*count, *at) = (count.saturating_add(1), Instant::now() + pause);
             }
             Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
-            Err(error) => tracing::error!(%error, "a refill ended in the middle"),
+            Err(error) => tracing::error!(%error, "refill cancelled"),
         }
     }
 
     fn count_users(&self) {
-        let users = self.context.users.state();
+        let users = self.context.users.objects.state();
         let mut counts: HashMap<String, (usize, usize)> = HashMap::new();
         for user in &users {
             let is_ready = user.status.as_ref().is_some_and(|status| {
@@ -188,8 +189,8 @@ impl RedisMonitor {
             *ready += usize::from(is_ready);
         }
         let ready = counts.values().map(|(_, ready)| ready).sum();
-        self.context.metrics.show_users(ready, users.len() - ready);
-        *self.context.counts.lock().unwrap_or_else(PoisonError::into_inner) = counts;
+        self.context.runtime.metrics.show_users(ready, users.len() - ready);
+        *self.context.users.counts.lock().unwrap_or_else(PoisonError::into_inner) = counts;
     }
 }
 
@@ -197,19 +198,19 @@ async fn fill(context: &Context, realm: &Realm, slots: &Semaphore) -> bool {
     let Ok(_slot) = slots.acquire().await else { return false };
     let begun = Instant::now();
     let result = refill(context, realm).await;
-    Metrics::count(&context.metrics.refills, result.is_ok());
+    Metrics::count(&context.runtime.metrics.refills, result.is_ok());
     match result {
         Ok(users) => {
             realm.set_readiness(Readiness::Ready);
             if !realm.is_policy_published() {
-                // Its policy has changed meanwhile: somebody may wait to be let in.
-                context.realms.changed.notify_one();
+                // The policy changed during the refill, and an allowed namespace may wait for it.
+                context.realms.registry.changed.notify_one();
             }
-            tracing::info!(namespace = realm.namespace, users, took = ?begun.elapsed(), "the realm is complete in Redis");
+            tracing::info!(namespace = realm.namespace, users, took = ?begun.elapsed(), "realm filled in Redis");
             true
         }
         Err(error) => {
-            tracing::warn!(namespace = realm.namespace, %error, "the realm could not be filled; trying again");
+            tracing::warn!(namespace = realm.namespace, %error, "failed to fill a realm in Redis; trying again");
             false
         }
     }

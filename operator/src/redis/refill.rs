@@ -1,9 +1,8 @@
-//! Makes a realm's content in the store anew. Enters: a realm of which the store has lost
-//! something, or is new. Leaves: every user published, nobody else, and a stamp that says so to the
-//! sidecars.
+//! Fills a realm in Redis again: publishes every user, removes orphaned ones, and then tells the
+//! sidecars that the realm is complete on this node.
 //!
 //! The Secrets are listed in pages, and each page is published before the next is read, so that the
-//! memory this takes does not depend on the number of users.
+//! memory does not depend on the number of users.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -31,37 +30,39 @@ use crate::user::fetch::{self, FetchError};
 use crate::user::secret;
 use crate::user::seed_decision::SecretState;
 
-/// Secrets in a page.
+/// Number of Secrets in a page.
 const PAGE: u32 = 500;
 
 /// Why a realm could not be filled.
 #[derive(Debug, Error)]
 pub enum RefillError {
-    /// The API server does not tell what is in the Secrets.
+    /// The Secrets cannot be listed.
     #[error("cannot list the Secrets: {0}")]
     List(#[from] ApiError),
-    /// The API server does not tell what the realm's providers are.
+    /// The Secrets of the realm cannot be read.
     #[error("cannot read the providers: {0}")]
     Providers(#[source] ApiError),
-    /// The API server does not tell what is imported.
+    /// An imported seed cannot be read.
     #[error(transparent)]
     Fetch(#[from] FetchError),
-    /// The store does not do what it is asked for.
+    /// Redis does not answer.
     #[error(transparent)]
     Store(#[from] StoreError),
 }
 
-/// Fills `realm`. Tells how many users were published.
+/// Fills `realm`, and returns the number of published users. After an error it has to be repeated.
 pub async fn refill(context: &Context, realm: &Realm) -> Result<usize, RefillError> {
-    let now = context.clock.now();
-    // Who the node is comes first: what is true of another one does not count, and the stamp will
-    // tell.
+    let now = context.runtime.clock.now();
+    // The node is identified first. If another node answers later, completing the fill fails,
+    // because what was written to this one does not count there.
     let inspection = realm.publisher.begin_fill(&mut random()).await?;
     if inspection.ready {
         return Ok(0);
     }
     let version = realm.policy_version();
-    let record = record::read(context, &realm.namespace).await.map_err(RefillError::Providers)?;
+    let record = record::read(&context.runtime, &context.realms, &realm.namespace)
+        .await
+        .map_err(RefillError::Providers)?;
     realm.publisher.publish_realm(&record, now, &mut random()).await?;
     realm.policy_published(version);
 
@@ -81,11 +82,11 @@ async fn fill_from_secrets(
     realm: &Realm,
     done: &mut HashSet<String>,
 ) -> Result<(), RefillError> {
-    let secrets = Api::<Secret>::namespaced(context.client.clone(), &realm.namespace);
+    let secrets = Api::<Secret>::namespaced(context.runtime.client.clone(), &realm.namespace);
     let selector = format!("{}={}", labels::MANAGED_BY_LABEL, labels::MANAGED_BY);
     let mut parameters = ListParams::default().labels(&selector).limit(PAGE);
     loop {
-        // Held from the reading to the writing, so that nothing newer is overwritten.
+        // The lock is held from reading to writing, so that nothing newer is overwritten.
         let _alone = realm.publish_lock.write().await;
         let page = request::within(secrets.list(&parameters)).await?;
         parameters.continue_token =
@@ -107,35 +108,38 @@ async fn fill_from_secrets(
     }
 }
 
-/// Whether there is anybody whose Secret is worth a look: in a new realm there is not.
+/// Whether the realm has users whose Secrets have to be read. A new realm has none.
 fn has_published_users(context: &Context, realm: &Realm) -> bool {
-    let usernames = context.usernames();
+    let usernames = context.users.usernames();
     usernames.names(&realm.namespace).iter().any(|name| {
         context
             .users
+            .objects
             .get(&user_ref(&realm.namespace, name))
             .is_some_and(|user| was_published_before(realm, &user))
     })
 }
 
-/// Whether the user has been published before. One who has not is being reconciled for the first
-/// time, and gets their place in the store there, as somebody whose seed is fresh.
+/// Whether the user has been published before. A new user is published by its first reconciliation,
+/// as one whose seed is fresh.
 fn was_published_before(realm: &Realm, user: &TwoFactorUser) -> bool {
     fetch::had_secret(user) || realm.was_published(user.metadata.uid.as_deref().unwrap_or_default())
 }
 
-/// What a Secret, or an import, gives a user.
+/// The seed in a Secret or of an import.
 struct UserSeed {
     seed: Option<Seed>,
     rotated: Option<String>,
 }
 
-/// The users of a page of Secrets, with the seeds.
+/// Returns the users of a page of Secrets, with their seeds.
 fn owners_of(context: &Context, page: &ObjectList<Secret>) -> Vec<(Arc<TwoFactorUser>, UserSeed)> {
     let owner = |secret: &Secret| {
         let (namespace, name) = (secret.namespace()?, secret.name_any());
-        let user =
-            context.users.get(&user_ref(&namespace, name.strip_suffix(labels::SECRET_SUFFIX)?))?;
+        let user = context
+            .users
+            .objects
+            .get(&user_ref(&namespace, name.strip_suffix(labels::SECRET_SUFFIX)?))?;
         match secret::ownership(secret, &user) {
             SecretState::Ours { seed, rotated } => {
                 Some((user, UserSeed { seed: seed.ok(), rotated }))
@@ -146,7 +150,7 @@ fn owners_of(context: &Context, page: &ObjectList<Secret>) -> Vec<(Arc<TwoFactor
     page.items.iter().filter_map(owner).collect()
 }
 
-/// The record of a user who is valid, owns their username, and has been published before.
+/// Returns the record of a user that is valid, owns its username, and has been published before.
 fn record(
     context: &Context,
     realm: &Realm,
@@ -156,8 +160,8 @@ fn record(
     let definition = validate(user).ok()?;
     let uid = user.metadata.uid.as_deref()?;
     let wanted = was_published_before(realm, user)
-        && context.owns(&realm.namespace, &definition.username, uid);
-    // As a reconcile tells it: without a seed there is nothing that was rotated.
+        && context.users.owns(&realm.namespace, &definition.username, uid);
+    // A reconciliation does the same: without a seed nothing was rotated.
     let rotated = own.rotated.filter(|_| own.seed.is_some());
     let provenance = Some(Provenance::new(uid, rotated.as_deref()));
     wanted.then_some(UserRecord { definition, seed: own.seed, provenance })
@@ -168,41 +172,43 @@ async fn publish(
     realm: &Realm,
     desired: &[DesiredUser],
 ) -> Result<(), StoreError> {
-    realm.publisher.renew_with_retry(desired, &context.clock, &mut random()).await
+    realm.publisher.renew_with_retry(desired, &context.runtime.clock, &mut random()).await
 }
 
-/// Users who import their seed, and those whose Secret is gone.
+/// Publishes users that import their seed, and users whose Secret does not exist.
 async fn fill_others(
     context: &Context,
     realm: &Realm,
     done: &HashSet<String>,
 ) -> Result<usize, RefillError> {
-    let names = context.usernames().names(&realm.namespace);
+    let names = context.users.usernames().names(&realm.namespace);
     let mut count = 0;
     for name in names {
-        let Some(user) = context.users.get(&user_ref(&realm.namespace, &name)) else { continue };
+        let Some(user) = context.users.objects.get(&user_ref(&realm.namespace, &name)) else {
+            continue;
+        };
         if done.contains(user.metadata.uid.as_deref().unwrap_or_default())
             || !was_published_before(realm, &user)
         {
             continue;
         }
         let _alone = realm.publish_lock.write().await;
-        let imported = fetch::import(&context.client, &user).await?;
+        let imported = fetch::import(&context.runtime.client, &user).await?;
         let own = UserSeed {
             seed: imported.clone().and_then(Result::ok),
             rotated: user.annotations().get(labels::ROTATE_ANNOTATION).cloned(),
         };
         let Some(record) = record(context, realm, &user, own) else { continue };
         let pseudonym = realm.publisher.keys().pseudonym(&record.definition.username);
-        // A record may be all that is left of a seed whose Secret is gone: it is not overwritten,
-        // and the user is looked at.
+        // The record may hold the only copy of a seed whose Secret was deleted, so it is not
+        // overwritten, and the user is requeued.
         let is_known = realm.publisher.current(pseudonym).await?.is_some();
         if imported.is_some() || !is_known {
             let reset = failures::request(realm, &user);
             publish(context, realm, &[DesiredUser { record, fresh: false, reset }]).await?;
             count += 1;
         }
-        context.queue.push(user_ref(&realm.namespace, &name));
+        context.users.queue.push(user_ref(&realm.namespace, &name));
     }
     Ok(count)
 }

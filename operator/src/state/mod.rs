@@ -1,6 +1,6 @@
-//! What every step of a reconciliation works with. Enters: what `run` has put together. Leaves: the
-//! same, shared; and the ledger of what this process wrote itself, so that its own writes do not
-//! wake it up again.
+//! Holds what the leader process knows and shares between its tasks. Nothing here starts anything.
+//!
+//! [`Context`] is the sum of four groups. A loop takes the sum, a step takes the groups it needs.
 
 pub mod credentials;
 pub mod own_writes;
@@ -18,7 +18,7 @@ use kube::Client;
 use kube::runtime::reflector::Store;
 use rand::rngs::SysRng;
 use rand_core::UnwrapErr;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use twofactor_api::TwoFactorUser;
 use twofactor_core::realm::RealmRecord;
 use twofactor_core::secret::SecretText;
@@ -37,89 +37,97 @@ use crate::k8s::backoff::Backoff;
 use crate::k8s::events::Events;
 use crate::metrics::Metrics;
 
-/// Shared by everything in the process.
+/// Everything that the tasks of the leader share.
 pub struct Context {
-    /// The API server.
-    pub client: Client,
-    /// Every user, as last seen.
-    pub users: Store<TwoFactorUser>,
-    /// Whose username is whose.
-    pub usernames: Mutex<Usernames>,
-    /// The realms.
-    pub realms: Realms,
-    /// Policy and providers of realms that say nothing themselves.
-    pub defaults: RealmRecord,
-    /// What the realms say, and whom they let in.
-    pub policies: Arc<Policies>,
-    /// The realms' own providers.
-    pub records: Records,
-    /// Which Redis node answered last; empty before.
-    pub node: watch::Sender<String>,
-    /// How well Redis keeps services apart.
-    pub isolation: watch::Sender<Isolation>,
-    /// Credentials that somebody else's Secret is in the way of.
-    pub foreign_secrets: ForeignSecrets,
-    /// Users by namespace: how many, and how many of them are ready.
-    pub counts: Mutex<HashMap<String, (usize, usize)>>,
-    /// Pods with a sidecar of another version, by the realm that they verify.
-    pub outdated: Mutex<HashMap<String, usize>>,
-    /// The ecosystem's shared key.
-    pub shared_key: SharedKey,
-    /// What services are told to connect to.
-    pub redis_url: SecretText,
-    /// What they are to check the certificates of Redis against (PEM).
-    pub redis_authority: Option<String>,
-    /// Who has to be looked at.
-    pub queue: Queue,
-    /// Credentials that have to be looked at.
-    pub credentials_queue: CredentialsQueue,
-    /// Wakes the removal of keys that belong to nobody.
-    pub removals: tokio::sync::Notify,
-    /// Who failed how often.
-    pub backoff: Backoff<UserRef>,
-    /// What this process wrote itself.
-    pub own_writes: OwnWrites,
-    /// Where notices are left.
-    pub events: Events,
-    /// What is counted.
-    pub metrics: Metrics,
-    /// The clock.
-    pub clock: Clock,
-    /// When this process began, in milliseconds since the epoch.
-    pub started: i64,
-    /// The namespaces that are looked at.
-    pub watched: WatchedNamespaces,
+    pub runtime: Runtime,
+    pub users: UserState,
+    pub realms: RealmsState,
+    pub services: ServicesState,
 }
 
-impl Context {
-    /// The index.
+/// The process and what it talks to.
+pub struct Runtime {
+    pub client: Client,
+    pub clock: Clock,
+    pub events: Events,
+    pub metrics: Metrics,
+    pub watched: WatchedNamespaces,
+    /// Start of this process, in milliseconds of Unix time.
+    pub started: i64,
+    /// Identity of the Redis node that answered last; empty before the first answer.
+    pub node: watch::Sender<String>,
+    /// Wakes the cleanup, because orphaned keys are known.
+    pub removals: Notify,
+}
+
+/// What is known of users.
+pub struct UserState {
+    /// Every user object, as the watch last reported it.
+    pub objects: Store<TwoFactorUser>,
+    pub usernames: Mutex<Usernames>,
+    /// Users that have to be reconciled.
+    pub queue: Queue,
+    pub own_writes: OwnWrites,
+    /// Failures in a row of each user.
+    pub backoff: Backoff<UserRef>,
+    /// Number of users and of ready users, by namespace.
+    pub counts: Mutex<HashMap<String, (usize, usize)>>,
+}
+
+/// What is known of realms.
+pub struct RealmsState {
+    pub registry: Realms,
+    /// The policies of realms, and the namespaces that they allow.
+    pub policies: Arc<Policies>,
+    /// What was read of the Secrets that realms refer to.
+    pub secrets: Records,
+    /// Policy and providers of realms that set none.
+    pub defaults: RealmRecord,
+    pub shared_key: SharedKey,
+}
+
+/// What is known of the services that verify users.
+pub struct ServicesState {
+    pub credentials_queue: CredentialsQueue,
+    pub isolation: watch::Sender<Isolation>,
+    pub foreign_secrets: ForeignSecrets,
+    /// Number of pods whose sidecar has another version, by realm.
+    pub outdated_pods: Mutex<HashMap<String, usize>>,
+    /// The URL of Redis that services get, with another login where there can be one.
+    pub redis_url: SecretText,
+    /// The certificate authorities of Redis (PEM) that services get.
+    pub redis_authority: Option<String>,
+}
+
+impl UserState {
     pub fn usernames(&self) -> MutexGuard<'_, Usernames> {
         self.usernames.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What the record of a realm should say has changed: it will be published, if there is such a
-    /// realm.
-    pub fn policy_changed(&self, namespace: &str) {
-        if let Some(realm) = self.realms.get(namespace) {
-            realm.policy_changed();
-            self.realms.changed.notify_one();
-        }
-    }
-
-    /// Users of a namespace: how many, and how many of them are ready.
+    /// Returns the number of users and of ready users in a namespace.
     pub fn count(&self, namespace: &str) -> (usize, usize) {
         let counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
         counts.get(namespace).copied().unwrap_or_default()
     }
 
-    /// The name of the object that owns a username.
+    /// Returns the name of the object that owns a username.
     pub fn owner(&self, namespace: &str, username: &Username) -> Option<String> {
-        self.usernames().owner(namespace, username).map(|claim| claim.name.clone())
+        self.usernames().owner(namespace, username).map(|owner| owner.name.clone())
     }
 
     /// Whether the object with this UID owns a username.
     pub fn owns(&self, namespace: &str, username: &Username, uid: &str) -> bool {
-        self.usernames().owner(namespace, username).is_some_and(|claim| claim.uid == uid)
+        self.usernames().owner(namespace, username).is_some_and(|owner| owner.uid == uid)
+    }
+}
+
+impl RealmsState {
+    /// Has the record of a realm published again, if that realm was requested before.
+    pub fn policy_changed(&self, namespace: &str) {
+        if let Some(realm) = self.registry.get(namespace) {
+            realm.policy_changed();
+            self.registry.changed.notify_one();
+        }
     }
 }
 

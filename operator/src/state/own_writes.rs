@@ -1,4 +1,4 @@
-//! Remembers what this process wrote, so that its own writes do not requeue the user.
+//! Remembers what this process wrote, so that its own writes do not requeue a user.
 
 use std::collections::{HashMap, HashSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -15,13 +15,13 @@ pub struct OwnWrites(Mutex<HashMap<UserRef, ObservedUser>>);
 #[derive(Debug, Default)]
 struct ObservedUser {
     running: bool,
-    /// The version of the Secret that was last read or written.
+    /// Version of the Secret that was read or written last.
     secret: Option<String>,
-    /// Versions of the Secret that were seen while the user was being looked at.
+    /// Versions of the Secret that the watch reported during the current reconciliation.
     seen_versions: Vec<Option<String>>,
-    /// Whether there was a Secret with a seed that is the user's.
+    /// Whether the user's Secret held a seed.
     seeded: bool,
-    /// The status that was last written.
+    /// Digest of the status that was written last.
     status: Option<u64>,
 }
 
@@ -32,7 +32,7 @@ fn digest(status: &TwoFactorUserStatus) -> u64 {
 }
 
 impl OwnWrites {
-    /// The user is being looked at.
+    /// Records that a reconciliation begins.
     pub fn begin(&self, user: &UserRef) {
         let mut users = self.users();
         let observed = users.entry(user.clone()).or_default();
@@ -40,28 +40,29 @@ impl OwnWrites {
         observed.seen_versions.clear();
     }
 
-    /// The user has been looked at. Tells whether somebody changed the Secret meanwhile.
+    /// Records that a reconciliation ends. Returns whether another client changed the Secret during
+    /// it.
     pub fn end(&self, user: &UserRef) -> bool {
         let mut users = self.users();
         let Some(observed) = users.get_mut(user) else { return false };
         observed.running = false;
         let seen = std::mem::take(&mut observed.seen_versions);
-        // The last one counts: those before it have been written over.
+        // Only the last version counts, because the earlier ones were overwritten.
         seen.last().is_some_and(|last| *last != observed.secret)
     }
 
-    /// The Secret was read, or written, in this version.
+    /// Records the version of the Secret that was read or written.
     pub fn secret_written(&self, user: &UserRef, version: Option<String>) {
         if let Some(observed) = self.users().get_mut(user) {
             observed.secret = version;
         }
     }
 
-    /// The watch shows the Secret in this version, or gone. Tells whether the user has to be looked
-    /// at.
+    /// Records that the watch reports the Secret in this version, or deleted. Returns whether the
+    /// user has to be reconciled.
     pub fn secret_seen(&self, user: &UserRef, version: Option<&str>) -> bool {
         let mut users = self.users();
-        // Nobody has looked at the user yet, and somebody will.
+        // The user is not reconciled yet; its first reconciliation is already queued.
         let Some(observed) = users.get_mut(user) else { return false };
         if observed.running {
             observed.seen_versions.push(version.map(str::to_owned));
@@ -70,7 +71,7 @@ impl OwnWrites {
         observed.secret.as_deref() != version
     }
 
-    /// Of the users whose Secret is known, those whose Secret is not among `present`.
+    /// Returns the users whose Secret is known and not among `present`.
     pub fn secrets_missing(
         &self,
         within: impl Fn(&UserRef) -> bool,
@@ -82,20 +83,20 @@ impl OwnWrites {
         known.map(|(user, _)| user.clone()).filter(|user| !present.contains(user)).collect()
     }
 
-    /// This status is about to be written.
+    /// Records the status that is about to be written.
     pub fn status_written(&self, user: &UserRef, status: &TwoFactorUserStatus) {
         if let Some(observed) = self.users().get_mut(user) {
             observed.status = Some(digest(status));
         }
     }
 
-    /// Whether this is the status that was written here.
+    /// Whether this process wrote this status.
     pub fn is_own_status(&self, user: &UserRef, status: Option<&TwoFactorUserStatus>) -> bool {
         let written = self.users().get(user).and_then(|observed| observed.status);
         written.is_some() && written == status.map(digest)
     }
 
-    /// Whether this is the status that was written here last, or none was.
+    /// Whether this is the status that this process wrote last, or it wrote none.
     pub fn agrees(&self, user: &UserRef, status: &TwoFactorUserStatus) -> bool {
         self.users()
             .get(user)
@@ -103,19 +104,19 @@ impl OwnWrites {
             .is_none_or(|written| written == digest(status))
     }
 
-    /// There is a Secret with a seed that is the user's.
+    /// Records that the user's Secret holds a seed.
     pub fn seeded(&self, user: &UserRef) {
         if let Some(observed) = self.users().get_mut(user) {
             observed.seeded = true;
         }
     }
 
-    /// Whether this process knows of a Secret with a seed that was the user's.
+    /// Whether the user's Secret is known to have held a seed.
     pub fn has_seed(&self, user: &UserRef) -> bool {
         self.users().get(user).is_some_and(|observed| observed.seeded)
     }
 
-    /// The user is gone.
+    /// Forgets a deleted user.
     pub fn forget(&self, user: &UserRef) {
         self.users().remove(user);
     }

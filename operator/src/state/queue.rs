@@ -1,5 +1,5 @@
-//! Which users have to be looked at. Enters: references from watches, the guard and sweeps. Leaves:
-//! each of them once, for the reconciler, however often it was asked for meanwhile.
+//! Queues the users that have to be reconciled. Each is queued once, no matter how often it is
+//! requested before the reconciler takes it.
 
 use std::collections::{HashMap, HashSet};
 use std::convert::Infallible;
@@ -18,24 +18,24 @@ use twofactor_api::TwoFactorUser;
 /// A reference to a user.
 pub type UserRef = ObjectRef<TwoFactorUser>;
 
-/// How long a user can wait.
+/// How urgent a request is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Urgency {
-    /// Nothing is known to be wrong: they are looked at when nobody else waits.
+    /// Nothing is known to be wrong: the user is reconciled when no urgent one waits.
     Later,
     /// Something has changed.
     Now,
 }
 
-/// The queue's end for those who ask. It holds a user at most once, so it is bounded by the number
-/// of users.
+/// The sending end. It holds each user at most once, so its length is limited by the number of
+/// users.
 #[derive(Clone, Debug)]
 pub struct Queue {
     state: Arc<Mutex<State>>,
     now: UnboundedSender<UserRef>,
     later: UnboundedSender<UserRef>,
-    /// How many of those who can wait may be under way at the same time. The scheduler behind the
-    /// queue knows no urgency, so few of them may be in it.
+    /// Limits the number of non-urgent users in progress. The scheduler behind the queue does not
+    /// know urgency, so few of them may be in it.
     slots: Arc<Semaphore>,
     depth: IntGauge,
 }
@@ -43,11 +43,11 @@ pub struct Queue {
 #[derive(Debug, Default)]
 struct State {
     waiting: HashMap<UserRef, Urgency>,
-    /// Those who could wait, and are under way.
+    /// Non-urgent users in progress.
     slotted: HashSet<UserRef>,
 }
 
-/// The queue's other end.
+/// The receiving end.
 #[derive(Debug)]
 pub struct Requests {
     queue: Queue,
@@ -56,8 +56,8 @@ pub struct Requests {
 }
 
 impl Queue {
-    /// A queue whose length is shown by `depth`, and its other end. `slots` is how many users are
-    /// under way at the same time.
+    /// Returns a queue and its receiving end. `depth` shows the length, and `slots` is the number
+    /// of users that are reconciled at the same time.
     pub fn new(slots: u16, depth: IntGauge) -> (Self, Requests) {
         let (now_in, now) = mpsc::unbounded_channel();
         let (later_in, later) = mpsc::unbounded_channel();
@@ -66,38 +66,38 @@ impl Queue {
         (queue.clone(), Requests { queue, now, later })
     }
 
-    /// Asks for a user to be looked at, now.
+    /// Requests an urgent reconciliation.
     pub fn push(&self, user: UserRef) {
         self.push_with(user, Urgency::Now);
     }
 
-    /// Asks for a user to be looked at.
+    /// Requests a reconciliation.
     pub fn push_with(&self, user: UserRef, urgency: Urgency) {
         let mut state = self.state();
         if state.waiting.get(&user).is_none_or(|known| *known < urgency) {
             let sender = if urgency == Urgency::Now { &self.now } else { &self.later };
-            // Fails only when the reconciler has ended, and the process with it.
+            // It fails only if the reconciler has ended, and with it the process.
             let _ = sender.send(user.clone());
             state.waiting.insert(user, urgency);
         }
         self.show(&state);
     }
 
-    /// The user is being looked at; from now on they may be asked for again.
+    /// Records that a reconciliation begins. From now on the user can be requested again.
     pub fn taken(&self, user: &UserRef) {
         let mut state = self.state();
         state.waiting.remove(user);
         self.show(&state);
     }
 
-    /// The user has been looked at, or is gone.
+    /// Records that a reconciliation ended, or that the user was deleted.
     pub fn done(&self, user: &UserRef) {
         if self.state().slotted.remove(user) {
             self.slots.add_permits(1);
         }
     }
 
-    /// Whether somebody still waits with this urgency, and was not looked at meanwhile.
+    /// Whether the user still waits with this urgency.
     fn is_waiting(&self, user: &UserRef, urgency: Urgency) -> bool {
         self.state().waiting.get(user) == Some(&urgency)
     }
@@ -112,7 +112,7 @@ impl Queue {
 }
 
 impl Requests {
-    /// Who is to be looked at next: first those who cannot wait.
+    /// Returns the next user, urgent ones first.
     async fn next(&mut self) -> Option<UserRef> {
         loop {
             tokio::select! {
@@ -151,7 +151,7 @@ pub fn user_ref(namespace: &str, name: &str) -> UserRef {
     ObjectRef::new(name).within(namespace)
 }
 
-/// What is asked for, until it is time to stop.
+/// Returns the requests as a stream that ends at `stop`.
 pub fn requests(
     requests: Requests,
     stop: CancellationToken,

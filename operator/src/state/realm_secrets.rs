@@ -10,7 +10,7 @@ use twofactor_core::user::DeliveryMethod;
 
 use crate::k8s::conditions::ConditionState;
 
-/// What is known of the realms' providers, and of the keys of their tokens.
+/// The providers of realms and the keys of their tokens, as last read.
 #[derive(Debug, Default)]
 pub struct Records {
     deliveries: Mutex<HashMap<String, Delivery>>,
@@ -18,12 +18,12 @@ pub struct Records {
 }
 
 impl Records {
-    /// What became of the Secret that a realm refers to, if it was read.
+    /// The result of reading the Secret that a realm refers to, if it was read.
     pub fn delivery(&self, realm: &str, secret: &str) -> Option<Delivery> {
         self.deliveries().get(realm).filter(|delivery| delivery.secret == secret).cloned()
     }
 
-    /// What became of the key of a realm's tokens, if it was read as `policy` asks for it.
+    /// The result of reading the key of tokens, if it was read for `policy`.
     pub fn token_key(&self, realm: &str, policy: &TokenPolicy) -> Option<TokenKey> {
         locked(&self.token_keys).get(realm).filter(|key| key.is_of(policy)).cloned()
     }
@@ -32,12 +32,12 @@ impl Records {
         locked(&self.deliveries)
     }
 
-    /// Remembers what was read of a realm's Secret. Tells whether it is something else than before.
+    /// Remembers the providers of a realm. Returns whether they have changed.
     pub fn remember_delivery(&self, realm: &str, read: Option<Delivery>) -> bool {
         remember(&self.deliveries, realm, read)
     }
 
-    /// Remembers what was read of a realm's key. Tells whether it is something else than before.
+    /// Remembers the key of a realm. Returns whether it has changed.
     pub fn remember_token_key(&self, realm: &str, read: Option<TokenKey>) -> bool {
         remember(&self.token_keys, realm, read)
     }
@@ -47,7 +47,7 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Remembers what was read of a realm. Tells whether it is something else than before.
+/// Remembers a value of a realm. Returns whether it has changed.
 fn remember<T: PartialEq>(known: &Mutex<HashMap<String, T>>, realm: &str, read: Option<T>) -> bool {
     let mut known = locked(known);
     let same = known.get(realm) == read.as_ref();
@@ -58,7 +58,7 @@ fn remember<T: PartialEq>(known: &Mutex<HashMap<String, T>>, realm: &str, read: 
     !same
 }
 
-/// What a realm's Secret came to.
+/// The providers in the Secret of a realm.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Delivery {
     /// The Secret's name.
@@ -71,19 +71,19 @@ pub struct Delivery {
     pub channels: Vec<(DeliveryMethod, ConditionState)>,
 }
 
-/// Where the ecosystem's shared key is.
+/// The location of the ecosystem's shared key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SharedKey {
     /// The operator's namespace.
     pub namespace: String,
     /// The Secret. It is made when there is none.
     pub secret: String,
-    /// The namespaces of users whose realms may sign with it. Whoever may read the credentials of a
-    /// realm has the key that it signs with, so nobody has this one who was not given it.
+    /// The namespaces whose realms may sign with the key. A caller that can read the credentials of
+    /// a realm gets its signing key, so only namespaces listed here receive this one.
     pub realms: BTreeSet<String>,
 }
 
-/// What a realm's key came to.
+/// The key of a realm's tokens.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TokenKey {
     /// How it is used.
@@ -97,7 +97,7 @@ pub struct TokenKey {
 }
 
 impl TokenKey {
-    /// Whether it is what this policy asks for.
+    /// Whether the key is the one that `policy` asks for.
     pub fn is_of(&self, policy: &TokenPolicy) -> bool {
         self.algorithm == policy.algorithm && self.secret == policy.secret
     }

@@ -1,5 +1,5 @@
-//! The realms: a namespace with users is one. Enters: namespaces as they come and go, and the
-//! master key. Leaves: for each realm its keys, its publisher, and what is going on in it.
+//! Holds for each realm its keys, its publisher, and the state of its content in Redis. A namespace
+//! with users is a realm.
 
 use std::collections::{HashMap, HashSet};
 use std::str::FromStr;
@@ -19,17 +19,17 @@ use twofactor_store::redis::RedisStore;
 
 use crate::k8s::request::{self, ApiError};
 
-/// The generation of realm keys: there is only the first yet.
+/// Generation of realm keys. There is only one so far.
 const GENERATION: u32 = 1;
 
-/// What is known about a realm's content in the store.
+/// The state of a realm in Redis.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Readiness {
-    /// Nothing yet, or it is being published.
+    /// Unknown, or being filled.
     Pending,
-    /// Complete, on a node that was checked.
+    /// Complete on a checked node.
     Ready,
-    /// The store does not answer.
+    /// Redis does not answer.
     Unavailable,
 }
 
@@ -40,13 +40,13 @@ pub struct Realm {
     pub namespace: String,
     /// The namespace's UID.
     pub id: RealmId,
-    /// Publishes users and the realm's record.
+    /// Publishes users and the record of the realm.
     pub publisher: Publisher,
-    /// Its key, as the credentials of services hold it.
+    /// The realm key, as the credentials of services contain it.
     pub key: RealmKey,
-    /// Publishing one user: shared. Publishing from a list, or removing: alone. Whoever holds it
-    /// alone reads and writes without anything coming between, so that a list never overwrites what
-    /// a reconciliation has just published.
+    /// Held shared to publish one user, and exclusively to publish from a list or to remove. An
+    /// exclusive holder reads and writes without a change in between, so that a list never
+    /// overwrites what a reconciliation has just published.
     pub publish_lock: RwLock<()>,
     readiness: watch::Sender<Readiness>,
     state: Mutex<RealmState>,
@@ -54,31 +54,32 @@ pub struct Realm {
 
 #[derive(Debug, Default)]
 struct RealmState {
-    /// Usernames that lost their owner: their keys have to go before anybody is published there.
+    /// Usernames without an owner, whose keys must be removed before another user is published
+    /// there.
     pending_removals: HashSet<Pseudonym>,
-    /// UIDs of users whom this process has published: a refill has to bring them back.
+    /// UIDs of users that this process has published. A refill has to publish them again.
     published: HashSet<String>,
-    /// Whether a refill is under way.
+    /// Whether a refill is running.
     refilling: bool,
-    /// How often the realm's own record has become another one.
+    /// Counts the changes of the realm's record.
     policy_version: u64,
-    /// The changes that had happened when this process last published it.
+    /// The `policy_version` that this process published last.
     published_version: Option<u64>,
 }
 
 impl Realm {
-    /// Whether the realm is complete in the store.
+    /// The state of the realm in Redis.
     pub fn readiness(&self) -> Readiness {
         *self.readiness.borrow()
     }
 
-    /// Tells how the realm is.
+    /// Sets the state of the realm in Redis.
     pub fn set_readiness(&self, readiness: Readiness) {
         self.readiness.send_if_modified(|known| std::mem::replace(known, readiness) != readiness);
     }
 
-    /// Waits for at most `patience` until the realm is ready; gives up at once when the store is
-    /// away.
+    /// Waits until the realm is ready, for at most `patience`. Returns at once if Redis does not
+    /// answer.
     pub async fn wait_until_ready(&self, patience: Duration) -> Readiness {
         let mut readiness = self.readiness.subscribe();
         let decided = readiness.wait_for(|readiness| *readiness != Readiness::Pending);
@@ -88,22 +89,22 @@ impl Realm {
         }
     }
 
-    /// A username has lost its owner.
+    /// Schedules the removal of the keys of a username without an owner.
     pub fn schedule_removal(&self, user: Pseudonym) {
         self.state().pending_removals.insert(user);
     }
 
-    /// The usernames whose keys have to go.
+    /// The users whose keys have to be removed.
     pub fn pending_removals(&self) -> Vec<Pseudonym> {
         self.state().pending_removals.iter().copied().collect()
     }
 
-    /// Whether the keys of this user have to go first.
+    /// Whether the keys of this user have to be removed first.
     pub fn is_removal_pending(&self, user: &Pseudonym) -> bool {
         self.state().pending_removals.contains(user)
     }
 
-    /// The keys of these users are gone.
+    /// Records that the keys of these users were removed.
     pub fn removed(&self, users: &[Pseudonym]) {
         let mut state = self.state();
         for user in users {
@@ -111,7 +112,7 @@ impl Realm {
         }
     }
 
-    /// A user was published.
+    /// Remembers that this process has published the user.
     pub fn remember_published(&self, uid: &str) {
         let mut state = self.state();
         if !state.published.contains(uid) {
@@ -119,7 +120,7 @@ impl Realm {
         }
     }
 
-    /// A user is gone.
+    /// Forgets a deleted user.
     pub fn forget_published(&self, uid: &str) {
         self.state().published.remove(uid);
     }
@@ -129,34 +130,34 @@ impl Realm {
         self.state().published.contains(uid)
     }
 
-    /// Whether this process has published the realm's own record as it should be now.
+    /// Whether this process has published the current record of the realm.
     pub fn is_policy_published(&self) -> bool {
         let state = self.state();
         state.published_version == Some(state.policy_version)
     }
 
-    /// The realm's own record should be another one.
+    /// Records that the realm's record has changed.
     pub fn policy_changed(&self) {
         self.state().policy_version += 1;
     }
 
-    /// Ask before working out what the realm's own record should be, and give it to
-    /// [`Realm::introduce`] when that is published.
+    /// The version of the realm's record. Read it before the record is built, and pass it to
+    /// [`Realm::policy_published`] afterwards.
     pub fn policy_version(&self) -> u64 {
         self.state().policy_version
     }
 
-    /// The realm's own record is published as it should have been after so many changes.
+    /// Records that the record of this version was published.
     pub fn policy_published(&self, version: u64) {
         self.state().published_version = Some(version);
     }
 
-    /// Begins a refill, unless one is under way.
+    /// Starts a refill, unless one is running.
     pub fn begin_refill(&self) -> bool {
         !std::mem::replace(&mut self.state().refilling, true)
     }
 
-    /// Ends a refill.
+    /// Records the end of a refill.
     pub fn end_refill(&self) {
         self.state().refilling = false;
     }
@@ -166,16 +167,16 @@ impl Realm {
     }
 }
 
-/// Why there is no realm for a namespace.
+/// Why a namespace has no realm.
 #[derive(Debug, Error)]
 pub enum RealmError {
-    /// There is no such namespace, or no more.
-    #[error("the namespace is gone")]
+    /// The namespace does not exist.
+    #[error("the namespace does not exist")]
     Gone,
-    /// Its UID is not one.
+    /// The UID of the namespace is not a valid identifier.
     #[error("the UID of the namespace cannot be used as the name of a realm")]
     Identifier,
-    /// The API server did not tell.
+    /// The API server did not answer.
     #[error(transparent)]
     Api(#[from] ApiError),
 }
@@ -184,11 +185,11 @@ pub enum RealmError {
 pub struct Realms {
     client: Client,
     master: MasterKey,
-    /// Which installation this is.
+    /// The name of the installation.
     pub installation: Installation,
     store: RedisStore,
     state: Mutex<State>,
-    /// Wakes the guard: there is a new realm.
+    /// Wakes the monitor, because a realm is new or its record has changed.
     pub changed: Notify,
 }
 
@@ -197,14 +198,14 @@ struct State {
     /// The UID of each namespace that is known.
     namespaces: HashMap<String, String>,
     realms: HashMap<String, Arc<Realm>>,
-    /// Realms whose namespace is gone, but not yet their keys.
+    /// Realms whose namespace was deleted, but not yet their keys.
     deleted: HashSet<RealmId>,
-    /// Namespaces whose realm was asked for once.
+    /// Namespaces whose realm was requested once.
     asked_for: HashSet<String>,
 }
 
 impl Realms {
-    /// No realms yet. `store` is of no realm in particular.
+    /// Returns the registry without realms. `store` belongs to no realm in particular.
     pub fn new(
         client: Client,
         master: MasterKey,
@@ -221,7 +222,7 @@ impl Realms {
         }
     }
 
-    /// The realm of `namespace`, made when it is asked for first.
+    /// Returns the realm of `namespace`, and creates it at the first request.
     pub async fn get_or_create(&self, namespace: &str) -> Result<Arc<Realm>, RealmError> {
         if let Some(realm) = self.get(namespace) {
             return Ok(realm);
@@ -230,7 +231,7 @@ impl Realms {
         let uid = if let Some(uid) = known {
             uid
         } else {
-            // Its users were seen before it was: the watches are not in step.
+            // The watches are independent, so users may be known before their namespace.
             let namespaces = Api::<Namespace>::all(self.client.clone());
             let found =
                 request::optional(request::within(namespaces.get_metadata(namespace)).await)?;
@@ -239,7 +240,7 @@ impl Realms {
         let id = RealmId::from_str(&uid).map_err(|_| RealmError::Identifier)?;
         let mut state = self.state();
         if state.namespaces.get(namespace).is_some_and(|known| *known != uid) {
-            // Another one has taken its place meanwhile.
+            // The namespace was replaced in between.
             return Err(RealmError::Gone);
         }
         state.asked_for.insert(namespace.to_owned());
@@ -264,12 +265,12 @@ impl Realms {
         }
     }
 
-    /// How the services of the namespace with this UID log in to Redis for a realm.
+    /// The login to Redis for services of the namespace with this UID.
     pub fn login(&self, id: &RealmId, namespace: &str) -> Login {
         self.master.login(id, GENERATION, namespace)
     }
 
-    /// The key that tokens of a realm are signed with where nobody gave another one.
+    /// The key of tokens of a realm that configures no other.
     pub fn token_key(&self, id: &RealmId) -> Ed25519Key {
         self.master.token_key(id, GENERATION)
     }
@@ -283,7 +284,7 @@ impl Realms {
         self.store.for_realm(self.names(id))
     }
 
-    /// The store, for what concerns no realm in particular.
+    /// The store of no realm in particular.
     pub fn store(&self) -> &RedisStore {
         &self.store
     }
@@ -293,18 +294,18 @@ impl Realms {
         realms.iter().map(|realm| self.names(&realm.id)).collect()
     }
 
-    /// The realm of `namespace`, if it was asked for before.
+    /// The realm of `namespace`, if it was requested before.
     pub fn get(&self, namespace: &str) -> Option<Arc<Realm>> {
         self.state().realms.get(namespace).cloned()
     }
 
-    /// Every realm that was asked for.
+    /// All requested realms.
     pub fn all(&self) -> Vec<Arc<Realm>> {
         self.state().realms.values().cloned().collect()
     }
 
-    /// A namespace is there. Tells whether it takes the place of another one of the same name,
-    /// whose realm is given up, so that its users have to be looked at again.
+    /// Records a namespace. Returns whether it replaces another one of the same name whose realm
+    /// was requested, so that its users have to be reconciled again.
     pub fn namespace_seen(&self, name: &str, uid: &str) -> bool {
         let mut state = self.state();
         if state.namespaces.get(name).is_some_and(|known| known == uid) {
@@ -316,22 +317,21 @@ impl Realms {
         state.asked_for.contains(name) && !is_realm
     }
 
-    /// The namespace that is this realm.
+    /// The namespace of a realm.
     pub fn namespace_of(&self, realm: &RealmId) -> Option<String> {
         let state = self.state();
         let found = state.namespaces.iter().find(|(_, uid)| uid.as_str() == realm.as_str());
         found.map(|(name, _)| name.clone())
     }
 
-    /// A namespace is gone.
+    /// Records that a namespace was deleted.
     pub fn namespace_gone(&self, name: &str) {
         let mut state = self.state();
         state.namespaces.remove(name);
         state.delete(name, None);
     }
 
-    /// Of `realms`, those that are of no namespace: to be cleared. Call it only with a complete
-    /// list of namespaces.
+    /// Returns the realms without a namespace. The list of namespaces must be complete.
     pub fn orphaned(&self, realms: impl IntoIterator<Item = RealmId>) -> Vec<RealmId> {
         let state = self.state();
         let live: HashSet<&str> = state
@@ -343,12 +343,12 @@ impl Realms {
         realms.into_iter().filter(|realm| !live.contains(realm.as_str())).collect()
     }
 
-    /// The realms whose namespace is gone, but not yet their keys.
+    /// The realms whose namespace was deleted, but not yet their keys.
     pub fn deleted(&self) -> Vec<RealmId> {
         self.state().deleted.iter().cloned().collect()
     }
 
-    /// The keys of an deleted realm are gone.
+    /// Records that the keys of a deleted realm were removed.
     pub fn forget(&self, realm: &RealmId) {
         self.state().deleted.remove(realm);
     }
@@ -359,8 +359,7 @@ impl Realms {
 }
 
 impl State {
-    /// Gives up the realm of a namespace, unless it is the one with this UID. Tells whether there
-    /// was one.
+    /// Deletes the realm of a namespace, unless it has this UID. Returns whether there was one.
     fn delete(&mut self, namespace: &str, except: Option<&str>) -> bool {
         let other =
             self.realms.get(namespace).is_some_and(|realm| except != Some(realm.id.as_str()));

@@ -1,5 +1,4 @@
-//! Who there is, and whose username it is. Enters: users as they come and go. Leaves: the owner of
-//! each username, and which users have to be looked at again because of a change. No I/O.
+//! Records which user owns each username, and which users a change affects. No I/O.
 //!
 //! Within a namespace the oldest user with a username owns it. The others wait, and take over in
 //! the order of their age.
@@ -11,7 +10,7 @@ use kube::ResourceExt;
 use twofactor_api::TwoFactorUser;
 use twofactor_core::user::Username;
 
-/// What the usernames knows of one user.
+/// The user object that claims a username.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Claimant {
     // The order of the fields is the order of precedence.
@@ -22,11 +21,11 @@ pub struct Claimant {
     pub name: String,
 }
 
-/// A user's claim on a username, as an object makes it.
+/// A claim on a username.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UsernameClaim {
     claim: Claimant,
-    /// Absent when the username is not valid: such a user claims nothing.
+    /// Absent if the username is invalid; then nothing is claimed.
     username: Option<Username>,
 }
 
@@ -38,21 +37,21 @@ pub struct Usernames(HashMap<String, Users>);
 struct Users {
     names: HashMap<String, UsernameClaim>,
     claims: HashMap<Username, BTreeSet<Claimant>>,
-    /// Objects that cannot be read, and never could: their usernames are not known.
+    /// Objects that could never be read, so that their usernames are not known.
     unreadable: HashSet<String>,
 }
 
-/// What the end of a user means for others.
+/// What the removal of a claim means for other users.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Removal {
-    /// The username that has no owner any more, or another one.
+    /// The username whose owner has changed or that has none now.
     pub released: Option<Username>,
-    /// Users who are to be looked at again.
+    /// Users that have to be reconciled.
     pub affected: Vec<String>,
 }
 
 impl UsernameClaim {
-    /// What `user` claims.
+    /// Returns the claim of `user`.
     pub fn of(user: &TwoFactorUser) -> Self {
         let username = user.spec.username.clone().unwrap_or_else(|| user.name_any());
         Self {
@@ -67,7 +66,7 @@ impl UsernameClaim {
 }
 
 impl Usernames {
-    /// A user is there. Tells who else has to be looked at.
+    /// Records a user. Returns the other users that have to be reconciled.
     pub fn apply(&mut self, namespace: &str, entry: UsernameClaim) -> Vec<String> {
         let users = self.0.entry(namespace.to_owned()).or_default();
         let name = entry.claim.name.clone();
@@ -79,7 +78,7 @@ impl Usernames {
         if let Some(username) = &entry.username {
             let claims = users.claims.entry(username.clone()).or_default();
             claims.insert(entry.claim.clone());
-            // An older user displaces the one who had the name so far.
+            // An older user takes the username from the previous owner.
             affected.extend(
                 claims.iter().map(|claim| claim.name.clone()).filter(|other| *other != name),
             );
@@ -90,7 +89,7 @@ impl Usernames {
         affected
     }
 
-    /// A user is there, but cannot be read. What was known of them stays.
+    /// Records a user that cannot be read. What was known of it stays.
     pub fn apply_unreadable(&mut self, namespace: &str, name: &str) {
         let users = self.0.entry(namespace.to_owned()).or_default();
         if !users.names.contains_key(name) {
@@ -98,7 +97,7 @@ impl Usernames {
         }
     }
 
-    /// A user is gone.
+    /// Removes a deleted user.
     pub fn remove(&mut self, namespace: &str, name: &str) -> Removal {
         let Some(users) = self.0.get_mut(namespace) else { return Removal::default() };
         users.unreadable.remove(name);
@@ -123,13 +122,12 @@ impl Usernames {
         Some((username, owns))
     }
 
-    /// Who owns a username.
+    /// The owner of a username.
     pub fn owner(&self, namespace: &str, username: &Username) -> Option<&Claimant> {
         self.0.get(namespace)?.claims.get(username)?.first()
     }
 
-    /// The usernames of a namespace with their owners; nothing while there are users whose username
-    /// is not known.
+    /// The usernames of a namespace with their owners, or nothing if a username is not known.
     pub fn owners(&self, namespace: &str) -> Option<Vec<(&Username, &Claimant)>> {
         let Some(users) = self.0.get(namespace) else { return Some(Vec::new()) };
         if !users.unreadable.is_empty() {

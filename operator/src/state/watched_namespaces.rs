@@ -1,16 +1,16 @@
-//! Says which namespaces this operator looks after.
+//! Says which namespaces this operator watches.
 
-/// The namespaces that are looked at; all when there are none.
+/// The watched namespaces; all if empty.
 #[derive(Clone, Debug, Default)]
 pub struct WatchedNamespaces(pub Vec<String>);
 
 impl WatchedNamespaces {
-    /// How many lists there are.
+    /// The number of lists, one for each namespace or one for all.
     pub(crate) fn lists(&self) -> usize {
         self.0.len().max(1)
     }
 
-    /// Whether users of this namespace are looked after.
+    /// Whether the namespace is watched.
     pub fn includes(&self, namespace: &str) -> bool {
         self.0.is_empty() || self.0.iter().any(|name| name == namespace)
     }

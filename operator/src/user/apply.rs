@@ -1,35 +1,30 @@
-//! Carries the decision about a seed out. Enters: a user and what was found. Leaves: a Secret in
-//! the API server, and the seed that is in it; or why there is none.
+//! Carries out the decision about a seed: creates, repairs or rotates the user's Secret, and
+//! returns the seed in it or why there is none.
 
 use k8s_openapi::api::core::v1::Secret;
 use kube::api::{Patch, PatchParams, PostParams};
 use kube::{Api, ResourceExt};
 use thiserror::Error;
-use twofactor_api::{TwoFactorUser, labels};
+use twofactor_api::labels;
 use twofactor_core::record::Provenance;
 use twofactor_core::seed::Seed;
-use twofactor_core::user::UserDefinition;
 
+use super::fetch::{self, FetchError, Fetched, Own};
+use super::secret::{self, SecretInputs};
+use super::seed_decision::{Decision, SecretState, SeedInputs, SeedProblem, SeedSource, decide};
+use super::subject::Subject;
 use crate::failpoint::{self, Step};
 use crate::k8s::events::Notice;
 use crate::k8s::request::{self, ApiError};
-use crate::realm::record;
-use crate::state::queue::{self, reference};
-use crate::state::realms::Realm;
-use crate::state::{Context, random};
-use crate::user::fetch::{self, FetchError, Fetched, Own};
-use crate::user::secret::{self, SecretInputs};
-use crate::user::seed_decision::{
-    Decision, SecretState, SeedInputs, SeedProblem, SeedSource, decide,
-};
+use crate::state::{Runtime, random};
 
-/// How often a Secret may come and go between looking and creating before this is left for later.
+/// Maximum number of attempts, if the Secret is created and deleted in between.
 const ATTEMPTS: usize = 3;
 
-/// Why the Secret is not as it should be.
+/// Why the Secret could not be applied.
 #[derive(Debug, Error)]
 pub enum ApplyError {
-    /// It could not be read again.
+    /// It could not be read.
     #[error(transparent)]
     Fetch(#[from] FetchError),
     /// It could not be written.
@@ -40,15 +35,15 @@ pub enum ApplyError {
         /// Why.
         source: ApiError,
     },
-    /// It comes and goes.
-    #[error("the Secret {0} is created and deleted by somebody else")]
+    /// It is created and deleted again and again.
+    #[error("the Secret {0} is created and deleted by another client")]
     SecretKeepsChanging(String),
 }
 
-/// A user's seed.
+/// The seed of a user.
 #[derive(Clone, Debug)]
 pub enum SeedOutcome {
-    /// It is there.
+    /// The Secret holds a seed.
     Seed {
         /// The seed, as the Secret holds it.
         seed: Seed,
@@ -57,29 +52,31 @@ pub enum SeedOutcome {
         /// The request for a new seed that this one answers.
         rotated: Option<String>,
     },
-    /// There is none that could be used.
+    /// There is no usable seed.
     Unusable(SeedProblem),
-    /// The predecessor's Secret has to go first.
+    /// The predecessor's Secret has to be deleted first.
     WaitingForPredecessor,
-    /// Only the store knows whether the seed can be restored, and it does not answer.
+    /// Redis, which knows whether the seed can be restored, does not answer.
     WaitingForStore,
 }
 
-/// What was done.
+/// The result of applying.
 #[derive(Clone, Debug)]
 pub struct Applied {
     /// The seed.
     pub outcome: SeedOutcome,
-    /// Whether this is the first Secret of a new user: what the store holds under their username is
-    /// somebody else's.
+    /// Whether this is the first Secret of a new user, so that keys of its username in Redis belong
+    /// to an earlier user.
     pub newcomer: bool,
-    /// What there is to tell.
+    /// Events to emit.
     pub notices: Vec<Notice>,
+    /// Version of the Secret that holds the seed, for the driver to remember as an own write.
+    pub secret_version: Option<String>,
 }
 
 impl Applied {
     fn nothing(outcome: SeedOutcome) -> Self {
-        Self { outcome, newcomer: false, notices: Vec::new() }
+        Self { outcome, newcomer: false, notices: Vec::new(), secret_version: None }
     }
 
     /// The seed to publish.
@@ -99,17 +96,15 @@ impl Applied {
     }
 }
 
-/// Decides about the seed of `user` and makes the Secret hold it.
+/// Decides about the seed, and makes the Secret hold it.
 pub async fn apply(
-    context: &Context,
-    realm: &Realm,
-    user: &TwoFactorUser,
-    definition: &UserDefinition,
+    runtime: &Runtime,
+    subject: &Subject<'_>,
+    issuer: &str,
     fetched: Fetched,
 ) -> Result<Applied, ApplyError> {
-    let name = labels::secret_name(&user.name_any());
-    let issuer = record::issuer(context, &realm.namespace);
-    let applying = Applying { context, realm, user, definition, name, issuer };
+    let applying = Applying { runtime, subject, issuer };
+    let user = subject.user;
     let had_secret = fetched.had_secret;
     let rotated = user.status.as_ref().and_then(|status| status.rotated.as_deref());
     let mut own = fetched.own;
@@ -121,7 +116,7 @@ pub async fn apply(
             rotate: applying.rotate(),
             rotated,
         };
-        match (decide(&inputs, &applying.name), own) {
+        match (decide(&inputs, &subject.secret_name), own) {
             (Decision::Create(origin), _) => {
                 let record = origin == SeedSource::Record;
                 let seed = match applying.origin(origin, rotated).await {
@@ -132,7 +127,7 @@ pub async fn apply(
                 if let Some(applied) = applying.create(seed, rotated, !had_secret).await? {
                     return Ok(applied);
                 }
-                own = Some(fetch::own(&context.client, user).await?);
+                own = Some(fetch::own(&runtime.client, subject).await?);
             }
             (
                 Decision::Keep(seed),
@@ -153,14 +148,14 @@ pub async fn apply(
             }
             (Decision::Wait, _) => return Ok(Applied::nothing(SeedOutcome::WaitingForPredecessor)),
             (Decision::Keep(_) | Decision::Rotate, _) => {
-                own = Some(fetch::own(&context.client, user).await?);
+                own = Some(fetch::own(&runtime.client, subject).await?);
             }
         }
     }
-    Err(ApplyError::SecretKeepsChanging(applying.name))
+    Err(ApplyError::SecretKeepsChanging(subject.secret_name.clone()))
 }
 
-/// Where a new Secret's seed was taken from.
+/// The seed of a new Secret, by where it comes from.
 enum ChosenSeed {
     Generated(Seed),
     Imported(Seed),
@@ -168,46 +163,44 @@ enum ChosenSeed {
 }
 
 struct Applying<'a> {
-    context: &'a Context,
-    realm: &'a Realm,
-    user: &'a TwoFactorUser,
-    definition: &'a UserDefinition,
-    name: String,
-    /// Of users who have none of their own.
-    issuer: String,
+    runtime: &'a Runtime,
+    subject: &'a Subject<'a>,
+    /// The issuer of users that set none.
+    issuer: &'a str,
 }
 
 impl Applying<'_> {
     fn secrets(&self) -> Api<Secret> {
-        Api::namespaced(self.context.client.clone(), &self.realm.namespace)
+        Api::namespaced(self.runtime.client.clone(), &self.subject.realm.namespace)
     }
 
     fn rotate(&self) -> Option<&str> {
-        self.user.annotations().get(labels::ROTATE_ANNOTATION).map(String::as_str)
+        self.subject.annotation(labels::ROTATE_ANNOTATION)
     }
 
     fn wanted<'a>(&'a self, seed: &'a Seed, rotated: Option<&'a str>) -> SecretInputs<'a> {
         SecretInputs {
-            user: self.user,
-            definition: self.definition,
-            issuer: &self.issuer,
+            user: self.subject.user,
+            definition: &self.subject.definition,
+            issuer: self.issuer,
             seed,
             rotated,
         }
     }
 
     fn failed(&self, source: ApiError) -> ApplyError {
-        ApplyError::Write { secret: self.name.clone(), source }
+        ApplyError::Write { secret: self.subject.secret_name.clone(), source }
     }
 
-    /// The seed for a Secret that is to be created, or why there is none.
+    /// Returns the seed for a new Secret, or why there is none.
     async fn origin(
         &self,
         origin: SeedSource,
         rotated: Option<&str>,
     ) -> Result<ChosenSeed, SeedOutcome> {
         match origin {
-            // From before this process: it may have got as far as publishing a seed and no further.
+            // A user from before this process may have been published without a Secret, if the
+            // earlier process ended in between.
             SeedSource::New if self.rotate().is_none() && self.is_from_before() => {
                 match self.published(None).await? {
                     Some(seed) => Ok(ChosenSeed::Restored(seed)),
@@ -218,32 +211,30 @@ impl Applying<'_> {
             SeedSource::Imported(seed) => Ok(ChosenSeed::Imported(seed)),
             SeedSource::Record => {
                 self.published(rotated).await?.map(ChosenSeed::Restored).ok_or_else(|| {
-                    SeedOutcome::Unusable(SeedProblem::Lost { secret: self.name.clone() })
+                    SeedOutcome::Unusable(SeedProblem::Lost {
+                        secret: self.subject.secret_name.clone(),
+                    })
                 })
             }
         }
     }
 
-    /// Whether the user was there when this process began.
+    /// Whether the user was created before this process started.
     fn is_from_before(&self) -> bool {
-        let created = self.user.metadata.creation_timestamp.as_ref();
-        created.is_none_or(|created| created.0.as_millisecond() < self.context.started)
+        let created = self.subject.user.metadata.creation_timestamp.as_ref();
+        created.is_none_or(|created| created.0.as_millisecond() < self.runtime.started)
     }
 
-    /// The seed that the store has of this very user, of this rotation.
+    /// Returns the published seed of this user object and of this rotation.
     async fn published(&self, rotated: Option<&str>) -> Result<Option<Seed>, SeedOutcome> {
-        let pseudonym = self.realm.publisher.keys().pseudonym(&self.definition.username);
-        let record = self
-            .realm
-            .publisher
-            .current(pseudonym)
-            .await
-            .map_err(|_| SeedOutcome::WaitingForStore)?;
-        let wanted = Some(Provenance::new(&self.user.uid().unwrap_or_default(), rotated));
+        let publisher = &self.subject.realm.publisher;
+        let record = publisher.current(self.subject.pseudonym()).await;
+        let record = record.map_err(|_| SeedOutcome::WaitingForStore)?;
+        let wanted = Some(Provenance::new(&self.subject.uid, rotated));
         Ok(record.filter(|record| record.provenance == wanted).and_then(|record| record.seed))
     }
 
-    /// Creates the Secret; nothing when there is one already.
+    /// Creates the Secret. Returns nothing if it exists already.
     async fn create(
         &self,
         source: ChosenSeed,
@@ -256,7 +247,7 @@ impl Applying<'_> {
                 true,
                 Notice::normal(
                     "SecretCreated",
-                    format!("The Secret {} with a new seed was created", self.name),
+                    format!("The Secret {} with a new seed was created", self.subject.secret_name),
                 ),
             ),
             ChosenSeed::Generated(seed) => (
@@ -265,8 +256,8 @@ impl Applying<'_> {
                 Notice::normal(
                     "Rotated",
                     format!(
-                        "The Secret {} was created anew with a new seed, as asked for",
-                        self.name
+                        "The Secret {} was created with a new seed, as requested",
+                        self.subject.secret_name
                     ),
                 ),
             ),
@@ -275,7 +266,10 @@ impl Applying<'_> {
                 false,
                 Notice::normal(
                     "SecretCreated",
-                    format!("The Secret {} with the imported seed was created", self.name),
+                    format!(
+                        "The Secret {} with the imported seed was created",
+                        self.subject.secret_name
+                    ),
                 ),
             ),
             ChosenSeed::Restored(seed) => (
@@ -284,8 +278,8 @@ impl Applying<'_> {
                 Notice::warning(
                     "SecretRestored",
                     format!(
-                        "The Secret {} was gone; it was restored with the same seed",
-                        self.name
+                        "The Secret {} did not exist; it was restored with the same seed",
+                        self.subject.secret_name
                     ),
                 ),
             ),
@@ -293,14 +287,12 @@ impl Applying<'_> {
         let secret = secret::secret(&self.wanted(&seed, rotated));
         match request::within(self.secrets().create(&PostParams::default(), &secret)).await {
             Ok(created) => {
-                self.context
-                    .own_writes
-                    .secret_written(&reference(self.user), created.resource_version());
                 failpoint::hit(Step::SecretCreated);
                 Ok(Some(Applied {
                     outcome: SeedOutcome::Seed { seed, fresh, rotated: rotated.map(str::to_owned) },
                     newcomer,
                     notices: vec![notice],
+                    secret_version: created.resource_version(),
                 }))
             }
             Err(ApiError::AlreadyExists(_)) => Ok(None),
@@ -308,51 +300,49 @@ impl Applying<'_> {
         }
     }
 
-    /// Keeps the Secret, and repairs what is derived from the seed.
+    /// Keeps the seed, and repairs what is derived from it.
     async fn keep(
         &self,
         secret: &Secret,
         seed: Seed,
         rotated: Option<String>,
     ) -> Result<Applied, ApplyError> {
-        let reference = queue::reference(self.user);
-        self.context.own_writes.secret_written(&reference, secret.resource_version());
+        let mut secret_version = secret.resource_version();
         let mut notices = Vec::new();
         if let Some(patch) = secret::patch(secret, &self.wanted(&seed, rotated.as_deref())) {
-            self.patch(&patch).await?;
+            secret_version = self.patch(&patch).await?;
             notices.push(Notice::normal(
                 "SecretUpdated",
-                format!("The Secret {} was brought up to date", self.name),
+                format!("The Secret {} was updated", self.subject.secret_name),
             ));
         }
-        Ok(Applied {
-            notices,
-            ..Applied::nothing(SeedOutcome::Seed { seed, fresh: false, rotated })
-        })
+        let outcome = SeedOutcome::Seed { seed, fresh: false, rotated };
+        Ok(Applied { notices, secret_version, ..Applied::nothing(outcome) })
     }
 
-    /// Puts a new seed into the Secret.
+    /// Replaces the seed with a new one.
     async fn rotate_to(&self, secret: &Secret) -> Result<Applied, ApplyError> {
         let seed = Seed::generate(&mut random());
+        let mut secret_version = secret.resource_version();
         if let Some(patch) = secret::patch(secret, &self.wanted(&seed, self.rotate())) {
-            self.patch(&patch).await?;
+            secret_version = self.patch(&patch).await?;
         }
         let notice = Notice::normal(
             "Rotated",
-            format!("The Secret {} got a new seed, as asked for", self.name),
+            format!("The Secret {} has a new seed, as requested", self.subject.secret_name),
         );
         let outcome =
             SeedOutcome::Seed { seed, fresh: true, rotated: self.rotate().map(str::to_owned) };
-        Ok(Applied { notices: vec![notice], ..Applied::nothing(outcome) })
+        Ok(Applied { notices: vec![notice], secret_version, ..Applied::nothing(outcome) })
     }
 
-    async fn patch(&self, patch: &serde_json::Value) -> Result<(), ApplyError> {
+    async fn patch(&self, patch: &serde_json::Value) -> Result<Option<String>, ApplyError> {
         let parameters = PatchParams::default();
-        let request =
-            async { self.secrets().patch(&self.name, &parameters, &Patch::Merge(patch)).await };
+        let request = async {
+            self.secrets().patch(&self.subject.secret_name, &parameters, &Patch::Merge(patch)).await
+        };
         let written = request::within(request).await.map_err(|error| self.failed(error))?;
-        self.context.own_writes.secret_written(&reference(self.user), written.resource_version());
         failpoint::hit(Step::SecretUpdated);
-        Ok(())
+        Ok(written.resource_version())
     }
 }

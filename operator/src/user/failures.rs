@@ -1,9 +1,8 @@
-//! Users whom failed attempts have disabled. Enters: an administrator's request to forget the
-//! failures, and what the store knows. Leaves: the request on its way to the store, and everybody
-//! looked at whose status says otherwise than the store.
+//! Passes an administrator's request to reset failures to Redis, and requeues users whose status
+//! differs from what Redis knows about failed attempts.
 //!
-//! The store alone decides who is disabled. The request is part of what is published, as often as
-//! it has to be: the store carries each value out once, also when it comes again with a refill.
+//! Redis alone decides which users are disabled. The request is part of what is published, as often
+//! as necessary: Redis carries out each value once, also if a refill repeats it.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -13,55 +12,53 @@ use kube::ResourceExt;
 use tokio_util::sync::CancellationToken;
 use twofactor_api::{TwoFactorUser, labels};
 use twofactor_core::names::Pseudonym;
-use twofactor_core::user::UserDefinition;
 use twofactor_store::StoreError;
 
+use super::publish::PublishError;
+use super::status;
+use super::subject::Subject;
 use crate::k8s::backoff::jittered;
 use crate::k8s::events::Notice;
 use crate::state::queue::user_ref;
 use crate::state::realms::{Readiness, Realm};
 use crate::state::{Context, random};
-use crate::user::publish::PublishError;
-use crate::user::status;
 
-/// How often to look whom failures have disabled: nobody tells. One small question for each user.
+/// Interval between checks. Redis does not report which users are disabled, and a check is one
+/// small request for each user.
 const PERIOD: Duration = Duration::from_secs(30);
 
-/// The request to forget the user's failures, as the store knows it.
+/// The request to reset the user's failures, as Redis stores it.
 pub fn request(realm: &Realm, user: &TwoFactorUser) -> Option<String> {
     let request = user.annotations().get(labels::RESET_FAILURES_ANNOTATION)?;
     Some(realm.publisher.keys().request_tag(request))
 }
 
-/// Whether failures have disabled the user.
-pub async fn have_disabled(
-    realm: &Realm,
-    definition: &UserDefinition,
-) -> Result<bool, PublishError> {
-    let pseudonym = realm.publisher.keys().pseudonym(&definition.username);
-    Ok(realm.publisher.store().disabled(&[pseudonym]).await? == [true])
+/// Whether failed attempts have disabled the user.
+pub async fn have_disabled(subject: &Subject<'_>) -> Result<bool, PublishError> {
+    let store = subject.realm.publisher.store();
+    Ok(store.disabled(&[subject.pseudonym()]).await? == [true])
 }
 
-/// What there is to tell once the user is published: a request that is carried out now. A new user
-/// has nothing to forget.
+/// Returns an Event if the published record carries out a request now. A new user has no failures
+/// to reset.
 pub fn notice(user: &TwoFactorUser, newcomer: bool) -> Option<Notice> {
     let request = user.annotations().get(labels::RESET_FAILURES_ANNOTATION)?;
     let answered = user.status.as_ref().and_then(|status| status.failures_reset.as_ref());
     (!newcomer && answered != Some(request)).then(|| {
         Notice::normal(
             "FailuresReset",
-            "Failed attempts were forgotten, as asked for: nobody is blocked, and the user is not disabled by them",
+            "Failed attempts were reset, as requested: no service is blocked, and they do not disable the user",
         )
     })
 }
 
-/// Looks until it is told to stop. Begins when the lists are complete.
+/// Checks all realms until `stop`. The lists must be complete.
 pub async fn run(context: Arc<Context>, stop: CancellationToken) {
     let pause = || tokio::time::sleep(jittered(PERIOD, &mut random()));
-    // By realm; of one that does not answer now, what it answered last.
+    // Disabled users by realm. A realm that does not answer keeps its last number.
     let mut counts: HashMap<String, usize> = HashMap::new();
     while stop.run_until_cancelled(pause()).await.is_some() {
-        let realms = context.realms.all();
+        let realms = context.realms.registry.all();
         counts.retain(|namespace, _| realms.iter().any(|realm| realm.namespace == *namespace));
         for realm in realms {
             if realm.readiness() != Readiness::Ready {
@@ -70,19 +67,19 @@ pub async fn run(context: Arc<Context>, stop: CancellationToken) {
             match check_realm(&context, &realm).await {
                 Ok(count) => drop(counts.insert(realm.namespace.clone(), count)),
                 Err(error) => {
-                    tracing::debug!(namespace = realm.namespace, %error, "nobody knows whom failures have disabled");
+                    tracing::debug!(namespace = realm.namespace, %error, "failed to ask Redis which users failed attempts have disabled");
                 }
             }
         }
         let all: usize = counts.values().sum();
-        context.metrics.disabled_by_failures.set(i64::try_from(all).unwrap_or(i64::MAX));
+        context.runtime.metrics.disabled_by_failures.set(i64::try_from(all).unwrap_or(i64::MAX));
     }
 }
 
-/// Has everybody looked at whose status says otherwise than the store. Tells how many are disabled.
+/// Requeues users whose status differs from what Redis knows. Returns the number of disabled users.
 async fn check_realm(context: &Context, realm: &Realm) -> Result<usize, StoreError> {
     let owners: Vec<(Pseudonym, String)> = {
-        let usernames = context.usernames();
+        let usernames = context.users.usernames();
         let owners = usernames.owners(&realm.namespace).unwrap_or_default();
         let keys = realm.publisher.keys();
         owners
@@ -95,15 +92,15 @@ async fn check_realm(context: &Context, realm: &Realm) -> Result<usize, StoreErr
     let count = disabled.iter().filter(|disabled| **disabled).count();
     for (name, disabled) in names.into_iter().zip(disabled) {
         let reference = user_ref(&realm.namespace, &name);
-        let Some(user) = context.users.get(&reference) else { continue };
-        // Of somebody who is not ready for another reason, the status says that one.
+        let Some(user) = context.users.objects.get(&reference) else { continue };
+        // If the user is not ready for another reason, the status has that one.
         let is_news = if disabled {
             status::says_ready(&user)
         } else {
             status::says_disabled_by_failures(&user)
         };
         if is_news {
-            context.queue.push(reference);
+            context.users.queue.push(reference);
         }
     }
     Ok(count)

@@ -1,70 +1,71 @@
-//! What there is. Enters: a user. Leaves: their Secret and the seed that they import, as they are
-//! at this moment. Both are read, not cached: no Secret stays in memory longer than it is needed.
+//! Reads the user's Secret and, for imported seeds, the referenced Secret.
+//!
+//! Both are read for each reconciliation and not cached, so that no seed stays in memory longer
+//! than necessary.
 
 use k8s_openapi::api::core::v1::Secret;
 use kube::{Api, Client, ResourceExt};
 use thiserror::Error;
-use twofactor_api::{TwoFactorUser, labels};
+use twofactor_api::TwoFactorUser;
 use twofactor_core::seed::Seed;
 
+use super::secret;
+use super::seed_decision::{SecretState, UnusableSeed};
+use super::subject::Subject;
 use crate::k8s::request::{self, ApiError};
-use crate::state::Context;
-use crate::state::queue::reference;
-use crate::user::secret;
-use crate::user::seed_decision::{SecretState, UnusableSeed};
 
-/// Why nothing could be read.
+/// A Secret could not be read.
 #[derive(Debug, Error)]
 #[error("cannot read the Secret {secret}: {source}")]
 pub struct FetchError {
-    /// Which one.
     pub secret: String,
-    /// Why.
     pub source: ApiError,
 }
 
 /// What was read.
 #[derive(Debug)]
 pub struct Fetched {
-    /// The user's Secret and whose it is; absent when nobody looked, because there cannot be one
-    /// yet.
+    /// The user's Secret; absent if it was not looked up, because it cannot exist yet.
     pub own: Option<Own>,
-    /// The seed that the user imports, if they do.
+    /// The seed that the user imports, if the user imports one.
     pub import: Option<Result<Seed, UnusableSeed>>,
     /// Whether the user has had a Secret before.
     pub had_secret: bool,
 }
 
-/// A user's Secret, as it was found.
+/// The user's Secret.
 #[derive(Debug)]
 pub struct Own {
-    /// Whose it is, and what is in it.
     pub found: SecretState,
-    /// The object, if there is one.
+    /// The object, if it exists.
     pub secret: Option<Secret>,
 }
 
-/// Whether the user has had a Secret before. The status goes with the object, so this is about this
-/// very user, and not about one of the same name.
+/// Whether this user object has had a Secret before. A later object of the same name has a status
+/// of its own.
 pub fn had_secret(user: &TwoFactorUser) -> bool {
     user.status.as_ref().is_some_and(|status| status.secret_name.is_some())
 }
 
-/// Reads what there is of `user`. A new user has no Secret, so none is looked for: creating it
-/// tells.
-pub async fn fetch(context: &Context, user: &TwoFactorUser) -> Result<Fetched, FetchError> {
-    // The status may be late, or have failed to be written, although this process knows better.
-    let had_secret = had_secret(user) || context.own_writes.has_seed(&reference(user));
-    let client = &context.client;
-    let own = if had_secret { Some(own(client, user).await?) } else { None };
-    Ok(Fetched { own, import: import(client, user).await?, had_secret })
+/// Reads the Secrets of the user. The Secret of a new user is not looked up, because an attempt to
+/// create it shows whether it exists. `known_to_have_seed` is what this process remembers, because
+/// the status may be late or not written.
+pub async fn fetch(
+    client: &Client,
+    subject: &Subject<'_>,
+    known_to_have_seed: bool,
+) -> Result<Fetched, FetchError> {
+    let had_secret = had_secret(subject.user) || known_to_have_seed;
+    let own = if had_secret { Some(own(client, subject).await?) } else { None };
+    Ok(Fetched { own, import: import(client, subject.user).await?, had_secret })
 }
 
 /// Reads the user's own Secret.
-pub async fn own(client: &Client, user: &TwoFactorUser) -> Result<Own, FetchError> {
-    let secret = get(client, user, &labels::secret_name(&user.name_any())).await?;
-    let found =
-        secret.as_ref().map_or(SecretState::Absent, |secret| secret::ownership(secret, user));
+pub async fn own(client: &Client, subject: &Subject<'_>) -> Result<Own, FetchError> {
+    let secret = get(client, subject.user, &subject.secret_name).await?;
+    let found = secret
+        .as_ref()
+        .map_or(SecretState::Absent, |secret| secret::ownership(secret, subject.user));
     Ok(Own { found, secret })
 }
 

@@ -1,5 +1,5 @@
-//! Hands a user to the sidecars. Enters: a user's record, as it should be. Leaves: the record in
-//! the store, unless the user has gone meanwhile: then nothing of them.
+//! Publishes a user's record to Redis. If the user was deleted during publishing, the record is
+//! removed again.
 
 use std::time::Duration;
 
@@ -10,39 +10,41 @@ use twofactor_store::StoreError;
 use twofactor_store::publisher::DesiredUser;
 
 use crate::failpoint::{self, Step};
+use crate::state::queue::user_ref;
 use crate::state::realms::{Readiness, Realm};
-use crate::state::{Context, random};
+use crate::state::{Runtime, UserState, random};
 
-/// How long to wait for a realm that is being filled.
+/// Maximum time to wait for a realm that is being filled.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Why a user is not published.
 #[derive(Debug, Error)]
 pub enum PublishError {
-    /// The store does not answer.
+    /// Redis does not answer.
     #[error("Redis does not answer")]
     RedisUnavailable,
-    /// The realm is being filled, which takes longer than this user can wait.
+    /// The realm is being filled, which takes longer than this reconciliation can wait.
     #[error("Redis is being filled")]
     RealmNotReady,
-    /// The store answered with an error.
+    /// Redis answered with an error.
     #[error(transparent)]
     Store(#[from] StoreError),
 }
 
-/// What became of a user.
+/// The result of publishing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Published {
     /// Sidecars can read the record.
     Current,
-    /// The user is gone, or not the owner of the username any more. Nothing of them is published.
+    /// The user was deleted or no longer owns the username, so nothing of it is published.
     Withdrawn,
 }
 
-/// Publishes the user with this UID. `newcomer`: what there is under their username belongs to
-/// somebody else.
+/// Publishes the user with this UID. For a `newcomer`, the keys of its username belong to an
+/// earlier user and are removed first.
 pub async fn publish(
-    context: &Context,
+    runtime: &Runtime,
+    users: &UserState,
     realm: &Realm,
     uid: &str,
     desired: DesiredUser,
@@ -51,7 +53,7 @@ pub async fn publish(
     let username = desired.record.definition.username.clone();
     let pseudonym = realm.publisher.keys().pseudonym(&username);
     if newcomer {
-        // Remembered, so that it is not forgotten when the store is away.
+        // The removal is scheduled, so that it is not lost if Redis does not answer.
         realm.schedule_removal(pseudonym);
     }
     match realm.wait_until_ready(PATIENCE).await {
@@ -60,7 +62,7 @@ pub async fn publish(
         Readiness::Unavailable => return Err(PublishError::RedisUnavailable),
     }
     let _shared = realm.publish_lock.read().await;
-    if !context.owns(&realm.namespace, &username, uid) {
+    if !users.owns(&realm.namespace, &username, uid) {
         return Ok(Published::Withdrawn);
     }
     if realm.is_removal_pending(&pseudonym) {
@@ -69,27 +71,27 @@ pub async fn publish(
         failpoint::hit(Step::PredecessorRemoved);
     }
     let random = &mut random();
-    realm.publisher.publish_with_retry(&[desired], &context.clock, random).await?;
+    realm.publisher.publish_with_retry(&[desired], &runtime.clock, random).await?;
     failpoint::hit(Step::Published);
-    if context.owns(&realm.namespace, &username, uid) {
+    if users.owns(&realm.namespace, &username, uid) {
         realm.remember_published(uid);
         return Ok(Published::Current);
     }
-    retract(context, realm, &username, pseudonym).await?;
+    retract(users, realm, &username, pseudonym).await?;
     Ok(Published::Withdrawn)
 }
 
-/// The user went while they were being published.
+/// Removes the record of a user that was deleted during publishing.
 async fn retract(
-    context: &Context,
+    users: &UserState,
     realm: &Realm,
     username: &Username,
     pseudonym: Pseudonym,
 ) -> Result<(), StoreError> {
     realm.schedule_removal(pseudonym);
-    if let Some(owner) = context.owner(&realm.namespace, username) {
-        // Whoever owns the name now clears it first.
-        context.queue.push(crate::state::queue::user_ref(&realm.namespace, &owner));
+    if let Some(owner) = users.owner(&realm.namespace, username) {
+        // The new owner of the username removes it first.
+        users.queue.push(user_ref(&realm.namespace, &owner));
         return Ok(());
     }
     realm.publisher.remove(pseudonym).await?;

@@ -1,5 +1,4 @@
-//! What a user's Secret should be. Enters: the user, a seed, the Secret that is there. Leaves: a
-//! Secret, or the changes that make one of it. No I/O.
+//! Builds the user's Secret, and the patch for one that differs. No I/O.
 
 use std::collections::BTreeMap;
 
@@ -16,7 +15,7 @@ use twofactor_core::user::UserDefinition;
 
 use crate::user::seed_decision::{SecretState, UnusableSeed};
 
-/// Everything that a user's Secret depends on.
+/// Everything that the user's Secret depends on.
 #[derive(Clone, Debug)]
 pub struct SecretInputs<'a> {
     /// The object.
@@ -43,7 +42,7 @@ pub fn read_seed(secret: &Secret, key: &str) -> Result<Seed, UnusableSeed> {
         .map_err(|error| UnusableSeed::NotASeed { secret: name, key: key.to_owned(), error })
 }
 
-/// Whose Secret this is, from the point of view of `user`.
+/// Returns who owns the Secret, from the point of view of `user`.
 pub fn ownership(secret: &Secret, user: &TwoFactorUser) -> SecretState {
     let owner = controller(secret.metadata.owner_references.as_deref().unwrap_or_default());
     let is_user = |owner: &OwnerReference| {
@@ -53,7 +52,7 @@ pub fn ownership(secret: &Secret, user: &TwoFactorUser) -> SecretState {
     };
     match owner {
         Some(owner) if Some(&owner.uid) == user.metadata.uid.as_ref() => {
-            // One that is being deleted still holds the seed, and is restored when it is gone.
+            // A Secret that is being deleted still holds the seed, and is restored afterwards.
             SecretState::Ours {
                 seed: read_seed(secret, labels::SECRET_KEY_SEED),
                 rotated: secret.annotations().get(labels::ROTATED_ANNOTATION).cloned(),
@@ -68,7 +67,7 @@ fn controller(owners: &[OwnerReference]) -> Option<&OwnerReference> {
     owners.iter().find(|owner| owner.controller == Some(true))
 }
 
-/// The Secret that is to be created.
+/// Builds the Secret.
 pub fn secret(wanted: &SecretInputs<'_>) -> Secret {
     let user = wanted.user;
     let data = values(wanted)
@@ -95,7 +94,7 @@ pub fn secret(wanted: &SecretInputs<'_>) -> Secret {
     }
 }
 
-/// Not with `blockOwnerDeletion`: that takes a permission that is of no use otherwise.
+/// `blockOwnerDeletion` is not set, because it would need an additional permission.
 fn owner_reference(user: &TwoFactorUser) -> OwnerReference {
     OwnerReference {
         api_version: labels::API_VERSION.to_owned(),
@@ -107,7 +106,7 @@ fn owner_reference(user: &TwoFactorUser) -> OwnerReference {
     }
 }
 
-/// The keys of the Secret. A URI that is too long for a QR code has none.
+/// Returns the keys of the Secret. A URI that is too long for a QR code has none.
 fn values(wanted: &SecretInputs<'_>) -> Vec<(&'static str, Vec<u8>)> {
     let SecretInputs { definition, seed, .. } = wanted;
     let issuer = definition.issuer.as_deref().unwrap_or(wanted.issuer);
@@ -123,15 +122,15 @@ fn values(wanted: &SecretInputs<'_>) -> Vec<(&'static str, Vec<u8>)> {
     values
 }
 
-/// The merge patch that makes `found` what it should be; nothing when it is. It applies only to the
-/// very version that was found, so that it never undoes what somebody else did meanwhile.
+/// Returns the merge patch that repairs `found`, or nothing if it is right. It applies only to the
+/// version that was read, so that it never reverts a change of another client.
 pub fn patch(found: &Secret, wanted: &SecretInputs<'_>) -> Option<Value> {
     let should = secret(wanted);
     let mut data = serde_json::Map::new();
     let present = found.data.as_ref();
     for (key, value) in should.data.iter().flatten() {
         let known = present.and_then(|data| data.get(key));
-        // A seed may be written in several ways: the one that somebody chose stays.
+        // A seed can be written in several ways. The one in the Secret is kept.
         let same = if key == labels::SECRET_KEY_SEED {
             read_seed(found, key).is_ok_and(|seed| seed == *wanted.seed)
         } else {

@@ -1,34 +1,32 @@
-//! Where a user's seed comes from. Enters: what was found of the user's Secret and of what they
-//! import. Leaves: a decision. No I/O, and no randomness: whoever carries the decision out makes
-//! the seed.
+//! Decides where a user's seed comes from, given the state of the user's Secret and of an imported
+//! seed. No I/O and no randomness: the caller generates the seed.
 //!
-//! A seed is made once. It is in the Secret, and the Secret is the truth. One that vanishes is
-//! restored from the published record, or is lost until somebody asks for a new one. It is never
+//! A seed is generated once. The Secret is the source of truth. A seed whose Secret was deleted is
+//! restored from the published record, or is lost until a new one is requested. It is never
 //! replaced silently.
 
 use thiserror::Error;
 use twofactor_core::seed::{Seed, SeedError};
 
-/// The user's Secret, as it was found.
+/// The state of the user's Secret.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SecretState {
-    /// There is none.
+    /// It does not exist.
     Absent,
-    /// It is controlled by this very user.
+    /// This user owns it.
     Ours {
-        /// The seed in it, or what is wrong with it.
+        /// The seed in it, or why it is unusable.
         seed: Result<Seed, UnusableSeed>,
         /// The request for a new seed that this one answers.
         rotated: Option<String>,
     },
-    /// It is controlled by a user of the same name who is gone, or is being deleted: it will go
-    /// soon.
+    /// A deleted user of the same name owns it, or it is being deleted, so it will disappear soon.
     Predecessors,
-    /// It is somebody else's.
+    /// Another owner has it.
     NotOurs,
 }
 
-/// Why a key of a Secret holds no seed. Nothing of the value is part of the message.
+/// Why a key of a Secret holds no seed. The message never contains the value.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum UnusableSeed {
     /// There is no such Secret.
@@ -59,22 +57,22 @@ pub enum UnusableSeed {
     },
 }
 
-/// What is known when the decision is made.
+/// What the decision depends on.
 #[derive(Clone, Debug)]
 pub struct SeedInputs<'a> {
-    /// The user's Secret; absent when nobody has looked, because there cannot be one yet.
+    /// The state of the user's Secret; absent if it was not looked up, because it cannot exist yet.
     pub found: Option<&'a SecretState>,
-    /// The seed that the user imports, if they do.
+    /// The imported seed, if the user imports one.
     pub import: Option<&'a Result<Seed, UnusableSeed>>,
     /// Whether this user has had a Secret before.
     pub had_secret: bool,
-    /// The user's request for a new seed.
+    /// The requested rotation.
     pub rotate: Option<&'a str>,
-    /// The last request that was acted on, as far as the user's status knows.
+    /// The last rotation that was carried out, according to the user's status.
     pub rotated: Option<&'a str>,
 }
 
-/// What there is to do.
+/// What to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Decision {
     /// Create the Secret.
@@ -83,35 +81,35 @@ pub enum Decision {
     Keep(Seed),
     /// Put a new seed into the Secret.
     Rotate,
-    /// The seed is not usable: leave everything as it is, and publish the user without a seed.
+    /// Leave everything as it is, and publish the user without a seed.
     Refuse(SeedProblem),
-    /// Look again soon: the predecessor's Secret is about to go.
+    /// Wait until the predecessor's Secret is deleted.
     Wait,
 }
 
-/// Where the seed of a Secret that is to be created comes from.
+/// Where the seed of a new Secret comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SeedSource {
-    /// It is made.
+    /// A new seed is generated.
     New,
-    /// It is imported.
+    /// The imported seed.
     Imported(Seed),
-    /// It is in the published record, if anywhere.
+    /// The seed of the published record, if it exists.
     Record,
 }
 
 /// Why there is no seed.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum SeedProblem {
-    /// What the user imports is not usable.
+    /// The imported seed is unusable.
     #[error("{0}")]
     Import(UnusableSeed),
-    /// Somebody has put something into the user's Secret that is not a seed.
+    /// The user's Secret does not hold a valid seed.
     #[error(
         "{0}; write a seed there, or ask for a new one with the annotation twofactor.fountainai.io/rotate on the user"
     )]
     Invalid(UnusableSeed),
-    /// The Secret is somebody else's.
+    /// Another owner has the Secret.
     #[error(
         "there is a Secret {secret} that this user does not own: delete or rename it, or rename the user"
     )]
@@ -119,10 +117,10 @@ pub enum SeedProblem {
         /// Which one.
         secret: String,
     },
-    /// The Secret vanished, and the seed cannot be restored.
+    /// The Secret was deleted, and the seed cannot be restored.
     #[error(
         "the Secret {secret} was deleted and its seed cannot be restored: ask for a new one with the annotation \
-         twofactor.fountainai.io/rotate on the user, and enrol the user anew"
+         twofactor.fountainai.io/rotate on the user, and enrol the user again"
     )]
     Lost {
         /// Which one.
@@ -130,7 +128,7 @@ pub enum SeedProblem {
     },
 }
 
-/// Decides. `secret` is the name of the user's Secret.
+/// Decides what to do. `secret` is the name of the user's Secret.
 pub fn decide(inputs: &SeedInputs<'_>, secret: &str) -> Decision {
     let imported = match inputs.import {
         Some(Err(unusable)) => return Decision::Refuse(SeedProblem::Import(unusable.clone())),
@@ -158,7 +156,7 @@ pub fn decide(inputs: &SeedInputs<'_>, secret: &str) -> Decision {
     }
 }
 
-/// Whether a new seed is asked for that has not been made.
+/// Whether a rotation is requested that was not carried out.
 fn asked(rotate: Option<&str>, rotated: Option<&str>) -> bool {
     rotate.is_some() && rotate != rotated
 }

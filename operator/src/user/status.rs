@@ -1,35 +1,37 @@
-//! What the user's status says. Enters: what each step came to. Leaves: conditions, and a patch
-//! only when something is different. Nothing here changes from one pass to the next unless there is
-//! something to tell.
+//! Builds the user's status from the report of a reconciliation, and writes it only if it differs.
+//! A reconciliation without news leaves the status unchanged.
 
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::api::{Patch, PatchParams};
-use kube::{Api, Client, ResourceExt};
+use kube::{Api, Client, Resource, ResourceExt};
 use serde_json::json;
 use thiserror::Error;
 use twofactor_api::user::TwoFactorUserStatus;
 use twofactor_api::{TwoFactorUser, labels};
 
-use crate::k8s::conditions::{ConditionState, condition};
+use crate::k8s::conditions::{ConditionState, condition, whole_seconds};
 use crate::k8s::events::Notice;
 use crate::k8s::request::{self, ApiError};
+use crate::state::Runtime;
+use crate::state::own_writes::OwnWrites;
+use crate::state::queue;
 
 /// Why the status was not written.
 #[derive(Debug, Error)]
 #[error("cannot write the status: {0}")]
 pub struct StatusError(#[from] pub ApiError);
 
-/// What a reconciliation came to.
+/// The result of a reconciliation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Report {
-    /// The name that services verify, if it is one.
+    /// The username that services verify, if it is valid.
     pub username: Option<String>,
     /// The user's Secret, if it is known to exist.
     pub secret_name: Option<String>,
-    /// The last request for a new seed that was acted on, if that is known anew.
+    /// The last rotation that was carried out, if there is a new one.
     pub rotated: Option<String>,
-    /// The last request to reset failures that was acted on, if that is known anew.
+    /// The last reset of failures that was carried out, if there is a new one.
     pub failures_reset: Option<String>,
     /// Whether failures have disabled the user.
     pub disabled_by_failures: bool,
@@ -41,7 +43,44 @@ pub struct Report {
     pub enabled: bool,
 }
 
-/// The status that `report` makes of the one that is there.
+impl Report {
+    /// Reports that the user is not served, with one state for both the Secret and the record.
+    pub fn refused(username: String, state: ConditionState, enabled: bool) -> Self {
+        Self {
+            username: Some(username),
+            secret_name: None,
+            rotated: None,
+            failures_reset: None,
+            disabled_by_failures: false,
+            secret: state.clone(),
+            published: state,
+            enabled,
+        }
+    }
+}
+
+/// Writes the status if it differs from the current one, and emits Events.
+pub async fn update(
+    runtime: &Runtime,
+    own_writes: &OwnWrites,
+    user: &TwoFactorUser,
+    report: &Report,
+    notices: Vec<Notice>,
+) -> Result<(), StatusError> {
+    let new = build(user, report, whole_seconds(runtime.clock.now().millis()));
+    let regarding = user.object_ref(&());
+    for notice in notices.into_iter().chain(self::notices(user.status.as_ref(), &new)) {
+        runtime.events.emit(&regarding, notice);
+    }
+    let reference = queue::reference(user);
+    if user.status.as_ref() != Some(&new) || !own_writes.agrees(&reference, &new) {
+        own_writes.status_written(&reference, &new);
+        write(&runtime.client, user, &new).await?;
+    }
+    Ok(())
+}
+
+/// Builds the status from the report and the previous status.
 pub fn build(user: &TwoFactorUser, report: &Report, now: Timestamp) -> TwoFactorUserStatus {
     let old = user.status.clone().unwrap_or_default();
     let conditions = [
@@ -56,7 +95,7 @@ pub fn build(user: &TwoFactorUser, report: &Report, now: Timestamp) -> TwoFactor
             .into_iter()
             .map(|(kind, told)| condition(&old.conditions, kind, told, generation, now))
             .collect(),
-        // What is known about the past stays known.
+        // Facts about the past are kept.
         secret_name: report.secret_name.clone().or(old.secret_name),
         username: report.username.clone(),
         rotated: report.rotated.clone().or(old.rotated),
@@ -64,10 +103,10 @@ pub fn build(user: &TwoFactorUser, report: &Report, now: Timestamp) -> TwoFactor
     }
 }
 
-/// The reason of a user whom failures have disabled.
+/// Reason of a user that failed attempts have disabled.
 pub const DISABLED_BY_FAILURES: &str = "DisabledByFailures";
 
-/// Whether the status says that failures have disabled the user.
+/// Whether the status says that failed attempts have disabled the user.
 pub fn says_disabled_by_failures(user: &TwoFactorUser) -> bool {
     ready_says(user, |condition| condition.reason == DISABLED_BY_FAILURES)
 }
@@ -83,7 +122,7 @@ fn ready_says(user: &TwoFactorUser, what: impl Fn(&Condition) -> bool) -> bool {
     })
 }
 
-/// The sum of the others.
+/// Summarizes the other conditions.
 fn ready(report: &Report) -> ConditionState {
     let first_bad = [&report.secret, &report.published].into_iter().find(|told| !told.is_met);
     match first_bad {
@@ -103,7 +142,7 @@ fn ready(report: &Report) -> ConditionState {
     }
 }
 
-/// What is worth an event: a condition that says something else than before.
+/// Returns an Event for each condition that has changed.
 pub fn notices(old: Option<&TwoFactorUserStatus>, new: &TwoFactorUserStatus) -> Vec<Notice> {
     let before = |kind: &str| {
         old.and_then(|old| old.conditions.iter().find(|condition| condition.type_ == kind))
@@ -127,7 +166,7 @@ pub fn notices(old: Option<&TwoFactorUserStatus>, new: &TwoFactorUserStatus) -> 
     notices
 }
 
-/// The reasons that are told as events when they come up.
+/// Reasons that emit an Event when they occur.
 const KNOWN_REASONS: [&str; 14] = [
     "Conflict",
     "Disabled",
@@ -145,9 +184,9 @@ const KNOWN_REASONS: [&str; 14] = [
     "WaitingForPredecessor",
 ];
 
-/// Writes the status. It applies only to the very object that was looked at, not to one of the same
-/// name made since.
-pub async fn write(
+/// Writes the status. It applies only to this object, and not to a later one of the same name. A
+/// deleted user is not an error.
+async fn write(
     client: &Client,
     user: &TwoFactorUser,
     status: &TwoFactorUserStatus,
@@ -155,7 +194,7 @@ pub async fn write(
     let users =
         Api::<TwoFactorUser>::namespaced(client.clone(), &user.namespace().unwrap_or_default());
     let mut body = json!({ "status": status, "metadata": { "uid": user.uid() } });
-    // A merge patch leaves alone what it does not name.
+    // A merge patch keeps fields that it does not name, so absent fields are set to null.
     for (field, absent) in [
         ("username", status.username.is_none()),
         ("secretName", status.secret_name.is_none()),
@@ -174,7 +213,6 @@ pub async fn write(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::k8s::conditions::whole_seconds;
 
     fn report() -> Report {
         Report {

@@ -18,7 +18,7 @@ use crate::state::queue::user_ref;
 
 /// Keeps up with namespaces until it is told to stop.
 pub async fn run(context: Arc<Context>, synced: Synced, stop: CancellationToken) {
-    let api = Api::<PartialObjectMeta<Namespace>>::all(context.client.clone());
+    let api = Api::<PartialObjectMeta<Namespace>>::all(context.runtime.client.clone());
     let mut events = std::pin::pin!(events(api, watcher::Config::default()));
     let (mut known, mut listed) = (HashSet::new(), HashSet::new());
     while let Some(Some(event)) = stop.run_until_cancelled(events.next()).await {
@@ -50,20 +50,20 @@ pub async fn run(context: Arc<Context>, synced: Synced, stop: CancellationToken)
 
 fn namespace_seen(context: &Context, namespace: &PartialObjectMeta<Namespace>) {
     let name = namespace.name_any();
-    if context.realms.namespace_seen(&name, &namespace.uid().unwrap_or_default()) {
+    if context.realms.registry.namespace_seen(&name, &namespace.uid().unwrap_or_default()) {
         // Another namespace of the same name: what was published belongs to the old one.
-        context.removals.notify_one();
-        let users = context.usernames().names(&name);
+        context.runtime.removals.notify_one();
+        let users = context.users.usernames().names(&name);
         if !users.is_empty() {
-            context.credentials_queue.realm_changed(name.clone());
+            context.services.credentials_queue.realm_changed(name.clone());
         }
         for user in users {
-            context.queue.push(user_ref(&name, &user));
+            context.users.queue.push(user_ref(&name, &user));
         }
     }
 }
 
 fn namespace_gone(context: &Context, name: &str) {
-    context.realms.namespace_gone(name);
-    context.removals.notify_one();
+    context.realms.registry.namespace_gone(name);
+    context.runtime.removals.notify_one();
 }

@@ -24,7 +24,7 @@ const PERIOD: Duration = Duration::from_secs(1);
 /// Watches pods until `stop`.
 pub async fn run(context: Arc<Context>, stop: CancellationToken) {
     let selector = format!("{label},{label}!=false", label = labels::INJECT_LABEL);
-    let api = Api::<PartialObjectMeta<CorePod>>::all(context.client.clone());
+    let api = Api::<PartialObjectMeta<CorePod>>::all(context.runtime.client.clone());
     // Pods that have ended need no check.
     let running = "status.phase!=Succeeded,status.phase!=Failed";
     let watched = watcher::Config::default().labels(&selector).fields(running);
@@ -75,7 +75,8 @@ fn seen(context: &Context, pods: &mut Pods, object: &PartialObjectMeta<CorePod>)
     let pod = Pod::of(&namespace, object.uid().unwrap_or_default(), object.annotations());
     // A pod that is being deleted needs no check, and pods of other realms are checked by another
     // operator.
-    if object.metadata.deletion_timestamp.is_some() || !context.watched.includes(&pod.realm) {
+    if object.metadata.deletion_timestamp.is_some() || !context.runtime.watched.includes(&pod.realm)
+    {
         pods.gone(&namespace, &name);
     } else {
         pods.seen(&namespace, &name, pod);
@@ -84,13 +85,14 @@ fn seen(context: &Context, pods: &mut Pods, object: &PartialObjectMeta<CorePod>)
 
 /// Sets the metrics, and emits an Event and a log line for each new problem.
 fn report(context: &Context, pods: &mut Pods) {
-    let access = |realm: &str, namespace: &str| context.policies.access(realm, namespace);
-    let has_users = |realm: &str| context.usernames().has_users(realm);
+    let access = |realm: &str, namespace: &str| context.realms.policies.access(realm, namespace);
+    let has_users = |realm: &str| context.users.usernames().has_users(realm);
     let (counts, findings) = pods.evaluate(access, has_users, env!("CARGO_PKG_VERSION"));
     let number = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
-    context.metrics.pods_not_injected.set(number(counts.not_injected));
-    context.metrics.pods_waiting.set(number(counts.waiting));
-    *context.outdated.lock().unwrap_or_else(PoisonError::into_inner) = counts.outdated;
+    context.runtime.metrics.pods_not_injected.set(number(counts.not_injected));
+    context.runtime.metrics.pods_waiting.set(number(counts.waiting));
+    *context.services.outdated_pods.lock().unwrap_or_else(PoisonError::into_inner) =
+        counts.outdated;
     for PodFinding { namespace, name, pod, problem, notice } in findings {
         match problem {
             PodProblem::NotInjected => {
@@ -125,6 +127,6 @@ fn report(context: &Context, pods: &mut Pods) {
             uid: Some(pod.uid),
             ..ObjectReference::default()
         };
-        context.events.emit(&regarding, notice);
+        context.runtime.events.emit(&regarding, notice);
     }
 }

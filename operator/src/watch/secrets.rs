@@ -27,7 +27,7 @@ pub async fn users(context: Arc<Context>, watched: WatchedNamespaces, stop: Canc
         labels::CREDENTIALS_LABEL
     );
     let mut events: Events<PartialObjectMeta<Secret>> =
-        watch(&context.client, &watched, &watcher::Config::default().labels(&selector));
+        watch(&context.runtime.client, &watched, &watcher::Config::default().labels(&selector));
     let mut listed = vec![HashSet::new(); watched.lists()];
     while let Some(Some((list, event))) = stop.run_until_cancelled(events.next()).await {
         match event {
@@ -39,8 +39,8 @@ pub async fn users(context: Arc<Context>, watched: WatchedNamespaces, stop: Canc
             Event::InitDone => {
                 let listed = std::mem::take(&mut listed[list]);
                 let within = |user: &UserRef| watched.contains(list, user.namespace.as_deref());
-                for user in context.own_writes.secrets_missing(within, &listed) {
-                    context.queue.push(user);
+                for user in context.users.own_writes.secrets_missing(within, &listed) {
+                    context.users.queue.push(user);
                 }
             }
             Event::Apply(secret) => secret_seen(&context, &secret, true),
@@ -58,8 +58,8 @@ fn owner(secret: &PartialObjectMeta<Secret>) -> Option<UserRef> {
 fn secret_seen(context: &Context, secret: &PartialObjectMeta<Secret>, there: bool) {
     if let Some(user) = owner(secret) {
         let version = secret.resource_version().filter(|_| there);
-        if context.own_writes.secret_seen(&user, version.as_deref()) {
-            context.queue.push(user);
+        if context.users.own_writes.secret_seen(&user, version.as_deref()) {
+            context.users.queue.push(user);
         }
     }
 }
@@ -80,7 +80,7 @@ pub async fn credentials(
         labels::MANAGED_BY,
         labels::CREDENTIALS_LABEL
     );
-    let secrets = Api::<PartialObjectMeta<Secret>>::all(context.client.clone());
+    let secrets = Api::<PartialObjectMeta<Secret>>::all(context.runtime.client.clone());
     let mut events = std::pin::pin!(events(secrets, watcher::Config::default().labels(&selector)));
     while let Some(Some(event)) = stop.run_until_cancelled(events.next()).await {
         match event {
@@ -90,12 +90,12 @@ pub async fn credentials(
                     secret.labels().get(labels::CREDENTIALS_LABEL).cloned().unwrap_or_default();
                 if watched.includes(&realm) {
                     let namespace = secret.namespace().unwrap_or_default();
-                    context.credentials_queue.secret_changed(realm, namespace);
+                    context.services.credentials_queue.secret_changed(realm, namespace);
                 }
             }
             // What was deleted while the watch was broken is not in the list.
             Event::InitDone => {
-                context.credentials_queue.all_changed();
+                context.services.credentials_queue.all_changed();
             }
         }
     }

@@ -28,7 +28,7 @@ pub async fn run(
     stop: CancellationToken,
 ) {
     let mut events: Events<DeserializeGuard<TwoFactorUser>> =
-        watch(&context.client, &watched, &watcher::Config::default());
+        watch(&context.runtime.client, &watched, &watcher::Config::default());
     let mut watching = Users {
         context,
         writer,
@@ -107,8 +107,8 @@ impl Users {
                     name,
                     "a TwoFactorUser cannot be read by this version, and is left as it is"
                 );
-                self.context.metrics.unreadable.inc();
-                self.context.usernames().apply_unreadable(&namespace, &name);
+                self.context.runtime.metrics.unreadable.inc();
+                self.context.users.usernames().apply_unreadable(&namespace, &name);
                 self.known.insert(user_ref(&namespace, &name));
                 return;
             }
@@ -118,20 +118,20 @@ impl Users {
         if user.metadata.deletion_timestamp.is_some() {
             return self.gone(&reference).await;
         }
-        let mut old = self.context.users.get(&reference);
+        let mut old = self.context.users.objects.get(&reference);
         if old.as_ref().is_some_and(|old| old.metadata.uid != user.metadata.uid) {
             self.gone(&reference).await;
             old = None;
         }
         let namespace = user.namespace().unwrap_or_default();
         let (first, affected) = {
-            let mut usernames = self.context.usernames();
+            let mut usernames = self.context.users.usernames();
             let first = !usernames.has_users(&namespace);
             (first, usernames.apply(&namespace, UsernameClaim::of(&user)))
         };
         if old.is_none() {
             // Whoever was asked for under this name before was somebody else.
-            self.context.queue.taken(&reference);
+            self.context.users.queue.taken(&reference);
         }
         let news = old.is_none_or(|old| self.is_news(&reference, &old, &user));
         // After a start everybody is looked at, but nobody new should wait for that.
@@ -139,10 +139,10 @@ impl Users {
         self.writer.apply_watcher_event(&Event::Apply(user));
         self.known.insert(reference.clone());
         if first {
-            self.context.credentials_queue.realm_changed(namespace.clone());
+            self.context.services.credentials_queue.realm_changed(namespace.clone());
         }
         if news {
-            self.context.queue.push_with(reference, urgency);
+            self.context.users.queue.push_with(reference, urgency);
         }
         self.push(&namespace, affected);
     }
@@ -154,7 +154,7 @@ impl Users {
                 .map(|annotation| user.annotations().get(annotation).cloned())
         };
         let status_changed = old.status != new.status
-            && !self.context.own_writes.is_own_status(reference, new.status.as_ref());
+            && !self.context.users.own_writes.is_own_status(reference, new.status.as_ref());
         old.metadata.generation != new.metadata.generation
             || requests(old) != requests(new)
             || status_changed
@@ -164,38 +164,38 @@ impl Users {
         self.known.remove(reference);
         let namespace = reference.namespace.clone().unwrap_or_default();
         let (removal, uid, last) = {
-            let mut usernames = self.context.usernames();
+            let mut usernames = self.context.users.usernames();
             let uid = usernames.uid(&namespace, &reference.name).map(str::to_owned);
             let had_users = usernames.has_users(&namespace);
             let removal = usernames.remove(&namespace, &reference.name);
             (removal, uid, had_users && !usernames.has_users(&namespace))
         };
-        if let Some(old) = self.context.users.get(reference) {
+        if let Some(old) = self.context.users.objects.get(reference) {
             self.writer.apply_watcher_event(&Event::Delete(TwoFactorUser::clone(&old)));
         }
-        self.context.queue.taken(reference);
-        self.context.queue.done(reference);
-        self.context.own_writes.forget(reference);
-        self.context.backoff.forget(reference);
+        self.context.users.queue.taken(reference);
+        self.context.users.queue.done(reference);
+        self.context.users.own_writes.forget(reference);
+        self.context.users.backoff.forget(reference);
         // Where there is no realm any more, all of it is removed.
-        if let Ok(realm) = self.context.realms.get_or_create(&namespace).await {
+        if let Ok(realm) = self.context.realms.registry.get_or_create(&namespace).await {
             if let Some(uid) = uid {
                 realm.forget_published(&uid);
             }
             if let Some(username) = removal.released {
                 realm.schedule_removal(realm.publisher.keys().pseudonym(&username));
-                self.context.removals.notify_one();
+                self.context.runtime.removals.notify_one();
             }
         }
         if last {
-            self.context.credentials_queue.realm_changed(namespace.clone());
+            self.context.services.credentials_queue.realm_changed(namespace.clone());
         }
         self.push(&namespace, removal.affected);
     }
 
     fn push(&self, namespace: &str, names: Vec<String>) {
         for name in names {
-            self.context.queue.push(user_ref(namespace, &name));
+            self.context.users.queue.push(user_ref(namespace, &name));
         }
     }
 }

@@ -1,9 +1,8 @@
-//! Redis users for services. Enters: which namespaces are let in where. Leaves: a Redis that lets
-//! exactly their services in, each to the keys of its realm; or the knowledge that this Redis
-//! cannot.
+//! Makes the users of Redis match the logins that services should have, each limited to the keys of
+//! its realm, as far as this Redis can.
 //!
-//! Everything is compared each time: Redis forgets its users when it ends, and others may add or
-//! remove some.
+//! All users are compared each time, because Redis loses its users when it restarts and other
+//! programs can change them.
 
 use std::collections::HashMap;
 
@@ -13,29 +12,29 @@ use twofactor_store::redis::RedisStore;
 
 use crate::state::credentials::Isolation;
 
-/// The users in Redis, as this process knows them.
+/// The users of Redis, as this process knows them.
 #[derive(Debug)]
 pub struct RedisLogins {
     store: RedisStore,
     installation: Installation,
     separation: Separation,
-    /// The users that this process has set, and that were there ever since.
+    /// Users that this process has set and that have existed since then.
     applied: HashMap<String, AclUser>,
 }
 
 impl RedisLogins {
-    /// Of the Redis of `store`.
     pub fn new(store: RedisStore, installation: Installation) -> Self {
         Self { store, installation, separation: Separation::ReadAndWrite, applied: HashMap::new() }
     }
 
-    /// It may be another process, whose users may be another's.
+    /// Forgets the known users, because another Redis process may have other ones.
     pub fn forget(&mut self) {
         self.applied.clear();
         self.separation = Separation::ReadAndWrite;
     }
 
-    /// Makes Redis have the users `wanted` and, of realms that are ours to look after, no others.
+    /// Makes the users of Redis match `wanted`. Other users are removed if `is_ours` says that this
+    /// operator watches their realm. After an error, part of it may be done.
     pub async fn apply(
         &mut self,
         wanted: &HashMap<String, AclUser>,
@@ -68,12 +67,12 @@ impl RedisLogins {
             })
             .cloned()
             .collect();
-        // Those who are not let in any more come first.
+        // Logins that are no longer allowed are removed first, because a withdrawal must not wait.
         self.store.acl_delete(&orphaned).await?;
         if !orphaned.is_empty() {
             tracing::info!(
                 logins = orphaned.len(),
-                "removed the logins to Redis of services that are not let in"
+                "removed logins to Redis of services whose namespace is not allowed"
             );
         }
         self.applied

@@ -1,14 +1,11 @@
-//! Lets services in. Enters: namespaces that a realm lets in or does not any more, the first and
-//! the last user of a namespace, and Secrets that somebody touched. Leaves: a login to Redis for
-//! each realm and namespace let in, and there the Secret `twofactor-<realm>` with all that a
-//! sidecar needs, and with nothing else; or neither.
+//! Gives services access to a realm: a login to Redis for each allowed namespace, and there the
+//! Secret `twofactor-<realm>` with everything that a sidecar needs.
 //!
-//! A namespace has the credentials of its own users once it has some, and those of each realm that
-//! lets it in. Whoever is not let in any more loses the login first, with the connections made by
-//! it, and then the Secret.
+//! A namespace gets the credentials of its own users when it has some, and those of each realm that
+//! allows it. When a realm no longer allows a namespace, the login is removed first, which closes
+//! its connections, and then the Secret.
 //!
-//! [`grants`] says who needs which login and which Secret, [`secret`] what is in one; here both are
-//! carried out.
+//! [`grants`] says which namespace needs which login and Secret, and [`secret`] builds the Secret.
 
 mod grants;
 pub mod logins;
@@ -40,37 +37,40 @@ use crate::state::credentials::{CredentialsRequest, Isolation, Target};
 use crate::state::realms::RealmError;
 use crate::state::{Context, random};
 
-/// How soon to try again to write a Secret.
+/// Delay before a Secret is written again after a failure.
 const RETRY: Duration = Duration::from_secs(5);
-/// How soon to try Redis again.
+/// Delay before Redis is asked again after a failure.
 const RETRY_LOGINS: Duration = Duration::from_secs(1);
-/// How often to compare the logins that Redis knows, although nothing should have changed.
+/// Interval between checks of all logins in Redis, in case one was changed.
 const SAFETY_NET: Duration = Duration::from_mins(1);
-/// Secrets that are looked at at the same time.
+/// Maximum number of Secrets that are reconciled at the same time.
 const CONCURRENT: usize = 8;
-/// Secrets that are looked at before the logins are, again: a withdrawal does not wait for more.
+/// Maximum number of Secrets that are reconciled before the logins are checked again, so that a
+/// withdrawal does not wait for more.
 const BATCH: usize = 64;
 
-/// Why credentials are not as they should be.
+/// Why credentials could not be reconciled.
 #[derive(Debug, Error)]
 enum CredentialsError {
     #[error(transparent)]
     Realm(#[from] RealmError),
-    #[error("the Secret {0} is there, and not ours: delete or rename it")]
+    #[error("the Secret {0} exists and is not ours: delete or rename it")]
     NotOurs(String),
     #[error(transparent)]
     Api(#[from] ApiError),
 }
 
-/// Looks after credentials until it is told to stop. Begins when the lists are complete.
+/// Reconciles credentials until `stop`. The lists of users, realms and namespaces must be complete.
 pub async fn run(
     context: Arc<Context>,
     mut requests: UnboundedReceiver<CredentialsRequest>,
     stop: CancellationToken,
 ) {
-    let mut node = context.node.subscribe();
-    let logins =
-        RedisLogins::new(context.realms.store().clone(), context.realms.installation.clone());
+    let mut node = context.runtime.node.subscribe();
+    let logins = RedisLogins::new(
+        context.realms.registry.store().clone(),
+        context.realms.registry.installation.clone(),
+    );
     let mut controller = CredentialsController {
         context,
         logins,
@@ -97,7 +97,7 @@ pub async fn run(
                 if changed.is_err() {
                     return;
                 }
-                // Another process, or one that was something else before.
+                // This is another Redis process, or one with another role.
                 controller.logins.forget();
                 controller.next_logins = Instant::now();
             }
@@ -118,17 +118,17 @@ pub async fn run(
 struct CredentialsController {
     context: Arc<Context>,
     logins: RedisLogins,
-    /// When to compare the logins.
+    /// When the logins are checked next.
     next_logins: Instant,
-    /// When to set all of them anew.
+    /// When all logins are set again.
     next_reset: Instant,
-    /// Where there are Secrets with credentials, or may be, by realm.
+    /// Namespaces that have or may have a Secret with credentials, by realm.
     known: HashMap<String, BTreeSet<String>>,
-    /// What has to be looked at.
+    /// Targets to reconcile.
     pending: HashSet<Target>,
-    /// What has to be looked at again.
+    /// Targets that failed.
     failed: HashSet<Target>,
-    /// When.
+    /// When the failed targets are tried again.
     next_retry: Instant,
 }
 
@@ -160,12 +160,12 @@ impl CredentialsController {
         self.next_logins = Instant::now();
     }
 
-    /// Makes Redis let in whom the realms let in.
+    /// Makes the logins in Redis match the namespaces that realms allow.
     async fn reconcile_logins(&mut self) {
         let context = self.context.clone();
-        let before = *context.isolation.borrow();
+        let before = *context.services.isolation.borrow();
         if Instant::now() >= self.next_reset {
-            // Somebody may have altered one, which its name does not tell.
+            // Another client may have changed a login without changing its name.
             self.logins.forget();
             self.next_reset = Instant::now() + SAFETY_NET;
         }
@@ -174,12 +174,13 @@ impl CredentialsController {
             let users = realms(&context).into_iter().flat_map(|realm| users(&context, &realm));
             let wanted: HashMap<String, AclUser> =
                 users.map(|user| (user.name.clone(), user)).collect();
-            // Those of other namespaces are somebody else's to look after.
+            // Realms of other namespaces belong to another operator.
             let is_ours = |realm: &RealmId| {
                 context
                     .realms
+                    .registry
                     .namespace_of(realm)
-                    .is_none_or(|namespace| context.watched.includes(&namespace))
+                    .is_none_or(|namespace| context.runtime.watched.includes(&namespace))
             };
             self.logins.apply(&wanted, is_ours).await
         } else {
@@ -191,21 +192,21 @@ impl CredentialsController {
                 self.next_logins = Instant::now() + jittered(SAFETY_NET, &mut random());
                 if isolation != before {
                     log_isolation(isolation);
-                    context.isolation.send_replace(isolation);
-                    // Another login has to be told to services.
+                    context.services.isolation.send_replace(isolation);
+                    // Services need the Secret with another login.
                     self.note(CredentialsRequest::All);
                     self.next_logins = Instant::now() + jittered(SAFETY_NET, &mut random());
                 }
             }
             Err(error) => {
-                // The guard says that Redis does not answer.
-                tracing::debug!(%error, "the logins for services are not known to be right; trying again");
+                // The monitor logs that Redis does not answer.
+                tracing::debug!(%error, "failed to check the logins of services in Redis; trying again");
                 self.next_logins = Instant::now() + RETRY_LOGINS;
             }
         }
     }
 
-    /// Looks at some of what is pending.
+    /// Reconciles a batch of the pending targets.
     async fn reconcile_secrets(&mut self) {
         let context = self.context.clone();
         let targets: Vec<Target> = self.pending.iter().take(BATCH).cloned().collect();
@@ -234,14 +235,14 @@ impl CredentialsController {
             self.known.remove(realm);
         }
         let foreign_secret = matches!(result, Err(CredentialsError::NotOurs(_)));
-        let news = self.context.foreign_secrets.set(&target, foreign_secret);
+        let news = self.context.services.foreign_secrets.set(&target, foreign_secret);
         match result {
             Ok(_) | Err(CredentialsError::Realm(RealmError::Gone)) => {
                 self.failed.remove(&target);
             }
             Err(error) => {
                 if news || !self.failed.contains(&target) {
-                    tracing::warn!(realm, namespace, %error, "the credentials for services could not be written; trying again");
+                    tracing::warn!(realm, namespace, %error, "failed to write the credentials of services; trying again");
                 }
                 if self.failed.is_empty() {
                     self.next_retry = Instant::now() + RETRY;
@@ -255,58 +256,60 @@ impl CredentialsController {
 fn log_isolation(isolation: Isolation) {
     match isolation {
         Isolation::Full | Isolation::Unknown => {
-            tracing::info!("services log in to Redis with users of their own");
+            tracing::info!("services have their own logins to Redis");
         }
         Isolation::PerRealm => tracing::warn!(
-            "Redis is older than version 7: services can overwrite the records of the realm that lets them in"
+            "Redis is older than version 7: services can overwrite the records of the realm that allows them"
         ),
         Isolation::Frozen => tracing::error!(
-            "the operator may not use ACL in Redis any more: services keep their logins, but no new ones come and none go"
+            "the operator may not use ACL in Redis any more: services keep their logins, but none are added or removed"
         ),
         Isolation::SharedLogin => tracing::warn!(
-            "the operator may not use ACL in Redis: services get its own login, and are not kept apart by Redis"
+            "the operator may not use ACL in Redis: services get its own login, and Redis does not isolate them"
         ),
     }
 }
 
-/// Makes the credentials of a realm in a namespace what they should be. Tells whether there are
-/// any.
+/// Creates, updates or removes the credentials of a realm in a namespace. Returns whether they
+/// exist.
 async fn reconcile_secret(
     context: &Context,
     Target { realm, namespace }: &Target,
 ) -> Result<bool, CredentialsError> {
-    let secrets = Api::<Secret>::namespaced(context.client.clone(), namespace);
+    let secrets = Api::<Secret>::namespaced(context.runtime.client.clone(), namespace);
     let name = labels::credentials_name(realm);
-    let known = context.policies.namespace(namespace);
+    let known = context.realms.policies.namespace(namespace);
     let found = request::optional(request::within(secrets.get(&name)).await)?;
     let Some((uid, ending)) = known.filter(|_| needs(context, realm, namespace)) else {
         if let Some(found) = found.filter(|found| is_ours(found, realm)) {
             remove(&secrets, &found).await?;
-            tracing::info!(realm, namespace, secret = name, "removed the credentials for services");
+            tracing::info!(realm, namespace, secret = name, "removed the credentials of services");
         }
         return Ok(false);
     };
     if found.is_none() && ending {
-        // It takes nothing new.
+        // Nothing can be created in a namespace that is being deleted.
         return Ok(false);
     }
-    let realm = context.realms.get_or_create(realm).await?;
-    let login = context.realms.login(&realm.id, &uid);
+    let realm = context.realms.registry.get_or_create(realm).await?;
+    let login = context.realms.registry.login(&realm.id, &uid);
     let url = match &found {
-        // What Redis can do is not known yet, and was known when this was written.
-        Some(found) if *context.isolation.borrow() == Isolation::Unknown => {
+        // The isolation is not known yet, but was known when the Secret was written.
+        Some(found) if *context.services.isolation.borrow() == Isolation::Unknown => {
             url_in(found).unwrap_or_else(|| redis_url(context, &realm, &login))
         }
-        // Another process of the operator has given a login: see `Isolation::after`.
-        Some(found) if *context.isolation.borrow() == Isolation::SharedLogin => url_in(found)
-            .filter(|told| {
-                told.expose_secret().contains(&data_encoding::HEXLOWER.encode(&login.tag))
-            })
-            .unwrap_or_else(|| redis_url(context, &realm, &login)),
+        // Another process of the operator has set this login: see `Isolation::after`.
+        Some(found) if *context.services.isolation.borrow() == Isolation::SharedLogin => {
+            url_in(found)
+                .filter(|told| {
+                    told.expose_secret().contains(&data_encoding::HEXLOWER.encode(&login.tag))
+                })
+                .unwrap_or_else(|| redis_url(context, &realm, &login))
+        }
         _ => redis_url(context, &realm, &login),
     };
-    let authority = context.redis_authority.as_deref();
-    let wanted = secret(&realm, &context.realms.installation, &url, authority, namespace);
+    let authority = context.services.redis_authority.as_deref();
+    let wanted = secret(&realm, &context.realms.registry.installation, &url, authority, namespace);
     match found {
         None => {
             request::within(secrets.create(&PostParams::default(), &wanted)).await?;
@@ -314,7 +317,7 @@ async fn reconcile_secret(
                 realm = realm.namespace,
                 namespace,
                 secret = name,
-                "wrote the credentials for services"
+                "created the credentials of services"
             );
         }
         Some(found) if !is_ours(&found, &realm.namespace) => {
@@ -330,7 +333,7 @@ async fn reconcile_secret(
                     realm = realm.namespace,
                     namespace,
                     secret = name,
-                    "brought the credentials for services up to date"
+                    "updated the credentials of services"
                 );
             }
         }

@@ -1,5 +1,4 @@
-//! The Secret with credentials. Enters: a realm, and the namespace whose services are let in.
-//! Leaves: the Secret as it should be, and how one that is there differs. No I/O.
+//! Builds the Secret with credentials, and the patch for one that differs. No I/O.
 
 use std::collections::BTreeMap;
 
@@ -14,22 +13,22 @@ use twofactor_core::secret::SecretText;
 
 use crate::state::realms::Realm;
 
-/// What the services of a namespace have been told to connect to.
+/// Returns the URL of Redis in a Secret with credentials.
 pub(super) fn url_in(secret: &Secret) -> Option<SecretText> {
     let bytes = secret.data.as_ref()?.get(labels::CREDENTIALS_KEY_REDIS_URL)?;
     let text = std::str::from_utf8(&bytes.0).ok().filter(|text| !text.is_empty())?;
     Some(SecretText::new(text.to_owned()))
 }
 
-/// Whether a Secret holds credentials of the realm of `namespace`. They are found by label: an
-/// owner in another namespace is not possible, and a namespace that is let in is one.
+/// Whether the Secret holds credentials of the realm of `namespace`. A label says so, because an
+/// owner in another namespace is not possible.
 pub(super) fn is_ours(secret: &Secret, namespace: &str) -> bool {
     let label = |name: &str| secret.labels().get(name).map(String::as_str);
     label(labels::MANAGED_BY_LABEL) == Some(labels::MANAGED_BY)
         && label(labels::CREDENTIALS_LABEL) == Some(namespace)
 }
 
-/// The credentials of `realm` for the services of the namespace `caller`.
+/// Builds the credentials of `realm` for the services of the namespace `caller`.
 pub(super) fn secret(
     realm: &Realm,
     installation: &Installation,
@@ -45,7 +44,8 @@ pub(super) fn secret(
         (labels::CREDENTIALS_KEY_REALM, realm.id.as_str()),
         (labels::CREDENTIALS_KEY_CALLER, caller),
     ];
-    // Only where there is one: sidecars of earlier versions need five keys, and mind no other.
+    // The key is set only if there is an authority. Earlier sidecars need five keys and ignore
+    // others.
     let authority = redis_authority.map(|authority| (labels::CREDENTIALS_KEY_REDIS_CA, authority));
     let bytes = |text: &str| ByteString(text.as_bytes().to_vec());
     Secret {
@@ -69,8 +69,8 @@ pub(super) fn secret(
     }
 }
 
-/// The merge patch that makes `found` what it should be; keys that nobody asked for go, so that
-/// none is mounted.
+/// Returns the merge patch that makes `found` equal to `wanted`. Additional keys are removed, so
+/// that they are not mounted.
 pub(super) fn difference(found: &Secret, wanted: &Secret) -> Option<Value> {
     if found.data == wanted.data {
         return None;

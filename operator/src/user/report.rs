@@ -1,0 +1,98 @@
+//! Writes what a reconciliation came to as conditions of the user.
+
+use super::apply::{Applied, ApplyError, SeedOutcome};
+use super::publish::{PublishError, Published};
+use super::seed_decision::{SeedProblem, UnusableSeed};
+use super::status::Report;
+use super::subject::Subject;
+use crate::k8s::conditions::ConditionState;
+
+/// Returns the report of a user whose seed was applied and whose record was published or not.
+pub fn report(
+    subject: &Subject<'_>,
+    applied: &Applied,
+    published: &Result<Published, PublishError>,
+) -> Report {
+    let name = &subject.secret_name;
+    let has_secret = matches!(applied.outcome, SeedOutcome::Seed { .. });
+    Report {
+        username: Some(subject.definition.username.to_string()),
+        secret_name: has_secret.then(|| name.clone()),
+        rotated: applied.rotated().map(str::to_owned),
+        failures_reset: None,
+        disabled_by_failures: false,
+        secret: secret(subject, &applied.outcome),
+        published: match published {
+            Ok(_) => ConditionState::met("Published", "Sidecars can read the user's record"),
+            Err(PublishError::RealmNotReady) => {
+                ConditionState::unmet("StoreFilling", "Redis is being filled")
+            }
+            Err(_) => ConditionState::unmet(
+                "StoreUnavailable",
+                "Redis does not answer: the record will be published when it does",
+            ),
+        },
+        enabled: subject.definition.enabled,
+    }
+}
+
+fn secret(subject: &Subject<'_>, outcome: &SeedOutcome) -> ConditionState {
+    let name = &subject.secret_name;
+    match outcome {
+        SeedOutcome::Seed { .. } => match &subject.user.spec.secret_ref {
+            None => ConditionState::met("Available", format!("The seed is in the Secret {name}")),
+            Some(reference) => ConditionState::met(
+                "Imported",
+                format!(
+                    "The seed is imported from the key {} of the Secret {}",
+                    reference.key, reference.name
+                ),
+            ),
+        },
+        SeedOutcome::Unusable(problem) => {
+            ConditionState::unmet(reason(problem), sentence(&problem.to_string()))
+        }
+        SeedOutcome::WaitingForPredecessor => ConditionState::unmet(
+            "WaitingForPredecessor",
+            format!("The Secret {name} of an earlier user of this name is about to be deleted"),
+        ),
+        SeedOutcome::WaitingForStore => ConditionState::unmet(
+            "WaitingForStore",
+            format!(
+                "The Secret {name} does not exist; whether its seed can be restored is known when \
+                 Redis answers"
+            ),
+        ),
+    }
+}
+
+/// Returns the report of a user whose Secret the API server rejects, because of a quota for
+/// example. Returns nothing for a temporary error, which the user's owner cannot fix.
+pub fn rejected_secret(subject: &Subject<'_>, error: &ApplyError) -> Option<Report> {
+    let ApplyError::Write { source, .. } = error else { return None };
+    if source.is_temporary() {
+        return None;
+    }
+    let state = ConditionState::unmet("SecretRefused", sentence(&error.to_string()));
+    let definition = &subject.definition;
+    Some(Report::refused(definition.username.to_string(), state, definition.enabled))
+}
+
+const fn reason(problem: &SeedProblem) -> &'static str {
+    match problem {
+        SeedProblem::Import(UnusableSeed::NoSecret { .. }) => "SecretRefNotFound",
+        SeedProblem::Import(UnusableSeed::NoKey { .. }) => "SecretRefKeyMissing",
+        SeedProblem::Import(UnusableSeed::NotASeed { .. }) => "SecretRefInvalid",
+        SeedProblem::Invalid(_) => "SecretInvalid",
+        SeedProblem::NotOurs { .. } => "SecretNotOurs",
+        SeedProblem::Lost { .. } => "SecretLost",
+    }
+}
+
+/// Returns the text with a capital first letter.
+fn sentence(text: &str) -> String {
+    let mut characters = text.chars();
+    characters
+        .next()
+        .map_or_else(String::new, |first| first.to_uppercase().chain(characters).collect())
+}
