@@ -18,7 +18,7 @@ use crate::scene::Scene;
 
 /// Users whose right codes are submitted.
 const RIGHT: [&str; 4] = ["user-1", "user-2", "user-3", "user-4"];
-/// The user for whom only wrong codes are submitted.
+/// The user of the wrong codes.
 const WRONG: &str = "mallory";
 const SELECTOR: &str = "app=load";
 /// Period of their codes in seconds, the shortest possible, because the next code is waited for.

@@ -26,7 +26,7 @@ async fn twilio() -> Provider {
     Provider::twilio(ACCOUNT, TOKEN).await
 }
 
-/// A sidecar for `count` users with a phone each, each of whom requests one code.
+/// A sidecar for `count` users with a phone each, each of which requests one code.
 async fn sidecar(
     provider: &Provider,
     count: usize,

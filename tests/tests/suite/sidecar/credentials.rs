@@ -230,19 +230,19 @@ async fn a_namespace_no_longer_allowed_is_refused_within_two_seconds_and_no_mail
     let world = world().await;
     let mail = MailServer::builder().tls(MailTls::StartTls).start().await;
     let (alice, bob) = (world.person("alice", Email).await, world.person("bob", App).await);
-    let letting_in = async |namespaces: &[&str]| {
+    let allow = async |namespaces: &[&str]| {
         let callers: BTreeSet<String> = namespaces.iter().map(|&name| name.to_owned()).collect();
         let realm = RealmRecord { callers: Some(callers), ..with_mail(&mail) };
         world.fill_with(&realm, &[&alice, &bob]).await;
     };
-    letting_in(&["kms", "shop"]).await;
+    allow(&["kms", "shop"]).await;
     let credentials = world.credentials("kms");
     let sidecar = serve(credentials.path()).await;
     assert_eq!(sidecar.api().generate("alice").await.status, 200);
     assert_eq!(sidecar.api().verify("bob", "000000").await.status, 401);
     assert_eq!(mail.messages().await.len(), 1);
 
-    letting_in(&["shop"]).await;
+    allow(&["shop"]).await;
     let began = Instant::now();
     eventually(BOUND, "the withdrawal", async || {
         kind(&sidecar.api().verify("unknown", "123456").await) == namespace_not_allowed()
@@ -275,7 +275,7 @@ async fn a_namespace_no_longer_allowed_is_refused_within_two_seconds_and_no_mail
     let another = self::serve(credentials.path()).await;
     assert_eq!(kind(&another.api().generate("alice").await), namespace_not_allowed());
 
-    letting_in(&["kms"]).await;
+    allow(&["kms"]).await;
     eventually(BOUND, "access again", async || {
         sidecar.api().verify("bob", &shown(&bob)).await.status == 200
     })

@@ -229,13 +229,13 @@ fn unguarded<T: std::fmt::Debug>(result: &Result<T, StoreError>) -> bool {
 async fn a_restarted_redis_decides_nothing_before_it_is_checked() {
     let redis = RedisServer::builder().append_only(AppendFsync::Always).start().await;
     let world = World::in_redis_with_real_time(redis).await;
-    let nobody = world.keys().pseudonym(&"unknown".parse().unwrap());
-    assert!(world.store.confirm_absence(&nobody).await.unwrap());
+    let unknown = world.keys().pseudonym(&"unknown".parse().unwrap());
+    assert!(world.store.confirm_absence(&unknown).await.unwrap());
     world.redis().restart().await;
     let answer = twofactor_tests::wait::eventually(
         Duration::from_secs(5),
         "Redis to answer again",
-        async || match world.store.confirm_absence(&nobody).await {
+        async || match world.store.confirm_absence(&unknown).await {
             Err(StoreError::Unavailable(error)) => Err(error.to_string()),
             other => Ok(other),
         },
@@ -243,7 +243,7 @@ async fn a_restarted_redis_decides_nothing_before_it_is_checked() {
     .await;
     assert!(unguarded(&answer), "{answer:?}");
     world.fill(&[]).await;
-    assert!(world.store.confirm_absence(&nobody).await.unwrap());
+    assert!(world.store.confirm_absence(&unknown).await.unwrap());
 }
 
 #[tokio::test]
