@@ -1,5 +1,4 @@
-//! The command line. Enters: arguments and the environment. Leaves: a running operator, or a
-//! sentence.
+//! Parses the command line and the environment, and starts the operator or reports an error.
 
 use std::error::Error;
 use std::net::SocketAddr;
@@ -23,19 +22,19 @@ use crate::process::run;
 use crate::webhook::cli::WebhookArguments;
 
 const VARIABLES: &str = "\
-Policy and providers, which sidecars get from the operator, come from the environment:
-  ISSUER                 shown in mails and authenticator apps [default: FountainAI]
+The environment sets the policy and the providers of realms that do not set their own:
+  ISSUER                 name in mails and authenticator apps [default: FountainAI]
   OTP_EXPIRATION_MINUTES minutes for which a delivered code is accepted, 1 to 10 [default: 5]
-  TOKEN_AUDIENCES        whom tokens can be for, for realms that say nothing of tokens themselves; with SECRET_KEY
-  UNIFORM_ANSWERS        true where answers keep to themselves who is a user [default: false]
-  REDIS_WAIT             replicas of Redis that have to know of an accepted code before it is told [default: 0]
+  TOKEN_AUDIENCES        audiences of tokens, for realms without spec.tokens; with SECRET_KEY
+  UNIFORM_ANSWERS        whether answers hide which names are users [default: false]
+  REDIS_WAIT             Redis replicas that must confirm an accepted code before the answer [default: 0]
   SMTP_SERVER, SMTP_PORT, SMTP_SECURITY, SMTP_USERNAME, SMTP_PASSWORD, SMTP_FROM_EMAIL, SMTP_CA
   TWILIO_ACCOUNT_SID, TWILIO_AUTH_TOKEN, TWILIO_PHONE_NUMBER or TWILIO_MESSAGING_SERVICE_SID, TWILIO_API_URL, TWILIO_CA
   WEBHOOK_URL, WEBHOOK_SECRET, WEBHOOK_CA
   MESSAGE_SUBJECT, MESSAGE_TEXT, MESSAGE_HTML, MESSAGE_SMS
-The API server is found as kubectl finds it: KUBECONFIG, or the service account of the pod.";
+The operator finds the API server like kubectl: through KUBECONFIG or the pod's service account.";
 
-/// Turns TwoFactorUser resources into Secrets with seeds, and publishes them to the sidecars
+/// Makes Secrets with seeds from TwoFactorUser resources, and publishes them to the sidecars
 #[derive(Parser)]
 #[command(name = "twofactor-operator", version)]
 struct CommandLine {
@@ -45,10 +44,10 @@ struct CommandLine {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Look after the users of a cluster
+    /// Reconcile the users and realms of a cluster
     #[command(after_help = VARIABLES)]
     Run(Box<RunArguments>),
-    /// Print the custom resource definitions, to be applied before the first start
+    /// Print the custom resource definitions. Apply them before the first start
     Crd,
     /// Print the names of the crash points of debug builds
     #[command(hide = true)]
@@ -57,8 +56,8 @@ enum Command {
 
 #[derive(Args)]
 struct RunArguments {
-    /// Look only after the users of this namespace. Can be given more than once [default: all
-    /// namespaces]
+    /// Namespace whose users and realms the operator reconciles. Can be given more than once
+    /// [default: all namespaces]
     #[arg(
         long = "namespace",
         env = "TWOFACTOR_NAMESPACES",
@@ -67,23 +66,23 @@ struct RunArguments {
     )]
     namespaces: Vec<String>,
 
-    /// Redis, for the operator and for the sidecars, which are told this URL with a login of their
-    /// own where Redis lets the operator make one
+    /// URL of Redis for the operator and the sidecars. If Redis allows the operator to create users,
+    /// each realm's sidecars get their own login
     #[arg(long, env = "REDIS_URL", hide_env_values = true, value_name = "URL")]
     redis_url: String,
 
-    /// File with CA certificates (PEM) to check Redis against in place of the system's, for the
-    /// operator and for the sidecars
+    /// File with CA certificates (PEM) for checking the certificate of Redis in place of the
+    /// system's, for the operator and the sidecars
     #[arg(long, env = "REDIS_CA_FILE", value_name = "FILE")]
     redis_ca_file: Option<PathBuf>,
 
-    /// Secret in the operator's namespace with the password of Redis under the key password, which
-    /// is made when it is missing. The URL then holds none
+    /// Secret in the operator's namespace with the password of Redis under the key password. The
+    /// operator creates it if it is missing. The URL must then contain no password
     #[arg(long, env = "TWOFACTOR_REDIS_PASSWORD_SECRET", value_name = "NAME")]
     redis_password_secret: Option<String>,
 
-    /// Secret in the operator's namespace with the ecosystem's shared key of tokens. It is made
-    /// when a realm needs it and it is missing
+    /// Secret in the operator's namespace with the ecosystem's shared key of tokens. The operator
+    /// creates it if a realm needs it and it is missing
     #[arg(
         long,
         env = "TWOFACTOR_SECRET_KEY_SECRET",
@@ -93,8 +92,9 @@ struct RunArguments {
     )]
     secret_key_secret: String,
 
-    /// Namespaces of users whose realms may sign tokens with that key [default: none]. Whoever may
-    /// read Secrets in one of them, or in one that it lets in, can sign with it as well
+    /// Namespace of users whose realm may sign tokens with that key. Everyone who may read Secrets
+    /// in it, or in a namespace that it allows, can sign with the key too. Can be given more than
+    /// once [default: none]
     #[arg(
         long = "secret-key-namespace",
         env = "TWOFACTOR_SECRET_KEY_NAMESPACES",
@@ -103,16 +103,16 @@ struct RunArguments {
     )]
     secret_key_namespaces: Vec<String>,
 
-    /// Namespace of the operator itself, where the master key is kept
+    /// Namespace of the operator, which contains the Secret with the master key
     #[arg(long, env = "POD_NAMESPACE", value_name = "NAME")]
     operator_namespace: String,
 
-    /// Name of this process in Events and in the Lease. A process of the same name is taken for
-    /// this one, restarted [default: a new name each time]
+    /// Name of this process in Events and in the Lease. A process with the same name counts as this
+    /// one after a restart [default: a new name each time]
     #[arg(long, env = "POD_NAME", value_name = "NAME")]
     instance: Option<String>,
 
-    /// Lease in the operator's namespace. Of the operators that share it, one leads
+    /// Lease in the operator's namespace. One of the replicas that share it leads
     #[arg(
         long,
         env = "TWOFACTOR_LEASE",
@@ -121,8 +121,8 @@ struct RunArguments {
     )]
     lease: String,
 
-    /// Which installation this is, so that two can share a Redis [default: the UID of the namespace
-    /// kube-system]
+    /// Name of this installation in Redis, so that several can share one [default: the UID of the
+    /// namespace kube-system]
     #[arg(long, env = "TWOFACTOR_INSTALLATION", value_name = "ID")]
     installation: Option<Installation>,
 
@@ -135,7 +135,7 @@ struct RunArguments {
     )]
     admin_listen: SocketAddr,
 
-    /// How many users are looked at at the same time
+    /// Maximum number of users that are reconciled at the same time
     #[arg(
         long,
         env = "TWOFACTOR_CONCURRENCY",
@@ -148,7 +148,7 @@ struct RunArguments {
     #[command(flatten)]
     webhook: WebhookArguments,
 
-    /// Log lines as json or text
+    /// Format of the log lines: json or text
     #[arg(long, env = "TWOFACTOR_LOG_FORMAT", default_value = "text")]
     log_format: Format,
 
@@ -163,10 +163,10 @@ pub fn definition() -> clap::Command {
     CommandLine::command()
 }
 
-/// Parses the command line and runs what it says.
+/// Parses the command line and runs the command.
 ///
 /// # Errors
-/// A sentence for the person who typed it.
+/// Returns a message for the administrator.
 pub fn start() -> Result<(), Box<dyn Error>> {
     match CommandLine::parse().command {
         Command::Run(arguments) => start_operator(*arguments),
@@ -178,7 +178,7 @@ pub fn start() -> Result<(), Box<dyn Error>> {
     }
 }
 
-#[expect(clippy::print_stdout, reason = "this is what the command is for")]
+#[expect(clippy::print_stdout, reason = "the command's purpose is to print")]
 fn print_crds() -> Result<(), Box<dyn Error>> {
     for crd in crds::crds()? {
         println!("---\n{}", crd.yaml.trim_end());
@@ -186,7 +186,7 @@ fn print_crds() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-#[expect(clippy::print_stdout, reason = "this is what the command is for")]
+#[expect(clippy::print_stdout, reason = "the command's purpose is to print")]
 fn print_crash_points() {
     for step in crate::failpoint::Step::ALL {
         println!("{}", step.name());
@@ -196,7 +196,7 @@ fn print_crash_points() {
 fn start_operator(arguments: RunArguments) -> Result<(), Box<dyn Error>> {
     logging::start(arguments.log_format, &arguments.log)
         .map_err(|error| format!("--log: {error}"))?;
-    // Fails only when another provider was installed before; there is no other in this program.
+    // Fails only if a provider was installed before, but this program installs no other.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let configuration = Configuration {
         namespaces: arguments.namespaces.into_iter().filter(|name| !name.is_empty()).collect(),
@@ -228,21 +228,20 @@ fn start_operator(arguments: RunArguments) -> Result<(), Box<dyn Error>> {
         let client = client().await?;
         run(configuration, client, stop).await.map_err(Box::<dyn Error>::from)
     });
-    // What is still under way now had its time.
+    // Tasks that still run have had their time to end.
     runtime.shutdown_timeout(Duration::from_millis(100));
     result
 }
 
-/// A name that no other process has.
+/// Makes a unique name for this process.
 fn new_instance() -> String {
     format!("twofactor-operator-{:08x}", UnwrapErr(SysRng).next_u32())
 }
 
-/// A client that does not try again for minutes by itself: whoever asks knows better when to.
+/// Makes a client without built-in retries, because each caller has its own schedule for retries.
 async fn client() -> Result<Client, Box<dyn Error>> {
-    let mut configuration = kube::Config::infer()
-        .await
-        .map_err(|error| format!("there is no usable kubeconfig: {error}"))?;
+    let mut configuration =
+        kube::Config::infer().await.map_err(|error| format!("no usable kubeconfig: {error}"))?;
     configuration.default_retry = false;
     configuration.connect_timeout = Some(crate::k8s::request::REQUEST_TIMEOUT);
     Ok(Client::try_from(configuration)?)

@@ -16,7 +16,7 @@ use twofactor_store::clock::Clock;
 
 use super::config::Configuration;
 use super::error::StartError;
-use super::lease::{self, Held};
+use super::lease::{self, Leadership};
 use super::startup::{self, Prepared};
 use super::tasks::Tasks;
 use crate::k8s::events;
@@ -58,22 +58,27 @@ impl Leader {
     pub async fn run(self, stop: CancellationToken) -> Result<(), StartError> {
         let Configuration { operator_namespace, lease, instance, .. } = &self.configuration;
         let settings = lease::Settings::new(operator_namespace, lease, instance);
-        let Some(held) = lease::acquire(&self.client, settings, Clock::System, &stop).await else {
+        let Some(leadership) = lease::acquire(&self.client, settings, Clock::System, &stop).await
+        else {
             return Ok(());
         };
         self.metrics.leader.set(1);
         let metrics = self.metrics.clone();
         // The leader's tasks have to end before the leadership is released.
         let work = stop.child_token();
-        let result = self.work(&held, &work).await;
+        let result = self.work(&leadership, &work).await;
         metrics.leader.set(0);
-        held.release().await;
+        leadership.release().await;
         result
     }
 
-    async fn work(self, held: &Held, stop: &CancellationToken) -> Result<(), StartError> {
+    async fn work(
+        self,
+        leadership: &Leadership,
+        stop: &CancellationToken,
+    ) -> Result<(), StartError> {
         let mut tasks = Tasks::default();
-        let (lost, told) = (held.lost(), stop.clone());
+        let (lost, told) = (leadership.lost(), stop.clone());
         tasks.spawn_fallible("leadership", async move {
             tokio::select! {
                 () = lost => Err(StartError::LeadershipLost),
@@ -84,14 +89,18 @@ impl Leader {
         // waits.
         if let Some(webhook) = &self.configuration.webhook {
             let settings = webhook.certificates(&self.configuration.operator_namespace);
-            let keep =
-                certificates::keep(self.client.clone(), settings, Clock::System, stop.clone());
+            let keep = certificates::manage_authority(
+                self.client.clone(),
+                settings,
+                Clock::System,
+                stop.clone(),
+            );
             tasks.spawn("webhook authority", keep);
         }
         // The preparation can take long, and no task may begin after the leadership is lost.
         let prepared = async {
             tokio::select! {
-                () = held.lost() => Err(StartError::LeadershipLost),
+                () = leadership.lost() => Err(StartError::LeadershipLost),
                 prepared = startup::prepare(&self.configuration, &self.client, &self.metrics, &self.policies) => prepared,
             }
         };

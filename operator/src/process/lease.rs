@@ -1,15 +1,14 @@
-//! Which of several operators leads. Enters: a name for a Lease, and for this process. Leaves: at
-//! some time the leadership, and word of its loss, which comes before anybody else can have it.
+//! Elects one of several replicas as the leader, through a Lease. A replica that loses the leadership
+//! learns it before another replica can lead.
 //!
 //! The protocol is that of client-go. Clocks of machines are not compared: a candidate waits until
-//! it has not seen the Lease change for as long as the Lease is good for. Every write has the
-//! version that was read as its precondition.
+//! the Lease has not changed for as long as it is valid. Every write has the version that was read as
+//! its precondition.
 //!
-//! Written here, because `kube-lease-manager` (0.13) compares the holder's clock with its own and
-//! takes an expired Lease without a precondition, so that two may believe they have it; and
-//! `k8s-controller` (0.15), whose judgement is right, lets one request that hangs use up all the
-//! time there is for renewing, does not tell who is waited for, and brings a second framework for
-//! controllers along.
+//! This is not a library, because `kube-lease-manager` (0.13) compares the holder's clock with its
+//! own and takes an expired Lease without a precondition, so that two replicas may believe that they
+//! lead. `k8s-controller` (0.15) decides correctly, but one hanging request can take all the time for
+//! renewing, it does not name the holder, and it brings a second controller framework.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,39 +28,39 @@ use twofactor_store::clock::Clock;
 use crate::k8s::backoff::jittered;
 use crate::k8s::request::{self, ApiError};
 
-/// Between two looks, however soon the Lease may be free.
+/// Minimum interval between two reads of the Lease by a candidate.
 const SHORTEST_WAIT: Duration = Duration::from_millis(50);
 
-/// Longer than any leader of this project promises: a Lease that was spoilt by hand does not keep
-/// everybody out.
+/// Maximum duration of a Lease that a candidate respects. No leader of this project uses a longer one,
+/// so a Lease with an invalid duration cannot block all replicas.
 const LONGEST_DURATION: Duration = Duration::from_mins(1);
 
-/// How leadership is agreed on.
+/// Settings of the leader election.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// Where the Lease is.
+    /// Namespace of the Lease.
     pub namespace: String,
-    /// Its name.
+    /// Name of the Lease.
     pub name: String,
-    /// The name of this process, such as its pod's. Whoever has the same name is taken for the
-    /// same, restarted.
+    /// Name of this process, such as its pod's. A process with the same name counts as this one after a
+    /// restart.
     pub identity: String,
-    /// How long the Lease is good for after it was renewed, in whole seconds.
+    /// Time for which the Lease is valid after a renewal, in whole seconds.
     pub duration: Duration,
-    /// How often it is renewed.
+    /// Interval between two renewals.
     pub renew: Duration,
-    /// After how long without a renewal the leader gives up. Shorter than `duration`: the
-    /// difference is what its work under way may take to end.
+    /// Time without a renewal after which the leader gives up. It is shorter than `duration`, so that
+    /// running work can end in the difference.
     pub give_up: Duration,
-    /// How often others look at it.
+    /// Interval between two reads by a candidate.
     pub poll: Duration,
-    /// How long one request may take.
+    /// Timeout for one request.
     pub request: Duration,
 }
 
 impl Settings {
-    /// The usual times: good for 15 s, renewed every 3 s, given up after 10 s, looked at every
-    /// second.
+    /// Settings with the default times: valid for 15 s, renewed every 3 s, given up after 10 s, read
+    /// every second.
     #[must_use]
     pub fn new(namespace: &str, name: &str, identity: &str) -> Self {
         Self {
@@ -77,141 +76,142 @@ impl Settings {
     }
 }
 
-/// Waits until this process leads, or until `stop`, which is looked at between two requests: a
-/// Lease is not left behind for nobody. An API server that does not answer, or refuses, is asked
-/// again.
+/// Waits until this process leads, or until `stop`. `stop` is checked only between two requests, so
+/// that no Lease is left without a holder. Failed requests are repeated.
 pub async fn acquire(
     client: &Client,
     settings: Settings,
     clock: Clock,
     stop: &CancellationToken,
-) -> Option<Held> {
-    let keeper =
-        Keeper { api: Api::namespaced(client.clone(), &settings.namespace), settings, clock };
-    let (mut observed, mut told) = (Observation::default(), String::new());
+) -> Option<Leadership> {
+    let holder =
+        LeaseHolder { api: Api::namespaced(client.clone(), &settings.namespace), settings, clock };
+    let (mut observed, mut logged) = (Observation::default(), String::new());
     loop {
         let asked = Instant::now();
-        let (wait, news) = match keeper.try_to_take(&mut observed).await {
-            Ok(Taken::Ours) => return Some(Held::new(keeper, asked)),
-            Ok(Taken::Held { holder, left }) => {
-                let news = format!("{holder} holds the lease");
-                (keeper.settings.poll.min(left.max(SHORTEST_WAIT)), news)
+        let (wait, reason) = match holder.try_to_take(&mut observed).await {
+            Ok(Attempt::Won) => return Some(Leadership::new(holder, asked)),
+            Ok(Attempt::Held { by, left }) => {
+                let reason = format!("{by} holds the lease");
+                (holder.settings.poll.min(left.max(SHORTEST_WAIT)), reason)
             }
-            Ok(Taken::TooLate) => (keeper.settings.poll, "somebody else was quicker".to_owned()),
-            Err(error) => (keeper.settings.poll, keeper.explain(&error)),
+            Ok(Attempt::Conflict) => {
+                (holder.settings.poll, "another replica was faster".to_owned())
+            }
+            Err(error) => (holder.settings.poll, holder.explain(&error)),
         };
-        if news != told {
-            tracing::info!(lease = keeper.settings.name, "waiting to lead: {news}");
-            told = news;
+        if reason != logged {
+            tracing::info!(lease = holder.settings.name, "waiting to lead: {reason}");
+            logged = reason;
         }
-        // Candidates that began together do not always ask together.
+        // The jitter keeps candidates that started together from always asking together.
         stop.run_until_cancelled(sleep(jittered(wait, &mut UnwrapErr(SysRng)))).await?;
     }
 }
 
-/// The leadership, for as long as it lasts. When dropped, it ends without a word to others.
+/// The leadership while it lasts. If dropped, it ends without releasing the Lease.
 #[derive(Debug)]
-pub struct Held {
-    keeper: Arc<Keeper>,
+pub struct Leadership {
+    holder: Arc<LeaseHolder>,
     lost: CancellationToken,
     released: CancellationToken,
     renewal: JoinHandle<()>,
 }
 
-impl Held {
-    fn new(keeper: Keeper, asked: Instant) -> Self {
-        let Settings { name, identity, .. } = &keeper.settings;
+impl Leadership {
+    fn new(holder: LeaseHolder, asked: Instant) -> Self {
+        let Settings { name, identity, .. } = &holder.settings;
         tracing::info!(lease = name, identity, "leading");
         let (lost, released) = (CancellationToken::new(), CancellationToken::new());
-        let keeper = Arc::new(keeper);
+        let holder = Arc::new(holder);
         let renewal = tokio::spawn({
-            let (keeper, lost, released) = (keeper.clone(), lost.clone(), released.clone());
+            let (holder, lost, released) = (holder.clone(), lost.clone(), released.clone());
             async move {
-                // A panic is a loss, too.
+                // A panic counts as a loss too.
                 let lost = lost.drop_guard();
-                if keeper.renew_until_lost(asked, &released).await.is_none() {
+                if holder.renew_until_lost(asked, &released).await.is_none() {
                     lost.disarm();
                 }
             }
         });
-        Self { keeper, lost, released, renewal }
+        Self { holder, lost, released, renewal }
     }
 
-    /// Resolves when the leadership is lost: from then on, nothing may be written as its holder.
-    /// The process should end.
+    /// Resolves when the leadership is lost. From then on this process must not write as the leader, and
+    /// it should exit.
     pub fn lost(&self) -> impl Future<Output = ()> + Send + 'static {
         self.lost.clone().cancelled_owned()
     }
 
-    /// Lets somebody else lead at once. To be called when the leader's work has ended. A failure is
-    /// logged; then others wait until the Lease is no longer good.
+    /// Releases the Lease, so that another replica can lead at once. Call it after the leader's work has
+    /// ended. A failure is logged, and other replicas then wait until the Lease expires.
     pub async fn release(mut self) {
         self.released.cancel();
-        // A renewal under way ends first: it would take the Lease back.
+        // A running renewal ends first, because it would take the Lease back.
         let _ = (&mut self.renewal).await;
-        let lease = &self.keeper.settings.name;
+        let lease = &self.holder.settings.name;
         if self.lost.is_cancelled() {
             return;
         }
-        match self.keeper.give_back().await {
-            Ok(()) => tracing::info!(lease, "no longer leading: the lease is released"),
+        match self.holder.give_back().await {
+            Ok(()) => tracing::info!(lease, "lease released, no longer leading"),
             Err(error) => {
-                let error = self.keeper.explain(&error);
+                let error = self.holder.explain(&error);
                 tracing::warn!(
                     lease,
                     error,
-                    "the lease is not released: others wait until it is over"
+                    "failed to release the lease: other replicas wait until it expires"
                 );
             }
         }
     }
 }
 
-impl Drop for Held {
+impl Drop for Leadership {
     fn drop(&mut self) {
         self.renewal.abort();
     }
 }
 
-/// What became of an attempt.
-enum Taken {
-    /// This process has it.
-    Ours,
-    /// Somebody else has it, for that long at least.
-    Held { holder: String, left: Duration },
-    /// Somebody else wrote meanwhile.
-    TooLate,
+/// The result of an attempt to take or renew the Lease.
+enum Attempt {
+    /// This process holds the Lease.
+    Won,
+    /// Another process holds the Lease, for that long at least.
+    Held { by: String, left: Duration },
+    /// Another process has written at the same time.
+    Conflict,
 }
 
-/// A write with a precondition that does not hold is no failure.
-fn taken(written: Result<Lease, ApiError>) -> Result<Taken, ApiError> {
+/// Maps the result of a write. A failed precondition is not an error.
+fn attempt(written: Result<Lease, ApiError>) -> Result<Attempt, ApiError> {
     match written {
-        Ok(_) => Ok(Taken::Ours),
+        Ok(_) => Ok(Attempt::Won),
         Err(ApiError::AlreadyExists(_) | ApiError::Conflict(_) | ApiError::NotFound(_)) => {
-            Ok(Taken::TooLate)
+            Ok(Attempt::Conflict)
         }
         Err(error) => Err(error),
     }
 }
 
 #[derive(Debug)]
-struct Keeper {
+struct LeaseHolder {
     api: Api<Lease>,
     settings: Settings,
     clock: Clock,
 }
 
-impl Keeper {
-    async fn try_to_take(&self, observed: &mut Observation) -> Result<Taken, ApiError> {
+impl LeaseHolder {
+    async fn try_to_take(&self, observed: &mut Observation) -> Result<Attempt, ApiError> {
         let Some(mut lease) = self.read().await? else { return self.create().await };
         let spec = lease.spec.take().unwrap_or_default();
-        match observed.judge(&spec, &self.settings, Instant::now()) {
-            Judgement::Wait { holder, left } => Ok(Taken::Held { holder, left }),
-            Judgement::Take => self.write(lease, self.next(&spec)).await,
+        match observed.evaluate(&spec, &self.settings, Instant::now()) {
+            Decision::Wait { holder, left } => Ok(Attempt::Held { by: holder, left }),
+            Decision::Take => self.write(lease, self.next(&spec)).await,
         }
     }
 
-    /// Returns when the leadership is lost, or nothing when it is to be released.
+    /// Renews the Lease until the leadership is lost, or returns nothing if it is released.
     async fn renew_until_lost(
         &self,
         mut renewed: Instant,
@@ -223,20 +223,19 @@ impl Keeper {
             let end = renewed + *give_up;
             released.run_until_cancelled(sleep_until(due.min(end))).await?;
             let asked = Instant::now();
-            // Others count from when they see the change, which is later than the beginning of the
-            // request that made it.
+            // Candidates count from the moment at which they see the change, which is later than the
+            // beginning of this request.
             match timeout_at(end, self.renew()).await {
-                // An answer that was ready at once comes first, also when this process stood still
-                // until too late.
+                // If this process stood still for too long, even a successful answer is too late.
                 _ if asked >= end => {
-                    tracing::error!(lease = name, after = ?give_up, "no longer leading: the lease is not renewed");
+                    tracing::error!(lease = name, after = ?give_up, "leadership lost: the lease was not renewed in time");
                     return Some(());
                 }
                 Ok(Ok(true)) => (renewed, due) = (asked, asked + *renew),
                 Ok(Ok(false)) => {
                     tracing::error!(
                         lease = name,
-                        "no longer leading: somebody else holds the lease"
+                        "leadership lost: another replica holds the lease"
                     );
                     return Some(());
                 }
@@ -244,19 +243,19 @@ impl Keeper {
                     tracing::warn!(
                         lease = name,
                         error = self.explain(&error),
-                        "cannot renew the lease"
+                        "failed to renew the lease"
                     );
                     due = Instant::now() + *poll;
                 }
-                // The next round notices.
+                // The next round reports the loss.
                 Err(_) => due = end,
             }
         }
     }
 
-    /// Whether this process still has it.
+    /// Renews the Lease once and returns whether this process still holds it.
     async fn renew(&self) -> Result<bool, ApiError> {
-        // A second time when somebody has changed something else about it.
+        // A second attempt, because another process may have changed another field of the Lease.
         for _ in 0..2 {
             let written = match self.read().await? {
                 Some(mut lease) => {
@@ -266,10 +265,10 @@ impl Keeper {
                     }
                     self.write(lease, self.next(&spec)).await?
                 }
-                // Removed by hand: whoever makes it again has it.
+                // If the Lease was deleted by hand, the replica that creates it again holds it.
                 None => self.create().await?,
             };
-            if matches!(written, Taken::Ours) {
+            if matches!(written, Attempt::Won) {
                 return Ok(true);
             }
         }
@@ -282,7 +281,7 @@ impl Keeper {
         if holder(&spec) != Some(self.settings.identity.as_str()) {
             return Ok(());
         }
-        // As client-go does: empty, and over in a second.
+        // Like client-go: without a holder, and valid for one second.
         spec.holder_identity = Some(String::new());
         spec.lease_duration_seconds = Some(1);
         spec.renew_time = Some(self.now());
@@ -293,23 +292,23 @@ impl Keeper {
         request::optional(self.within(self.api.get(&self.settings.name)).await)
     }
 
-    async fn create(&self) -> Result<Taken, ApiError> {
+    async fn create(&self) -> Result<Attempt, ApiError> {
         let metadata =
             ObjectMeta { name: Some(self.settings.name.clone()), ..ObjectMeta::default() };
         let lease = Lease { metadata, spec: Some(self.next(&LeaseSpec::default())) };
-        taken(self.within(self.api.create(&PostParams::default(), &lease)).await)
+        attempt(self.within(self.api.create(&PostParams::default(), &lease)).await)
     }
 
-    /// With the version that was read as its precondition.
-    async fn write(&self, mut lease: Lease, spec: LeaseSpec) -> Result<Taken, ApiError> {
+    /// Writes the Lease, with the version that was read as the precondition.
+    async fn write(&self, mut lease: Lease, spec: LeaseSpec) -> Result<Attempt, ApiError> {
         lease.spec = Some(spec);
-        taken(
+        attempt(
             self.within(self.api.replace(&self.settings.name, &PostParams::default(), &lease))
                 .await,
         )
     }
 
-    /// The Lease, taken or renewed.
+    /// The spec of the Lease after taking or renewing it.
     fn next(&self, before: &LeaseSpec) -> LeaseSpec {
         let ours = holder(before) == Some(self.settings.identity.as_str());
         let transitions = before.lease_transitions.unwrap_or_default();
@@ -324,7 +323,7 @@ impl Keeper {
         }
     }
 
-    /// For people to read; nobody decides by it.
+    /// The time for people who read the Lease. No decision uses it.
     fn now(&self) -> MicroTime {
         let millis = i64::try_from(self.clock.now().millis()).unwrap_or(i64::MAX);
         MicroTime(Timestamp::from_millisecond(millis).unwrap_or(Timestamp::UNIX_EPOCH))
@@ -358,22 +357,22 @@ fn holder(spec: &LeaseSpec) -> Option<&str> {
     spec.holder_identity.as_deref().filter(|holder| !holder.is_empty())
 }
 
-/// What a candidate has seen of the Lease, and since when.
+/// The last state of the Lease that a candidate has observed, and since when.
 #[derive(Debug, Default)]
 struct Observation(Option<(LeaseSpec, Instant)>);
 
 #[derive(Debug, PartialEq)]
-enum Judgement {
-    /// Nobody has it, or nobody any more, or this process had it before a restart.
+enum Decision {
+    /// The Lease is free or expired, or this process held it before a restart.
     Take,
-    /// Somebody has it, for that long at least.
+    /// Another process holds the Lease, for that long at least.
     Wait { holder: String, left: Duration },
 }
 
 impl Observation {
-    fn judge(&mut self, spec: &LeaseSpec, settings: &Settings, now: Instant) -> Judgement {
+    fn evaluate(&mut self, spec: &LeaseSpec, settings: &Settings, now: Instant) -> Decision {
         let Some(holder) = holder(spec).filter(|holder| *holder != settings.identity) else {
-            return Judgement::Take;
+            return Decision::Take;
         };
         let since = match &self.0 {
             Some((last, since)) if last == spec => *since,
@@ -382,16 +381,17 @@ impl Observation {
                 now
             }
         };
-        // What the holder promised counts, which may be of another version than this process.
-        let promised = spec.lease_duration_seconds.and_then(|seconds| u64::try_from(seconds).ok());
-        let duration = promised
+        // The duration in the Lease counts, because the holder may have another version than this
+        // process.
+        let stated = spec.lease_duration_seconds.and_then(|seconds| u64::try_from(seconds).ok());
+        let duration = stated
             .map_or(settings.duration, Duration::from_secs)
             .min(settings.duration.max(LONGEST_DURATION));
         let left = (since + duration).saturating_duration_since(now);
         if left.is_zero() {
-            Judgement::Take
+            Decision::Take
         } else {
-            Judgement::Wait { holder: holder.to_owned(), left }
+            Decision::Wait { holder: holder.to_owned(), left }
         }
     }
 }
@@ -410,48 +410,50 @@ mod tests {
     }
 
     #[test]
-    fn a_lease_is_taken_when_it_has_not_been_seen_to_change_for_as_long_as_it_is_good_for() {
+    fn a_candidate_takes_the_lease_if_it_has_not_changed_for_as_long_as_it_is_valid() {
         let (settings, start) = (Settings::new("system", "operator", "b"), Instant::now());
         let mut observed = Observation::default();
-        let mut judge = |renewed, after: u64| {
-            observed.judge(&spec("a", 15, renewed), &settings, start + Duration::from_millis(after))
+        let mut evaluate = |renewed, after: u64| {
+            observed.evaluate(
+                &spec("a", 15, renewed),
+                &settings,
+                start + Duration::from_millis(after),
+            )
         };
-        let wait = |millis| Judgement::Wait {
-            holder: "a".to_owned(),
-            left: Duration::from_millis(millis),
-        };
+        let wait =
+            |millis| Decision::Wait { holder: "a".to_owned(), left: Duration::from_millis(millis) };
         // The holder's clock may be years off.
-        assert_eq!(judge(7, 0), wait(15_000));
-        assert_eq!(judge(7, 14_999), wait(1));
-        assert_eq!(judge(8, 14_999), wait(15_000), "renewed");
-        assert_eq!(judge(8, 29_998), wait(1));
-        assert_eq!(judge(8, 29_999), Judgement::Take);
+        assert_eq!(evaluate(7, 0), wait(15_000));
+        assert_eq!(evaluate(7, 14_999), wait(1));
+        assert_eq!(evaluate(8, 14_999), wait(15_000), "renewed");
+        assert_eq!(evaluate(8, 29_998), wait(1));
+        assert_eq!(evaluate(8, 29_999), Decision::Take);
     }
 
     #[test]
-    fn a_lease_of_nobody_or_of_ones_own_name_is_taken_at_once() {
+    fn a_candidate_takes_a_lease_without_holder_or_with_its_own_name_at_once() {
         let settings = Settings::new("system", "operator", "b");
         for spec in [LeaseSpec::default(), spec("", 15, 7), spec("b", 15, 7)] {
             assert_eq!(
-                Observation::default().judge(&spec, &settings, Instant::now()),
-                Judgement::Take
+                Observation::default().evaluate(&spec, &settings, Instant::now()),
+                Decision::Take
             );
         }
     }
 
     #[test]
-    fn the_time_that_the_holder_promised_counts_within_bounds() {
+    fn the_duration_in_the_lease_counts_within_bounds() {
         let settings = Settings::new("system", "operator", "b");
         for (seconds, expected) in [(40, 40), (-1, 15), (i32::MAX, 60)] {
-            let judged =
-                Observation::default().judge(&spec("a", seconds, 7), &settings, Instant::now());
+            let decision =
+                Observation::default().evaluate(&spec("a", seconds, 7), &settings, Instant::now());
             let expected = Duration::from_secs(expected);
-            assert_eq!(judged, Judgement::Wait { holder: "a".to_owned(), left: expected });
+            assert_eq!(decision, Decision::Wait { holder: "a".to_owned(), left: expected });
         }
     }
 
     #[test]
-    fn the_usual_times_leave_room_between_giving_up_and_the_next_leader() {
+    fn with_the_default_times_a_leader_gives_up_before_another_can_lead() {
         let Settings { duration, renew, give_up, request, .. } =
             Settings::new("system", "operator", "b");
         assert!(renew + 2 * request < give_up && give_up < duration);

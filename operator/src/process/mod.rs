@@ -110,7 +110,7 @@ pub async fn run(
         let settings = webhook.certificates(&configuration.operator_namespace);
         let current = Arc::new(CurrentCertificate::default());
         let tls = tls::configuration(current.clone())?;
-        let follow = certificates::follow(
+        let follow = certificates::refresh_certificate(
             client.clone(),
             settings,
             current,

@@ -1,6 +1,5 @@
-//! A certificate authority and what it signs. Enters: a lifetime and a moment, or the PEM text of
-//! before. Leaves: certificates of ECDSA P-256 keys. The keys' randomness is that of ring, the
-//! operating system's.
+//! Creates a certificate authority or reads it from PEM, and signs certificates with ECDSA P-256
+//! keys. The randomness of the keys is the operating system's, through ring.
 
 use std::fmt;
 use std::time::Duration;
@@ -17,22 +16,22 @@ use twofactor_core::secret::SecretText;
 use twofactor_core::time::UnixMillis;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-/// How much earlier than now a certificate begins: clocks of machines differ.
+/// Time before now at which a certificate begins, because clocks of machines differ.
 const BACKDATED: Duration = Duration::from_mins(5);
 
-/// Why there is no authority, or no certificate.
+/// Errors of an authority or a certificate.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 pub enum AuthorityError {
-    /// Not a certificate of an authority.
+    /// The text is not a certificate of an authority.
     #[error("is not a certificate of an authority in PEM")]
     NotACertificate,
-    /// Not a key.
+    /// The text is not a private key.
     #[error("is not a private key in PEM")]
     NotAKey,
-    /// Of something else.
+    /// The key belongs to another certificate.
     #[error("is not the key of the certificate")]
     OtherKey,
-    /// It cannot sign: names that are none, or the operating system has no randomness.
+    /// Signing failed, because the names are invalid or the operating system has no randomness.
     #[error("cannot sign a certificate")]
     CannotSign,
 }
@@ -49,7 +48,7 @@ impl Root {
     /// Reads a certificate.
     ///
     /// # Errors
-    /// When it is none, or not of an authority.
+    /// Fails if the text is not a certificate of an authority.
     pub fn from_der(der: CertificateDer<'static>) -> Result<Self, AuthorityError> {
         let (_, parsed) =
             X509Certificate::from_der(&der).map_err(|_| AuthorityError::NotACertificate)?;
@@ -63,7 +62,7 @@ impl Root {
         Ok(Self { der, from, until })
     }
 
-    /// Every certificate of an authority in a text; what is none is left out.
+    /// Reads every certificate of an authority in a text, and ignores the rest.
     #[must_use]
     pub fn all_in(pem: &[u8]) -> Vec<Self> {
         CertificateDer::pem_slice_iter(pem)
@@ -79,19 +78,19 @@ impl Root {
         format!("-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n", lines.join("\n"))
     }
 
-    /// Whether it is good at this moment.
+    /// Whether the certificate is valid now.
     #[must_use]
     pub fn is_valid(&self, now: UnixMillis) -> bool {
         self.from <= now && now < self.until
     }
 
-    /// The end of it.
+    /// The time at which the certificate expires.
     #[must_use]
     pub const fn until(&self) -> UnixMillis {
         self.until
     }
 
-    /// From beginning to end.
+    /// The time from the beginning to the end of the certificate.
     #[must_use]
     pub const fn lifetime(&self) -> Duration {
         self.from.until(self.until)
@@ -127,7 +126,7 @@ pub struct Leaf {
     pub certificate: CertificateDer<'static>,
     /// Its key.
     pub key: PrivateKeyDer<'static>,
-    /// The end of it, at most that of its authority.
+    /// The time at which the certificate expires, at most the authority's.
     pub until: UnixMillis,
 }
 
@@ -138,13 +137,13 @@ impl fmt::Debug for Leaf {
 }
 
 impl Authority {
-    /// A new authority that is good for `lifetime` from `now`, in whole seconds.
+    /// Creates an authority that is valid for `lifetime` from `now`, in whole seconds.
     ///
     /// # Errors
-    /// When there is no randomness.
+    /// Fails if the operating system has no randomness.
     pub fn generate(lifetime: Duration, now: UnixMillis) -> Result<Self, AuthorityError> {
         let mut params = CertificateParams::default();
-        // A name of its own, so that old and new are not mixed up by anybody who goes by names.
+        // A unique name, so that programs that compare names do not confuse old and new authorities.
         params.distinguished_name =
             common_name(&format!("twofactor-operator webhook {}", now.millis()));
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
@@ -157,10 +156,10 @@ impl Authority {
         Self::from_pem(issuer.pem().as_bytes(), text)
     }
 
-    /// The authority of before.
+    /// Reads an authority.
     ///
     /// # Errors
-    /// When the texts are not a certificate of an authority and its key.
+    /// Fails if the texts are not a certificate of an authority and its key.
     pub fn from_pem(certificate: &[u8], key: SecretText) -> Result<Self, AuthorityError> {
         let der = CertificateDer::from_pem_slice(certificate)
             .map_err(|_| AuthorityError::NotACertificate)?;
@@ -176,23 +175,23 @@ impl Authority {
         Ok(Self { root, key, issuer })
     }
 
-    /// Its certificate.
+    /// The authority's certificate.
     #[must_use]
     pub const fn root(&self) -> &Root {
         &self.root
     }
 
-    /// Its key as PEM.
+    /// The authority's key as PEM.
     #[must_use]
     pub const fn key(&self) -> &SecretText {
         &self.key
     }
 
-    /// A server's certificate for `names`, good for `lifetime` from `now`, but no longer than the
-    /// authority.
+    /// Signs a server's certificate for `names`, valid for `lifetime` from `now`, but no longer than
+    /// the authority.
     ///
     /// # Errors
-    /// When the names are none.
+    /// Fails if the names are invalid.
     pub fn sign(
         &self,
         names: &[String],
@@ -223,11 +222,12 @@ fn common_name(name: &str) -> DistinguishedName {
 fn ends(now: UnixMillis, lifetime: Duration) -> UnixMillis {
     let later =
         now.millis().saturating_add(u64::try_from(lifetime.as_millis()).unwrap_or(u64::MAX));
-    // Certificates know whole seconds.
+    // Times in certificates are whole seconds.
     UnixMillis::from_seconds(later.div_ceil(1000))
 }
 
-/// Begins earlier by as much as the lifetime, at most: short ones are for tests.
+/// Sets the beginning and the end. The beginning is earlier by at most the lifetime, which matters
+/// only for the short lifetimes of tests.
 fn validity(
     params: &mut CertificateParams,
     lifetime: Duration,
@@ -250,7 +250,7 @@ mod tests {
     const NOW: UnixMillis = UnixMillis::from_seconds(1_800_000_000);
 
     #[test]
-    fn an_authority_comes_back_from_its_text_and_signs_no_longer_than_it_lives() {
+    fn an_authority_is_read_from_its_text_and_signs_no_longer_than_it_is_valid() {
         let made = Authority::generate(Duration::from_hours(1), NOW).unwrap();
         let again = Authority::from_pem(made.root().pem().as_bytes(), made.key().clone()).unwrap();
         assert_eq!(again.root(), made.root());
@@ -264,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_authority_is_refused_and_no_key_is_shown() {
+    fn an_invalid_authority_is_refused_without_showing_the_key() {
         let one = Authority::generate(Duration::from_hours(1), NOW).unwrap();
         let other = Authority::generate(Duration::from_hours(1), NOW).unwrap();
         let pem = one.root().pem();
@@ -280,7 +280,7 @@ mod tests {
     }
 
     #[test]
-    fn certificates_are_found_in_a_bundle_and_the_rest_is_left_out() {
+    fn certificates_are_read_from_a_bundle_and_the_rest_is_ignored() {
         let one = Authority::generate(Duration::from_hours(1), NOW).unwrap();
         let other = Authority::generate(Duration::from_hours(1), NOW).unwrap();
         let bundle = format!("{}nonsense\n{}", one.root().pem(), other.root().pem());

@@ -1,11 +1,11 @@
-//! Certificates of the webhook. Enters: the names of its Service and its configuration. Leaves: a
-//! certificate in every replica that the API servers trust, at any moment.
+//! Manages the webhook's certificates, so that every replica always has one that the API servers
+//! trust.
 //!
-//! The leader [`keep`]s an authority in a Secret and shows it to the API servers in the webhook
-//! configuration; every replica [`follow`]s it with a short certificate of its own. What comes next
-//! is decided in [`rotation`], without I/O; [`authority`] signs. Both tasks look every few seconds
-//! instead of watching: the objects are few and small, and a look that fails is followed by the
-//! next one.
+//! The leader manages an authority in a Secret and publishes its certificate in the webhook
+//! configuration ([`manage_authority`]). Every replica signs its own short-lived certificate with it
+//! ([`refresh_certificate`]). [`rotation`] decides the next step without I/O, and [`authority`] signs.
+//! Both tasks read every few seconds instead of watching, because the objects are few and small, and
+//! a failed read is followed by the next one.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -32,33 +32,32 @@ pub mod rotation;
 use authority::{AuthorityError, Root};
 use rotation::{Authorities, Lifetimes, Shown, Signed, Step};
 
-/// The Secret with the authority, in the operator's namespace.
+/// Name of the Secret with the authority, in the operator's namespace.
 pub const SECRET: &str = "twofactor-webhook-ca";
-/// How long a replica stays ready while the configuration does not show its authority: somebody has
-/// emptied the bundle, and the leader is about to fill it again. A pod that is not ready is longer
-/// away than that takes.
-const PATIENCE: Duration = Duration::from_secs(30);
-/// Who writes, in the API server's books.
+/// Time for which a replica stays ready although the configuration lacks its authority. If the
+/// caBundle was emptied, the leader fills it again sooner than a pod would become ready again.
+const MISSING_LIMIT: Duration = Duration::from_secs(30);
+/// Field manager of the operator's writes.
 const MANAGER: &str = "twofactor-operator";
 
-/// Whose certificates, and where.
+/// Settings of the certificates.
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// The operator's namespace.
     pub namespace: String,
-    /// The Service that the API servers call, in that namespace.
+    /// Name of the Service that the API servers call, in that namespace.
     pub service: String,
-    /// The webhook configuration.
+    /// Name of the webhook configuration.
     pub configuration: String,
-    /// How long certificates are good for.
+    /// Lifetimes of the certificates.
     pub lifetimes: Lifetimes,
-    /// How often everything is looked at. A fraction of the shortest lifetime.
+    /// Interval between two rounds, a fraction of the shortest lifetime.
     pub poll: Duration,
 }
 
 impl Settings {
-    /// The usual lifetimes (a year for the authority, a day for certificates), looked at every
-    /// three seconds.
+    /// Settings with the default lifetimes (a year for the authority, a day for certificates) and a
+    /// round every three seconds.
     #[must_use]
     pub fn new(namespace: &str, service: &str, configuration: &str) -> Self {
         Self {
@@ -70,7 +69,7 @@ impl Settings {
         }
     }
 
-    /// What API servers may call it.
+    /// Names of the Service in the certificates.
     fn names(&self) -> Vec<String> {
         let short = format!("{}.{}", self.service, self.namespace);
         vec![format!("{short}.svc"), format!("{short}.svc.cluster.local"), short]
@@ -89,20 +88,26 @@ enum RoundError {
     Tls(#[from] rustls::Error),
 }
 
-/// Keeps the authority and what the API servers are shown of it, until `stop`. For the leader.
-pub async fn keep(client: Client, settings: Settings, clock: Clock, stop: CancellationToken) {
+/// Manages the authority and publishes it in the webhook configuration, until `stop`. Only the leader
+/// runs this.
+pub async fn manage_authority(
+    client: Client,
+    settings: Settings,
+    clock: Clock,
+    stop: CancellationToken,
+) {
     let poll = settings.poll;
-    let mut keeper = Keeper {
+    let mut manager = AuthorityManager {
         objects: Objects::new(client, settings),
         shown: Shown::default(),
-        news: News::default(),
+        problem: LastProblem::default(),
     };
     loop {
-        match stop.run_until_cancelled(keeper.round(&clock)).await {
+        match stop.run_until_cancelled(manager.round(&clock)).await {
             None => return,
             Some(Ok(())) => {}
             Some(Err(error)) => {
-                keeper.news.tell(&format!("cannot keep the webhook's authority: {error}"));
+                manager.problem.log(&format!("failed to manage the webhook's authority: {error}"));
             }
         }
         if stop.run_until_cancelled(tokio::time::sleep(poll)).await.is_none() {
@@ -111,9 +116,9 @@ pub async fn keep(client: Client, settings: Settings, clock: Clock, stop: Cancel
     }
 }
 
-/// Keeps a certificate of this replica in `current`, until `stop`. `ready` is good when there is
-/// one that the API servers are shown the authority of.
-pub async fn follow(
+/// Keeps a valid certificate of this replica in `current`, until `stop`. `ready` is good while the
+/// webhook configuration contains the certificate's authority.
+pub async fn refresh_certificate(
     client: Client,
     settings: Settings,
     current: Arc<CurrentCertificate>,
@@ -122,28 +127,28 @@ pub async fn follow(
     stop: CancellationToken,
 ) {
     let poll = settings.poll;
-    let mut follower = Follower {
+    let mut refresher = CertificateRefresher {
         objects: Objects::new(client, settings),
         shown: Shown::default(),
-        news: News::default(),
+        problem: LastProblem::default(),
         current,
         signed: None,
         missing_since: None,
         trusted: false,
     };
     loop {
-        match stop.run_until_cancelled(follower.round(&clock)).await {
+        match stop.run_until_cancelled(refresher.round(&clock)).await {
             None => return,
             Some(Ok(())) => {}
             Some(Err(error)) => {
-                follower
-                    .news
-                    .tell(&format!("cannot look after the webhook's certificate: {error}"));
+                refresher
+                    .problem
+                    .log(&format!("failed to refresh the webhook's certificate: {error}"));
             }
         }
-        let good = follower.is_ready(clock.now());
+        let good = refresher.is_ready(clock.now());
         if good != ready.passes() {
-            tracing::info!(ready = good, "the webhook's certificate");
+            tracing::info!(ready = good, "webhook certificate readiness changed");
         }
         ready.set(good);
         if stop.run_until_cancelled(tokio::time::sleep(poll)).await.is_none() {
@@ -152,24 +157,24 @@ pub async fn follow(
     }
 }
 
-/// A log line for what is new, not for every look at it.
+/// The last problem, which is logged when it changes and not in every round.
 #[derive(Default)]
-struct News(Option<String>);
+struct LastProblem(Option<String>);
 
-impl News {
-    fn tell(&mut self, news: &str) {
-        if self.0.as_deref() != Some(news) {
-            tracing::warn!("{news}");
-            self.0 = Some(news.to_owned());
+impl LastProblem {
+    fn log(&mut self, problem: &str) {
+        if self.0.as_deref() != Some(problem) {
+            tracing::warn!("{problem}");
+            self.0 = Some(problem.to_owned());
         }
     }
 
-    fn good(&mut self) {
+    fn clear(&mut self) {
         self.0 = None;
     }
 }
 
-/// The objects in the API server.
+/// Access to the objects in the API server.
 struct Objects {
     secrets: Api<Secret>,
     configurations: Api<MutatingWebhookConfiguration>,
@@ -198,8 +203,8 @@ impl Objects {
     }
 }
 
-/// The roots that every webhook of a configuration shows.
-fn shown_in(configuration: &MutatingWebhookConfiguration) -> Vec<Root> {
+/// The roots that are in the caBundle of every webhook of the configuration.
+fn published_roots(configuration: &MutatingWebhookConfiguration) -> Vec<Root> {
     let webhooks = configuration.webhooks.iter().flatten();
     let mut bundles = webhooks.map(|webhook| {
         webhook
@@ -216,33 +221,33 @@ fn shown_in(configuration: &MutatingWebhookConfiguration) -> Vec<Root> {
     roots
 }
 
-struct Keeper {
+struct AuthorityManager {
     objects: Objects,
     shown: Shown,
-    news: News,
+    problem: LastProblem,
 }
 
-impl Keeper {
-    /// One look at everything, with what comes of it.
+impl AuthorityManager {
+    /// Reads the objects once and takes the next step.
     async fn round(&mut self, clock: &Clock) -> Result<(), RoundError> {
         let secret = self.objects.secret().await?;
         let configuration = self.objects.configuration().await?;
-        let roots = configuration.as_ref().map(shown_in).unwrap_or_default();
+        let roots = configuration.as_ref().map(published_roots).unwrap_or_default();
         let now = clock.now();
-        self.shown.look(&roots, now);
+        self.shown.record(&roots, now);
         let authorities = match secret {
             Some(secret) => self.advance(secret, roots, now).await?,
             None => self.create(roots, now).await?,
         };
-        // Somebody else wrote meanwhile: the next look shows what.
+        // Another process has written at the same time, and the next round reads the result.
         let Some(authorities) = authorities else { return Ok(()) };
         match configuration {
             Some(configuration) => {
-                self.show(&configuration, &authorities).await?;
-                self.news.good();
+                self.publish(&configuration, &authorities).await?;
+                self.problem.clear();
             }
-            None => self.news.tell(&format!(
-                "the MutatingWebhookConfiguration {} does not exist: nothing is injected until it does",
+            None => self.problem.log(&format!(
+                "the MutatingWebhookConfiguration {} does not exist: no pod gets a sidecar until it does",
                 self.objects.settings.configuration
             )),
         }
@@ -258,7 +263,7 @@ impl Keeper {
         let secret = owned_secret(SECRET, authorities.data());
         match request::within(self.objects.secrets.create(&PostParams::default(), &secret)).await {
             Ok(_) => {
-                tracing::info!(secret = SECRET, "made the webhook's authority");
+                tracing::info!(secret = SECRET, "webhook authority created");
                 Ok(Some(authorities))
             }
             Err(ApiError::AlreadyExists(_)) => Ok(None),
@@ -266,7 +271,7 @@ impl Keeper {
         }
     }
 
-    /// Takes the next step. Nothing when somebody else wrote meanwhile.
+    /// Takes the next step. Returns nothing if another process has written at the same time.
     async fn advance(
         &self,
         secret: Secret,
@@ -278,18 +283,18 @@ impl Keeper {
         {
             Ok(authorities) => {
                 let step = authorities.step(&self.shown, lifetimes, now);
-                if step == Step::Rest {
+                if step == Step::Wait {
                     return Ok(Some(authorities));
                 }
-                tracing::info!(secret = SECRET, step = ?step, "the webhook's authority changes");
+                tracing::info!(secret = SECRET, step = ?step, "webhook authority changing");
                 authorities.after(step, lifetimes, now)?
             }
             Err(damage) => {
-                tracing::error!(secret = SECRET, %damage, "the webhook's authority is damaged: making a new one");
+                tracing::error!(secret = SECRET, %damage, "webhook authority invalid, creating a new one");
                 Authorities::start(shown, lifetimes, now)?
             }
         };
-        // Its version is the precondition.
+        // The Secret's version is the precondition of the write.
         let secret = Secret { data: Some(authorities.data()), string_data: None, ..secret };
         match request::within(self.objects.secrets.replace(SECRET, &PostParams::default(), &secret))
             .await
@@ -300,8 +305,8 @@ impl Keeper {
         }
     }
 
-    /// Shows the API servers whom to trust, and changes nothing else of the configuration.
-    async fn show(
+    /// Writes the trusted roots into the caBundles, and changes nothing else of the configuration.
+    async fn publish(
         &self,
         configuration: &MutatingWebhookConfiguration,
         authorities: &Authorities,
@@ -324,7 +329,8 @@ impl Keeper {
         if differ.is_empty() {
             return Ok(());
         }
-        // The list is merged by the webhooks' names. The version says that they are still these.
+        // The API server merges the list by the webhooks' names. The version makes sure that the
+        // webhooks have not changed.
         let version = &configuration.metadata.resource_version;
         let patch = Patch::Strategic(
             json!({ "metadata": { "resourceVersion": version }, "webhooks": differ }),
@@ -334,7 +340,7 @@ impl Keeper {
         let name = &self.objects.settings.configuration;
         match request::within(self.objects.configurations.patch(name, &parameters, &patch)).await {
             Ok(_) => {
-                tracing::info!(configuration = name, webhooks = differ.len(), "wrote the caBundle");
+                tracing::info!(configuration = name, webhooks = differ.len(), "caBundle written");
             }
             Err(ApiError::Conflict(_) | ApiError::NotFound(_)) => {}
             Err(error) => return Err(self.objects.of_configuration(error)),
@@ -343,22 +349,23 @@ impl Keeper {
     }
 }
 
-struct Follower {
+struct CertificateRefresher {
     objects: Objects,
     shown: Shown,
-    news: News,
+    problem: LastProblem,
     current: Arc<CurrentCertificate>,
     signed: Option<Signed>,
-    /// Since when the configuration does not show the certificate's authority.
+    /// Time since which the configuration lacks the certificate's authority.
     missing_since: Option<UnixMillis>,
-    /// Whether the configuration has shown the certificate's authority.
+    /// Whether the configuration has ever contained the certificate's authority.
     trusted: bool,
 }
 
-impl Follower {
+impl CertificateRefresher {
     async fn round(&mut self, clock: &Clock) -> Result<(), RoundError> {
         let configuration = self.objects.configuration().await?;
-        self.shown.look(&configuration.as_ref().map(shown_in).unwrap_or_default(), clock.now());
+        self.shown
+            .record(&configuration.as_ref().map(published_roots).unwrap_or_default(), clock.now());
         self.sign(clock).await?;
         let now = clock.now();
         if self.signed.as_ref().is_some_and(|signed| self.shown.since(&signed.root).is_some()) {
@@ -371,20 +378,21 @@ impl Follower {
 
     async fn sign(&mut self, clock: &Clock) -> Result<(), RoundError> {
         let Some(secret) = self.objects.secret().await? else {
-            self.news.tell(&format!("the Secret {SECRET} does not exist yet: the leader makes it"));
+            self.problem
+                .log(&format!("the Secret {SECRET} does not exist yet: the leader creates it"));
             return Ok(());
         };
         let authorities = match Authorities::read(secret.data.as_ref().unwrap_or(&BTreeMap::new()))
         {
             Ok(authorities) => authorities,
             Err(damage) => {
-                self.news.tell(&format!(
-                    "the Secret {SECRET} is damaged: {damage}; the leader replaces it"
+                self.problem.log(&format!(
+                    "the Secret {SECRET} is invalid: {damage}; the leader replaces it"
                 ));
                 return Ok(());
             }
         };
-        self.news.good();
+        self.problem.clear();
         let (lifetimes, now) = (&self.objects.settings.lifetimes, clock.now());
         let root = authorities.current.root();
         if self
@@ -399,14 +407,14 @@ impl Follower {
         if self.signed.as_ref().is_none_or(|signed| signed.root != *root) {
             (self.trusted, self.missing_since) = (false, None);
         }
-        tracing::info!(until = leaf.until.seconds(), "the webhook has a new certificate");
+        tracing::info!(until = leaf.until.seconds(), "webhook certificate renewed");
         self.signed = Some(Signed { root: root.clone(), until: leaf.until });
         Ok(())
     }
 
     fn is_ready(&self, now: UnixMillis) -> bool {
         let valid = self.signed.as_ref().is_some_and(|signed| signed.is_valid(now));
-        let missing = self.missing_since.is_some_and(|since| since.until(now) >= PATIENCE);
+        let missing = self.missing_since.is_some_and(|since| since.until(now) >= MISSING_LIMIT);
         valid && self.trusted && !missing
     }
 }

@@ -1,16 +1,16 @@
-//! What comes next for the authority, and for a replica's certificate. Enters: what there is, what
-//! the webhook configuration shows, and the moment. Leaves: the next step, and what there is after
-//! it. Without I/O.
+//! Decides the next step for the authority and for a replica's certificate. It takes the current
+//! state, the roots in the webhook configuration and the time, and returns the step and the state
+//! after it. No I/O.
 //!
-//! An authority is replaced in phases, so that whatever certificate an API server meets, and
-//! whichever bundle it goes by, they fit:
+//! An authority is replaced in phases, so that every certificate of a replica fits every bundle that
+//! an API server may still use:
 //!
-//! 1. the next authority is made, and the bundle holds it beside the current one;
-//! 2. when the bundle has shown it for the grace time, so that every API server knows it, it
+//! 1. the next authority is created, and the bundle contains it beside the current one;
+//! 2. after the bundle has contained it for the grace time, so that every API server knows it, it
 //!    becomes the current one;
 //! 3. replicas replace their certificates; the previous authority stays in the bundle until the
-//!    last of the old ones is over;
-//! 4. the bundle holds the current one alone.
+//!    last old certificate expires;
+//! 4. the bundle contains only the current one.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -22,8 +22,9 @@ use twofactor_core::time::UnixMillis;
 
 use super::authority::{Authority, AuthorityError, Root};
 
+/// Maximum grace time.
 const LONGEST_GRACE: Duration = Duration::from_mins(1);
-/// Roots that are taken over from a bundle when the Secret is lost.
+/// Maximum number of previous roots, including those in the bundle when the Secret is lost.
 const MOST_PREVIOUS: usize = 4;
 
 const CURRENT: (&str, &str) = ("ca.crt", "ca.key");
@@ -31,12 +32,12 @@ const NEXT: (&str, &str) = ("next.crt", "next.key");
 const PREVIOUS: &str = "previous.crt";
 const PREVIOUS_UNTIL: &str = "previous.until";
 
-/// How long certificates are good for. Whole seconds, ten at least for the authority.
+/// Lifetimes of certificates in whole seconds, at least ten for the authority.
 #[derive(Clone, Copy, Debug)]
 pub struct Lifetimes {
-    /// Of the authority.
+    /// Lifetime of the authority.
     pub authority: Duration,
-    /// Of a replica's certificate; much shorter than the authority's.
+    /// Lifetime of a replica's certificate, much shorter than the authority's.
     pub leaf: Duration,
 }
 
@@ -47,34 +48,33 @@ impl Default for Lifetimes {
 }
 
 impl Lifetimes {
-    /// For every API server to see a change of the webhook configuration.
+    /// Grace time, in which every API server sees a change of the webhook configuration.
     #[must_use]
     pub fn grace(&self) -> Duration {
         LONGEST_GRACE.min(self.authority / 10)
     }
 }
 
-/// How long before the end it is better to be early than to wait for the whole grace time: that of
-/// a configuration with longer lifetimes may be more than what is left of an authority that was
-/// made under the one before.
+/// Time before the end of a root in which the whole grace time is not waited for. After a change to
+/// longer lifetimes, the grace time may be longer than the rest of an authority with a short lifetime.
 fn hurry(root: &Root) -> Duration {
     Duration::from_secs(10).min(root.lifetime() / 5)
 }
 
-/// What the Secret holds.
+/// The authorities in the Secret.
 #[derive(Debug)]
 pub struct Authorities {
-    /// The one that signs.
+    /// The authority that signs.
     pub current: Authority,
-    /// The one that will.
+    /// The authority that will sign next.
     pub next: Option<Authority>,
-    /// Those that did, as long as a certificate of theirs may be in use.
+    /// The authorities that signed before, while their certificates may be in use.
     pub previous: Vec<Root>,
-    /// The end of that.
+    /// The time until which the previous authorities stay in the bundle.
     pub previous_until: UnixMillis,
 }
 
-/// What is wrong with the Secret.
+/// The error of an invalid Secret.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 #[error("its key {key} {source}")]
 pub struct Damage {
@@ -82,27 +82,27 @@ pub struct Damage {
     source: AuthorityError,
 }
 
-/// What to do next.
+/// The next step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
-    /// Nothing, for now.
-    Rest,
-    /// Make the next authority.
+    /// Do nothing for now.
+    Wait,
+    /// Create the next authority.
     Prepare,
-    /// Let the next one sign.
+    /// Make the next authority the current one.
     Promote,
-    /// Take the previous ones out of the bundle.
+    /// Remove the previous authorities from the bundle.
     Forget,
-    /// Make a new one that signs at once: there is none that is good.
+    /// Create an authority that signs at once, because none is valid.
     StartOver,
 }
 
 impl Authorities {
-    /// A first authority. `shown` is what API servers trust now: certificates of a Secret that was
-    /// lost are still in use for a moment.
+    /// Creates a first authority. `shown` are the roots that API servers trust now, because
+    /// certificates of a lost Secret are still in use for a short time.
     ///
     /// # Errors
-    /// When there is no randomness.
+    /// Fails if the operating system has no randomness.
     pub fn start(
         shown: Vec<Root>,
         lifetimes: &Lifetimes,
@@ -111,7 +111,7 @@ impl Authorities {
         let current = Authority::generate(lifetimes.authority, now)?;
         let previous =
             shown.into_iter().filter(|root| root.is_valid(now)).take(MOST_PREVIOUS).collect();
-        // Replicas wait for one grace time before they use the new one.
+        // Replicas wait for one grace time before they use the new authority.
         Ok(Self {
             current,
             next: None,
@@ -120,10 +120,10 @@ impl Authorities {
         })
     }
 
-    /// Reads what a Secret holds.
+    /// Reads the data of the Secret.
     ///
     /// # Errors
-    /// The first thing that is wrong with it.
+    /// Names the first invalid key.
     pub fn read(data: &BTreeMap<String, ByteString>) -> Result<Self, Damage> {
         let text = |key: &str| data.get(key).map_or(&[][..], |value| value.0.as_slice());
         let previous_until =
@@ -136,7 +136,7 @@ impl Authorities {
         })
     }
 
-    /// What a Secret is to hold.
+    /// The data for the Secret.
     #[must_use]
     pub fn data(&self) -> BTreeMap<String, ByteString> {
         let mut data = BTreeMap::new();
@@ -156,7 +156,7 @@ impl Authorities {
         data
     }
 
-    /// What API servers are to trust.
+    /// The roots that API servers have to trust.
     #[must_use]
     pub fn trusted(&self) -> Vec<Root> {
         let with_keys =
@@ -164,7 +164,7 @@ impl Authorities {
         with_keys.chain(&self.previous).cloned().collect()
     }
 
-    /// What comes next.
+    /// Decides the next step.
     #[must_use]
     pub fn step(&self, shown: &Shown, lifetimes: &Lifetimes, now: UnixMillis) -> Step {
         let next = self.next.as_ref().map(Authority::root).filter(|next| next.is_valid(now));
@@ -175,7 +175,7 @@ impl Authorities {
         if let Some(next) = next {
             let seen = shown.for_as_long(next, lifetimes.grace(), now);
             let late = now.until(root.until()) < hurry(root) && shown.since(next).is_some();
-            return if seen || late { Step::Promote } else { Step::Rest };
+            return if seen || late { Step::Promote } else { Step::Wait };
         }
         if now.until(root.until()) < lifetimes.authority.min(root.lifetime()) / 3 {
             return Step::Prepare;
@@ -183,14 +183,14 @@ impl Authorities {
         if !self.previous.is_empty() && now >= self.previous_until {
             Step::Forget
         } else {
-            Step::Rest
+            Step::Wait
         }
     }
 
-    /// What there is after a step.
+    /// Applies a step.
     ///
     /// # Errors
-    /// When there is no randomness.
+    /// Fails if the operating system has no randomness.
     pub fn after(
         mut self,
         step: Step,
@@ -198,7 +198,7 @@ impl Authorities {
         now: UnixMillis,
     ) -> Result<Self, AuthorityError> {
         match step {
-            Step::Rest => {}
+            Step::Wait => {}
             Step::Prepare => self.next = Some(Authority::generate(lifetimes.authority, now)?),
             Step::Promote => {
                 if let Some(next) = self.next.take() {
@@ -206,7 +206,7 @@ impl Authorities {
                     self.previous.retain(|root| root.is_valid(now));
                     self.previous.insert(0, old.root().clone());
                     self.previous.truncate(MOST_PREVIOUS);
-                    // A replica may have signed with it just now.
+                    // A replica may have signed with the old authority just now.
                     self.previous_until = later(now, lifetimes.leaf + lifetimes.grace());
                 }
             }
@@ -229,7 +229,7 @@ fn read_authority(
     })
 }
 
-/// The PEM text of roots.
+/// Writes roots as PEM.
 #[must_use]
 pub fn bundle(roots: &[Root]) -> String {
     roots.iter().map(Root::pem).collect()
@@ -239,48 +239,47 @@ fn later(now: UnixMillis, by: Duration) -> UnixMillis {
     now.offset(i64::try_from(by.as_millis()).unwrap_or(i64::MAX))
 }
 
-/// What the webhook configuration shows to API servers, and since when, as far as this process has
-/// seen.
+/// The roots in the webhook configuration, and since when, as this process has observed.
 #[derive(Debug, Default)]
 pub struct Shown(Vec<(Root, UnixMillis)>);
 
 impl Shown {
-    /// The configuration was read.
-    pub fn look(&mut self, roots: &[Root], now: UnixMillis) {
+    /// Records the roots in the configuration.
+    pub fn record(&mut self, roots: &[Root], now: UnixMillis) {
         let since = |root: &Root| self.since(root).unwrap_or(now);
         self.0 = roots.iter().map(|root| (root.clone(), since(root))).collect();
     }
 
-    /// Since when a root is shown.
+    /// The time since which the configuration contains a root.
     #[must_use]
     pub fn since(&self, root: &Root) -> Option<UnixMillis> {
         self.0.iter().find(|(shown, _)| shown == root).map(|(_, since)| *since)
     }
 
-    /// Whether a root has been shown for that long.
+    /// Whether the configuration has contained a root for that long.
     #[must_use]
     pub fn for_as_long(&self, root: &Root, time: Duration, now: UnixMillis) -> bool {
         self.since(root).is_some_and(|since| since.until(now) >= time)
     }
 }
 
-/// The certificate that a replica has.
+/// The certificate of a replica.
 #[derive(Clone, Debug)]
 pub struct Signed {
-    /// Who signed it.
+    /// The root of the authority that signed it.
     pub root: Root,
-    /// The end of it.
+    /// The time at which it expires.
     pub until: UnixMillis,
 }
 
 impl Signed {
-    /// Whether it is good at this moment.
+    /// Whether the certificate is valid now.
     #[must_use]
     pub fn is_valid(&self, now: UnixMillis) -> bool {
         now < self.until && self.root.is_valid(now)
     }
 
-    /// Whether it is to be replaced by one that `current` signs.
+    /// Whether it must be replaced by a certificate that `current` signs.
     #[must_use]
     pub fn is_due(
         &self,
@@ -290,16 +289,16 @@ impl Signed {
         now: UnixMillis,
     ) -> bool {
         if self.root == *current {
-            // A new one could not last longer than its authority.
+            // If it expires with its authority, a new one would not be valid for longer.
             return now.until(self.until) < lifetimes.leaf / 3 && self.until < current.until();
         }
-        let worthless = !self.is_valid(now) || shown.since(&self.root).is_none();
-        // One that lasts as long as its root cannot be signed anew.
+        let unusable = !self.is_valid(now) || shown.since(&self.root).is_none();
+        // A certificate that expires with its root cannot be renewed by the same root.
         let ends_with_root = self.until >= self.root.until();
         let late = ends_with_root
             && now.until(self.until) < hurry(&self.root)
             && shown.since(current).is_some();
-        worthless || late || shown.for_as_long(current, lifetimes.grace(), now)
+        unusable || late || shown.for_as_long(current, lifetimes.grace(), now)
     }
 }
 
@@ -317,7 +316,7 @@ mod tests {
 
     fn shown(authorities: &Authorities, since: UnixMillis) -> Shown {
         let mut shown = Shown::default();
-        shown.look(&authorities.trusted(), since);
+        shown.record(&authorities.trusted(), since);
         shown
     }
 
@@ -326,18 +325,18 @@ mod tests {
         let first = Authorities::start(Vec::new(), &LIFETIMES, START).unwrap();
         let step =
             |state: &Authorities, since, now| state.step(&shown(state, since), &LIFETIMES, now);
-        assert_eq!(step(&first, START, at(599)), Step::Rest);
+        assert_eq!(step(&first, START, at(599)), Step::Wait);
         assert_eq!(step(&first, START, at(601)), Step::Prepare);
         let old = first.current.root().clone();
         let prepared = first.after(Step::Prepare, &LIFETIMES, at(601)).unwrap();
         assert_eq!((prepared.current.root(), prepared.trusted().len()), (&old, 2));
         assert_eq!(
             prepared.step(&Shown::default(), &LIFETIMES, at(700)),
-            Step::Rest,
-            "not shown at all"
+            Step::Wait,
+            "not in the configuration"
         );
         let soon = UnixMillis::from_seconds(at(601).seconds() + 59);
-        assert_eq!(step(&prepared, at(601), soon), Step::Rest);
+        assert_eq!(step(&prepared, at(601), soon), Step::Wait);
         let soon = UnixMillis::from_seconds(at(601).seconds() + 60);
         assert_eq!(step(&prepared, at(601), soon), Step::Promote);
         let promoted = prepared.after(Step::Promote, &LIFETIMES, soon).unwrap();
@@ -346,17 +345,17 @@ mod tests {
         assert_eq!(promoted.previous, [old]);
         assert_eq!(
             step(&promoted, at(601), at(625)),
-            Step::Rest,
-            "the last old certificate is still good"
+            Step::Wait,
+            "the last old certificate is still valid"
         );
         assert_eq!(step(&promoted, at(601), at(626)), Step::Forget);
         let last = promoted.after(Step::Forget, &LIFETIMES, at(626)).unwrap();
         assert_eq!(last.trusted(), [last.current.root().clone()]);
-        assert_eq!(step(&last, at(626), at(626)), Step::Rest);
+        assert_eq!(step(&last, at(626), at(626)), Step::Wait);
     }
 
     #[test]
-    fn without_an_authority_that_is_good_one_signs_at_once() {
+    fn without_a_valid_authority_a_new_one_signs_at_once() {
         let first = Authorities::start(Vec::new(), &LIFETIMES, START).unwrap();
         assert_eq!(first.step(&Shown::default(), &LIFETIMES, at(901)), Step::StartOver);
         assert_eq!(
@@ -377,11 +376,11 @@ mod tests {
         assert_eq!(first.step(&shown(&first, START), &LIFETIMES, after(31)), Step::Prepare);
         let prepared = first.after(Step::Prepare, &LIFETIMES, after(31)).unwrap();
         let seen = shown(&prepared, after(32));
-        assert_eq!(prepared.step(&seen, &LIFETIMES, after(35)), Step::Rest);
+        assert_eq!(prepared.step(&seen, &LIFETIMES, after(35)), Step::Wait);
         assert_eq!(
             prepared.step(&Shown::default(), &LIFETIMES, after(37)),
-            Step::Rest,
-            "nobody would trust it"
+            Step::Wait,
+            "no API server would trust it"
         );
         assert_eq!(prepared.step(&seen, &LIFETIMES, after(37)), Step::Promote);
         let promoted = prepared.after(Step::Promote, &LIFETIMES, after(37)).unwrap();
@@ -389,11 +388,11 @@ mod tests {
     }
 
     #[test]
-    fn a_lost_secret_leaves_in_the_bundle_what_is_in_use_for_a_moment() {
+    fn after_a_lost_secret_the_roots_in_use_stay_in_the_bundle_for_a_short_time() {
         let lost = Authorities::start(Vec::new(), &LIFETIMES, START).unwrap();
         let again = Authorities::start(lost.trusted(), &LIFETIMES, at(1)).unwrap();
         assert_eq!(again.previous, [lost.current.root().clone()]);
-        assert_eq!(again.step(&Shown::default(), &LIFETIMES, at(1).offset(179_000)), Step::Rest);
+        assert_eq!(again.step(&Shown::default(), &LIFETIMES, at(1).offset(179_000)), Step::Wait);
         assert_eq!(again.step(&Shown::default(), &LIFETIMES, at(1).offset(180_000)), Step::Forget);
         assert!(
             Authorities::start(lost.trusted(), &LIFETIMES, at(901)).unwrap().previous.is_empty()
@@ -401,17 +400,17 @@ mod tests {
     }
 
     #[test]
-    fn a_damaged_secret_is_noticed_and_named_without_its_content() {
+    fn the_error_of_an_invalid_secret_names_the_key_and_not_its_content() {
         let data = Authorities::start(Vec::new(), &LIFETIMES, START).unwrap().data();
         for key in ["ca.crt", "ca.key"] {
-            for spoilt in [None, Some("spoilt")] {
+            for invalid in [None, Some("invalid!")] {
                 let mut data = data.clone();
                 data.remove(key);
                 data.extend(
-                    spoilt.map(|text| (key.to_owned(), ByteString(text.as_bytes().to_vec()))),
+                    invalid.map(|text| (key.to_owned(), ByteString(text.as_bytes().to_vec()))),
                 );
                 let message = Authorities::read(&data).unwrap_err().to_string();
-                assert!(message.contains(key) && !message.contains("spoilt"), "{message}");
+                assert!(message.contains(key) && !message.contains("invalid!"), "{message}");
             }
         }
     }
@@ -432,13 +431,13 @@ mod tests {
         );
         assert!(leaf.is_due(&new_root, &known, &LIFETIMES, at(1)));
         let mut unknown = Shown::default();
-        unknown.look(std::slice::from_ref(&old_root), START);
+        unknown.record(std::slice::from_ref(&old_root), START);
         assert!(!leaf.is_due(&new_root, &unknown, &LIFETIMES, at(20)));
+        assert!(leaf.is_due(&new_root, &unknown, &LIFETIMES, at(25)), "the old one is unusable");
         assert!(
-            leaf.is_due(&new_root, &unknown, &LIFETIMES, at(25)),
-            "the old one is worth nothing"
+            leaf.is_due(&new_root, &Shown::default(), &LIFETIMES, at(1)),
+            "this one is unusable too"
         );
-        assert!(leaf.is_due(&new_root, &Shown::default(), &LIFETIMES, at(1)), "nor this one");
         let last = Signed { root: old_root.clone(), until: old_root.until() };
         assert!(!last.is_due(&old_root, &known, &LIFETIMES, at(899)));
     }

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use twofactor_operator::testing::certificates::{
-    SECRET, Settings, follow, keep, rotation::Lifetimes,
+    SECRET, Settings, manage_authority, refresh_certificate, rotation::Lifetimes,
 };
 use twofactor_server::admin::Check;
 use twofactor_server::http::{Limits, serve_tls};
@@ -58,7 +58,7 @@ impl Home {
 
     fn lead(&self, lifetimes: Lifetimes) -> DropGuard {
         let stop = CancellationToken::new();
-        tokio::spawn(keep(
+        tokio::spawn(manage_authority(
             self.client.clone(),
             self.settings(lifetimes),
             Clock::System,
@@ -122,7 +122,7 @@ impl Replica {
         let (current, ready) =
             (Arc::new(CurrentCertificate::default()), Check::required("certificate"));
         let (settings, stop) = (home.settings(lifetimes), CancellationToken::new());
-        let following = follow(
+        let following = refresh_certificate(
             home.client.clone(),
             settings,
             current.clone(),

@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
-use twofactor_operator::testing::lease::{Held, Settings, acquire};
+use twofactor_operator::testing::lease::{Leadership, Settings, acquire};
 use twofactor_store::clock::Clock;
 use twofactor_tests::apiserver::ApiServer;
 
@@ -12,13 +12,13 @@ use crate::support::home::{Home, client};
 
 const NAME: &str = "twofactor-operator";
 
-async fn candidate(client: &kube::Client, namespace: &str, identity: &str) -> Held {
+async fn candidate(client: &kube::Client, namespace: &str, identity: &str) -> Leadership {
     let settings = Settings::new(namespace, NAME, identity);
     acquire(client, settings, Clock::System, &CancellationToken::new()).await.unwrap()
 }
 
 /// Waits for the leadership within a bound.
-async fn within(bound: u64, home: &Home, identity: &str) -> Held {
+async fn within(bound: u64, home: &Home, identity: &str) -> Leadership {
     let (began, bound) = (Instant::now(), Duration::from_secs(bound));
     let held =
         tokio::time::timeout(bound, candidate(&home.client, &home.namespace, identity)).await;
