@@ -147,11 +147,6 @@ impl Policies {
         self.notify_leader(&state);
     }
 
-    /// The names of the namespaces that are known.
-    pub fn namespaces(&self) -> HashSet<String> {
-        self.state().namespaces.keys().cloned().collect()
-    }
-
     /// Records a `TwoFactorRealm` that was created or changed.
     pub fn realm_applied(&self, object: TwoFactorRealm) {
         let (namespace, name) = (object.namespace().unwrap_or_default(), object.name_any());
@@ -179,15 +174,6 @@ impl Policies {
             state.recompute_realm(namespace);
         }
         self.notify_leader(&state);
-    }
-
-    /// The namespaces and names of every `TwoFactorRealm`.
-    pub fn realm_names(&self) -> HashSet<(String, String)> {
-        let state = self.state();
-        let names = |(namespace, realms): (&String, &BTreeMap<String, _>)| {
-            realms.keys().map(|name| (namespace.clone(), name.clone())).collect::<Vec<_>>()
-        };
-        state.realms.iter().flat_map(names).collect()
     }
 
     fn notify_leader(&self, state: &State) {

@@ -1,9 +1,9 @@
-//! Keeps up with the API server. Enters: watches, of Secrets, pods and namespaces by their metadata
-//! only. Leaves: what is known of each kind up to date, and whoever has to act on a change told so.
-//! A file for each kind; here is what they share.
+//! Watches objects in the API server: users and realms whole, and Secrets, pods and namespaces by
+//! their metadata only. Each watch keeps the state of one kind up to date and wakes the tasks that
+//! have to act on a change.
 //!
-//! A watch can miss things while it is broken. Then everything is listed again, and what is not in
-//! the list is treated like something that was seen to go.
+//! Each kind has its own file. This file starts the watches, and [`changes`] turns their events into
+//! changes.
 
 use std::fmt::Debug;
 use std::time::Duration;
@@ -23,6 +23,7 @@ use crate::k8s::backoff::jittered;
 use crate::k8s::request::ApiError;
 use crate::state::watched_namespaces::WatchedNamespaces;
 
+mod changes;
 pub mod namespaces;
 pub mod pod_findings;
 pub mod pods;
@@ -30,10 +31,10 @@ pub mod realms;
 pub mod secrets;
 pub mod users;
 
-/// An annotation that repeats the whole object.
+/// Annotation that repeats the whole object. It is removed to save memory.
 const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
 
-/// Which lists are complete.
+/// Whether the first list of a watch is complete.
 #[derive(Clone, Debug)]
 pub struct Synced(channel::Sender<bool>);
 
@@ -44,27 +45,28 @@ impl Default for Synced {
 }
 
 impl Synced {
-    /// The list is complete.
+    /// Records that the list is complete.
     pub fn set(&self) {
         self.0.send_replace(true);
     }
 
-    /// Whether it is.
+    /// Whether the list is complete.
     #[must_use]
     pub fn is_set(&self) -> bool {
         *self.0.borrow()
     }
 
-    /// Waits until it is.
+    /// Waits until the list is complete.
     pub async fn wait(&self) {
-        // The sender is kept alive by `self`.
+        // This cannot fail, because `self` keeps the sender alive.
         let _ = self.0.subscribe().wait_for(|synced| *synced).await;
     }
 }
 
-/// Events of several namespaces, or of all, each with the number of its list.
+/// Events of one or more lists, each with the number of its list.
 pub(crate) type Events<K> = SelectAll<BoxStream<'static, (usize, Event<K>)>>;
 
+/// Watches the objects in the watched namespaces, with one list for each of them, or one for all.
 pub(crate) fn watch<K>(
     client: &Client,
     watched: &WatchedNamespaces,
@@ -84,7 +86,16 @@ where
     futures_util::stream::select_all(streams)
 }
 
-pub(crate) fn events<K>(
+/// Watches the objects in the whole cluster, with one list.
+pub(crate) fn watch_all<K>(client: &Client, configuration: watcher::Config) -> Events<K>
+where
+    K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + 'static,
+{
+    let events = events(Api::all(client.clone()), configuration);
+    futures_util::stream::select_all([events.map(|event| (0, event)).boxed()])
+}
+
+fn events<K>(
     api: Api<K>,
     configuration: watcher::Config,
 ) -> impl Stream<Item = Event<K>> + Send + 'static
@@ -95,11 +106,7 @@ where
     kube::runtime::watcher(api, configuration).backoff(Pauses::default()).filter_map(move |event| {
         let event = event
             .map_err(|error| {
-                tracing::warn!(
-                    error = describe(error),
-                    kind,
-                    "a watch is broken, and will be begun again"
-                );
+                tracing::warn!(error = describe(error), kind, "watch broken, starting it again");
             })
             .ok()
             .map(|event| {
@@ -113,7 +120,7 @@ where
     })
 }
 
-/// What broke a watch, without the object that the answer may quote.
+/// Describes the error of a watch without the object that the API server's answer may quote.
 fn describe(error: watcher::Error) -> String {
     match error {
         watcher::Error::InitialListFailed(error)
@@ -124,8 +131,8 @@ fn describe(error: watcher::Error) -> String {
     }
 }
 
-/// Pauses before a broken watch is begun again: from 200 ms to 5 s. kube's own go up to 30 s,
-/// during which a deleted user would stay verified.
+/// Pauses before a broken watch starts again, from 200 ms to 5 s. kube's default pauses grow to 30 s,
+/// during which a deleted user could still be verified.
 struct Pauses(Duration);
 
 impl Default for Pauses {

@@ -77,25 +77,16 @@ impl Pod {
 }
 
 impl Pods {
-    /// Records a pod that was created or changed. Returns whether anything about it is new.
-    pub fn seen(&mut self, namespace: &str, name: &str, pod: Pod) -> bool {
-        let key = (namespace.to_owned(), name.to_owned());
-        let news = self.pods.get(&key) != Some(&pod);
-        self.pods.insert(key, pod);
-        news
+    /// Records a pod that was created or changed.
+    pub fn applied(&mut self, namespace: &str, name: &str, pod: Pod) {
+        self.pods.insert((namespace.to_owned(), name.to_owned()), pod);
     }
 
     /// Records that a pod was deleted.
-    pub fn gone(&mut self, namespace: &str, name: &str) {
+    pub fn deleted(&mut self, namespace: &str, name: &str) {
         if let Some(pod) = self.pods.remove(&(namespace.to_owned(), name.to_owned())) {
             self.reported.retain(|(uid, _)| *uid != pod.uid);
         }
-    }
-
-    /// The namespaces and names of all pods.
-    #[must_use]
-    pub fn names(&self) -> HashSet<(String, String)> {
-        self.pods.keys().cloned().collect()
     }
 
     /// Evaluates all pods and returns the counts, and the problems that were not reported yet.
@@ -202,10 +193,10 @@ mod tests {
     #[test]
     fn a_problem_is_reported_once_and_counted_while_it_lasts() {
         let mut pods = Pods::default();
-        pods.seen("kms", "good", pod("1", None, Some("2")));
-        pods.seen("kms", "old", pod("2", None, Some("1")));
-        pods.seen("kms", "bare", pod("3", None, None));
-        pods.seen("kms", "waiting", pod("4", Some("people"), Some("2")));
+        pods.applied("kms", "good", pod("1", None, Some("2")));
+        pods.applied("kms", "old", pod("2", None, Some("1")));
+        pods.applied("kms", "bare", pod("3", None, None));
+        pods.applied("kms", "waiting", pod("4", Some("people"), Some("2")));
         let (counts, mut findings) = pods.evaluate(own_only, |_| true, "2");
         assert_eq!((counts.not_injected, counts.waiting), (1, 1));
         assert_eq!(counts.outdated, HashMap::from([("kms".to_owned(), 1)]));
@@ -219,14 +210,14 @@ mod tests {
         let (counts, _) = pods.evaluate(|_, _| NamespaceAccess::Allowed, |_| true, "2");
         assert_eq!(counts.waiting, 0);
         assert_eq!(pods.evaluate(own_only, |_| true, "2").1.len(), 1, "not allowed again");
-        pods.gone("kms", "bare");
+        pods.deleted("kms", "bare");
         assert_eq!(pods.evaluate(own_only, |_| true, "2").0.not_injected, 0);
     }
 
     #[test]
     fn a_pod_whose_realm_has_no_namespace_is_reported() {
         let mut pods = Pods::default();
-        pods.seen("kms", "pod", pod("1", Some("peeple"), Some("1")));
+        pods.applied("kms", "pod", pod("1", Some("peeple"), Some("1")));
         let (_, findings) = pods.evaluate(|_, _| NamespaceAccess::NoSuchNamespace, |_| true, "1");
         assert!(findings[0].notice.note.contains("peeple, which does not exist"));
     }
@@ -235,7 +226,7 @@ mod tests {
     fn a_pod_without_a_realm_annotation_in_a_namespace_without_users_is_reported() {
         let mut pods = Pods::default();
         let annotations = BTreeMap::from([(INJECTED_ANNOTATION.to_owned(), "1".to_owned())]);
-        pods.seen("kms", "service", Pod::of("kms", "1".to_owned(), &annotations));
+        pods.applied("kms", "service", Pod::of("kms", "1".to_owned(), &annotations));
         let (counts, findings) = pods.evaluate(|_, _| NamespaceAccess::Allowed, |_| false, "1");
         assert_eq!((counts.waiting, findings[0].problem), (1, PodProblem::NoUsers));
         assert!(findings[0].notice.note.contains(REALM_ANNOTATION), "{findings:?}");

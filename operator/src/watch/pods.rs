@@ -1,19 +1,18 @@
 //! Watches the metadata of pods that ask for the sidecar, in every namespace. It emits Events for
 //! pods that have a problem, and sets metrics.
 
-use std::collections::HashSet;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
-use futures_util::StreamExt;
 use k8s_openapi::api::core::v1::{ObjectReference, Pod as CorePod};
+use kube::ResourceExt;
 use kube::core::PartialObjectMeta;
-use kube::runtime::watcher::{self, Event};
-use kube::{Api, ResourceExt};
+use kube::runtime::watcher;
 use tokio_util::sync::CancellationToken;
 use twofactor_api::labels;
 
-use super::events;
+use super::changes::{Change, Changes};
+use super::watch_all;
 use crate::state::Context;
 use crate::watch::pod_findings::{Pod, PodFinding, PodProblem, Pods};
 
@@ -24,62 +23,43 @@ const PERIOD: Duration = Duration::from_secs(1);
 /// Watches pods until `stop`.
 pub async fn run(context: Arc<Context>, stop: CancellationToken) {
     let selector = format!("{label},{label}!=false", label = labels::INJECT_LABEL);
-    let api = Api::<PartialObjectMeta<CorePod>>::all(context.runtime.client.clone());
     // Pods that have ended need no check.
     let running = "status.phase!=Succeeded,status.phase!=Failed";
     let watched = watcher::Config::default().labels(&selector).fields(running);
-    let mut events = std::pin::pin!(events(api, watched));
+    let mut changes = Changes::new(watch_all(&context.runtime.client, watched), reference);
     let mut pods = Pods::default();
-    let mut listed = HashSet::new();
-    let mut listing = true;
     let mut period = tokio::time::interval(PERIOD);
     loop {
-        let event = tokio::select! {
+        tokio::select! {
             () = stop.cancelled() => return,
-            event = events.next() => event,
-            _ = period.tick() => {
-                // An incomplete list would give wrong counts.
-                if !listing {
-                    report(&context, &mut pods);
-                }
-                continue;
-            }
-        };
-        match event {
-            None => return,
-            Some(Event::Init) => {
-                listed.clear();
-                listing = true;
-            }
-            Some(Event::InitApply(pod)) => {
-                listed.insert((pod.namespace().unwrap_or_default(), pod.name_any()));
-                seen(&context, &mut pods, &pod);
-            }
-            Some(Event::InitDone) => {
-                for (namespace, name) in pods.names().difference(&listed) {
-                    pods.gone(namespace, name);
-                }
-                listed.clear();
-                listing = false;
-            }
-            Some(Event::Apply(pod)) => seen(&context, &mut pods, &pod),
-            Some(Event::Delete(pod)) => {
-                pods.gone(&pod.namespace().unwrap_or_default(), &pod.name_any());
-            }
+            change = changes.next() => match change {
+                None => return,
+                Some(Change::Applied(pod)) => applied(&context, &mut pods, &pod),
+                Some(Change::Deleted((namespace, name))) => pods.deleted(&namespace, &name),
+                Some(Change::Synced) => {}
+            },
+            // An incomplete list would give wrong counts.
+            _ = period.tick() => if !changes.is_listing() {
+                report(&context, &mut pods);
+            },
         }
     }
 }
 
-fn seen(context: &Context, pods: &mut Pods, object: &PartialObjectMeta<CorePod>) {
-    let (namespace, name) = (object.namespace().unwrap_or_default(), object.name_any());
+fn reference(pod: &PartialObjectMeta<CorePod>) -> (String, String) {
+    (pod.namespace().unwrap_or_default(), pod.name_any())
+}
+
+fn applied(context: &Context, pods: &mut Pods, object: &PartialObjectMeta<CorePod>) {
+    let (namespace, name) = reference(object);
     let pod = Pod::of(&namespace, object.uid().unwrap_or_default(), object.annotations());
     // A pod that is being deleted needs no check, and pods of other realms are checked by another
     // operator.
     if object.metadata.deletion_timestamp.is_some() || !context.runtime.watched.includes(&pod.realm)
     {
-        pods.gone(&namespace, &name);
+        pods.deleted(&namespace, &name);
     } else {
-        pods.seen(&namespace, &name, pod);
+        pods.applied(&namespace, &name, pod);
     }
 }
 

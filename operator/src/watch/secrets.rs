@@ -1,25 +1,29 @@
-//! The watch of Secrets that are ours, by their metadata. Enters: what others do to them. Leaves:
-//! users in the queue, and credentials to be looked at.
+//! Watches the metadata of the operator's Secrets. If another process changes one, the user is
+//! queued, or the credentials are reconciled.
+//!
+//! These watches handle events themselves instead of using [`super::changes`], because neither has
+//! to remember keys: the users' Secrets are known from the operator's own writes, and after a new
+//! list all credentials are reconciled anyway.
 
 use std::collections::HashSet;
 use std::sync::Arc;
 
 use futures_util::StreamExt;
 use k8s_openapi::api::core::v1::Secret;
+use kube::ResourceExt;
 use kube::core::PartialObjectMeta;
 use kube::runtime::watcher::{self, Event};
-use kube::{Api, ResourceExt};
 use tokio_util::sync::CancellationToken;
 use twofactor_api::labels;
 
-use super::{Events, events, watch};
+use super::{Events, watch, watch_all};
 use crate::state::Context;
 use crate::state::queue::{UserRef, user_ref};
 use crate::state::watched_namespaces::WatchedNamespaces;
 
-/// Notices what others do to users' Secrets until it is told to stop.
+/// Watches users' Secrets until `stop`.
 pub async fn users(context: Arc<Context>, watched: WatchedNamespaces, stop: CancellationToken) {
-    // Credentials have a watch of their own.
+    // Credentials have their own watch.
     let selector = format!(
         "{}={},!{}",
         labels::MANAGED_BY_LABEL,
@@ -34,7 +38,7 @@ pub async fn users(context: Arc<Context>, watched: WatchedNamespaces, stop: Canc
             Event::Init => listed[list].clear(),
             Event::InitApply(secret) => {
                 listed[list].extend(owner(&secret));
-                secret_seen(&context, &secret, true);
+                user_secret_changed(&context, &secret, true);
             }
             Event::InitDone => {
                 let listed = std::mem::take(&mut listed[list]);
@@ -43,32 +47,32 @@ pub async fn users(context: Arc<Context>, watched: WatchedNamespaces, stop: Canc
                     context.users.queue.push(user);
                 }
             }
-            Event::Apply(secret) => secret_seen(&context, &secret, true),
-            Event::Delete(secret) => secret_seen(&context, &secret, false),
+            Event::Apply(secret) => user_secret_changed(&context, &secret, true),
+            Event::Delete(secret) => user_secret_changed(&context, &secret, false),
         }
     }
 }
 
-/// The user whose Secret this is, going by its name: an owner can be taken away.
+/// The user that the Secret belongs to. The name says it, because an owner reference can be removed.
 fn owner(secret: &PartialObjectMeta<Secret>) -> Option<UserRef> {
     let (namespace, name) = (secret.namespace()?, secret.name_any());
     Some(user_ref(&namespace, name.strip_suffix(labels::SECRET_SUFFIX)?))
 }
 
-fn secret_seen(context: &Context, secret: &PartialObjectMeta<Secret>, there: bool) {
+fn user_secret_changed(context: &Context, secret: &PartialObjectMeta<Secret>, exists: bool) {
     if let Some(user) = owner(secret) {
-        let version = secret.resource_version().filter(|_| there);
+        let version = secret.resource_version().filter(|_| exists);
         if context.users.own_writes.secret_seen(&user, version.as_deref()) {
             context.users.queue.push(user);
         }
     }
 }
 
-/// Notices what others do to credentials, in every namespace, until it is told to stop. Those of
-/// realms that this operator does not look after are left alone, whoever wrote them.
+/// Watches credentials in every namespace until `stop`. It ignores credentials of realms that this
+/// operator does not reconcile.
 ///
-/// Also where only some namespaces are looked after, the watch is of the whole cluster: services in
-/// any namespace can be let in. It needs the same kind of permission as the watch of namespaces.
+/// Even if the operator reconciles only some namespaces, the watch covers the whole cluster, because
+/// realms can allow any namespace. It needs the same kind of permission as the watch of namespaces.
 pub async fn credentials(
     context: Arc<Context>,
     watched: WatchedNamespaces,
@@ -80,9 +84,9 @@ pub async fn credentials(
         labels::MANAGED_BY,
         labels::CREDENTIALS_LABEL
     );
-    let secrets = Api::<PartialObjectMeta<Secret>>::all(context.runtime.client.clone());
-    let mut events = std::pin::pin!(events(secrets, watcher::Config::default().labels(&selector)));
-    while let Some(Some(event)) = stop.run_until_cancelled(events.next()).await {
+    let mut events: Events<PartialObjectMeta<Secret>> =
+        watch_all(&context.runtime.client, watcher::Config::default().labels(&selector));
+    while let Some(Some((_, event))) = stop.run_until_cancelled(events.next()).await {
         match event {
             Event::Init => {}
             Event::InitApply(secret) | Event::Apply(secret) | Event::Delete(secret) => {
@@ -93,10 +97,8 @@ pub async fn credentials(
                     context.services.credentials_queue.secret_changed(realm, namespace);
                 }
             }
-            // What was deleted while the watch was broken is not in the list.
-            Event::InitDone => {
-                context.services.credentials_queue.all_changed();
-            }
+            // The list does not contain credentials that were deleted while the watch was broken.
+            Event::InitDone => context.services.credentials_queue.all_changed(),
         }
     }
 }

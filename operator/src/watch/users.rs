@@ -1,10 +1,8 @@
-//! The watch of users. Enters: users as they come and go. Leaves: the store of users and the index
-//! up to date, and everybody in the queue who has to be looked at.
+//! Watches users. It keeps the store of users and the index of usernames up to date, and queues every
+//! user that has to be reconciled.
 
-use std::collections::HashSet;
 use std::sync::Arc;
 
-use futures_util::StreamExt;
 use kube::Resource;
 use kube::ResourceExt;
 use kube::core::DeserializeGuard;
@@ -13,13 +11,14 @@ use kube::runtime::watcher::{self, Event};
 use tokio_util::sync::CancellationToken;
 use twofactor_api::{TwoFactorUser, labels};
 
-use super::{Events, Synced, watch};
+use super::changes::{Change, Changes};
+use super::{Synced, watch};
 use crate::state::Context;
 use crate::state::queue::{self, Urgency, UserRef, user_ref};
 use crate::state::usernames::UsernameClaim;
 use crate::state::watched_namespaces::WatchedNamespaces;
 
-/// Keeps users, index and queue up to date until it is told to stop.
+/// Watches users until `stop`.
 pub async fn run(
     context: Arc<Context>,
     writer: Writer<TwoFactorUser>,
@@ -27,24 +26,24 @@ pub async fn run(
     synced: Synced,
     stop: CancellationToken,
 ) {
-    let mut events: Events<DeserializeGuard<TwoFactorUser>> =
-        watch(&context.runtime.client, &watched, &watcher::Config::default());
-    let mut watching = Users {
-        context,
-        writer,
-        known: HashSet::new(),
-        listed: vec![HashSet::new(); watched.lists()],
-        complete: HashSet::new(),
-    };
-    // What comes before the lists are complete goes into the same place, but nobody is looked at
-    // before.
-    watching.writer.apply_watcher_event(&Event::Init);
-    watching.writer.apply_watcher_event(&Event::InitDone);
-    while let Some(Some((list, event))) = stop.run_until_cancelled(events.next()).await {
-        watching.event(list, event, &watched).await;
-        if watching.complete.len() == watched.lists() && !synced.is_set() {
-            tracing::info!(users = watching.known.len(), "the list of users is complete");
-            synced.set();
+    let events = watch(&context.runtime.client, &watched, &watcher::Config::default());
+    // The keys include objects that this version cannot read.
+    let mut changes = Changes::new(events, reference);
+    let mut users = Users { context, writer };
+    // Marks the store as complete now, because users of several lists go into it one by one. No user
+    // is reconciled before all lists are complete.
+    users.writer.apply_watcher_event(&Event::Init);
+    users.writer.apply_watcher_event(&Event::InitDone);
+    while let Some(Some(change)) = stop.run_until_cancelled(changes.next()).await {
+        match change {
+            Change::Applied(object) => users.applied(object).await,
+            Change::Deleted(user) => users.deleted(&user).await,
+            Change::Synced => {
+                if !synced.is_set() {
+                    tracing::info!(users = changes.known(), "users listed");
+                    synced.set();
+                }
+            }
         }
     }
 }
@@ -52,48 +51,10 @@ pub async fn run(
 struct Users {
     context: Arc<Context>,
     writer: Writer<TwoFactorUser>,
-    /// Every object, readable or not.
-    known: HashSet<UserRef>,
-    /// What has come of a list that is being made.
-    listed: Vec<HashSet<UserRef>>,
-    /// The lists that were complete once.
-    complete: HashSet<usize>,
 }
 
 impl Users {
-    async fn event(
-        &mut self,
-        list: usize,
-        event: Event<DeserializeGuard<TwoFactorUser>>,
-        watched: &WatchedNamespaces,
-    ) {
-        match event {
-            Event::Init => self.listed[list].clear(),
-            Event::InitApply(object) => {
-                self.listed[list].insert(reference(&object));
-                self.seen(object).await;
-            }
-            Event::InitDone => {
-                let listed = std::mem::take(&mut self.listed[list]);
-                let missed: Vec<UserRef> = self
-                    .known
-                    .iter()
-                    .filter(|user| {
-                        watched.contains(list, user.namespace.as_deref()) && !listed.contains(user)
-                    })
-                    .cloned()
-                    .collect();
-                for user in missed {
-                    self.gone(&user).await;
-                }
-                self.complete.insert(list);
-            }
-            Event::Apply(object) => self.seen(object).await,
-            Event::Delete(object) => self.gone(&reference(&object)).await,
-        }
-    }
-
-    async fn seen(&mut self, DeserializeGuard(object): DeserializeGuard<TwoFactorUser>) {
+    async fn applied(&mut self, DeserializeGuard(object): DeserializeGuard<TwoFactorUser>) {
         let user = match object {
             Ok(user) => user,
             Err(invalid) => {
@@ -101,26 +62,25 @@ impl Users {
                     invalid.metadata.namespace.unwrap_or_default(),
                     invalid.metadata.name.unwrap_or_default(),
                 );
-                // The error may quote the object.
+                // Without the error, because that may quote the object.
                 tracing::error!(
                     namespace,
                     name,
-                    "a TwoFactorUser cannot be read by this version, and is left as it is"
+                    "unreadable TwoFactorUser ignored: its fields do not fit this version"
                 );
                 self.context.runtime.metrics.unreadable.inc();
                 self.context.users.usernames().apply_unreadable(&namespace, &name);
-                self.known.insert(user_ref(&namespace, &name));
                 return;
             }
         };
         let reference = queue::reference(&user);
-        // One that is being deleted, and is only waited for by somebody, is revoked already.
+        // A user is revoked as soon as the deletion begins, even if a finalizer delays its end.
         if user.metadata.deletion_timestamp.is_some() {
-            return self.gone(&reference).await;
+            return self.deleted(&reference).await;
         }
         let mut old = self.context.users.objects.get(&reference);
         if old.as_ref().is_some_and(|old| old.metadata.uid != user.metadata.uid) {
-            self.gone(&reference).await;
+            self.deleted(&reference).await;
             old = None;
         }
         let namespace = user.namespace().unwrap_or_default();
@@ -130,25 +90,29 @@ impl Users {
             (first, usernames.apply(&namespace, UsernameClaim::of(&user)))
         };
         if old.is_none() {
-            // Whoever was asked for under this name before was somebody else.
+            // A waiting request for this name was about another user.
             self.context.users.queue.taken(&reference);
         }
-        let news = old.is_none_or(|old| self.is_news(&reference, &old, &user));
-        // After a start everybody is looked at, but nobody new should wait for that.
-        let urgency = if is_settled(&user) { Urgency::Later } else { Urgency::Now };
+        let due = old.is_none_or(|old| self.needs_reconcile(&reference, &old, &user));
+        // After a start all users are reconciled, but new ones must not wait for the others.
+        let urgency = if is_up_to_date(&user) { Urgency::Later } else { Urgency::Now };
         self.writer.apply_watcher_event(&Event::Apply(user));
-        self.known.insert(reference.clone());
         if first {
             self.context.services.credentials_queue.realm_changed(namespace.clone());
         }
-        if news {
+        if due {
             self.context.users.queue.push_with(reference, urgency);
         }
         self.push(&namespace, affected);
     }
 
-    /// Whether a change of a user is something to act on.
-    fn is_news(&self, reference: &UserRef, old: &TwoFactorUser, new: &TwoFactorUser) -> bool {
+    /// Whether the user has to be reconciled because of a change.
+    fn needs_reconcile(
+        &self,
+        reference: &UserRef,
+        old: &TwoFactorUser,
+        new: &TwoFactorUser,
+    ) -> bool {
         let requests = |user: &TwoFactorUser| {
             [labels::ROTATE_ANNOTATION, labels::RESET_FAILURES_ANNOTATION]
                 .map(|annotation| user.annotations().get(annotation).cloned())
@@ -160,8 +124,7 @@ impl Users {
             || status_changed
     }
 
-    async fn gone(&mut self, reference: &UserRef) {
-        self.known.remove(reference);
+    async fn deleted(&mut self, reference: &UserRef) {
         let namespace = reference.namespace.clone().unwrap_or_default();
         let (removal, uid, last) = {
             let mut usernames = self.context.users.usernames();
@@ -177,7 +140,7 @@ impl Users {
         self.context.users.queue.done(reference);
         self.context.users.own_writes.forget(reference);
         self.context.users.backoff.forget(reference);
-        // Where there is no realm any more, all of it is removed.
+        // Without a realm nothing is to be scheduled, because all data of the realm is removed.
         if let Ok(realm) = self.context.realms.registry.get_or_create(&namespace).await {
             if let Some(uid) = uid {
                 realm.forget_published(&uid);
@@ -200,8 +163,8 @@ impl Users {
     }
 }
 
-/// Whether the status says that all is well with the user as they are written now.
-fn is_settled(user: &TwoFactorUser) -> bool {
+/// Whether the status says that the current state of the user is published.
+fn is_up_to_date(user: &TwoFactorUser) -> bool {
     let Some(status) = &user.status else { return false };
     let answered = |annotation: &str, answer: Option<&String>| {
         let request = user.annotations().get(annotation);
