@@ -111,7 +111,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_went_wrong_at_the_end_is_told() {
+    async fn an_error_during_shutdown_is_returned() {
         let (mut tasks, stop) = (Tasks::default(), CancellationToken::new());
         let told = stop.clone();
         tasks.spawn_fallible("fails", async move {

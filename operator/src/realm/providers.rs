@@ -147,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_is_wrong_does_not_take_the_others_along() {
+    fn one_invalid_provider_does_not_disable_the_others() {
         let delivery =
             delivery_from(&[MAIL.as_slice(), &[("WEBHOOK_URL", "https://example.org")]].concat());
         assert_eq!(
@@ -168,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn what_travels_in_clear_is_told() {
+    fn an_unencrypted_provider_is_reported() {
         let delivery = delivery_from(&[MAIL.as_slice(), &[("SMTP_SECURITY", "plain")]].concat());
         assert!(delivery.channels[0].1.message.ends_with("without encryption"), "{delivery:?}");
     }

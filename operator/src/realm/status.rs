@@ -455,7 +455,7 @@ mod tests {
     }
 
     #[test]
-    fn what_finds_nothing_is_told_and_is_no_error() {
+    fn allowed_namespaces_that_match_nothing_are_reported_and_the_realm_stays_ready() {
         let named = realm("default", json!({ "allowedNamespaces": { "names": ["kmz"] } }));
         let status = build(&named, None, &report(&named, &["people"]), whole_seconds(0));
         assert_eq!(reasons(&status)["NamespacesMatched"], ("False", "NamespaceNotFound"));
@@ -469,7 +469,7 @@ mod tests {
     }
 
     #[test]
-    fn another_name_has_no_effect_and_is_told() {
+    fn a_realm_of_another_name_has_no_effect_and_is_reported() {
         let realm = realm("other", json!({}));
         let status = build(&realm, None, &report(&realm, &["people"]), whole_seconds(0));
         assert_eq!(reasons(&status), HashMap::from([("Ready", ("False", "NameNotDefault"))]));
@@ -478,7 +478,7 @@ mod tests {
     }
 
     #[test]
-    fn what_services_need_makes_the_realm_ready() {
+    fn the_realm_is_ready_if_all_that_services_need_is_ready() {
         let realm =
             realm("default", json!({ "delivery": { "secretRef": { "name": "providers" } } }));
         let ready = |report: Report| {

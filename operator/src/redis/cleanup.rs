@@ -160,7 +160,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_those_who_are_not_live_are_strangers() {
+    fn only_records_of_users_that_do_not_exist_are_orphaned() {
         let user = |byte| Pseudonym::from_bytes([byte; 16]);
         let live: HashSet<_> = [user(1), user(2)].into();
         assert_eq!(orphaned(&[user(1), user(3)], &live), [user(3)]);

@@ -148,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn a_change_by_somebody_else_during_a_look_is_not_missed() {
+    fn a_change_by_another_writer_during_a_reconcile_is_not_missed() {
         let (own_writes, alice) = (OwnWrites::default(), user_ref("people", "alice"));
         for change in [Some("9"), None] {
             own_writes.begin(&alice);

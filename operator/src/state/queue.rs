@@ -197,7 +197,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn those_who_can_wait_come_last_and_few_at_a_time() {
+    async fn users_without_urgency_are_reconciled_last_and_few_at_a_time() {
         let (queue, mut requests, _) = queue(1);
         for name in ["a", "b", "c"] {
             queue.push_with(user_ref("people", name), Urgency::Later);

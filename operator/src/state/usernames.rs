@@ -214,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn the_next_takes_over_when_the_owner_goes() {
+    fn the_next_user_owns_the_name_when_the_owner_is_deleted() {
         let mut usernames = Usernames::default();
         for (name, created) in [("a", 10), ("b", 20), ("c", 30)] {
             usernames.apply("people", entry(name, created, "alice"));
@@ -234,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_that_is_not_valid_claims_nothing() {
+    fn an_invalid_username_is_not_claimed() {
         let mut usernames = Usernames::default();
         usernames.apply("people", entry("a", 10, "a\nb"));
         assert_eq!(usernames.owners("people").unwrap(), []);

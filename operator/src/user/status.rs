@@ -282,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn that_there_was_a_secret_is_not_forgotten() {
+    fn status_keeps_the_secret_name_after_the_secret_is_lost() {
         let first = build(&user(None), &report(), whole_seconds(1000));
         let later = Report { secret_name: None, rotated: None, ..report() };
         let second = build(&user(Some(first)), &later, whole_seconds(2000));
@@ -290,7 +290,7 @@ mod tests {
     }
 
     #[test]
-    fn what_goes_wrong_is_told_once() {
+    fn a_problem_emits_one_event() {
         let first = build(&user(None), &report(), whole_seconds(1000));
         assert_eq!(
             notices(None, &first).iter().map(|notice| notice.reason).collect::<Vec<_>>(),

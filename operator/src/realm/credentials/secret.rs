@@ -101,7 +101,7 @@ mod tests {
     }
 
     #[test]
-    fn a_change_is_undone_and_what_was_added_goes() {
+    fn a_foreign_change_is_reverted_and_an_added_key_removed() {
         let wanted = with(&[("realm", "a"), ("caller", "b")]);
         assert_eq!(difference(&wanted, &wanted), None);
         let patch = difference(&with(&[("realm", "x"), ("more", "y")]), &wanted).unwrap();
