@@ -1,5 +1,5 @@
-//! Checks that `docs/operations/troubleshooting.md` has a row for every reason in the code: of
-//! conditions, of Events and of the webhook.
+//! Checks that `docs/operations/troubleshooting.md` has a row for every reason in the code (of
+//! conditions, of Events and of the webhook), and for every warning and error in the logs.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -8,8 +8,20 @@ use std::path::{Path, PathBuf};
 /// Words in the same files that are no reasons.
 const NOT_REASONS: [&str; 3] = ["False", "Opaque", "True"];
 
-fn operator() -> &'static Path {
-    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../operator/src"))
+/// Crates whose log lines administrators see.
+const CRATES: [&str; 5] = ["operator", "sidecar", "store", "server", "core"];
+
+fn source(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(name).join("src")
+}
+
+fn operator() -> PathBuf {
+    source("operator")
+}
+
+fn page() -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/operations/troubleshooting.md");
+    fs::read_to_string(path).unwrap()
 }
 
 /// The code of a file, without its tests.
@@ -56,10 +68,7 @@ fn reasons_of_the_webhook() -> BTreeSet<String> {
 
 /// The words in backticks in the first column of the tables.
 fn rows() -> BTreeSet<String> {
-    let page = fs::read_to_string(
-        Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/operations/troubleshooting.md"),
-    )
-    .unwrap();
+    let page = page();
     let cells = page.lines().filter(|line| line.starts_with("| `"));
     let first = cells.map(|line| line.split(" | ").next().unwrap_or_default().to_owned());
     first.flat_map(|cell| quoted(&cell)).collect()
@@ -80,4 +89,28 @@ fn every_reason_has_a_row_and_every_row_a_reason() {
     let is_word = |word: &str| !word.contains(' ');
     let unknown: Vec<_> = on_page.difference(&in_code).filter(|word| is_word(word)).collect();
     assert!(unknown.is_empty(), "rows of troubleshooting.md without a reason: {unknown:?}");
+}
+
+/// The message of each warning and error in a file, up to the first value in it. A message that
+/// is only a value has its row by hand.
+fn log_messages(code: &str) -> Vec<String> {
+    let calls = ["tracing::warn!(", "tracing::error!("].map(|call| code.split(call).skip(1));
+    let messages = calls.into_iter().flatten().map(|rest| {
+        let call = rest.split(");\n").next().unwrap_or_default();
+        let call = call.split("),\n").next().unwrap_or_default();
+        let message = literals(call).last().unwrap_or_default();
+        message.split('{').next().unwrap_or_default().trim_end().to_owned()
+    });
+    messages.filter(|message| !message.is_empty()).collect()
+}
+
+#[test]
+fn every_warning_and_error_in_the_logs_has_a_row() {
+    let paths: Vec<PathBuf> = CRATES.iter().flat_map(|name| files(&source(name))).collect();
+    let messages: Vec<String> = paths.iter().flat_map(|path| log_messages(&code(path))).collect();
+    assert!(messages.len() > 40, "the code is no longer understood: {messages:?}");
+    let page = page();
+    let has_row = |message: &String| page.contains(&format!("\n| {message}"));
+    let missing: Vec<_> = messages.iter().filter(|message| !has_row(message)).collect();
+    assert!(missing.is_empty(), "without a row in troubleshooting.md: {missing:#?}");
 }
