@@ -46,21 +46,20 @@ impl Step {
     }
 }
 
-/// The variable that names a step.
-pub const VARIABLE: &str = "TWOFACTOR_CRASH_AT";
-
-/// Dies here when a test wants it.
+/// Aborts the process if `TWOFACTOR_CRASH_AT` names this step.
 #[cfg(debug_assertions)]
 pub fn hit(step: Step) {
     use std::sync::OnceLock;
 
     static WANTED: OnceLock<Option<String>> = OnceLock::new();
-    if WANTED.get_or_init(|| std::env::var(VARIABLE).ok()).as_deref() == Some(step.name()) {
+    if WANTED.get_or_init(|| std::env::var("TWOFACTOR_CRASH_AT").ok()).as_deref()
+        == Some(step.name())
+    {
         std::process::abort();
     }
 }
 
-/// Nothing, in a release.
+/// Does nothing, because the variable does not exist in a release.
 #[cfg(not(debug_assertions))]
 pub const fn hit(_: Step) {}
 
