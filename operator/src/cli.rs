@@ -66,8 +66,8 @@ struct RunArguments {
     )]
     namespaces: Vec<String>,
 
-    /// URL of Redis for the operator and the sidecars. If Redis allows the operator to create users,
-    /// each realm's sidecars get their own login
+    /// URL of Redis for the operator and the sidecars. If Redis allows the operator to create
+    /// users, each realm's sidecars get their own login
     #[arg(long, env = "REDIS_URL", hide_env_values = true, value_name = "URL")]
     redis_url: String,
 

@@ -7,7 +7,8 @@
 //!
 //! 1. [`cli`] reads flags; `process` starts, supervises and ends the tasks of one replica.
 //! 2. `redis` keeps Redis complete and clean; `user` reconciles one `TwoFactorUser`.
-//! 3. `realm` reconciles one `TwoFactorRealm`; `watch` follows the API server; `webhook` admits pods.
+//! 3. `realm` reconciles one `TwoFactorRealm`; `watch` follows the API server; `webhook` admits
+//!    pods.
 //! 4. `state` holds what the process knows, and starts nothing.
 //! 5. `k8s` talks to the API server; `metrics` counts; `failpoint` crashes where a test wants it.
 

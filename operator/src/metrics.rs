@@ -18,11 +18,11 @@ const BUCKETS: [f64; 17] =
 /// How a reconciliation ended, as controller-runtime calls it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// There is nothing left to do.
+    /// The user is up to date.
     Success,
-    /// It will be done again after a while.
+    /// The user is requeued after a while.
     RequeueAfter,
-    /// It failed.
+    /// The reconciliation failed.
     Error,
 }
 
@@ -42,11 +42,11 @@ pub struct Metrics {
     pub refills: IntCounterVec,
     /// Orphaned users that were removed from Redis.
     pub swept: IntCounter,
-    /// Sweeps.
+    /// Searches for orphaned users in Redis.
     pub sweeps: IntCounterVec,
     /// Whether this replica leads.
     pub leader: IntGauge,
-    /// Whether the store answers.
+    /// Whether Redis answers.
     pub store_up: IntGauge,
     redis_weakness: IntGaugeVec,
     /// `TwoFactorRealm`s that could not be read.
@@ -96,13 +96,13 @@ fn durations(registry: &Registry) -> prometheus::Result<HistogramVec> {
 fn redis_weakness(registry: &Registry) -> prometheus::Result<IntGaugeVec> {
     let options = Opts::new(
         "twofactor_redis_weakness",
-        "1 for a setting of Redis that is weaker than it should be, 0 when not.",
+        "1 if a setting of Redis is weaker than it should be, otherwise 0.",
     );
     registered(registry, IntGaugeVec::new(options, &["setting"]))
 }
 
 impl Metrics {
-    /// New metrics in a registry of their own.
+    /// Creates the metrics and their registry.
     pub fn new() -> prometheus::Result<Self> {
         let registry = Registry::new();
         let r = &registry;
@@ -152,23 +152,16 @@ impl Metrics {
                 IntCounterVec::new(
                     Opts::new(
                         "twofactor_refills_total",
-                        "Times that a namespace was published anew because the store was new or had lost something.",
+                        "Times that a realm was published again because Redis was new or had lost data.",
                     ),
                     &["result"],
                 ),
             )?,
-            swept: counter(
-                r,
-                "twofactor_swept_users_total",
-                "Users removed from the store because they exist no more.",
-            )?,
+            swept: counter(r, "twofactor_swept_users_total", "Orphaned users removed from Redis.")?,
             sweeps: registered(
                 r,
                 IntCounterVec::new(
-                    Opts::new(
-                        "twofactor_sweeps_total",
-                        "Searches for users in the store who exist no more.",
-                    ),
+                    Opts::new("twofactor_sweeps_total", "Searches for orphaned users in Redis."),
                     &["result"],
                 ),
             )?,
@@ -183,7 +176,7 @@ impl Metrics {
             disabled_by_failures: gauge(
                 r,
                 "twofactor_users_disabled_by_failures",
-                "Users whom a hundred failed attempts in a row have disabled, until somebody resets them.",
+                "Users disabled by a hundred failed attempts in a row, until an administrator resets the failures.",
             )?,
             pods_not_injected: gauge(
                 r,
@@ -193,12 +186,12 @@ impl Metrics {
             pods_waiting: gauge(
                 r,
                 "twofactor_pods_waiting",
-                "Pods with the sidecar whose namespace the realm does not let in.",
+                "Pods with the sidecar whose namespace is not allowed by the realm.",
             )?,
             events_dropped: counter(
                 r,
                 "twofactor_events_dropped_total",
-                "Events not told because too many were waiting.",
+                "Events dropped because too many were pending.",
             )?,
             registry,
         };
@@ -218,7 +211,7 @@ impl Metrics {
         self.registry.clone()
     }
 
-    /// A reconciliation ended.
+    /// Counts a reconciliation and records its duration.
     pub fn reconciled(&self, outcome: Outcome, took: Duration) {
         self.reconciles.with_label_values(&[CONTROLLER, outcome.name()]).inc();
         if outcome == Outcome::Error {
@@ -227,7 +220,7 @@ impl Metrics {
         self.durations.with_label_values(&[CONTROLLER]).observe(took.as_secs_f64());
     }
 
-    /// Something that can fail was done.
+    /// Counts a success or an error.
     pub fn count(counter: &IntCounterVec, success: bool) {
         counter.with_label_values(&[if success { "success" } else { "error" }]).inc();
     }
@@ -243,7 +236,7 @@ impl Metrics {
         }
     }
 
-    /// How many users there are.
+    /// Shows the number of users.
     pub fn show_users(&self, ready: usize, others: usize) {
         for (label, count) in [("true", ready), ("false", others)] {
             self.users.with_label_values(&[label]).set(i64::try_from(count).unwrap_or(i64::MAX));

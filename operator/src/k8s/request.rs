@@ -1,5 +1,4 @@
-//! Limits a request to the API server to ten seconds, and sorts errors by what can be done about
-//! them.
+//! Limits a request to the API server to ten seconds, and classifies errors by how to handle them.
 
 use std::time::Duration;
 

@@ -1,5 +1,5 @@
-//! Waits for the leadership, runs the leader's tasks until the signal to stop, and then gives the
-//! leadership back.
+//! Waits for the leadership, runs the leader's tasks until the signal to stop, and then releases
+//! the Lease.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -78,24 +78,24 @@ impl Leader {
         stop: &CancellationToken,
     ) -> Result<(), StartError> {
         let mut tasks = Tasks::default();
-        let (lost, told) = (leadership.lost(), stop.clone());
+        let (lost, stopped) = (leadership.lost(), stop.clone());
         tasks.spawn_fallible("leadership", async move {
             tokio::select! {
                 () = lost => Err(StartError::LeadershipLost),
-                () = told.cancelled() => Ok(()),
+                () = stopped.cancelled() => Ok(()),
             }
         });
         // The webhook's authority comes first, because pods are admitted while the rest still
         // waits.
         if let Some(webhook) = &self.configuration.webhook {
             let settings = webhook.certificates(&self.configuration.operator_namespace);
-            let keep = certificates::manage_authority(
+            let authority = certificates::manage_authority(
                 self.client.clone(),
                 settings,
                 Clock::System,
                 stop.clone(),
             );
-            tasks.spawn("webhook authority", keep);
+            tasks.spawn("webhook authority", authority);
         }
         // The preparation can take long, and no task may begin after the leadership is lost.
         let prepared = async {
@@ -148,12 +148,17 @@ impl Leader {
         tasks.spawn("redis check", show_store(context.clone(), redis, stop.clone()));
         let settings = settings::run(context.clone(), redis_settings, stop.clone());
         tasks.spawn("redis settings", settings);
-        // These depend on complete lists: who owns a username cannot be known before.
+        // These tasks need complete lists, because the owner of a username is not known before.
         tasks.spawn_after(&lists, stop, "leading", show_leading(leading, stop.clone()));
-        tasks.spawn_after(&lists, stop, "guard", monitor::run(context.clone(), stop.clone()));
-        tasks.spawn_after(&lists, stop, "sweep", cleanup::run(context.clone(), stop.clone()));
+        tasks.spawn_after(
+            &lists,
+            stop,
+            "redis monitor",
+            monitor::run(context.clone(), stop.clone()),
+        );
+        tasks.spawn_after(&lists, stop, "cleanup", cleanup::run(context.clone(), stop.clone()));
         tasks.spawn_after(&lists, stop, "failures", failures::run(context.clone(), stop.clone()));
-        tasks.spawn_after(&lists, stop, "records", realm::run(context.clone(), stop.clone()));
+        tasks.spawn_after(&lists, stop, "realm records", realm::run(context.clone(), stop.clone()));
         tasks.spawn_after(
             &lists,
             stop,

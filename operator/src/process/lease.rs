@@ -1,14 +1,14 @@
-//! Elects one of several replicas as the leader, through a Lease. A replica that loses the leadership
-//! learns it before another replica can lead.
+//! Elects one of several replicas as the leader, through a Lease. A replica that loses the
+//! leadership notices it before another replica can lead.
 //!
 //! The protocol is that of client-go. Clocks of machines are not compared: a candidate waits until
-//! the Lease has not changed for as long as it is valid. Every write has the version that was read as
-//! its precondition.
+//! the Lease has not changed for as long as it is valid. Every write has the version that was read
+//! as its precondition.
 //!
 //! This is not a library, because `kube-lease-manager` (0.13) compares the holder's clock with its
-//! own and takes an expired Lease without a precondition, so that two replicas may believe that they
-//! lead. `k8s-controller` (0.15) decides correctly, but one hanging request can take all the time for
-//! renewing, it does not name the holder, and it brings a second controller framework.
+//! own and takes an expired Lease without a precondition, so that two replicas may believe that
+//! they lead. `k8s-controller` (0.15) decides correctly, but one hanging request can take all the
+//! time for renewing, it does not name the holder, and it brings a second controller framework.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -31,8 +31,8 @@ use crate::k8s::request::{self, ApiError};
 /// Minimum interval between two reads of the Lease by a candidate.
 const SHORTEST_WAIT: Duration = Duration::from_millis(50);
 
-/// Maximum duration of a Lease that a candidate respects. No leader of this project uses a longer one,
-/// so a Lease with an invalid duration cannot block all replicas.
+/// Maximum duration of a Lease that a candidate respects. No leader of this project uses a longer
+/// one, so a Lease with an invalid duration cannot block all replicas.
 const LONGEST_DURATION: Duration = Duration::from_mins(1);
 
 /// Settings of the leader election.
@@ -42,15 +42,15 @@ pub struct Settings {
     pub namespace: String,
     /// Name of the Lease.
     pub name: String,
-    /// Name of this process, such as its pod's. A process with the same name counts as this one after a
-    /// restart.
+    /// Name of this process, such as its pod's. A process with the same name counts as this one
+    /// after a restart.
     pub identity: String,
     /// Time for which the Lease is valid after a renewal, in whole seconds.
     pub duration: Duration,
     /// Interval between two renewals.
     pub renew: Duration,
-    /// Time without a renewal after which the leader gives up. It is shorter than `duration`, so that
-    /// running work can end in the difference.
+    /// Time without a renewal after which the leader gives up. It is shorter than `duration`, so
+    /// that running work can end in the difference.
     pub give_up: Duration,
     /// Interval between two reads by a candidate.
     pub poll: Duration,
@@ -59,8 +59,8 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// Settings with the default times: valid for 15 s, renewed every 3 s, given up after 10 s, read
-    /// every second.
+    /// Settings with the default times: valid for 15 s, renewed every 3 s, given up after 10 s,
+    /// read every second.
     #[must_use]
     pub fn new(namespace: &str, name: &str, identity: &str) -> Self {
         Self {
@@ -137,14 +137,14 @@ impl Leadership {
         Self { holder, lost, released, renewal }
     }
 
-    /// Resolves when the leadership is lost. From then on this process must not write as the leader, and
-    /// it should exit.
+    /// Resolves when the leadership is lost. From then on this process must not write as the
+    /// leader, and it should exit.
     pub fn lost(&self) -> impl Future<Output = ()> + Send + 'static {
         self.lost.clone().cancelled_owned()
     }
 
-    /// Releases the Lease, so that another replica can lead at once. Call it after the leader's work has
-    /// ended. A failure is logged, and other replicas then wait until the Lease expires.
+    /// Releases the Lease, so that another replica can lead at once. Call it after the leader's
+    /// work has ended. A failure is logged, and other replicas then wait until the Lease expires.
     pub async fn release(mut self) {
         self.released.cancel();
         // A running renewal ends first, because it would take the Lease back.
@@ -223,8 +223,8 @@ impl LeaseHolder {
             let end = renewed + *give_up;
             released.run_until_cancelled(sleep_until(due.min(end))).await?;
             let asked = Instant::now();
-            // Candidates count from the moment at which they see the change, which is later than the
-            // beginning of this request.
+            // Candidates count from the moment at which they see the change, which is later than
+            // the beginning of this request.
             match timeout_at(end, self.renew()).await {
                 // If this process stood still for too long, even a successful answer is too late.
                 _ if asked >= end => {

@@ -83,9 +83,9 @@ mod tests {
         let key = MasterKey::generate(&mut UnwrapErr(SysRng));
         let again = read(&secret(&key), "system").unwrap();
         assert_eq!(again.to_base64(), key.to_base64());
-        let mut spoilt = secret(&key);
-        spoilt.data.as_mut().unwrap().insert(KEY.to_owned(), ByteString(b"short".to_vec()));
-        let message = read(&spoilt, "system").unwrap_err().to_string();
+        let mut invalid = secret(&key);
+        invalid.data.as_mut().unwrap().insert(KEY.to_owned(), ByteString(b"short".to_vec()));
+        let message = read(&invalid, "system").unwrap_err().to_string();
         assert!(message.contains("32 bytes") && !message.contains("short"), "{message}");
         assert!(read(&Secret::default(), "system").is_err());
     }

@@ -1,4 +1,4 @@
-//! Supervises tasks that belong together: the end of one ends all, and each is joined.
+//! Supervises tasks that belong together. If one ends, all are stopped, and each is joined.
 
 use std::time::Duration;
 
@@ -23,7 +23,7 @@ impl Tasks {
         });
     }
 
-    /// Spawns a task that begins when `ready` completes, unless all are told to stop before.
+    /// Spawns a task that begins when `ready` completes, unless `stop` is cancelled before.
     pub fn spawn_after(
         &mut self,
         ready: &(impl Future + Clone + Send + 'static),
@@ -57,7 +57,7 @@ impl Tasks {
     ) -> Result<(), StartError> {
         let mut result = tokio::select! {
             () = stop.cancelled() => Ok(()),
-            ended = self.0.join_next() => judge(ended, stop),
+            ended = self.0.join_next() => unexpected_end(ended, stop),
         };
         stop.cancel();
         let joined = async {
@@ -80,7 +80,7 @@ impl Tasks {
 }
 
 /// Maps an unexpected task exit to an error.
-fn judge(
+fn unexpected_end(
     ended: Option<Result<Ended, JoinError>>,
     stop: &CancellationToken,
 ) -> Result<(), StartError> {
@@ -102,7 +102,7 @@ mod tests {
     const DRAIN: Duration = Duration::from_secs(5);
 
     #[tokio::test]
-    async fn the_end_of_one_task_is_the_end_of_all() {
+    async fn if_one_task_ends_all_are_stopped() {
         let (mut tasks, stop) = (Tasks::default(), CancellationToken::new());
         tasks.spawn("waits", stop.clone().cancelled_owned());
         tasks.spawn("ends", async {});
@@ -113,9 +113,9 @@ mod tests {
     #[tokio::test]
     async fn an_error_during_shutdown_is_returned() {
         let (mut tasks, stop) = (Tasks::default(), CancellationToken::new());
-        let told = stop.clone();
+        let stopped = stop.clone();
         tasks.spawn_fallible("fails", async move {
-            told.cancelled().await;
+            stopped.cancelled().await;
             Err(StartError::InstallationName)
         });
         stop.cancel();
@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_task_that_does_not_end_is_ended() {
+    async fn a_task_that_does_not_end_in_time_is_aborted() {
         let (mut tasks, stop) = (Tasks::default(), CancellationToken::new());
         tasks.spawn("stubborn", std::future::pending());
         stop.cancel();

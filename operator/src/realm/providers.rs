@@ -77,12 +77,11 @@ fn delivery_of(name: &str, secret: Option<&Secret>) -> Delivery {
     }
     if channels.is_empty() {
         let message = format!(
-            "The Secret {name} has none of the keys SMTP_SERVER, TWILIO_ACCOUNT_SID and WEBHOOK_URL, and so no provider that \
-             codes could be delivered with"
+            "The Secret {name} configures no provider: it has none of the keys SMTP_SERVER, TWILIO_ACCOUNT_SID and WEBHOOK_URL"
         );
         return undelivered(name, "SecretKeyMissing", message);
     }
-    Delivery { secret: name.to_owned(), providers, condition: sum(&channels, name), channels }
+    Delivery { secret: name.to_owned(), providers, condition: summarize(&channels, name), channels }
 }
 
 fn available(method: DeliveryMethod, providers: &Providers, name: &str) -> ConditionState {
@@ -101,22 +100,25 @@ fn available(method: DeliveryMethod, providers: &Providers, name: &str) -> Condi
     let warning = if in_clear { ", without encryption" } else { "" };
     ConditionState::met(
         "Available",
-        format!("Codes are delivered by {} as the Secret {name} says{warning}", method.name()),
+        format!(
+            "Codes are delivered by {}, configured in the Secret {name}{warning}",
+            method.name()
+        ),
     )
 }
 
 /// Summarizes the conditions of all configured channels, which must all be met.
-fn sum(channels: &[(DeliveryMethod, ConditionState)], name: &str) -> ConditionState {
-    let bad: Vec<&ConditionState> =
-        channels.iter().map(|(_, told)| told).filter(|told| !told.is_met).collect();
-    if let Some(first) = bad.first() {
-        let messages: Vec<&str> = bad.iter().map(|told| told.message.as_str()).collect();
+fn summarize(channels: &[(DeliveryMethod, ConditionState)], name: &str) -> ConditionState {
+    let unmet: Vec<&ConditionState> =
+        channels.iter().map(|(_, state)| state).filter(|state| !state.is_met).collect();
+    if let Some(first) = unmet.first() {
+        let messages: Vec<&str> = unmet.iter().map(|state| state.message.as_str()).collect();
         return ConditionState::unmet(first.reason, messages.join("; "));
     }
     let methods: Vec<&str> = channels.iter().map(|(method, _)| method.name()).collect();
     ConditionState::met(
         "Available",
-        format!("Codes are delivered by {} as the Secret {name} says", methods.join(", ")),
+        format!("Codes are delivered by {}, configured in the Secret {name}", methods.join(", ")),
     )
 }
 
@@ -155,16 +157,16 @@ mod tests {
             (false, "SecretKeyMissing")
         );
         assert_eq!(delivery.providers.methods(), [DeliveryMethod::Email]);
-        let told = |method| {
+        let is_met = |method| {
             delivery
                 .channels
                 .iter()
                 .find(|(found, _)| *found == method)
-                .map(|(_, told)| told.is_met)
+                .map(|(_, state)| state.is_met)
         };
-        assert_eq!(told(DeliveryMethod::Email), Some(true));
-        assert_eq!(told(DeliveryMethod::Webhook), Some(false));
-        assert_eq!(told(DeliveryMethod::Sms), None);
+        assert_eq!(is_met(DeliveryMethod::Email), Some(true));
+        assert_eq!(is_met(DeliveryMethod::Webhook), Some(false));
+        assert_eq!(is_met(DeliveryMethod::Sms), None);
     }
 
     #[test]
@@ -174,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_told_with_the_key_and_without_the_value() {
+    fn an_error_names_the_key_and_never_the_value() {
         for (entries, reason, key) in [
             (&[][..], "SecretKeyMissing", "SMTP_SERVER"),
             (&[("TWILIO_ACCOUNT_SID", "secret-value")], "SecretKeyInvalid", "TWILIO_ACCOUNT_SID"),
@@ -188,11 +190,14 @@ mod tests {
                 "SMTP_PASSWORD",
             ),
         ] {
-            let told = delivery_from(entries).condition;
-            assert!(!told.is_met);
-            assert_eq!(told.reason, reason);
-            assert!(told.message.contains(key) && told.message.contains("providers"), "{told:?}");
-            assert!(!told.message.contains("secret-value"), "{told:?}");
+            let state = delivery_from(entries).condition;
+            assert!(!state.is_met);
+            assert_eq!(state.reason, reason);
+            assert!(
+                state.message.contains(key) && state.message.contains("providers"),
+                "{state:?}"
+            );
+            assert!(!state.message.contains("secret-value"), "{state:?}");
         }
         assert_eq!(delivery_of("providers", None).condition.reason, "SecretNotFound");
     }

@@ -28,7 +28,7 @@ use crate::state::realms::Readiness;
 
 /// Interval between checks for changes.
 const PERIOD: Duration = Duration::from_secs(2);
-/// Time for which the watch may not show the written status yet.
+/// Time for which a written status counts although the watch does not show it yet.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Maximum number of namespaces in the status; all are counted.
 const LISTED: usize = 100;
@@ -89,8 +89,8 @@ struct Written(Option<(TwoFactorRealmStatus, Instant)>);
 
 async fn update_status(context: &Context, realm: &KnownRealm, written: &mut Written) {
     let object = &realm.object;
-    // The watch may not show the written status yet. If it does not for long, another client has
-    // changed it.
+    // The watch may not show the written status yet. If it still does not after a while, another
+    // client has changed the status.
     let recent =
         written.0.as_ref().filter(|(_, at)| at.elapsed() < PATIENCE).map(|(status, _)| status);
     let old = recent.or(object.status.as_ref()).cloned();
@@ -169,17 +169,17 @@ pub fn build(
 ) -> TwoFactorRealmStatus {
     let old_conditions = old.map(|old| old.conditions.as_slice()).unwrap_or_default();
     let generation = realm.metadata.generation;
-    let say =
+    let build_condition =
         |kind: &str, state: ConditionState| condition(old_conditions, kind, state, generation, now);
     let count = |number: usize| Some(i64::try_from(number).unwrap_or(i64::MAX));
     let policy = match &report.policy {
         Ok(policy) => policy,
         // A realm with another name or an invalid policy has no effect, so there is nothing else to
         // report.
-        Err(told) => {
+        Err(state) => {
             return TwoFactorRealmStatus {
                 observed_generation: generation,
-                conditions: vec![say(labels::CONDITION_READY, told.clone())],
+                conditions: vec![build_condition(labels::CONDITION_READY, state.clone())],
                 ..TwoFactorRealmStatus::default()
             };
         }
@@ -197,9 +197,9 @@ pub fn build(
     ]
     .into_iter()
     .chain(channels(policy, report))
-    .chain(tokens.map(|told| (labels::CONDITION_TOKENS_READY, told)))
-    .chain(isolated(report.isolation).map(|told| (labels::CONDITION_ISOLATED, told)))
-    .map(|(kind, told)| say(kind, told))
+    .chain(tokens.map(|state| (labels::CONDITION_TOKENS_READY, state)))
+    .chain(isolated(report.isolation).map(|state| (labels::CONDITION_ISOLATED, state)))
+    .map(|(kind, state)| build_condition(kind, state))
     .collect();
     TwoFactorRealmStatus {
         observed_generation: generation,
@@ -279,7 +279,7 @@ fn channels(policy: &RealmPolicy, report: &Report) -> Vec<(&'static str, Conditi
         DeliveryMethod::Webhook => Some(labels::CONDITION_WEBHOOK_READY),
         DeliveryMethod::App => None,
     };
-    channels.iter().filter_map(|(method, told)| Some((kind(*method)?, told.clone()))).collect()
+    channels.iter().filter_map(|(method, state)| Some((kind(*method)?, state.clone()))).collect()
 }
 
 fn credentials(foreign_secrets: &[String]) -> ConditionState {
@@ -333,7 +333,7 @@ fn matched(realm: &TwoFactorRealm, policy: &RealmPolicy, namespaces: &[String]) 
     if policy.selector.is_some() && chosen == 0 {
         return ConditionState::unmet(
             "SelectorMatchesNothing",
-            "The selector chooses no namespace that is not allowed anyway",
+            "The selector matches no namespace that is not already allowed",
         );
     }
     match namespaces.len() {
@@ -435,14 +435,14 @@ mod tests {
     }
 
     #[test]
-    fn a_good_realm_is_ready_and_says_whom_it_lets_in() {
+    fn a_valid_realm_is_ready_and_reports_its_allowed_namespaces() {
         let realm = realm("default", json!({ "allowedNamespaces": { "names": ["kms"] } }));
         let status = build(&realm, None, &report(&realm, &["kms", "people"]), whole_seconds(1000));
-        let told = reasons(&status);
-        assert_eq!(told["Ready"], ("True", "Ready"));
-        assert_eq!(told["DeliveryReady"], ("False", "NotConfigured"));
-        assert_eq!(told["Isolated"], ("True", "AclApplied"));
-        assert_eq!(told["NamespacesMatched"], ("True", "Matched"));
+        let reasons = reasons(&status);
+        assert_eq!(reasons["Ready"], ("True", "Ready"));
+        assert_eq!(reasons["DeliveryReady"], ("False", "NotConfigured"));
+        assert_eq!(reasons["Isolated"], ("True", "AclApplied"));
+        assert_eq!(reasons["NamespacesMatched"], ("True", "Matched"));
         assert_eq!(
             (status.namespaces_served, status.users, status.users_ready),
             (Some(2), Some(3), Some(2))
@@ -478,7 +478,7 @@ mod tests {
     }
 
     #[test]
-    fn the_realm_is_ready_if_all_that_services_need_is_ready() {
+    fn a_realm_is_ready_if_everything_that_services_need_is_ready() {
         let realm =
             realm("default", json!({ "delivery": { "secretRef": { "name": "providers" } } }));
         let ready = |report: Report| {
@@ -507,37 +507,43 @@ mod tests {
         assert_eq!(ready(Report { isolation: Isolation::SharedLogin, ..good.clone() }), "Ready");
         let status = build(&realm, None, &good, whole_seconds(0));
         assert_eq!(reasons(&status)["SmsReady"], ("True", "Available"));
-        assert!(!reasons(&status).contains_key("EmailReady"), "nobody said anything about mail");
+        assert!(
+            !reasons(&status).contains_key("EmailReady"),
+            "the Secret configures no provider for mail"
+        );
     }
 
     #[test]
-    fn tokens_that_were_asked_for_need_a_key() {
+    fn a_realm_that_configures_tokens_needs_their_key() {
         let realm = realm("default", json!({ "tokens": { "audiences": ["kms"] } }));
-        let told = |report: Report| {
+        let token_reasons = |report: Report| {
             let status = build(&realm, None, &report, whole_seconds(0));
-            let told = reasons(&status);
-            (told["TokensReady"].1.to_owned(), told["Ready"].1.to_owned())
+            let reasons = reasons(&status);
+            (reasons["TokensReady"].1.to_owned(), reasons["Ready"].1.to_owned())
         };
         let unread = report(&realm, &["people"]);
-        assert_eq!(told(unread.clone()), ("SecretNotRead".to_owned(), "SecretNotRead".to_owned()));
-        let key = |told| TokenKey {
+        assert_eq!(
+            token_reasons(unread.clone()),
+            ("SecretNotRead".to_owned(), "SecretNotRead".to_owned())
+        );
+        let key = |condition| TokenKey {
             algorithm: TokenAlgorithm::Hs256,
             secret: None,
             key: None,
-            condition: told,
+            condition,
         };
         let good =
             Report { token_key: Some(key(ConditionState::met("Available", ""))), ..unread.clone() };
-        assert_eq!(told(good), ("Available".to_owned(), "Ready".to_owned()));
+        assert_eq!(token_reasons(good), ("Available".to_owned(), "Ready".to_owned()));
         let bad = Report {
             token_key: Some(key(ConditionState::unmet("SecretKeyInvalid", ""))),
             ..unread
         };
-        assert_eq!(told(bad).1, "SecretKeyInvalid");
+        assert_eq!(token_reasons(bad).1, "SecretKeyInvalid");
     }
 
     #[test]
-    fn many_names_are_cut_short() {
+    fn a_message_names_ten_namespaces_and_counts_the_others() {
         let names: Vec<String> = (0..12).map(|number| format!("n{number}")).collect();
         assert!(named(&names).ends_with("n9 and 2 more"));
         assert_eq!(named(&names[..2]), "n0, n1");

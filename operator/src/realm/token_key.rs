@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_told_with_the_key_and_without_the_value() {
+    fn an_error_names_the_secret_and_never_the_value() {
         use TokenAlgorithm::{EdDsa, Hs256};
         for (key, value, algorithm, reason) in [
             (SECRET_KEY, "secret-value", Hs256, "SecretKeyInvalid"),
@@ -174,11 +174,11 @@ mod tests {
             (SECRET_KEY, OWN, EdDsa, "SecretKeyMissing"),
             (ED25519_PRIVATE_KEY, "secret-value", EdDsa, "SecretKeyInvalid"),
         ] {
-            let told = key_in(&with_key("signing", key, value), "signing", algorithm).unwrap_err();
-            assert_eq!(told.reason, reason);
+            let state = key_in(&with_key("signing", key, value), "signing", algorithm).unwrap_err();
+            assert_eq!(state.reason, reason);
             assert!(
-                told.message.contains("signing") && !told.message.contains("secret-value"),
-                "{told:?}"
+                state.message.contains("signing") && !state.message.contains("secret-value"),
+                "{state:?}"
             );
         }
     }

@@ -1,5 +1,5 @@
-//! Fills a realm in Redis again: publishes every user, removes orphaned ones, and then tells the
-//! sidecars that the realm is complete on this node.
+//! Fills a realm in Redis again: publishes every user, removes orphaned ones, and then records
+//! in Redis that the realm is complete on this node, which the sidecars check.
 //!
 //! The Secrets are listed in pages, and each page is published before the next is read, so that the
 //! memory does not depend on the number of users.

@@ -132,9 +132,9 @@ mod tests {
     use crate::state::queue::user_ref;
 
     #[test]
-    fn own_writes_of_a_secret_wake_nobody_and_others_do() {
+    fn own_writes_of_a_secret_do_not_requeue_the_user_and_other_writes_do() {
         let (own_writes, alice) = (OwnWrites::default(), user_ref("people", "alice"));
-        assert!(!own_writes.secret_seen(&alice, Some("1")), "she will be looked at anyway");
+        assert!(!own_writes.secret_seen(&alice, Some("1")), "the user is not reconciled yet");
         own_writes.begin(&alice);
         assert!(
             !own_writes.secret_seen(&alice, Some("2")),

@@ -1,4 +1,4 @@
-//! Writes what a reconciliation came to as conditions of the user.
+//! Turns the result of a reconciliation into conditions of the user.
 
 use super::apply::{Applied, ApplyError, SeedOutcome};
 use super::publish::{PublishError, Published};

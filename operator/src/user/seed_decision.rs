@@ -173,7 +173,7 @@ mod tests {
         SecretState::Ours { seed: Ok(seed(1)), rotated: rotated.map(str::to_owned) }
     }
 
-    fn spoilt() -> UnusableSeed {
+    fn unusable() -> UnusableSeed {
         UnusableSeed::NoKey { secret: "alice-totp".to_owned(), key: "secret".to_owned() }
     }
 
@@ -229,12 +229,12 @@ mod tests {
         assert_eq!(
             decide_on(&SeedInputs { found: Some(&before), rotate: None, ..inputs }),
             Decision::Keep(seed(1)),
-            "taking the annotation away asks for nothing"
+            "removing the annotation requests nothing"
         );
     }
 
     #[test]
-    fn somebody_elses_secret_is_never_adopted_and_a_predecessors_waited_for() {
+    fn a_secret_of_another_owner_is_never_adopted_and_one_of_a_predecessor_is_awaited() {
         for had_secret in [true, false] {
             let with = |found| {
                 decide_on(&SeedInputs { found: Some(found), had_secret, rotate: Some("1"), ..NEW })
@@ -248,15 +248,15 @@ mod tests {
     }
 
     #[test]
-    fn a_spoilt_secret_is_refused_until_a_rotation_is_asked_for() {
-        let found = SecretState::Ours { seed: Err(spoilt()), rotated: None };
+    fn an_invalid_secret_is_refused_until_a_rotation_is_requested() {
+        let found = SecretState::Ours { seed: Err(unusable()), rotated: None };
         let inputs = SeedInputs { found: Some(&found), had_secret: true, ..NEW };
-        assert_eq!(decide_on(&inputs), Decision::Refuse(SeedProblem::Invalid(spoilt())));
+        assert_eq!(decide_on(&inputs), Decision::Refuse(SeedProblem::Invalid(unusable())));
         assert_eq!(decide_on(&SeedInputs { rotate: Some("1"), ..inputs }), Decision::Rotate);
     }
 
     #[test]
-    fn an_imported_seed_goes_before_everything_that_was_there() {
+    fn an_imported_seed_takes_precedence_over_an_existing_secret() {
         let (import, found) = (Ok(seed(2)), ours(None));
         let inputs =
             SeedInputs { import: Some(&import), had_secret: true, rotate: Some("1"), ..NEW };
@@ -265,10 +265,10 @@ mod tests {
             decide_on(&SeedInputs { found: Some(&found), ..inputs.clone() }),
             Decision::Keep(seed(2))
         );
-        let import = Err(spoilt());
+        let import = Err(unusable());
         assert_eq!(
             decide_on(&SeedInputs { import: Some(&import), found: Some(&found), ..inputs }),
-            Decision::Refuse(SeedProblem::Import(spoilt()))
+            Decision::Refuse(SeedProblem::Import(unusable()))
         );
     }
 }

@@ -1,5 +1,5 @@
 //! Builds the user's status from the report of a reconciliation, and writes it only if it differs.
-//! A reconciliation without news leaves the status unchanged.
+//! A reconciliation that changes nothing leaves the status unchanged.
 
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
@@ -93,7 +93,7 @@ pub fn build(user: &TwoFactorUser, report: &Report, now: Timestamp) -> TwoFactor
         observed_generation: generation,
         conditions: conditions
             .into_iter()
-            .map(|(kind, told)| condition(&old.conditions, kind, told, generation, now))
+            .map(|(kind, state)| condition(&old.conditions, kind, state, generation, now))
             .collect(),
         // Facts about the past are kept.
         secret_name: report.secret_name.clone().or(old.secret_name),
@@ -103,7 +103,7 @@ pub fn build(user: &TwoFactorUser, report: &Report, now: Timestamp) -> TwoFactor
     }
 }
 
-/// Reason of a user that failed attempts have disabled.
+/// Reason of the condition of a user that failed attempts have disabled.
 pub const DISABLED_BY_FAILURES: &str = "DisabledByFailures";
 
 /// Whether the status says that failed attempts have disabled the user.
@@ -124,17 +124,17 @@ fn ready_says(user: &TwoFactorUser, what: impl Fn(&Condition) -> bool) -> bool {
 
 /// Summarizes the other conditions.
 fn ready(report: &Report) -> ConditionState {
-    let first_bad = [&report.secret, &report.published].into_iter().find(|told| !told.is_met);
-    match first_bad {
-        Some(bad) => bad.clone(),
+    let first_unmet = [&report.secret, &report.published].into_iter().find(|state| !state.is_met);
+    match first_unmet {
+        Some(unmet) => unmet.clone(),
         None if !report.enabled => {
             ConditionState::unmet("Disabled", "The user is disabled (spec.enabled is false)")
         }
         None if report.disabled_by_failures => ConditionState::unmet(
             DISABLED_BY_FAILURES,
             format!(
-                "A hundred failed attempts in a row have disabled the user: look into it, and then enable them with another \
-                 value of the annotation {}",
+                "A hundred failed attempts in a row have disabled the user: find the cause, and then enable the user with a \
+                 new value of the annotation {}",
                 labels::RESET_FAILURES_ANNOTATION
             ),
         ),
@@ -154,8 +154,8 @@ pub fn notices(old: Option<&TwoFactorUserStatus>, new: &TwoFactorUserStatus) -> 
         let Some(known) = KNOWN_REASONS.iter().find(|known| **known == condition.reason) else {
             continue;
         };
-        let told = notices.iter().any(|notice| notice.reason == *known);
-        if before(&condition.type_) != Some(now) && !told {
+        let is_listed = notices.iter().any(|notice| notice.reason == *known);
+        if before(&condition.type_) != Some(now) && !is_listed {
             notices.push(Notice {
                 warning: condition.status == "False" && *known != "Disabled",
                 reason: known,
@@ -241,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_changes_when_there_is_nothing_new_to_say() {
+    fn the_status_is_unchanged_if_the_report_is_unchanged() {
         let first = build(&user(None), &report(), whole_seconds(1_000_000));
         let second = build(&user(Some(first.clone())), &report(), whole_seconds(9_000_000));
         assert_eq!(first, second);
@@ -250,14 +250,14 @@ mod tests {
     }
 
     #[test]
-    fn ready_is_the_sum_of_the_others() {
+    fn ready_is_true_only_if_everything_else_is_in_order() {
         let status = |report: Report| build(&user(None), &report, whole_seconds(0));
         assert_eq!(ready_of(&status(report())), ("True", "Ready"));
-        let lost = ConditionState::unmet("SecretLost", "gone");
+        let lost = ConditionState::unmet("SecretLost", "deleted");
         assert_eq!(ready_of(&status(Report { secret: lost, ..report() })), ("False", "SecretLost"));
-        let away = ConditionState::unmet("StoreUnavailable", "away");
+        let unavailable = ConditionState::unmet("StoreUnavailable", "no answer");
         assert_eq!(
-            ready_of(&status(Report { published: away, ..report() })),
+            ready_of(&status(Report { published: unavailable, ..report() })),
             ("False", "StoreUnavailable")
         );
         assert_eq!(ready_of(&status(Report { enabled: false, ..report() })), ("False", "Disabled"));
@@ -269,14 +269,14 @@ mod tests {
     fn a_transition_time_changes_only_with_the_status() {
         let first = build(&user(None), &report(), whole_seconds(1000));
         let mut bad = report();
-        bad.secret = ConditionState::unmet("SecretLost", "gone");
+        bad.secret = ConditionState::unmet("SecretLost", "deleted");
         let second = build(&user(Some(first.clone())), &bad, whole_seconds(2000));
         let time = |status: &TwoFactorUserStatus, kind: &str| {
             let found = status.conditions.iter().find(|condition| condition.type_ == kind).unwrap();
             found.last_transition_time.0.as_second()
         };
         assert_eq!((time(&second, "SecretReady"), time(&second, "Published")), (2, 1));
-        bad.secret = ConditionState::unmet("SecretInvalid", "spoilt");
+        bad.secret = ConditionState::unmet("SecretInvalid", "no key");
         let third = build(&user(Some(second)), &bad, whole_seconds(5000));
         assert_eq!(time(&third, "SecretReady"), 2, "another reason is no transition");
     }
@@ -300,7 +300,7 @@ mod tests {
         conflict.secret = ConditionState::unmet("Conflict", "taken");
         conflict.published = ConditionState::unmet("Conflict", "taken");
         let second = build(&user(Some(first.clone())), &conflict, whole_seconds(2000));
-        let told = notices(Some(&first), &second);
-        assert_eq!(told, [Notice::warning("Conflict", "taken")]);
+        let emitted = notices(Some(&first), &second);
+        assert_eq!(emitted, [Notice::warning("Conflict", "taken")]);
     }
 }

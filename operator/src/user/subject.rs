@@ -1,4 +1,4 @@
-//! Holds what every step of a reconciliation asks of the user, computed once.
+//! Holds the values of a user that the steps of a reconciliation need, computed once.
 
 use kube::ResourceExt;
 use twofactor_api::{TwoFactorUser, labels};

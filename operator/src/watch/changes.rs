@@ -1,8 +1,9 @@
 //! Turns the events of kube's watcher into changes, so that every watch has to handle only objects
 //! that exist and objects that were deleted.
 //!
-//! A broken watch can miss deletions. kube then lists all objects again, and an object that is known
-//! but not in the new list is reported as deleted. For this, only the objects' keys are remembered.
+//! A broken watch can miss deletions. kube then lists all objects again, and an object that is
+//! known but not in the new list is reported as deleted. For this, only the objects' keys are
+//! remembered.
 
 use std::collections::HashSet;
 use std::collections::VecDeque;

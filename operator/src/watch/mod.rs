@@ -2,8 +2,8 @@
 //! their metadata only. Each watch keeps the state of one kind up to date and wakes the tasks that
 //! have to act on a change.
 //!
-//! Each kind has its own file. This file starts the watches, and [`changes`] turns their events into
-//! changes.
+//! Each kind has its own file. This file starts the watches, and [`changes`] turns their events
+//! into changes.
 
 use std::fmt::Debug;
 use std::time::Duration;
@@ -131,8 +131,8 @@ fn describe(error: watcher::Error) -> String {
     }
 }
 
-/// Pauses before a broken watch starts again, from 200 ms to 5 s. kube's default pauses grow to 30 s,
-/// during which a deleted user could still be verified.
+/// Pauses before a broken watch starts again, from 200 ms to 5 s. kube's default pauses grow to
+/// 30 s, during which a deleted user could still be verified.
 struct Pauses(Duration);
 
 impl Default for Pauses {

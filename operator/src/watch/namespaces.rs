@@ -1,5 +1,5 @@
-//! Watches the metadata of namespaces for the leader. It keeps the realms up to date, and schedules the
-//! removal of everything that belonged to a deleted namespace.
+//! Watches the metadata of namespaces for the leader. It keeps the realms up to date, and schedules
+//! the removal of everything that belonged to a deleted namespace.
 
 use std::sync::Arc;
 
@@ -30,7 +30,7 @@ pub async fn run(context: Arc<Context>, synced: Synced, stop: CancellationToken)
 fn applied(context: &Context, namespace: &PartialObjectMeta<Namespace>) {
     let name = namespace.name_any();
     if context.realms.registry.namespace_seen(&name, &namespace.uid().unwrap_or_default()) {
-        // This is another namespace of the same name, and the published data belongs to the old one.
+        // The namespace was created again, and the published data belongs to the old one.
         context.runtime.removals.notify_one();
         let users = context.users.usernames().names(&name);
         if !users.is_empty() {

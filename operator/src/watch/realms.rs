@@ -1,4 +1,5 @@
-//! Watches realms, and the metadata of namespaces, in every replica. It keeps [`Policies`] up to date.
+//! Watches realms, and the metadata of namespaces, in every replica. It keeps [`Policies`] up to
+//! date.
 
 use std::sync::Arc;
 

@@ -53,7 +53,8 @@ pub async fn users(context: Arc<Context>, watched: WatchedNamespaces, stop: Canc
     }
 }
 
-/// The user that the Secret belongs to. The name says it, because an owner reference can be removed.
+/// The user that the Secret belongs to. The name says it, because an owner reference can be
+/// removed.
 fn owner(secret: &PartialObjectMeta<Secret>) -> Option<UserRef> {
     let (namespace, name) = (secret.namespace()?, secret.name_any());
     Some(user_ref(&namespace, name.strip_suffix(labels::SECRET_SUFFIX)?))
@@ -71,8 +72,9 @@ fn user_secret_changed(context: &Context, secret: &PartialObjectMeta<Secret>, ex
 /// Watches credentials in every namespace until `stop`. It ignores credentials of realms that this
 /// operator does not reconcile.
 ///
-/// Even if the operator reconciles only some namespaces, the watch covers the whole cluster, because
-/// realms can allow any namespace. It needs the same kind of permission as the watch of namespaces.
+/// Even if the operator reconciles only some namespaces, the watch covers the whole cluster,
+/// because realms can allow any namespace. It needs the same kind of permission as the watch of
+/// namespaces.
 pub async fn credentials(
     context: Arc<Context>,
     watched: WatchedNamespaces,

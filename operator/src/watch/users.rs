@@ -1,5 +1,5 @@
-//! Watches users. It keeps the store of users and the index of usernames up to date, and queues every
-//! user that has to be reconciled.
+//! Watches users. It keeps the store of users and the index of usernames up to date, and queues
+//! every user that has to be reconciled.
 
 use std::sync::Arc;
 
@@ -30,8 +30,8 @@ pub async fn run(
     // The keys include objects that this version cannot read.
     let mut changes = Changes::new(events, reference);
     let mut users = Users { context, writer };
-    // Marks the store as complete now, because users of several lists go into it one by one. No user
-    // is reconciled before all lists are complete.
+    // Marks the store as complete now, because users of several lists go into it one by one. No
+    // user is reconciled before all lists are complete.
     users.writer.apply_watcher_event(&Event::Init);
     users.writer.apply_watcher_event(&Event::InitDone);
     while let Some(Some(change)) = stop.run_until_cancelled(changes.next()).await {

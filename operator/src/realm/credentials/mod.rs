@@ -301,8 +301,8 @@ async fn reconcile_secret(
         // Another process of the operator has set this login: see `Isolation::after`.
         Some(found) if *context.services.isolation.borrow() == Isolation::SharedLogin => {
             url_in(found)
-                .filter(|told| {
-                    told.expose_secret().contains(&data_encoding::HEXLOWER.encode(&login.tag))
+                .filter(|url| {
+                    url.expose_secret().contains(&data_encoding::HEXLOWER.encode(&login.tag))
                 })
                 .unwrap_or_else(|| redis_url(context, &realm, &login))
         }

@@ -143,7 +143,8 @@ impl Authority {
     /// Fails if the operating system has no randomness.
     pub fn generate(lifetime: Duration, now: UnixMillis) -> Result<Self, AuthorityError> {
         let mut params = CertificateParams::default();
-        // A unique name, so that programs that compare names do not confuse old and new authorities.
+        // A unique name, so that programs that compare names do not confuse old and new
+        // authorities.
         params.distinguished_name =
             common_name(&format!("twofactor-operator webhook {}", now.millis()));
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
@@ -187,8 +188,8 @@ impl Authority {
         &self.key
     }
 
-    /// Signs a server's certificate for `names`, valid for `lifetime` from `now`, but no longer than
-    /// the authority.
+    /// Signs a server's certificate for `names`, valid for `lifetime` from `now`, but no longer
+    /// than the authority.
     ///
     /// # Errors
     /// Fails if the names are invalid.

@@ -2,10 +2,10 @@
 //! trust.
 //!
 //! The leader manages an authority in a Secret and publishes its certificate in the webhook
-//! configuration ([`manage_authority`]). Every replica signs its own short-lived certificate with it
-//! ([`refresh_certificate`]). [`rotation`] decides the next step without I/O, and [`authority`] signs.
-//! Both tasks read every few seconds instead of watching, because the objects are few and small, and
-//! a failed read is followed by the next one.
+//! configuration ([`manage_authority`]). Every replica signs its own short-lived certificate with
+//! it ([`refresh_certificate`]). [`rotation`] decides the next step without I/O, and [`authority`]
+//! signs. Both tasks read every few seconds instead of watching, because the objects are few and
+//! small, and a failed read is followed by the next one.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -88,8 +88,8 @@ enum RoundError {
     Tls(#[from] rustls::Error),
 }
 
-/// Manages the authority and publishes it in the webhook configuration, until `stop`. Only the leader
-/// runs this.
+/// Manages the authority and publishes it in the webhook configuration, until `stop`. Only the
+/// leader runs this.
 pub async fn manage_authority(
     client: Client,
     settings: Settings,
@@ -116,7 +116,7 @@ pub async fn manage_authority(
     }
 }
 
-/// Keeps a valid certificate of this replica in `current`, until `stop`. `ready` is good while the
+/// Keeps a valid certificate of this replica in `current`, until `stop`. `ready` passes while the
 /// webhook configuration contains the certificate's authority.
 pub async fn refresh_certificate(
     client: Client,
@@ -146,11 +146,11 @@ pub async fn refresh_certificate(
                     .log(&format!("failed to refresh the webhook's certificate: {error}"));
             }
         }
-        let good = refresher.is_ready(clock.now());
-        if good != ready.passes() {
-            tracing::info!(ready = good, "webhook certificate readiness changed");
+        let is_ready = refresher.is_ready(clock.now());
+        if is_ready != ready.passes() {
+            tracing::info!(ready = is_ready, "webhook certificate readiness changed");
         }
-        ready.set(good);
+        ready.set(is_ready);
         if stop.run_until_cancelled(tokio::time::sleep(poll)).await.is_none() {
             return;
         }

@@ -2,8 +2,8 @@
 //! state, the roots in the webhook configuration and the time, and returns the step and the state
 //! after it. No I/O.
 //!
-//! An authority is replaced in phases, so that every certificate of a replica fits every bundle that
-//! an API server may still use:
+//! An authority is replaced in phases, so that every certificate of a replica fits every bundle
+//! that an API server may still use:
 //!
 //! 1. the next authority is created, and the bundle contains it beside the current one;
 //! 2. after the bundle has contained it for the grace time, so that every API server knows it, it
@@ -56,7 +56,8 @@ impl Lifetimes {
 }
 
 /// Time before the end of a root in which the whole grace time is not waited for. After a change to
-/// longer lifetimes, the grace time may be longer than the rest of an authority with a short lifetime.
+/// longer lifetimes, the grace time may be longer than the rest of an authority with a short
+/// lifetime.
 fn hurry(root: &Root) -> Duration {
     Duration::from_secs(10).min(root.lifetime() / 5)
 }

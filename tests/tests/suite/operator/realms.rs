@@ -158,7 +158,7 @@ async fn a_namespace_is_allowed_while_its_label_matches() {
     );
     let message =
         wait_condition(&cluster, "NamespacesMatched", "False", "SelectorMatchesNothing").await;
-    assert!(message.contains("chooses no namespace"), "{message}");
+    assert!(message.contains("matches no namespace"), "{message}");
     wait_condition(&cluster, "Ready", "True", "Ready").await;
     assert!(cluster.credentials_in(&kms, "caller").is_none());
 
