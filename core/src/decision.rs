@@ -13,7 +13,7 @@
 //!    expiry.
 //! 4. An authenticator's code must be of a step within the skew, later than every accepted one, and
 //!    later than anything that could have been accepted before the store lost data.
-//! 5. A success burns the step for every caller, and all outstanding codes of its caller.
+//! 5. A success marks the step used for every caller, and all outstanding codes of its caller.
 //! 6. A wrong, expired or never issued code counts as a failure; a used one and a request while
 //!    blocked do not.
 //! 7. A hundred failures in a row, of all callers together, disable the user until an administrator

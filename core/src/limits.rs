@@ -100,9 +100,9 @@ impl Asked {
         self.last = Some(now);
     }
 
-    /// Cancels the pause after the code that was issued at `moment`, because the provider refused
-    /// it and the user does not have it. It still counts for the hour.
-    pub(crate) fn give_back_the_pause(&mut self, moment: UnixMillis) {
+    /// Cancels the interval that began with the code issued at `moment`, because the provider
+    /// refused it and the user does not have it. The code still counts for the hour.
+    pub(crate) fn undo_last_interval(&mut self, moment: UnixMillis) {
         if self.last == Some(moment) {
             self.last = None;
         }
@@ -192,13 +192,13 @@ mod tests {
         let limits = Limits { generates_per_hour: 1, ..Limits::default() };
         let mut asked = Asked::default();
         asked.add(limits, seconds(0));
-        asked.give_back_the_pause(seconds(1));
+        asked.undo_last_interval(seconds(1));
         assert_eq!(
             wait(&asked, Limits::default(), 1),
             Some(59),
             "another request's moment changes nothing"
         );
-        asked.give_back_the_pause(seconds(0));
+        asked.undo_last_interval(seconds(0));
         assert_eq!(wait(&asked, Limits::default(), 1), None);
         assert_eq!(wait(&asked, limits, 1), Some(3599));
     }

@@ -18,7 +18,7 @@ use crate::seal::{self, Revision, Subject};
 use crate::token::TokenSettings;
 
 /// Initial size of the buffer, enough for a bundle of certificates beside everything else.
-const LARGEST_REALM: usize = 64 * 1024;
+const INITIAL_BUFFER: usize = 64 * 1024;
 
 /// Duration for which a delivered code is accepted: 1 to 10 minutes, the maximum that NIST SP
 /// 800-63B allows.
@@ -76,7 +76,7 @@ pub struct RealmRecord {
     /// namespace does not serve.
     #[serde(default)]
     pub callers: Option<BTreeSet<String>>,
-    /// Absent if the answer to a success contains no token.
+    /// Token settings; absent if the realm issues no tokens.
     #[serde(default)]
     pub tokens: Option<TokenSettings>,
     /// Whether answers hide who is a user and why a code was not accepted.
@@ -95,7 +95,7 @@ pub struct RealmRecord {
 }
 
 impl Default for RealmRecord {
-    /// The contract's defaults, and no provider.
+    /// The documented defaults (docs/reference/configuration.md).
     fn default() -> Self {
         Self {
             issuer: "FountainAI".to_owned(),
@@ -120,7 +120,7 @@ impl RealmRecord {
         revision: Revision,
         random: &mut impl CryptoRng,
     ) -> Vec<u8> {
-        seal::seal(keys, Subject::Realm, revision, &to_plaintext(self, LARGEST_REALM), random)
+        seal::seal(keys, Subject::Realm, revision, &to_plaintext(self, INITIAL_BUFFER), random)
     }
 
     /// Opens a realm's record.

@@ -33,7 +33,7 @@ pub enum StoreError {
     Undecided(#[from] Undecided),
     /// Redis is unreachable, too slow, or rejected the command. A decision may have been made
     /// nevertheless.
-    #[error("Redis does not answer")]
+    #[error("Redis is unavailable or rejected the command")]
     Unavailable(#[source] ::redis::RedisError),
     /// Redis sent a reply that no script of this version sends.
     #[error("Redis sent a reply that this version does not understand")]
@@ -61,7 +61,7 @@ impl From<::redis::RedisError> for StoreError {
 pub struct RealmSnapshot {
     /// The sealed realm record.
     pub sealed: Option<Vec<u8>>,
-    /// Whether every user of the realm was published, on a checked node.
+    /// Whether every user of the realm was published, on a checked node (see the glossary).
     pub complete: bool,
 }
 
@@ -89,7 +89,7 @@ pub struct Publication {
     pub sealed: Vec<u8>,
     /// Whether the seed is new, so that no code of it can have been used.
     pub fresh: bool,
-    /// Whether codes in flight are burned, because the seed or the destination has changed.
+    /// Whether codes in flight are marked used, because the seed or the destination has changed.
     pub revoke: bool,
     /// The request to reset the user's failures. It is carried out unless it is the same as the
     /// last one.
@@ -99,9 +99,10 @@ pub struct Publication {
 /// A Redis server that makes decisions, as the publisher has read it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NodeInspection {
-    /// The identity of the node, which changes with every start and every promotion.
+    /// The identity of the node, which changes with every start and every promotion. It also
+    /// changes when the first replica is attached.
     pub identity: String,
-    /// True if the node holds no keys, so no partial loss is possible.
+    /// True if the node holds no keys, so it has lost everything or nothing.
     pub empty: bool,
 }
 
@@ -125,7 +126,8 @@ impl Inspection {
     }
 }
 
-/// Where the data is. Both kinds follow the same rules: one conformance suite runs against both.
+/// A store in memory or in Redis. Both follow the same rules: one conformance suite runs against
+/// both.
 /// Operations are those of [`Decisions`] and [`Publishing`].
 #[derive(Clone, Debug)]
 pub enum Store {

@@ -35,12 +35,12 @@ pub struct UserState {
     /// Codes of steps up to this moment, and codes issued up to it, may have been used before the
     /// store lost data.
     since: UnixMillis,
-    /// Steps that begin before this moment are burned.
+    /// Steps that begin before this moment are used.
     accepted_until: UnixMillis,
     failures: HashMap<Caller, FailureRun>,
     /// Whether there were too many failures in a row.
     disabled: bool,
-    /// Returns the last request to reset the failures that was carried out.
+    /// The last request to reset the failures that was carried out.
     reset: Option<String>,
     issued: HashMap<(Caller, CodeTag), IssuedCode>,
     asked: Asked,
@@ -85,13 +85,13 @@ impl UserState {
         self.revision
     }
 
-    /// Makes a new record current. With `revoke`, the codes in flight are burned, because the seed
-    /// or the destination has changed.
+    /// Makes a new record current. With `revoke`, the codes in flight are marked used, because the
+    /// seed or the destination has changed.
     pub fn publish(&mut self, revision: Revision, revoke: bool) {
         self.revision = revision;
         if revoke {
-            // Their steps are burned too: the same digits must neither be issued again nor be
-            // accepted from an authenticator.
+            // Their steps are marked used too: the same digits must neither be issued again nor
+            // be accepted from an authenticator.
             for code in self.issued.values_mut() {
                 code.consumed = true;
                 self.accepted_until = self.accepted_until.max(end_of(code.step, code.period));
@@ -222,7 +222,7 @@ impl UserState {
     fn verify_authenticator(&mut self, request: &Verification, now: UnixMillis) -> Verdict {
         let current = step_at(now, request.period);
         let skew = u64::from(request.skew);
-        // The latest matching step, because burning it also burns an earlier one with the same
+        // The latest matching step, because using it also uses an earlier one with the same
         // code.
         let Some(step) =
             request.matches.iter().filter(|step| step.number().abs_diff(current) <= skew).max()
@@ -267,7 +267,7 @@ impl UserState {
         issue
     }
 
-    /// Returns the moment until which this caller's last code is accepted, if it still is.
+    /// Returns the latest expiry among this caller's unused codes.
     fn in_flight(&self, caller: &Caller, now: UnixMillis) -> Option<UnixMillis> {
         let lost = |code: &IssuedCode| self.since.millis() > 0 && code.issued_at <= self.since;
         let codes = self.issued.iter().filter(|((of, _), _)| of == caller).map(|(_, code)| code);
@@ -302,7 +302,8 @@ impl UserState {
         if ends.len() >= MAXIMUM_CODES_IN_FLIGHT
             && let Some(first) = ends.into_iter().min()
         {
-            // In the millisecond in which it ends, the entry still exists.
+            // One millisecond more, because an entry is kept through the millisecond in which it
+            // expires.
             let retry_after = now.until(first.offset(1));
             return Issue::TooSoon { retry_after, in_flight: self.in_flight(&request.caller, now) };
         }
@@ -321,8 +322,9 @@ impl UserState {
     /// Records what became of a delivery.
     pub fn record_delivery(&mut self, report: &DeliveryReport, now: UnixMillis) {
         match report.event {
-            Event::Refused { asked_at } => self.asked.give_back_the_pause(asked_at),
-            // A realm that has reached its limit gets no more requests than one that sends codes.
+            Event::Refused { asked_at } => self.asked.undo_last_interval(asked_at),
+            // The interval still applies, so that a realm at its limit is not asked more often than
+            // one that sends codes.
             Event::DeliveryLimitReached
             | Event::Sent
             | Event::NoSecret

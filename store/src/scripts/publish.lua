@@ -21,16 +21,16 @@ end
 redis.call('HSET', state_key, 'revision', revision)
 redis.call('SET', record_key, sealed)
 if revoke then
-  -- The steps of codes in flight are burned too: the same digits must neither be issued again nor
-  -- be accepted from an authenticator.
-  local burned = tonumber(redis.call('HGET', state_key, 'until'))
+  -- The steps of codes in flight are marked used too: the same digits must neither be issued again
+  -- nor be accepted from an authenticator.
+  local used_until = tonumber(redis.call('HGET', state_key, 'until'))
   local log = redis.call('HGETALL', otp_key)
   for index = 1, #log, 2 do
     local entry = read_entry(log[index + 1])
     entry.consumed = true
     write_entry(otp_key, log[index], entry)
-    burned = math.max(burned, end_of(entry.step, entry.period))
+    used_until = math.max(used_until, end_of(entry.step, entry.period))
   end
-  redis.call('HSET', state_key, 'until', whole(burned))
+  redis.call('HSET', state_key, 'until', whole(used_until))
 end
 return { 'published', 0 }

@@ -22,8 +22,8 @@ for number in string.gmatch(matches, '%d+') do
 end
 
 local function accept(step, step_period)
-  -- The write that burns the code comes first: if Redis is out of memory, it fails and nothing is
-  -- accepted.
+  -- The write that marks the code used comes first: if Redis is out of memory, it fails and nothing
+  -- is accepted.
   redis.call('HSET', state_key, 'until', whole(math.max(accepted_until, end_of(step, step_period))))
   if state[4] then redis.call('HDEL', state_key, 'failures:' .. caller, 'blocked:' .. caller) end
   return done('accepted', 0)
@@ -66,7 +66,7 @@ local entry = read_entry(text)
 if entry.consumed or (since > 0 and entry.issued <= since) then return done('used', 0) end
 if now > entry.expires then return fail('expired') end
 
--- The step is burned for every caller, and with it all other codes of this caller.
+-- The step is marked used for every caller, and with it all other codes of this caller.
 local log = redis.call('HGETALL', otp_key)
 for index = 1, #log, 2 do
   local other = read_entry(log[index + 1])

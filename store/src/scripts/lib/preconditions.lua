@@ -3,7 +3,7 @@
 
 -- Returns nil if all preconditions hold, otherwise the reply to send. The other return values are
 -- the current time, the moment up to which codes may have been used before Redis lost data, the
--- moment up to which steps are burned, and the user's state: revision, since, until, then `fields`.
+-- moment up to which steps are used, and the user's state: revision, since, until, then `fields`.
 local function preconditions(fields)
   local node = node_identity()
   local checked_since = string.match(' ' .. checked_nodes, ' ' .. node .. '=(%d+)')
