@@ -1,8 +1,8 @@
 //! Delivers codes to users.
 //!
 //! The destination comes from the user's record and from nowhere else. A channel is one file beside
-//! this one and one line in [`channels`]. The timeout, the maximum number of deliveries and the
-//! second attempt are here, because they are the same for all channels.
+//! this one, its `mod` line, and one line in [`channels`]. The timeout, the maximum number of
+//! deliveries and the second attempt are here, because they are the same for all channels.
 
 mod console;
 mod email;

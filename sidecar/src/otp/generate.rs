@@ -5,7 +5,7 @@ use std::sync::Arc;
 use twofactor_core::code::Code;
 use twofactor_core::time::UnixMillis;
 
-use crate::otp::decide;
+use crate::otp::ask_store;
 use crate::otp::outcome_log::record_generate;
 use crate::otp::records::Answers;
 use crate::otp::requests::{CodeRequest, Generated, Issued};
@@ -45,7 +45,7 @@ pub async fn generate(service: &Arc<Service>, request: CodeRequest) -> Result<Co
 
 /// Within the same time step and context, this sends the same code again if the limits allow it.
 async fn issue_and_send(service: &Service, request: &CodeRequest) -> Result<Generated, Refusal> {
-    let issued = decide::within_timeout(issue(service, request)).await?;
+    let issued = ask_store::within_timeout(issue(service, request)).await?;
     // Not within the timeout, because a code in the OTP log that is not sent has to be reported.
     send(service, issued, request).await
 }
@@ -57,5 +57,5 @@ async fn issue(service: &Service, request: &CodeRequest) -> Result<Issued, Refus
         // No decision would show that this record is outdated, so it is read again.
         user = service.records.reload_enabled(user.pseudonym).await?;
     }
-    decide::issue(service, user, realm, request).await
+    ask_store::issue(service, user, realm, request).await
 }

@@ -1,11 +1,11 @@
 //! Answers requests to generate and to verify a code.
 //!
 //! Order of the files, each of which uses those below it only: [`generate`] and [`verify`];
-//! [`uniform`], the same with uniform answers; [`send`]; [`decide`]; [`service`]; [`records`].
+//! [`uniform`], the same with uniform answers; [`send`]; [`ask_store`]; [`service`]; [`records`].
 
 mod answer_time;
+mod ask_store;
 pub mod background;
-mod decide;
 pub mod generate;
 pub mod outcome_log;
 pub mod records;

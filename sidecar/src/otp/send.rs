@@ -5,7 +5,7 @@ use twofactor_core::decision::Event;
 use twofactor_core::limits::Allowance;
 
 use crate::delivery::Message;
-use crate::otp::decide::report_event;
+use crate::otp::ask_store::report_event;
 use crate::otp::requests::{CodeRequest, Generated, Issued};
 use crate::otp::service::Service;
 use crate::refusal::Refusal;

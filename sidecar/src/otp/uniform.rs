@@ -16,7 +16,7 @@ use twofactor_core::time::UnixMillis;
 use twofactor_store::StoreError;
 
 use crate::otp::answer_time::{self, wait_for_answer_slot};
-use crate::otp::decide;
+use crate::otp::ask_store;
 use crate::otp::outcome_log::record_generate;
 use crate::otp::records::{CurrentUser, Lookup, Realm};
 use crate::otp::requests::{CodeRequest, Issued, VerifyRequest};
@@ -36,9 +36,9 @@ pub async fn verify(
     request: &VerifyRequest,
 ) -> Result<Verdict, Refusal> {
     match service.records.look_up(&request.username).await? {
-        Lookup::Enabled(user) => decide::verify(service, user, realm, request).await,
+        Lookup::Enabled(user) => ask_store::verify(service, user, realm, request).await,
         Lookup::Unknown(dummy) => {
-            let verification = decide::verification(service, &dummy, realm, request);
+            let verification = ask_store::verification(service, &dummy, realm, request);
             expect_no_decision(service.store.verify(&dummy.pseudonym, &verification).await)?;
             Err(Refusal::UnknownUser)
         }
@@ -72,7 +72,7 @@ async fn generate_in_background(
     let task = service.clone();
     service.background.spawn(async move {
         let expires_at = answer_time::expires_at(task.store.now(), realm.record.otp_lifetime);
-        let decided = decide::within_timeout(issue(&task, &request)).await;
+        let decided = ask_store::within_timeout(issue(&task, &request)).await;
         // A client that hung up changes nothing.
         let result = match decided {
             Err(Refused { refusal, .. }) if refusal.is_same_for_every_name() => {
@@ -87,7 +87,7 @@ async fn generate_in_background(
             Err(Refused { refusal, event }) => {
                 let _ = answer.send(Ok(expires_at));
                 if let Some((user, event)) = event {
-                    decide::report_event(&task, &user, &realm, &request.origin, event).await;
+                    ask_store::report_event(&task, &user, &realm, &request.origin, event).await;
                 }
                 Err(refusal)
             }
@@ -118,7 +118,7 @@ async fn issue(service: &Service, request: &CodeRequest) -> Result<Issued, Refus
     let realm = service.realm().await?;
     let (pseudonym, refused) = match service.records.look_up(&request.username).await? {
         Lookup::Enabled(user) if service.can_send(&user.record, &realm.record) => {
-            return Ok(decide::issue(service, user, realm, request).await?);
+            return Ok(ask_store::issue(service, user, realm, request).await?);
         }
         Lookup::Enabled(user) => {
             let (refusal, event) = match user.record.seed {
@@ -130,7 +130,7 @@ async fn issue(service: &Service, request: &CodeRequest) -> Result<Issued, Refus
         Lookup::Unknown(dummy) => (dummy.pseudonym, Refusal::UnknownUser.into()),
     };
     let dummy = service.records.dummy(pseudonym);
-    if let Some((issuance, _)) = decide::issuance(service, &dummy, &realm, request) {
+    if let Some((issuance, _)) = ask_store::issuance(service, &dummy, &realm, request) {
         expect_no_decision(service.store.issue(&dummy.pseudonym, &issuance).await)?;
     }
     Err(refused)

@@ -11,7 +11,7 @@ use twofactor_core::realm::RealmRecord;
 use twofactor_core::token::{Audience, TokenLifetime};
 
 use crate::otp::answer_time::wait_for_answer_slot;
-use crate::otp::decide;
+use crate::otp::ask_store;
 use crate::otp::outcome_log::record_verify;
 use crate::otp::records::Answers;
 use crate::otp::requests::VerifyRequest;
@@ -52,7 +52,7 @@ async fn decide_and_sign(
     request: &VerifyRequest,
 ) -> (Answers, Result<Option<String>, Refusal>) {
     let mut answers = Answers::Precise;
-    let decided = decide::within_timeout(async {
+    let decided = ask_store::within_timeout(async {
         let realm = service.realm().await?;
         answers = realm.answers;
         // Before the code is accepted, because no other token could be asked for with it.
@@ -60,7 +60,7 @@ async fn decide_and_sign(
         let verdict = match answers {
             Answers::Precise => {
                 let user = service.records.enabled_user(&request.username).await?;
-                decide::verify(service, user, &realm, request).await?
+                ask_store::verify(service, user, &realm, request).await?
             }
             Answers::Uniform => uniform::verify(service, &realm, request).await?,
         };

@@ -19,14 +19,14 @@ pub(super) struct Status {
     status: &'static str,
 }
 
-/// Whether the service runs. It says nothing about Redis: that is what the admin port's
-/// `/readyz?verbose` is for.
+/// Whether the service runs. It says nothing about Redis. For that, see `/readyz?verbose` on the
+/// admin port.
 #[utoipa::path(
     get, path = "/", tag = "Health Check", operation_id = "getHealthStatus", summary = "Is the service running?",
     responses(
         (status = 200, description = "It runs.", body = Status),
-        (status = 403, description = "A web page from elsewhere asks.", body = Problem, content_type = "application/problem+json"),
-        (status = 405, description = "Only GET is answered.", body = Problem, content_type = "application/problem+json"),
+        (status = 403, description = "The request comes from a browser page of another origin.", body = Problem, content_type = "application/problem+json"),
+        (status = 405, description = "The method is not GET.", body = Problem, content_type = "application/problem+json"),
     )
 )]
 pub(super) async fn health_route(service: Arc<Service>, method: Method) -> Response {

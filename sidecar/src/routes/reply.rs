@@ -25,7 +25,7 @@ pub(super) struct Request {
 pub(super) enum CommonProblems {
     #[response(
         status = 403,
-        description = "A web page from elsewhere asks.",
+        description = "The request comes from a browser page of another origin.",
         content_type = "application/problem+json"
     )]
     ForeignOrigin(Problem),
