@@ -1,16 +1,21 @@
 //! Gives every `TwoFactorUser` a Secret with a seed and publishes the user to the sidecars.
 //!
-//! The Secret is the source of truth; Redis holds a projection of it that can be rebuilt at any
-//! time. Every replica admits pods, and one of them, the leader, reconciles users and realms.
+//! The Secret is the source of truth. The records in Redis can be rebuilt from it at any time; the
+//! OTP log, used steps and failures cannot. Every replica admits pods, and one of them, the leader,
+//! reconciles users and realms.
 //!
 //! The layers, of which each may use those below it, as the test `structure` checks:
 //!
-//! 1. [`cli`] reads flags; `process` starts, supervises and ends the tasks of one replica.
-//! 2. `redis` keeps Redis complete and clean; `user` reconciles one `TwoFactorUser`.
-//! 3. `realm` reconciles one `TwoFactorRealm`; `watch` follows the API server; `webhook` admits
+//! 1. `main` is the entry point; [`testing`] exports what the tests need.
+//! 2. [`cli`] reads flags.
+//! 3. `process` starts, supervises and ends the tasks of one replica.
+//! 4. `redis` keeps Redis complete and clean.
+//! 5. `user` reconciles one `TwoFactorUser`.
+//! 6. `realm` reconciles one `TwoFactorRealm`; `watch` follows the API server; `webhook` admits
 //!    pods.
-//! 4. `state` holds what the process knows, and starts nothing.
-//! 5. `k8s` talks to the API server; `metrics` counts; `failpoint` crashes where a test wants it.
+//! 7. `state` holds what the process knows, and starts nothing.
+//! 8. `k8s` talks to the API server; `metrics` counts; `failpoint` ends the process at a point that
+//!    a test chooses.
 
 #![allow(
     unreachable_pub,

@@ -1,4 +1,4 @@
-//! Returns the delay after a failure: it doubles with each failure in a row, and has jitter so that
+//! Computes retry delays: a delay doubles with each failure in a row, and has jitter so that
 //! objects that failed together are not retried together.
 
 use std::collections::HashMap;
@@ -13,7 +13,7 @@ const FIRST: Duration = Duration::from_secs(1);
 /// Longest delay if the object or a permission has to be fixed.
 pub const LONGEST: Duration = Duration::from_mins(5);
 /// Longest delay if a server is unavailable, because it recovers without a change of the object.
-pub const LONGEST_AWAY: Duration = Duration::from_secs(5);
+pub const LONGEST_UNAVAILABLE: Duration = Duration::from_secs(5);
 
 /// The failures in a row of each object.
 #[derive(Debug)]
@@ -77,7 +77,7 @@ mod tests {
         for seconds in [1, 2, 4, 8] {
             expect(LONGEST, seconds);
         }
-        expect(LONGEST_AWAY, 5);
+        expect(LONGEST_UNAVAILABLE, 5);
         for _ in 0..40 {
             backoff.failed(&"alice", LONGEST, &mut UnwrapErr(SysRng));
         }

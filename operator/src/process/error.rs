@@ -42,7 +42,7 @@ pub enum StartError {
     #[error("the UID of the namespace {CLUSTER_NAMESPACE} is not usable: set --installation")]
     InstallationName,
     /// Another replica may lead now.
-    #[error("the leadership is lost")]
+    #[error("leadership lost")]
     LeadershipLost,
     /// TLS cannot be configured, which is a defect.
     #[error("TLS: {0}")]

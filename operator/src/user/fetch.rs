@@ -25,7 +25,8 @@ pub struct FetchError {
 /// What was read.
 #[derive(Debug)]
 pub struct Fetched {
-    /// The user's Secret; absent if it was not looked up, because it cannot exist yet.
+    /// The user's Secret; absent if it was not looked up, because creating it shows
+    /// whether it exists.
     pub own: Option<Own>,
     /// The seed that the user imports, if the user imports one.
     pub import: Option<Result<Seed, UnusableSeed>>,
@@ -41,15 +42,15 @@ pub struct Own {
     pub secret: Option<Secret>,
 }
 
-/// Whether this user object has had a Secret before. A later object of the same name has a status
-/// of its own.
+/// Whether this user object has had a Secret before. If the user was deleted and created again,
+/// the new object starts with an empty status.
 pub fn had_secret(user: &TwoFactorUser) -> bool {
     user.status.as_ref().is_some_and(|status| status.secret_name.is_some())
 }
 
 /// Reads the Secrets of the user. The Secret of a new user is not looked up, because an attempt to
 /// create it shows whether it exists. `known_to_have_seed` is what this process remembers, because
-/// the status may be late or not written.
+/// the status write may have failed, or the watch may not have delivered it yet.
 pub async fn fetch(
     client: &Client,
     subject: &Subject<'_>,

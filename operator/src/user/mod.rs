@@ -35,7 +35,7 @@ use self::seed_decision::SeedProblem;
 use self::status::StatusError;
 use self::subject::Subject;
 use crate::failpoint::{self, Step};
-use crate::k8s::backoff::{LONGEST, LONGEST_AWAY, jittered};
+use crate::k8s::backoff::{LONGEST, LONGEST_UNAVAILABLE, jittered};
 use crate::metrics::Outcome;
 use crate::realm::record;
 use crate::state::queue;
@@ -80,7 +80,7 @@ impl ReconcileError {
             Self::Apply(ApplyError::Write { source, .. }) => source.is_temporary(),
             Self::Apply(ApplyError::SecretKeepsChanging(_)) | Self::Publish(_) => true,
         };
-        if temporary { LONGEST_AWAY } else { LONGEST }
+        if temporary { LONGEST_UNAVAILABLE } else { LONGEST }
     }
 }
 

@@ -60,7 +60,8 @@ pub enum UnusableSeed {
 /// What the decision depends on.
 #[derive(Clone, Debug)]
 pub struct SeedInputs<'a> {
-    /// The state of the user's Secret; absent if it was not looked up, because it cannot exist yet.
+    /// The state of the user's Secret; absent if it was not looked up, because creating it
+    /// shows whether it exists.
     pub found: Option<&'a SecretState>,
     /// The imported seed, if the user imports one.
     pub import: Option<&'a Result<Seed, UnusableSeed>>,

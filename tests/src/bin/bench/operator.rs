@@ -99,15 +99,15 @@ pub(crate) async fn run(users: usize) {
     );
 }
 
-/// The table's head.
+/// Prints the table's header.
 pub(crate) fn print_head() {
     println!(
-        "\nUsers that exist when the operator starts, until all are ready; a bare client makes the same two writes"
+        "\nTime until all existing users are ready after the operator starts. For comparison, a bare client makes"
     );
     println!(
-        "for each, {CONCURRENCY} at a time. Then Redis is emptied, until the realm is complete again.\n"
+        "the same two writes per user, {CONCURRENCY} at a time. Then Redis is flushed: time until the realm is complete again.\n"
     );
-    println!("  users | all ready   | bare client   | ratio | memory now    | at most   | refill");
+    println!("  users | all ready   | bare client   | ratio | memory now    | peak      | refill");
 }
 
 type Call = (Method, String, &'static str, Value);
@@ -125,7 +125,7 @@ fn create_user(namespace: &str, number: usize) -> Call {
     )
 }
 
-/// A Secret as large as that of the operator, picture included.
+/// A Secret as large as the one that the operator writes, including the QR picture.
 fn create_secret(namespace: &str, number: usize) -> Call {
     let body = json!({
         "apiVersion": "v1", "kind": "Secret", "type": "Opaque",

@@ -26,9 +26,9 @@ use twofactor_tests::sidecar::SidecarProcess;
 
 use crate::support::world::{random, realm_id, record};
 
-/// A request that the sidecar has to answer or to end by closing the connection.
+/// Timeout for an answer or for the end of the connection.
 const ANSWER: Duration = Duration::from_secs(10);
-/// Requests to the real program.
+/// Number of requests to the real program.
 const REQUESTS: usize = 1500;
 
 fn keys() -> RealmKeys {

@@ -50,7 +50,8 @@ async fn promtool_finds_no_fault_in_the_sidecars_metrics_and_they_count_round_tr
         let _ = api.verify("carol", &format!("00000{number}")).await;
     }
     assert_eq!(round_trips(&metrics(&sidecar).await), [4, 0, 1, 0]);
-    // A changed record costs two more: the refused decision and the record.
+    // A changed record costs three round trips: the undecided attempt, the read, and the second
+    // attempt.
     let mut record = person.record.clone();
     record.definition.issuer = Some("Another".to_owned());
     world.publish(record, false).await;

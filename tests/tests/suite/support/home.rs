@@ -1,5 +1,5 @@
-//! The operator's own namespace on the shared API server, for tests of leadership and certificates
-//! that run within the test process.
+//! Provides an operator namespace with its service account on the shared API server, for tests of
+//! leadership and certificates that run within the test process.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -34,7 +34,7 @@ impl Home {
     pub(crate) async fn new() -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let server = ApiServer::shared().await;
-        let namespace = format!("certificates-{}", NEXT.fetch_add(1, Ordering::Relaxed));
+        let namespace = format!("operator-{}", NEXT.fetch_add(1, Ordering::Relaxed));
         let name = namespace.as_str();
         let _ = server.kubectl(&["create", "namespace", name]);
         let run = |args: &[&str]| server.kubectl(&[&["--namespace", name], args].concat());
