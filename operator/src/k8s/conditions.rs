@@ -1,4 +1,4 @@
-//! Builds conditions of a status, and finds those that have changed.
+//! Builds the conditions of a status, and keeps the transition time of those that are unchanged.
 
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
@@ -6,27 +6,27 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 /// The state of a condition.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConditionState {
-    /// Whether it is so.
+    /// Whether the condition is met.
     pub is_met: bool,
-    /// Why, in one word.
+    /// The reason, as one word.
     pub reason: &'static str,
-    /// Why, in a sentence.
+    /// The reason, as a sentence.
     pub message: String,
 }
 
 impl ConditionState {
-    /// It is so.
+    /// Returns the state of a condition that is met.
     pub fn met(reason: &'static str, message: impl Into<String>) -> Self {
         Self { is_met: true, reason, message: message.into() }
     }
 
-    /// It is not.
+    /// Returns the state of a condition that is not met.
     pub fn unmet(reason: &'static str, message: impl Into<String>) -> Self {
         Self { is_met: false, reason, message: message.into() }
     }
 }
 
-/// The condition that says this, with the time of the last transition.
+/// Builds the condition `kind`, with the time of its last transition.
 pub fn condition(
     old: &[Condition],
     kind: &str,
@@ -49,7 +49,7 @@ pub fn condition(
     }
 }
 
-/// The moment, in the whole seconds that Kubernetes keeps.
+/// Returns a time rounded down to seconds, because Kubernetes stores no fractions.
 pub fn whole_seconds(millis: u64) -> Timestamp {
     i64::try_from(millis / 1000)
         .ok()

@@ -21,7 +21,7 @@ pub enum StartError {
         address: SocketAddr,
         /// The flag that sets it.
         flag: &'static str,
-        /// Why.
+        /// The error.
         source: io::Error,
     },
     /// The URL or the certificate authority of Redis is invalid.

@@ -22,17 +22,17 @@ pub enum MasterKeyError {
     /// The Secret cannot be read or created.
     #[error("the Secret {SECRET} in the namespace {namespace} cannot be read or created: {source}")]
     Api {
-        /// Where it should be.
+        /// Namespace of the Secret.
         namespace: String,
-        /// Why.
+        /// The error.
         source: ApiError,
     },
     /// The Secret holds no valid key.
     #[error("the key {KEY} of the Secret {SECRET} in the namespace {namespace} {source}")]
     NotAKey {
-        /// Where it is.
+        /// Namespace of the Secret.
         namespace: String,
-        /// Why.
+        /// The error.
         source: KeyError,
     },
 }

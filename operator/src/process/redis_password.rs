@@ -23,9 +23,9 @@ pub enum RedisPasswordError {
     Api {
         /// The Secret.
         secret: String,
-        /// Where it should be.
+        /// Namespace of the Secret.
         namespace: String,
-        /// Why.
+        /// The error.
         source: ApiError,
     },
     /// The Secret holds no valid password.
@@ -35,7 +35,7 @@ pub enum RedisPasswordError {
     NotAPassword {
         /// The Secret.
         secret: String,
-        /// Where it is.
+        /// Namespace of the Secret.
         namespace: String,
     },
     /// The URL contains a password too.

@@ -86,7 +86,7 @@ pub struct SharedKey {
 /// The key of a realm's tokens.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TokenKey {
-    /// How it is used.
+    /// The algorithm that uses it.
     pub algorithm: TokenAlgorithm,
     /// The Secret that the realm names.
     pub secret: Option<String>,

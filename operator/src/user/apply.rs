@@ -30,12 +30,12 @@ pub enum ApplyError {
     /// It could not be written.
     #[error("cannot write the Secret {secret}: {source}")]
     Write {
-        /// Which one.
+        /// Name of the Secret.
         secret: String,
-        /// Why.
+        /// The error.
         source: ApiError,
     },
-    /// It is created and deleted again and again.
+    /// Another client creates and deletes it repeatedly.
     #[error("the Secret {0} is created and deleted by another client")]
     SecretKeepsChanging(String),
 }

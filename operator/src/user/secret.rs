@@ -20,7 +20,7 @@ use crate::user::seed_decision::{SecretState, UnusableSeed};
 pub struct SecretInputs<'a> {
     /// The object.
     pub user: &'a TwoFactorUser,
-    /// What it says.
+    /// The valid definition in the object.
     pub definition: &'a UserDefinition,
     /// The realm's issuer.
     pub issuer: &'a str,

@@ -32,27 +32,27 @@ pub enum UnusableSeed {
     /// There is no such Secret.
     #[error("the Secret {secret}, whose key {key} is to be imported, does not exist")]
     NoSecret {
-        /// Which one.
+        /// Name of the Secret.
         secret: String,
-        /// The key that is wanted.
+        /// Name of the key.
         key: String,
     },
     /// It has no such key.
     #[error("the Secret {secret} has no key {key}")]
     NoKey {
-        /// Which Secret.
+        /// Name of the Secret.
         secret: String,
-        /// Which key.
+        /// Name of the key.
         key: String,
     },
     /// The key's value is not a seed.
     #[error("the key {key} of the Secret {secret} {error}")]
     NotASeed {
-        /// Which Secret.
+        /// Name of the Secret.
         secret: String,
-        /// Which key.
+        /// Name of the key.
         key: String,
-        /// What is wrong.
+        /// The error of the value.
         error: SeedError,
     },
 }
@@ -73,7 +73,7 @@ pub struct SeedInputs<'a> {
     pub rotated: Option<&'a str>,
 }
 
-/// What to do.
+/// The decision about the Secret and its seed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Decision {
     /// Create the Secret.
@@ -115,7 +115,7 @@ pub enum SeedProblem {
         "there is a Secret {secret} that this user does not own: delete or rename it, or rename the user"
     )]
     NotOurs {
-        /// Which one.
+        /// Name of the Secret.
         secret: String,
     },
     /// The Secret was deleted, and the seed cannot be restored.
@@ -124,7 +124,7 @@ pub enum SeedProblem {
          twofactor.fountainai.io/rotate on the user, and enrol the user again"
     )]
     Lost {
-        /// Which one.
+        /// Name of the Secret.
         secret: String,
     },
 }
