@@ -79,7 +79,7 @@ images: own-target ## build the container images with docker, podman or buildah
 
 e2e: own-target ## run the end-to-end tests on a one-node cluster, or on the one of KUBECONFIG
 	@echo 'make e2e: starts a one-node cluster on this machine (as root), builds the images, and runs'
-	@echo 'the end-to-end tests; with KUBECONFIG, uses that cluster. It usually takes 12 minutes on two'
+	@echo 'the end-to-end tests; with KUBECONFIG, uses that cluster. It usually takes 9 minutes on two'
 	@echo 'cores; the first run also compiles the Kubernetes programs and builds the test images (some'
 	@echo '20 more).'
 	tests/cluster/e2e $(ARGS)

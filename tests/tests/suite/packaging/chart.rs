@@ -459,8 +459,8 @@ async fn only_pods_that_asked_meet_the_webhook(server: &ApiServer) {
     })
     .await;
     assert!(refusal.contains("inject.twofactor.fountainai.io"), "{refusal}");
-    let refusal = start("default", &format!("{label}=yes"))
-        .expect_err("a value that the webhook is to judge");
+    let refusal =
+        start("default", &format!("{label}=yes")).expect_err("the webhook checks the value");
     assert!(refusal.contains("inject.twofactor.fountainai.io"), "{refusal}");
     for (namespace, labels) in [
         ("default", "app=any".to_owned()),
