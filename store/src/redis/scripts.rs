@@ -98,11 +98,7 @@ pub trait ScriptCall: Sized {
     }
 
     /// This call of `script`, which [`ScriptCall::script`] returned.
-    fn of(self, script: &Script) -> ScriptInvocation<'_> {
-        let mut call = script.prepare_invoke();
-        call.key(self.keys()).arg(self.arguments());
-        call
-    }
+    fn of(self, script: &Script) -> ScriptInvocation<'_>;
 }
 
 macro_rules! scripts {
@@ -133,6 +129,13 @@ macro_rules! scripts {
                 let mut arguments = Vec::with_capacity(Self::ARGUMENTS.len());
                 $(self.$argument.write_redis_args(&mut arguments);)*
                 arguments
+            }
+
+            fn of(self, script: &Script) -> ScriptInvocation<'_> {
+                let mut call = script.prepare_invoke();
+                $(call.key(self.$key);)*
+                $(call.arg(self.$argument);)*
+                call
             }
         }
     )*};
