@@ -84,7 +84,9 @@ pub trait ScriptCall: Sized {
         for (index, (name, kind)) in (1..).zip(Self::ARGUMENTS) {
             lines.push(match kind {
                 Kind::Text => format!("local {name} = ARGV[{index}]\n"),
-                Kind::Number => format!("local {name} = tonumber(ARGV[{index}])\n"),
+                // Lua converts the operands of an addition, in less time than a call of tonumber
+                // takes.
+                Kind::Number => format!("local {name} = ARGV[{index}] + 0\n"),
                 Kind::Flag => format!("local {name} = ARGV[{index}] == '1'\n"),
             });
         }
@@ -246,7 +248,7 @@ mod tests {
         ] {
             assert!(text.contains(line), "{line}");
         }
-        assert!(Verify::text().contains("local skew = tonumber(ARGV[10])\n"));
+        assert!(Verify::text().contains("local skew = ARGV[10] + 0\n"));
         let call = Publish {
             record_key: "record",
             state_key: "state",
