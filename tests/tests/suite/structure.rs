@@ -1,6 +1,6 @@
-//! Checks the structure that `lib.rs` of a crate promises: no file imports from a layer above its
-//! own, and no files import each other in a circle. It reads the source, because the compiler
-//! allows both within a crate.
+//! Checks the structure that `lib.rs` of a crate promises: a file imports only from its own folder
+//! or from a layer below, and no files import each other in a circle. It reads the source, because
+//! the compiler allows both within a crate.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -229,4 +229,34 @@ fn imports_are_recognized_in_every_form() {
     assert_eq!(resolved, Some(vec!["a".to_owned()]));
     let upward = Imports([(known.first().unwrap().clone(), known.clone())].into());
     assert_eq!(upward.upward(&[&["a"]]), Vec::<String>::new(), "a folder may import from itself");
+}
+
+/// The names in backticks of each numbered line in the module doc of `lib.rs`.
+fn promised(lib: &str) -> Vec<BTreeSet<String>> {
+    let mut layers: Vec<BTreeSet<String>> = Vec::new();
+    for line in lib.lines().map_while(|line| line.strip_prefix("//!")) {
+        let starts = line.split_once(". ").is_some_and(|(n, _)| n.trim().parse::<u8>().is_ok());
+        if starts {
+            layers.push(BTreeSet::new());
+        }
+        if let Some(layer) = layers.last_mut() {
+            let names = line.split('`').skip(1).step_by(2);
+            // Types are described, not listed.
+            let names = names.filter(|name| !name.contains(char::is_uppercase));
+            layer.extend(names.map(str::to_owned));
+        }
+    }
+    layers
+}
+
+#[test]
+fn lib_rs_lists_the_layers_that_are_checked() {
+    for Structure { source, layers } in STRUCTURES {
+        let lib = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(source).join("lib.rs");
+        let checked: Vec<BTreeSet<String>> = layers
+            .iter()
+            .map(|layer| layer.iter().map(|name| (*name).to_owned()).collect())
+            .collect();
+        assert_eq!(promised(&fs::read_to_string(lib).unwrap()), checked, "{source}");
+    }
 }

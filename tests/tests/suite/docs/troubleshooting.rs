@@ -114,3 +114,23 @@ fn every_warning_and_error_in_the_logs_has_a_row() {
     let missing: Vec<_> = messages.iter().filter(|message| !has_row(message)).collect();
     assert!(missing.is_empty(), "without a row in troubleshooting.md: {missing:#?}");
 }
+
+/// The texts of the tables below the heading `Log lines`, up to the first `…`.
+fn log_rows(page: &str) -> Vec<String> {
+    let tables = page.split("## Log lines").nth(1).unwrap_or_default();
+    let texts = tables.lines().filter_map(|line| line.strip_prefix("| ")?.split(" | ").next());
+    // A text in brackets describes a line that is only a value.
+    let texts = texts.filter(|text| !text.starts_with(['(', '-']) && *text != "line");
+    texts.map(|text| text.split('…').next().unwrap_or_default().trim_end().to_owned()).collect()
+}
+
+#[test]
+fn every_row_of_a_log_line_has_its_text_in_the_code() {
+    let paths: Vec<PathBuf> = CRATES.iter().flat_map(|name| files(&source(name))).collect();
+    let codes: Vec<String> = paths.iter().map(|path| code(path)).collect();
+    let rows = log_rows(&page());
+    assert!(rows.len() > 40, "the page is no longer understood: {rows:?}");
+    let is_in_code = |row: &String| codes.iter().any(|code| code.contains(row.as_str()));
+    let unknown: Vec<_> = rows.iter().filter(|row| !is_in_code(row)).collect();
+    assert!(unknown.is_empty(), "rows of troubleshooting.md without a log line: {unknown:#?}");
+}
