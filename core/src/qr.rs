@@ -8,8 +8,11 @@ use crate::secret::SecretText;
 /// Number of light modules around the code. Readers need four (ISO/IEC 18004 §9.1).
 const QUIET_ZONE: usize = 4;
 /// Width of a module in pixels, enough to be photographed from a screen. The PNG relies on it being
-/// the number of bits of a byte.
-const SCALE: usize = 8;
+/// half the number of bits of a byte: other widths compress worse.
+const SCALE: usize = 4;
+/// Width of the largest code with error correction level M, in modules. With it, a picture has
+/// fewer than 700 bytes.
+const LARGEST_M: usize = 49;
 
 /// The text does not fit into the largest QR code.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
@@ -23,13 +26,17 @@ pub struct QrPicture {
 }
 
 impl QrPicture {
-    /// Encodes `text` with error correction level M, or L if it is too long for M.
+    /// Encodes `text` with error correction level M, or L if the picture would be large.
     ///
     /// # Errors
     /// If `text` is longer than 2,953 bytes, the maximum of a QR code.
     pub fn encode(text: &SecretText) -> Result<Self, QrError> {
         let encode = |level| QRBuilder::new(text.expose_secret()).ecl(level).build();
-        let code = encode(ECL::M).or_else(|_| encode(ECL::L)).map_err(|_| QrError)?;
+        let small = encode(ECL::M).ok().filter(|code| code.size <= LARGEST_M);
+        let code = match small {
+            Some(code) => code,
+            None => encode(ECL::L).map_err(|_| QrError)?,
+        };
         let width = code.size + 2 * QUIET_ZONE;
         let mut dark = vec![false; width * width];
         for row in 0..code.size {
@@ -44,14 +51,19 @@ impl QrPicture {
         row < self.width && self.dark[row * self.width + column]
     }
 
-    /// Returns the picture as PNG, with one bit for each pixel and eight pixels for each module.
+    /// Returns the picture as PNG, with one bit for each pixel and four pixels for each module. The
+    /// picture of a URI of at most 190 characters has at most 700 bytes.
     #[must_use]
     pub fn png(&self) -> Vec<u8> {
         let side = self.width * SCALE;
-        // A module is one byte of pixels wide, and eight rows high.
+        // Two modules are one byte of pixels wide, and four rows high.
         let mut pixels = Vec::with_capacity(self.width * side);
         for modules in self.dark.chunks_exact(self.width) {
-            let row: Vec<u8> = modules.iter().map(|dark| if *dark { 0x00 } else { 0xff }).collect();
+            let light = |module: Option<&bool>| if module == Some(&true) { 0x0 } else { 0xf };
+            let row: Vec<u8> = modules
+                .chunks(2)
+                .map(|pair| light(pair.first()) << 4 | light(pair.get(1)))
+                .collect();
             for _ in 0..SCALE {
                 pixels.extend(&row);
             }
@@ -62,9 +74,10 @@ impl QrPicture {
         let mut encoder = png::Encoder::new(&mut file, side, side);
         encoder.set_color(png::ColorType::Grayscale);
         encoder.set_depth(png::BitDepth::One);
-        encoder.set_compression(png::Compression::Fast);
-        // Seven of eight rows repeat the row above.
-        encoder.set_filter(png::Filter::Up);
+        // The picture is kept in etcd for each user, so its size matters more than the time.
+        encoder.set_deflate_compression(png::DeflateCompression::Level(9));
+        // A filter would give the rows more than four values of bytes, which compress worse.
+        encoder.set_filter(png::Filter::NoFilter);
         encoder
             .write_header()
             .and_then(|mut writer| writer.write_image_data(&pixels))
@@ -98,11 +111,27 @@ impl QrPicture {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::otpauth;
+    use crate::seed::Seed;
+    use crate::totp::TotpParameters;
 
     #[test]
     fn a_text_that_is_too_long_is_refused() {
         assert!(QrPicture::encode(&SecretText::new("x".repeat(2900))).is_ok());
         assert_eq!(QrPicture::encode(&SecretText::new("x".repeat(3000))).err(), Some(QrError));
+    }
+
+    #[test]
+    fn the_picture_of_a_user_has_at_most_700_bytes() {
+        let seed = Seed::from_bytes((1..=20).collect()).unwrap();
+        for name in ["alice", "alice@example.org", "firstname.lastname@department.example.org"] {
+            let username = name.parse().unwrap();
+            let uri = otpauth::uri(&username, "FountainAI", &seed, &TotpParameters::default());
+            let length = QrPicture::encode(&uri).unwrap().png().len();
+            assert!(length <= 700, "{name}: {length} bytes");
+        }
+        let longest = QrPicture::encode(&SecretText::new("x".repeat(190))).unwrap().png().len();
+        assert!(longest <= 700, "{longest} bytes");
     }
 
     #[test]
