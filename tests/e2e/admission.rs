@@ -50,7 +50,7 @@ pub(crate) fn an_invalid_pod_is_refused_with_a_sentence_that_names_the_mistake(s
     let secret = format!("twofactor-{namespace}");
     let credentials = json!([{ "name": "mine", "secret": { "secretName": secret } }]);
     let mount = json!([{ "name": "mine", "mountPath": "/mine" }]);
-    let cases: [(&str, Change<'_>); 10] = [
+    let cases: [(&str, Change<'_>); 11] = [
         (INJECT, &|pod| pod["metadata"]["labels"][INJECT] = json!("yes")),
         ("hostNetwork", &|pod| pod["spec"]["hostNetwork"] = json!(true)),
         ("hostPID", &|pod| pod["spec"]["hostPID"] = json!(true)),
@@ -58,6 +58,11 @@ pub(crate) fn an_invalid_pod_is_refused_with_a_sentence_that_names_the_mistake(s
         ("8004", &|pod| pod["spec"]["containers"][0]["ports"] = port(8004)),
         ("18004", &|pod| pod["spec"]["containers"][0]["ports"] = port(18004)),
         (SIDECAR, &|pod| pod["spec"]["containers"][0]["name"] = json!(SIDECAR)),
+        ("spec.resources.requests[cpu]", &|pod| {
+            let request = json!({ "requests": { "cpu": "100m" } });
+            pod["spec"]["containers"][0]["resources"] = request.clone();
+            pod["spec"]["resources"] = request;
+        }),
         ("credentials of a realm", &|pod| {
             pod["spec"]["volumes"] = credentials.clone();
             pod["spec"]["containers"][0]["volumeMounts"] = mount.clone();

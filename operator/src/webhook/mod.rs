@@ -18,6 +18,7 @@ pub mod exposure;
 pub mod metrics;
 pub mod patch;
 pub mod pod;
+pub mod pod_resources;
 pub mod quantity;
 pub mod reason;
 pub mod review;

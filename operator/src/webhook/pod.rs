@@ -16,6 +16,7 @@ use super::checks::{self, ContainerView};
 use super::defaults::{SidecarDefaults, is_dns_label};
 use super::exposure;
 use super::patch::{Additions, patch};
+use super::pod_resources;
 use super::quoted;
 use super::reason::{Reason, Refusal};
 use super::sidecar;
@@ -149,6 +150,7 @@ fn decide(
     if present {
         return Ok(Decision::Skip { reason: Reason::AlreadyInjected, realm: Some(settings.realm) });
     }
+    pod_resources::check(spec, &settings)?;
     Ok(Decision::Inject(injection(pod, spec, settings, defaults, namespace, access)))
 }
 

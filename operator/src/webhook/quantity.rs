@@ -38,6 +38,17 @@ pub enum QuantityError {
     TooFine,
 }
 
+impl Resource {
+    /// The name in lists of resources.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Cpu => "cpu",
+            Self::Memory => "memory",
+        }
+    }
+}
+
 const fn example(resource: Resource) -> &'static str {
     match resource {
         Resource::Cpu => "`500m` or `1`",
@@ -59,6 +70,19 @@ impl Quantity {
         }
     }
 
+    /// Returns nothing of a resource.
+    #[must_use]
+    pub fn zero() -> Self {
+        Self { text: "0".to_owned(), nanos: 0 }
+    }
+
+    /// Returns the sum, in the largest unit that needs no fraction.
+    #[must_use]
+    pub fn plus(&self, other: &Self) -> Self {
+        let nanos = self.nanos.saturating_add(other.nanos);
+        Self { text: text(nanos), nanos }
+    }
+
     /// The text as it was written.
     #[must_use]
     pub fn as_str(&self) -> &str {
@@ -75,6 +99,19 @@ impl Quantity {
     #[must_use]
     pub const fn exceeds(&self, other: &Self) -> bool {
         self.nanos > other.nanos
+    }
+}
+
+/// Writes a number of nanos of cores or bytes.
+fn text(nanos: i128) -> String {
+    if nanos % NANO != 0 {
+        return format!("{}m", nanos / (NANO / 1000));
+    }
+    let whole = nanos / NANO;
+    let fits = |(shift, _): &(u32, &str)| whole != 0 && whole % (1 << shift) == 0;
+    match [(30, "Gi"), (20, "Mi"), (10, "Ki")].into_iter().find(fits) {
+        Some((shift, unit)) => format!("{}{unit}", whole >> shift),
+        None => whole.to_string(),
     }
 }
 
@@ -145,6 +182,21 @@ mod tests {
         assert!(!half.exceeds(&same) && !same.exceeds(&half));
         assert_eq!(half.as_str(), "0.5");
         assert!(Quantity::parse("0", Resource::Cpu).unwrap().is_zero());
+    }
+
+    #[test]
+    fn a_sum_is_written_as_people_write_it() {
+        let sum = |one: &str, other: &str, resource| {
+            let parse = |text| Quantity::parse(text, resource).unwrap();
+            parse(one).plus(&parse(other)).as_str().to_owned()
+        };
+        assert_eq!(sum("0.1", "10m", Resource::Cpu), "110m");
+        assert_eq!(sum("1", "1000m", Resource::Cpu), "2");
+        assert_eq!(sum("0", "0", Resource::Cpu), "0");
+        assert_eq!(sum("1Gi", "0", Resource::Memory), "1Gi");
+        assert_eq!(sum("1Gi", "512Mi", Resource::Memory), "1536Mi");
+        assert_eq!(sum("1k", "24", Resource::Memory), "1Ki");
+        assert_eq!(sum("1k", "1", Resource::Memory), "1001");
     }
 
     #[test]

@@ -75,6 +75,8 @@ reasons! {
     VolumeNameTaken = Refuse, "volume_name_taken";
     /// Another container would read the sidecar's credentials.
     CredentialsExposed = Refuse, "credentials_exposed";
+    /// The pod-level requests leave no space for the sidecar.
+    PodResources = Refuse, "pod_resources";
     /// The object is not a pod that an API server would create.
     Unreadable = Refuse, "unreadable_pod";
     /// The review is about something else than the creation of a pod.
