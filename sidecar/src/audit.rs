@@ -65,18 +65,18 @@ fn shortened(text: &str) -> Option<String> {
     (!text.is_empty()).then_some(text)
 }
 
-/// Writes the log line. Texts that a caller chose are quoted, so that they cannot look like another
-/// line.
+/// Writes the log line. Texts that a caller chose are recorded as strings, which each format quotes
+/// once, so that they cannot look like another line or field.
 pub fn record(event: &Event<'_>) {
     tracing::info!(
         target: "audit",
         operation = event.operation,
         outcome = event.outcome,
-        username = ?event.username,
+        username = event.username,
         channel = event.channel,
         caller = %event.caller,
-        address = event.origin.address.as_deref().map(tracing::field::debug),
-        user_agent = event.origin.user_agent.as_deref().map(tracing::field::debug),
+        address = event.origin.address.as_deref(),
+        user_agent = event.origin.user_agent.as_deref(),
         "{}",
         event.operation
     );
