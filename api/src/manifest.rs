@@ -4,7 +4,7 @@
 //! everything that an API server would reject. A document with a problem is left out; the others of
 //! the file are still read.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::LazyLock;
 
@@ -16,7 +16,7 @@ use twofactor_core::secret::SecretText;
 use twofactor_core::user::UserDefinition;
 use zeroize::Zeroize;
 
-use crate::labels::API_VERSION;
+use crate::labels::{API_VERSION, GROUP};
 use crate::schema::{self, Misfit};
 use crate::user::TwoFactorUser;
 use crate::validate::validate;
@@ -27,7 +27,6 @@ const REALM_KIND: &str = "TwoFactorRealm";
 const USER_FIELDS: [&str; 5] = ["apiVersion", "kind", "metadata", "spec", "status"];
 const SECRET_FIELDS: [&str; 7] =
     ["apiVersion", "data", "immutable", "kind", "metadata", "stringData", "type"];
-const LIST_FIELDS: [&str; 4] = ["apiVersion", "items", "kind", "metadata"];
 
 /// The schema that an API server checks a user's spec with.
 static SPEC_SCHEMA: LazyLock<Json> = LazyLock::new(|| {
@@ -60,8 +59,10 @@ pub struct Manifests {
     pub users: Vec<Located<TwoFactorUser>>,
     /// Every Secret that could be read.
     pub secrets: Vec<Located<SecretManifest>>,
-    /// The problems.
+    /// The problems. Each of them may hide a user.
     pub problems: Vec<Problem>,
+    /// The documents of other kinds, which hide no user.
+    pub left_out: Vec<LeftOut>,
 }
 
 impl Manifests {
@@ -70,6 +71,7 @@ impl Manifests {
         self.users.append(&mut other.users);
         self.secrets.append(&mut other.secrets);
         self.problems.append(&mut other.problems);
+        self.left_out.append(&mut other.left_out);
     }
 
     /// Returns the Secret that a user of this namespace refers to. Manifests without a namespace
@@ -130,16 +132,29 @@ impl Located<TwoFactorUser> {
     }
 }
 
-/// A Kubernetes Secret with values that are text and already decoded. They are never printed, and
-/// wiped when they are dropped.
+/// A document of a kind that is not read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LeftOut {
+    /// The file, as it was named to [`read`].
+    pub file: String,
+    /// The line, counted from 1.
+    pub line: usize,
+    /// The kind.
+    pub kind: String,
+}
+
+/// A Kubernetes Secret with its values, already decoded. They are never printed, and wiped when
+/// they are dropped.
 #[derive(Clone, Debug)]
 pub struct SecretManifest {
     /// The namespace. If it is absent, the Secret belongs to the reader's own namespace.
     pub namespace: Option<String>,
     /// The name.
     pub name: String,
-    /// The values by their keys.
+    /// The values that are text, by their keys.
     pub values: BTreeMap<String, SecretText>,
+    /// The keys whose values are not text, such as a picture.
+    pub binary: BTreeSet<String>,
 }
 
 /// A problem with a file. The message never contains the value of a Secret.
@@ -164,8 +179,8 @@ impl fmt::Display for Problem {
 
 impl std::error::Error for Problem {}
 
-/// Reads a file of YAML documents (or JSON, which is YAML too): of the kind `TwoFactorUser`,
-/// `Secret`, or a `List` of them. A `TwoFactorRealm` may be among them, and is left out.
+/// Reads a file of YAML or JSON documents as `kubectl` does: of the kind `TwoFactorUser`, `Secret`,
+/// or a list of them. Documents of other kinds are left out.
 #[must_use]
 pub fn read(file: &str, content: &[u8]) -> Manifests {
     let mut reader = Reader { file, found: Manifests::default() };
@@ -220,41 +235,62 @@ impl Reader<'_> {
             self.problem(line, Some(field), message);
             None
         };
-        let (Some((version_line, version)), Some((kind_line, kind))) =
-            (header("apiVersion"), header("kind"))
-        else {
-            return;
-        };
-        let (expected, read): (_, fn(&mut Self, &Node)) = match kind {
+        if let (Some(version), Some(kind)) = (header("apiVersion"), header("kind")) {
+            self.typed(node, version, kind);
+        }
+    }
+
+    /// Reads an object of this version and kind, each with its line.
+    fn typed(&mut self, node: &Node, version: (usize, &str), kind: (usize, &str)) {
+        let (expected, read): (_, fn(&mut Self, &Node)) = match kind.1 {
             USER_KIND => (API_VERSION, Self::user),
             // A realm defines allowed namespaces and providers, which do not exist here.
             REALM_KIND => (API_VERSION, |_, _| {}),
             "Secret" => ("v1", Self::secret),
-            "List" => ("v1", Self::list),
-            _ => {
-                let message = "is of no use here: only TwoFactorUser, Secret and List are read";
-                return self.problem(kind_line, Some("kind"), message);
-            }
+            _ => match kind.1.strip_suffix("List") {
+                Some(item) => return self.list(node, version, (kind.0, item)),
+                None => return self.other(version.1, kind),
+            },
         };
-        if version == expected {
+        if version.1 == expected {
             read(self, node);
         } else {
             self.problem(
-                version_line,
+                version.0,
                 Some("apiVersion"),
-                format!("must be {expected} for kind {kind}"),
+                format!("must be {expected} for kind {}", kind.1),
             );
         }
     }
 
-    fn list(&mut self, node: &Node) {
-        self.misfits(unknown_fields(node, &LIST_FIELDS));
-        match node.get("items") {
+    /// Leaves out a document of another kind, unless the kind looks like a typing error.
+    fn other(&mut self, version: &str, kind: (usize, &str)) {
+        let meant = [USER_KIND, REALM_KIND, "Secret", "List"];
+        let of_our_group = version.split('/').next() == Some(GROUP);
+        if of_our_group || meant.iter().any(|name| name.eq_ignore_ascii_case(kind.1)) {
+            let message =
+                "is not known; known here are TwoFactorUser, TwoFactorRealm, Secret and List";
+            return self.problem(kind.0, Some("kind"), message);
+        }
+        let (file, kind) = (self.file.to_owned(), (kind.0, kind.1.to_owned()));
+        self.found.left_out.push(LeftOut { file, line: kind.0, kind: kind.1 });
+    }
+
+    /// Reads the items of a list. As in `kubectl`, items of a list such as `SecretList` need no
+    /// version and kind of their own.
+    fn list(&mut self, node: &Node, version: (usize, &str), item_kind: (usize, &str)) {
+        match node.entries().iter().find(|entry| entry.key == "items").map(|entry| &entry.node) {
             Some(Node { value: Value::List(items), .. }) => {
                 for item in items {
-                    self.object(item);
+                    let named = item.get("apiVersion").is_some() || item.get("kind").is_some();
+                    if named || item_kind.1.is_empty() || !matches!(item.value, Value::Map(_)) {
+                        self.object(item);
+                    } else {
+                        self.typed(item, version, item_kind);
+                    }
                 }
             }
+            Some(Node { value: Value::Null, .. }) => {}
             Some(items) => self.problem(items.line, Some("items"), "must be a list"),
             None => self.problem(node.line, Some("items"), "is missing"),
         }
@@ -286,7 +322,7 @@ impl Reader<'_> {
     fn secret(&mut self, node: &Node) {
         let mut misfits = unknown_fields(node, &SECRET_FIELDS);
         let metadata = metadata(node, &mut misfits);
-        let mut values = BTreeMap::new();
+        let (mut values, mut binary) = (BTreeMap::new(), BTreeSet::new());
         // In this order, because `stringData` takes precedence over `data`, as in Kubernetes.
         for (field, decode) in [("data", true), ("stringData", false)] {
             let Some(data) = node.get(field) else { continue };
@@ -297,20 +333,26 @@ impl Reader<'_> {
                 let path = schema::join(field, &entry.key);
                 let value = match &entry.node.value {
                     Value::Text(text) if decode => decode_base64(text),
-                    Value::Text(text) => Ok(SecretText::new(text.to_string())),
+                    Value::Text(text) => Ok(Some(SecretText::new(text.to_string()))),
+                    // An API server stores an empty value.
+                    Value::Null => Ok(Some(SecretText::new(String::new()))),
                     Value::Bool(_) | Value::Number(_) => Err("must be text: put it in quotes"),
-                    Value::Null => Err("has no value: write one, or leave the key out"),
                     Value::List(_) | Value::Map(_) => Err("must be text"),
                 };
+                let key = entry.key.clone();
                 match value {
-                    Ok(value) => drop(values.insert(entry.key.clone(), value)),
+                    Ok(Some(value)) => {
+                        binary.remove(&key);
+                        values.insert(key, value);
+                    }
+                    Ok(None) => drop(binary.insert(key)),
                     Err(message) => misfits.push(misfit(entry.line, &path, message)),
                 }
             }
         }
         match metadata {
             Some(ObjectMeta { namespace, name: Some(name), .. }) if misfits.is_empty() => {
-                let secret = SecretManifest { namespace, name, values };
+                let secret = SecretManifest { namespace, name, values, binary };
                 self.found.secrets.push(self.located(node, secret));
             }
             _ => self.misfits(misfits),
@@ -352,16 +394,20 @@ fn metadata(node: &Node, misfits: &mut Vec<Misfit>) -> Option<ObjectMeta> {
     read.map_err(|_| misfits.push(misfit(metadata.line, "metadata", "cannot be read"))).ok()
 }
 
-fn decode_base64(text: &str) -> Result<SecretText, &'static str> {
+/// Decodes a value, or returns nothing if it is not text.
+fn decode_base64(text: &str) -> Result<Option<SecretText>, &'static str> {
     // Line breaks are allowed, as in an API server, because `base64` prints them.
     let mut symbols: Vec<u8> = Vec::with_capacity(text.len());
     symbols.extend(text.bytes().filter(|byte| !matches!(byte, b'\r' | b'\n')));
     let decoded = BASE64.decode(&symbols);
     symbols.zeroize();
     let bytes = decoded.map_err(|_| "is not base64: text in clear belongs under stringData")?;
-    String::from_utf8(bytes).map(SecretText::new).map_err(|error| {
-        error.into_bytes().zeroize();
-        "is not text once it is decoded"
+    Ok(match String::from_utf8(bytes) {
+        Ok(text) => Some(SecretText::new(text)),
+        Err(error) => {
+            error.into_bytes().zeroize();
+            None
+        }
     })
 }
 

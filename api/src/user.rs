@@ -88,6 +88,7 @@ use crate::rules::{self as shared, user as rules};
 #[x_kube(
     validation = rules::username_rule(),
     validation = rules::email_needed_rule(),
+    validation = rules::email_deliverable_rule(),
     validation = rules::phone_number_needed_rule()
 )]
 #[serde(rename_all = "camelCase")]
@@ -168,7 +169,9 @@ pub struct SecretReference {
     #[x_kube(validation = shared::pattern_rule(shared::NAME_PATTERN, shared::NAME_MESSAGE))]
     pub name: String,
 
-    /// The key whose value is the TOTP secret in base32, at least 160 bits (32 characters).
+    /// The key whose value is the TOTP secret, at least 160 bits: in base32 (32 characters), as an
+    /// otpauth URI, or as the otpauth-migration URI of an export of Google Authenticator, in which
+    /// the account is named like the user.
     #[serde(default = "seed_key")]
     #[schemars(length(min = 1, max = shared::NAME_CHARACTERS), regex(pattern = rules::SECRET_KEY_PATTERN))]
     #[x_kube(validation = shared::pattern_rule(rules::SECRET_KEY_PATTERN, rules::SECRET_KEY_MESSAGE))]

@@ -73,8 +73,15 @@ pub fn validate(user: &TwoFactorUser) -> Result<UserDefinition, Vec<FieldError>>
         .email
         .as_ref()
         .and_then(|email| findings.keep("spec.email", EmailAddress::try_from(email.clone())));
-    if spec.delivery_method == DeliveryMethod::Email && spec.email.is_none() {
-        findings.add("spec.email", EMAIL_NEEDED);
+    if spec.delivery_method == DeliveryMethod::Email {
+        match &email {
+            Some(email) => {
+                findings.keep("spec.email", email.check_deliverable());
+            }
+            // An address that is none was already reported.
+            None if spec.email.is_none() => findings.add("spec.email", EMAIL_NEEDED),
+            None => {}
+        }
     }
 
     let phone_number = spec.phone_number.as_ref().and_then(|number| {

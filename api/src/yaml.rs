@@ -3,10 +3,11 @@
 //! An invalid document is reported with its position, and does not affect the other documents of
 //! the file.
 
+use std::borrow::Cow;
 use std::fmt;
 
 use serde::Deserialize;
-use serde::de::{Deserializer, MapAccess, SeqAccess, Visitor};
+use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_saphyr::{Error, Spanned, budget, options};
 use zeroize::Zeroizing;
 
@@ -107,7 +108,8 @@ pub(crate) fn read(content: &[u8]) -> Vec<Result<Node, Broken>> {
     let content = content.strip_prefix("\u{feff}".as_bytes()).unwrap_or(content);
     let documents = documents(content).into_iter();
     documents
-        .filter_map(|document| match read_document(document.text) {
+        .flat_map(json_values)
+        .filter_map(|document| match read_document(&document.text) {
             Ok(None) => None,
             Ok(Some(mut node)) => {
                 node.move_down(document.lines_before);
@@ -122,7 +124,7 @@ pub(crate) fn read(content: &[u8]) -> Vec<Result<Node, Broken>> {
 
 struct Document<'a> {
     lines_before: usize,
-    text: &'a [u8],
+    text: Cow<'a, [u8]>,
 }
 
 /// Splits a file at the lines that begin with `---` or `...`. Within a document, YAML forbids such
@@ -143,15 +145,89 @@ fn documents(content: &[u8]) -> Vec<Document<'_>> {
             (is_marker(line, b"..."), end, index + 1)
         };
         if cut {
-            documents.push(Document { lines_before, text: &content[start..position] });
+            documents.push(Document { lines_before, text: content[start..position].into() });
             start = next_start;
             lines_before = next_lines;
         }
         position = end;
     }
-    documents.push(Document { lines_before, text: &content[start..] });
-    documents.retain(|document| !is_empty(document.text));
+    documents.push(Document { lines_before, text: content[start..].into() });
+    documents.retain(|document| !is_empty(&document.text));
     documents
+}
+
+/// Splits a document into the JSON values that it begins with, and the rest. `kubectl` reads JSON
+/// values one after another, with nothing between them.
+fn json_values(document: Document<'_>) -> Vec<Document<'_>> {
+    let Document { lines_before, text } = &document;
+    let marker = if is_marker(text, b"---") { 3 } else { 0 };
+    if text[marker..].trim_ascii_start().first() != Some(&b'{') {
+        return vec![document];
+    }
+    let lines_to = |end: usize| lines_before + text[..end].split(|&byte| byte == b'\n').count() - 1;
+    let mut values = Vec::new();
+    let mut start = marker;
+    let mut stream =
+        serde_json::Deserializer::from_slice(&text[marker..]).into_iter::<IgnoredAny>();
+    while let Some(Ok(_)) = stream.next() {
+        let end = marker + stream.byte_offset();
+        let value = json_as_yaml(&text[start..end]);
+        values.push(Document { lines_before: lines_to(start), text: value.into() });
+        start = end;
+    }
+    if !is_empty(&text[start..]) {
+        values
+            .push(Document { lines_before: lines_to(start), text: text[start..].to_vec().into() });
+    }
+    values
+}
+
+/// Replaces what is different in JSON and in YAML, and keeps the lines: tabs between the tokens, and
+/// characters that are escaped as two surrogates.
+fn json_as_yaml(json: &[u8]) -> Vec<u8> {
+    let mut yaml = Vec::with_capacity(json.len());
+    let mut in_string = false;
+    let mut rest = json;
+    while let [byte, tail @ ..] = rest {
+        rest = tail;
+        match byte {
+            b'"' => in_string = !in_string,
+            b'\t' if !in_string => {
+                yaml.push(b' ');
+                continue;
+            }
+            b'\\' if in_string => {
+                if let Some((character, tail)) = surrogates(tail) {
+                    yaml.extend(character.encode_utf8(&mut [0; 4]).bytes());
+                    rest = tail;
+                    continue;
+                }
+                yaml.push(*byte);
+                if let [escaped, tail @ ..] = rest {
+                    yaml.push(*escaped);
+                    rest = tail;
+                }
+                continue;
+            }
+            _ => {}
+        }
+        yaml.push(*byte);
+    }
+    yaml
+}
+
+/// Reads two surrogates, after the backslash of the first.
+fn surrogates(text: &[u8]) -> Option<(char, &[u8])> {
+    let unit = |text: &[u8]| {
+        let digits = text.strip_prefix(b"u")?.get(..4)?;
+        u16::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()
+    };
+    let second = text.get(5..)?.strip_prefix(b"\\")?;
+    let mut decoded = char::decode_utf16([unit(text)?, unit(second)?]);
+    match (decoded.next()?, decoded.next()) {
+        (Ok(character), None) => Some((character, &second[5..])),
+        _ => None,
+    }
 }
 
 fn is_marker(line: &[u8], marker: &[u8]) -> bool {

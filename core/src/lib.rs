@@ -3,7 +3,8 @@
 //! This crate has no I/O, no clock and no global randomness: callers pass in bytes, text, the time
 //! and a source of randomness. So everything in it can be tested with fixed inputs.
 //!
-//! In the order in which a user passes through: [`user`] and [`seed`] describe a user, [`record`]
+//! In the order in which a user passes through: [`user`] and [`seed`] describe a user ([`import`]
+//! reads a seed of another system), [`record`]
 //! combines both into a value that [`seal`] encrypts under a [`key`], [`names`] says where it is
 //! stored, [`totp`] computes and compares codes, and [`decision`] decides whether a submitted code
 //! is accepted, within the [`limits`] and with an entry in the [`audit`] history. [`context`] is
@@ -13,6 +14,7 @@ pub mod audit;
 pub mod code;
 pub mod context;
 pub mod decision;
+pub mod import;
 pub mod key;
 pub mod limits;
 pub mod message;

@@ -5,8 +5,9 @@
 //! is wiped from memory when it is dropped.
 
 use std::fmt;
+use std::sync::LazyLock;
 
-use data_encoding::BASE32_NOPAD;
+use data_encoding::{BASE32_NOPAD, Encoding};
 use hmac::{Hmac, KeyInit, Mac};
 use rand_core::CryptoRng;
 use sha2::Sha256;
@@ -21,6 +22,14 @@ pub const MINIMUM_BYTES: usize = 20;
 /// Maximum length of a seed, in bytes: the block size of SHA-512. HMAC would only hash a longer one
 /// first.
 pub const MAXIMUM_BYTES: usize = 128;
+
+/// Base32 as authenticator apps read it: the last bits of a text that are no whole byte are dropped,
+/// whatever they are.
+static BASE32: LazyLock<Encoding> = LazyLock::new(|| {
+    let mut specification = BASE32_NOPAD.specification();
+    specification.check_trailing_bits = false;
+    specification.encoding().unwrap_or(BASE32_NOPAD)
+});
 
 /// A seed of [`MINIMUM_BYTES`] to [`MAXIMUM_BYTES`] bytes.
 #[derive(Clone, PartialEq, Eq)]
@@ -80,21 +89,21 @@ impl Seed {
     }
 
     /// Parses RFC 4648 base32, which authenticators and other systems export: in either case, with
-    /// or without `=` padding, and with spaces or hyphens between groups.
+    /// or without `=` padding, and with white space or hyphens between groups. Last bits that are no
+    /// whole byte are dropped, as authenticator apps do.
     ///
     /// # Errors
     /// If it is not base32, or too short or too long.
     pub fn from_base32(text: &str) -> Result<Self, SeedError> {
         // The memory is reserved at once, because growing would leave copies that are not wiped.
         let mut symbols = Zeroizing::new(Vec::with_capacity(text.len()));
-        symbols.extend(
-            text.trim()
-                .trim_end_matches('=')
-                .bytes()
-                .filter(|byte| !matches!(byte, b' ' | b'-'))
-                .map(|byte| byte.to_ascii_uppercase()),
-        );
-        let bytes = BASE32_NOPAD.decode(&symbols).map_err(|_| SeedError::NotBase32)?;
+        let is_separator = |c: char| c.is_whitespace() || c == '-';
+        for symbol in text.chars().filter(|c| !is_separator(*c)) {
+            // No letter outside of ASCII is a symbol.
+            symbols.push(u8::try_from(symbol.to_ascii_uppercase()).unwrap_or_default());
+        }
+        let end = symbols.iter().rposition(|symbol| *symbol != b'=').map_or(0, |last| last + 1);
+        let bytes = BASE32.decode(&symbols[..end]).map_err(|_| SeedError::NotBase32)?;
         Self::from_bytes(bytes)
     }
 
@@ -132,6 +141,9 @@ mod tests {
             "GEZD GNBV GY3T QOJQ GEZD GNBV GY3T QOJQ",
             "GEZD-GNBV-GY3T-QOJQ-GEZD-GNBV-GY3T-QOJQ\n",
             "GEZDGNBVGY3TQOJQGEZDGNBVGY3TQOJQ====",
+            "GEZDGNBVGY3TQOJQGEZDGNBVGY3TQOJQ == ==",
+            "\tGEZDGNBVGY3TQOJQ\r\nGEZDGNBVGY3TQOJQ\r\n",
+            "GEZD\u{a0}GNBV\u{202f}GY3T QOJQ gezd-gnbv gy3t-qojq",
         ] {
             assert!(Seed::from_base32(form).unwrap() == seed);
         }
@@ -145,8 +157,28 @@ mod tests {
             "0EZDGNBVGY3TQOJQGEZDGNBVGY3TQOJQ",
             "ÄZDG",
             "GEZ=DGNB",
+            "GEZDGNBVGY3TQOJQGEZDGNBVGY3TQOJQ\u{130}",
+            "GEZDGNBVGY3TQOJQGEZDGNBVGY3TQOJQ\u{146}A",
+            // No number of bytes has one, three or six letters more than a multiple of eight.
+            "GEZDGNBVGY3TQOJQGEZDGNBVGY3TQOJQG",
+            "GEZDGNBVGY3TQOJQGEZDGNBVGY3TQOJQGEZ",
+            "GEZDGNBVGY3TQOJQGEZDGNBVGY3TQOJQGEZDGN",
         ] {
             assert_eq!(Seed::from_base32(text).unwrap_err(), SeedError::NotBase32, "{text}");
+        }
+    }
+
+    #[test]
+    fn last_bits_that_are_no_whole_byte_are_dropped_as_apps_do() {
+        for (text, same) in [
+            // What `oathtool --totp -b` and pyotp read as the same seed.
+            (&"X".repeat(52), &format!("{}Q", "X".repeat(51))),
+            (&format!("{BASE32}GF"), &format!("{BASE32}GE")),
+            (&format!("{BASE32}GEZB"), &format!("{BASE32}GEZA")),
+            (&format!("{BASE32}GEZDH"), &format!("{BASE32}GEZDG")),
+            (&format!("{BASE32}GEZDGNF"), &format!("{BASE32}GEZDGNA")),
+        ] {
+            assert!(Seed::from_base32(text).unwrap() == Seed::from_base32(same).unwrap(), "{text}");
         }
     }
 

@@ -126,6 +126,13 @@ pub struct PhoneNumber(String);
 #[error("is not an email address: write it like name@example.org")]
 pub struct EmailAddressError;
 
+/// The reason why no mail server takes an address.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+#[error(
+    "is an address that no mail server takes: each part of the domain has at most 63 characters, and begins and ends with a letter or a digit"
+)]
+pub struct UndeliverableAddress;
+
 /// The reason why a text is not a phone number.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 #[error("is not a phone number in international format: write it like +4930123456, digits only")]
@@ -165,6 +172,30 @@ impl EmailAddress {
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+
+    /// Checks that a mail server can take the address: its domain, in the form of the domain name
+    /// system (A-labels), has labels of 1 to 63 letters, digits, hyphens and underscores, which
+    /// begin and end with a letter or a digit, and at most 253 characters.
+    ///
+    /// This is not a part of the type, because records and manifests of users who get codes in
+    /// another way may have such an address.
+    ///
+    /// # Errors
+    /// If no mail server takes it.
+    pub fn check_deliverable(&self) -> Result<(), UndeliverableAddress> {
+        let (_, domain) = self.0.split_once('@').ok_or(UndeliverableAddress)?;
+        let domain = idna::domain_to_ascii(domain).map_err(|_| UndeliverableAddress)?;
+        let end = |byte: Option<&u8>| byte.is_some_and(u8::is_ascii_alphanumeric);
+        let is_label = |label: &str| {
+            let bytes = label.as_bytes();
+            bytes.len() <= 63
+                && end(bytes.first())
+                && end(bytes.last())
+                && bytes.iter().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(byte))
+        };
+        let deliverable = domain.len() <= 253 && domain.split('.').all(is_label);
+        if deliverable { Ok(()) } else { Err(UndeliverableAddress) }
     }
 }
 
@@ -256,6 +287,43 @@ mod tests {
             "a@example.",
         ] {
             assert!(EmailAddress::try_from(text.to_owned()).is_err(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn addresses_whose_domain_cannot_exist_are_undeliverable() {
+        let deliverable = |text: &str| {
+            EmailAddress::try_from(text.to_owned()).unwrap().check_deliverable().is_ok()
+        };
+        let label = "a".repeat(63);
+        for text in [
+            "user@example.org",
+            "user@EXAMPLE.org",
+            "user@localhost",
+            "user@1and1.example",
+            "user@mail-1.example",
+            "user@under_score.example",
+            "user@bücher.example",
+            "user@xn--bcher-kva.example",
+            "user@例え.テスト",
+            "zoë@example.org",
+            &format!("user@{label}.example"),
+        ] {
+            assert!(deliverable(text), "{text}");
+        }
+        for text in [
+            "user@-bad.example",
+            "user@bad-.example",
+            "user@a.-.example",
+            "user@_dmarc.example",
+            "user@a!b.example",
+            "user@a'b.example",
+            "user@a/b.example",
+            &format!("user@{label}a.example"),
+            &format!("user@{}.example", "ü".repeat(60)),
+            &format!("user@{}example", "ü.".repeat(60)),
+        ] {
+            assert!(!deliverable(text), "{text}");
         }
     }
 

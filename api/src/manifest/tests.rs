@@ -80,16 +80,11 @@ fn problems_of_a_secret_name_the_key_and_hide_the_value() {
             "data:\n  k: hunter2!\n",
             "users.yaml:6: data.k: is not base64: text in clear belongs under stringData",
         ),
-        ("data:\n  k: /w==\n", "users.yaml:6: data.k: is not text once it is decoded"),
         (
             "stringData:\n  a: x\n  k: 12345678\n",
             "users.yaml:7: stringData.k: must be text: put it in quotes",
         ),
         ("stringData:\n  k:\n    hunter2: hunter2\n", "users.yaml:6: stringData.k: must be text"),
-        (
-            "stringData:\n  k:\n",
-            "users.yaml:6: stringData.k: has no value: write one, or leave the key out",
-        ),
         ("stringData: hunter2\n", "users.yaml:5: stringData: must be a mapping"),
         (
             "stringdata:\n  k: hunter2\n",
@@ -211,8 +206,16 @@ fn metadata_is_checked_and_never_quoted() {
 fn documents_that_are_something_else_are_named() {
     for (text, expected) in [
         (
-            "apiVersion: v1\nkind: ConfigMap\n",
-            "users.yaml:2: kind: is of no use here: only TwoFactorUser, Secret and List are read",
+            "apiVersion: twofactor.fountainai.io/v1alpha1\nkind: TwoFactorUsr\n",
+            "users.yaml:2: kind: is not known; known here are TwoFactorUser, TwoFactorRealm, Secret and List",
+        ),
+        (
+            "apiVersion: v1\nkind: secret\n",
+            "users.yaml:2: kind: is not known; known here are TwoFactorUser, TwoFactorRealm, Secret and List",
+        ),
+        (
+            "apiVersion: example.org/v1\nkind: TwoFactorUser\n",
+            "users.yaml:1: apiVersion: must be twofactor.fountainai.io/v1alpha1 for kind TwoFactorUser",
         ),
         (
             "apiVersion: twofactor.fountainai.io/v2\nkind: TwoFactorUser\n",
@@ -278,13 +281,108 @@ fn lists_are_read_item_by_item() {
     let manifests = read_text(&text);
     assert_eq!((manifests.users.len(), manifests.secrets.len()), (1, 1));
     assert_eq!((manifests.users[0].line, manifests.users[0].line_of("spec.email")), (4, 10));
-    assert_eq!(manifests.problems.len(), 1);
-    assert_eq!(manifests.problems[0].line, 11);
-    assert_eq!(
-        problems("apiVersion: v1\nkind: List\nitems: 1\n"),
-        ["users.yaml:3: items: must be a list"]
+    assert_eq!((manifests.problems.len(), manifests.left_out.len()), (0, 1));
+    let left_out = LeftOut { file: "users.yaml".to_owned(), line: 11, kind: "Pod".to_owned() };
+    assert_eq!(manifests.left_out[0], left_out);
+    for (text, expected) in [
+        ("apiVersion: v1\nkind: List\nitems: 1\n", "users.yaml:3: items: must be a list"),
+        ("apiVersion: v1\nkind: List\n", "users.yaml:1: items: is missing"),
+        (
+            "apiVersion: v1\nkind: SecretList\nitems: [alice]\n",
+            "users.yaml:3: the document: is no manifest: a mapping with apiVersion and kind is needed",
+        ),
+    ] {
+        assert_eq!(problems(text), [expected]);
+    }
+    for empty in ["[]", "", "null"] {
+        assert_eq!(problems(&format!("apiVersion: v1\nkind: List\nitems: {empty}\n")), [""; 0]);
+    }
+}
+
+#[test]
+fn items_of_a_list_of_one_kind_need_no_kind_of_their_own() {
+    let bare = |text: &str| {
+        let lines = text
+            .lines()
+            .filter(|line| !line.starts_with("apiVersion") && !line.starts_with("kind"));
+        lines.collect::<Vec<_>>().join("\n  ")
+    };
+    let users = format!(
+        "apiVersion: twofactor.fountainai.io/v1alpha1\nkind: TwoFactorUserList\nmetadata: {{continue: ''}}\nitems:\n- {}\n",
+        bare(ALICE)
     );
-    assert_eq!(problems("apiVersion: v1\nkind: List\nitems: []\n"), [""; 0]);
+    let secrets = format!("apiVersion: v1\nkind: SecretList\nitems:\n- {}\n", bare(SECRET));
+    let nested = format!(
+        "apiVersion: v1\nkind: List\nitems:\n- {}\n",
+        users.trim_end().replace('\n', "\n  ")
+    );
+    for (text, counts) in [(users, (1, 0)), (secrets, (0, 1)), (nested, (1, 0))] {
+        let manifests = read_text(&text);
+        assert_eq!(manifests.problems, [], "{text}");
+        assert_eq!((manifests.users.len(), manifests.secrets.len()), counts, "{text}");
+    }
+    let others = "apiVersion: v1\nkind: ConfigMapList\nitems:\n- metadata: {name: a}\n";
+    assert_eq!((problems(others), read_text(others).left_out.len()), (Vec::new(), 1));
+}
+
+#[test]
+fn a_document_of_another_kind_hides_no_user() {
+    let namespace = "apiVersion: v1\nkind: Namespace\nmetadata: {name: people}\n";
+    let deployment = "apiVersion: apps/v1\nkind: Deployment\nspec: {template: {}}\n";
+    let kustomization = "apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\n";
+    let text = [namespace, ALICE, deployment, kustomization].join("---\n");
+    let manifests = read_text(&text);
+    assert_eq!((manifests.problems.len(), manifests.users.len()), (0, 1));
+    let kinds: Vec<_> = manifests.left_out.iter().map(|left| left.kind.as_str()).collect();
+    assert_eq!(kinds, ["Namespace", "Deployment", "Kustomization"]);
+}
+
+#[test]
+fn a_secret_with_keys_that_are_not_text_keeps_the_others() {
+    // A picture, a key that is in both fields, and one without a value.
+    let text = "apiVersion: v1\nkind: Secret\nmetadata: {name: a}\ndata:\n  qr.png: iVBORw0KGgoAAAANSUhEUv/+\n  \
+                both: /w==\n  none:\n  secret: aHVudGVyMg==\nstringData: {both: clear, empty: }\n";
+    let manifests = read_text(text);
+    assert_eq!(manifests.problems, []);
+    let secret = manifests.secret(None, "a").unwrap();
+    assert_eq!(secret.binary, BTreeSet::from(["qr.png".to_owned()]));
+    let values = secret.values.iter().map(|(key, value)| (key.as_str(), value.expose_secret()));
+    let expected = [("both", "clear"), ("empty", ""), ("none", ""), ("secret", "hunter2")];
+    assert_eq!(values.collect::<Vec<_>>(), expected);
+}
+
+#[test]
+fn several_json_documents_are_read_with_or_without_lines_between_them() {
+    let user = |name: &str| {
+        format!(
+            "{{\n\t\"apiVersion\": \"twofactor.fountainai.io/v1alpha1\",\n\t\"kind\": \"TwoFactorUser\",\n\t\"metadata\": \
+             {{\"name\": \"{name}\"}},\n\t\"spec\": {{\"email\": \"{name}@example.org\", \"issuer\": \"F\\ud83d\\ude00\\/\\t\"}}\n}}"
+        )
+    };
+    let (one, two) = (user("alice"), user("bob"));
+    for between in ["", "\n", "\r\n\r\n", " ", "\n---\n"] {
+        let manifests = read_text(&format!("{one}{between}{two}\n"));
+        assert_eq!(manifests.problems, [], "{between:?}");
+        let names: Vec<_> =
+            manifests.users.iter().map(|user| user.value.metadata.name.clone()).collect();
+        assert_eq!(names, [Some("alice".to_owned()), Some("bob".to_owned())], "{between:?}");
+        let lines = between.matches('\n').count();
+        assert_eq!(manifests.users[1].line_of("spec.email"), 10 + lines, "{between:?}");
+        assert_eq!(manifests.users[1].value.spec.issuer.as_deref(), Some("F\u{1f600}/\t"));
+    }
+    // What comes after a complete document is read on its own.
+    let manifests = read_text(&format!("{one}\n{{\"kind\": [}}\n---\n{two}"));
+    assert_eq!(
+        (manifests.users.len(), manifests.problems.len()),
+        (2, 1),
+        "{:?}",
+        manifests.problems
+    );
+    assert_eq!(manifests.problems[0].line, 7);
+    assert_eq!(problems(&format!("{one}\n# a comment\n")), [""; 0]);
+    // YAML may begin like JSON.
+    let flow = "{apiVersion: v1, kind: Secret, metadata: {name: a}}\n";
+    assert_eq!((read_text(flow).secrets.len(), problems(flow)), (1, Vec::new()));
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::ops::RangeInclusive;
 
 use kube::core::{Message, Reason, Rule};
 use twofactor_core::totp::Algorithm;
-use twofactor_core::user::{EmailAddressError, PhoneNumberError};
+use twofactor_core::user::{EmailAddressError, PhoneNumberError, UndeliverableAddress};
 
 use super::NAME_CHARACTERS;
 use crate::labels;
@@ -28,6 +28,9 @@ pub(crate) const ALGORITHMS: [Algorithm; 3] =
 pub(crate) const USERNAME_PATTERN: &str = r"^\P{Cc}*$";
 pub(crate) const EMAIL_PATTERN: &str =
     r#"^[^\p{Cc}\p{Z},;:<>()\[\]"\\@]{1,64}@[^\p{Cc}\p{Z},;:<>()\[\]"\\@]+$"#;
+/// Addresses that a mail server can take. The validation also knows the length of labels in the
+/// form of the domain name system, which no pattern can compute.
+pub(crate) const DELIVERABLE_PATTERN: &str = r"^[^.@]+(\.[^.@]+)*@[0-9A-Za-z\x{80}-\x{10FFFF}]([-_0-9A-Za-z\x{80}-\x{10FFFF}]{0,61}[0-9A-Za-z\x{80}-\x{10FFFF}])?(\.[0-9A-Za-z\x{80}-\x{10FFFF}]([-_0-9A-Za-z\x{80}-\x{10FFFF}]{0,61}[0-9A-Za-z\x{80}-\x{10FFFF}])?)*$";
 pub(crate) const PHONE_NUMBER_PATTERN: &str = r"^\+[1-9][0-9]{6,14}$";
 pub(crate) const SECRET_KEY_PATTERN: &str = r"^[-._a-zA-Z0-9]+$";
 
@@ -63,6 +66,15 @@ pub(crate) fn email_needed_rule() -> Rule {
         .message(EMAIL_NEEDED)
         .field_path(".email")
         .reason(Reason::FieldValueRequired)
+}
+
+/// Only for users who get mail, because other users' objects may have any address from before.
+pub(crate) fn email_deliverable_rule() -> Rule {
+    Rule::new(format!(
+        "self.deliveryMethod != 'email' || !has(self.email) || self.email.matches(r'{DELIVERABLE_PATTERN}')"
+    ))
+    .message(Message::Message(UndeliverableAddress.to_string()))
+    .field_path(".email")
 }
 
 pub(crate) fn phone_number_needed_rule() -> Rule {

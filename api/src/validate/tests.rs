@@ -6,8 +6,8 @@ use twofactor_core::user::{EmailAddressError, PhoneNumberError};
 
 use super::*;
 use crate::rules::user::{
-    ALGORITHMS, email_needed_rule, name_rule, own_secret_rule, phone_number_needed_rule,
-    username_rule,
+    ALGORITHMS, DELIVERABLE_PATTERN, email_deliverable_rule, email_needed_rule, name_rule,
+    own_secret_rule, phone_number_needed_rule, username_rule,
 };
 
 /// A user called alice with this spec, as the API server would hand it out.
@@ -166,6 +166,63 @@ fn schema_and_validation_agree_on_email_addresses() {
         &format!("{longest}b"),
     ] {
         assert!(!text_is_taken("email", email));
+    }
+}
+
+/// Whether a user who gets mail may have this address; rule and validation must agree.
+fn mail_is_taken(email: &str) -> bool {
+    let errors = errors(json!({ "email": email }));
+    assert!(errors.iter().all(|error| error.starts_with("spec.email: ")), "{errors:?}");
+    let by_rule = Regex::new(DELIVERABLE_PATTERN).unwrap().is_match(email);
+    assert_eq!(by_rule, errors.is_empty(), "rule and validation disagree on {email:?}");
+    by_rule
+}
+
+#[test]
+fn rule_and_validation_agree_on_addresses_that_mail_reaches() {
+    let label = "a".repeat(63);
+    for email in [
+        "user@example.org",
+        "first.last+otp@Example.ORG",
+        "user@localhost",
+        "user@1and1.example",
+        "user@under_score.example",
+        "zoë@bücher.example",
+        "user@xn--bcher-kva.example",
+        &format!("user@{label}.{label}.example"),
+    ] {
+        assert!(mail_is_taken(email), "{email}");
+    }
+    for email in [
+        "user@-bad.example",
+        "user@bad-.example",
+        "user@good.-",
+        "user@_dmarc.example",
+        "user@a!b.example",
+        "user@example..org",
+        "user@.example.org",
+        "user@example.org.",
+        ".user@example.org",
+        "user.@example.org",
+        "a..b@example.org",
+        &format!("user@{label}a.example"),
+    ] {
+        assert!(!mail_is_taken(email), "{email}");
+    }
+    // The length of an international label in the domain name system is known to the validation
+    // only.
+    let long = format!("user@{}.example", "ü".repeat(60));
+    assert!(Regex::new(DELIVERABLE_PATTERN).unwrap().is_match(&long));
+    assert_eq!(errors(json!({ "email": long })).len(), 1);
+}
+
+#[test]
+fn a_user_who_gets_no_mail_keeps_any_address() {
+    for method in ["app", "webhook", "sms"] {
+        let spec = json!({
+            "deliveryMethod": method, "email": "user@-bad.example", "phoneNumber": "+4930123456"
+        });
+        assert_eq!(errors(spec), [""; 0], "{method}");
     }
 }
 
@@ -353,7 +410,12 @@ fn the_schema_has_each_rule_with_the_sentence_that_validate_uses() {
     let rules = |schema: &Value| schema["x-kubernetes-validations"].as_array().unwrap().clone();
     assert_eq!(
         rules(&spec),
-        [json!(username_rule()), json!(email_needed_rule()), json!(phone_number_needed_rule())]
+        [
+            json!(username_rule()),
+            json!(email_needed_rule()),
+            json!(email_deliverable_rule()),
+            json!(phone_number_needed_rule())
+        ]
     );
     for (field, message) in [
         ("/username", twofactor_core::user::UsernameError::ControlCharacter.to_string()),

@@ -193,7 +193,8 @@ async fn fill_others(
             continue;
         }
         let _alone = realm.publish_lock.write().await;
-        let imported = fetch::import(&context.runtime.client, &user).await?;
+        let Ok(definition) = validate(&user) else { continue };
+        let imported = fetch::import(&context.runtime.client, &user, &definition).await?;
         let own = UserSeed {
             seed: imported.clone().and_then(Result::ok),
             rotated: user.annotations().get(labels::ROTATE_ANNOTATION).cloned(),

@@ -8,6 +8,7 @@ use kube::{Api, Client, ResourceExt};
 use thiserror::Error;
 use twofactor_api::TwoFactorUser;
 use twofactor_core::seed::Seed;
+use twofactor_core::user::UserDefinition;
 
 use super::secret;
 use super::seed_decision::{SecretState, UnusableSeed};
@@ -58,7 +59,11 @@ pub async fn fetch(
 ) -> Result<Fetched, FetchError> {
     let had_secret = had_secret(subject.user) || known_to_have_seed;
     let own = if had_secret { Some(own(client, subject).await?) } else { None };
-    Ok(Fetched { own, import: import(client, subject.user).await?, had_secret })
+    Ok(Fetched {
+        own,
+        import: import(client, subject.user, &subject.definition).await?,
+        had_secret,
+    })
 }
 
 /// Reads the user's own Secret.
@@ -74,10 +79,11 @@ pub async fn own(client: &Client, subject: &Subject<'_>) -> Result<Own, FetchErr
 pub async fn import(
     client: &Client,
     user: &TwoFactorUser,
+    definition: &UserDefinition,
 ) -> Result<Option<Result<Seed, UnusableSeed>>, FetchError> {
     let Some(reference) = &user.spec.secret_ref else { return Ok(None) };
     Ok(Some(match get(client, user, &reference.name).await? {
-        Some(secret) => secret::read_seed(&secret, &reference.key),
+        Some(secret) => secret::import_seed(&secret, &reference.key, definition),
         None => Err(UnusableSeed::NoSecret {
             secret: reference.name.clone(),
             key: reference.key.clone(),

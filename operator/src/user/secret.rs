@@ -8,6 +8,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference}
 use kube::{Resource, ResourceExt};
 use serde_json::{Value, json};
 use twofactor_api::{TwoFactorUser, labels};
+use twofactor_core::import::{self, ImportError};
 use twofactor_core::otpauth;
 use twofactor_core::qr::QrPicture;
 use twofactor_core::seed::Seed;
@@ -30,15 +31,32 @@ pub struct SecretInputs<'a> {
     pub rotated: Option<&'a str>,
 }
 
-/// Reads a seed from a key of a Secret.
+/// Reads the seed from a key of the user's own Secret.
 pub fn read_seed(secret: &Secret, key: &str) -> Result<Seed, UnusableSeed> {
+    read(secret, key, |text| Ok(Seed::from_base32(text)?))
+}
+
+/// Reads the seed that a user imports from a key of another Secret.
+pub fn import_seed(
+    secret: &Secret,
+    key: &str,
+    user: &UserDefinition,
+) -> Result<Seed, UnusableSeed> {
+    read(secret, key, |text| import::seed(text, &user.username, &user.totp))
+}
+
+fn read(
+    secret: &Secret,
+    key: &str,
+    parse: impl FnOnce(&str) -> Result<Seed, ImportError>,
+) -> Result<Seed, UnusableSeed> {
     let name = secret.name_any();
     let value = secret.data.as_ref().and_then(|data| data.get(key));
     let Some(ByteString(bytes)) = value else {
         return Err(UnusableSeed::NoKey { secret: name, key: key.to_owned() });
     };
     // What is not UTF-8 is not base32 either.
-    Seed::from_base32(std::str::from_utf8(bytes).unwrap_or("\u{fffd}"))
+    parse(std::str::from_utf8(bytes).unwrap_or("\u{fffd}"))
         .map_err(|error| UnusableSeed::NotASeed { secret: name, key: key.to_owned(), error })
 }
 

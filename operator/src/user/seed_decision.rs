@@ -6,7 +6,8 @@
 //! replaced silently.
 
 use thiserror::Error;
-use twofactor_core::seed::{Seed, SeedError};
+use twofactor_core::import::ImportError;
+use twofactor_core::seed::Seed;
 
 /// The state of the user's Secret.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,7 +54,7 @@ pub enum UnusableSeed {
         /// Name of the key.
         key: String,
         /// The error of the value.
-        error: SeedError,
+        error: ImportError,
     },
 }
 

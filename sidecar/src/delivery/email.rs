@@ -33,7 +33,9 @@ impl Channel for Email {
     }
 
     fn can_reach(&self, user: &UserDefinition, realm: &RealmRecord) -> bool {
-        user.email.is_some() && realm.providers.smtp.is_some()
+        // An address that no mail server takes is the user's fault and not the provider's.
+        let deliverable = |email: &EmailAddress| email.check_deliverable().is_ok();
+        user.email.as_ref().is_some_and(deliverable) && realm.providers.smtp.is_some()
     }
 
     fn send<'a>(&'a self, order: &'a Order<'a>) -> Sending<'a> {

@@ -45,7 +45,13 @@ async fn an_imported_seed_is_served_and_a_change_of_it_followed() {
 async fn an_invalid_import_is_reported_with_its_secret_and_key() {
     let cluster = Cluster::start().await;
     let _operator = cluster.operator().start().await;
-    for (name, value) in [("nobase", "SECRET-VALUE-018!"), ("short", "GEZDGNBVGY3TQOJQ")] {
+    let uri = format!("otpauth://totp/x?secret={SEED}&digits=8");
+    for (name, value) in [
+        ("nobase", "SECRET-VALUE-018!"),
+        ("short", "GEZDGNBVGY3TQOJQ"),
+        ("eight", &uri),
+        ("migration", "otpauth-migration://offline?data=AAAA"),
+    ] {
         let _ = cluster.kubectl(&[
             "create",
             "secret",
@@ -61,6 +67,8 @@ async fn an_invalid_import_is_reported_with_its_secret_and_key() {
     for (name, secret, sentence) in [
         ("nobase", "nobase", "is not base32"),
         ("short", "short", "has 80 bits, at least 160 are needed"),
+        ("eight", "eight", "says digits 8, but the user's totp.digits is 6: set it to the same"),
+        ("migration", "migration", "is not a complete export of Google Authenticator"),
         ("keyless", "keyless", "secret"),
         ("missing", "nowhere", "secret"),
     ] {
@@ -88,4 +96,32 @@ async fn an_invalid_import_is_reported_with_its_secret_and_key() {
         cluster.ready("missing").filter(|ready| ready.0 == "True")
     })
     .await;
+}
+
+#[tokio::test]
+async fn seeds_are_imported_in_the_forms_that_apps_export() {
+    let cluster = Cluster::start().await;
+    let _operator = cluster.operator().start().await;
+    // The last one is an export of Google Authenticator with the accounts `bob` and `export`.
+    let forms = [
+        ("bits", "X".repeat(52), format!("{}Q", "X".repeat(51))),
+        ("groups", SEED.to_lowercase().replace('Q', " q"), SEED.to_owned()),
+        ("uri", format!("otpauth://totp/a:b?secret={SEED}&issuer=a"), SEED.to_owned()),
+        (
+            "export",
+            "otpauth-migration://offline?data=ChsKFGFiY2RlZmdoaWprbG1ub3BxcnN0EgNib2IKHgoUMTIzNDU2Nzg5MDEyMzQ1Njc4\
+             OTASBmV4cG9ydBABGAEgAA%3D%3D"
+                .to_owned(),
+            SEED.to_owned(),
+        ),
+    ];
+    for (name, value, _) in &forms {
+        let literal = format!("--from-literal=secret={value}");
+        let _ = cluster.kubectl(&["create", "secret", "generic", name, &literal]);
+        cluster.apply(&importing(name, name));
+    }
+    for (name, _, seed) in &forms {
+        cluster.wait_ready(name).await;
+        assert_eq!(cluster.seed(name), *seed, "{name}");
+    }
 }

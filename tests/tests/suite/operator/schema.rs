@@ -65,6 +65,13 @@ async fn every_rule_accepts_a_valid_user_and_refuses_an_invalid_one_with_a_sente
         ),
         ("deliveryMethod: app", "deliveryMethod: pigeon", "deliveryMethod"),
         ("email: a@example.org", "email: invalid", "spec.email"),
+        ("email: user@b\u{fc}cher.example", "email: user@-bad.example", "no mail server takes"),
+        (
+            "deliveryMethod: app\n  email: user@-bad.example",
+            &format!("email: user@{}.example", "a".repeat(64)),
+            "no mail server takes",
+        ),
+        ("email: user@under_score.example", "email: a..b@example.org", "no mail server takes"),
         (
             "deliveryMethod: sms\n  phoneNumber: \"+4930123456\"",
             "deliveryMethod: sms\n  phoneNumber: \"0301234567\"",
@@ -128,6 +135,17 @@ async fn every_rule_accepts_a_valid_user_and_refuses_an_invalid_one_with_a_sente
     }
     let long = user("probe", &format!("deliveryMethod: app\n  username: {}", "x".repeat(254)));
     assert!(cluster.try_apply(&long, &["--dry-run=server"]).is_err());
+}
+
+#[tokio::test]
+async fn a_user_from_before_with_an_undeliverable_address_can_still_be_changed() {
+    let cluster = Cluster::start().await;
+    let bad = "email: user@-bad.example";
+    cluster.apply(&user("kept", &format!("deliveryMethod: app\n  {bad}")));
+    cluster.apply(&user("kept", &format!("deliveryMethod: app\n  enabled: false\n  {bad}")));
+    let error = cluster.try_apply(&user("kept", bad), &[]).expect_err(bad);
+    assert!(error.contains("spec.email") && error.contains("no mail server takes"), "{error}");
+    cluster.apply(&user("kept", "email: user@good.example"));
 }
 
 #[tokio::test]
