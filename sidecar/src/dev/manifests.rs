@@ -1,7 +1,7 @@
 //! Reads users from manifests on disk, as they should be published, with a problem for everything
 //! that is wrong.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -10,6 +10,8 @@ use rand_core::CryptoRng;
 use thiserror::Error;
 use twofactor_api::manifest::{self, Located, Manifests, Problem};
 use twofactor_api::{TwoFactorUser, labels};
+use twofactor_core::import;
+use twofactor_core::names::Pseudonym;
 use twofactor_core::record::UserRecord;
 use twofactor_core::seed::Seed;
 use twofactor_core::user::{UserDefinition, Username};
@@ -29,8 +31,9 @@ pub struct PathError {
     source: io::Error,
 }
 
-/// Reads the files of `paths`, and those in the folders of `paths`, sorted. Fails if a path is
-/// missing or cannot be read.
+/// Reads the files of `paths`, and those in the folders of `paths`, sorted. Files in a folder whose
+/// names begin with a dot are left out, because editors and synchronizing programs keep copies
+/// there. Fails if a path is missing or cannot be read.
 pub fn read_files(paths: &[PathBuf]) -> Result<Vec<(String, Vec<u8>)>, PathError> {
     let mut files = Vec::new();
     for path in paths {
@@ -51,7 +54,8 @@ fn list(folder: &Path) -> Result<Vec<PathBuf>, PathError> {
     for entry in fs::read_dir(folder).map_err(wrong)? {
         let path = entry.map_err(wrong)?.path();
         let ending = path.extension().and_then(|ending| ending.to_str()).unwrap_or_default();
-        if path.is_file() && ENDINGS.contains(&ending) {
+        let hidden = path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
+        if path.is_file() && ENDINGS.contains(&ending) && !hidden {
             files.push(path);
         }
     }
@@ -160,7 +164,7 @@ impl Users {
                 continue;
             }
             taken.insert(definition.username.clone(), format!("{}:{}", located.file, located.line));
-            let source = seed_source(located, manifests).unwrap_or_else(|wrong| {
+            let source = seed_source(located, &definition, manifests).unwrap_or_else(|wrong| {
                 problems.push(wrong);
                 SeedSource::Missing
             });
@@ -176,6 +180,25 @@ impl Users {
     /// invalid, because it may be that of such a user, who would lose their seed.
     pub fn unlisted(&self) -> UnlistedUsers {
         if self.complete { UnlistedUsers::Remove } else { UnlistedUsers::Keep }
+    }
+
+    /// Returns the names of published users who are not among these, although the manifests cannot
+    /// all be read. Names that cannot be read in the store are left out.
+    pub async fn kept(&self, publisher: &Publisher) -> Result<BTreeSet<String>, StoreError> {
+        let mut kept = BTreeSet::new();
+        if self.complete {
+            return Ok(kept);
+        }
+        let pseudonym = |user: &User| publisher.keys().pseudonym(&user.definition.username);
+        let listed: HashSet<Pseudonym> = self.users.iter().map(pseudonym).collect();
+        for user in publisher.store().users().await? {
+            if !listed.contains(&user)
+                && let Some(record) = publisher.current(user).await?
+            {
+                kept.insert(record.definition.username.into());
+            }
+        }
+        Ok(kept)
     }
 
     pub fn len(&self) -> usize {
@@ -232,11 +255,13 @@ impl Users {
 
 fn seed_source(
     located: &Located<TwoFactorUser>,
+    user: &UserDefinition,
     manifests: &Manifests,
 ) -> Result<SeedSource, Problem> {
-    let user = &located.value;
-    let Some(reference) = &user.spec.secret_ref else { return Ok(SeedSource::Own) };
-    let Some(secret) = manifests.secret(user.metadata.namespace.as_deref(), &reference.name) else {
+    let object = &located.value;
+    let Some(reference) = &object.spec.secret_ref else { return Ok(SeedSource::Own) };
+    let namespace = object.metadata.namespace.as_deref();
+    let Some(secret) = manifests.secret(namespace, &reference.name) else {
         let message = format!(
             "there is no Secret {:?} among the manifests of this namespace",
             reference.name
@@ -244,10 +269,16 @@ fn seed_source(
         return Err(problem(located, "spec.secretRef.name", message));
     };
     let Some(value) = secret.values.get(&reference.key) else {
-        let message = format!("the Secret {:?} has no key {:?}", reference.name, reference.key);
+        let (name, key) = (&reference.name, &reference.key);
+        let message = if secret.binary.contains(key) {
+            format!("the key {key:?} of the Secret {name:?} is not text")
+        } else {
+            format!("the Secret {name:?} has no key {key:?}")
+        };
         return Err(problem(located, "spec.secretRef.key", message));
     };
-    Seed::from_base32(value.expose_secret()).map(SeedSource::Imported).map_err(|error| {
+    let imported = import::seed(value.expose_secret(), &user.username, &user.totp);
+    imported.map(SeedSource::Imported).map_err(|error| {
         let message =
             format!("the key {:?} of the Secret {:?} {error}", reference.key, reference.name);
         problem(located, "spec.secretRef", message)

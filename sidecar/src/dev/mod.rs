@@ -6,6 +6,7 @@ mod manifests;
 mod master_key;
 pub mod settings;
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,6 +15,7 @@ use rand::rngs::SysRng;
 use rand_core::UnwrapErr;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
+use twofactor_api::manifest::LeftOut;
 use twofactor_core::key::{MasterKey, RealmKeys};
 use twofactor_core::names::{Caller, Installation, RealmId, RealmNames};
 use twofactor_core::otpauth;
@@ -41,6 +43,9 @@ const INTERVAL: Duration = Duration::from_secs(1);
 /// Number of checks after which the store is filled even if nothing has changed, because single
 /// keys may have been lost.
 const REFILL_AFTER: u32 = 30;
+
+/// Maximum number of names of kept users in a log line.
+const MOST_NAMES: usize = 20;
 
 /// The options of `dev`.
 pub struct DevOptions {
@@ -116,6 +121,7 @@ pub async fn dev(
         paths: options.paths,
         users: report(&files),
         files,
+        kept: BTreeSet::new(),
         book: SeedBook::default(),
         available: true,
     };
@@ -142,6 +148,9 @@ struct Source {
     files: Vec<(String, Vec<u8>)>,
     users: Users,
     book: SeedBook,
+    /// The names of users who are published although no manifest that can be read has them; a
+    /// change is logged.
+    kept: BTreeSet<String>,
     /// Whether the store answered last time; a change is logged.
     available: bool,
 }
@@ -228,9 +237,27 @@ impl Source {
         }
         let random = &mut UnwrapErr(SysRng);
         let desired = self.users.desired(&mut self.book, random, &self.publisher).await?;
-        self.publisher
+        let refilled = self
+            .publisher
             .fill(&self.realm, &desired, self.users.unlisted(), Clock::System.now(), random)
-            .await
+            .await?;
+        self.name_kept().await?;
+        Ok(refilled)
+    }
+
+    /// Logs who is kept, because their manifest may be the one that cannot be read.
+    async fn name_kept(&mut self) -> Result<(), StoreError> {
+        let kept = self.users.kept(&self.publisher).await?;
+        if kept != self.kept && !kept.is_empty() {
+            let names: Vec<_> = kept.iter().take(MOST_NAMES).map(String::as_str).collect();
+            tracing::warn!(
+                users = kept.len(),
+                names = names.join(", "),
+                "users kept without a manifest, because a manifest cannot be read and may be theirs"
+            );
+        }
+        self.kept = kept;
+        Ok(())
     }
 }
 
@@ -240,7 +267,11 @@ fn read_files(paths: &[PathBuf]) -> Result<Vec<(String, Vec<u8>)>, RunError> {
 
 /// Reads users, and logs what is wrong with those that cannot be served.
 fn report(files: &[(String, Vec<u8>)]) -> Users {
-    let (users, problems) = Users::from_manifests(&manifests::parse(files));
+    let manifests = manifests::parse(files);
+    for LeftOut { file, line, kind } in &manifests.left_out {
+        tracing::info!(file, line, kind, "document of another kind left out");
+    }
+    let (users, problems) = Users::from_manifests(&manifests);
     for problem in problems {
         tracing::error!("{problem}");
     }

@@ -54,7 +54,7 @@ async fn a_broken_manifest_is_named_with_its_line_and_the_others_are_served() {
     );
     let (_folder, path) = manifests(&[
         ("a.yaml", &broken),
-        ("b.yml", "apiVersion: v1\nkind: ConfigMap\nmetadata:\n  name: x\n"),
+        ("b.yml", "apiVersion: v1\nkind: secret\nmetadata:\n  name: x\n"),
         ("c.yaml", &user("dora", "email: not-an-address")),
         ("d.yaml", &user("eve", "emial: eve@example.org")),
         (
@@ -433,4 +433,181 @@ async fn a_manifest_with_a_typing_error_loses_no_seed() {
         twofactor_tests::process::run(tools::find("oathtool"), &["--totp", "--base32", &seed]);
     assert_eq!(third.api().verify("carol", code.trim()).await.status, 200);
     assert!(!third.process().stdout().contains("otpauth://"), "{}", third.process().stdout());
+}
+
+const NAMESPACE: &str = "apiVersion: v1\nkind: Namespace\nmetadata: {name: people}\n";
+
+#[tokio::test]
+async fn a_removed_user_is_gone_although_a_document_of_another_kind_is_there() {
+    let both = format!(
+        "{}---\n{}",
+        user("alice", "email: alice@example.org"),
+        user("mallory", "email: mallory@example.org")
+    );
+    let (folder, path) = manifests(&[("namespace.yaml", NAMESPACE), ("users.yaml", &both)]);
+    let sidecar = dev(&path).await;
+    assert_eq!(sidecar.api().generate("mallory").await.status, 200);
+    let one = user("alice", "email: alice@example.org");
+    fs::write(folder.path().join("users.yaml"), one).unwrap();
+    eventually(BOUND, "mallory to be unknown", async || {
+        sidecar.api().verify("mallory", "000000").await.status == 404
+    })
+    .await;
+    let log = sidecar.process().stderr();
+    assert!(
+        log.contains("document of another kind left out") && log.contains("kind=\"Namespace\""),
+        "{log}"
+    );
+    assert!(!log.contains("ERROR"), "{log}");
+}
+
+#[tokio::test]
+async fn a_user_who_is_kept_because_a_manifest_cannot_be_read_is_named() {
+    let both = [user("alice", "email: a@example.org"), user("mallory", "email: m@example.org")];
+    let (folder, path) = manifests(&[("users.yaml", &both.join("---\n"))]);
+    let sidecar = dev(&path).await;
+    assert_eq!(sidecar.api().generate("mallory").await.status, 200);
+    let broken = format!("{}---\nkind: [\n", user("alice", "email: a@example.org"));
+    fs::write(folder.path().join("users.yaml"), broken).unwrap();
+    let line = sidecar.process().wait_for_line("users kept without a manifest", BOUND).await;
+    assert!(line.contains("users=1") && line.contains("names=\"mallory\""), "{line}");
+    assert_eq!(sidecar.api().verify("mallory", "000000").await.status, 401);
+    // With every manifest readable again, the user is removed.
+    fs::write(folder.path().join("users.yaml"), user("alice", "email: a@example.org")).unwrap();
+    eventually(BOUND, "mallory to be unknown", async || {
+        sidecar.api().verify("mallory", "000000").await.status == 404
+    })
+    .await;
+    let log = sidecar.process().stderr();
+    assert_eq!(log.matches("users kept without a manifest").count(), 1, "{log}");
+}
+
+#[tokio::test]
+async fn files_of_a_folder_whose_names_begin_with_a_dot_are_not_read() {
+    let (_folder, path) = manifests(&[
+        (".hidden.yaml", &user("hidden", "email: h@example.org")),
+        (".#users.yaml", "kind: ["),
+        ("._users.yaml", "\0\0"),
+        ("..yml", "kind: ["),
+        ("users.yaml", &user("alice", "email: a@example.org")),
+    ]);
+    let sidecar = dev(&path).await;
+    assert_eq!(sidecar.api().generate("alice").await.status, 200);
+    assert_eq!(sidecar.api().generate("hidden").await.status, 404);
+    assert!(!sidecar.process().stderr().contains("ERROR"), "{}", sidecar.process().stderr());
+    // A file that is named is read.
+    let sidecar = dev(&format!("{path}/.hidden.yaml")).await;
+    assert_eq!(sidecar.api().generate("hidden").await.status, 200);
+}
+
+/// Returns the code that `oathtool` shows for a seed.
+fn shown_by_oathtool(base32: &str) -> String {
+    let arguments = ["--totp", "--base32", base32];
+    twofactor_tests::process::run(tools::find("oathtool"), &arguments).trim().to_owned()
+}
+
+#[tokio::test]
+async fn seeds_are_imported_in_every_form_that_apps_export() {
+    let seed = "GEZDGNBVGY3TQOJQGEZDGNBVGY3TQOJQ";
+    let odd = "X".repeat(52);
+    // An export of Google Authenticator with the accounts `bob` (another seed) and `export`.
+    let export = "otpauth-migration://offline?data=ChsKFGFiY2RlZmdoaWprbG1ub3BxcnN0EgNib2IKHgoUMTIz\
+                  NDU2Nzg5MDEyMzQ1Njc4OTASBmV4cG9ydBABGAEgAA%3D%3D";
+    let forms = [
+        ("unused-bits", odd.as_str(), odd.clone()),
+        ("groups", seed, "gezd gnbv gy3t qojq gezd gnbv gy3t qojq".to_owned()),
+        ("uri", seed, format!("otpauth://totp/Other:who?secret={seed}&issuer=Other")),
+        ("export", seed, export.to_owned()),
+    ];
+    let mut documents = Vec::new();
+    let importing = |name: &str, spec: &str| user(name, &format!("deliveryMethod: app\n  {spec}"));
+    for (name, _, value) in &forms {
+        documents.push(format!(
+            "apiVersion: v1\nkind: Secret\nmetadata: {{name: {name}}}\nstringData: {{secret: '{value}'}}\n"
+        ));
+        documents.push(importing(name, &format!("secretRef: {{name: {name}}}")));
+    }
+    // A Secret as the operator writes it, with a picture.
+    documents.push(
+        "apiVersion: v1\nkind: Secret\nmetadata: {name: old}\ntype: Opaque\ndata:\n  qr.png: \
+         iVBORw0KGgoAAAANSUhEUv/+\n  secret: R0VaREdOQlZHWTNUUU9KUUdFWkRHTkJWR1kzVFFPSlE=\n"
+            .to_owned(),
+    );
+    documents.push(importing("dora", "secretRef: {name: old}"));
+    documents.push(importing("picture", "secretRef: {name: old, key: qr.png}"));
+    documents.push(importing("eight", "totp: {digits: 8}\n  secretRef: {name: uri}"));
+    let (_folder, path) = manifests(&[("users.yaml", &documents.join("---\n"))]);
+    let sidecar = dev(&path).await;
+    let readable = forms.iter().map(|(name, seed, _)| (*name, *seed)).chain([("dora", seed)]);
+    for (name, seed) in readable {
+        // Codes of before the start are refused, because they may have been used elsewhere.
+        eventually(Duration::from_secs(100), format_args!("a code of {name}"), async || {
+            let reply = sidecar.api().verify(name, &shown_by_oathtool(seed)).await;
+            match reply.status {
+                200 => Ok(()),
+                400 => Err(reply.body),
+                _ => panic!("{name}: {}", reply.body),
+            }
+        })
+        .await;
+    }
+    for name in ["picture", "eight"] {
+        assert_eq!(sidecar.api().generate(name).await.status, 400, "{name}");
+    }
+    let log = sidecar.process().stderr();
+    for expected in [
+        "the key \"qr.png\" of the Secret \"old\" is not text",
+        "the key \"secret\" of the Secret \"uri\" says digits 6, but the user's totp.digits is 8",
+    ] {
+        assert!(log.contains(expected), "{expected} is missing in:\n{log}");
+    }
+    assert!(!log.contains("GEZDG") && !log.contains("otpauth"), "{log}");
+}
+
+#[tokio::test]
+async fn lists_and_several_json_documents_are_read_as_kubectl_writes_them() {
+    let user = |name: &str| {
+        format!(
+            r#"{{"apiVersion": "twofactor.fountainai.io/v1alpha1", "kind": "TwoFactorUser", "metadata": {{"name": "{name}"}}, "spec": {{"email": "{name}@example.org"}}}}"#
+        )
+    };
+    let list = format!(
+        r#"{{"apiVersion": "v1", "items": [{}], "kind": "List", "metadata": {{"resourceVersion": ""}}}}"#,
+        user("listed")
+    );
+    let typed = "apiVersion: twofactor.fountainai.io/v1alpha1\nkind: TwoFactorUserList\nitems:\n- metadata: \
+                 {name: typed}\n  spec: {email: typed@example.org}\n";
+    let (_folder, path) = manifests(&[
+        ("a.json", &format!("{}\n{}\n", user("first"), user("second"))),
+        ("b.json", &list),
+        ("c.yaml", typed),
+    ]);
+    let sidecar = dev(&path).await;
+    for name in ["first", "second", "listed", "typed"] {
+        assert_eq!(sidecar.api().generate(name).await.status, 200, "{name}");
+    }
+}
+
+#[tokio::test]
+async fn addresses_that_no_mail_server_takes_are_named_with_their_line() {
+    let label = "a".repeat(64);
+    let text = [
+        user("hyphen", "email: user@-bad.example"),
+        user("long", &format!("email: user@{label}.example")),
+        user("underscore", "email: user@_dmarc.example"),
+        user("international", &format!("email: user@{}.example", "ü".repeat(60))),
+        user("app", "email: user@-bad.example\n  deliveryMethod: app"),
+    ];
+    let (_folder, path) = manifests(&[("users.yaml", &text.join("---\n"))]);
+    let sidecar = dev(&path).await;
+    let log = sidecar.process().stderr();
+    for (number, name) in ["hyphen", "long", "underscore", "international"].iter().enumerate() {
+        let line = number * 7 + 6;
+        let expected =
+            format!("users.yaml:{line}: spec.email: is an address that no mail server takes");
+        assert!(log.contains(&expected), "{expected} is missing in:\n{log}");
+        assert_eq!(sidecar.api().generate(name).await.status, 404, "{name}");
+    }
+    // The address of a user who gets no mail does not matter.
+    assert_eq!(sidecar.api().verify("app", "000000").await.status, 401);
 }
