@@ -182,8 +182,8 @@ fn json_values(document: Document<'_>) -> Vec<Document<'_>> {
     values
 }
 
-/// Replaces what is different in JSON and in YAML, and keeps the lines: tabs between the tokens, and
-/// characters that are escaped as two surrogates.
+/// Replaces what is different in JSON and in YAML, and keeps the lines: tabs between the tokens,
+/// and characters that are escaped as two surrogates.
 fn json_as_yaml(json: &[u8]) -> Vec<u8> {
     let mut yaml = Vec::with_capacity(json.len());
     let mut in_string = false;

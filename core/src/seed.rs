@@ -23,8 +23,8 @@ pub const MINIMUM_BYTES: usize = 20;
 /// first.
 pub const MAXIMUM_BYTES: usize = 128;
 
-/// Base32 as authenticator apps read it: the last bits of a text that are no whole byte are dropped,
-/// whatever they are.
+/// Base32 as authenticator apps read it: the last bits of a text that are no whole byte are
+/// dropped, whatever they are.
 static BASE32: LazyLock<Encoding> = LazyLock::new(|| {
     let mut specification = BASE32_NOPAD.specification();
     specification.check_trailing_bits = false;
@@ -89,8 +89,8 @@ impl Seed {
     }
 
     /// Parses RFC 4648 base32, which authenticators and other systems export: in either case, with
-    /// or without `=` padding, and with white space or hyphens between groups. Last bits that are no
-    /// whole byte are dropped, as authenticator apps do.
+    /// or without `=` padding, and with white space or hyphens between groups. Last bits that are
+    /// no whole byte are dropped, as authenticator apps do.
     ///
     /// # Errors
     /// If it is not base32, or too short or too long.

@@ -70,7 +70,7 @@ fn a_uri_is_read_in_the_forms_that_apps_export() {
             "otpauth://totp/Fountain AI: alice?issuer=Fountain+AI&secret={}",
             BASE32.to_lowercase()
         ),
-        format!("OTPAUTH://TOTP/somebody%40example.org?Secret={BASE32}====&algorithm=HmacSHA1#x"),
+        format!("OTPAUTH://TOTP/another%40example.org?Secret={BASE32}====&algorithm=HmacSHA1#x"),
         "otpauth://totp/?secret=GEZD%20GNBV%20GY3T%20QOJQ%20GEZD%20GNBV%20GY3T%20QOJQ&image=https://x/y?z".to_owned(),
         format!("\u{feff}otpauth://totp/Zo%C3%AB?algorithm=SHA-1&secret={BASE32}%3D"),
     ] {
