@@ -36,6 +36,8 @@ pub struct Metrics {
     users: IntGaugeVec,
     /// Users in the queue.
     pub queue_depth: IntGauge,
+    /// Users that wait until their realm is ready in Redis.
+    pub parked: IntGauge,
     /// User objects that could not be read.
     pub unreadable: IntCounter,
     /// Refills of realms in Redis.
@@ -142,6 +144,11 @@ impl Metrics {
                 ),
             )?,
             queue_depth: depth.with_label_values(&[CONTROLLER]),
+            parked: gauge(
+                r,
+                "twofactor_users_parked",
+                "Users that are not reconciled until their realm is ready in Redis.",
+            )?,
             unreadable: counter(
                 r,
                 "twofactor_users_unreadable_total",

@@ -1,14 +1,16 @@
-//! Runs a proxy in front of the API server that can inject faults. It forwards requests, watches
-//! included, unless a fault is set.
+//! Runs a proxy in front of the API server that can inject faults and counts requests. It forwards
+//! requests, watches included, unless a fault is set.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::{Stream, StreamExt};
 use reqwest::header::HeaderMap;
 use reqwest::{Certificate, Client, Method};
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use twofactor_server::http::{Limits, serve};
 use warp::Filter;
@@ -33,6 +35,8 @@ pub struct FaultProxy {
     url: String,
     fault: Arc<Mutex<Option<Fault>>>,
     hits: Arc<Mutex<u64>>,
+    requests: Arc<Mutex<Vec<String>>>,
+    silenced: watch::Sender<u64>,
     _stop: DropGuard,
 }
 
@@ -42,6 +46,8 @@ struct Forward {
     target: String,
     fault: Arc<Mutex<Option<Fault>>>,
     hits: Arc<Mutex<u64>>,
+    requests: Arc<Mutex<Vec<String>>>,
+    silenced: watch::Receiver<u64>,
 }
 
 impl FaultProxy {
@@ -55,8 +61,15 @@ impl FaultProxy {
             .build()
             .expect("an HTTP client");
         let (fault, hits) = (Arc::<Mutex<Option<Fault>>>::default(), Arc::<Mutex<u64>>::default());
-        let forward =
-            Forward { client, target: server.url(), fault: fault.clone(), hits: hits.clone() };
+        let (requests, silenced) = (Arc::<Mutex<Vec<String>>>::default(), watch::Sender::new(0));
+        let forward = Forward {
+            client,
+            target: server.url(),
+            fault: fault.clone(),
+            hits: hits.clone(),
+            requests: requests.clone(),
+            silenced: silenced.subscribe(),
+        };
         let query = warp::query::raw().or(warp::any().map(String::new)).unify();
         let routes = warp::any()
             .map(move || forward.clone())
@@ -82,7 +95,7 @@ impl FaultProxy {
         let stop = CancellationToken::new();
         let limits = Limits { drain: Duration::ZERO, ..Limits::default() };
         tokio::spawn(serve(listener, routes, limits, stop.clone()));
-        Self { url, fault, hits, _stop: stop.drop_guard() }
+        Self { url, fault, hits, requests, silenced, _stop: stop.drop_guard() }
     }
 
     /// The same kubeconfig, through the proxy.
@@ -100,6 +113,19 @@ impl FaultProxy {
         *self.fault.lock().unwrap_or_else(PoisonError::into_inner) = fault;
     }
 
+    /// From now on, nothing more of the answers that have begun is forwarded, and they do not end.
+    /// Later requests are forwarded.
+    pub fn silence(&self) {
+        self.silenced.send_modify(|generation| *generation += 1);
+    }
+
+    /// The number of requests so far whose `METHOD path?query` fits.
+    #[must_use]
+    pub fn count(&self, fits: impl Fn(&str) -> bool) -> usize {
+        let requests = self.requests.lock().unwrap_or_else(PoisonError::into_inner);
+        requests.iter().filter(|request| fits(request)).count()
+    }
+
     /// How many requests met a fault.
     #[must_use]
     pub fn hits(&self) -> u64 {
@@ -115,6 +141,8 @@ impl Forward {
         mut headers: HeaderMap,
         body: Bytes,
     ) -> Response {
+        let request = format!("{method} {}", target.trim_start_matches(&self.target));
+        self.requests.lock().unwrap_or_else(PoisonError::into_inner).push(request);
         let fault = *self.fault.lock().unwrap_or_else(PoisonError::into_inner);
         let writes = method != Method::GET;
         let status = match fault {
@@ -138,7 +166,8 @@ impl Forward {
         match request.send().await {
             Ok(answer) => {
                 let (status, headers) = (answer.status(), answer.headers().clone());
-                let mut response = warp::reply::stream(answer.bytes_stream()).into_response();
+                let body = until_silenced(answer.bytes_stream(), self.silenced);
+                let mut response = warp::reply::stream(body).into_response();
                 *response.status_mut() = status;
                 for name in ["content-type", "content-encoding", "retry-after"] {
                     if let Some(value) = headers.get(name) {
@@ -150,6 +179,24 @@ impl Forward {
             Err(error) => refusal_with(502, &error.to_string()),
         }
     }
+}
+
+/// The stream, which says nothing more once the proxy is silenced.
+fn until_silenced<T: Send + 'static>(
+    stream: impl Stream<Item = T> + Send + 'static,
+    silenced: watch::Receiver<u64>,
+) -> impl Stream<Item = T> + Send + 'static {
+    let begun = *silenced.borrow();
+    let is_silenced = move || *silenced.borrow() != begun;
+    stream.then(move |item| {
+        let silent = is_silenced();
+        async move {
+            if silent {
+                std::future::pending::<()>().await;
+            }
+            item
+        }
+    })
 }
 
 fn refusal(status: u16) -> Response {

@@ -4,13 +4,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::{FutureExt, StreamExt};
+use futures_util::FutureExt;
 use kube::Client;
-use kube::runtime::applier;
-use kube::runtime::controller::{self, Action};
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::AbortOnDropHandle;
-use twofactor_api::TwoFactorUser;
 use twofactor_server::admin::{Check, NamedChecks};
 use twofactor_store::clock::Clock;
 
@@ -24,10 +20,9 @@ use crate::metrics::Metrics;
 use crate::realm::{self, credentials};
 use crate::redis::{cleanup, monitor, settings};
 use crate::state::Context;
-use crate::state::queue::{self, Requests};
 use crate::state::realm_policies::Policies;
 use crate::state::watched_namespaces::WatchedNamespaces;
-use crate::user::{self, ReconcileError, failures, reconcile};
+use crate::user::{self, failures};
 use crate::watch::{self, Synced};
 use crate::webhook::certificates;
 
@@ -115,7 +110,7 @@ impl Leader {
     fn begin(self, prepared: Prepared, tasks: &mut Tasks, stop: &CancellationToken) {
         let Self { configuration, client, policies_synced, leading, redis, redis_settings, .. } =
             self;
-        let Prepared { context, writer, queue, credentials, events } = prepared;
+        let Prepared { context, credentials, events } = prepared;
         let watched = WatchedNamespaces(configuration.namespaces.clone());
         let (users_synced, namespaces_synced) = (Synced::default(), Synced::default());
         let lists = {
@@ -130,7 +125,7 @@ impl Leader {
         };
         tasks.spawn(
             "user watch",
-            watch::users::run(context.clone(), writer, watched.clone(), users_synced, stop.clone()),
+            watch::users::run(context.clone(), watched.clone(), users_synced, stop.clone()),
         );
         tasks.spawn(
             "namespace watch",
@@ -157,6 +152,12 @@ impl Leader {
             monitor::run(context.clone(), stop.clone()),
         );
         tasks.spawn_after(&lists, stop, "cleanup", cleanup::run(context.clone(), stop.clone()));
+        tasks.spawn_after(
+            &lists,
+            stop,
+            "parked users",
+            user::parking::run(context.clone(), stop.clone()),
+        );
         tasks.spawn_after(&lists, stop, "failures", failures::run(context.clone(), stop.clone()));
         tasks.spawn_after(&lists, stop, "realm records", realm::run(context.clone(), stop.clone()));
         tasks.spawn_after(
@@ -181,49 +182,9 @@ impl Leader {
             &lists,
             stop,
             "reconciler",
-            reconcile_users(context.clone(), queue, configuration.concurrency, stop.clone()),
+            user::run::run(context.clone(), configuration.concurrency, stop.clone()),
         );
     }
-}
-
-/// Reconciles queued users until `stop`, and finishes those in progress.
-async fn reconcile_users(
-    context: Arc<Context>,
-    queue: Requests,
-    concurrency: u16,
-    stop: CancellationToken,
-) {
-    // Each user gets a task, because drawing QR codes should use all processors.
-    let reconciler = |user: Arc<TwoFactorUser>, context: Arc<Context>| {
-        // The task is aborted with the leadership, because another leader may write after that.
-        AbortOnDropHandle::new(tokio::spawn(reconcile(user, context)))
-            .map(|joined| {
-                joined.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
-            })
-            .boxed()
-    };
-    let policy = |user: Arc<TwoFactorUser>,
-                  error: &ReconcileError,
-                  context: Arc<Context>|
-     -> Action { user::error_policy(&user, error, &context) };
-    let requests = queue::requests(queue, stop.clone()).boxed();
-    let configuration = controller::Config::default().concurrency(concurrency);
-    applier(
-        reconciler,
-        policy,
-        context.clone(),
-        context.users.objects.clone(),
-        requests,
-        configuration,
-    )
-    .for_each(|result| {
-        // Failures have been logged by `error_policy`, and a deleted user is not an error.
-        if let Err(controller::Error::RunnerError(error)) = result {
-            tracing::error!(%error, "failed to run the reconciler");
-        }
-        std::future::ready(())
-    })
-    .await;
 }
 
 /// Shows in `/readyz?verbose` whether Redis answers.

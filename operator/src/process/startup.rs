@@ -5,13 +5,11 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Namespace;
-use kube::runtime::reflector;
 use kube::{Api, Client, ResourceExt};
 use rand::rngs::SysRng;
 use rand_core::UnwrapErr;
 use tokio::sync::mpsc::{self, UnboundedReceiver};
 use tokio::sync::{Notify, watch};
-use twofactor_api::TwoFactorUser;
 use twofactor_core::names::{Installation, RealmId, RealmNames};
 use twofactor_core::secret::SecretText;
 use twofactor_store::clock::Clock;
@@ -27,17 +25,16 @@ use crate::k8s::request;
 use crate::metrics::Metrics;
 use crate::state::credentials::{CredentialsQueue, CredentialsRequest, ForeignSecrets, Isolation};
 use crate::state::own_writes::OwnWrites;
-use crate::state::queue::{Queue, Requests};
+use crate::state::queue::Queue;
 use crate::state::realm_policies::Policies;
 use crate::state::realm_secrets::{Records, SharedKey};
 use crate::state::realms::Realms;
+use crate::state::user_objects::UserObjects;
 use crate::state::watched_namespaces::WatchedNamespaces;
 use crate::state::{Context, RealmsState, Runtime, ServicesState, UserState};
 
 pub struct Prepared {
     pub context: Arc<Context>,
-    pub writer: reflector::store::Writer<TwoFactorUser>,
-    pub queue: Requests,
     pub credentials: UnboundedReceiver<CredentialsRequest>,
     pub events: mpsc::Receiver<k8s_openapi::api::events::v1::Event>,
 }
@@ -70,8 +67,6 @@ pub async fn prepare(
         RealmNames::new(&installation, &no_realm),
         Clock::System,
     )?;
-    let (users, writer) = reflector::store();
-    let (queue_in, queue) = Queue::new(configuration.concurrency, metrics.queue_depth.clone());
     let (credentials_queue, credentials) = CredentialsQueue::new();
     let (events_in, events) =
         Events::new(&configuration.instance, Clock::System, metrics.events_dropped.clone());
@@ -88,12 +83,11 @@ pub async fn prepare(
             removals: Notify::new(),
         },
         users: UserState {
-            objects: users,
+            objects: UserObjects::default(),
             usernames: Mutex::default(),
-            queue: queue_in,
+            queue: Queue::new(metrics.queue_depth.clone(), metrics.parked.clone()),
             own_writes: OwnWrites::default(),
             backoff: Backoff::default(),
-            counts: Mutex::default(),
         },
         realms: RealmsState {
             registry: Realms::new(client.clone(), master, installation, store),
@@ -116,7 +110,7 @@ pub async fn prepare(
         },
     };
     let context = Arc::new(context);
-    Ok(Prepared { context, writer, queue, credentials, events })
+    Ok(Prepared { context, credentials, events })
 }
 
 /// Returns the URL of Redis with its password. Services get the same URL, with another login if

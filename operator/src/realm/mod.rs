@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use self::record::{issuer, read_secrets};
 use crate::k8s::backoff::jittered;
 use crate::k8s::request::ApiError;
-use crate::state::queue::user_ref;
+use crate::state::user_ref::user_ref;
 use crate::state::{Context, random};
 
 /// Interval between reads of Secrets with providers. They have no label, so they are not watched.

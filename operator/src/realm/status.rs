@@ -141,7 +141,7 @@ fn report(context: &Context, realm: &KnownRealm) -> Report {
     });
     let secret = policy.as_ref().ok().and_then(|policy| policy.delivery_secret.as_deref());
     let tokens = policy.as_ref().ok().and_then(|policy| policy.tokens.as_ref());
-    let (users, users_ready) = context.users.count(&namespace);
+    let (users, users_ready) = context.users.objects.count(&namespace);
     let outdated = context.services.outdated_pods.lock().unwrap_or_else(PoisonError::into_inner);
     Report {
         delivery: secret.and_then(|secret| context.realms.secrets.delivery(&namespace, secret)),

@@ -13,8 +13,8 @@ use twofactor_store::StoreError;
 
 use crate::k8s::backoff::jittered;
 use crate::metrics::Metrics;
-use crate::state::queue::user_ref;
 use crate::state::realms::{Readiness, Realm};
+use crate::state::user_ref::user_ref;
 use crate::state::{Context, random};
 
 /// Interval between searches for orphaned keys, in case one was missed.

@@ -2,14 +2,12 @@
 //! refill of each realm that is incomplete.
 
 use std::collections::HashMap;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use kube::ResourceExt;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use twofactor_api::labels;
 use twofactor_store::Inspection;
 
 use crate::metrics::Metrics;
@@ -175,22 +173,8 @@ impl RedisMonitor {
     }
 
     fn count_users(&self) {
-        let users = self.context.users.objects.state();
-        let mut counts: HashMap<String, (usize, usize)> = HashMap::new();
-        for user in &users {
-            let is_ready = user.status.as_ref().is_some_and(|status| {
-                let mut conditions = status.conditions.iter();
-                conditions.any(|condition| {
-                    condition.type_ == labels::CONDITION_READY && condition.status == "True"
-                })
-            });
-            let (all, ready) = counts.entry(user.namespace().unwrap_or_default()).or_default();
-            *all += 1;
-            *ready += usize::from(is_ready);
-        }
-        let ready = counts.values().map(|(_, ready)| ready).sum();
-        self.context.runtime.metrics.show_users(ready, users.len() - ready);
-        *self.context.users.counts.lock().unwrap_or_else(PoisonError::into_inner) = counts;
+        let (users, ready) = self.context.users.objects.count_all();
+        self.context.runtime.metrics.show_users(ready, users - ready);
     }
 }
 

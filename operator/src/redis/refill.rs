@@ -5,7 +5,6 @@
 //! memory does not depend on the number of users.
 
 use std::collections::HashSet;
-use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::Secret;
 use kube::api::ListParams;
@@ -22,8 +21,8 @@ use twofactor_store::publisher::DesiredUser;
 use crate::k8s::request::{self, ApiError};
 use crate::realm::record;
 use crate::redis::cleanup;
-use crate::state::queue::user_ref;
 use crate::state::realms::Realm;
+use crate::state::user_ref::user_ref;
 use crate::state::{Context, random};
 use crate::user::failures;
 use crate::user::fetch::{self, FetchError};
@@ -133,7 +132,7 @@ struct UserSeed {
 }
 
 /// Returns the users of a page of Secrets, with their seeds.
-fn owners_of(context: &Context, page: &ObjectList<Secret>) -> Vec<(Arc<TwoFactorUser>, UserSeed)> {
+fn owners_of(context: &Context, page: &ObjectList<Secret>) -> Vec<(TwoFactorUser, UserSeed)> {
     let owner = |secret: &Secret| {
         let (namespace, name) = (secret.namespace()?, secret.name_any());
         let user = context

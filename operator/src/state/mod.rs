@@ -8,6 +8,8 @@ pub mod queue;
 pub mod realm_policies;
 pub mod realm_secrets;
 pub mod realms;
+pub mod user_objects;
+pub mod user_ref;
 pub mod usernames;
 pub mod watched_namespaces;
 
@@ -15,11 +17,9 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kube::Client;
-use kube::runtime::reflector::Store;
 use rand::rngs::SysRng;
 use rand_core::UnwrapErr;
 use tokio::sync::{Notify, watch};
-use twofactor_api::TwoFactorUser;
 use twofactor_core::realm::RealmRecord;
 use twofactor_core::secret::SecretText;
 use twofactor_core::user::Username;
@@ -27,10 +27,12 @@ use twofactor_store::clock::Clock;
 
 use self::credentials::{CredentialsQueue, ForeignSecrets, Isolation};
 use self::own_writes::OwnWrites;
-use self::queue::{Queue, UserRef};
+use self::queue::Queue;
 use self::realm_policies::Policies;
 use self::realm_secrets::{Records, SharedKey};
 use self::realms::Realms;
+use self::user_objects::UserObjects;
+use self::user_ref::UserRef;
 use self::usernames::Usernames;
 use self::watched_namespaces::WatchedNamespaces;
 use crate::k8s::backoff::Backoff;
@@ -63,15 +65,13 @@ pub struct Runtime {
 /// What is known of users.
 pub struct UserState {
     /// Every user object, as the watch last reported it.
-    pub objects: Store<TwoFactorUser>,
+    pub objects: UserObjects,
     pub usernames: Mutex<Usernames>,
     /// Users that have to be reconciled.
     pub queue: Queue,
     pub own_writes: OwnWrites,
     /// Failures in a row of each user.
     pub backoff: Backoff<UserRef>,
-    /// Number of users and of ready users, by namespace.
-    pub counts: Mutex<HashMap<String, (usize, usize)>>,
 }
 
 /// What is known of realms.
@@ -104,20 +104,14 @@ impl UserState {
         self.usernames.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Returns the number of users and of ready users in a namespace.
-    pub fn count(&self, namespace: &str) -> (usize, usize) {
-        let counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
-        counts.get(namespace).copied().unwrap_or_default()
-    }
-
     /// Returns the name of the object that owns a username.
     pub fn owner(&self, namespace: &str, username: &Username) -> Option<String> {
-        self.usernames().owner(namespace, username).map(|owner| owner.name.clone())
+        self.usernames().owner(namespace, username).map(|owner| owner.name.as_ref().to_owned())
     }
 
     /// Whether the object with this UID owns a username.
     pub fn owns(&self, namespace: &str, username: &Username, uid: &str) -> bool {
-        self.usernames().owner(namespace, username).is_some_and(|owner| owner.uid == uid)
+        self.usernames().owner(namespace, username).is_some_and(|owner| *owner.uid == *uid)
     }
 }
 

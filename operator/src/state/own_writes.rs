@@ -6,7 +6,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use twofactor_api::user::TwoFactorUserStatus;
 
-use super::queue::UserRef;
+use super::user_ref::UserRef;
 
 /// What this process wrote, by user.
 #[derive(Debug, Default)]
@@ -129,7 +129,7 @@ impl OwnWrites {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::state::queue::user_ref;
+    use crate::state::user_ref::user_ref;
 
     #[test]
     fn own_writes_of_a_secret_do_not_requeue_the_user_and_other_writes_do() {

@@ -4,12 +4,12 @@
 use std::collections::{HashMap, HashSet};
 use std::str::FromStr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::Namespace;
 use kube::{Api, Client, ResourceExt};
 use thiserror::Error;
-use tokio::sync::{Notify, RwLock, watch};
+use tokio::sync::{Notify, RwLock};
 use twofactor_core::key::{Login, MasterKey, RealmKey};
 use twofactor_core::names::{Installation, Pseudonym, RealmId, RealmNames};
 use twofactor_core::token::Ed25519Key;
@@ -48,7 +48,10 @@ pub struct Realm {
     /// exclusive holder reads and writes without a change in between, so that a list never
     /// overwrites what a reconciliation has just published.
     pub publish_lock: RwLock<()>,
-    readiness: watch::Sender<Readiness>,
+    /// The state in Redis, and since when.
+    readiness: Mutex<(Readiness, Instant)>,
+    /// Wakes the task that requeues users of realms that are ready.
+    became_ready: Arc<Notify>,
     state: Mutex<RealmState>,
 }
 
@@ -70,22 +73,21 @@ struct RealmState {
 impl Realm {
     /// The state of the realm in Redis.
     pub fn readiness(&self) -> Readiness {
-        *self.readiness.borrow()
+        self.readiness_since().0
+    }
+
+    /// The state of the realm in Redis, and for how long it has had it.
+    pub fn readiness_since(&self) -> (Readiness, Duration) {
+        let (readiness, since) = *self.readiness.lock().unwrap_or_else(PoisonError::into_inner);
+        (readiness, since.elapsed())
     }
 
     /// Sets the state of the realm in Redis.
     pub fn set_readiness(&self, readiness: Readiness) {
-        self.readiness.send_if_modified(|known| std::mem::replace(known, readiness) != readiness);
-    }
-
-    /// Waits until the realm is ready, for at most `patience`. Returns at once if Redis does not
-    /// answer.
-    pub async fn wait_until_ready(&self, patience: Duration) -> Readiness {
-        let mut readiness = self.readiness.subscribe();
-        let decided = readiness.wait_for(|readiness| *readiness != Readiness::Pending);
-        match tokio::time::timeout(patience, decided).await {
-            Ok(Ok(readiness)) => *readiness,
-            _ => Readiness::Pending,
+        let mut known = self.readiness.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.0 != readiness {
+            *known = (readiness, Instant::now());
+            self.became_ready.notify_one();
         }
     }
 
@@ -191,6 +193,8 @@ pub struct Realms {
     state: Mutex<State>,
     /// Wakes the monitor, because a realm is new or its record has changed.
     pub changed: Notify,
+    /// Wakes the task that requeues parked users, because a realm may have become ready.
+    pub became_ready: Arc<Notify>,
 }
 
 #[derive(Default)]
@@ -219,6 +223,7 @@ impl Realms {
             store,
             state: Mutex::default(),
             changed: Notify::new(),
+            became_ready: Arc::default(),
         }
     }
 
@@ -260,7 +265,8 @@ impl Realms {
             key,
             id,
             publish_lock: RwLock::default(),
-            readiness: watch::Sender::new(Readiness::Pending),
+            readiness: Mutex::new((Readiness::Pending, Instant::now())),
+            became_ready: self.became_ready.clone(),
             state: Mutex::default(),
         }
     }

@@ -3,7 +3,8 @@
 //! Within a namespace the oldest user with a username owns it. The others wait, and take over in
 //! the order of their age.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 
 use jiff::Timestamp;
 use kube::ResourceExt;
@@ -16,9 +17,9 @@ pub struct Claimant {
     // The order of the fields is the order of precedence.
     created: Timestamp,
     /// The object's UID.
-    pub uid: String,
+    pub uid: Arc<str>,
     /// The object's name.
-    pub name: String,
+    pub name: Arc<str>,
 }
 
 /// A claim on a username.
@@ -35,10 +36,11 @@ pub struct Usernames(HashMap<String, Users>);
 
 #[derive(Debug, Default)]
 struct Users {
-    names: HashMap<String, UsernameClaim>,
-    claims: HashMap<Username, BTreeSet<Claimant>>,
+    names: HashMap<Arc<str>, UsernameClaim>,
+    /// Those who claim each username, in the order of precedence.
+    claims: HashMap<Username, Vec<Claimant>>,
     /// Objects that could never be read, so that their usernames are not known.
-    unreadable: HashSet<String>,
+    unreadable: HashSet<Arc<str>>,
 }
 
 /// What the removal of a claim means for other users.
@@ -57,8 +59,8 @@ impl UsernameClaim {
         Self {
             claim: Claimant {
                 created: user.creation_timestamp().map_or(Timestamp::UNIX_EPOCH, |time| time.0),
-                uid: user.uid().unwrap_or_default(),
-                name: user.name_any(),
+                uid: user.uid().unwrap_or_default().into(),
+                name: user.name_any().into(),
             },
             username: Username::try_from(username).ok(),
         }
@@ -76,12 +78,14 @@ impl Usernames {
         }
         let mut affected = users.remove(&name).affected;
         if let Some(username) = &entry.username {
-            let claims = users.claims.entry(username.clone()).or_default();
-            claims.insert(entry.claim.clone());
+            // Almost every username has one claim, so no room is reserved for others.
+            let claims =
+                users.claims.entry(username.clone()).or_insert_with(|| Vec::with_capacity(1));
+            let position = claims.partition_point(|other| *other < entry.claim);
+            claims.insert(position, entry.claim.clone());
             // An older user takes the username from the previous owner.
-            affected.extend(
-                claims.iter().map(|claim| claim.name.clone()).filter(|other| *other != name),
-            );
+            let others = claims.iter().map(|claim| &claim.name).filter(|other| **other != name);
+            affected.extend(others.map(|other| other.as_ref().to_owned()));
         }
         users.names.insert(name, entry);
         affected.sort();
@@ -93,7 +97,7 @@ impl Usernames {
     pub fn apply_unreadable(&mut self, namespace: &str, name: &str) {
         let users = self.0.entry(namespace.to_owned()).or_default();
         if !users.names.contains_key(name) {
-            users.unreadable.insert(name.to_owned());
+            users.unreadable.insert(name.into());
         }
     }
 
@@ -118,7 +122,8 @@ impl Usernames {
         let users = self.0.get(namespace)?;
         let entry = users.names.get(name)?;
         let username = entry.username.clone()?;
-        let owns = users.claims.get(&username).and_then(BTreeSet::first) == Some(&entry.claim);
+        let owns =
+            users.claims.get(&username).and_then(|claims| claims.first()) == Some(&entry.claim);
         Some((username, owns))
     }
 
@@ -154,7 +159,10 @@ impl Usernames {
 
     /// The names of a namespace's users.
     pub fn names(&self, namespace: &str) -> Vec<String> {
-        self.0.get(namespace).map(|users| users.names.keys().cloned().collect()).unwrap_or_default()
+        self.0
+            .get(namespace)
+            .map(|users| users.names.keys().map(|name| name.as_ref().to_owned()).collect())
+            .unwrap_or_default()
     }
 }
 
@@ -166,8 +174,8 @@ impl Users {
         };
         let Some(claims) = self.claims.get_mut(&username) else { return Removal::default() };
         let owned = claims.first() == Some(&claim);
-        claims.remove(&claim);
-        let affected = claims.iter().map(|claim| claim.name.clone()).collect();
+        claims.retain(|other| *other != claim);
+        let affected = claims.iter().map(|claim| claim.name.as_ref().to_owned()).collect();
         if claims.is_empty() {
             self.claims.remove(&username);
         }
@@ -182,14 +190,16 @@ mod tests {
     fn entry(name: &str, created: i64, username: &str) -> UsernameClaim {
         let claim = Claimant {
             created: Timestamp::from_second(created).unwrap(),
-            uid: format!("uid-{name}-{created}"),
-            name: name.to_owned(),
+            uid: format!("uid-{name}-{created}").into(),
+            name: name.into(),
         };
         UsernameClaim { claim, username: username.parse().ok() }
     }
 
     fn owner(usernames: &Usernames, username: &str) -> Option<String> {
-        usernames.owner("people", &username.parse().unwrap()).map(|claim| claim.name.clone())
+        usernames
+            .owner("people", &username.parse().unwrap())
+            .map(|claim| claim.name.as_ref().to_owned())
     }
 
     #[test]

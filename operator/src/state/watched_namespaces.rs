@@ -15,7 +15,7 @@ impl WatchedNamespaces {
         self.0.is_empty() || self.0.iter().any(|name| name == namespace)
     }
 
-    pub(crate) fn contains(&self, number: usize, namespace: Option<&str>) -> bool {
-        self.0.get(number).is_none_or(|name| Some(name.as_str()) == namespace)
+    pub(crate) fn contains(&self, number: usize, namespace: &str) -> bool {
+        self.0.get(number).is_none_or(|name| name == namespace)
     }
 }

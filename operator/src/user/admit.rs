@@ -34,7 +34,7 @@ pub fn admit(
     })?;
     let usernames = users.usernames();
     match usernames.owner(&realm.namespace, &definition.username) {
-        Some(owner) if Some(&owner.uid) != user.metadata.uid.as_ref() => {
+        Some(owner) if Some(owner.uid.as_ref()) != user.metadata.uid.as_deref() => {
             let message = format!(
                 "The username belongs to the older user {}: delete one of the two",
                 owner.name

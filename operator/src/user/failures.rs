@@ -15,12 +15,11 @@ use twofactor_core::names::Pseudonym;
 use twofactor_store::StoreError;
 
 use super::publish::PublishError;
-use super::status;
 use super::subject::Subject;
 use crate::k8s::backoff::jittered;
 use crate::k8s::events::Notice;
-use crate::state::queue::user_ref;
 use crate::state::realms::{Readiness, Realm};
+use crate::state::user_ref::user_ref;
 use crate::state::{Context, random};
 
 /// Interval between checks. Redis does not report which users are disabled, and a check is one
@@ -84,7 +83,7 @@ async fn check_realm(context: &Context, realm: &Realm) -> Result<usize, StoreErr
         let keys = realm.publisher.keys();
         owners
             .into_iter()
-            .map(|(username, claim)| (keys.pseudonym(username), claim.name.clone()))
+            .map(|(username, claim)| (keys.pseudonym(username), claim.name.as_ref().to_owned()))
             .collect()
     };
     let (pseudonyms, names): (Vec<Pseudonym>, Vec<String>) = owners.into_iter().unzip();
@@ -92,13 +91,9 @@ async fn check_realm(context: &Context, realm: &Realm) -> Result<usize, StoreErr
     let count = disabled.iter().filter(|disabled| **disabled).count();
     for (name, disabled) in names.into_iter().zip(disabled) {
         let reference = user_ref(&realm.namespace, &name);
-        let Some(user) = context.users.objects.get(&reference) else { continue };
+        let Some(status) = context.users.objects.summary(&reference) else { continue };
         // If the user is not ready for another reason, the status has that one.
-        let is_news = if disabled {
-            status::says_ready(&user)
-        } else {
-            status::says_disabled_by_failures(&user)
-        };
+        let is_news = if disabled { status.ready } else { status.disabled_by_failures };
         if is_news {
             context.users.queue.push(reference);
         }

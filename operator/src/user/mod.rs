@@ -8,18 +8,18 @@ pub mod apply;
 pub mod disable;
 pub mod failures;
 pub mod fetch;
+pub mod parking;
 pub mod publish;
 pub mod report;
+pub mod run;
 pub mod secret;
 pub mod seed_decision;
 pub mod status;
 pub mod subject;
 
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use kube::ResourceExt;
-use kube::runtime::controller::Action;
 use thiserror::Error;
 use twofactor_api::{TwoFactorUser, labels};
 use twofactor_core::record::{Provenance, UserRecord};
@@ -29,6 +29,7 @@ use self::admit::admit;
 use self::apply::{Applied, ApplyError, SeedOutcome};
 use self::disable::disable;
 use self::fetch::FetchError;
+use self::parking::{Gate, gate, is_reported};
 use self::publish::{PublishError, Published};
 use self::report::{rejected_secret, report};
 use self::seed_decision::SeedProblem;
@@ -38,8 +39,10 @@ use crate::failpoint::{self, Step};
 use crate::k8s::backoff::{LONGEST, LONGEST_UNAVAILABLE, jittered};
 use crate::metrics::Outcome;
 use crate::realm::record;
-use crate::state::queue;
+use crate::state::queue::{Next, Urgency};
 use crate::state::realms::RealmError;
+use crate::state::user_objects::Summary;
+use crate::state::user_ref::UserRef;
 use crate::state::{Context, random};
 
 /// Interval between checks whether a predecessor's Secret has been deleted.
@@ -84,65 +87,58 @@ impl ReconcileError {
     }
 }
 
-/// Reconciles a user, and counts and remembers the result.
-pub async fn reconcile(
-    user: Arc<TwoFactorUser>,
-    context: Arc<Context>,
-) -> Result<Action, ReconcileError> {
+/// Reconciles a user that was taken from the queue, counts and remembers the result, and gives the
+/// user back to the queue.
+pub async fn reconcile(context: &Context, reference: &UserRef) {
     let users = &context.users;
-    let reference = queue::reference(&user);
+    // The object is read after the user was taken, because this reconciliation answers every
+    // request that was queued before.
+    let Some(user) = users.objects.get(reference) else {
+        return users.queue.finished(reference, Next::Never);
+    };
     let begun = Instant::now();
-    users.queue.taken(&reference);
-    // The newest object is read after `taken`, because this reconciliation answers every request
-    // that was queued before.
-    let Some(user) = users.objects.get(&reference) else { return Ok(Action::await_change()) };
-    users.own_writes.begin(&reference);
+    users.own_writes.begin(reference);
     failpoint::hit(Step::Started);
-    let result = run_steps(&user, &context).await;
-    users.queue.done(&reference);
-    if users.own_writes.end(&reference) {
-        users.queue.push(reference.clone());
-    }
+    let result = run_steps(&user, context).await;
     let outcome = match &result {
-        Ok((_, Waiting::Done)) => Outcome::Success,
-        Ok((_, Waiting::Again)) => Outcome::RequeueAfter,
+        Ok(Next::After(_, Urgency::Now) | Next::Parked(_)) => Outcome::RequeueAfter,
+        Ok(_) => Outcome::Success,
         Err(_) => Outcome::Error,
     };
     context.runtime.metrics.reconciled(outcome, begun.elapsed());
-    result.map(|(action, _)| {
-        users.backoff.forget(&reference);
-        action
-    })
+    let next = match result {
+        Ok(next) => {
+            users.backoff.forget(reference);
+            next
+        }
+        Err(error) => after_error(context, reference, &error),
+    };
+    let has_changed = users.own_writes.end(reference);
+    users.queue.finished(reference, next);
+    if matches!(next, Next::Parked(_)) {
+        // The realm may have become ready in between.
+        parking::wake_if_ready(context, &reference.namespace);
+    }
+    if has_changed {
+        users.queue.push(reference.clone());
+    }
 }
 
 /// Returns when a user whose reconciliation failed is reconciled again.
-pub fn error_policy(user: &TwoFactorUser, error: &ReconcileError, context: &Context) -> Action {
-    let reference = queue::reference(user);
-    let backoff = &context.users.backoff;
-    let delay = backoff.failed(&reference, error.longest_delay(), &mut random());
-    match error {
+fn after_error(context: &Context, reference: &UserRef, error: &ReconcileError) -> Next {
+    if let ReconcileError::Publish(PublishError::RedisUnavailable | PublishError::RealmNotReady) =
+        error
+    {
         // The monitor logs this once instead of once for each user.
-        ReconcileError::Publish(PublishError::RedisUnavailable | PublishError::RealmNotReady) => {
-            tracing::debug!(user = %reference, %error, retry = ?delay, "user not published yet");
-        }
-        error => {
-            tracing::warn!(user = %reference, %error, retry = ?delay, "failed to reconcile a user");
-        }
+        tracing::debug!(user = %reference, %error, "user parked until its realm is ready");
+        return Next::Parked(None);
     }
-    Action::requeue(delay)
+    let delay = context.users.backoff.failed(reference, error.longest_delay(), &mut random());
+    tracing::warn!(user = %reference, %error, retry = ?delay, "failed to reconcile a user");
+    Next::After(delay, Urgency::Now)
 }
 
-/// Whether everything is done, or the reconciliation waits for something.
-#[derive(Clone, Copy)]
-enum Waiting {
-    Done,
-    Again,
-}
-
-async fn run_steps(
-    user: &TwoFactorUser,
-    context: &Context,
-) -> Result<(Action, Waiting), ReconcileError> {
+async fn run_steps(user: &TwoFactorUser, context: &Context) -> Result<Next, ReconcileError> {
     let Context { runtime, users, realms, .. } = context;
     let own_writes = &users.own_writes;
     let realm = realms.registry.get_or_create(&user.namespace().unwrap_or_default()).await?;
@@ -150,9 +146,13 @@ async fn run_steps(
         Ok(definition) => Subject::new(user, &realm, definition),
         Err(report) => {
             status::update(runtime, own_writes, user, &report, Vec::new()).await?;
-            return Ok(requeue(SAFETY_NET, Waiting::Done));
+            return Ok(after(SAFETY_NET, Urgency::Later));
         }
     };
+    let (readiness, elapsed) = realm.readiness_since();
+    if let Gate::Closed(delay) = gate(readiness, elapsed, is_reported(user)) {
+        return Ok(Next::Parked(delay));
+    }
     let known_to_have_seed = own_writes.has_seed(&subject.reference);
     let fetched = match fetch::fetch(&runtime.client, &subject, known_to_have_seed).await {
         Ok(fetched) => fetched,
@@ -190,7 +190,7 @@ async fn run_steps(
     let published =
         publish::publish(runtime, users, &realm, &subject.uid, desired, applied.newcomer).await;
     if matches!(published, Ok(Published::Withdrawn)) {
-        return Ok((Action::await_change(), Waiting::Done));
+        return Ok(Next::Never);
     }
     let mut report = report(&subject, &applied, &published);
     let mut notices = applied.notices.clone();
@@ -201,7 +201,7 @@ async fn run_steps(
         notices.extend(failures::notice(user, applied.newcomer));
     } else {
         // Redis is unavailable, so the last known value stays.
-        report.disabled_by_failures = status::says_disabled_by_failures(user);
+        report.disabled_by_failures = Summary::of(user).disabled_by_failures;
     }
     let next = next_reconciliation(user, &applied);
     status::update(runtime, own_writes, user, &report, notices).await?;
@@ -234,15 +234,15 @@ async fn report_rejected_secret(context: &Context, subject: &Subject<'_>, error:
 }
 
 /// Returns when the user is reconciled again without a change.
-fn next_reconciliation(user: &TwoFactorUser, applied: &Applied) -> (Action, Waiting) {
+fn next_reconciliation(user: &TwoFactorUser, applied: &Applied) -> Next {
     match &applied.outcome {
-        SeedOutcome::WaitingForPredecessor => requeue(SOON, Waiting::Again),
-        SeedOutcome::Unusable(SeedProblem::NotOurs { .. }) => requeue(UNWATCHED, Waiting::Again),
-        _ if user.spec.secret_ref.is_some() => requeue(UNWATCHED, Waiting::Again),
-        _ => requeue(SAFETY_NET, Waiting::Done),
+        SeedOutcome::WaitingForPredecessor => after(SOON, Urgency::Now),
+        SeedOutcome::Unusable(SeedProblem::NotOurs { .. }) => after(UNWATCHED, Urgency::Now),
+        _ if user.spec.secret_ref.is_some() => after(UNWATCHED, Urgency::Now),
+        _ => after(SAFETY_NET, Urgency::Later),
     }
 }
 
-fn requeue(after: Duration, waiting: Waiting) -> (Action, Waiting) {
-    (Action::requeue(jittered(after, &mut random())), waiting)
+fn after(delay: Duration, urgency: Urgency) -> Next {
+    Next::After(jittered(delay, &mut random()), urgency)
 }

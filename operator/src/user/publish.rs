@@ -1,8 +1,6 @@
 //! Publishes a user's record to Redis. If the user was deleted during publishing, the record is
 //! removed again.
 
-use std::time::Duration;
-
 use thiserror::Error;
 use twofactor_core::names::Pseudonym;
 use twofactor_core::user::Username;
@@ -10,12 +8,9 @@ use twofactor_store::StoreError;
 use twofactor_store::publisher::DesiredUser;
 
 use crate::failpoint::{self, Step};
-use crate::state::queue::user_ref;
 use crate::state::realms::{Readiness, Realm};
+use crate::state::user_ref::user_ref;
 use crate::state::{Runtime, UserState, random};
-
-/// Maximum time to wait for a realm that is being filled.
-const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Why a user is not published.
 #[derive(Debug, Error)]
@@ -23,7 +18,7 @@ pub enum PublishError {
     /// Redis does not answer.
     #[error("Redis does not answer")]
     RedisUnavailable,
-    /// The realm is being filled, which takes longer than this reconciliation can wait.
+    /// The realm is being checked or filled.
     #[error("Redis is being filled")]
     RealmNotReady,
     /// Redis answered with an error.
@@ -56,7 +51,7 @@ pub async fn publish(
         // The removal is scheduled, so that it is not lost if Redis does not answer.
         realm.schedule_removal(pseudonym);
     }
-    match realm.wait_until_ready(PATIENCE).await {
+    match realm.readiness() {
         Readiness::Ready => {}
         Readiness::Pending => return Err(PublishError::RealmNotReady),
         Readiness::Unavailable => return Err(PublishError::RedisUnavailable),

@@ -2,7 +2,6 @@
 //! A reconciliation that changes nothing leaves the status unchanged.
 
 use jiff::Timestamp;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::api::{Patch, PatchParams};
 use kube::{Api, Client, Resource, ResourceExt};
 use serde_json::json;
@@ -15,7 +14,8 @@ use crate::k8s::events::Notice;
 use crate::k8s::request::{self, ApiError};
 use crate::state::Runtime;
 use crate::state::own_writes::OwnWrites;
-use crate::state::queue;
+use crate::state::user_objects::DISABLED_BY_FAILURES;
+use crate::state::user_ref;
 
 /// Why the status was not written.
 #[derive(Debug, Error)]
@@ -72,7 +72,7 @@ pub async fn update(
     for notice in notices.into_iter().chain(self::notices(user.status.as_ref(), &new)) {
         runtime.events.emit(&regarding, notice);
     }
-    let reference = queue::reference(user);
+    let reference = user_ref::reference(user);
     if user.status.as_ref() != Some(&new) || !own_writes.agrees(&reference, &new) {
         own_writes.status_written(&reference, &new);
         write(&runtime.client, user, &new).await?;
@@ -101,25 +101,6 @@ pub fn build(user: &TwoFactorUser, report: &Report, now: Timestamp) -> TwoFactor
         rotated: report.rotated.clone().or(old.rotated),
         failures_reset: report.failures_reset.clone().or(old.failures_reset),
     }
-}
-
-/// Reason of the condition of a user that failed attempts have disabled.
-pub const DISABLED_BY_FAILURES: &str = "DisabledByFailures";
-
-/// Whether the status says that failed attempts have disabled the user.
-pub fn says_disabled_by_failures(user: &TwoFactorUser) -> bool {
-    ready_says(user, |condition| condition.reason == DISABLED_BY_FAILURES)
-}
-
-/// Whether the status says that services can verify the user.
-pub fn says_ready(user: &TwoFactorUser) -> bool {
-    ready_says(user, |condition| condition.status == "True")
-}
-
-fn ready_says(user: &TwoFactorUser, what: impl Fn(&Condition) -> bool) -> bool {
-    user.status.as_ref().is_some_and(|status| {
-        status.conditions.iter().any(|it| it.type_ == labels::CONDITION_READY && what(it))
-    })
 }
 
 /// Summarizes the other conditions.

@@ -5,8 +5,8 @@ use twofactor_api::{TwoFactorUser, labels};
 use twofactor_core::names::Pseudonym;
 use twofactor_core::user::UserDefinition;
 
-use crate::state::queue::{self, UserRef};
 use crate::state::realms::Realm;
+use crate::state::user_ref::{self, UserRef};
 
 /// A valid user that is being reconciled.
 pub struct Subject<'a> {
@@ -22,7 +22,7 @@ impl<'a> Subject<'a> {
     pub fn new(user: &'a TwoFactorUser, realm: &'a Realm, definition: UserDefinition) -> Self {
         Self {
             user,
-            reference: queue::reference(user),
+            reference: user_ref::reference(user),
             uid: user.uid().unwrap_or_default(),
             secret_name: labels::secret_name(&user.name_any()),
             realm,

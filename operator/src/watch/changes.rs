@@ -17,8 +17,9 @@ use super::Events;
 /// A change that a watch has to handle.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Change<O, K> {
-    /// The object was listed, created or changed.
-    Applied(O),
+    /// The object was listed, created or changed. The key is the same one in every change, so that
+    /// keeping it costs no memory.
+    Applied(K, O),
     /// The object with this key was deleted.
     Deleted(K),
     /// Every list has been complete at least once, and one has just been completed.
@@ -100,11 +101,12 @@ impl<K: Clone + Eq + Hash> Lists<K> {
             }
             Event::InitApply(object) | Event::Apply(object) => {
                 let key = key(&object);
+                let key = known.get(&key).cloned().unwrap_or(key);
                 if let Some(listing) = listing {
                     listing.insert(key.clone());
                 }
-                known.insert(key);
-                vec![Change::Applied(object)]
+                known.insert(key.clone());
+                vec![Change::Applied(key, object)]
             }
             Event::Delete(object) => {
                 let key = key(&object);
@@ -153,7 +155,7 @@ mod tests {
                 .changes(list, event, |key| (*key).to_owned())
                 .into_iter()
                 .map(|change| match change {
-                    Change::Applied(key) => format!("+{key}"),
+                    Change::Applied(key, _) => format!("+{key}"),
                     Change::Deleted(key) => format!("-{key}"),
                     Change::Synced => "synced".to_owned(),
                 })

@@ -1,6 +1,6 @@
 //! Watches objects in the API server: users and realms whole, and Secrets, pods and namespaces by
-//! their metadata only. Each watch keeps the state of one kind up to date and wakes the tasks that
-//! have to act on a change.
+//! their metadata only, without annotations of other programs. Each watch keeps the state of one
+//! kind up to date and wakes the tasks that have to act on a change.
 //!
 //! Each kind has its own file. This file starts the watches, and [`changes`] turns their events
 //! into changes.
@@ -10,14 +10,16 @@ use std::time::Duration;
 
 use futures_util::stream::{BoxStream, SelectAll};
 use futures_util::{Stream, StreamExt};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::runtime::WatchStreamExt;
 use kube::runtime::utils::Backoff;
 use kube::runtime::watcher::{self, Event};
-use kube::{Api, Client, Resource, ResourceExt};
+use kube::{Api, Client, Resource};
 use rand::rngs::SysRng;
 use rand_core::UnwrapErr;
 use serde::de::DeserializeOwned;
 use tokio::sync::watch as channel;
+use twofactor_api::labels;
 
 use crate::k8s::backoff::jittered;
 use crate::k8s::request::ApiError;
@@ -31,8 +33,9 @@ pub mod realms;
 pub mod secrets;
 pub mod users;
 
-/// Annotation that repeats the whole object. It is removed to save memory.
-const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
+/// Number of objects in a page of a list. Tenants can write annotations of 256 kB, and a page is in
+/// memory as a whole.
+const PAGE: u32 = 50;
 
 /// Whether the first list of a watch is complete.
 #[derive(Clone, Debug)]
@@ -103,21 +106,26 @@ where
     K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + 'static,
 {
     let kind = K::kind(&()).into_owned();
+    let configuration = configuration.page_size(PAGE);
     kube::runtime::watcher(api, configuration).backoff(Pauses::default()).filter_map(move |event| {
         let event = event
             .map_err(|error| {
                 tracing::warn!(error = describe(error), kind, "watch broken, starting it again");
             })
             .ok()
-            .map(|event| {
-                event.modify(|object| {
-                    object.managed_fields_mut().clear();
-                    object.annotations_mut().remove(LAST_APPLIED);
-                    object.meta_mut().managed_fields = None;
-                })
-            });
+            .map(|event| event.modify(|object| keep_used_metadata(object.meta_mut())));
         std::future::ready(event)
     })
+}
+
+/// Removes metadata that no watch uses. Tenants write it, so its size has no bound that matters
+/// here.
+fn keep_used_metadata(metadata: &mut ObjectMeta) {
+    metadata.managed_fields = None;
+    metadata.finalizers = None;
+    if let Some(annotations) = &mut metadata.annotations {
+        annotations.retain(|name, _| name.split('/').next() == Some(labels::GROUP));
+    }
 }
 
 /// Describes the error of a watch without the object that the API server's answer may quote.

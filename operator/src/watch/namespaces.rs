@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use super::changes::{Change, Changes};
 use super::{Synced, watch_all};
 use crate::state::Context;
-use crate::state::queue::user_ref;
+use crate::state::user_ref::user_ref;
 
 /// Watches namespaces until `stop`.
 pub async fn run(context: Arc<Context>, synced: Synced, stop: CancellationToken) {
@@ -20,7 +20,7 @@ pub async fn run(context: Arc<Context>, synced: Synced, stop: CancellationToken)
     let mut changes = Changes::new(events, PartialObjectMeta::<Namespace>::name_any);
     while let Some(Some(change)) = stop.run_until_cancelled(changes.next()).await {
         match change {
-            Change::Applied(namespace) => applied(&context, &namespace),
+            Change::Applied(_, namespace) => applied(&context, &namespace),
             Change::Deleted(name) => deleted(&context, &name),
             Change::Synced => synced.set(),
         }

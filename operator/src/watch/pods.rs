@@ -34,7 +34,7 @@ pub async fn run(context: Arc<Context>, stop: CancellationToken) {
             () = stop.cancelled() => return,
             change = changes.next() => match change {
                 None => return,
-                Some(Change::Applied(pod)) => applied(&context, &mut pods, &pod),
+                Some(Change::Applied(_, pod)) => applied(&context, &mut pods, &pod),
                 Some(Change::Deleted((namespace, name))) => pods.deleted(&namespace, &name),
                 Some(Change::Synced) => {}
             },

@@ -27,7 +27,7 @@ pub async fn namespaces(
     let mut changes = Changes::new(events, PartialObjectMeta::<Namespace>::name_any);
     while let Some(Some(change)) = stop.run_until_cancelled(changes.next()).await {
         match change {
-            Change::Applied(namespace) => namespace_applied(&policies, &namespace),
+            Change::Applied(_, namespace) => namespace_applied(&policies, &namespace),
             Change::Deleted(name) => policies.namespace_deleted(&name),
             Change::Synced => synced.set(),
         }
@@ -66,7 +66,7 @@ pub async fn realms(
     };
     while let Some(Some(change)) = stop.run_until_cancelled(changes.next()).await {
         match change {
-            Change::Applied(object) => apply(object),
+            Change::Applied(_, object) => apply(object),
             Change::Deleted((namespace, name)) => policies.realm_deleted(&namespace, &name),
             Change::Synced => synced.set(),
         }

@@ -18,7 +18,7 @@ use twofactor_api::labels;
 
 use super::{Events, watch, watch_all};
 use crate::state::Context;
-use crate::state::queue::{UserRef, user_ref};
+use crate::state::user_ref::{UserRef, user_ref};
 use crate::state::watched_namespaces::WatchedNamespaces;
 
 /// Watches users' Secrets until `stop`.
@@ -42,7 +42,7 @@ pub async fn users(context: Arc<Context>, watched: WatchedNamespaces, stop: Canc
             }
             Event::InitDone => {
                 let listed = std::mem::take(&mut listed[list]);
-                let within = |user: &UserRef| watched.contains(list, user.namespace.as_deref());
+                let within = |user: &UserRef| watched.contains(list, &user.namespace);
                 for user in context.users.own_writes.secrets_missing(within, &listed) {
                     context.users.queue.push(user);
                 }

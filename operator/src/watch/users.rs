@@ -6,22 +6,21 @@ use std::sync::Arc;
 use kube::Resource;
 use kube::ResourceExt;
 use kube::core::DeserializeGuard;
-use kube::runtime::reflector::store::Writer;
-use kube::runtime::watcher::{self, Event};
+use kube::runtime::watcher;
 use tokio_util::sync::CancellationToken;
 use twofactor_api::{TwoFactorUser, labels};
 
 use super::changes::{Change, Changes};
 use super::{Synced, watch};
 use crate::state::Context;
-use crate::state::queue::{self, Urgency, UserRef, user_ref};
+use crate::state::queue::Urgency;
+use crate::state::user_ref::{UserRef, user_ref};
 use crate::state::usernames::UsernameClaim;
 use crate::state::watched_namespaces::WatchedNamespaces;
 
 /// Watches users until `stop`.
 pub async fn run(
     context: Arc<Context>,
-    writer: Writer<TwoFactorUser>,
     watched: WatchedNamespaces,
     synced: Synced,
     stop: CancellationToken,
@@ -29,14 +28,10 @@ pub async fn run(
     let events = watch(&context.runtime.client, &watched, &watcher::Config::default());
     // The keys include objects that this version cannot read.
     let mut changes = Changes::new(events, reference);
-    let mut users = Users { context, writer };
-    // Marks the store as complete now, because users of several lists go into it one by one. No
-    // user is reconciled before all lists are complete.
-    users.writer.apply_watcher_event(&Event::Init);
-    users.writer.apply_watcher_event(&Event::InitDone);
+    let users = Users { context };
     while let Some(Some(change)) = stop.run_until_cancelled(changes.next()).await {
         match change {
-            Change::Applied(object) => users.applied(object).await,
+            Change::Applied(reference, object) => users.applied(reference, object).await,
             Change::Deleted(user) => users.deleted(&user).await,
             Change::Synced => {
                 if !synced.is_set() {
@@ -50,11 +45,14 @@ pub async fn run(
 
 struct Users {
     context: Arc<Context>,
-    writer: Writer<TwoFactorUser>,
 }
 
 impl Users {
-    async fn applied(&mut self, DeserializeGuard(object): DeserializeGuard<TwoFactorUser>) {
+    async fn applied(
+        &self,
+        reference: UserRef,
+        DeserializeGuard(object): DeserializeGuard<TwoFactorUser>,
+    ) {
         let user = match object {
             Ok(user) => user,
             Err(invalid) => {
@@ -73,7 +71,6 @@ impl Users {
                 return;
             }
         };
-        let reference = queue::reference(&user);
         // A user is revoked as soon as the deletion begins, even if a finalizer delays its end.
         if user.metadata.deletion_timestamp.is_some() {
             return self.deleted(&reference).await;
@@ -91,12 +88,12 @@ impl Users {
         };
         if old.is_none() {
             // A waiting request for this name was about another user.
-            self.context.users.queue.taken(&reference);
+            self.context.users.queue.forget(&reference);
         }
         let due = old.is_none_or(|old| self.needs_reconcile(&reference, &old, &user));
         // After a start all users are reconciled, but new ones must not wait for the others.
         let urgency = if is_up_to_date(&user) { Urgency::Later } else { Urgency::Now };
-        self.writer.apply_watcher_event(&Event::Apply(user));
+        self.context.users.objects.insert(&reference, user);
         if first {
             self.context.services.credentials_queue.realm_changed(namespace.clone());
         }
@@ -124,8 +121,8 @@ impl Users {
             || status_changed
     }
 
-    async fn deleted(&mut self, reference: &UserRef) {
-        let namespace = reference.namespace.clone().unwrap_or_default();
+    async fn deleted(&self, reference: &UserRef) {
+        let namespace = reference.namespace.as_ref().to_owned();
         let (removal, uid, last) = {
             let mut usernames = self.context.users.usernames();
             let uid = usernames.uid(&namespace, &reference.name).map(str::to_owned);
@@ -133,11 +130,8 @@ impl Users {
             let removal = usernames.remove(&namespace, &reference.name);
             (removal, uid, had_users && !usernames.has_users(&namespace))
         };
-        if let Some(old) = self.context.users.objects.get(reference) {
-            self.writer.apply_watcher_event(&Event::Delete(TwoFactorUser::clone(&old)));
-        }
-        self.context.users.queue.taken(reference);
-        self.context.users.queue.done(reference);
+        self.context.users.objects.remove(reference);
+        self.context.users.queue.forget(reference);
         self.context.users.own_writes.forget(reference);
         self.context.users.backoff.forget(reference);
         // Without a realm nothing is to be scheduled, because all data of the realm is removed.

@@ -53,7 +53,7 @@ fn is_reason(literal: &str) -> bool {
 fn reasons_of_conditions_and_events() -> BTreeSet<String> {
     let folders = ["user", "realm"].map(|folder| operator().join(folder));
     let mut paths: Vec<PathBuf> = folders.iter().flat_map(|folder| files(folder)).collect();
-    paths.push(operator().join("watch/pod_findings.rs"));
+    paths.extend(["watch/pod_findings.rs", "state/user_objects.rs"].map(|it| operator().join(it)));
     let codes: Vec<String> = paths.iter().map(|path| code(path)).collect();
     let found = codes.iter().flat_map(|code| literals(code));
     found.filter(|literal| is_reason(literal)).map(str::to_owned).collect()

@@ -4,6 +4,7 @@
 use std::time::{Duration, Instant};
 
 use twofactor_tests::faults::{Fault, FaultProxy};
+use twofactor_tests::operator::OperatorProcess;
 use twofactor_tests::redis::{AppendFsync, RedisServer};
 use twofactor_tests::wait::eventually;
 
@@ -48,6 +49,54 @@ async fn the_operator_starts_and_users_change_while_redis_is_unavailable() {
         sidecar.verify_seed("carol", &carol).await.status == 404
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_that_starts_without_redis_parks_its_users_and_reads_nothing_for_them() {
+    const USERS: usize = 200;
+    let cluster = Cluster::start().await;
+    let operator = cluster.operator().start().await;
+    let users: String = (0..USERS).map(|number| app_user(&format!("user{number:03}"))).collect();
+    cluster.apply(&users);
+    let metric = async |operator: &OperatorProcess, name: &str| {
+        let metrics = operator.admin().get("/metrics").await.body;
+        let line = metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        line.unwrap_or_default().parse::<usize>().unwrap_or_default()
+    };
+    eventually(BOUND, "all users to be ready", async || {
+        let ready = metric(&operator, "twofactor_users{ready=\"true\"}").await;
+        if ready == USERS { Ok(()) } else { Err(format!("{ready} are ready")) }
+    })
+    .await;
+    drop(operator);
+    cluster.redis.kill();
+    let proxy = FaultProxy::start(&cluster.server).await;
+    let kubeconfig = proxy.kubeconfig(&cluster.server, &cluster.kubeconfig);
+    let operator = cluster.operator_with(&kubeconfig).start().await;
+    eventually(BOUND, "all users to be parked", async || {
+        let parked = metric(&operator, "twofactor_users_parked").await;
+        if parked == USERS { Ok(()) } else { Err(format!("{parked} are parked")) }
+    })
+    .await;
+    let renewals =
+        || proxy.count(|request| request.starts_with("PUT") && request.contains("leases"));
+    let before = renewals();
+    eventually(BOUND, "some seconds to pass", async || renewals() >= before + 3).await;
+    let read = proxy.count(|request| request.starts_with("GET") && request.contains("-totp"));
+    let written = proxy.count(|request| request.contains("/status"));
+    assert_eq!((read, written), (0, 0), "Secrets read and statuses written");
+    // A user that is new meanwhile gets a Secret, and is told why it is not ready.
+    cluster.apply(&app_user("carol"));
+    cluster.wait_not_ready("carol", "StoreUnavailable").await;
+    cluster.redis.restart().await;
+    cluster.wait_ready("carol").await;
+    eventually(BOUND, "no user to be parked or queued", async || {
+        metric(&operator, "twofactor_users_parked").await == 0
+            && metric(&operator, "workqueue_depth{name=\"twofactoruser\"}").await == 0
+    })
+    .await;
+    let sidecar = cluster.sidecar().await;
+    sidecar.wait_accepted("user007", &cluster.seed("user007")).await;
 }
 
 #[tokio::test]
