@@ -1,4 +1,4 @@
-//! Measures Redis alone: `redis-benchmark` calls the same script, for users whom it chooses at
+//! Measures Redis alone: `redis-benchmark` calls the same script, for users that it chooses at
 //! random.
 
 use std::time::Duration;

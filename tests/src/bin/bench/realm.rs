@@ -10,9 +10,8 @@ use rand_core::UnwrapErr;
 use tempfile::TempDir;
 use twofactor_core::audit::AuditPolicy;
 use twofactor_core::code::Code;
-use twofactor_core::decision::THROTTLE;
 use twofactor_core::key::{MasterKey, RealmKey};
-use twofactor_core::limits::{Limits, MAXIMUM_CODES_IN_FLIGHT, MAXIMUM_DELIVERIES_PER_HOUR};
+use twofactor_core::limits::{Limits, MAXIMUM_DELIVERIES_PER_HOUR};
 use twofactor_core::names::{Caller, Pseudonym, RealmId, RealmNames};
 use twofactor_core::provider::{Endpoint, Providers, WebhookSettings};
 use twofactor_core::realm::RealmRecord;
@@ -171,11 +170,11 @@ impl Realm {
         let record = &self.users[0];
         let step = record.definition.totp.step_at(Clock::System.now());
         let code = record.totp().expect("a seed").code_of(step);
-        let [state, otp, log] = self.random_keys();
+        let [state, otp, history] = self.random_keys();
         evalsha(&scripts::Verify {
             state_key: &state,
             otp_key: &otp,
-            log_key: &log,
+            history_key: &history,
             checked_nodes: &self.checked_nodes,
             revision: "1".to_owned(),
             asked_at: Clock::System.now().millis(),
@@ -186,14 +185,8 @@ impl Realm {
             matches: step.number().to_string(),
             period: 30,
             skew: 1,
-            threshold: THROTTLE.threshold,
-            first_block: millis(THROTTLE.first_block),
-            longest_block: millis(THROTTLE.longest_block),
-            disable_after: THROTTLE.disable_after,
             retention: millis(AuditPolicy::default().retention()),
-            channel: "app",
-            address: "",
-            user_agent: "",
+            details: " app\n\n".to_owned(),
         })
     }
 
@@ -204,11 +197,11 @@ impl Realm {
         let totp = record.definition.totp;
         let step = totp.step_at(Clock::System.now());
         let code = record.totp().expect("a seed").code_of(step);
-        let [state, otp, log] = self.random_keys();
+        let [state, otp, history] = self.random_keys();
         evalsha(&scripts::Issue {
             state_key: &state,
             otp_key: &otp,
-            log_key: &log,
+            history_key: &history,
             checked_nodes: &self.checked_nodes,
             revision: "1".to_owned(),
             asked_at: Clock::System.now().millis(),
@@ -220,11 +213,8 @@ impl Realm {
             lifetime: millis(policy.otp_lifetime.duration()),
             interval: millis(policy.limits.generate_interval()),
             most_per_hour: policy.limits.generates_per_hour.into(),
-            most_in_flight: MAXIMUM_CODES_IN_FLIGHT,
             retention: millis(AuditPolicy::default().retention()),
-            channel: "webhook",
-            address: "",
-            user_agent: "",
+            details: " webhook\n\n".to_owned(),
         })
     }
 
@@ -245,11 +235,11 @@ impl Realm {
         }
     }
 
-    /// The keys of a user whom `redis-benchmark` chooses. It chooses each anew, so an entry of a
-    /// history may belong to another user, which costs the same.
+    /// The keys of a random user. `redis-benchmark` chooses one for each key, so an entry of a
+    /// history may be that of another user, which costs the same.
     fn random_keys(&self) -> [String; 3] {
         let user = self.names.user(&Pseudonym::from_bytes([0; 16]));
-        [user.state, user.otp, user.log]
+        [user.state, user.otp, user.history]
             .map(|key| key.replace(&"0".repeat(32), &format!("{}{RANDOM}", "0".repeat(20))))
     }
 

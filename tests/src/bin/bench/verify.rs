@@ -16,7 +16,7 @@ use crate::usage::processor_time;
 use crate::{Figures, floor, load, show};
 
 const CONNECTIONS: [usize; 3] = [1, 16, 64];
-/// Number of users, each of whom asks once at each number of connections.
+/// Number of users; each asks once at each number of connections.
 const USERS: usize = 50_000;
 
 /// Verifies codes of authenticators.
