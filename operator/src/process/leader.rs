@@ -103,9 +103,16 @@ impl Leader {
         let Prepared { context, credentials } = prepared;
         let watched = WatchedNamespaces(configuration.namespaces.clone());
         let (users_synced, namespaces_synced) = (Synced::default(), Synced::default());
+        let secrets_synced = Synced::default();
         let lists = {
             let [realms, namespaces] = policies_synced;
-            let synced = [users_synced.clone(), namespaces_synced.clone(), realms, namespaces];
+            let synced = [
+                users_synced.clone(),
+                namespaces_synced.clone(),
+                secrets_synced.clone(),
+                realms,
+                namespaces,
+            ];
             async move {
                 for list in synced {
                     list.wait().await;
@@ -115,7 +122,7 @@ impl Leader {
         };
         tasks.spawn(
             "user watch",
-            watch::users::run(context.clone(), watched.clone(), users_synced, stop.clone()),
+            watch::users::run(context.clone(), watched.clone(), users_synced.clone(), stop.clone()),
         );
         tasks.spawn(
             "namespace watch",
@@ -123,7 +130,13 @@ impl Leader {
         );
         tasks.spawn(
             "secret watch",
-            watch::secrets::users(context.clone(), watched.clone(), stop.clone()),
+            watch::secrets::users(
+                context.clone(),
+                watched.clone(),
+                users_synced,
+                secrets_synced,
+                stop.clone(),
+            ),
         );
         tasks.spawn(
             "credentials watch",

@@ -77,6 +77,7 @@ fn record(number: usize, delivery_method: DeliveryMethod) -> UserRecord {
         },
         seed: Some(Seed::generate(&mut UnwrapErr(SysRng))),
         provenance: None,
+        source: None,
     }
 }
 

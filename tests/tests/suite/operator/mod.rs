@@ -8,6 +8,7 @@ mod imports;
 mod lease;
 mod obstacles;
 mod outages;
+mod reads;
 mod realms;
 mod redis;
 mod replicas;
