@@ -291,10 +291,10 @@ pub enum Operator {
 pub struct Delivery {
     /// A Secret in the same namespace with the providers' settings under these keys. Mail:
     /// SMTP_SERVER, SMTP_PORT, SMTP_SECURITY, SMTP_USERNAME, SMTP_PASSWORD, SMTP_FROM_EMAIL,
-    /// SMTP_CA. Text messages: TWILIO_ACCOUNT_SID, TWILIO_AUTH_TOKEN, TWILIO_PHONE_NUMBER or
-    /// TWILIO_MESSAGING_SERVICE_SID, TWILIO_API_URL, TWILIO_CA, TWILIO_ALLOW_HTTP. Webhook:
-    /// WEBHOOK_URL, WEBHOOK_SECRET, WEBHOOK_CA, WEBHOOK_ALLOW_HTTP. The operator's own providers
-    /// are then not used.
+    /// SMTP_EHLO_NAME, SMTP_CA. Text messages: TWILIO_ACCOUNT_SID, TWILIO_AUTH_TOKEN or
+    /// TWILIO_API_KEY and TWILIO_API_SECRET, TWILIO_PHONE_NUMBER or TWILIO_MESSAGING_SERVICE_SID,
+    /// TWILIO_API_URL, TWILIO_CA, TWILIO_ALLOW_HTTP. Webhook: WEBHOOK_URL, WEBHOOK_SECRET,
+    /// WEBHOOK_CA, WEBHOOK_ALLOW_HTTP. The operator's own providers are then not used.
     pub secret_ref: DeliverySecret,
 }
 

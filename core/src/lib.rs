@@ -14,6 +14,7 @@ pub mod audit;
 pub mod code;
 pub mod context;
 pub mod decision;
+pub mod host;
 pub mod import;
 pub mod key;
 pub mod limits;

@@ -1,11 +1,13 @@
 //! Holds the settings of a realm's providers, which are a part of the realm's sealed record.
 
 use std::fmt;
+use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
+use thiserror::Error;
 
 use crate::secret::SecretText;
-use crate::user::{DeliveryMethod, PhoneNumber};
+use crate::user::{DeliveryMethod, EmailAddress, PhoneNumber};
 use crate::webhook::WebhookSecrets;
 
 /// The providers that deliver codes. An absent provider is not used.
@@ -49,12 +51,31 @@ pub struct SmtpSettings {
     pub username: Option<String>,
     /// Its password.
     pub password: Option<SecretText>,
-    /// The sender: an address, or `Name <address>`.
-    pub from: String,
+    /// The sender of mails.
+    pub from: Sender,
+    /// The name in EHLO: a host name, or an IP address in brackets. Without one, the client uses
+    /// the domain of the sender.
+    #[serde(default)]
+    pub ehlo_name: Option<String>,
     /// Certificate authorities (PEM) of the server, in place of the system's.
     #[serde(default)]
     pub ca_certificates: Option<String>,
 }
+
+/// The sender of mails: an address, with or without the name that mail programs show.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Sender {
+    /// The name as a user reads it, without quotes. It contains no control characters.
+    pub name: Option<String>,
+    /// The address.
+    pub address: EmailAddress,
+}
+
+/// A text that is neither an address nor a name with an address in angle brackets.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+#[error("must be an address like otp@example.org, or like Name <otp@example.org>")]
+pub struct SenderError;
 
 /// A URL that HTTP requests are sent to.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -72,9 +93,12 @@ pub struct Endpoint {
 pub struct TwilioSettings {
     /// The API.
     pub api: Endpoint,
-    /// The account.
+    /// The account that sends.
     pub account_sid: String,
-    /// Its password.
+    /// The API key that logs in. Without one, the account does.
+    #[serde(default)]
+    pub api_key: Option<String>,
+    /// The password: the secret of the API key, or the account's token.
     pub auth_token: SecretText,
     /// The sender of text messages.
     pub sender: TwilioSender,
@@ -86,6 +110,8 @@ pub struct TwilioSettings {
 pub enum TwilioSender {
     /// A number of the account.
     PhoneNumber(PhoneNumber),
+    /// A short code of 3 to 8 digits, or a name of at most 11 characters.
+    Named(String),
     /// A messaging service of the account, which chooses a number.
     MessagingService(String),
 }
@@ -112,6 +138,79 @@ impl Providers {
     }
 }
 
+impl Sender {
+    /// Returns the part of the address after the `@`.
+    #[must_use]
+    pub fn domain(&self) -> &str {
+        self.address.as_str().rsplit('@').next().unwrap_or_default()
+    }
+}
+
+impl FromStr for Sender {
+    type Err = SenderError;
+
+    /// Reads `address`, `Name <address>` and `"Name" <address>`. A name needs no quotes, whatever
+    /// it contains, because the mail has them where they are needed.
+    fn from_str(text: &str) -> Result<Self, SenderError> {
+        let text = text.trim();
+        let (name, address) = match text.strip_suffix('>').and_then(|rest| rest.rsplit_once('<')) {
+            Some((name, address)) => (unquoted(name.trim()), address.trim()),
+            None => (String::new(), text),
+        };
+        let address = EmailAddress::try_from(address.to_owned()).map_err(|_| SenderError)?;
+        if name.chars().any(char::is_control) {
+            return Err(SenderError);
+        }
+        Ok(Self { name: Some(name).filter(|name| !name.is_empty()), address })
+    }
+}
+
+/// Removes the quotes around a name, and the backslashes in it (RFC 5322 §3.2.4).
+fn unquoted(name: &str) -> String {
+    let inside = name.strip_prefix('"').and_then(|rest| rest.strip_suffix('"'));
+    let Some(inside) = inside else { return name.to_owned() };
+    let mut characters = inside.chars();
+    let mut unquoted = String::new();
+    while let Some(character) = characters.next() {
+        let escaped = if character == '\\' { characters.next() } else { None };
+        unquoted.push(escaped.unwrap_or(character));
+    }
+    unquoted.trim().to_owned()
+}
+
+impl fmt::Display for Sender {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let address = self.address.as_str();
+        match &self.name {
+            None => formatter.write_str(address),
+            Some(name) => {
+                let escaped = name.replace('\\', "\\\\").replace('"', "\\\"");
+                write!(formatter, "\"{escaped}\" <{address}>")
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Sender {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, formatter)
+    }
+}
+
+impl TryFrom<String> for Sender {
+    type Error = SenderError;
+
+    fn try_from(text: String) -> Result<Self, SenderError> {
+        text.parse()
+    }
+}
+
+impl From<Sender> for String {
+    fn from(sender: Sender) -> Self {
+        sender.to_string()
+    }
+}
+
 impl Endpoint {
     /// Returns whether requests are sent without encryption.
     #[must_use]
@@ -123,5 +222,32 @@ impl Endpoint {
 impl fmt::Debug for Endpoint {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str("Endpoint(redacted)")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sender_is_read_in_every_form_that_is_used_for_one() {
+        for (text, name) in [
+            ("otp@example.org", None),
+            ("<otp@example.org>", None),
+            (" FountainAI <otp@example.org> ", Some("FountainAI")),
+            ("Smith, John <otp@example.org>", Some("Smith, John")),
+            ("FountainAI Inc. <otp@example.org>", Some("FountainAI Inc.")),
+            ("\"Smith, John\" <otp@example.org>", Some("Smith, John")),
+            ("\"The \\\"Team\\\"\" <otp@example.org>", Some("The \"Team\"")),
+            ("Grüße @ <Team> <otp@example.org>", Some("Grüße @ <Team>")),
+        ] {
+            let sender: Sender = text.parse().unwrap();
+            assert_eq!(sender.name.as_deref(), name, "{text}");
+            assert_eq!(sender.address.as_str(), "otp@example.org", "{text}");
+            assert_eq!(sender.to_string().parse(), Ok(sender), "{text}");
+        }
+        for text in ["", "otp", "FountainAI otp@example.org", "A <otp>", "A\nB <otp@example.org>"] {
+            assert_eq!(text.parse::<Sender>(), Err(SenderError), "{text}");
+        }
     }
 }

@@ -33,9 +33,6 @@ pub struct UserRecord {
     pub seed: Option<Seed>,
     /// Whose seed it is, so that the publisher can restore it. Absent if it is never restored.
     pub provenance: Option<Provenance>,
-    /// What the publisher has made the record from, in its own words, so that it can tell whether
-    /// that has changed. Sidecars ignore it.
-    pub source: Option<String>,
 }
 
 /// Distinguishes a user's seed from the seed of an earlier user of the same name, and from an
@@ -76,8 +73,6 @@ struct SealedUser {
     seed: Option<SecretText>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     provenance: Option<Provenance>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    source: Option<String>,
 }
 
 impl UserRecord {
@@ -106,7 +101,6 @@ impl UserRecord {
             definition: self.definition.clone(),
             seed: self.seed.as_ref().map(Seed::to_base32),
             provenance: self.provenance.clone(),
-            source: self.source.clone(),
         };
         let plaintext = to_plaintext(&content, LARGEST_USER);
         seal::seal(keys, Subject::User(pseudonym), revision, &plaintext, random)
@@ -132,8 +126,10 @@ impl UserRecord {
             }
             None => None,
         };
-        let SealedUser { definition, provenance, source, .. } = content;
-        Ok((opened.revision, Self { definition, seed, provenance, source }))
+        Ok((
+            opened.revision,
+            Self { definition: content.definition, seed, provenance: content.provenance },
+        ))
     }
 }
 
@@ -177,7 +173,6 @@ mod tests {
             },
             seed,
             provenance: Some(Provenance { owner: "uid".to_owned(), rotation: None }),
-            source: Some("1 48213 FountainAI".to_owned()),
         }
     }
 

@@ -3,6 +3,7 @@
 //! The variables come from the environment or from a Secret. An error names the variable and says
 //! what would be valid, and never contains a value.
 
+pub mod certificates;
 mod limits;
 pub mod providers;
 pub mod tokens;
@@ -31,12 +32,20 @@ fn wrong(variable: &'static str, message: impl Into<String>) -> SettingsError {
     SettingsError { variable, message: message.into() }
 }
 
-/// Reads a realm from the variables that `lookup` knows. An empty variable counts as absent.
+/// Returns the value of a variable without the line breaks at its end, or `None` if nothing else is
+/// in it. A Secret or a file that an editor or `echo` wrote ends with one.
+fn given(mut text: String) -> Option<String> {
+    text.truncate(text.trim_end_matches(['\r', '\n']).len());
+    Some(text).filter(|text| !text.is_empty())
+}
+
+/// Reads a realm from the variables that `lookup` knows. An empty variable counts as absent, and a
+/// line break at the end of one is dropped.
 ///
 /// # Errors
 /// Names the first variable that is missing or invalid.
 pub fn realm(lookup: impl Fn(&str) -> Option<String>) -> Result<RealmRecord, SettingsError> {
-    let variable = |name: &str| lookup(name).filter(|text| !text.is_empty());
+    let variable = |name: &str| lookup(name).and_then(given);
     let providers::Read { providers, errors } = providers(variable);
     if let Some((_, error)) = errors.into_iter().next() {
         return Err(error);
@@ -149,7 +158,7 @@ mod tests {
             (&[("SMTP_SERVER", "mail.example.org")], "SMTP_FROM_EMAIL"),
             (&[("TWILIO_AUTH_TOKEN", "very-secret-value")], "TWILIO_ACCOUNT_SID"),
             (&[("WEBHOOK_SECRET", "very-secret-value")], "WEBHOOK_URL"),
-            (&[("MESSAGE_SUBJECT", "secret-value\n")], "MESSAGE_SUBJECT"),
+            (&[("MESSAGE_SUBJECT", "secret-value\nx")], "MESSAGE_SUBJECT"),
             (&[("MESSAGE_TEXT", "secret-value")], "MESSAGE_TEXT"),
             (&[("MESSAGE_HTML", "{{code}} {{secret-value}}")], "MESSAGE_HTML"),
             (&[("MESSAGE_SMS", "{{code")], "MESSAGE_SMS"),
@@ -160,6 +169,24 @@ mod tests {
             assert_eq!(error.variable, variable);
             assert!(!error.to_string().contains("secret-value"), "{error}");
         }
+    }
+
+    #[test]
+    fn a_line_break_at_the_end_is_dropped_from_every_variable() {
+        let variables = [
+            ("ISSUER", "A"),
+            ("OTP_EXPIRATION_MINUTES", "3"),
+            ("SECRET_KEY", "at least thirty-two bytes of a key"),
+            ("TOKEN_AUDIENCES", "kms"),
+            ("UNIFORM_ANSWERS", "true"),
+            ("REDIS_WAIT", "1"),
+            ("MESSAGE_SUBJECT", "For {{service}}"),
+            ("SMTP_SERVER", "mail.example.org"),
+            ("SMTP_FROM_EMAIL", "otp@example.org"),
+        ];
+        let ended = variables.map(|(name, value)| (name, format!("{value}\n")));
+        let ended: Vec<_> = ended.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        assert_eq!(read(&ended).unwrap(), read(&variables).unwrap());
     }
 
     #[test]

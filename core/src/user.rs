@@ -5,6 +5,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use crate::host;
 use crate::totp::TotpParameters;
 
 /// A username: 1 to 253 characters, none of them a control character. It is compared exactly,
@@ -185,17 +186,7 @@ impl EmailAddress {
     /// If no mail server takes it.
     pub fn check_deliverable(&self) -> Result<(), UndeliverableAddress> {
         let (_, domain) = self.0.split_once('@').ok_or(UndeliverableAddress)?;
-        let domain = idna::domain_to_ascii(domain).map_err(|_| UndeliverableAddress)?;
-        let end = |byte: Option<&u8>| byte.is_some_and(u8::is_ascii_alphanumeric);
-        let is_label = |label: &str| {
-            let bytes = label.as_bytes();
-            bytes.len() <= 63
-                && end(bytes.first())
-                && end(bytes.last())
-                && bytes.iter().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(byte))
-        };
-        let deliverable = domain.len() <= 253 && domain.split('.').all(is_label);
-        if deliverable { Ok(()) } else { Err(UndeliverableAddress) }
+        host::to_ascii(domain).map(drop).ok_or(UndeliverableAddress)
     }
 }
 

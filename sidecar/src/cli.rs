@@ -29,7 +29,8 @@ Passwords, and the settings that belong to them, come from the environment only:
   SMTP_PASSWORD  password of SMTP_USERNAME
   SECRET_KEY     the ecosystem's shared key for HS256 tokens, 32 bytes or more
   ED25519_PRIVATE_KEY  the private key for EdDSA tokens, in PEM, or its 32 bytes in base64
-  TWILIO_ACCOUNT_SID, TWILIO_AUTH_TOKEN, and TWILIO_PHONE_NUMBER or TWILIO_MESSAGING_SERVICE_SID
+  TWILIO_ACCOUNT_SID, TWILIO_AUTH_TOKEN or TWILIO_API_KEY and TWILIO_API_SECRET, and
+  TWILIO_PHONE_NUMBER or TWILIO_MESSAGING_SERVICE_SID
                  the account that text messages are sent with
   TWILIO_API_URL, TWILIO_CA_FILE, TWILIO_ALLOW_HTTP
                  another server with the API of Twilio: address, CA certificates (PEM), and true for http

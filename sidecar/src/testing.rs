@@ -1,5 +1,6 @@
 //! What tests of other crates use of this one.
 
+pub use crate::delivery::{Delivery, DeliveryError, Message};
 use crate::otp::outcome_log;
 use crate::refusal::Refusal;
 

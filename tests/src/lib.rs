@@ -20,6 +20,7 @@ pub mod process;
 pub mod provider;
 pub mod redis;
 pub mod scratch;
+pub mod scripted_mail;
 pub mod sidecar;
 pub mod tools;
 pub mod wait;

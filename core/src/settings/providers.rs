@@ -1,18 +1,16 @@
 //! Reads the settings of providers from variables that have the names of the original service. A
 //! provider that cannot be used is reported with the first variable that is missing or invalid.
 
+mod smtp;
+mod twilio;
+
 use url::Url;
 
-use super::{SettingsError, wrong};
-use crate::provider::{
-    Endpoint, Providers, SmtpSecurity, SmtpSettings, TwilioSender, TwilioSettings, WebhookSettings,
-};
+use super::{SettingsError, given, wrong};
+use crate::provider::{Endpoint, Providers, WebhookSettings};
 use crate::secret::SecretText;
-use crate::user::{DeliveryMethod, EmailAddress, PhoneNumber};
+use crate::user::DeliveryMethod;
 use crate::webhook::WebhookSecrets;
-
-/// URL of Twilio, unless an administrator sets another one.
-const TWILIO: &str = "https://api.twilio.com";
 
 /// The providers whose settings are valid, and what is invalid about the others.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -23,19 +21,19 @@ pub struct Read {
     pub errors: Vec<(DeliveryMethod, SettingsError)>,
 }
 
-/// Reads all providers. An empty variable counts as absent, and a provider without variables is
-/// absent.
+/// Reads all providers. An empty variable counts as absent, a line break at the end of one is
+/// dropped, and a provider without variables is absent.
 #[must_use]
 pub fn providers(lookup: impl Fn(&str) -> Option<String>) -> Read {
-    let variable = |name: &str| lookup(name).filter(|text| !text.is_empty());
+    let variable = |name: &str| lookup(name).and_then(given);
     let mut errors = Vec::new();
     let mut keep = |method, error: SettingsError| errors.push((method, error));
     let providers = Providers {
-        smtp: smtp(variable).unwrap_or_else(|error| {
+        smtp: smtp::smtp(variable).unwrap_or_else(|error| {
             keep(DeliveryMethod::Email, error);
             None
         }),
-        twilio: twilio(variable).unwrap_or_else(|error| {
+        twilio: twilio::twilio(variable).unwrap_or_else(|error| {
             keep(DeliveryMethod::Sms, error);
             None
         }),
@@ -45,138 +43,6 @@ pub fn providers(lookup: impl Fn(&str) -> Option<String>) -> Read {
         }),
     };
     Read { providers, errors }
-}
-
-fn smtp(variable: impl Fn(&str) -> Option<String>) -> Result<Option<SmtpSettings>, SettingsError> {
-    let Some(server) = variable("SMTP_SERVER") else { return Ok(None) };
-    let port = match variable("SMTP_PORT") {
-        None => 587,
-        Some(text) => text
-            .parse::<u16>()
-            .ok()
-            .filter(|port| *port > 0)
-            .ok_or_else(|| wrong("SMTP_PORT", "must be a port number from 1 to 65535"))?,
-    };
-    let security = match variable("SMTP_SECURITY").as_deref() {
-        None if port == 465 => SmtpSecurity::Implicit,
-        None | Some("starttls") => SmtpSecurity::Starttls,
-        Some("implicit") => SmtpSecurity::Implicit,
-        Some("plain") => SmtpSecurity::Plain,
-        Some(_) => return Err(wrong("SMTP_SECURITY", "must be starttls, implicit or plain")),
-    };
-    let username = variable("SMTP_USERNAME");
-    let password = variable("SMTP_PASSWORD").map(SecretText::new);
-    match (&username, &password) {
-        (Some(_), None) => {
-            return Err(wrong("SMTP_PASSWORD", "is missing, although SMTP_USERNAME is set"));
-        }
-        (None, Some(_)) => {
-            return Err(wrong("SMTP_USERNAME", "is missing, although SMTP_PASSWORD is set"));
-        }
-        _ => {}
-    }
-    if username.is_some() && security == SmtpSecurity::Plain {
-        return Err(wrong(
-            "SMTP_SECURITY",
-            "must not be plain with SMTP_USERNAME: the password would be sent unencrypted",
-        ));
-    }
-    let from = variable("SMTP_FROM_EMAIL")
-        .ok_or_else(|| wrong("SMTP_FROM_EMAIL", "is missing, although SMTP_SERVER is set"))?;
-    if !is_sender(&from) {
-        return Err(wrong(
-            "SMTP_FROM_EMAIL",
-            "must be an address like otp@example.org, or like Name <otp@example.org>",
-        ));
-    }
-    let ca_certificates = certificates("SMTP_CA", variable("SMTP_CA"))?;
-    Ok(Some(SmtpSettings { server, port, security, username, password, from, ca_certificates }))
-}
-
-/// An address, or a name and an address in angle brackets.
-fn is_sender(text: &str) -> bool {
-    let address = match text.strip_suffix('>').and_then(|rest| rest.split_once('<')) {
-        // Only characters that may be unquoted in a header (RFC 5322 §3.2.3), and spaces between
-        // them.
-        Some((name, address))
-            if !name.chars().any(|c| c.is_control() || ",;:<>()[]\"\\@.".contains(c)) =>
-        {
-            address
-        }
-        Some(_) => return false,
-        None => text,
-    };
-    EmailAddress::try_from(address.to_owned()).is_ok()
-}
-
-fn twilio(
-    variable: impl Fn(&str) -> Option<String>,
-) -> Result<Option<TwilioSettings>, SettingsError> {
-    let named = [
-        "TWILIO_ACCOUNT_SID",
-        "TWILIO_AUTH_TOKEN",
-        "TWILIO_PHONE_NUMBER",
-        "TWILIO_MESSAGING_SERVICE_SID",
-    ];
-    if named.iter().all(|name| variable(name).is_none()) {
-        return Ok(None);
-    }
-    let needed = |name| variable(name).ok_or_else(|| wrong(name, "is missing: Twilio needs it"));
-    let account_sid = needed("TWILIO_ACCOUNT_SID")?;
-    // The value becomes a part of a path.
-    if !is_sid(&account_sid, "AC") {
-        return Err(wrong("TWILIO_ACCOUNT_SID", "must be AC and 32 hexadecimal digits"));
-    }
-    let auth_token = SecretText::new(needed("TWILIO_AUTH_TOKEN")?);
-    if !auth_token.expose_secret().bytes().all(|byte| byte.is_ascii_graphic()) {
-        return Err(wrong(
-            "TWILIO_AUTH_TOKEN",
-            "must be letters and digits, without spaces or line breaks",
-        ));
-    }
-    let sender = match (variable("TWILIO_PHONE_NUMBER"), variable("TWILIO_MESSAGING_SERVICE_SID")) {
-        (Some(_), Some(_)) => {
-            let message =
-                "and TWILIO_PHONE_NUMBER exclude each other: the service chooses the number";
-            return Err(wrong("TWILIO_MESSAGING_SERVICE_SID", message));
-        }
-        (Some(number), None) => TwilioSender::PhoneNumber(
-            PhoneNumber::try_from(number)
-                .map_err(|error| wrong("TWILIO_PHONE_NUMBER", error.to_string()))?,
-        ),
-        (None, Some(sid)) if is_sid(&sid, "MG") => TwilioSender::MessagingService(sid),
-        (None, Some(_)) => {
-            return Err(wrong(
-                "TWILIO_MESSAGING_SERVICE_SID",
-                "must be MG and 32 hexadecimal digits",
-            ));
-        }
-        (None, None) => {
-            let message =
-                "is missing: text messages need a number, or TWILIO_MESSAGING_SERVICE_SID";
-            return Err(wrong("TWILIO_PHONE_NUMBER", message));
-        }
-    };
-    let url = variable("TWILIO_API_URL").unwrap_or_else(|| TWILIO.to_owned());
-    let allow_http = flag("TWILIO_ALLOW_HTTP", variable("TWILIO_ALLOW_HTTP").as_deref())?;
-    let url = address("TWILIO_API_URL", "TWILIO_ALLOW_HTTP", &url, allow_http)?;
-    if url.query().is_some() {
-        return Err(wrong(
-            "TWILIO_API_URL",
-            "must not have a query: the path of the API is added to it",
-        ));
-    }
-    let api = Endpoint {
-        url: SecretText::new(url.as_str().trim_end_matches('/').to_owned()),
-        ca_certificates: certificates("TWILIO_CA", variable("TWILIO_CA"))?,
-    };
-    Ok(Some(TwilioSettings { api, account_sid, auth_token, sender }))
-}
-
-/// Checks an identifier of Twilio: two letters and 32 hexadecimal digits.
-fn is_sid(text: &str, kind: &str) -> bool {
-    text.strip_prefix(kind)
-        .is_some_and(|rest| rest.len() == 32 && rest.bytes().all(|byte| byte.is_ascii_hexdigit()))
 }
 
 fn webhook(
@@ -211,6 +77,10 @@ fn address(
     text: &str,
     allow_http: bool,
 ) -> Result<Url, SettingsError> {
+    // The parser would drop blanks and line breaks.
+    if text.contains(|c: char| c.is_whitespace() || c.is_control()) {
+        return Err(wrong(variable, "must be one address, without blanks and line breaks"));
+    }
     let url = Url::parse(text)
         .map_err(|_| wrong(variable, "must be an address like https://otp.example.org/codes"))?;
     match url.scheme() {
@@ -241,21 +111,28 @@ fn flag(variable: &'static str, text: Option<&str>) -> Result<bool, SettingsErro
     }
 }
 
+/// Reads a text that becomes part of one line.
+fn one_line(variable: &'static str, text: Option<String>) -> Result<Option<String>, SettingsError> {
+    if text.as_deref().is_some_and(|text| text.contains(char::is_control)) {
+        return Err(wrong(variable, "must be one line, without control characters"));
+    }
+    Ok(text)
+}
+
 fn certificates(
     variable: &'static str,
     text: Option<String>,
 ) -> Result<Option<String>, SettingsError> {
-    match text {
-        Some(text) if !text.contains("-----BEGIN CERTIFICATE-----") => {
-            Err(wrong(variable, "holds no certificate: it must be in PEM"))
-        }
-        other => Ok(other),
+    if let Some(pem) = &text {
+        super::certificates::check(pem).map_err(|message| wrong(variable, message))?;
     }
+    Ok(text)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::provider::{SmtpSecurity, TwilioSender};
 
     const MAIL: [(&str, &str); 2] =
         [("SMTP_SERVER", "mail.example.org"), ("SMTP_FROM_EMAIL", "otp@example.org")];
@@ -283,7 +160,62 @@ mod tests {
         assert_eq!((smtp(&[]).port, smtp(&[]).security), (587, SmtpSecurity::Starttls));
         assert_eq!(smtp(&[("SMTP_PORT", "465")]).security, SmtpSecurity::Implicit);
         let named = smtp(&[("SMTP_FROM_EMAIL", "FountainAI <otp@example.org>")]);
-        assert_eq!(named.from, "FountainAI <otp@example.org>");
+        assert_eq!(named.from.name.as_deref(), Some("FountainAI"));
+        let host = [("SMTP_SERVER", "Mail.Bücher.example"), ("SMTP_EHLO_NAME", "[192.0.2.1]")];
+        assert_eq!(smtp(&host).server, "mail.xn--bcher-kva.example");
+        assert_eq!(smtp(&host).ehlo_name.as_deref(), Some("[192.0.2.1]"));
+        for address in ["192.0.2.1", "2001:db8::1", "localhost", "mail_server", "mail.example.org."]
+        {
+            let server = [("SMTP_SERVER", address)];
+            let found = read(&[&server, &MAIL]).providers.smtp.unwrap();
+            assert_eq!(found.server, address);
+        }
+    }
+
+    #[test]
+    fn a_line_break_at_the_end_of_a_variable_is_dropped() {
+        let ended = |list: &[(&'static str, &str)]| -> Vec<(&'static str, String)> {
+            list.iter().map(|(name, value)| (*name, format!("{value}\r\n"))).collect()
+        };
+        let more = [
+            ("SMTP_PORT", "2525"),
+            ("SMTP_USERNAME", "otp"),
+            ("SMTP_PASSWORD", "a password of words"),
+            ("SMTP_SECURITY", "starttls"),
+        ];
+        let all = [ended(&MAIL), ended(&TWILIO), ended(&WEBHOOK), ended(&more)].concat();
+        let found = providers(|name| {
+            all.iter().find(|(known, _)| *known == name).map(|(_, value)| value.clone())
+        });
+        assert_eq!(found, read(&[&more, &MAIL, &TWILIO, &WEBHOOK]));
+        assert_eq!(found.errors, []);
+        let absent = [("SMTP_SERVER", "\n"), ("WEBHOOK_CA", "\n")];
+        assert_eq!(read(&[&absent, &WEBHOOK]).errors, []);
+    }
+
+    #[test]
+    fn a_server_in_another_form_is_refused_with_the_right_one() {
+        for (text, sentence) in [
+            ("mail.example.org:587", "without a port: that belongs in SMTP_PORT"),
+            ("192.0.2.1:25", "without a port: that belongs in SMTP_PORT"),
+            ("smtp://mail.example.org", "no URL"),
+            ("https://mail.example.org/", "no URL"),
+            ("[2001:db8::1]", "without brackets"),
+            ("[2001:db8::1]:587", "without brackets"),
+            ("\"mail.example.org\"", "without brackets and quotes"),
+            (" mail.example.org", "without blanks"),
+            ("mail.example.org ", "without blanks"),
+            ("a.example.org b.example.org", "without blanks"),
+            ("a.example.org\nb.example.org", "without blanks and line breaks"),
+            ("mail.example.org/", "must be a host name like mail.example.org, or"),
+            ("otp@mail.example.org", "must be a host name like mail.example.org, or"),
+            ("-mail.example.org", "must be a host name like mail.example.org, or"),
+        ] {
+            let found = read(&[&[("SMTP_SERVER", text)], &MAIL]);
+            let (_, error) = &found.errors[0];
+            assert_eq!(error.variable, "SMTP_SERVER");
+            assert!(error.message.contains(sentence), "{text}: {error}");
+        }
     }
 
     #[test]
@@ -295,6 +227,18 @@ mod tests {
         let twilio =
             read(&[&[("TWILIO_PHONE_NUMBER", ""), service], &TWILIO]).providers.twilio.unwrap();
         assert_eq!(twilio.sender, TwilioSender::MessagingService(service.1.to_owned()));
+        for sender in ["FountainAI", "12345", "A&B Shop 1", "0180abc"] {
+            let twilio = read(&[&[("TWILIO_PHONE_NUMBER", sender)], &TWILIO]).providers.twilio;
+            assert_eq!(twilio.unwrap().sender, TwilioSender::Named(sender.to_owned()));
+        }
+        let key = [
+            ("TWILIO_AUTH_TOKEN", ""),
+            ("TWILIO_API_KEY", "SK0123456789abcdef0123456789abcdef"),
+            ("TWILIO_API_SECRET", "secret-of-the-key"),
+        ];
+        let twilio = read(&[&key, &TWILIO]).providers.twilio.unwrap();
+        assert_eq!(twilio.api_key.as_deref(), Some(key[1].1));
+        assert_eq!(twilio.auth_token.expose_secret(), "secret-of-the-key");
         let elsewhere = read(&[&[("TWILIO_API_URL", "https://sms.example.org/twilio/")], &TWILIO]);
         let url = elsewhere.providers.twilio.unwrap().api.url;
         assert_eq!(url.expose_secret(), "https://sms.example.org/twilio");
@@ -332,9 +276,34 @@ mod tests {
             (&[("SMTP_FROM_EMAIL", "")], "SMTP_FROM_EMAIL"),
             (&[("SMTP_FROM_EMAIL", "not-an-address")], "SMTP_FROM_EMAIL"),
             (&[("SMTP_FROM_EMAIL", "A\r\nBcc: <x@example.org>")], "SMTP_FROM_EMAIL"),
+            (&[("SMTP_FROM_EMAIL", "FountainAI otp@example.org")], "SMTP_FROM_EMAIL"),
+            (&[("SMTP_FROM_EMAIL", "otp@-bad.example")], "SMTP_FROM_EMAIL"),
+            (&[("SMTP_PORT", " 587")], "SMTP_PORT"),
+            (&[("SMTP_PORT", "587/tcp")], "SMTP_PORT"),
+            (&[("SMTP_USERNAME", "otp "), ("SMTP_PASSWORD", "secret-value")], "SMTP_USERNAME"),
+            (&[("SMTP_USERNAME", "otp"), ("SMTP_PASSWORD", "secret-value\nx")], "SMTP_PASSWORD"),
+            (&[("SMTP_EHLO_NAME", "192.0.2.1")], "SMTP_EHLO_NAME"),
+            (&[("SMTP_EHLO_NAME", "a b")], "SMTP_EHLO_NAME"),
+            (&[("SMTP_EHLO_NAME", "[x]")], "SMTP_EHLO_NAME"),
             (&[("SMTP_CA", "very-secret-value")], "SMTP_CA"),
             (&[("TWILIO_ACCOUNT_SID", "")], "TWILIO_ACCOUNT_SID"),
             (&[("TWILIO_ACCOUNT_SID", "AC/../x-secret-value")], "TWILIO_ACCOUNT_SID"),
+            (&[("TWILIO_ACCOUNT_SID", "SK0123456789abcdef0123456789abcdef")], "TWILIO_ACCOUNT_SID"),
+            (&[("TWILIO_API_KEY", "SK0123456789abcdef0123456789abcdef")], "TWILIO_API_KEY"),
+            (&[("TWILIO_AUTH_TOKEN", ""), ("TWILIO_API_SECRET", "secret-value")], "TWILIO_API_KEY"),
+            (&[("TWILIO_AUTH_TOKEN", ""), ("TWILIO_API_KEY", "SK")], "TWILIO_API_SECRET"),
+            (
+                &[
+                    ("TWILIO_AUTH_TOKEN", ""),
+                    ("TWILIO_API_KEY", "AC-secret-value"),
+                    ("TWILIO_API_SECRET", "x"),
+                ],
+                "TWILIO_API_KEY",
+            ),
+            (&[("TWILIO_PHONE_NUMBER", "15005550006")], "TWILIO_PHONE_NUMBER"),
+            (&[("TWILIO_PHONE_NUMBER", "A name that is too long")], "TWILIO_PHONE_NUMBER"),
+            (&[("TWILIO_PHONE_NUMBER", "FountainAI ")], "TWILIO_PHONE_NUMBER"),
+            (&[("TWILIO_PHONE_NUMBER", "Größe")], "TWILIO_PHONE_NUMBER"),
             (&[("TWILIO_AUTH_TOKEN", "")], "TWILIO_AUTH_TOKEN"),
             (&[("TWILIO_AUTH_TOKEN", "secret-value\r\nX: y")], "TWILIO_AUTH_TOKEN"),
             (&[("TWILIO_PHONE_NUMBER", "")], "TWILIO_PHONE_NUMBER"),
@@ -345,6 +314,8 @@ mod tests {
             (&[("TWILIO_ALLOW_HTTP", "yes")], "TWILIO_ALLOW_HTTP"),
             (&[("WEBHOOK_URL", "")], "WEBHOOK_URL"),
             (&[("WEBHOOK_URL", "otp.example.org")], "WEBHOOK_URL"),
+            (&[("WEBHOOK_URL", "https://otp.example.org/a b")], "WEBHOOK_URL"),
+            (&[("WEBHOOK_URL", "https://secret-value.\nexample.org/")], "WEBHOOK_URL"),
             (&[("WEBHOOK_URL", "ftp://secret-value.example.org")], "WEBHOOK_URL"),
             (&[("WEBHOOK_URL", "http://secret-value.example.org")], "WEBHOOK_URL"),
             (&[("WEBHOOK_URL", "https://x:secret-value@example.org")], "WEBHOOK_URL"),

@@ -53,7 +53,7 @@ const fn variable(
 }
 
 /// All variables that [`realm`](super::realm) reads.
-pub const VARIABLES: [Variable; 36] = [
+pub const VARIABLES: [Variable; 39] = [
     variable(
         Group::Policy,
         "ISSUER",
@@ -136,7 +136,12 @@ pub const VARIABLES: [Variable; 36] = [
         "",
         "Private key for EdDSA, in PEM or as its 32 bytes in base64",
     ),
-    variable(Group::Email, "SMTP_SERVER", "", "Mail server; without it, no mail is sent"),
+    variable(
+        Group::Email,
+        "SMTP_SERVER",
+        "",
+        "Mail server: a host name or an IP address, without a port; without it, no mail is sent",
+    ),
     variable(Group::Email, "SMTP_PORT", "587", "Port of the mail server"),
     variable(
         Group::Email,
@@ -155,6 +160,12 @@ pub const VARIABLES: [Variable; 36] = [
     ),
     variable(
         Group::Email,
+        "SMTP_EHLO_NAME",
+        "domain of SMTP_FROM_EMAIL",
+        "Name of this client in EHLO: a host name, or an IP address in brackets",
+    ),
+    variable(
+        Group::Email,
         "SMTP_CA",
         "",
         "CA certificates (PEM) to verify the mail server with, instead of the system's",
@@ -169,14 +180,21 @@ pub const VARIABLES: [Variable; 36] = [
         Group::Sms,
         "TWILIO_AUTH_TOKEN",
         "",
-        "Token of the account; required with TWILIO_ACCOUNT_SID",
+        "Token of the account; either this or TWILIO_API_KEY and TWILIO_API_SECRET are required",
     ),
+    variable(
+        Group::Sms,
+        "TWILIO_API_KEY",
+        "",
+        "API key (SK...) that logs in instead of the account",
+    ),
+    variable(Group::Sms, "TWILIO_API_SECRET", "", "Secret of TWILIO_API_KEY"),
     variable(
         Group::Sms,
         "TWILIO_PHONE_NUMBER",
         "",
-        "Sender's phone number, such as +15005550006; either this or TWILIO_MESSAGING_SERVICE_SID \
-         is required",
+        "Sender: a phone number such as +15005550006, a short code, or a name of at most 11 \
+         letters and digits; either this or TWILIO_MESSAGING_SERVICE_SID is required",
     ),
     variable(
         Group::Sms,
@@ -254,8 +272,8 @@ pub const VARIABLES: [Variable; 36] = [
 ];
 
 /// The variables of providers, which a realm's Secret may contain.
-pub const PROVIDERS: [&str; 18] = {
-    let mut names = [""; 18];
+pub const PROVIDERS: [&str; 21] = {
+    let mut names = [""; 21];
     let (mut index, mut found) = (0, 0);
     while index < VARIABLES.len() {
         if VARIABLES[index].group.is_provider() {

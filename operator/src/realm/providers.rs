@@ -53,15 +53,10 @@ fn delivery_of(name: &str, secret: Option<&Secret>) -> Delivery {
         let message = format!("The key {key} of the Secret {name} is not text");
         return undelivered(name, "SecretKeyInvalid", message);
     }
-    // Only providers are read here, because the policy is part of the TwoFactorRealm. A Secret that
-    // was created from a file ends with a newline.
+    // Only providers are read here, because the policy is part of the TwoFactorRealm.
     let lookup = |key: &str| {
         let value = PROVIDERS.contains(&key).then(|| value(key)).flatten()?;
-        let text = std::str::from_utf8(&value.0).ok()?;
-        Some(
-            if key.ends_with("_CA") { text } else { text.trim_end_matches(['\r', '\n']) }
-                .to_owned(),
-        )
+        std::str::from_utf8(&value.0).ok().map(str::to_owned)
     };
     let Read { providers, errors } = providers(lookup);
     let mut channels: Vec<(DeliveryMethod, ConditionState)> = providers
@@ -184,6 +179,13 @@ mod tests {
             (&[("WEBHOOK_SECRET", "secret-value")], "SecretKeyMissing", "WEBHOOK_URL"),
             (&MAIL[..1], "SecretKeyMissing", "SMTP_FROM_EMAIL"),
             (&[MAIL[0], MAIL[1], ("SMTP_PORT", "secret-value")], "SecretKeyInvalid", "SMTP_PORT"),
+            (
+                &[("SMTP_SERVER", "mail.example.org:587"), MAIL[1]],
+                "SecretKeyInvalid",
+                "SMTP_SERVER",
+            ),
+            (&[("SMTP_SERVER", "secret-value\nx"), MAIL[1]], "SecretKeyInvalid", "SMTP_SERVER"),
+            (&[MAIL[0], MAIL[1], ("SMTP_CA", "secret-value")], "SecretKeyInvalid", "SMTP_CA"),
             (
                 &[MAIL[0], MAIL[1], ("SMTP_USERNAME", "secret-value")],
                 "SecretKeyMissing",

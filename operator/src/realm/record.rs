@@ -160,7 +160,8 @@ mod tests {
             security: SmtpSecurity::Starttls,
             username: None,
             password: None,
-            from: "a@b".to_owned(),
+            from: "a@b".parse().unwrap(),
+            ehlo_name: None,
             ca_certificates: None,
         };
         Providers { smtp: Some(smtp), ..Providers::default() }

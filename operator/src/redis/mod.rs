@@ -3,5 +3,4 @@
 pub mod cleanup;
 pub mod monitor;
 pub mod refill;
-mod secret_pages;
 pub mod settings;

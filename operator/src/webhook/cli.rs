@@ -19,14 +19,14 @@ use super::defaults::{SidecarDefaults, SidecarOptions};
 /// Flags of the webhook and of the sidecars that it adds to pods.
 #[derive(Args, Debug)]
 pub struct WebhookArguments {
-    /// Address on which the webhook that gives pods their sidecars listens
+    /// Address on which the webhook that gives pods their sidecars listens [default: no webhook]
     #[arg(
         long,
         env = "TWOFACTOR_WEBHOOK_LISTEN",
         value_name = "ADDRESS:PORT",
-        default_value = "127.0.0.1:9443"
+        requires = "sidecar_image"
     )]
-    webhook_listen: SocketAddr,
+    webhook_listen: Option<SocketAddr>,
 
     /// Service in the operator's namespace through which the API servers call the webhook
     #[arg(
@@ -37,7 +37,7 @@ pub struct WebhookArguments {
     )]
     webhook_service: String,
 
-    /// MutatingWebhookConfiguration whose caBundle admission writes
+    /// MutatingWebhookConfiguration whose caBundle the operator writes
     #[arg(
         long,
         env = "TWOFACTOR_WEBHOOK_CONFIGURATION",
@@ -46,7 +46,7 @@ pub struct WebhookArguments {
     )]
     webhook_configuration: String,
 
-    /// Lifetime of the webhook's certificate authority, such as 8760h. Admission replaces it
+    /// Lifetime of the webhook's certificate authority, such as 8760h. The operator replaces it
     /// before it expires
     #[arg(
         long,
@@ -57,7 +57,7 @@ pub struct WebhookArguments {
     )]
     webhook_ca_lifetime: Duration,
 
-    /// Lifetime of the webhook's certificates, at most half of the authority's. Admission
+    /// Lifetime of the webhook's certificates, at most half of the authority's. The operator
     /// replaces them before they expire
     #[arg(
         long,
@@ -70,7 +70,7 @@ pub struct WebhookArguments {
 
     /// Image of the sidecars
     #[arg(long, env = "TWOFACTOR_SIDECAR_IMAGE", value_name = "IMAGE")]
-    sidecar_image: String,
+    sidecar_image: Option<String>,
 
     /// Pull policy of the sidecars' image: Always, IfNotPresent or Never [default: Kubernetes
     /// decides by the tag]
@@ -139,11 +139,12 @@ fn lifetime(text: &str) -> Result<Duration, String> {
 }
 
 impl WebhookArguments {
-    /// Makes the configuration.
+    /// Makes the configuration; nothing if there is no webhook.
     ///
     /// # Errors
     /// Names the invalid flag.
-    pub fn configuration(self) -> Result<WebhookConfiguration, Box<dyn Error>> {
+    pub fn configuration(self) -> Result<Option<WebhookConfiguration>, Box<dyn Error>> {
+        let Some(listen) = self.webhook_listen else { return Ok(None) };
         if self.webhook_ca_lifetime < self.webhook_certificate_lifetime * 2 {
             return Err(
                 "--webhook-ca-lifetime must be at least twice --webhook-certificate-lifetime"
@@ -151,22 +152,17 @@ impl WebhookArguments {
             );
         }
         let sidecar = SidecarDefaults::parse(SidecarOptions {
-            image: self.sidecar_image,
+            image: self.sidecar_image.unwrap_or_default(),
             image_pull_policy: self.sidecar_image_pull_policy,
-            // An empty environment variable gives an empty name.
-            image_pull_secrets: self
-                .sidecar_image_pull_secrets
-                .into_iter()
-                .filter(|name| !name.is_empty())
-                .collect(),
+            image_pull_secrets: named(self.sidecar_image_pull_secrets),
             cpu_request: self.sidecar_cpu_request,
             cpu_limit: self.sidecar_cpu_limit,
             memory_request: self.sidecar_memory_request,
             memory_limit: self.sidecar_memory_limit,
             log_format: self.sidecar_log_format,
         })?;
-        Ok(WebhookConfiguration {
-            listen: self.webhook_listen,
+        Ok(Some(WebhookConfiguration {
+            listen,
             service: self.webhook_service,
             configuration: self.webhook_configuration,
             lifetimes: Lifetimes {
@@ -174,8 +170,13 @@ impl WebhookArguments {
                 leaf: self.webhook_certificate_lifetime,
             },
             sidecar,
-        })
+        }))
     }
+}
+
+/// Removes the empty name that an empty environment variable gives.
+fn named(names: Vec<String>) -> Vec<String> {
+    names.into_iter().filter(|name| !name.is_empty()).collect()
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! Why a code was not delivered: a word for metrics, a sentence for the caller and a line for the
 //! log. None of them contains a code, a destination, a credential or what a provider wrote.
 
+use std::borrow::Cow;
 use std::error::Error;
 use std::io;
 
@@ -11,7 +12,7 @@ use thiserror::Error;
 pub enum DeliveryError {
     /// The provider's settings are invalid, or it does not accept the credentials.
     #[error("the provider is not configured as it should be: {0}")]
-    Misconfigured(&'static str),
+    Misconfigured(Cow<'static, str>),
     /// The provider refused the message.
     #[error("the provider refused the message: {0}")]
     Refused(String),
@@ -27,14 +28,17 @@ pub enum DeliveryError {
     /// The connection broke, or the reply is invalid. The message may have been sent.
     #[error("the provider broke off: {0}")]
     Broken(String),
+    /// The provider did not answer within the timeout. The message may have been sent.
     #[error("the provider did not answer in time")]
     TimedOut,
+    /// The maximum number of deliveries at the same time is reached.
     #[error("too many deliveries are under way")]
     Overloaded,
 }
 
 impl DeliveryError {
     /// Returns the sentence for the caller.
+    #[must_use]
     pub const fn reason(&self) -> &'static str {
         match self {
             Self::Misconfigured(_) => "the provider is not configured correctly.",
@@ -49,6 +53,7 @@ impl DeliveryError {
     }
 
     /// Returns the word in metrics.
+    #[must_use]
     pub const fn outcome(&self) -> &'static str {
         match self {
             Self::Misconfigured(_) => "misconfigured",

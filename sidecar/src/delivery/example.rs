@@ -25,14 +25,14 @@ impl Channel for Push {
     fn send<'a>(&'a self, order: &'a Order<'a>) -> Sending<'a> {
         Box::pin(async move {
             let Some(settings) = &order.realm.providers.webhook else {
-                return Err(DeliveryError::Misconfigured("no receiver of push messages"));
+                return Err(DeliveryError::Misconfigured("no receiver of push messages".into()));
             };
             let client = self.client.of(&settings.receiver).await?;
             let request = client
                 .post(settings.receiver.url.expose_secret())
                 .header("title", order.realm.message.subject(&order.values))
                 .body(order.realm.message.sms(&order.values));
-            let status = http::send(request).await?.status;
+            let status = http::send_for_status(request).await?;
             if status.is_success() { Ok(()) } else { Err(http::refusal(status, "")) }
         })
     }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 use reqwest::redirect::Policy;
-use reqwest::{Certificate, Client, RequestBuilder, StatusCode};
+use reqwest::{Certificate, Client, RequestBuilder, Response, StatusCode};
 use twofactor_core::provider::Endpoint;
 
 use super::CONNECT_TIMEOUT;
@@ -19,6 +19,8 @@ use super::error::{DeliveryError, cause, is_about_trust};
 const IDLE: Duration = Duration::from_secs(4);
 /// Maximum number of idle connections.
 const MOST_IDLE: usize = 8;
+/// Timeout for a body that is not needed.
+const LATE: Duration = Duration::from_millis(250);
 /// Maximum size of an answer in bytes.
 const LONGEST_ANSWER: usize = 64 * 1024;
 
@@ -46,8 +48,8 @@ impl HttpClient {
         }
         let wanted = endpoint.clone();
         let built = tokio::task::spawn_blocking(move || build(&wanted)).await;
-        let client =
-            built.unwrap_or(Err(DeliveryError::Misconfigured("no HTTP client could be made")))?;
+        let client = built
+            .unwrap_or(Err(DeliveryError::Misconfigured("no HTTP client could be made".into())))?;
         self.current.store(Some(Arc::new((endpoint.clone(), client.clone()))));
         Ok(client)
     }
@@ -64,44 +66,54 @@ fn build(endpoint: &Endpoint) -> Result<Client, DeliveryError> {
         .referer(false)
         .user_agent(concat!("fountainai-2fa/", env!("CARGO_PKG_VERSION")));
     if let Some(bundle) = &endpoint.ca_certificates {
-        let wrong = |_| DeliveryError::Misconfigured("the CA certificates are not PEM");
+        let wrong = |_| DeliveryError::Misconfigured("the CA certificates are not PEM".into());
         builder =
             builder.tls_certs_only(Certificate::from_pem_bundle(bundle.as_bytes()).map_err(wrong)?);
     }
-    builder.build().map_err(|_| DeliveryError::Misconfigured("TLS towards the provider"))
+    builder.build().map_err(|_| DeliveryError::Misconfigured("TLS towards the provider".into()))
 }
 
 /// Sends a request and reads the answer.
 pub(super) async fn send(request: RequestBuilder) -> Result<Answer, DeliveryError> {
-    let mut response = request.send().await.map_err(|error| classify(&error))?;
+    let response = request.send().await.map_err(|error| classify(&error))?;
     let status = response.status();
-    let mut body = Some(Vec::new());
-    loop {
-        match response.chunk().await {
-            Ok(Some(chunk)) => match &mut body {
-                Some(read) if read.len() + chunk.len() <= LONGEST_ANSWER => {
-                    read.extend_from_slice(&chunk);
-                }
-                _ => {
-                    body = None;
-                    break;
-                }
-            },
-            Ok(None) => break,
-            Err(_) => {
-                body = None;
-                break;
-            }
-        }
-    }
+    let body = if status.is_success() {
+        read(response).await
+    } else {
+        // The status says enough; a body that comes late would turn a refusal into a timeout.
+        tokio::time::timeout(LATE, read(response)).await.unwrap_or_default()
+    };
     Ok(Answer { status, body })
+}
+
+/// Sends a request to a server that answers by its status alone.
+pub(super) async fn send_for_status(request: RequestBuilder) -> Result<StatusCode, DeliveryError> {
+    let response = request.send().await.map_err(|error| classify(&error))?;
+    let status = response.status();
+    // A connection can be used again only if the body has ended.
+    let _ = tokio::time::timeout(LATE, read(response)).await;
+    Ok(status)
+}
+
+/// Returns the body, or `None` if it is too long or incomplete.
+async fn read(mut response: Response) -> Option<Vec<u8>> {
+    let mut body = Vec::new();
+    while let Some(chunk) = response.chunk().await.ok()? {
+        if body.len() + chunk.len() > LONGEST_ANSWER {
+            return None;
+        }
+        body.extend_from_slice(&chunk);
+    }
+    Some(body)
 }
 
 /// Returns the error for an answer other than a success. `detail` must be safe to log.
 pub(super) fn refusal(status: StatusCode, detail: &str) -> DeliveryError {
     let said = format!("HTTP {}{detail}", status.as_u16());
     match status.as_u16() {
-        401 | 403 => DeliveryError::Misconfigured("it does not accept the credentials"),
+        401 | 403 => DeliveryError::Misconfigured(
+            format!("it does not accept the credentials: {said}").into(),
+        ),
         300..=399 => DeliveryError::Refused(format!("{said}; redirects are not followed")),
         429 | 500..=599 => DeliveryError::Deferred(said),
         _ => DeliveryError::Refused(said),
@@ -113,7 +125,7 @@ fn classify(error: &reqwest::Error) -> DeliveryError {
     if is_about_trust(error) {
         DeliveryError::Untrusted(cause(error))
     } else if error.is_builder() {
-        DeliveryError::Misconfigured("no request to the provider could be made")
+        DeliveryError::Misconfigured("no request to the provider could be made".into())
     } else if error.is_connect() {
         DeliveryError::Unreachable(cause(error))
     } else {

@@ -64,13 +64,17 @@ type Sending<'a> = Pin<Box<dyn Future<Output = Result<(), DeliveryError>> + Send
 /// The content of a message.
 #[derive(Debug)]
 pub struct Message<'a> {
+    /// The code.
     pub code: &'a Code,
+    /// Until when the code is valid.
     pub expires_at: UnixMillis,
+    /// The user's issuer, or the realm's.
     pub issuer: &'a str,
     /// The service that requested the code.
     pub service: &'a Caller,
     /// What the user confirms with the code, if the service named it.
     pub context: Option<&'a str>,
+    /// The time of the message.
     pub now: UnixMillis,
 }
 
@@ -106,6 +110,7 @@ struct LimitedChannel {
 impl Delivery {
     /// Delivers through the realm's providers. With `console`, codes without a provider are shown
     /// on the console.
+    #[must_use]
     pub fn new(console: bool) -> Self {
         Self::over(channels(), console)
     }
@@ -116,6 +121,7 @@ impl Delivery {
     }
 
     /// Whether a code can be sent to this user.
+    #[must_use]
     pub fn can_reach(&self, user: &UserDefinition, realm: &RealmRecord) -> bool {
         match user.delivery_method {
             // The user's authenticator computes the code; sending it as well would be a second,
@@ -131,8 +137,10 @@ impl Delivery {
         limited.channel.can_reach(user, realm).then_some(limited)
     }
 
-    /// Sends a message to a user who can be reached ([`Delivery::can_reach`]). Fails after ten
-    /// seconds at the latest if the provider does not accept it.
+    /// Sends a message to a user who can be reached ([`Delivery::can_reach`]).
+    ///
+    /// # Errors
+    /// If the provider does not accept the message, after ten seconds at the latest.
     pub async fn deliver(
         &self,
         user: &UserDefinition,
@@ -155,7 +163,9 @@ impl Delivery {
                 console::show(&order);
                 Ok(())
             }
-            None => Err(DeliveryError::Misconfigured("no provider for this delivery method")),
+            None => {
+                Err(DeliveryError::Misconfigured("no provider for this delivery method".into()))
+            }
         };
         if let Err(error) = &result {
             let (channel, outcome) = (user.delivery_method.name(), error.outcome());

@@ -56,10 +56,10 @@ impl Channel for Webhook {
     fn send<'a>(&'a self, order: &'a Order<'a>) -> Sending<'a> {
         Box::pin(async move {
             let Some(settings) = &order.realm.providers.webhook else {
-                return Err(DeliveryError::Misconfigured("no webhook"));
+                return Err(DeliveryError::Misconfigured("no webhook".into()));
             };
             let body = serde_json::to_vec(&event(order))
-                .map_err(|_| DeliveryError::Misconfigured("the message"))?;
+                .map_err(|_| DeliveryError::Misconfigured("the message".into()))?;
             let timestamp = order.message.now.seconds();
             // The same for the same code, so that a receiver recognizes another attempt.
             let id = settings.secrets.message_id(&[
@@ -76,7 +76,7 @@ impl Channel for Webhook {
                 .header("webhook-id", id)
                 .header("webhook-timestamp", timestamp)
                 .body(body);
-            let status = http::send(request).await?.status;
+            let status = http::send_for_status(request).await?;
             if status.is_success() { Ok(()) } else { Err(http::refusal(status, "")) }
         })
     }

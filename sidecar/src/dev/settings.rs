@@ -69,6 +69,8 @@ realm_options! {
     smtp_username = "SMTP_USERNAME" [value_name = "NAME"];
     /// Sender of the mails: an address, or "Name <address>"
     smtp_from_email = "SMTP_FROM_EMAIL" [value_name = "ADDRESS"];
+    /// Name of this client in EHLO [default: the domain of the sender]
+    smtp_ehlo_name = "SMTP_EHLO_NAME" [value_name = "NAME"];
     /// File with CA certificates (PEM) to check the mail server against in place of the system's
     smtp_ca_file = "SMTP_CA_FILE" [value_name = "FILE"];
     /// Number of Redis replicas that must confirm an accepted code before the answer; if too few do
