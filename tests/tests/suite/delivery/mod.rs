@@ -1,5 +1,8 @@
 //! Tests of the delivery channels, against real servers.
 
 mod email;
+mod fuzz;
+mod headers;
 mod sms;
+mod smtp;
 mod webhook;

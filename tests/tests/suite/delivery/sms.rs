@@ -236,6 +236,7 @@ async fn a_published_twilio_account_is_used_and_a_correction_needs_no_restart() 
                 ca_certificates: Some(fs::read_to_string(provider.ca_path()).unwrap()),
             },
             account_sid: ACCOUNT.to_owned(),
+            api_key: None,
             auth_token: SecretText::new(token.to_owned()),
             sender: TwilioSender::PhoneNumber(
                 PhoneNumber::try_from("+15005550006".to_owned()).unwrap(),

@@ -75,7 +75,8 @@ pub(crate) fn with_mail(mail: &MailServer) -> RealmRecord {
         security: SmtpSecurity::Starttls,
         username: None,
         password: None,
-        from: "otp@example.org".to_owned(),
+        from: "otp@example.org".parse().unwrap(),
+        ehlo_name: None,
         ca_certificates: Some(fs::read_to_string(mail.ca_path()).unwrap()),
     };
     let providers = Providers { smtp: Some(smtp), ..Providers::default() };
