@@ -1,7 +1,7 @@
 //! Records what became of each request, for later investigation.
 //!
 //! [`History`] is the history in memory. The scripts of the Redis store implement the same rules
-//! with a stream. Outcomes that nothing else bounds, such as requests while blocked, are written
+//! with a list. Outcomes that nothing else bounds, such as requests while blocked, are written
 //! once and then counted; the counts are part of the next entry. So no client can fill the store,
 //! or hide an entry among many, by repeating requests.
 
@@ -32,6 +32,9 @@ const UNBOUNDED: [&str; 8] = [
 
 /// Maximum retention of entries, in days.
 pub const MAXIMUM_RETENTION_DAYS: u16 = 365;
+
+/// Maximum number of entries of a history. Older ones are removed.
+pub const MAXIMUM_ENTRIES: usize = 500;
 
 /// What is recorded, and for how long it is kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -177,7 +180,9 @@ impl History {
             repeated: (!repeated.is_empty()).then(|| repeated.join(" ")),
         });
         let oldest = now.offset(-i64::try_from(audit.retention.as_millis()).unwrap_or(i64::MAX));
-        while self.entries.front().is_some_and(|entry| entry.at < oldest) {
+        while self.entries.len() > MAXIMUM_ENTRIES
+            || self.entries.front().is_some_and(|entry| entry.at < oldest)
+        {
             self.entries.pop_front();
         }
         if unbounded {

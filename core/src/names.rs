@@ -155,7 +155,9 @@ pub struct UserNames {
     pub state: String,
     /// Hash: the OTP log, the codes that were issued. Expires with the last of them.
     pub otp: String,
-    /// Stream: the history. Trimmed by age.
+    /// List: the history. Trimmed by age and length.
+    pub history: String,
+    /// Stream: the history that sidecars of version 0.1 write. Trimmed by age.
     pub log: String,
 }
 
@@ -211,7 +213,7 @@ impl RealmNames {
     #[must_use]
     pub fn keys_to_write(&self) -> Vec<String> {
         let mut patterns: Vec<String> =
-            ["state", "otp", "log"].map(|kind| self.pattern_of_every(kind)).into();
+            ["state", "otp", "hist", "log"].map(|kind| self.pattern_of_every(kind)).into();
         patterns.push(self.realm_deliveries());
         patterns
     }
@@ -259,6 +261,7 @@ impl RealmNames {
             record: format!("{stem}:rec"),
             state: format!("{stem}:state"),
             otp: format!("{stem}:otp"),
+            history: format!("{stem}:hist"),
             log: format!("{stem}:log"),
         }
     }
@@ -292,7 +295,7 @@ mod tests {
     fn all_keys_of_a_user_share_one_hash_tag() {
         let user = names().user(&Pseudonym::from_bytes([0xab; 16]));
         let tag = format!("{{{}}}", "ab".repeat(16));
-        for key in [&user.record, &user.state, &user.otp, &user.log] {
+        for key in [&user.record, &user.state, &user.otp, &user.history, &user.log] {
             assert!(key.starts_with("2fa1:cluster:a-realm:{"), "{key}");
             assert_eq!(key.matches('{').count(), 1);
             assert!(key.contains(&tag));
@@ -305,7 +308,7 @@ mod tests {
         let pseudonym = Pseudonym::from_bytes([7; 16]);
         let user = names.user(&pseudonym);
         assert_eq!(names.user_of(&user.state), Some(pseudonym));
-        assert_eq!(names.user_of(&user.log), Some(pseudonym));
+        assert_eq!(names.user_of(&user.history), Some(pseudonym));
         assert_eq!(names.user_of(&names.realm_meta()), None);
         assert_eq!(names.user_of(&names.realm_deliveries()), None);
         assert_eq!(names.user_of(&names.node_fill_id("00012")), None);
@@ -354,7 +357,8 @@ mod tests {
                 pattern(&user.record)
             ]
         );
-        let mut written = [&user.state, &user.otp, &user.log].map(|key| pattern(key)).to_vec();
+        let mut written =
+            [&user.state, &user.otp, &user.history, &user.log].map(|key| pattern(key)).to_vec();
         written.push(names().realm_deliveries());
         assert_eq!(names().keys_to_write(), written);
     }

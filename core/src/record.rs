@@ -33,6 +33,9 @@ pub struct UserRecord {
     pub seed: Option<Seed>,
     /// Whose seed it is, so that the publisher can restore it. Absent if it is never restored.
     pub provenance: Option<Provenance>,
+    /// What the publisher has made the record from, in its own words, so that it can tell whether
+    /// that has changed. Sidecars ignore it.
+    pub source: Option<String>,
 }
 
 /// Distinguishes a user's seed from the seed of an earlier user of the same name, and from an
@@ -73,6 +76,8 @@ struct SealedUser {
     seed: Option<SecretText>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     provenance: Option<Provenance>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    source: Option<String>,
 }
 
 impl UserRecord {
@@ -101,6 +106,7 @@ impl UserRecord {
             definition: self.definition.clone(),
             seed: self.seed.as_ref().map(Seed::to_base32),
             provenance: self.provenance.clone(),
+            source: self.source.clone(),
         };
         let plaintext = to_plaintext(&content, LARGEST_USER);
         seal::seal(keys, Subject::User(pseudonym), revision, &plaintext, random)
@@ -126,10 +132,8 @@ impl UserRecord {
             }
             None => None,
         };
-        Ok((
-            opened.revision,
-            Self { definition: content.definition, seed, provenance: content.provenance },
-        ))
+        let SealedUser { definition, provenance, source, .. } = content;
+        Ok((opened.revision, Self { definition, seed, provenance, source }))
     }
 }
 
@@ -173,6 +177,7 @@ mod tests {
             },
             seed,
             provenance: Some(Provenance { owner: "uid".to_owned(), rotation: None }),
+            source: Some("1 48213 FountainAI".to_owned()),
         }
     }
 

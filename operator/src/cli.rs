@@ -1,4 +1,4 @@
-//! Parses the command line and the environment, and starts the operator or reports an error.
+//! Parses the command line and the environment, and starts a program or reports an error.
 
 use std::error::Error;
 use std::net::SocketAddr;
@@ -17,8 +17,9 @@ use twofactor_core::settings;
 use twofactor_server::logging::{self, Format};
 use twofactor_server::startup::{read_certificate_authority, stop_on_signals};
 
-use crate::process::config::Configuration;
-use crate::process::run;
+use crate::process::config::{AdmissionConfiguration, Configuration};
+use crate::process::error::StartError;
+use crate::process::{admission, controller};
 use crate::webhook::cli::WebhookArguments;
 
 const VARIABLES: &str = "\
@@ -32,7 +33,7 @@ The environment sets the policy and the providers of realms that do not set thei
   TWILIO_ACCOUNT_SID, TWILIO_AUTH_TOKEN or TWILIO_API_KEY and TWILIO_API_SECRET, TWILIO_PHONE_NUMBER or TWILIO_MESSAGING_SERVICE_SID, TWILIO_API_URL, TWILIO_CA
   WEBHOOK_URL, WEBHOOK_SECRET, WEBHOOK_CA
   MESSAGE_SUBJECT, MESSAGE_TEXT, MESSAGE_HTML, MESSAGE_SMS
-The operator finds the API server like kubectl: through KUBECONFIG or the pod's service account.";
+The controller finds the API server like kubectl: through KUBECONFIG or the pod's service account.";
 
 /// Makes Secrets with seeds from TwoFactorUser resources, and publishes them to the sidecars
 #[derive(Parser)]
@@ -46,7 +47,9 @@ struct CommandLine {
 enum Command {
     /// Reconcile the users and realms of a cluster
     #[command(after_help = VARIABLES)]
-    Run(Box<RunArguments>),
+    Controller(Box<ControllerArguments>),
+    /// Give pods their sidecar: serve the webhook, and manage its certificates
+    Admission(Box<AdmissionArguments>),
     /// Print the custom resource definitions. Apply them before the first start
     Crd,
     /// Print the names of the crash points of debug builds
@@ -55,9 +58,9 @@ enum Command {
 }
 
 #[derive(Args)]
-struct RunArguments {
-    /// Namespace whose users and realms the operator reconciles. Can be given more than once
-    /// [default: all namespaces]
+struct CommonArguments {
+    /// Namespace whose users and realms count. Can be given more than once [default: all
+    /// namespaces]
     #[arg(
         long = "namespace",
         env = "TWOFACTOR_NAMESPACES",
@@ -65,6 +68,42 @@ struct RunArguments {
         value_delimiter = ','
     )]
     namespaces: Vec<String>,
+
+    /// Namespace of the operator, which contains its own Secrets
+    #[arg(long, env = "POD_NAMESPACE", value_name = "NAME")]
+    operator_namespace: String,
+
+    /// Address of /livez, /readyz and /metrics
+    #[arg(
+        long,
+        env = "TWOFACTOR_ADMIN_LISTEN",
+        value_name = "ADDRESS:PORT",
+        default_value = "127.0.0.1:18005"
+    )]
+    admin_listen: SocketAddr,
+
+    /// Format of the log lines: json or text
+    #[arg(long, env = "TWOFACTOR_LOG_FORMAT", default_value = "text")]
+    log_format: Format,
+
+    /// Level of log lines: error, warn, info, debug, or a filter such as info,kube=debug
+    #[arg(long, env = "TWOFACTOR_LOG", value_name = "FILTER", default_value = "info")]
+    log: String,
+}
+
+#[derive(Args)]
+struct AdmissionArguments {
+    #[command(flatten)]
+    common: CommonArguments,
+
+    #[command(flatten)]
+    webhook: WebhookArguments,
+}
+
+#[derive(Args)]
+struct ControllerArguments {
+    #[command(flatten)]
+    common: CommonArguments,
 
     /// URL of Redis for the operator and the sidecars. If Redis allows the operator to create
     /// users, each realm's sidecars get their own login
@@ -103,10 +142,6 @@ struct RunArguments {
     )]
     secret_key_namespaces: Vec<String>,
 
-    /// Namespace of the operator, which contains the Secret with the master key
-    #[arg(long, env = "POD_NAMESPACE", value_name = "NAME")]
-    operator_namespace: String,
-
     /// Name of this process in Events and in the Lease. A process with the same name counts as this
     /// one after a restart [default: a new name each time]
     #[arg(long, env = "POD_NAME", value_name = "NAME")]
@@ -126,15 +161,6 @@ struct RunArguments {
     #[arg(long, env = "TWOFACTOR_INSTALLATION", value_name = "ID")]
     installation: Option<Installation>,
 
-    /// Address of /livez, /readyz and /metrics
-    #[arg(
-        long,
-        env = "TWOFACTOR_ADMIN_LISTEN",
-        value_name = "ADDRESS:PORT",
-        default_value = "127.0.0.1:18005"
-    )]
-    admin_listen: SocketAddr,
-
     /// Maximum number of users that are reconciled at the same time
     #[arg(
         long,
@@ -144,17 +170,6 @@ struct RunArguments {
         value_parser = clap::value_parser!(u16).range(1..=256)
     )]
     concurrency: u16,
-
-    #[command(flatten)]
-    webhook: WebhookArguments,
-
-    /// Format of the log lines: json or text
-    #[arg(long, env = "TWOFACTOR_LOG_FORMAT", default_value = "text")]
-    log_format: Format,
-
-    /// Level of log lines: error, warn, info, debug, or a filter such as info,kube=debug
-    #[arg(long, env = "TWOFACTOR_LOG", value_name = "FILTER", default_value = "info")]
-    log: String,
 }
 
 /// Returns the definition of the command line, from which the reference page is generated.
@@ -169,7 +184,8 @@ pub fn definition() -> clap::Command {
 /// Returns a message for the administrator.
 pub fn start() -> Result<(), Box<dyn Error>> {
     match CommandLine::parse().command {
-        Command::Run(arguments) => start_operator(*arguments),
+        Command::Controller(arguments) => start_controller(*arguments),
+        Command::Admission(arguments) => start_admission(*arguments),
         Command::Crd => print_crds(),
         Command::CrashPoints => {
             print_crash_points();
@@ -193,13 +209,11 @@ fn print_crash_points() {
     }
 }
 
-fn start_operator(arguments: RunArguments) -> Result<(), Box<dyn Error>> {
-    logging::start(arguments.log_format, &arguments.log)
-        .map_err(|error| format!("--log: {error}"))?;
-    // Fails only if a provider was installed before, but this program installs no other.
-    let _ = rustls::crypto::ring::default_provider().install_default();
+fn start_controller(arguments: ControllerArguments) -> Result<(), Box<dyn Error>> {
+    let ControllerArguments { common, .. } = arguments;
+    common.start_logging()?;
     let configuration = Configuration {
-        namespaces: arguments.namespaces.into_iter().filter(|name| !name.is_empty()).collect(),
+        namespaces: named(common.namespaces),
         redis_url: SecretText::new(arguments.redis_url),
         redis_authority: read_certificate_authority(
             "--redis-ca-file",
@@ -207,26 +221,53 @@ fn start_operator(arguments: RunArguments) -> Result<(), Box<dyn Error>> {
         )?,
         redis_password_secret: arguments.redis_password_secret.filter(|name| !name.is_empty()),
         secret_key_secret: arguments.secret_key_secret,
-        secret_key_namespaces: arguments
-            .secret_key_namespaces
-            .into_iter()
-            .filter(|name| !name.is_empty())
-            .collect(),
-        operator_namespace: arguments.operator_namespace,
+        secret_key_namespaces: named(arguments.secret_key_namespaces).into_iter().collect(),
+        operator_namespace: common.operator_namespace,
         instance: arguments.instance.filter(|name| !name.is_empty()).unwrap_or_else(new_instance),
         installation: arguments.installation,
-        admin_listen: arguments.admin_listen,
+        admin_listen: common.admin_listen,
         concurrency: arguments.concurrency,
         realm: settings::realm(|name| std::env::var(name).ok())?,
         lease: arguments.lease,
-        webhook: arguments.webhook.configuration()?,
     };
+    in_runtime(async |client, stop| controller::run(configuration, client, stop).await)
+}
+
+fn start_admission(arguments: AdmissionArguments) -> Result<(), Box<dyn Error>> {
+    let AdmissionArguments { common, webhook } = arguments;
+    common.start_logging()?;
+    let configuration = AdmissionConfiguration {
+        namespaces: named(common.namespaces),
+        operator_namespace: common.operator_namespace,
+        admin_listen: common.admin_listen,
+        webhook: webhook.configuration()?,
+    };
+    in_runtime(async |client, stop| admission::run(configuration, client, stop).await)
+}
+
+impl CommonArguments {
+    fn start_logging(&self) -> Result<(), String> {
+        logging::start(self.log_format, &self.log).map_err(|error| format!("--log: {error}"))
+    }
+}
+
+/// Removes the empty name that an empty environment variable gives.
+fn named(names: Vec<String>) -> Vec<String> {
+    names.into_iter().filter(|name| !name.is_empty()).collect()
+}
+
+/// Runs a program with a client of the API server until a signal stops it.
+fn in_runtime(
+    run: impl AsyncFnOnce(Client, CancellationToken) -> Result<(), StartError>,
+) -> Result<(), Box<dyn Error>> {
+    // Fails only if a provider was installed before, but this program installs no other.
+    let _ = rustls::crypto::ring::default_provider().install_default();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let result = runtime.block_on(async {
         let stop = CancellationToken::new();
         stop_on_signals(&stop)?;
         let client = client().await?;
-        run(configuration, client, stop).await.map_err(Box::<dyn Error>::from)
+        run(client, stop).await.map_err(Box::<dyn Error>::from)
     });
     // Tasks that still run have had their time to end.
     runtime.shutdown_timeout(Duration::from_millis(100));

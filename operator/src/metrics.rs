@@ -1,4 +1,4 @@
-//! Counts what the operator does, for Prometheus. The common metrics have the names of
+//! Counts what the controller does, for Prometheus. The common metrics have the names of
 //! controller-runtime, so that its dashboards work. No label holds the name of an object.
 
 use std::time::Duration;
@@ -26,7 +26,7 @@ pub enum Outcome {
     Error,
 }
 
-/// All metrics of the operator.
+/// All metrics of the controller.
 #[derive(Clone, Debug)]
 pub struct Metrics {
     registry: Registry,
@@ -51,6 +51,7 @@ pub struct Metrics {
     /// Whether Redis answers.
     pub store_up: IntGauge,
     redis_weakness: IntGaugeVec,
+    needs: IntGaugeVec,
     /// `TwoFactorRealm`s that could not be read.
     pub realms_unreadable: IntCounter,
     /// Pods that ask for the sidecar and have none.
@@ -80,11 +81,30 @@ fn gauge(registry: &Registry, name: &str, help: &str) -> prometheus::Result<IntG
     registered(registry, IntGauge::new(name, help))
 }
 
-fn show_version(registry: &Registry) -> prometheus::Result<()> {
+/// Creates a registry with what every process shows.
+pub fn registry() -> prometheus::Result<Registry> {
+    let registry = Registry::new();
     let options = Opts::new("twofactor_build_info", "Always 1; the version is a label.");
-    let build = registered(registry, IntGaugeVec::new(options, &["version"]))?;
+    let build = registered(&registry, IntGaugeVec::new(options, &["version"]))?;
     build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
-    Ok(())
+    Ok(registry)
+}
+
+/// Creates the counter of `TwoFactorRealm`s that could not be read.
+pub fn realms_unreadable(registry: &Registry) -> prometheus::Result<IntCounter> {
+    counter(
+        registry,
+        "twofactor_realms_unreadable_total",
+        "Times that a TwoFactorRealm was seen that this version cannot read.",
+    )
+}
+
+fn needs(registry: &Registry) -> prometheus::Result<IntGaugeVec> {
+    let options = Opts::new(
+        "twofactor_leader_blocked",
+        "1 while the leader cannot begin to work, by what it needs.",
+    );
+    registered(registry, IntGaugeVec::new(options, &["need"]))
 }
 
 fn durations(registry: &Registry) -> prometheus::Result<HistogramVec> {
@@ -106,7 +126,7 @@ fn redis_weakness(registry: &Registry) -> prometheus::Result<IntGaugeVec> {
 impl Metrics {
     /// Creates the metrics and their registry.
     pub fn new() -> prometheus::Result<Self> {
-        let registry = Registry::new();
+        let registry = registry()?;
         let r = &registry;
         let errors = registered(
             r,
@@ -122,7 +142,6 @@ impl Metrics {
             r,
             IntGaugeVec::new(Opts::new("workqueue_depth", "Current depth of workqueue"), &["name"]),
         )?;
-        show_version(r)?;
         let metrics = Self {
             reconciles: registered(
                 r,
@@ -175,11 +194,8 @@ impl Metrics {
             leader: gauge(r, "twofactor_leader", "Whether this replica leads.")?,
             store_up: gauge(r, "twofactor_store_up", "Whether Redis answers.")?,
             redis_weakness: redis_weakness(r)?,
-            realms_unreadable: counter(
-                r,
-                "twofactor_realms_unreadable_total",
-                "Times that a TwoFactorRealm was seen that this version cannot read.",
-            )?,
+            realms_unreadable: realms_unreadable(r)?,
+            needs: needs(r)?,
             disabled_by_failures: gauge(
                 r,
                 "twofactor_users_disabled_by_failures",
@@ -241,6 +257,11 @@ impl Metrics {
                 .with_label_values(&[setting])
                 .set((strength == Strength::Weak).into());
         }
+    }
+
+    /// Shows whether the leader cannot begin to work, because it lacks what it needs.
+    pub fn show_need(&self, need: &'static str, lacking: bool) {
+        self.needs.with_label_values(&[need]).set(lacking.into());
     }
 
     /// Shows the number of users.

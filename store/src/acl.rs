@@ -15,7 +15,7 @@ pub use crate::url::{has_login, with_login};
 
 /// Commands that the store sends, and those that its deciding scripts call. Logging in requires no
 /// permission.
-const COMMANDS: [&str; 16] = [
+const COMMANDS: [&str; 20] = [
     "+get",
     "+exists",
     "+hgetall",
@@ -32,6 +32,11 @@ const COMMANDS: [&str; 16] = [
     "+hset",
     "+hdel",
     "+pexpireat",
+    "+pexpire",
+    "+rpush",
+    "+lindex",
+    "+lpop",
+    // Called by scripts of version 0.1, which wrote histories to a stream.
     "+xadd",
 ];
 

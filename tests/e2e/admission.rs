@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use twofactor_tests::wait::eventually_blocking;
 
 use crate::manifests::{self, INJECT, SIDECAR};
-use crate::release::{self, NAMESPACE, OPERATOR, OPERATOR_LABEL};
+use crate::release::{self, ADMISSION, ADMISSION_LABEL, CONTROLLER, CONTROLLER_LABEL, NAMESPACE};
 use crate::scene::{Scene, decoded};
 use crate::{START, finally};
 
@@ -90,15 +90,14 @@ pub(crate) fn while_the_webhook_is_down_only_labelled_pods_are_refused(scene: &S
     let namespace = scene.namespace("outage");
     let kubectl = scene.kubectl();
     scene.users(&namespace, &[("carol", json!({ "deliveryMethod": "app" }))]);
-    let operator = kubectl.get(&[OPERATOR, "--namespace", NAMESPACE]);
-    let replicas = format!("--replicas={}", operator["spec"]["replicas"]);
+    let replicas = replicas(scene, ADMISSION);
     let labelled = manifests::client_with_sidecar(&namespace, "labelled", &namespace);
 
-    kubectl.run(&["scale", OPERATOR, "--replicas=0", "--namespace", NAMESPACE]);
+    kubectl.run(&["scale", ADMISSION, "--replicas=0", "--namespace", NAMESPACE]);
     let outage = || {
         kubectl.wait(
             START,
-            &["pods", "--selector", OPERATOR_LABEL, "--for=delete", "--namespace", NAMESPACE],
+            &["pods", "--selector", ADMISSION_LABEL, "--for=delete", "--namespace", NAMESPACE],
         );
         let said =
             eventually_blocking(Duration::from_secs(30), "a labelled pod to be refused", || {
@@ -112,8 +111,8 @@ pub(crate) fn while_the_webhook_is_down_only_labelled_pods_are_refused(scene: &S
         scene.start(&manifests::client(&namespace, "unlabelled"));
     };
     finally(outage, || {
-        kubectl.run(&["scale", OPERATOR, &replicas, "--namespace", NAMESPACE]);
-        kubectl.wait_for_rollout(START, NAMESPACE, OPERATOR);
+        kubectl.run(&["scale", ADMISSION, &replicas, "--namespace", NAMESPACE]);
+        kubectl.wait_for_rollout(START, NAMESPACE, ADMISSION);
     });
     eventually_blocking(Duration::from_secs(30), "the labelled pod to be admitted", || {
         kubectl.create(&labelled).into_result().map(drop)
@@ -180,10 +179,116 @@ pub(crate) fn a_lost_ca_and_a_rotated_one_fail_no_creation(scene: &Scene<'_>) {
 pub(crate) fn a_rolling_restart_fails_no_creation(scene: &Scene<'_>) {
     let kubectl = scene.kubectl();
     let created = creations_during(scene, || {
-        kubectl.run(&["rollout", "restart", OPERATOR, "--namespace", NAMESPACE]);
-        kubectl.wait_for_rollout(START, NAMESPACE, OPERATOR);
+        for deployment in [ADMISSION, CONTROLLER] {
+            kubectl.run(&["rollout", "restart", deployment, "--namespace", NAMESPACE]);
+        }
+        for deployment in [ADMISSION, CONTROLLER] {
+            kubectl.wait_for_rollout(START, NAMESPACE, deployment);
+        }
     });
-    println!("          {created} creations while the operator was restarted");
+    println!("          {created} creations while both programs were restarted");
+}
+
+/// The flag with which `kubectl scale` restores a Deployment.
+fn replicas(scene: &Scene<'_>, deployment: &str) -> String {
+    let deployment = scene.kubectl().get(&[deployment, "--namespace", NAMESPACE]);
+    format!("--replicas={}", deployment["spec"]["replicas"])
+}
+
+/// Runs `disturb` while labelled pods are created, starts one of them meanwhile, runs `mend`, and
+/// waits until the controller works again.
+fn admitted_without_a_controller(
+    scene: &Scene<'_>,
+    what: &str,
+    disturb: impl FnOnce(),
+    mend: impl FnOnce(),
+) {
+    let namespace = scene.namespace("apart");
+    scene.users(&namespace, &[("carol", json!({ "deliveryMethod": "app" }))]);
+    // The credentials are there as soon as a pod has asked for them.
+    scene.start(&manifests::client_with_sidecar(&namespace, "before", &namespace));
+    let created = creations_during(scene, || {
+        let meanwhile = || {
+            disturb();
+            scene.start(&manifests::client_with_sidecar(&namespace, "meanwhile", &namespace));
+        };
+        finally(meanwhile, mend);
+    });
+    println!("          {created} creations {what}");
+    scene.kubectl().wait_for_rollout(START, NAMESPACE, CONTROLLER);
+    scene.users(&namespace, &[("late", json!({ "deliveryMethod": "app" }))]);
+}
+
+pub(crate) fn a_stopped_controller_fails_no_creation(scene: &Scene<'_>) {
+    let (kubectl, replicas) = (scene.kubectl(), replicas(scene, CONTROLLER));
+    let scale = |replicas: &str| {
+        let _ = kubectl.run(&["scale", CONTROLLER, replicas, "--namespace", NAMESPACE]);
+    };
+    let stop = || {
+        scale("--replicas=0");
+        wait_for_no_controller(scene);
+    };
+    admitted_without_a_controller(scene, "without a controller", stop, || scale(&replicas));
+}
+
+fn wait_for_no_controller(scene: &Scene<'_>) {
+    let pods = ["pods", "--selector", CONTROLLER_LABEL, "--for=delete", "--namespace", NAMESPACE];
+    scene.kubectl().wait(START, &pods);
+}
+
+pub(crate) fn an_emptied_redis_password_fails_no_creation(scene: &Scene<'_>) {
+    let kubectl = scene.kubectl();
+    let password = scene.secret(NAMESPACE, "twofactor-redis", "password");
+    let set = |password: &str| {
+        let patch = json!({ "stringData": { "password": password } }).to_string();
+        let secret = ["secret", "twofactor-redis", "--namespace", NAMESPACE];
+        let _ = kubectl.run(&[&["patch"], &secret[..], &["--patch", &patch]].concat());
+    };
+    let empty = || {
+        set("");
+        kubectl.run(&["rollout", "restart", CONTROLLER, "--namespace", NAMESPACE]);
+        kubectl.wait_for_rollout(START, NAMESPACE, CONTROLLER);
+        scene.wait_for_event(NAMESPACE, "twofactor-redis", "empty");
+    };
+    let what = "while the password of Redis was empty";
+    admitted_without_a_controller(scene, what, empty, || set(&password));
+}
+
+pub(crate) fn a_controller_killed_for_memory_fails_no_creation(scene: &Scene<'_>) {
+    let (kubectl, replicas) = (scene.kubectl(), replicas(scene, CONTROLLER));
+    let mut deployment = kubectl.get(&[CONTROLLER, "--namespace", NAMESPACE]);
+    let container = &mut deployment["spec"]["template"]["spec"]["containers"][0];
+    let (name, resources) = (container["name"].take(), container["resources"].take());
+    let patch = |resources: &Value| {
+        let container = json!({ "name": name, "resources": resources });
+        let patch = json!({ "spec": { "template": { "spec": { "containers": [container] } } } })
+            .to_string();
+        kubectl.run(&["patch", CONTROLLER, "--patch", &patch, "--namespace", NAMESPACE]);
+    };
+    let scale = |replicas: &str| {
+        let _ = kubectl.run(&["scale", CONTROLLER, replicas, "--namespace", NAMESPACE]);
+    };
+    let kill = || {
+        // An old replica would stay until a new one is ready.
+        scale("--replicas=0");
+        wait_for_no_controller(scene);
+        patch(&json!({ "limits": { "memory": "6Mi" }, "requests": { "memory": "6Mi" } }));
+        scale(&replicas);
+        eventually_blocking(START, "the controller to be killed for memory", || {
+            let pods = ["pods", "--selector", CONTROLLER_LABEL, "--namespace", NAMESPACE];
+            let pods = kubectl.try_get(&pods)?;
+            let states = pods["items"][0]["status"]["containerStatuses"][0].to_string();
+            if states.contains("OOMKilled") { Ok(()) } else { Err(states) }
+        });
+    };
+    admitted_without_a_controller(
+        scene,
+        "while the controller was killed for memory",
+        kill,
+        || {
+            patch(&resources);
+        },
+    );
 }
 
 /// Creates labelled pods one after the other while `disturb` runs and for some time afterwards.

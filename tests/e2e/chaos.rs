@@ -7,7 +7,7 @@ use serde_json::Value;
 use twofactor_tests::wait::eventually_blocking;
 
 use crate::load::{Load, now};
-use crate::release::{NAMESPACE, OPERATOR, REDIS_LABEL};
+use crate::release::{CONTROLLER, NAMESPACE, REDIS_LABEL};
 use crate::scene::Scene;
 use crate::{START, finally};
 
@@ -43,7 +43,7 @@ pub(crate) fn a_killed_operator_changes_no_answer(scene: &Scene<'_>) {
         if leads == killed { Err(format!("{leads} still leads")) } else { Ok(()) }
     });
     let took = now().saturating_sub(at);
-    kubectl.wait_for_rollout(START, NAMESPACE, OPERATOR);
+    kubectl.wait_for_rollout(START, NAMESPACE, CONTROLLER);
     load.wait_until_accepted_after(now());
     let (answers, _) = load.check(&[]);
     scene.world.figure(

@@ -8,7 +8,7 @@ use twofactor_tests::wait::eventually_blocking;
 
 use crate::START;
 use crate::manifests::{self, SIDECAR};
-use crate::release::{NAMESPACE, OPERATOR_LABEL};
+use crate::release::{ADMISSION_LABEL, NAMESPACE};
 use crate::scene::Scene;
 
 /// Number of pod starts of each kind.
@@ -101,11 +101,11 @@ pub(crate) fn admission_of_fifty_pods(scene: &Scene<'_>) {
             "apiserver_admission_webhook_admission_duration_seconds",
             is_ours,
         );
-        let operator: Vec<_> = operator_metrics(scene)
+        let admission: Vec<_> = admission_metrics(scene)
             .iter()
             .map(|text| histogram(text, "twofactor_admission_seconds", |_| true))
             .collect();
-        (seen, operator.into_iter().fold(Vec::new(), sum))
+        (seen, admission.into_iter().fold(Vec::new(), sum))
     };
     // Opens connections and fills caches before the measurement.
     let said = scene.kubectl().create_dry(&pods("warm-up"));
@@ -115,7 +115,7 @@ pub(crate) fn admission_of_fifty_pods(scene: &Scene<'_>) {
     assert!(said.success, "{said}");
     let after = histograms();
     for (what, before, after) in [
-        ("by the operator", before.1, after.1),
+        ("by admission", before.1, after.1),
         ("by the API server, network included", before.0, after.0),
     ] {
         let counted = difference(&after, &before);
@@ -132,9 +132,9 @@ pub(crate) fn admission_of_fifty_pods(scene: &Scene<'_>) {
     }
 }
 
-fn operator_metrics(scene: &Scene<'_>) -> Vec<String> {
+fn admission_metrics(scene: &Scene<'_>) -> Vec<String> {
     let pods =
-        scene.kubectl().get(&["pods", "--selector", OPERATOR_LABEL, "--namespace", NAMESPACE]);
+        scene.kubectl().get(&["pods", "--selector", ADMISSION_LABEL, "--namespace", NAMESPACE]);
     let names = pods["items"]
         .as_array()
         .into_iter()
@@ -142,7 +142,7 @@ fn operator_metrics(scene: &Scene<'_>) -> Vec<String> {
         .filter_map(|pod| pod["metadata"]["name"].as_str());
     let metrics = |name: &str| {
         let path = format!("/api/v1/namespaces/{NAMESPACE}/pods/{name}:18005/proxy/metrics");
-        scene.kubectl().try_raw(&path).expect("the operator's metrics")
+        scene.kubectl().try_raw(&path).expect("the metrics of admission")
     };
     names.map(metrics).collect()
 }

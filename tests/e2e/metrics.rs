@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use twofactor_tests::wait::eventually_blocking;
 
 use crate::manifests::{self, CLIENT_IMAGE, PROMETHEUS_IMAGE};
-use crate::release::NAMESPACE;
+use crate::release::{ADMISSION_LABEL, CONTROLLER_LABEL, NAMESPACE};
 use crate::scene::Scene;
 
 const SCRAPED: Duration = Duration::from_secs(90);
@@ -22,7 +22,7 @@ scrape_configs:
   - job_name: operator
     file_sd_configs: [{files: [/targets/pods.json], refresh_interval: 1s}]
     relabel_configs:
-      - {source_labels: [__meta_kubernetes_pod_label_app_kubernetes_io_name], regex: twofactor-operator, action: keep}
+      - {source_labels: [__meta_kubernetes_pod_label_app_kubernetes_io_name], regex: twofactor-(operator|controller), action: keep}
       - {source_labels: [__meta_kubernetes_pod_container_port_number], regex: '18005', action: keep}
       - {source_labels: [__meta_kubernetes_namespace], target_label: namespace}
       - {source_labels: [__meta_kubernetes_pod_name], target_label: pod}
@@ -73,9 +73,10 @@ pub(crate) fn prometheus_scrapes_operator_and_sidecars_by_the_charts_labels(scen
     });
     start_prometheus(scene, &own);
 
-    let operators = pods(scene, NAMESPACE, crate::release::OPERATOR_LABEL);
-    let expected: BTreeSet<_> =
-        operators.union(&pods(scene, &services, manifests::INJECT)).cloned().collect();
+    let mut expected = pods(scene, &services, manifests::INJECT);
+    for label in [CONTROLLER_LABEL, ADMISSION_LABEL] {
+        expected.extend(pods(scene, NAMESPACE, label));
+    }
     let up = format!(
         "up{{job=\"operator\"}} == 1 or up{{job=\"sidecars\",namespace=\"{services}\"}} == 1"
     );

@@ -9,10 +9,14 @@ use twofactor_tests::kubernetes::{Said, helm};
 pub(crate) const NAME: &str = "twofactor";
 /// The namespace of the release.
 pub(crate) const NAMESPACE: &str = "twofactor-system";
-/// The chart's name of the operator's Deployment.
-pub(crate) const OPERATOR: &str = "deployment/twofactor-operator";
-/// Selects the operator's pods.
-pub(crate) const OPERATOR_LABEL: &str = "app.kubernetes.io/name=twofactor-operator";
+/// The chart's name of the Deployment of the controller.
+pub(crate) const CONTROLLER: &str = "deployment/twofactor-operator-controller";
+/// Selects the controller's pods.
+pub(crate) const CONTROLLER_LABEL: &str = "app.kubernetes.io/name=twofactor-controller";
+/// The chart's name of the Deployment of admission.
+pub(crate) const ADMISSION: &str = "deployment/twofactor-operator";
+/// Selects the pods of admission.
+pub(crate) const ADMISSION_LABEL: &str = "app.kubernetes.io/name=twofactor-operator";
 /// Selects the pod of the chart's own Redis.
 pub(crate) const REDIS_LABEL: &str = "app.kubernetes.io/name=twofactor-redis";
 /// The custom resource definitions.

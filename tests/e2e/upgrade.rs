@@ -8,7 +8,7 @@ use twofactor_tests::wait::eventually_blocking;
 
 use crate::load::{Load, now};
 use crate::manifests;
-use crate::release::{self, CRDS, NAMESPACE, OPERATOR_LABEL};
+use crate::release::{self, ADMISSION_LABEL, CONTROLLER_LABEL, CRDS, NAMESPACE};
 use crate::scene::Scene;
 use crate::{START, finally};
 
@@ -35,13 +35,12 @@ fn seeds(scene: &Scene<'_>, namespace: &str) -> BTreeMap<String, String> {
 
 fn operators(scene: &Scene<'_>) -> Vec<Value> {
     let pods =
-        scene.kubectl().get(&["pods", "--selector", OPERATOR_LABEL, "--namespace", NAMESPACE]);
-    pods["items"]
-        .as_array()
-        .expect("pods")
-        .iter()
-        .map(|pod| pod["metadata"]["uid"].clone())
-        .collect()
+        |label| scene.kubectl().get(&["pods", "--selector", label, "--namespace", NAMESPACE]);
+    let uids = |pods: Value| {
+        let pods = pods["items"].as_array().expect("pods").clone();
+        pods.into_iter().map(|mut pod| pod["metadata"]["uid"].take())
+    };
+    [CONTROLLER_LABEL, ADMISSION_LABEL].into_iter().flat_map(|label| uids(pods(label))).collect()
 }
 
 pub(crate) fn an_upgrade_keeps_seeds_and_fails_no_verify(scene: &Scene<'_>) {

@@ -23,10 +23,10 @@ The values of the Helm chart are described in
 const REALM: &str = "\
 ## Settings of a realm
 
-`twofactor-sidecar dev` reads these variables. `twofactor-operator run` reads them as defaults for
-realms that do not set them. The Secret that a `TwoFactorRealm` names for its providers has those of
-email, text messages and webhooks as keys; see [how codes reach users](../guides/delivery.md). An
-empty variable counts as absent.
+`twofactor-sidecar dev` reads these variables. `twofactor-operator controller` reads them as
+defaults for realms that do not set them. The Secret that a `TwoFactorRealm` names for its providers
+has those of email, text messages and webhooks as keys; see [how codes reach
+users](../guides/delivery.md). An empty variable counts as absent.
 
 `dev` has flags for some of them, as the tables say. It reads CA certificates from files: the
 variables `SMTP_CA_FILE`, `TWILIO_CA_FILE` and `WEBHOOK_CA_FILE` replace `SMTP_CA`, `TWILIO_CA` and

@@ -1,6 +1,7 @@
-//! Starts the operator's binary with a kubeconfig and options, and gives access to its health port
-//! and its log.
+//! Starts a program of the operator's binary, controller or admission, with a kubeconfig and
+//! options, and gives access to its health port and its log.
 
+use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
@@ -17,7 +18,7 @@ pub struct OperatorBuilder {
 }
 
 impl OperatorBuilder {
-    /// Additional arguments of `run`.
+    /// Additional arguments.
     #[must_use]
     pub fn args<'a>(mut self, args: impl IntoIterator<Item = &'a str>) -> Self {
         self.launch = self.launch.args(args);
@@ -58,13 +59,30 @@ pub struct OperatorProcess {
 }
 
 impl OperatorProcess {
-    /// An operator that talks to the API server of `kubeconfig`.
+    /// A controller that talks to the API server of `kubeconfig`.
     #[must_use]
     pub fn builder(kubeconfig: &Path) -> OperatorBuilder {
+        Self::program("controller", kubeconfig)
+    }
+
+    /// A replica of admission that talks to the API server of `kubeconfig`, and whose webhook
+    /// listens on `webhook`.
+    #[must_use]
+    pub fn admission(kubeconfig: &Path, webhook: SocketAddr) -> OperatorBuilder {
+        let listen = webhook.to_string();
+        Self::program("admission", kubeconfig).args([
+            "--webhook-listen",
+            &listen,
+            "--sidecar-image",
+            "sidecar:test",
+        ])
+    }
+
+    fn program(name: &str, kubeconfig: &Path) -> OperatorBuilder {
         let launch = Launch::new(tools::project_binary("twofactor-operator"))
             .isolated()
             .env("KUBECONFIG", kubeconfig)
-            .arg("run");
+            .arg(name);
         OperatorBuilder { launch }
     }
 

@@ -9,9 +9,17 @@ app.kubernetes.io/part-of: fountainai-2fa
 {{- end }}
 {{- end }}
 
-{{/* Labels that select the operator's pods. They must not change within a release, because selectors are immutable. */}}
-{{- define "twofactor.operator.selector" -}}
+{{/* Labels that select the pods of admission. They are those of the one Deployment of the chart's first version, whose
+name admission keeps too: selectors are immutable, and during an upgrade or a rollback the Service must find the pods of
+both versions, so that no labelled pod is refused. */}}
+{{- define "twofactor.admission.selector" -}}
 app.kubernetes.io/name: twofactor-operator
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end }}
+
+{{/* Labels that select the pods of the controller. */}}
+{{- define "twofactor.controller.selector" -}}
+app.kubernetes.io/name: twofactor-controller
 app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end }}
 
@@ -54,8 +62,77 @@ metadata:
 {{- if .image.digest }}@{{ .image.digest }}{{ else }}:{{ .image.tag | default .root.Chart.AppVersion }}{{ end }}
 {{- end }}
 
-{{- define "twofactor.serviceAccount" -}}
+{{- define "twofactor.controller.serviceAccount" -}}
 {{ .Values.operator.serviceAccount.name | default .Values.name }}
+{{- end }}
+
+{{- define "twofactor.admission.serviceAccount" -}}
+{{ .Values.admission.serviceAccount.name | default (printf "%s-admission" .Values.name) }}
+{{- end }}
+
+{{/* Variables that controller and admission share. Takes the root. */}}
+{{- define "twofactor.commonEnvironment" -}}
+- name: POD_NAMESPACE
+  valueFrom:
+    fieldRef:
+      fieldPath: metadata.namespace
+{{- with .Values.operator.namespaces }}
+- name: TWOFACTOR_NAMESPACES
+  value: {{ join "," . | quote }}
+{{- end }}
+- name: TWOFACTOR_ADMIN_LISTEN
+  value: "{{ .Values.operator.listenAddress }}:{{ .Values.operator.adminPort }}"
+- name: TWOFACTOR_LOG_FORMAT
+  value: {{ .Values.operator.log.format }}
+- name: TWOFACTOR_LOG
+  value: {{ .Values.operator.log.filter | quote }}
+{{- end }}
+
+{{/* Where the pods run: priority, nodes, and their distribution. Takes selector, program and common (two sections of the
+values, of which the first wins). */}}
+{{- define "twofactor.scheduling" -}}
+{{- with .program.priorityClassName | default .common.priorityClassName }}
+priorityClassName: {{ . }}
+{{- end }}
+{{- with .program.nodeSelector | default .common.nodeSelector }}
+nodeSelector:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .program.tolerations | default .common.tolerations }}
+tolerations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+affinity:
+  {{- with .program.affinity }}
+  {{- toYaml . | nindent 2 }}
+  {{- else }}
+  podAntiAffinity:
+    preferredDuringSchedulingIgnoredDuringExecution:
+      - weight: 100
+        podAffinityTerm:
+          topologyKey: kubernetes.io/hostname
+          labelSelector:
+            matchLabels:
+              {{- .selector | nindent 14 }}
+  {{- end }}
+topologySpreadConstraints:
+  {{- with .program.topologySpreadConstraints }}
+  {{- toYaml . | nindent 2 }}
+  {{- else }}
+  - maxSkew: 1
+    topologyKey: topology.kubernetes.io/zone
+    whenUnsatisfiable: ScheduleAnyway
+    labelSelector:
+      matchLabels:
+        {{- .selector | nindent 8 }}
+  {{- end }}
+{{- end }}
+
+{{/* Security context of the pods of controller and admission. */}}
+{{- define "twofactor.podSecurity" -}}
+runAsNonRoot: true
+seccompProfile:
+  type: RuntimeDefault
 {{- end }}
 
 {{/* Name of the Secret with the providers, or nothing. */}}
@@ -79,7 +156,8 @@ capabilities:
 {{- range regexSplit "(?m)^---$" (.Files.Get "files/rbac.yaml") -1 }}
 {{- $items = append $items (fromYaml .) }}
 {{- end }}
-{{- dict "items" $items | toJson | replace "\"twofactor-operator\"" (.Values.name | toJson) }}
+{{- $admission := printf "%s-admission" .Values.name | toJson }}
+{{- dict "items" $items | toJson | replace "\"twofactor-operator\"" (.Values.name | toJson) | replace "\"twofactor-operator-admission\"" $admission }}
 {{- end }}
 
 {{- /* Name of the Secret with the certificate authority of an existing Redis, or nothing. */}}

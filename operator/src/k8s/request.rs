@@ -2,6 +2,11 @@
 
 use std::time::Duration;
 
+use futures_util::AsyncReadExt;
+use kube::Client;
+use kube::api::ListParams;
+use kube::core::ObjectList;
+use serde::de::DeserializeOwned;
 use thiserror::Error;
 
 /// Timeout for one request.
@@ -82,6 +87,29 @@ pub async fn within<T>(request: impl Future<Output = kube::Result<T>>) -> Result
         Ok(result) => Ok(result?),
         Err(_) => Err(ApiError::Timeout),
     }
+}
+
+/// Lists objects below `url`. Returns nothing if the answer is larger than `bytes`; the rest of it
+/// is not read.
+pub async fn bounded_list<K: Clone + DeserializeOwned>(
+    client: &Client,
+    url: &str,
+    parameters: &ListParams,
+    bytes: u64,
+) -> Result<Option<ObjectList<K>>, ApiError> {
+    within(async {
+        let request = kube::core::Request::new(url).list(parameters);
+        let answer = client.request_stream(request.map_err(kube::Error::BuildRequest)?).await?;
+        let mut text = Vec::new();
+        let length = answer.take(bytes + 1).read_to_end(&mut text).await;
+        let length = length.map_err(kube::Error::ReadEvents)?;
+        if u64::try_from(length).is_ok_and(|length| length <= bytes) {
+            serde_json::from_slice(&text).map(Some).map_err(kube::Error::SerdeError)
+        } else {
+            Ok(None)
+        }
+    })
+    .await
 }
 
 /// Turns "the object does not exist" into `None`.

@@ -1,4 +1,4 @@
-//! Holds the settings of the operator that flags and environment variables give.
+//! Holds the settings of controller and admission that flags and environment variables give.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -12,7 +12,7 @@ use crate::webhook::config::WebhookConfiguration;
 /// Namespace whose UID names an installation.
 pub const CLUSTER_NAMESPACE: &str = "kube-system";
 
-/// The settings of the operator.
+/// The settings of the controller.
 #[derive(Clone, Debug)]
 pub struct Configuration {
     /// The watched namespaces; all if empty.
@@ -43,6 +43,17 @@ pub struct Configuration {
     pub realm: RealmRecord,
     /// The Lease of the leader, in the operator's namespace.
     pub lease: String,
-    /// Settings of the webhook; without them pods get no sidecars.
-    pub webhook: Option<WebhookConfiguration>,
+}
+
+/// The settings of admission. It has neither the URL of Redis nor the name of a user's Secret.
+#[derive(Clone, Debug)]
+pub struct AdmissionConfiguration {
+    /// The watched namespaces; all if empty.
+    pub namespaces: Vec<String>,
+    /// Namespace of the operator and of the Secret with the webhook's authority.
+    pub operator_namespace: String,
+    /// Address of the admin port, with health and metrics.
+    pub admin_listen: SocketAddr,
+    /// Settings of the webhook.
+    pub webhook: WebhookConfiguration,
 }

@@ -6,10 +6,7 @@ use std::net::SocketAddr;
 use thiserror::Error;
 use twofactor_store::redis::RedisTargetError;
 
-use super::config::CLUSTER_NAMESPACE;
-use super::master_key::MasterKeyError;
 use super::redis_password::RedisPasswordError;
-use crate::k8s::request::ApiError;
 
 /// Why the operator did not start, or ended early.
 #[derive(Debug, Error)]
@@ -27,20 +24,9 @@ pub enum StartError {
     /// The URL or the certificate authority of Redis is invalid.
     #[error("{}", redis_target(*.0))]
     RedisTarget(#[from] RedisTargetError),
-    /// The master key is not available.
-    #[error(transparent)]
-    MasterKey(#[from] MasterKeyError),
-    /// The password of Redis is not available.
+    /// The URL of Redis does not fit the Secret with its password.
     #[error(transparent)]
     RedisPassword(#[from] RedisPasswordError),
-    /// The UID that names the installation cannot be read.
-    #[error(
-        "the UID of the namespace {CLUSTER_NAMESPACE} cannot be read ({0}): set --installation"
-    )]
-    Installation(ApiError),
-    /// The UID is not a valid identifier.
-    #[error("the UID of the namespace {CLUSTER_NAMESPACE} is not usable: set --installation")]
-    InstallationName,
     /// Another replica may lead now.
     #[error("leadership lost")]
     LeadershipLost,
@@ -55,7 +41,8 @@ pub enum StartError {
     TaskEnded(&'static str),
 }
 
-fn redis_target(error: RedisTargetError) -> String {
+/// Names the flag of an invalid target.
+pub fn redis_target(error: RedisTargetError) -> String {
     match error {
         RedisTargetError::Url(error) => format!("--redis-url {error}"),
         RedisTargetError::Authority(error) => format!("--redis-ca-file {error}"),

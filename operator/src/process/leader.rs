@@ -15,7 +15,7 @@ use super::error::StartError;
 use super::lease::{self, Leadership};
 use super::startup::{self, Prepared};
 use super::tasks::Tasks;
-use crate::k8s::events;
+use crate::k8s::events::{self, Events};
 use crate::metrics::Metrics;
 use crate::realm::{self, credentials};
 use crate::redis::{cleanup, monitor, settings};
@@ -24,7 +24,6 @@ use crate::state::realm_policies::Policies;
 use crate::state::watched_namespaces::WatchedNamespaces;
 use crate::user::{self, failures};
 use crate::watch::{self, Synced};
-use crate::webhook::certificates;
 
 /// Timeout for unfinished work when the leadership ends. Another replica takes over after that.
 const DRAIN: Duration = Duration::from_secs(3);
@@ -80,42 +79,40 @@ impl Leader {
                 () = stopped.cancelled() => Ok(()),
             }
         });
-        // The webhook's authority comes first, because pods are admitted while the rest still
-        // waits.
-        if let Some(webhook) = &self.configuration.webhook {
-            let settings = webhook.certificates(&self.configuration.operator_namespace);
-            let authority = certificates::manage_authority(
-                self.client.clone(),
-                settings,
-                Clock::System,
-                stop.clone(),
-            );
-            tasks.spawn("webhook authority", authority);
-        }
+        let instance = &self.configuration.instance;
+        let (events, pending) =
+            Events::new(instance, Clock::System, self.metrics.events_dropped.clone());
+        tasks.spawn("events", events::write(self.client.clone(), pending, stop.clone()));
         // The preparation can take long, and no task may begin after the leadership is lost.
         let prepared = async {
             tokio::select! {
-                () = leadership.lost() => Err(StartError::LeadershipLost),
-                prepared = startup::prepare(&self.configuration, &self.client, &self.metrics, &self.policies) => prepared,
+                () = leadership.lost() => None,
+                prepared = startup::prepare(
+                    &self.configuration, &self.client, &self.metrics, &self.policies, &events,
+                ) => Some(prepared),
             }
         };
-        match stop.run_until_cancelled(prepared).await {
-            Some(Ok(prepared)) => self.begin(prepared, &mut tasks, stop),
-            Some(Err(error)) => tasks.spawn_fallible("preparation", async { Err(error) }),
-            None => {}
+        if let Some(Some(prepared)) = stop.run_until_cancelled(prepared).await {
+            self.begin(prepared, &mut tasks, stop);
         }
         tasks.supervise(stop, DRAIN).await
     }
 
     fn begin(self, prepared: Prepared, tasks: &mut Tasks, stop: &CancellationToken) {
-        let Self { configuration, client, policies_synced, leading, redis, redis_settings, .. } =
-            self;
-        let Prepared { context, credentials, events } = prepared;
+        let Self { configuration, policies_synced, leading, redis, redis_settings, .. } = self;
+        let Prepared { context, credentials } = prepared;
         let watched = WatchedNamespaces(configuration.namespaces.clone());
         let (users_synced, namespaces_synced) = (Synced::default(), Synced::default());
+        let secrets_synced = Synced::default();
         let lists = {
             let [realms, namespaces] = policies_synced;
-            let synced = [users_synced.clone(), namespaces_synced.clone(), realms, namespaces];
+            let synced = [
+                users_synced.clone(),
+                namespaces_synced.clone(),
+                secrets_synced.clone(),
+                realms,
+                namespaces,
+            ];
             async move {
                 for list in synced {
                     list.wait().await;
@@ -125,7 +122,7 @@ impl Leader {
         };
         tasks.spawn(
             "user watch",
-            watch::users::run(context.clone(), watched.clone(), users_synced, stop.clone()),
+            watch::users::run(context.clone(), watched.clone(), users_synced.clone(), stop.clone()),
         );
         tasks.spawn(
             "namespace watch",
@@ -133,13 +130,18 @@ impl Leader {
         );
         tasks.spawn(
             "secret watch",
-            watch::secrets::users(context.clone(), watched.clone(), stop.clone()),
+            watch::secrets::users(
+                context.clone(),
+                watched.clone(),
+                users_synced,
+                secrets_synced,
+                stop.clone(),
+            ),
         );
         tasks.spawn(
             "credentials watch",
             watch::secrets::credentials(context.clone(), watched, stop.clone()),
         );
-        tasks.spawn("events", events::write(client, events, stop.clone()));
         tasks.spawn("redis check", show_store(context.clone(), redis, stop.clone()));
         let settings = settings::run(context.clone(), redis_settings, stop.clone());
         tasks.spawn("redis settings", settings);

@@ -45,13 +45,6 @@ pub enum RedisPasswordError {
     Url,
 }
 
-impl RedisPasswordError {
-    /// Whether it may succeed later.
-    pub const fn is_temporary(&self) -> bool {
-        matches!(self, Self::Api { source, .. } if source.is_temporary())
-    }
-}
-
 /// Reads the password in the Secret `name`, or creates it.
 pub async fn load_or_create(
     client: &Client,

@@ -1,25 +1,24 @@
-//! Reads or creates what the leader needs before its tasks begin, and waits for an API server that
-//! does not answer.
+//! Reads or creates what the leader needs before its tasks begin, and waits for what is missing:
+//! see [`Preparation`].
 
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Namespace;
 use kube::{Api, Client, ResourceExt};
 use rand::rngs::SysRng;
 use rand_core::UnwrapErr;
-use tokio::sync::mpsc::{self, UnboundedReceiver};
+use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::{Notify, watch};
+use twofactor_core::key::MasterKey;
 use twofactor_core::names::{Installation, RealmId, RealmNames};
 use twofactor_core::secret::SecretText;
 use twofactor_store::clock::Clock;
 use twofactor_store::redis::RedisStore;
 
 use super::config::{CLUSTER_NAMESPACE, Configuration};
-use super::error::StartError;
-use super::master_key::{self, MasterKeyError};
-use super::redis_password::{self, RedisPasswordError};
-use crate::k8s::backoff::{Backoff, jittered};
+use super::obstacle::{Need, Obstacle, Preparation};
+use super::{master_key, redis_password};
+use crate::k8s::backoff::Backoff;
 use crate::k8s::events::Events;
 use crate::k8s::request;
 use crate::metrics::Metrics;
@@ -36,46 +35,35 @@ use crate::state::{Context, RealmsState, Runtime, ServicesState, UserState};
 pub struct Prepared {
     pub context: Arc<Context>,
     pub credentials: UnboundedReceiver<CredentialsRequest>,
-    pub events: mpsc::Receiver<k8s_openapi::api::events::v1::Event>,
 }
 
-/// Reads or creates everything that the leader's tasks need.
+/// Reads or creates everything that the leader's tasks need, and waits until it is there.
 pub async fn prepare(
     configuration: &Configuration,
     client: &Client,
     metrics: &Metrics,
     policies: &Arc<Policies>,
-) -> Result<Prepared, StartError> {
-    let installation = match &configuration.installation {
-        Some(installation) => installation.clone(),
-        None => installation(client).await?,
+    events: &Events,
+) -> Prepared {
+    let preparation = Preparation {
+        namespace: &configuration.operator_namespace,
+        redis_password: configuration.redis_password_secret.as_deref(),
+        metrics,
+        events,
     };
-    let master = loop {
-        let namespace = &configuration.operator_namespace;
-        match master_key::load_or_create(client, namespace, &mut UnwrapErr(SysRng)).await {
-            Ok(master) => break master,
-            Err(error @ MasterKeyError::Api { .. }) if is_temporary(&error) => pause(&error).await,
-            Err(error) => return Err(error.into()),
-        }
-    };
-    // The store of no realm in particular; all realms share its connections.
-    let no_realm: RealmId = "none".parse().map_err(|_| StartError::InstallationName)?;
-    let redis_url = redis_url(configuration, client).await?;
-    let store = RedisStore::with_authority(
-        redis_url.expose_secret(),
-        configuration.redis_authority.as_deref(),
-        RealmNames::new(&installation, &no_realm),
-        Clock::System,
-    )?;
+    let installation =
+        preparation.wait_for(Need::Installation, || installation(configuration, client)).await;
+    let master = preparation.wait_for(Need::MasterKey, || master_key(configuration, client)).await;
+    let (redis_url, store) = preparation
+        .wait_for(Need::RedisPassword, || redis(configuration, client, &installation))
+        .await;
     let (credentials_queue, credentials) = CredentialsQueue::new();
-    let (events_in, events) =
-        Events::new(&configuration.instance, Clock::System, metrics.events_dropped.clone());
     tracing::info!(%installation, "leader starting");
     let context = Context {
         runtime: Runtime {
             client: client.clone(),
             clock: Clock::System,
-            events: events_in,
+            events: events.clone(),
             metrics: metrics.clone(),
             watched: WatchedNamespaces(configuration.namespaces.clone()),
             started: i64::try_from(Clock::System.now().millis()).unwrap_or(i64::MAX),
@@ -109,54 +97,44 @@ pub async fn prepare(
             redis_authority: configuration.redis_authority.clone(),
         },
     };
-    let context = Arc::new(context);
-    Ok(Prepared { context, credentials, events })
+    Prepared { context: Arc::new(context), credentials }
 }
 
-/// Returns the URL of Redis with its password. Services get the same URL, with another login if
-/// possible.
-async fn redis_url(
+/// Returns the name of the installation: as configured, or the UID of the namespace `kube-system`.
+async fn installation(
     configuration: &Configuration,
     client: &Client,
-) -> Result<SecretText, StartError> {
-    let Some(secret) = &configuration.redis_password_secret else {
-        return Ok(configuration.redis_url.clone());
-    };
-    let namespace = &configuration.operator_namespace;
-    loop {
-        match redis_password::load_or_create(client, namespace, secret, &mut UnwrapErr(SysRng))
-            .await
-        {
-            Ok(password) => {
-                return Ok(redis_password::put_into(&configuration.redis_url, &password)?);
-            }
-            Err(error @ RedisPasswordError::Api { .. }) if error.is_temporary() => {
-                pause(&error).await;
-            }
-            Err(error) => return Err(error.into()),
-        }
+) -> Result<Installation, Obstacle> {
+    if let Some(installation) = &configuration.installation {
+        return Ok(installation.clone());
     }
-}
-
-async fn installation(client: &Client) -> Result<Installation, StartError> {
     let namespaces = Api::<Namespace>::all(client.clone());
-    loop {
-        match request::within(namespaces.get_metadata(CLUSTER_NAMESPACE)).await {
-            Ok(found) => {
-                let uid = found.uid().unwrap_or_default();
-                return uid.parse().map_err(|_| StartError::InstallationName);
-            }
-            Err(error) if error.is_temporary() => pause(&error).await,
-            Err(error) => return Err(StartError::Installation(error)),
-        }
+    let found = request::within(namespaces.get_metadata(CLUSTER_NAMESPACE)).await;
+    let uid = found.map_err(Obstacle::Installation)?.uid().unwrap_or_default();
+    uid.parse().map_err(|_| Obstacle::InstallationName)
+}
+
+async fn master_key(configuration: &Configuration, client: &Client) -> Result<MasterKey, Obstacle> {
+    let namespace = &configuration.operator_namespace;
+    Ok(master_key::load_or_create(client, namespace, &mut UnwrapErr(SysRng)).await?)
+}
+
+/// Returns the URL of Redis with its password, and a store of no realm in particular, whose
+/// connections all realms share. Services get the same URL, with another login if possible.
+async fn redis(
+    configuration: &Configuration,
+    client: &Client,
+    installation: &Installation,
+) -> Result<(SecretText, RedisStore), Obstacle> {
+    let mut url = configuration.redis_url.clone();
+    if let Some(secret) = &configuration.redis_password_secret {
+        let (namespace, random) = (&configuration.operator_namespace, &mut UnwrapErr(SysRng));
+        let password = redis_password::load_or_create(client, namespace, secret, random).await?;
+        url = redis_password::put_into(&url, &password)?;
     }
-}
-
-fn is_temporary(error: &MasterKeyError) -> bool {
-    matches!(error, MasterKeyError::Api { source, .. } if source.is_temporary())
-}
-
-async fn pause(error: &impl std::fmt::Display) {
-    tracing::warn!(%error, "failed to reach the API server; trying again");
-    tokio::time::sleep(jittered(Duration::from_secs(1), &mut UnwrapErr(SysRng))).await;
+    let no_realm: RealmId = "none".parse().map_err(|_| Obstacle::InstallationName)?;
+    let names = RealmNames::new(installation, &no_realm);
+    let authority = configuration.redis_authority.as_deref();
+    let store = RedisStore::with_authority(url.expose_secret(), authority, names, Clock::System)?;
+    Ok((url, store))
 }

@@ -116,10 +116,10 @@ mod tests {
         let stopped = stop.clone();
         tasks.spawn_fallible("fails", async move {
             stopped.cancelled().await;
-            Err(StartError::InstallationName)
+            Err(StartError::LeadershipLost)
         });
         stop.cancel();
-        assert!(matches!(tasks.supervise(&stop, DRAIN).await, Err(StartError::InstallationName)));
+        assert!(matches!(tasks.supervise(&stop, DRAIN).await, Err(StartError::LeadershipLost)));
     }
 
     #[tokio::test]

@@ -3,4 +3,5 @@
 pub mod cleanup;
 pub mod monitor;
 pub mod refill;
+mod secret_pages;
 pub mod settings;

@@ -7,9 +7,7 @@
 use std::collections::HashSet;
 
 use k8s_openapi::api::core::v1::Secret;
-use kube::api::ListParams;
-use kube::core::ObjectList;
-use kube::{Api, ResourceExt};
+use kube::ResourceExt;
 use thiserror::Error;
 use twofactor_api::validate::validate;
 use twofactor_api::{TwoFactorUser, labels};
@@ -18,9 +16,10 @@ use twofactor_core::seed::Seed;
 use twofactor_store::StoreError;
 use twofactor_store::publisher::DesiredUser;
 
-use crate::k8s::request::{self, ApiError};
+use crate::k8s::request::ApiError;
 use crate::realm::record;
 use crate::redis::cleanup;
+use crate::redis::secret_pages::SecretPages;
 use crate::state::realms::Realm;
 use crate::state::user_ref::user_ref;
 use crate::state::{Context, random};
@@ -28,9 +27,7 @@ use crate::user::failures;
 use crate::user::fetch::{self, FetchError};
 use crate::user::secret;
 use crate::user::seed_decision::SecretState;
-
-/// Number of Secrets in a page.
-const PAGE: u32 = 500;
+use crate::user::unchanged;
 
 /// Why a realm could not be filled.
 #[derive(Debug, Error)]
@@ -81,29 +78,26 @@ async fn fill_from_secrets(
     realm: &Realm,
     done: &mut HashSet<String>,
 ) -> Result<(), RefillError> {
-    let secrets = Api::<Secret>::namespaced(context.runtime.client.clone(), &realm.namespace);
-    let selector = format!("{}={}", labels::MANAGED_BY_LABEL, labels::MANAGED_BY);
-    let mut parameters = ListParams::default().labels(&selector).limit(PAGE);
+    let users = context.users.usernames().names(&realm.namespace);
+    let mut pages = SecretPages::new(&context.runtime.client, &realm.namespace, &users);
+    let issuer = record::issuer(&context.realms, &realm.namespace);
     loop {
         // The lock is held from reading to writing, so that nothing newer is overwritten.
         let _alone = realm.publish_lock.write().await;
-        let page = request::within(secrets.list(&parameters)).await?;
-        parameters.continue_token =
-            page.metadata.continue_.clone().filter(|token| !token.is_empty());
+        let Some(page) = pages.next().await? else { return Ok(()) };
         let mut desired = Vec::new();
-        for (user, seed) in owners_of(context, &page) {
+        for secret in &page {
+            let Some((user, seed)) = owner_of(context, secret) else { continue };
             if user.spec.secret_ref.is_none()
-                && let Some(record) = record(context, realm, &user, seed)
+                && let Some(mut record) = record(context, realm, &user, seed)
             {
+                record.source = unchanged::source_of(secret, &user, &record, &issuer);
                 done.insert(user.uid().unwrap_or_default());
                 let reset = failures::request(realm, &user);
                 desired.push(DesiredUser { record, fresh: false, reset });
             }
         }
         publish(context, realm, &desired).await?;
-        if parameters.continue_token.is_none() {
-            return Ok(());
-        }
     }
 }
 
@@ -131,22 +125,15 @@ struct UserSeed {
     rotated: Option<String>,
 }
 
-/// Returns the users of a page of Secrets, with their seeds.
-fn owners_of(context: &Context, page: &ObjectList<Secret>) -> Vec<(TwoFactorUser, UserSeed)> {
-    let owner = |secret: &Secret| {
-        let (namespace, name) = (secret.namespace()?, secret.name_any());
-        let user = context
-            .users
-            .objects
-            .get(&user_ref(&namespace, name.strip_suffix(labels::SECRET_SUFFIX)?))?;
-        match secret::ownership(secret, &user) {
-            SecretState::Ours { seed, rotated } => {
-                Some((user, UserSeed { seed: seed.ok(), rotated }))
-            }
-            _ => None,
-        }
-    };
-    page.items.iter().filter_map(owner).collect()
+/// Returns the user that a Secret belongs to, with its seed.
+fn owner_of(context: &Context, secret: &Secret) -> Option<(TwoFactorUser, UserSeed)> {
+    let (namespace, name) = (secret.namespace()?, secret.name_any());
+    let reference = user_ref(&namespace, name.strip_suffix(labels::SECRET_SUFFIX)?);
+    let user = context.users.objects.get(&reference)?;
+    match secret::ownership(secret, &user) {
+        SecretState::Ours { seed, rotated } => Some((user, UserSeed { seed: seed.ok(), rotated })),
+        _ => None,
+    }
 }
 
 /// Returns the record of a user that is valid, owns its username, and has been published before.
@@ -163,7 +150,7 @@ fn record(
     // A reconciliation does the same: without a seed nothing was rotated.
     let rotated = own.rotated.filter(|_| own.seed.is_some());
     let provenance = Some(Provenance::new(uid, rotated.as_deref()));
-    wanted.then_some(UserRecord { definition, seed: own.seed, provenance })
+    wanted.then_some(UserRecord { definition, seed: own.seed, provenance, source: None })
 }
 
 async fn publish(

@@ -79,6 +79,11 @@ impl Applied {
         Self { outcome, newcomer: false, notices: Vec::new(), secret_version: None }
     }
 
+    /// Nothing has to be done, because the Secret of this version holds what it should.
+    pub fn unchanged(outcome: SeedOutcome, secret_version: String) -> Self {
+        Self { secret_version: Some(secret_version), ..Self::nothing(outcome) }
+    }
+
     /// The seed to publish.
     pub fn seed(&self) -> Option<&Seed> {
         match &self.outcome {

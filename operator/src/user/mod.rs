@@ -16,6 +16,7 @@ pub mod secret;
 pub mod seed_decision;
 pub mod status;
 pub mod subject;
+pub mod unchanged;
 
 use std::time::{Duration, Instant};
 
@@ -153,27 +154,14 @@ async fn run_steps(user: &TwoFactorUser, context: &Context) -> Result<Next, Reco
     if let Gate::Closed(delay) = gate(readiness, elapsed, is_reported(user)) {
         return Ok(Next::Parked(delay));
     }
-    let known_to_have_seed = own_writes.has_seed(&subject.reference);
-    let fetched = match fetch::fetch(&runtime.client, &subject, known_to_have_seed).await {
-        Ok(fetched) => fetched,
-        Err(error) => {
-            disable(runtime, users, &subject).await;
-            return Err(error.into());
-        }
-    };
-    if let Some(own) = &fetched.own {
-        let version = own.secret.as_ref().and_then(ResourceExt::resource_version);
-        own_writes.secret_written(&subject.reference, version);
-    }
-    failpoint::hit(Step::Fetched);
-    let issuer = record::issuer(realms, &realm.namespace);
-    let applied = match apply::apply(runtime, &subject, &issuer, fetched).await {
-        Ok(applied) => applied,
-        Err(error) => {
-            disable(runtime, users, &subject).await;
-            report_rejected_secret(context, &subject, &error).await;
-            return Err(error.into());
-        }
+    let issuer = subject
+        .definition
+        .issuer
+        .clone()
+        .unwrap_or_else(|| record::issuer(realms, &realm.namespace));
+    let applied = match unchanged::applied(own_writes, &subject, &issuer).await {
+        Some(applied) => applied,
+        None => read_and_apply(context, &subject, &issuer).await?,
     };
     if let Some(version) = &applied.secret_version {
         own_writes.secret_written(&subject.reference, Some(version.clone()));
@@ -186,7 +174,7 @@ async fn run_steps(user: &TwoFactorUser, context: &Context) -> Result<Next, Reco
     if applied.seed().is_some() {
         own_writes.seeded(&subject.reference);
     }
-    let desired = desired(&subject, &applied);
+    let desired = desired(&subject, &applied, &issuer);
     let published =
         publish::publish(runtime, users, &realm, &subject.uid, desired, applied.newcomer).await;
     if matches!(published, Ok(Published::Withdrawn)) {
@@ -210,12 +198,46 @@ async fn run_steps(user: &TwoFactorUser, context: &Context) -> Result<Next, Reco
     Ok(next)
 }
 
-fn desired(subject: &Subject<'_>, applied: &Applied) -> DesiredUser {
+/// Reads the user's Secret and makes it hold what it should.
+async fn read_and_apply(
+    context: &Context,
+    subject: &Subject<'_>,
+    issuer: &str,
+) -> Result<Applied, ReconcileError> {
+    let Context { runtime, users, .. } = context;
+    let known_to_have_seed = users.own_writes.has_seed(&subject.reference);
+    let fetched = match fetch::fetch(&runtime.client, subject, known_to_have_seed).await {
+        Ok(fetched) => fetched,
+        Err(error) => {
+            disable(runtime, users, subject).await;
+            return Err(error.into());
+        }
+    };
+    if let Some(own) = &fetched.own {
+        let version = own.secret.as_ref().and_then(ResourceExt::resource_version);
+        users.own_writes.secret_written(&subject.reference, version);
+    }
+    failpoint::hit(Step::Fetched);
+    match apply::apply(runtime, subject, issuer, fetched).await {
+        Ok(applied) => Ok(applied),
+        Err(error) => {
+            disable(runtime, users, subject).await;
+            report_rejected_secret(context, subject, &error).await;
+            Err(error.into())
+        }
+    }
+}
+
+fn desired(subject: &Subject<'_>, applied: &Applied, issuer: &str) -> DesiredUser {
+    // An imported seed has a Secret of its own, which is not watched.
+    let version =
+        applied.secret_version.as_ref().filter(|_| subject.user.spec.secret_ref.is_none());
     DesiredUser {
         record: UserRecord {
             definition: subject.definition.clone(),
             seed: applied.seed().cloned(),
             provenance: Some(Provenance::new(&subject.uid, applied.rotated())),
+            source: version.map(|version| unchanged::source(version, issuer)),
         },
         fresh: matches!(applied.outcome, SeedOutcome::Seed { fresh: true, .. }),
         reset: failures::request(subject.realm, subject.user),

@@ -11,6 +11,7 @@ use twofactor_api::{TwoFactorUser, labels};
 use twofactor_core::import::{self, ImportError};
 use twofactor_core::otpauth;
 use twofactor_core::qr::QrPicture;
+use twofactor_core::secret::SecretText;
 use twofactor_core::seed::Seed;
 use twofactor_core::user::UserDefinition;
 
@@ -126,18 +127,46 @@ fn owner_reference(user: &TwoFactorUser) -> OwnerReference {
 
 /// Returns the keys of the Secret. A URI that is too long for a QR code has none.
 fn values(wanted: &SecretInputs<'_>) -> Vec<(&'static str, Vec<u8>)> {
-    let SecretInputs { definition, seed, .. } = wanted;
-    let issuer = definition.issuer.as_deref().unwrap_or(wanted.issuer);
-    let uri = otpauth::uri(&definition.username, issuer, seed, &definition.totp);
-    let mut values = vec![
-        (labels::SECRET_KEY_SEED, seed.to_base32().expose_secret().as_bytes().to_vec()),
-        (labels::SECRET_KEY_OTPAUTH_URI, uri.expose_secret().as_bytes().to_vec()),
-        (labels::SECRET_KEY_USERNAME, definition.username.as_str().as_bytes().to_vec()),
-    ];
+    let uri = uri(wanted);
+    let mut values = texts(wanted, &uri);
     if let Ok(picture) = QrPicture::encode(&uri) {
         values.push((labels::SECRET_KEY_QR, picture.png()));
     }
     values
+}
+
+fn uri(wanted: &SecretInputs<'_>) -> SecretText {
+    let SecretInputs { definition, seed, .. } = wanted;
+    let issuer = definition.issuer.as_deref().unwrap_or(wanted.issuer);
+    otpauth::uri(&definition.username, issuer, seed, &definition.totp)
+}
+
+/// Returns the keys of the Secret that are texts.
+fn texts(wanted: &SecretInputs<'_>, uri: &SecretText) -> Vec<(&'static str, Vec<u8>)> {
+    let SecretInputs { definition, seed, .. } = wanted;
+    vec![
+        (labels::SECRET_KEY_SEED, seed.to_base32().expose_secret().as_bytes().to_vec()),
+        (labels::SECRET_KEY_OTPAUTH_URI, uri.expose_secret().as_bytes().to_vec()),
+        (labels::SECRET_KEY_USERNAME, definition.username.as_str().as_bytes().to_vec()),
+    ]
+}
+
+/// Whether `found` needs no repair, without a comparison of its picture.
+pub fn is_current(found: &Secret, wanted: &SecretInputs<'_>) -> bool {
+    let data = found.data.as_ref();
+    let value = |key: &str| data.and_then(|data| data.get(key)).map(|value| value.0.as_slice());
+    texts(wanted, &uri(wanted)).iter().all(|(key, text)| value(key) == Some(text))
+        && value(labels::SECRET_KEY_QR).is_some_and(|picture| !picture.is_empty())
+        && is_labelled(found)
+        && rotated_in(found) == wanted.rotated
+}
+
+fn is_labelled(found: &Secret) -> bool {
+    found.labels().get(labels::MANAGED_BY_LABEL).map(String::as_str) == Some(labels::MANAGED_BY)
+}
+
+fn rotated_in(found: &Secret) -> Option<&str> {
+    found.annotations().get(labels::ROTATED_ANNOTATION).map(String::as_str)
 }
 
 /// Returns the merge patch that repairs `found`, or nothing if it is right. It applies only to the
@@ -159,12 +188,10 @@ pub fn patch(found: &Secret, wanted: &SecretInputs<'_>) -> Option<Value> {
         }
     }
     let mut metadata = serde_json::Map::new();
-    if found.labels().get(labels::MANAGED_BY_LABEL).map(String::as_str) != Some(labels::MANAGED_BY)
-    {
+    if !is_labelled(found) {
         metadata.insert("labels".to_owned(), json!(should.metadata.labels));
     }
-    let rotated = found.annotations().get(labels::ROTATED_ANNOTATION).map(String::as_str);
-    if rotated != wanted.rotated {
+    if rotated_in(found) != wanted.rotated {
         metadata.insert(
             "annotations".to_owned(),
             json!({ labels::ROTATED_ANNOTATION: wanted.rotated }),

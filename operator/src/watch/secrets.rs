@@ -2,10 +2,9 @@
 //! queued, or the credentials are reconciled.
 //!
 //! These watches handle events themselves instead of using [`super::changes`], because neither has
-//! to remember keys: the users' Secrets are known from the operator's own writes, and after a new
-//! list all credentials are reconciled anyway.
+//! to remember keys: the versions of users' Secrets are kept beside the operator's own writes, and
+//! after a new list all credentials are reconciled anyway.
 
-use std::collections::HashSet;
 use std::sync::Arc;
 
 use futures_util::StreamExt;
@@ -16,13 +15,21 @@ use kube::runtime::watcher::{self, Event};
 use tokio_util::sync::CancellationToken;
 use twofactor_api::labels;
 
-use super::{Events, watch, watch_all};
+use super::{Events, Synced, watch, watch_all};
 use crate::state::Context;
+use crate::state::own_writes::ListNumber;
 use crate::state::user_ref::{UserRef, user_ref};
 use crate::state::watched_namespaces::WatchedNamespaces;
 
-/// Watches users' Secrets until `stop`.
-pub async fn users(context: Arc<Context>, watched: WatchedNamespaces, stop: CancellationToken) {
+/// Watches users' Secrets until `stop`. Sets `synced` when all are listed, and keeps only those of
+/// users from when `users_synced` is set.
+pub async fn users(
+    context: Arc<Context>,
+    watched: WatchedNamespaces,
+    users_synced: Synced,
+    synced: Synced,
+    stop: CancellationToken,
+) {
     // Credentials have their own watch.
     let selector = format!(
         "{}={},!{}",
@@ -32,23 +39,23 @@ pub async fn users(context: Arc<Context>, watched: WatchedNamespaces, stop: Canc
     );
     let mut events: Events<PartialObjectMeta<Secret>> =
         watch(&context.runtime.client, &watched, &watcher::Config::default().labels(&selector));
-    let mut listed = vec![HashSet::new(); watched.lists()];
+    let secrets = UserSecrets { context, users_synced };
+    let mut lists = vec![ListNumber::default(); watched.lists()];
+    let mut incomplete = lists.len();
     while let Some(Some((list, event))) = stop.run_until_cancelled(events.next()).await {
+        let number = &mut lists[list];
         match event {
-            Event::Init => listed[list].clear(),
-            Event::InitApply(secret) => {
-                listed[list].extend(owner(&secret));
-                user_secret_changed(&context, &secret, true);
-            }
+            Event::Init => *number = number.next(),
             Event::InitDone => {
-                let listed = std::mem::take(&mut listed[list]);
                 let within = |user: &UserRef| watched.contains(list, &user.namespace);
-                for user in context.users.own_writes.secrets_missing(within, &listed) {
-                    context.users.queue.push(user);
+                secrets.listed(within, *number);
+                incomplete = incomplete.saturating_sub(1);
+                if incomplete == 0 {
+                    synced.set();
                 }
             }
-            Event::Apply(secret) => user_secret_changed(&context, &secret, true),
-            Event::Delete(secret) => user_secret_changed(&context, &secret, false),
+            Event::InitApply(secret) | Event::Apply(secret) => secrets.seen(&secret, true, *number),
+            Event::Delete(secret) => secrets.seen(&secret, false, *number),
         }
     }
 }
@@ -60,11 +67,28 @@ fn owner(secret: &PartialObjectMeta<Secret>) -> Option<UserRef> {
     Some(user_ref(&namespace, name.strip_suffix(labels::SECRET_SUFFIX)?))
 }
 
-fn user_secret_changed(context: &Context, secret: &PartialObjectMeta<Secret>, exists: bool) {
-    if let Some(user) = owner(secret) {
+struct UserSecrets {
+    context: Arc<Context>,
+    users_synced: Synced,
+}
+
+impl UserSecrets {
+    fn seen(&self, secret: &PartialObjectMeta<Secret>, exists: bool, list: ListNumber) {
+        let Some(user) = owner(secret) else { return };
+        let users = &self.context.users;
+        // Other Secrets with the label cost no memory.
+        if self.users_synced.is_set() && users.objects.summary(&user).is_none() {
+            return;
+        }
         let version = secret.resource_version().filter(|_| exists);
-        if context.users.own_writes.secret_seen(&user, version.as_deref()) {
-            context.users.queue.push(user);
+        if users.own_writes.secret_seen(&user, version.as_deref(), list) {
+            users.queue.push(user);
+        }
+    }
+
+    fn listed(&self, within: impl Fn(&UserRef) -> bool, list: ListNumber) {
+        for user in self.context.users.own_writes.secrets_missing(within, list) {
+            self.context.users.queue.push(user);
         }
     }
 }

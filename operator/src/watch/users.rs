@@ -12,11 +12,11 @@ use twofactor_api::{TwoFactorUser, labels};
 
 use super::changes::{Change, Changes};
 use super::{Synced, watch};
-use crate::state::Context;
 use crate::state::queue::Urgency;
 use crate::state::user_ref::{UserRef, user_ref};
 use crate::state::usernames::UsernameClaim;
 use crate::state::watched_namespaces::WatchedNamespaces;
+use crate::state::{Context, UserState};
 
 /// Watches users until `stop`.
 pub async fn run(
@@ -37,6 +37,7 @@ pub async fn run(
                 if !synced.is_set() {
                     tracing::info!(users = changes.known(), "users listed");
                     synced.set();
+                    users.forget_other_secrets();
                 }
             }
         }
@@ -101,6 +102,12 @@ impl Users {
             self.context.users.queue.push_with(reference, urgency);
         }
         self.push(&namespace, affected);
+    }
+
+    /// Forgets the versions of Secrets that were listed before it was known who is a user.
+    fn forget_other_secrets(&self) {
+        let UserState { objects, own_writes, .. } = &self.context.users;
+        own_writes.forget_unless(|user| objects.summary(user).is_some());
     }
 
     /// Whether the user has to be reconciled because of a change.

@@ -19,14 +19,14 @@ use super::defaults::{SidecarDefaults, SidecarOptions};
 /// Flags of the webhook and of the sidecars that it adds to pods.
 #[derive(Args, Debug)]
 pub struct WebhookArguments {
-    /// Address on which the webhook that gives pods their sidecars listens [default: no webhook]
+    /// Address on which the webhook that gives pods their sidecars listens
     #[arg(
         long,
         env = "TWOFACTOR_WEBHOOK_LISTEN",
         value_name = "ADDRESS:PORT",
-        requires = "sidecar_image"
+        default_value = "127.0.0.1:9443"
     )]
-    webhook_listen: Option<SocketAddr>,
+    webhook_listen: SocketAddr,
 
     /// Service in the operator's namespace through which the API servers call the webhook
     #[arg(
@@ -37,7 +37,7 @@ pub struct WebhookArguments {
     )]
     webhook_service: String,
 
-    /// MutatingWebhookConfiguration whose caBundle the operator writes
+    /// MutatingWebhookConfiguration whose caBundle admission writes
     #[arg(
         long,
         env = "TWOFACTOR_WEBHOOK_CONFIGURATION",
@@ -46,7 +46,7 @@ pub struct WebhookArguments {
     )]
     webhook_configuration: String,
 
-    /// Lifetime of the webhook's certificate authority, such as 8760h. The operator replaces it
+    /// Lifetime of the webhook's certificate authority, such as 8760h. Admission replaces it
     /// before it expires
     #[arg(
         long,
@@ -57,7 +57,7 @@ pub struct WebhookArguments {
     )]
     webhook_ca_lifetime: Duration,
 
-    /// Lifetime of the webhook's certificates, at most half of the authority's. The operator
+    /// Lifetime of the webhook's certificates, at most half of the authority's. Admission
     /// replaces them before they expire
     #[arg(
         long,
@@ -70,7 +70,7 @@ pub struct WebhookArguments {
 
     /// Image of the sidecars
     #[arg(long, env = "TWOFACTOR_SIDECAR_IMAGE", value_name = "IMAGE")]
-    sidecar_image: Option<String>,
+    sidecar_image: String,
 
     /// Pull policy of the sidecars' image: Always, IfNotPresent or Never [default: Kubernetes
     /// decides by the tag]
@@ -139,12 +139,11 @@ fn lifetime(text: &str) -> Result<Duration, String> {
 }
 
 impl WebhookArguments {
-    /// Makes the configuration; nothing if there is no webhook.
+    /// Makes the configuration.
     ///
     /// # Errors
     /// Names the invalid flag.
-    pub fn configuration(self) -> Result<Option<WebhookConfiguration>, Box<dyn Error>> {
-        let Some(listen) = self.webhook_listen else { return Ok(None) };
+    pub fn configuration(self) -> Result<WebhookConfiguration, Box<dyn Error>> {
         if self.webhook_ca_lifetime < self.webhook_certificate_lifetime * 2 {
             return Err(
                 "--webhook-ca-lifetime must be at least twice --webhook-certificate-lifetime"
@@ -152,17 +151,22 @@ impl WebhookArguments {
             );
         }
         let sidecar = SidecarDefaults::parse(SidecarOptions {
-            image: self.sidecar_image.unwrap_or_default(),
+            image: self.sidecar_image,
             image_pull_policy: self.sidecar_image_pull_policy,
-            image_pull_secrets: named(self.sidecar_image_pull_secrets),
+            // An empty environment variable gives an empty name.
+            image_pull_secrets: self
+                .sidecar_image_pull_secrets
+                .into_iter()
+                .filter(|name| !name.is_empty())
+                .collect(),
             cpu_request: self.sidecar_cpu_request,
             cpu_limit: self.sidecar_cpu_limit,
             memory_request: self.sidecar_memory_request,
             memory_limit: self.sidecar_memory_limit,
             log_format: self.sidecar_log_format,
         })?;
-        Ok(Some(WebhookConfiguration {
-            listen,
+        Ok(WebhookConfiguration {
+            listen: self.webhook_listen,
             service: self.webhook_service,
             configuration: self.webhook_configuration,
             lifetimes: Lifetimes {
@@ -170,13 +174,8 @@ impl WebhookArguments {
                 leaf: self.webhook_certificate_lifetime,
             },
             sidecar,
-        }))
+        })
     }
-}
-
-/// Removes the empty name that an empty environment variable gives.
-fn named(names: Vec<String>) -> Vec<String> {
-    names.into_iter().filter(|name| !name.is_empty()).collect()
 }
 
 #[cfg(test)]

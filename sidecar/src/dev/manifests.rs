@@ -234,7 +234,12 @@ impl Users {
             let ours = matches!(source, SeedSource::Own) && book.fresh.contains_key(username);
             let fresh = ours && book.offered.insert(username.clone());
             desired.push(DesiredUser {
-                record: UserRecord { definition: definition.clone(), seed, provenance: None },
+                record: UserRecord {
+                    definition: definition.clone(),
+                    seed,
+                    provenance: None,
+                    source: None,
+                },
                 fresh,
                 reset: reset.as_ref().map(|request| publisher.keys().request_tag(request)),
             });

@@ -120,8 +120,12 @@ impl DummyRecord {
             issuer: None,
         };
         let pseudonym = keys.pseudonym(&definition.username);
-        let record =
-            UserRecord { definition, seed: Some(Seed::generate(random)), provenance: None };
+        let record = UserRecord {
+            definition,
+            seed: Some(Seed::generate(random)),
+            provenance: None,
+            source: None,
+        };
         let sealed = record.seal(keys, pseudonym, Revision::default(), random);
         Self { record: Arc::new(record), pseudonym, sealed }
     }

@@ -1,16 +1,15 @@
 //! Makes decisions with the scripts in Redis, and learns from a reply that decides nothing.
 
-use std::collections::HashMap;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use redis::{FromRedisValue, ParsingError, ScriptInvocation, Value};
-use twofactor_core::audit::Entry;
+use twofactor_core::audit::AuditContext;
 use twofactor_core::decision::{
-    CLOCK_TOLERANCE, DeliveryReport, Event, Factor, Issuance, Issue, THROTTLE, Undecided, Verdict,
+    CLOCK_TOLERANCE, DeliveryReport, Event, Factor, Issuance, Issue, Undecided, Verdict,
     Verification,
 };
-use twofactor_core::limits::{Allowance, MAXIMUM_CODES_IN_FLIGHT};
+use twofactor_core::limits::Allowance;
 use twofactor_core::names::{Pseudonym, UserNames};
 use twofactor_core::seal::Revision;
 use twofactor_core::time::UnixMillis;
@@ -49,6 +48,12 @@ impl Answer {
     }
 }
 
+/// The end of an entry of a history, as [`super::history`] reads it.
+fn details(audit: &AuditContext) -> String {
+    let line = |text: &Option<String>| text.as_deref().unwrap_or_default().replace('\n', " ");
+    format!(" {}\n{}\n{}", audit.channel.name(), line(&audit.address), line(&audit.user_agent))
+}
+
 fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
@@ -73,12 +78,12 @@ impl RedisStore {
             Factor::Delivered => "delivered",
             Factor::Authenticator => "authenticator",
         };
-        let UserNames { state, otp, log, .. } = self.names.user(user);
+        let UserNames { state, otp, history, .. } = self.names.user(user);
         let call = |checked_nodes: &str| {
             let call = scripts::Verify {
                 state_key: &state,
                 otp_key: &otp,
-                log_key: &log,
+                history_key: &history,
                 checked_nodes,
                 revision: request.revision.0.to_string(),
                 asked_at: request.asked_at.millis(),
@@ -89,14 +94,8 @@ impl RedisStore {
                 matches: matches.join(","),
                 period: request.period,
                 skew: request.skew,
-                threshold: THROTTLE.threshold,
-                first_block: millis(THROTTLE.first_block),
-                longest_block: millis(THROTTLE.longest_block),
-                disable_after: THROTTLE.disable_after,
                 retention: millis(request.audit.retention),
-                channel: request.audit.channel.name(),
-                address: request.audit.address.as_deref().unwrap_or_default(),
-                user_agent: request.audit.user_agent.as_deref().unwrap_or_default(),
+                details: details(&request.audit),
             };
             call.of(&self.scripts.verify)
         };
@@ -123,12 +122,12 @@ impl RedisStore {
         user: &Pseudonym,
         request: &Issuance,
     ) -> Result<Issue, StoreError> {
-        let UserNames { state, otp, log, .. } = self.names.user(user);
+        let UserNames { state, otp, history, .. } = self.names.user(user);
         let call = |checked_nodes: &str| {
             let call = scripts::Issue {
                 state_key: &state,
                 otp_key: &otp,
-                log_key: &log,
+                history_key: &history,
                 checked_nodes,
                 revision: request.revision.0.to_string(),
                 asked_at: request.asked_at.millis(),
@@ -140,11 +139,8 @@ impl RedisStore {
                 lifetime: millis(request.lifetime),
                 interval: millis(request.limits.generate_interval()),
                 most_per_hour: request.limits.generates_per_hour.into(),
-                most_in_flight: MAXIMUM_CODES_IN_FLIGHT,
                 retention: millis(request.audit.retention),
-                channel: request.audit.channel.name(),
-                address: request.audit.address.as_deref().unwrap_or_default(),
-                user_agent: request.audit.user_agent.as_deref().unwrap_or_default(),
+                details: details(&request.audit),
             };
             call.of(&self.scripts.issue)
         };
@@ -166,7 +162,7 @@ impl RedisStore {
         user: &Pseudonym,
         report: &DeliveryReport,
     ) -> Result<(), StoreError> {
-        let UserNames { state, log, .. } = self.names.user(user);
+        let UserNames { state, history, .. } = self.names.user(user);
         let (give_back, asked_at) = match report.event {
             Event::Refused { asked_at } => ("pause", asked_at),
             Event::DeliveryLimitReached
@@ -176,26 +172,24 @@ impl RedisStore {
         };
         let call = scripts::RecordDelivery {
             state_key: &state,
-            log_key: &log,
+            history_key: &history,
             caller: report.caller.as_str(),
             operation: report.event.operation().name(),
             outcome: report.event.name(),
             give_back,
             asked_at: asked_at.millis(),
             retention: millis(report.audit.retention),
-            channel: report.audit.channel.name(),
-            address: report.audit.address.as_deref().unwrap_or_default(),
-            user_agent: report.audit.user_agent.as_deref().unwrap_or_default(),
+            details: details(&report.audit),
         };
         let call = call.of(&self.scripts.record_delivery);
         let answer: Answer =
             self.connection.run(&state, OPERATION_TIMEOUT, Operation::Script(&call)).await?;
         match answer.word.as_str() {
-            "recorded" => {
+            "no-state" => Err(Undecided::NoState.into()),
+            word if word == report.event.name() => {
                 answer.check_history();
                 Ok(())
             }
-            "no-state" => Err(Undecided::NoState.into()),
             _ => Err(StoreError::Protocol),
         }
     }
@@ -213,14 +207,6 @@ impl RedisStore {
             }
             _ => Err(StoreError::Protocol),
         }
-    }
-
-    pub(crate) async fn history(&self, user: &Pseudonym) -> Result<Vec<Entry>, StoreError> {
-        let mut command = redis::cmd("XRANGE");
-        let log = self.names.user(user).log;
-        command.arg(&log).arg("-").arg("+");
-        let entries: Vec<(String, HashMap<String, String>)> = self.query(&log, &command).await?;
-        entries.into_iter().map(|(id, fields)| entry(&id, fields)).collect()
     }
 
     /// Runs a deciding script. A node that this process does not know as checked may have been
@@ -274,43 +260,5 @@ impl RedisStore {
                 Ok(answer)
             }
         }
-    }
-}
-
-/// Reads an entry of a history. Its words are those of the release that wrote it, so any word is
-/// accepted.
-fn entry(id: &str, mut fields: HashMap<String, String>) -> Result<Entry, StoreError> {
-    let at = id.split('-').next().and_then(|millis| millis.parse().ok());
-    let mut required = |name: &str| fields.remove(name).ok_or(StoreError::Protocol);
-    Ok(Entry {
-        at: UnixMillis::new(at.ok_or(StoreError::Protocol)?),
-        operation: required("operation")?,
-        outcome: required("outcome")?,
-        caller: required("caller")?,
-        channel: required("channel")?,
-        address: fields.remove("address"),
-        user_agent: fields.remove("user_agent"),
-        repeated: fields.remove("repeated"),
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_entry_that_an_earlier_release_wrote_under_its_own_word_is_read() {
-        let fields = [
-            ("operation", "delivery"),
-            ("outcome", "deliveries-used-up"),
-            ("caller", "kms"),
-            ("channel", "email"),
-            ("repeated", "delivery/deliveries-used-up=3"),
-        ];
-        let fields = fields.map(|(name, text)| (name.to_owned(), text.to_owned())).into();
-        let read = entry("1798000000000-0", fields).unwrap();
-        assert_eq!(read.at, UnixMillis::new(1_798_000_000_000));
-        assert_eq!(read.outcome, "deliveries-used-up");
-        assert_eq!(read.repeated.as_deref(), Some("delivery/deliveries-used-up=3"));
     }
 }

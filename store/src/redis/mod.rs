@@ -11,6 +11,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 mod decide;
+mod history;
 mod node_status;
 mod publish;
 pub mod scripts;

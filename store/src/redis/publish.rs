@@ -203,8 +203,9 @@ impl RedisStore {
         for (node, positions) in self.parts(users.iter()).await? {
             let mut pipeline = redis::pipe();
             for position in positions {
-                let UserNames { record, state, otp, log } = self.names.user(&users[position]);
-                pipeline.cmd("UNLINK").arg(&[record, state, otp, log]).ignore();
+                let UserNames { record, state, otp, history, log } =
+                    self.names.user(&users[position]);
+                pipeline.cmd("UNLINK").arg(&[record, state, otp, history, log]).ignore();
             }
             self.send::<()>(&node, &pipeline).await?;
         }

@@ -1,12 +1,16 @@
 //! Declares the scripts: the keys and arguments of each, which its Lua code reads as local
 //! variables of the same name.
 
+use std::time::Duration;
+
 use redis::{Script, ScriptInvocation, ToRedisArgs};
+use twofactor_core::audit::MAXIMUM_ENTRIES;
+use twofactor_core::decision::THROTTLE;
+use twofactor_core::limits::MAXIMUM_CODES_IN_FLIGHT;
 
 const PRELUDE: &str = include_str!("../scripts/lib/prelude.lua");
 const PRECONDITIONS: &str = include_str!("../scripts/lib/preconditions.lua");
 const HISTORY: &str = include_str!("../scripts/lib/history.lua");
-const RATE_LIMIT: &str = include_str!("../scripts/lib/rate_limit.lua");
 
 /// How Lua reads an argument, which arrives as text.
 #[derive(Clone, Copy)]
@@ -64,6 +68,9 @@ pub trait ScriptCall: Sized {
     const KEYS: &'static [&'static str];
     /// The names of the arguments, in the order of `ARGV`.
     const ARGUMENTS: &'static [(&'static str, Kind)];
+    /// Rules that are the same in every call. They are numbers of the script's text, so they cost
+    /// no time.
+    const CONSTANTS: &'static [(&'static str, u64)];
     /// The Lua code.
     const CODE: &'static [&'static str];
 
@@ -90,7 +97,10 @@ pub trait ScriptCall: Sized {
                 Kind::Flag => format!("local {name} = ARGV[{index}] == '1'\n"),
             });
         }
-        [PRELUDE, &lines.concat(), &Self::CODE.concat()].concat()
+        for (name, value) in Self::CONSTANTS {
+            lines.push(format!("local {name} = {value}\n"));
+        }
+        [lines.concat(), Self::CODE.concat()].concat()
     }
 
     /// The script, ready to be called.
@@ -108,6 +118,7 @@ macro_rules! scripts {
         $(#[$meta:meta])*
         $name:ident: $code:expr;
         keys { $($key:ident),* $(,)? }
+        $(constants { $($constant:ident: $value:expr),* $(,)? })?
         arguments { $($argument:ident: $type:ty),* $(,)? }
     )*) => {$(
         $(#[$meta])*
@@ -121,6 +132,8 @@ macro_rules! scripts {
             const KEYS: &'static [&'static str] = &[$(stringify!($key)),*];
             const ARGUMENTS: &'static [(&'static str, Kind)] =
                 &[$((stringify!($argument), <$type as Argument>::KIND)),*];
+            const CONSTANTS: &'static [(&'static str, u64)] =
+                &[$($((stringify!($constant), $value)),*)?];
             const CODE: &'static [&'static str] = &$code;
 
             fn keys(&self) -> Vec<&str> {
@@ -143,10 +156,22 @@ macro_rules! scripts {
     )*};
 }
 
+#[expect(clippy::cast_possible_truncation, reason = "a rule is shorter than a million years")]
+const fn millis(duration: Duration) -> u64 {
+    duration.as_millis() as u64
+}
+
 scripts! {
     /// Decides whether a submitted code is accepted.
-    Verify: [PRECONDITIONS, HISTORY, include_str!("../scripts/verify.lua")];
-    keys { state_key, otp_key, log_key }
+    Verify: [PRECONDITIONS, include_str!("../scripts/verify.lua"), HISTORY];
+    keys { state_key, otp_key, history_key }
+    constants {
+        threshold: THROTTLE.threshold as u64,
+        first_block: millis(THROTTLE.first_block),
+        longest_block: millis(THROTTLE.longest_block),
+        disable_after: THROTTLE.disable_after as u64,
+        most_entries: MAXIMUM_ENTRIES as u64,
+    }
     arguments {
         checked_nodes: &'a str,
         revision: String,
@@ -158,19 +183,17 @@ scripts! {
         matches: String,
         period: u32,
         skew: u8,
-        threshold: u32,
-        first_block: u64,
-        longest_block: u64,
-        disable_after: u32,
         retention: u64,
-        channel: &'a str,
-        address: &'a str,
-        user_agent: &'a str,
+        details: String,
     }
 
     /// Decides whether a code may be delivered.
-    Issue: [PRECONDITIONS, HISTORY, RATE_LIMIT, include_str!("../scripts/issue.lua")];
-    keys { state_key, otp_key, log_key }
+    Issue: [PRECONDITIONS, include_str!("../scripts/issue.lua"), HISTORY];
+    keys { state_key, otp_key, history_key }
+    constants {
+        most_in_flight: MAXIMUM_CODES_IN_FLIGHT as u64,
+        most_entries: MAXIMUM_ENTRIES as u64,
+    }
     arguments {
         checked_nodes: &'a str,
         revision: String,
@@ -183,16 +206,14 @@ scripts! {
         lifetime: u64,
         interval: u64,
         most_per_hour: u32,
-        most_in_flight: usize,
         retention: u64,
-        channel: &'a str,
-        address: &'a str,
-        user_agent: &'a str,
+        details: String,
     }
 
     /// Records what became of a delivery.
-    RecordDelivery: [HISTORY, include_str!("../scripts/record_delivery.lua")];
-    keys { state_key, log_key }
+    RecordDelivery: [include_str!("../scripts/record_delivery.lua"), HISTORY];
+    keys { state_key, history_key }
+    constants { most_entries: MAXIMUM_ENTRIES as u64 }
     arguments {
         caller: &'a str,
         operation: &'a str,
@@ -200,9 +221,7 @@ scripts! {
         give_back: &'a str,
         asked_at: u64,
         retention: u64,
-        channel: &'a str,
-        address: &'a str,
-        user_agent: &'a str,
+        details: String,
     }
 
     /// Counts one delivery of a realm.
@@ -211,7 +230,7 @@ scripts! {
     arguments { most: u32 }
 
     /// Makes a user's record current.
-    Publish: [include_str!("../scripts/publish.lua")];
+    Publish: [PRELUDE, include_str!("../scripts/publish.lua")];
     keys { record_key, state_key, otp_key }
     arguments {
         expected: String,
@@ -223,12 +242,12 @@ scripts! {
     }
 
     /// Confirms that a master of a cluster was not flushed during a fill.
-    ConfirmNode: [include_str!("../scripts/confirm_node.lua")];
+    ConfirmNode: [PRELUDE, include_str!("../scripts/confirm_node.lua")];
     keys { fill_key }
     arguments { node: &'a str, was_empty: bool, fill_id: &'a str }
 
     /// Declares a realm complete.
-    CompleteFill: [include_str!("../scripts/complete_fill.lua")];
+    CompleteFill: [PRELUDE, include_str!("../scripts/complete_fill.lua")];
     keys { meta_key }
     arguments { node: &'a str, was_empty: bool, fill_id: &'a str, other_nodes: String }
 }
@@ -249,6 +268,7 @@ mod tests {
             assert!(text.contains(line), "{line}");
         }
         assert!(Verify::text().contains("local skew = ARGV[10] + 0\n"));
+        assert!(Verify::text().contains("local threshold = 5\n"));
         let call = Publish {
             record_key: "record",
             state_key: "state",

@@ -1,75 +1,92 @@
 -- Decides whether a code may be delivered, and adds it to the OTP log unless it is consumed or was
--- requested too soon. The rules are those of `twofactor_core::decision`.
-local field = caller .. ':' .. tag
-
-local undecided, now, since, accepted_until, state = preconditions(
-  { 'disabled', 'asked', 'hour', 'counted:' .. caller })
-if undecided then return undecided end
+-- requested too soon. The rules are those of `twofactor_core::decision` and
+-- `twofactor_core::limits`.
+--
+-- The state has `asked`, the last moment at which a code was issued, and `hour`, the moments of the
+-- last hour separated by spaces. A moment that is further ahead than its window is ignored, because
+-- the clock was set back since.
+local operation = 'generate'
 if step ~= math.floor(now / 1000 / period) then return { 'clock-off', now } end
 
-local function done(word, first, second)
-  return { word, first, second, write_history(now, state[7], 'generate', word) }
+local step_end = (step + 1) * period * 1000
+-- How long to wait until the next code may be issued, 0 if it may be issued now.
+local wait, moments = 0, {}
+
+if disabled then
+  word = 'disabled-by-failures'
+else
+  local last = state[8] and state[8] + 0
+  if last and math.abs(now - last) < interval then wait = last + interval - now end
+  if most_per_hour > 0 and state[9] then
+    for number in string.gmatch(state[9], '%d+') do
+      local moment = number + 0
+      if math.abs(now - moment) < 3600000 then moments[#moments + 1] = moment end
+    end
+    table.sort(moments)
+    -- Enough moments must leave the window that one more does not exceed the limit.
+    if #moments >= most_per_hour then
+      wait = math.max(wait, moments[#moments - most_per_hour + 1] + 3600000 - now)
+    end
+  end
+
+  local possibly_used = since > 0 and step <= math.floor(since / 1000 / period)
+  if wait == 0 and (possibly_used or step * period * 1000 < accepted_until) then
+    word, first = 'consumed', step_end - now
+  end
 end
 
-if state[4] then return done('disabled-by-failures', 0, 0) end
-
-local function too_soon(wait)
-  -- The moment until which this caller's last code is accepted, 0 if none is.
-  local in_flight, log = 0, redis.call('HGETALL', otp_key)
+if not word then
+  local field, log = caller .. ':' .. tag, redis.call('HGETALL', otp_key)
+  -- The moment until which the same code is accepted if it is known, and whether it was used.
+  local expires, is_used
+  -- The number of this caller's codes, when the first of them is no longer needed, and the moment
+  -- until which the last of them is accepted.
+  local own, first_end, in_flight = 0, math.huge, 0
+  local keep_until = step_end
   for index = 1, #log, 2 do
-    local entry = read_entry(log[index + 1])
-    local lost = since > 0 and entry.issued <= since
-    if string.match(log[index], '^[^:]*') == caller and not entry.consumed and not lost and entry.expires >= now then
-      in_flight = math.max(in_flight, entry.expires)
+    local other_step, issued, other_expires, other_period, consumed =
+      string.match(log[index + 1], '^(%d+) (%d+) (%d+) (%d+) ([01])$')
+    other_expires = other_expires + 0
+    -- An entry is needed until it has expired and its step has ended.
+    local needed_until = math.max(other_expires, (other_step + 1) * other_period * 1000)
+    if needed_until < now then
+      redis.call('HDEL', otp_key, log[index])
+    else
+      keep_until = math.max(keep_until, needed_until)
+      local is_current = other_expires >= now
+      if string.match(log[index], '^[^:]*') == caller then
+        own, first_end = own + 1, math.min(first_end, needed_until)
+        local lost = since > 0 and issued + 0 <= since
+        if is_current and consumed == '0' and not lost then in_flight = math.max(in_flight, other_expires) end
+      end
+      if is_current and log[index] == field and other_step + 0 == step then
+        expires, is_used = other_expires, consumed == '1'
+      end
     end
   end
-  return done('too-soon', wait, in_flight)
-end
+  if wait == 0 and not expires and own >= most_in_flight then wait = first_end + 1 - now end
 
-local moments = read_moments(state[6], now)
-local wait = wait_for_next(tonumber(state[5]), moments, now)
-if wait > 0 then return too_soon(wait) end
-
-local function issued(expires)
-  -- Without a limit, nothing would bound the number of moments.
-  if most_per_hour > 0 then
-    moments[#moments + 1] = now
-    write_moments(moments)
-  end
-  redis.call('HSET', state_key, 'asked', whole(now))
-  return done('issued', expires, now)
-end
-
-local possibly_used = since > 0 and step <= math.floor(since / 1000 / period)
-if possibly_used or step * period * 1000 < accepted_until then
-  return done('consumed', end_of(step, period) - now, 0)
-end
-
--- An entry is needed until it has expired and its step has ended.
-local log, keep_until, known = redis.call('HGETALL', otp_key), 0, nil
-local own, first_end = 0, nil
-for index = 1, #log, 2 do
-  local entry = read_entry(log[index + 1])
-  local needed_until = math.max(entry.expires, end_of(entry.step, entry.period))
-  if needed_until < now then
-    redis.call('HDEL', otp_key, log[index])
+  if wait > 0 then
+    word, first, second = 'too-soon', wait, in_flight
+  elseif is_used then
+    word, first = 'consumed', step_end - now
   else
-    keep_until = math.max(keep_until, needed_until)
-    if log[index] == field then known = entry end
-    if string.match(log[index], '^[^:]*') == caller then
-      own = own + 1
-      first_end = math.min(first_end or needed_until, needed_until)
+    if not expires then
+      expires = math.floor(now / 1000) * 1000 + lifetime
+      redis.call('HSET', otp_key, field, string.format('%.0f %.0f %.0f %.0f 0', step, now, expires, period))
+      -- One second is added, because an entry must still exist in the millisecond in which it
+      -- expires.
+      redis.call('PEXPIREAT', otp_key, string.format('%.0f', math.max(keep_until, expires) + 1000))
     end
+    local asked = string.format('%.0f', now)
+    if most_per_hour > 0 then
+      for index, moment in ipairs(moments) do moments[index] = string.format('%.0f', moment) end
+      moments[#moments + 1] = asked
+      redis.call('HSET', state_key, 'asked', asked, 'hour', table.concat(moments, ' '))
+    else
+      -- Without a limit, nothing would bound the number of moments.
+      redis.call('HSET', state_key, 'asked', asked)
+    end
+    word, first, second = 'issued', expires, now
   end
 end
-
-if known and known.step == step and known.expires >= now then
-  if known.consumed then return done('consumed', end_of(step, period) - now, 0) end
-  return issued(known.expires)
-end
-if own >= most_in_flight then return too_soon(first_end + 1 - now) end
-local expires = math.floor(now / 1000) * 1000 + lifetime
-write_entry(otp_key, field, { step = step, issued = now, expires = expires, period = period, consumed = false })
--- One second is added, because an entry must still exist in the millisecond in which it expires.
-redis.call('PEXPIREAT', otp_key, whole(math.max(keep_until, expires, end_of(step, period)) + 1000))
-return issued(expires)

@@ -26,10 +26,9 @@ if revoke then
   local used_until = tonumber(redis.call('HGET', state_key, 'until'))
   local log = redis.call('HGETALL', otp_key)
   for index = 1, #log, 2 do
-    local entry = read_entry(log[index + 1])
-    entry.consumed = true
-    write_entry(otp_key, log[index], entry)
-    used_until = math.max(used_until, end_of(entry.step, entry.period))
+    local step, period = string.match(log[index + 1], '^(%d+) %d+ %d+ (%d+) [01]$')
+    redis.call('HSET', otp_key, log[index], string.sub(log[index + 1], 1, -2) .. '1')
+    used_until = math.max(used_until, (step + 1) * period * 1000)
   end
   redis.call('HSET', state_key, 'until', whole(used_until))
 end

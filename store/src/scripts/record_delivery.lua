@@ -3,6 +3,7 @@
 local state = redis.call('HMGET', state_key, 'revision', 'asked', 'counted:' .. caller)
 -- The user was removed, so nothing of the user may be written again.
 if not state[1] then return { 'no-state', 0 } end
-local now = clock()
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
 if give_back == 'pause' and tonumber(state[2]) == asked_at then redis.call('HDEL', state_key, 'asked') end
-return { 'recorded', 0, 0, write_history(now, state[3], operation, outcome) }
+local counted, word, first, second = state[3], outcome, 0, 0

@@ -1,78 +1,80 @@
 -- Decides whether a submitted code is accepted, by the rules of `twofactor_core::decision`.
-local field = caller .. ':' .. tag
+local operation = 'verify'
+-- The failures in a row of this caller, and the moment until which the caller is blocked.
+local failures, blocked = state[6] or 0, (state[7] or 0) + 0
+-- The moment up to which steps are used if the code is accepted, or the outcome of a failure.
+local used_until, failed
 
-local undecided, now, since, accepted_until, state = preconditions(
-  { 'failures:' .. caller, 'blocked:' .. caller, 'disabled', 'counted:' .. caller })
-if undecided then return undecided end
-
-local function done(verdict, number)
-  return { verdict, number, 0, write_history(now, state[7], 'verify', verdict) }
-end
-
-if state[6] then return done('disabled-by-failures', 0) end
-
-local failures, blocked = tonumber(state[4] or 0), tonumber(state[5] or 0)
-if blocked > now then return done('blocked', blocked - now) end
-
-local current = math.floor(now / 1000 / period)
-local latest = nil
-for number in string.gmatch(matches, '%d+') do
-  local step = tonumber(number)
-  if math.abs(step - current) <= skew and (not latest or step > latest) then latest = step end
-end
-
-local function accept(step, step_period)
-  -- The write that marks the code used comes first: if Redis is out of memory, it fails and nothing
-  -- is accepted.
-  redis.call('HSET', state_key, 'until', whole(math.max(accepted_until, end_of(step, step_period))))
-  if state[4] then redis.call('HDEL', state_key, 'failures:' .. caller, 'blocked:' .. caller) end
-  return done('accepted', 0)
-end
-
--- Returns the failures in a row of all callers together, with `failures` for this caller.
-local function all_failures()
-  local all, fields = 0, redis.call('HGETALL', state_key)
-  for index = 1, #fields, 2 do
-    if string.sub(fields[index], 1, 9) == 'failures:' then all = all + tonumber(fields[index + 1]) end
+if disabled then
+  word = 'disabled-by-failures'
+elseif blocked > now then
+  word, first = 'blocked', blocked - now
+else
+  local current = math.floor(now / 1000 / period)
+  local latest = nil
+  for number in string.gmatch(matches, '%d+') do
+    local step = tonumber(number)
+    if math.abs(step - current) <= skew and (not latest or step > latest) then latest = step end
   end
-  return all + failures - tonumber(state[4] or 0)
+
+  if factor == 'authenticator' then
+    if not latest then
+      failed = 'wrong'
+    elseif (since > 0 and latest <= math.floor(since / 1000 / period) + skew) or latest * period * 1000 < accepted_until then
+      word = 'used'
+    else
+      used_until = (latest + 1) * period * 1000
+    end
+  else
+    local field = caller .. ':' .. tag
+    local entry = redis.call('HGET', otp_key, field)
+    local step, issued, expires, entry_period, consumed
+    if entry then
+      step, issued, expires, entry_period, consumed = string.match(entry, '^(%d+) (%d+) (%d+) (%d+) ([01])$')
+    end
+    if not entry then
+      failed = latest and 'never-issued' or 'wrong'
+    elseif consumed == '1' or (since > 0 and issued + 0 <= since) then
+      word = 'used'
+    elseif now > expires + 0 then
+      failed = 'expired'
+    else
+      -- The step is marked used for every caller, and with it all other codes of this caller.
+      local log = redis.call('HGETALL', otp_key)
+      for index = 1, #log, 2 do
+        local other = log[index + 1]
+        if string.sub(other, -1) == '0'
+          and (string.match(other, '^%d+') == step or string.match(log[index], '^[^:]*') == caller) then
+          redis.call('HSET', otp_key, log[index], string.sub(other, 1, -2) .. '1')
+        end
+      end
+      used_until = (step + 1) * entry_period * 1000
+    end
+  end
 end
 
-local function fail(verdict)
+if used_until then
+  word = 'accepted'
+  -- The write that marks the code used comes before the reply: if Redis is out of memory, it fails
+  -- and nothing is accepted.
+  redis.call('HSET', state_key, 'until', string.format('%.0f', math.max(accepted_until, used_until)))
+  if state[6] then redis.call('HDEL', state_key, 'failures:' .. caller, 'blocked:' .. caller) end
+elseif failed then
+  word = failed
+  -- The failures in a row of all callers together.
+  local all, fields = 1, redis.call('HGETALL', state_key)
+  for index = 1, #fields, 2 do
+    if string.sub(fields[index], 1, 9) == 'failures:' then all = all + fields[index + 1] end
+  end
   failures = failures + 1
-  local changes = { 'failures:' .. caller, whole(failures) }
+  local changes = { 'failures:' .. caller, string.format('%.0f', failures) }
   local doublings = failures - threshold
   if doublings >= 0 then
     local block = math.min(first_block * 2 ^ math.min(doublings, 31), longest_block)
-    changes[3], changes[4] = 'blocked:' .. caller, whole(now + block)
+    changes[3], changes[4] = 'blocked:' .. caller, string.format('%.0f', now + block)
   end
-  if all_failures() >= disable_after then
-    changes[#changes + 1], changes[#changes + 2] = 'disabled', whole(now)
+  if all >= disable_after then
+    changes[#changes + 1], changes[#changes + 2] = 'disabled', string.format('%.0f', now)
   end
   redis.call('HSET', state_key, unpack(changes))
-  return done(verdict, 0)
 end
-
-if factor == 'authenticator' then
-  if not latest then return fail('wrong') end
-  local possibly_used = since > 0 and latest <= math.floor(since / 1000 / period) + skew
-  if possibly_used or latest * period * 1000 < accepted_until then return done('used', 0) end
-  return accept(latest, period)
-end
-
-local text = redis.call('HGET', otp_key, field)
-if not text then return fail(latest and 'never-issued' or 'wrong') end
-local entry = read_entry(text)
-if entry.consumed or (since > 0 and entry.issued <= since) then return done('used', 0) end
-if now > entry.expires then return fail('expired') end
-
--- The step is marked used for every caller, and with it all other codes of this caller.
-local log = redis.call('HGETALL', otp_key)
-for index = 1, #log, 2 do
-  local other = read_entry(log[index + 1])
-  if not other.consumed and (other.step == entry.step or string.match(log[index], '^[^:]*') == caller) then
-    other.consumed = true
-    write_entry(otp_key, log[index], other)
-  end
-end
-return accept(entry.step, entry.period)

@@ -1,10 +1,11 @@
 //! Manages the webhook's certificates, so that every replica always has one that the API servers
 //! trust.
 //!
-//! The leader manages an authority in a Secret and publishes its certificate in the webhook
-//! configuration ([`manage_authority`]). Every replica signs its own short-lived certificate with
-//! it ([`refresh_certificate`]). [`rotation`] decides the next step without I/O, and [`authority`]
-//! signs. Both tasks read every few seconds instead of watching, because the objects are few and
+//! Each replica does the same every few seconds: it manages the authority, which all replicas share
+//! in a Secret, publishes the authority's certificate in the webhook configuration, and signs its
+//! own short-lived certificate. No replica leads, because every write has the version that was read
+//! as its precondition, so that a step is taken once. [`rotation`] decides the next step without
+//! I/O, and [`authority`] signs. The objects are read instead of watched, because they are few and
 //! small, and a failed read is followed by the next one.
 
 use std::collections::BTreeMap;
@@ -15,6 +16,8 @@ use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
 use k8s_openapi::api::core::v1::Secret;
 use kube::api::{Patch, PatchParams, PostParams};
 use kube::{Api, Client};
+use rand::rngs::SysRng;
+use rand_core::UnwrapErr;
 use serde_json::json;
 use thiserror::Error;
 use tokio_util::sync::CancellationToken;
@@ -23,6 +26,7 @@ use twofactor_server::admin::Check;
 use twofactor_server::tls::CurrentCertificate;
 use twofactor_store::clock::Clock;
 
+use crate::k8s::backoff::jittered;
 use crate::k8s::owned_secret::owned_secret;
 use crate::k8s::request::{self, ApiError};
 
@@ -30,12 +34,12 @@ pub mod authority;
 pub mod rotation;
 
 use authority::{AuthorityError, Root};
-use rotation::{Authorities, Lifetimes, Shown, Signed, Step};
+use rotation::{Authorities, Damage, Lifetimes, Shown, Signed, Step};
 
 /// Name of the Secret with the authority, in the operator's namespace.
 pub const SECRET: &str = "twofactor-webhook-ca";
 /// Time for which a replica stays ready although the configuration lacks its authority. If the
-/// caBundle was emptied, the leader fills it again sooner than a pod would become ready again.
+/// caBundle was emptied, a replica fills it again sooner than a pod would become ready again.
 const MISSING_LIMIT: Duration = Duration::from_secs(30);
 /// Field manager of the operator's writes.
 const MANAGER: &str = "twofactor-operator";
@@ -88,37 +92,9 @@ enum RoundError {
     Tls(#[from] rustls::Error),
 }
 
-/// Manages the authority and publishes it in the webhook configuration, until `stop`. Only the
-/// leader runs this.
-pub async fn manage_authority(
-    client: Client,
-    settings: Settings,
-    clock: Clock,
-    stop: CancellationToken,
-) {
-    let poll = settings.poll;
-    let mut manager = AuthorityManager {
-        objects: Objects::new(client, settings),
-        shown: Shown::default(),
-        problem: LastProblem::default(),
-    };
-    loop {
-        match stop.run_until_cancelled(manager.round(&clock)).await {
-            None => return,
-            Some(Ok(())) => {}
-            Some(Err(error)) => {
-                manager.problem.log(&format!("failed to manage the webhook's authority: {error}"));
-            }
-        }
-        if stop.run_until_cancelled(tokio::time::sleep(poll)).await.is_none() {
-            return;
-        }
-    }
-}
-
-/// Keeps a valid certificate of this replica in `current`, until `stop`. `ready` passes while the
-/// webhook configuration contains the certificate's authority.
-pub async fn refresh_certificate(
+/// Manages the authority, and keeps a valid certificate of this replica in `current`, until `stop`.
+/// `ready` passes while the webhook configuration contains the certificate's authority.
+pub async fn maintain(
     client: Client,
     settings: Settings,
     current: Arc<CurrentCertificate>,
@@ -127,7 +103,7 @@ pub async fn refresh_certificate(
     stop: CancellationToken,
 ) {
     let poll = settings.poll;
-    let mut refresher = CertificateRefresher {
+    let mut replica = Replica {
         objects: Objects::new(client, settings),
         shown: Shown::default(),
         problem: LastProblem::default(),
@@ -137,21 +113,23 @@ pub async fn refresh_certificate(
         trusted: false,
     };
     loop {
-        match stop.run_until_cancelled(refresher.round(&clock)).await {
+        match stop.run_until_cancelled(Box::pin(replica.round(&clock))).await {
             None => return,
             Some(Ok(())) => {}
             Some(Err(error)) => {
-                refresher
+                replica
                     .problem
-                    .log(&format!("failed to refresh the webhook's certificate: {error}"));
+                    .log(&format!("failed to maintain the webhook's certificates: {error}"));
             }
         }
-        let is_ready = refresher.is_ready(clock.now());
+        let is_ready = replica.is_ready(clock.now());
         if is_ready != ready.passes() {
             tracing::info!(ready = is_ready, "webhook certificate readiness changed");
         }
         ready.set(is_ready);
-        if stop.run_until_cancelled(tokio::time::sleep(poll)).await.is_none() {
+        // The jitter keeps replicas that started together from always writing together.
+        let pause = jittered(poll, &mut UnwrapErr(SysRng));
+        if stop.run_until_cancelled(tokio::time::sleep(pause)).await.is_none() {
             return;
         }
     }
@@ -221,35 +199,48 @@ fn published_roots(configuration: &MutatingWebhookConfiguration) -> Vec<Root> {
     roots
 }
 
-struct AuthorityManager {
+struct Replica {
     objects: Objects,
     shown: Shown,
     problem: LastProblem,
+    current: Arc<CurrentCertificate>,
+    signed: Option<Signed>,
+    /// Time since which the configuration lacks the certificate's authority.
+    missing_since: Option<UnixMillis>,
+    /// Whether the configuration has ever contained the certificate's authority.
+    trusted: bool,
 }
 
-impl AuthorityManager {
-    /// Reads the objects once and takes the next step.
+impl Replica {
+    /// Reads the objects once, and takes the next step of the authority and of the certificate.
     async fn round(&mut self, clock: &Clock) -> Result<(), RoundError> {
-        let secret = self.objects.secret().await?;
+        // The configuration is read first. If another replica takes a step after that, the version
+        // of the configuration is outdated too, so the older bundle is not written over the newer.
         let configuration = self.objects.configuration().await?;
         let roots = configuration.as_ref().map(published_roots).unwrap_or_default();
-        let now = clock.now();
-        self.shown.record(&roots, now);
-        let authorities = match secret {
-            Some(secret) => self.advance(secret, roots, now).await?,
-            None => self.create(roots, now).await?,
+        self.shown.record(&roots, clock.now());
+        let secret = self.objects.secret().await?;
+        let known = secret
+            .as_ref()
+            .map(|secret| Authorities::read(secret.data.as_ref().unwrap_or(&BTreeMap::new())));
+        // The certificate comes first, because it may expire while the writes below fail.
+        if let Some(Ok(authorities)) = &known {
+            self.sign(authorities, clock.now())?;
+        }
+        let authorities = match secret.zip(known) {
+            Some((secret, known)) => self.advance(secret, known, roots, clock.now()).await?,
+            None => self.create(roots, clock.now()).await?,
         };
-        // Another process has written at the same time, and the next round reads the result.
-        let Some(authorities) = authorities else { return Ok(()) };
-        match configuration {
-            Some(configuration) => {
-                self.publish(&configuration, &authorities).await?;
-                self.problem.clear();
-            }
-            None => self.problem.log(&format!(
-                "the MutatingWebhookConfiguration {} does not exist: no pod gets a sidecar until it does",
-                self.objects.settings.configuration
-            )),
+        // If another replica has written at the same time, the next round reads the result.
+        if let Some(authorities) = authorities {
+            self.sign(&authorities, clock.now())?;
+            self.publish(configuration, &authorities).await?;
+        }
+        let now = clock.now();
+        if self.signed.as_ref().is_some_and(|signed| self.shown.since(&signed.root).is_some()) {
+            (self.trusted, self.missing_since) = (true, None);
+        } else {
+            self.missing_since.get_or_insert(now);
         }
         Ok(())
     }
@@ -275,12 +266,12 @@ impl AuthorityManager {
     async fn advance(
         &self,
         secret: Secret,
+        known: Result<Authorities, Damage>,
         shown: Vec<Root>,
         now: UnixMillis,
     ) -> Result<Option<Authorities>, RoundError> {
         let lifetimes = &self.objects.settings.lifetimes;
-        let authorities = match Authorities::read(secret.data.as_ref().unwrap_or(&BTreeMap::new()))
-        {
+        let authorities = match known {
             Ok(authorities) => {
                 let step = authorities.step(&self.shown, lifetimes, now);
                 if step == Step::Wait {
@@ -307,10 +298,18 @@ impl AuthorityManager {
 
     /// Writes the trusted roots into the caBundles, and changes nothing else of the configuration.
     async fn publish(
-        &self,
-        configuration: &MutatingWebhookConfiguration,
+        &mut self,
+        configuration: Option<MutatingWebhookConfiguration>,
         authorities: &Authorities,
     ) -> Result<(), RoundError> {
+        let Some(configuration) = configuration else {
+            self.problem.log(&format!(
+                "the MutatingWebhookConfiguration {} does not exist: no pod gets a sidecar until it does",
+                self.objects.settings.configuration
+            ));
+            return Ok(());
+        };
+        self.problem.clear();
         let bundle = rotation::bundle(&authorities.trusted());
         let webhooks = configuration.webhooks.iter().flatten();
         let differ: Vec<_> = webhooks
@@ -347,53 +346,10 @@ impl AuthorityManager {
         }
         Ok(())
     }
-}
 
-struct CertificateRefresher {
-    objects: Objects,
-    shown: Shown,
-    problem: LastProblem,
-    current: Arc<CurrentCertificate>,
-    signed: Option<Signed>,
-    /// Time since which the configuration lacks the certificate's authority.
-    missing_since: Option<UnixMillis>,
-    /// Whether the configuration has ever contained the certificate's authority.
-    trusted: bool,
-}
-
-impl CertificateRefresher {
-    async fn round(&mut self, clock: &Clock) -> Result<(), RoundError> {
-        let configuration = self.objects.configuration().await?;
-        self.shown
-            .record(&configuration.as_ref().map(published_roots).unwrap_or_default(), clock.now());
-        self.sign(clock).await?;
-        let now = clock.now();
-        if self.signed.as_ref().is_some_and(|signed| self.shown.since(&signed.root).is_some()) {
-            (self.trusted, self.missing_since) = (true, None);
-        } else {
-            self.missing_since.get_or_insert(now);
-        }
-        Ok(())
-    }
-
-    async fn sign(&mut self, clock: &Clock) -> Result<(), RoundError> {
-        let Some(secret) = self.objects.secret().await? else {
-            self.problem
-                .log(&format!("the Secret {SECRET} does not exist yet: the leader creates it"));
-            return Ok(());
-        };
-        let authorities = match Authorities::read(secret.data.as_ref().unwrap_or(&BTreeMap::new()))
-        {
-            Ok(authorities) => authorities,
-            Err(damage) => {
-                self.problem.log(&format!(
-                    "the Secret {SECRET} is invalid: {damage}; the leader replaces it"
-                ));
-                return Ok(());
-            }
-        };
-        self.problem.clear();
-        let (lifetimes, now) = (&self.objects.settings.lifetimes, clock.now());
+    /// Signs another certificate of this replica, if it is due.
+    fn sign(&mut self, authorities: &Authorities, now: UnixMillis) -> Result<(), RoundError> {
+        let lifetimes = &self.objects.settings.lifetimes;
         let root = authorities.current.root();
         if self
             .signed

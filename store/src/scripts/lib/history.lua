@@ -1,59 +1,68 @@
--- Writes entries of a user's history, by the rules of `twofactor_core::audit`. Uses the script's
--- arguments state_key, log_key, caller, retention, channel, address and user_agent; the last two
--- are '' if they are unknown or not recorded.
-
+-- Writes the entry of a decision or delivery to the user's history, by the rules of
+-- `twofactor_core::audit`, and replies. Uses the script's arguments state_key, history_key, caller,
+-- details, retention and most_entries, the moment now, what the state has counted for this caller
+-- (counted), the operation and the reply.
+--
+-- An entry is "moment operation outcome caller channel", then on a line of its own each the
+-- address, the user agent and the counted outcomes. Errors are ignored, because a decision stays
+-- valid if the login lacks a permission or Redis is out of memory; the last number of the reply is
+-- 1 then.
+local history_failed = 0
 -- Nothing else bounds how often these outcomes occur, so each is written once and then counted, for
 -- at most one hour.
-local UNBOUNDED = {
-  blocked = true, consumed = true, ['delivery-limit-reached'] = true, ['disabled-by-failures'] = true,
-  ['no-delivery-method'] = true, ['no-secret'] = true, ['too-soon'] = true, used = true,
-}
-local COUNTED_FOR = 3600000
+local unbounded = word == 'used' or word == 'too-soon' or word == 'blocked' or word == 'consumed'
+  or word == 'disabled-by-failures' or word == 'delivery-limit-reached' or word == 'no-delivery-method'
+  or word == 'no-secret'
+local write_entry, repeated = true, ''
 
--- `counted` is what the state has counted for this caller. Errors are ignored, because a decision
--- stays valid if the login lacks a permission or Redis is out of memory. Returns 1 if the entry
--- could not be written, otherwise 0.
-local function write_history(now, counted, what, result)
-  local kind, unbounded = what .. '/' .. result, UNBOUNDED[result]
-  counted = counted or ''
-  local since = tonumber(string.match(counted, '^%d+'))
+if unbounded or counted then
+  local kind = operation .. '/' .. word
+  local counted_since = tonumber(string.match(counted or '', '^%d+'))
   local kinds, counts = {}, {}
-  for name, count in string.gmatch(counted, ' (%S+)=(%d+)') do
+  for name, count in string.gmatch(counted or '', ' (%S+)=(%d+)') do
     kinds[#kinds + 1], counts[name] = name, tonumber(count)
   end
-  local fresh = since and math.abs(now - since) < COUNTED_FOR
-  local function write_counts()
-    local parts = { whole(since) }
-    for _, name in ipairs(kinds) do parts[#parts + 1] = name .. '=' .. whole(counts[name]) end
-    redis.pcall('HSET', state_key, 'counted:' .. caller, table.concat(parts, ' '))
-  end
-
+  local fresh = counted_since and math.abs(now - counted_since) < 3600000
   if unbounded and fresh and counts[kind] then
-    counts[kind] = counts[kind] + 1
-    write_counts()
-    return 0
+    counts[kind], write_entry = counts[kind] + 1, false
+  else
+    local parts = {}
+    for _, name in ipairs(kinds) do
+      if counts[name] > 0 then parts[#parts + 1] = string.format('%s=%.0f', name, counts[name]) end
+    end
+    if #parts > 0 then repeated = '\n' .. table.concat(parts, ' ') end
+    if unbounded then
+      if not fresh then counted_since, kinds, counts = now, {}, {} end
+      for _, name in ipairs(kinds) do counts[name] = 0 end
+      kinds[#kinds + 1], counts[kind] = kind, 0
+    end
   end
-  local repeated = {}
-  for _, name in ipairs(kinds) do
-    if counts[name] > 0 then repeated[#repeated + 1] = name .. '=' .. whole(counts[name]) end
-  end
-  local entry = { 'operation', what, 'outcome', result, 'caller', caller, 'channel', channel }
-  local function add(field, value)
-    if value ~= '' then entry[#entry + 1], entry[#entry + 2] = field, value end
-  end
-  add('address', address)
-  add('user_agent', user_agent)
-  add('repeated', table.concat(repeated, ' '))
-  local oldest = math.max(now - retention, 0)
-  local added = redis.pcall('XADD', log_key, 'MINID', whole(oldest), '*', unpack(entry))
-  redis.pcall('PEXPIREAT', log_key, whole(now + retention))
   if unbounded then
-    if not fresh then since, kinds, counts = now, {}, {} end
-    for _, name in ipairs(kinds) do counts[name] = 0 end
-    kinds[#kinds + 1], counts[kind] = kind, 0
-    write_counts()
-  elseif counted ~= '' then
+    local parts = { string.format('%.0f', counted_since) }
+    for _, name in ipairs(kinds) do parts[#parts + 1] = string.format('%s=%.0f', name, counts[name]) end
+    redis.pcall('HSET', state_key, 'counted:' .. caller, table.concat(parts, ' '))
+  else
     redis.pcall('HDEL', state_key, 'counted:' .. caller)
   end
-  return type(added) == 'table' and 1 or 0
 end
+
+if write_entry then
+  local entry = string.format('%.0f ', now) .. operation .. ' ' .. word .. ' ' .. caller .. details .. repeated
+  local length = redis.pcall('RPUSH', history_key, entry)
+  if type(length) ~= 'number' then
+    history_failed = 1
+  else
+    -- The oldest entries are the first ones. A bounded number of them is removed at a time, because
+    -- other scripts wait meanwhile.
+    for _ = 1, 100 do
+      local oldest = length > 1 and redis.pcall('LINDEX', history_key, 0)
+      if type(oldest) ~= 'string' then break end
+      local moment = tonumber(string.match(oldest, '^%d+'))
+      if length <= most_entries and moment and moment >= now - retention then break end
+      redis.pcall('LPOP', history_key)
+      length = length - 1
+    end
+    redis.pcall('PEXPIRE', history_key, retention)
+  end
+end
+return { word, first, second, history_failed }

@@ -1,5 +1,5 @@
-//! Measures a sidecar: time until its first answer, memory over a million verifies, and size on
-//! disk.
+//! Measures a sidecar: time until its first answer, memory over verifies of a million users, and
+//! size on disk.
 
 use std::fs;
 use std::path::Path;
@@ -7,22 +7,32 @@ use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use twofactor_core::realm::RealmRecord;
+use twofactor_core::user::DeliveryMethod;
 use twofactor_tests::process::Launch;
+use twofactor_tests::redis::RedisServer;
 use twofactor_tests::{ports, tools};
 
 use crate::load;
-use crate::realm::{self, Realm};
-use crate::serve;
+use crate::realm::Realm;
+use crate::usage::{peak_mebibytes, resident_mebibytes};
+use crate::verify::serve;
 
-const VERIFIES: usize = 1_000_000;
+/// Number of users after each of which the memory is shown. The sidecar knows the first number of
+/// them at the same time.
+const USERS: [usize; 5] = [20_000, 100_000, 300_000, 600_000, 1_000_000];
 const CONNECTIONS: usize = 64;
-const ROUND: Duration = Duration::from_secs(5);
 const STARTS: usize = 9;
 /// Timeout for a sidecar's first answer.
 const START: Duration = Duration::from_secs(20);
 
 /// Measures and prints.
-pub(crate) async fn run(realm: &Realm, credentials: &Path) {
+pub(crate) async fn run() {
+    let redis = RedisServer::start().await;
+    let users = USERS[USERS.len() - 1];
+    let realm = Realm::publish(&redis, &RealmRecord::default(), users, DeliveryMethod::App).await;
+    let credentials = realm.credentials(&redis);
+    let credentials = credentials.path();
     let program = tools::project_binary("twofactor-sidecar");
     let bytes = fs::metadata(&program).expect("the sidecar's program").len();
     println!("size of the stripped binary (goal: under 15 MB): {:.1} MB", megabytes(bytes));
@@ -39,16 +49,18 @@ pub(crate) async fn run(realm: &Realm, credentials: &Path) {
     );
 
     let sidecar = serve(credentials).await;
-    let (pid, mut done, mut shown) = (sidecar.process().id(), 0, Vec::new());
-    while done < VERIFIES {
-        let code = realm.use_up_the_current_code(&sidecar.api()).await;
-        let figures =
-            load::run(sidecar.api().base_url(), &realm::used_up(&code), CONNECTIONS, ROUND).await;
-        done += figures.count;
-        shown.push(format!("{} MiB after {} thousand", load::resident_mebibytes(pid), done / 1000));
+    let (pid, mut shown, mut first) = (sidecar.process().id(), Vec::new(), 0);
+    for last in USERS {
+        let verifies = realm.verifies(first..last);
+        let _ = load::each(sidecar.api().base_url(), &verifies, CONNECTIONS).await;
+        shown.push(format!("{} MiB after {} thousand", resident_mebibytes(pid), last / 1000));
+        first = last;
     }
-    println!("memory over a million verifies (goal: under 25 MiB and flat): {}", shown.join(", "));
-    println!("the most that it ever had: {} MiB", load::peak_mebibytes(pid));
+    println!(
+        "memory over accepted verifies, each of another user (goal: under 32 MiB and flat): {}",
+        shown.join(", ")
+    );
+    println!("the most that it ever had: {} MiB", peak_mebibytes(pid));
 }
 
 /// Time from the start of the process to an answer that needed Redis.
@@ -56,7 +68,7 @@ async fn time_to_first_answer(program: &Path, credentials: &Path) -> Duration {
     let (api, admin) = (ports::free_port(), ports::free_port());
     let launch = Launch::new(program)
         .isolated()
-        .args(["serve", "--log", "warn", "--credentials"])
+        .args(["serve", "--credentials"])
         .arg(credentials)
         .args(["--listen".to_owned(), format!("127.0.0.1:{api}")])
         .args(["--admin-listen".to_owned(), format!("127.0.0.1:{admin}")]);

@@ -17,7 +17,7 @@ use twofactor_tests::operator::OperatorProcess;
 use twofactor_tests::redis::RedisServer;
 use twofactor_tests::wait::eventually;
 
-use crate::load::{peak_mebibytes, resident_mebibytes};
+use crate::usage::{peak_mebibytes, resident_mebibytes};
 
 const CONCURRENCY: usize = 16;
 const BOUND: Duration = Duration::from_mins(10);

@@ -1,7 +1,8 @@
-//! Publishes two users to Redis, one with an authenticator app and one who gets codes by mail, and
-//! prepares requests of a sidecar and arguments of a script for them.
+//! Publishes a realm with many users to Redis, and prepares the requests and the scripts' arguments
+//! that succeed, each for another user.
 
 use std::fs;
+use std::ops::Range;
 use std::time::Duration;
 
 use rand::rngs::SysRng;
@@ -9,23 +10,23 @@ use rand_core::UnwrapErr;
 use tempfile::TempDir;
 use twofactor_core::audit::AuditPolicy;
 use twofactor_core::code::Code;
-use twofactor_core::decision::THROTTLE;
 use twofactor_core::key::{MasterKey, RealmKey};
-use twofactor_core::limits::{Limits, MAXIMUM_CODES_IN_FLIGHT};
+use twofactor_core::limits::{Limits, MAXIMUM_DELIVERIES_PER_HOUR};
 use twofactor_core::names::{Caller, Pseudonym, RealmId, RealmNames};
-use twofactor_core::provider::{Providers, SmtpSecurity, SmtpSettings};
+use twofactor_core::provider::{Endpoint, Providers, WebhookSettings};
 use twofactor_core::realm::RealmRecord;
 use twofactor_core::record::UserRecord;
 use twofactor_core::seal::Revision;
+use twofactor_core::secret::SecretText;
 use twofactor_core::seed::Seed;
-use twofactor_core::totp::{Algorithm, TotpParameters};
+use twofactor_core::totp::TotpParameters;
 use twofactor_core::user::{DeliveryMethod, UserDefinition};
+use twofactor_core::webhook::WebhookSecrets;
 use twofactor_store::clock::Clock;
 use twofactor_store::publisher::{DesiredUser, Publisher, UnlistedUsers};
 use twofactor_store::redis::RedisStore;
 use twofactor_store::redis::scripts::{self, ScriptCall};
 use twofactor_store::{Publishing, Store};
-use twofactor_tests::http::ApiClient;
 use twofactor_tests::redis::RedisServer;
 use twofactor_tests::scratch;
 
@@ -35,42 +36,35 @@ const INSTALLATION: &str = "bench";
 const CALLER: &str = "kms";
 /// A time longer than the benchmark, because the script gets one time for all of its calls.
 const TOLERANCE_MILLIS: u64 = 3_600_000;
+/// A secret of the length that the documentation recommends.
+const WEBHOOK_SECRET: &str = "whsec_bWFueSB1c2VycyBhc2sgZm9yIGEgY29kZSBhdCBvbmNl";
+/// What `redis-benchmark` replaces by a random number of twelve digits in each call.
+const RANDOM: &str = "__rand_int__";
 
 pub(crate) struct Realm {
     key: RealmKey,
     id: RealmId,
     names: RealmNames,
-    /// Carol, who has an app.
-    app: Person,
-    /// Alice, who gets mail.
-    mail: Person,
+    users: Vec<UserRecord>,
     checked_nodes: String,
 }
 
-/// A policy of a realm that sends mail, to each user once an hour.
-pub(crate) fn with_mail(port: u16) -> RealmRecord {
-    let smtp = SmtpSettings {
-        server: "127.0.0.1".to_owned(),
-        port,
-        security: SmtpSecurity::Plain,
-        username: None,
-        password: None,
-        from: "otp@example.org".parse().expect("an address"),
-        ehlo_name: None,
-        ca_certificates: None,
+/// A policy of a realm that sends codes to a webhook, to each user once an hour.
+pub(crate) fn with_webhook(url: &str) -> RealmRecord {
+    let receiver = Endpoint { url: SecretText::new(url.to_owned()), ca_certificates: None };
+    let secrets = WebhookSecrets::parse(WEBHOOK_SECRET).expect("a secret");
+    let webhook = Some(WebhookSettings { receiver, secrets });
+    let providers = Providers { webhook, ..Providers::default() };
+    let limits = Limits {
+        generate_interval_seconds: 3600,
+        deliveries_per_hour: MAXIMUM_DELIVERIES_PER_HOUR,
+        ..Limits::default()
     };
-    let providers = Providers { smtp: Some(smtp), ..Providers::default() };
-    let limits = Limits { generate_interval_seconds: 3600, ..Limits::default() };
     RealmRecord { providers, limits, ..RealmRecord::default() }
 }
 
-struct Person {
-    record: UserRecord,
-    pseudonym: Pseudonym,
-    revision: u64,
-}
-
-fn record(username: &str, delivery_method: DeliveryMethod, totp: TotpParameters) -> UserRecord {
+fn record(number: usize, delivery_method: DeliveryMethod) -> UserRecord {
+    let username = username(number);
     UserRecord {
         definition: UserDefinition {
             username: username.parse().expect("a username"),
@@ -78,54 +72,47 @@ fn record(username: &str, delivery_method: DeliveryMethod, totp: TotpParameters)
             delivery_method,
             email: Some(format!("{username}@example.org").try_into().expect("an address")),
             phone_number: None,
-            totp,
+            totp: TotpParameters::default(),
             issuer: None,
         },
         seed: Some(Seed::generate(&mut UnwrapErr(SysRng))),
         provenance: None,
+        source: None,
     }
 }
 
-impl Realm {
-    /// A realm with the contract's policy, which sends nothing.
-    pub(crate) async fn publish(redis: &RedisServer) -> Self {
-        Self::publish_with(redis, &RealmRecord::default()).await
-    }
+pub(crate) fn username(number: usize) -> String {
+    format!("user-{number}")
+}
 
-    /// A realm with a policy.
-    pub(crate) async fn publish_with(redis: &RedisServer, policy: &RealmRecord) -> Self {
+impl Realm {
+    /// A realm with a policy, and with `users` users who get codes by `method`.
+    pub(crate) async fn publish(
+        redis: &RedisServer,
+        policy: &RealmRecord,
+        users: usize,
+        method: DeliveryMethod,
+    ) -> Self {
         let random = &mut UnwrapErr(SysRng);
         let id: RealmId = "bench".parse().expect("a realm id");
         let names = RealmNames::new(&INSTALLATION.parse().expect("an installation"), &id);
         let key = MasterKey::generate(random).realm_key(&id, 1);
-        // The longest possible steps, because the script gets one step for all of its calls.
-        let longest = TotpParameters::new(Algorithm::Sha1, 6, 120, 1).expect("parameters");
-        let records = [
-            record("carol", DeliveryMethod::App, TotpParameters::default()),
-            record("alice", DeliveryMethod::Email, longest),
-        ];
+        let users: Vec<UserRecord> = (0..users).map(|number| record(number, method)).collect();
         let store = Store::Redis(
             RedisStore::new(&redis.url(), names.clone(), Clock::System).expect("a Redis URL"),
         );
         let publisher = Publisher::new(store, key.keys(&id));
-        let users = records.clone().map(|record| DesiredUser { record, fresh: true, reset: None });
+        let desired: Vec<DesiredUser> = users
+            .iter()
+            .map(|record| DesiredUser { record: record.clone(), fresh: true, reset: None })
+            .collect();
         publisher
-            .fill(policy, &users, UnlistedUsers::Remove, Clock::System.now(), random)
+            .fill(policy, &desired, UnlistedUsers::Remove, Clock::System.now(), random)
             .await
             .expect("to publish");
-        let pseudonyms = records
-            .each_ref()
-            .map(|record| publisher.keys().pseudonym(&record.definition.username));
-        let current = publisher.store().published(&pseudonyms).await.expect("what was published");
-        let mut people = records.into_iter().zip(pseudonyms).zip(current).map(
-            |((record, pseudonym), published)| {
-                let revision = published.revision.expect("a revision").0;
-                Person { record, pseudonym, revision }
-            },
-        );
-        let (app, mail) = people.next().zip(people.next()).expect("two people");
         let inspection = publisher.store().inspect().await.expect("the node");
-        Self { checked_nodes: format!("{}=0", inspection.identity()), key, id, names, app, mail }
+        let checked_nodes = format!("{}=0", inspection.identity());
+        Self { key, id, names, users, checked_nodes }
     }
 
     /// Turns on uniform answers.
@@ -154,80 +141,114 @@ impl Realm {
         folder
     }
 
-    /// Uses the code of the current step, which stays within the window for another step.
-    pub(crate) async fn use_up_the_current_code(&self, api: &ApiClient) -> Code {
-        let totp = self.app.record.totp().expect("a seed");
-        let code = totp.code_of(self.app.record.definition.totp.step_at(Clock::System.now()));
-        let reply = api.verify("carol", code.expose_secret()).await;
-        assert!([200, 400, 401].contains(&reply.status), "{}", reply.body);
-        code
+    /// A verify of the current code of each of these users, which is accepted.
+    pub(crate) fn verifies(&self, users: Range<usize>) -> Vec<Asked> {
+        users.map(|number| verify(number, &self.current_code(number), 200)).collect()
     }
 
-    /// The arguments of `EVALSHA` for the same decision about a code of Carol's.
-    pub(crate) fn verify_arguments(&self, code: &Code) -> Vec<String> {
-        let Person { record, .. } = &self.app;
+    /// The code of a user's current step, which stays within the window for another step.
+    pub(crate) fn current_code(&self, number: usize) -> Code {
+        let record = &self.users[number];
         let step = record.definition.totp.step_at(Clock::System.now());
-        let steps = record.totp().expect("a seed").matching_steps(code, step, 2);
-        let steps: Vec<String> = steps.iter().map(|step| step.number().to_string()).collect();
-        let user = self.names.user(&self.app.pseudonym);
+        record.totp().expect("a seed").code_of(step)
+    }
+
+    /// A request of a code for each user, which is issued and sent.
+    pub(crate) fn generates(&self) -> Vec<Asked> {
+        let body = |number| format!("{{\"username\":\"{}\"}}", username(number));
+        let asked = |number| Asked {
+            method: "POST",
+            path: "/auth/generate",
+            body: body(number),
+            status: 200,
+        };
+        (0..self.users.len()).map(asked).collect()
+    }
+
+    /// The arguments of `EVALSHA` to accept a code of an authenticator of a random user of
+    /// [`Realm::prepare`], all with the same code.
+    pub(crate) fn verify_arguments(&self) -> Vec<String> {
+        let record = &self.users[0];
+        let step = record.definition.totp.step_at(Clock::System.now());
+        let code = record.totp().expect("a seed").code_of(step);
+        let [state, otp, history] = self.random_keys();
         evalsha(&scripts::Verify {
-            state_key: &user.state,
-            otp_key: &user.otp,
-            log_key: &user.log,
+            state_key: &state,
+            otp_key: &otp,
+            history_key: &history,
             checked_nodes: &self.checked_nodes,
-            revision: self.app.revision.to_string(),
+            revision: "1".to_owned(),
             asked_at: Clock::System.now().millis(),
             tolerance: TOLERANCE_MILLIS,
             factor: "authenticator",
             caller: CALLER,
-            tag: self.tag(&self.app, code),
-            matches: steps.join(","),
+            tag: self.tag(&code),
+            matches: step.number().to_string(),
             period: 30,
             skew: 1,
-            threshold: THROTTLE.threshold,
-            first_block: millis(THROTTLE.first_block),
-            longest_block: millis(THROTTLE.longest_block),
-            disable_after: THROTTLE.disable_after,
             retention: millis(AuditPolicy::default().retention()),
-            channel: "app",
-            address: "",
-            user_agent: "",
+            details: " app\n\n".to_owned(),
         })
     }
 
-    /// The arguments of `EVALSHA` for a code for Alice, under the limits of a policy.
+    /// The arguments of `EVALSHA` to issue a code for a random user of [`Realm::prepare`], under
+    /// the limits of a policy.
     pub(crate) fn issue_arguments(&self, policy: &RealmRecord) -> Vec<String> {
-        let Person { record, .. } = &self.mail;
+        let record = &self.users[0];
         let totp = record.definition.totp;
         let step = totp.step_at(Clock::System.now());
         let code = record.totp().expect("a seed").code_of(step);
-        let user = self.names.user(&self.mail.pseudonym);
+        let [state, otp, history] = self.random_keys();
         evalsha(&scripts::Issue {
-            state_key: &user.state,
-            otp_key: &user.otp,
-            log_key: &user.log,
+            state_key: &state,
+            otp_key: &otp,
+            history_key: &history,
             checked_nodes: &self.checked_nodes,
-            revision: self.mail.revision.to_string(),
+            revision: "1".to_owned(),
             asked_at: Clock::System.now().millis(),
             tolerance: TOLERANCE_MILLIS,
             caller: CALLER,
-            tag: self.tag(&self.mail, &code),
+            tag: self.tag(&code),
             step: step.number(),
             period: totp.period(),
             lifetime: millis(policy.otp_lifetime.duration()),
             interval: millis(policy.limits.generate_interval()),
             most_per_hour: policy.limits.generates_per_hour.into(),
-            most_in_flight: MAXIMUM_CODES_IN_FLIGHT,
             retention: millis(AuditPolicy::default().retention()),
-            channel: "email",
-            address: "",
-            user_agent: "",
+            details: " webhook\n\n".to_owned(),
         })
     }
 
-    fn tag(&self, person: &Person, code: &Code) -> String {
+    /// Loads the scripts, and makes the states of `count` users for them.
+    pub(crate) async fn prepare(&self, redis: &RedisServer, count: usize) {
+        let mut connection = redis.connect().await;
+        for code in [scripts::Verify::text(), scripts::Issue::text()] {
+            let _: String = redis.ask(&["SCRIPT", "LOAD", &code]).await;
+        }
+        let [state, ..] = self.random_keys();
+        for first in (0..count).step_by(10_000) {
+            let mut pipeline = redis::pipe();
+            for number in first..count.min(first + 10_000) {
+                let key = state.replace(RANDOM, &format!("{number:012}"));
+                pipeline.cmd("HSET").arg(key).arg(&["revision", "1", "since", "0", "until", "0"]);
+            }
+            let _: Vec<u8> = pipeline.query_async(&mut connection).await.expect("to write states");
+        }
+    }
+
+    /// The keys of a random user. `redis-benchmark` chooses one for each key, so an entry of a
+    /// history may be that of another user, which costs the same.
+    fn random_keys(&self) -> [String; 3] {
+        let user = self.names.user(&Pseudonym::from_bytes([0; 16]));
+        [user.state, user.otp, user.history]
+            .map(|key| key.replace(&"0".repeat(32), &format!("{}{RANDOM}", "0".repeat(20))))
+    }
+
+    fn tag(&self, code: &Code) -> String {
         let caller: Caller = CALLER.parse().expect("a caller");
-        self.key.keys(&self.id).code_tag(&person.pseudonym, &caller, code, None).to_string()
+        let keys = self.key.keys(&self.id);
+        let pseudonym = keys.pseudonym(&self.users[0].definition.username);
+        keys.code_tag(&pseudonym, &caller, code, None).to_string()
     }
 }
 
@@ -248,14 +269,9 @@ fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).expect("less than an age")
 }
 
-/// A verify of a used code.
-pub(crate) fn used_up(code: &Code) -> Asked {
-    let body = format!("{{\"username\":\"carol\",\"otp_code\":\"{}\"}}", code.expose_secret());
-    Asked { method: "POST", path: "/auth/verify", body, status: 400 }
-}
-
-/// A request of a code for Alice, who has just got one.
-pub(crate) fn too_soon() -> Asked {
-    let body = "{\"username\":\"alice\"}".to_owned();
-    Asked { method: "POST", path: "/auth/generate", body, status: 429 }
+/// A verify of a user's code, and the expected status.
+pub(crate) fn verify(number: usize, code: &Code, status: u16) -> Asked {
+    let code = code.expose_secret();
+    let body = format!("{{\"username\":\"{}\",\"otp_code\":\"{code}\"}}", username(number));
+    Asked { method: "POST", path: "/auth/verify", body, status }
 }

@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Words in the same files that are no reasons.
-const NOT_REASONS: [&str; 3] = ["False", "Opaque", "True"];
+const NOT_REASONS: [&str; 5] = ["False", "Namespace", "Opaque", "Secret", "True"];
 
 /// Crates whose log lines administrators see.
 const CRATES: [&str; 5] = ["operator", "sidecar", "store", "server", "core"];
@@ -53,7 +53,8 @@ fn is_reason(literal: &str) -> bool {
 fn reasons_of_conditions_and_events() -> BTreeSet<String> {
     let folders = ["user", "realm"].map(|folder| operator().join(folder));
     let mut paths: Vec<PathBuf> = folders.iter().flat_map(|folder| files(folder)).collect();
-    paths.extend(["watch/pod_findings.rs", "state/user_objects.rs"].map(|it| operator().join(it)));
+    let more = ["watch/pod_findings.rs", "state/user_objects.rs", "process/obstacle.rs"];
+    paths.extend(more.map(|it| operator().join(it)));
     let codes: Vec<String> = paths.iter().map(|path| code(path)).collect();
     let found = codes.iter().flat_map(|code| literals(code));
     found.filter(|literal| is_reason(literal)).map(str::to_owned).collect()

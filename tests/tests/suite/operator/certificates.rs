@@ -13,9 +13,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use serde_json::{Value, json};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::{CancellationToken, DropGuard};
-use twofactor_operator::testing::certificates::{
-    SECRET, Settings, manage_authority, refresh_certificate, rotation::Lifetimes,
-};
+use twofactor_operator::testing::certificates::{SECRET, Settings, maintain, rotation::Lifetimes};
 use twofactor_server::admin::Check;
 use twofactor_server::http::{Limits, serve_tls};
 use twofactor_server::tls::{CurrentCertificate, configuration};
@@ -54,17 +52,6 @@ impl Home {
     fn settings(&self, lifetimes: Lifetimes) -> Settings {
         let poll = Duration::from_millis(200);
         Settings { lifetimes, poll, ..Settings::new(&self.namespace, SERVICE, &self.namespace) }
-    }
-
-    fn lead(&self, lifetimes: Lifetimes) -> DropGuard {
-        let stop = CancellationToken::new();
-        tokio::spawn(manage_authority(
-            self.client.clone(),
-            self.settings(lifetimes),
-            Clock::System,
-            stop.clone(),
-        ));
-        stop.drop_guard()
     }
 
     async fn get(&self, path: &str) -> Value {
@@ -122,7 +109,7 @@ impl Replica {
         let (current, ready) =
             (Arc::new(CurrentCertificate::default()), Check::required("certificate"));
         let (settings, stop) = (home.settings(lifetimes), CancellationToken::new());
-        let following = refresh_certificate(
+        let maintenance = maintain(
             home.client.clone(),
             settings,
             current.clone(),
@@ -130,7 +117,7 @@ impl Replica {
             Clock::System,
             stop.clone(),
         );
-        tokio::spawn(following);
+        tokio::spawn(maintenance);
         let address = serve(current, Limits::default(), stop.clone()).await;
         Self { address, ready, _stop: stop.drop_guard() }
     }
@@ -153,7 +140,7 @@ async fn serve(
 }
 
 /// A client without a connection that trusts only these roots.
-fn trusting(bundle: &str, host: &str, address: SocketAddr) -> reqwest::Client {
+pub(super) fn trusting(bundle: &str, host: &str, address: SocketAddr) -> reqwest::Client {
     rustls::crypto::ring::default_provider().install_default().ok();
     let roots = Certificate::from_pem_bundle(bundle.as_bytes()).unwrap();
     let client = reqwest::Client::builder().no_proxy().tls_certs_only(roots).resolve(host, address);
@@ -173,7 +160,6 @@ async fn no_request_fails_while_authorities_and_certificates_are_replaced() {
     let lifetimes = Lifetimes { authority: Duration::from_secs(15), leaf: Duration::from_secs(4) };
     let home = Home::new().await;
     home.configure();
-    let _leader = home.lead(lifetimes);
     let replicas = [Replica::start(&home, lifetimes).await, Replica::start(&home, lifetimes).await];
     for replica in &replicas {
         replica.wait_ready().await;
@@ -224,12 +210,16 @@ async fn no_request_fails_while_authorities_and_certificates_are_replaced() {
 }
 
 #[tokio::test]
-async fn leaders_at_the_same_time_make_one_authority() {
+async fn replicas_that_start_at_the_same_time_make_one_authority() {
     let home = Home::new().await;
     home.configure();
-    let _leaders: Vec<_> = (0..4).map(|_| home.lead(Lifetimes::default())).collect();
-    let replica = Replica::start(&home, Lifetimes::default()).await;
-    replica.wait_ready().await;
+    let lifetimes = Lifetimes::default();
+    let replicas = futures_util::future::join_all((0..4).map(|_| Replica::start(&home, lifetimes)));
+    let replicas = replicas.await;
+    for replica in &replicas {
+        replica.wait_ready().await;
+    }
+    let replica = &replicas[0];
     let secret = home.json(&["get", "secret", SECRET]);
     let authority = home.authority().await;
     home.wait_shown(&[&authority], 1).await;
@@ -243,7 +233,6 @@ async fn leaders_at_the_same_time_make_one_authority() {
 #[tokio::test]
 async fn a_webhook_configuration_gets_its_ca_bundle_and_no_other_change() {
     let home = Home::new().await;
-    let _leader = home.lead(Lifetimes::default());
     let replica = Replica::start(&home, Lifetimes::default()).await;
     eventually(BOUND, "an authority", async || {
         home.server.try_kubectl(&["--namespace", &home.namespace, "get", "secret", SECRET])
@@ -289,7 +278,6 @@ async fn a_lost_or_damaged_authority_is_replaced_without_a_failed_request() {
         Lifetimes { authority: Duration::from_secs(100), leaf: Duration::from_secs(50) };
     let home = Home::new().await;
     home.configure();
-    let _leader = home.lead(lifetimes);
     let replica = Replica::start(&home, lifetimes).await;
     replica.wait_ready().await;
     let host = format!("{SERVICE}.{}.svc", home.namespace);

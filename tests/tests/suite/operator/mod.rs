@@ -1,11 +1,14 @@
 //! Tests of the operator on a real API server, under its real RBAC rules.
 
+mod admission;
 mod certificates;
 mod crashes;
 mod failures;
 mod imports;
 mod lease;
+mod obstacles;
 mod outages;
+mod reads;
 mod realms;
 mod redis;
 mod replicas;

@@ -143,6 +143,9 @@ async fn values_that_cannot_work_are_refused_by_name() {
         ("operator.replicas=0", "'/operator/replicas'"),
         ("operator.replicas=two", "'/operator/replicas'"),
         ("operator.resorces.limits.cpu=1", "'resorces'"),
+        ("admission.replicas=0", "'/admission/replicas'"),
+        ("admission.terminationGracePeriodSeconds=5", "'/admission/terminationGracePeriodSeconds'"),
+        ("admission.concurrency=1", "'concurrency'"),
         ("sidecars.logFormat=json", "'sidecars'"),
         ("sidecar.resources.limits.memory=lots", "'/sidecar/resources/limits/memory'"),
         ("sidecar.image.pullPolicy=Sometimes", "'/sidecar/image/pullPolicy'"),
@@ -328,9 +331,12 @@ async fn every_pod_of_the_chart_is_admitted_where_pod_security_is_restricted() {
         careless.unwrap().stderr().contains("would violate PodSecurity"),
         "the server would say so"
     );
-    for (template, kind) in
-        [("deployment", "deployment.apps"), ("redis", "statefulset.apps"), ("tests/test", "pod/")]
-    {
+    for (template, kind) in [
+        ("controller", "deployment.apps"),
+        ("admission", "deployment.apps"),
+        ("redis", "statefulset.apps"),
+        ("tests/test", "pod/"),
+    ] {
         let show = format!("templates/{template}.yaml");
         let text =
             helm(&["template", "x", &chart(), "--namespace", "restricted", "--show-only", &show])
@@ -372,23 +378,20 @@ fn the_rules_are_those_that_the_operator_is_tested_with(server: &ApiServer) {
         "--dry-run=client",
         "--namespace",
         NAMESPACE,
-        "--output=jsonpath={.kind} {.rules}{\"\\n\"}",
+        "--output=jsonpath={.kind} {.metadata.name} {.rules}{\"\\n\"}",
         "-f",
         file.to_str().unwrap(),
     ]);
-    assert_eq!(tested.lines().count(), 2, "{tested}");
+    assert_eq!(tested.lines().count(), 4, "{tested}");
     for line in tested.lines() {
-        let (kind, rules) = line.split_once(' ').unwrap();
-        let installed = get(server, &[kind, "twofactor-operator", "--namespace", NAMESPACE]);
+        let [kind, name, rules] = line.splitn(3, ' ').collect::<Vec<_>>().try_into().unwrap();
+        let installed = get(server, &[kind, name, "--namespace", NAMESPACE]);
         assert_eq!(installed["rules"], json_of(rules), "{kind}");
-        let binding = get(
-            server,
-            &[&format!("{kind}Binding"), "twofactor-operator", "--namespace", NAMESPACE],
-        );
+        let binding = get(server, &[&format!("{kind}Binding"), name, "--namespace", NAMESPACE]);
         assert_eq!(binding["roleRef"]["kind"], kind);
         assert_eq!(
             binding["subjects"],
-            json!([{ "kind": "ServiceAccount", "name": "twofactor-operator", "namespace": NAMESPACE }])
+            json!([{ "kind": "ServiceAccount", "name": name, "namespace": NAMESPACE }])
         );
     }
 }
@@ -543,6 +546,81 @@ async fn redis_runs_as_its_pod_would_run_it(server: &ApiServer) {
     assert_eq!(ask(&["get", "used"]).await, "this-code");
 }
 
+/// What the chart's first version had in place of controller and admission: one Deployment, behind
+/// the same Service.
+const ONE_DEPLOYMENT: &str = "
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: earlier, namespace: earlier}
+spec:
+  replicas: 2
+  selector:
+    matchLabels: {app.kubernetes.io/name: twofactor-operator, app.kubernetes.io/instance: earlier}
+  template:
+    metadata:
+      labels: {app.kubernetes.io/name: twofactor-operator, app.kubernetes.io/instance: earlier}
+    spec:
+      serviceAccountName: earlier
+      containers:
+        - {name: operator, image: any, args: [run], ports: [{name: webhook, containerPort: 9443}]}
+---
+apiVersion: v1
+kind: ServiceAccount
+metadata: {name: earlier, namespace: earlier}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: earlier, namespace: earlier}
+spec:
+  selector: {app.kubernetes.io/name: twofactor-operator, app.kubernetes.io/instance: earlier}
+  ports: [{name: webhook, port: 443, targetPort: webhook}]
+";
+
+/// The webhook's Service must find the pods of both versions all the time, or labelled pods are
+/// refused.
+#[tokio::test]
+async fn an_upgrade_from_one_deployment_and_its_rollback_keep_the_webhooks_pods() {
+    let server = server().await;
+    let kubeconfig = server.kubeconfig_path().display().to_string();
+    let in_earlier = async |args: &[&str]| {
+        let common = ["--kubeconfig", &kubeconfig, "--namespace", "earlier"];
+        helm(&[&common[..], args].concat()).await
+    };
+    let _ = server.kubectl(&["create", "namespace", "earlier"]);
+    let folder = scratch::folder("chart-earlier");
+    fs::create_dir(folder.path().join("templates")).unwrap();
+    let chart_file = "apiVersion: v2\nname: fountainai-2fa\nversion: 0.0.1\n";
+    fs::write(folder.path().join("Chart.yaml"), chart_file).unwrap();
+    fs::write(folder.path().join("templates/all.yaml"), ONE_DEPLOYMENT).unwrap();
+    let _ = in_earlier(&["install", "earlier", folder.path().to_str().unwrap()]).await;
+    let object = |kind: &str| get(server, &[kind, "earlier", "--namespace", "earlier"]);
+    let (deployment, service) = (object("deployment"), object("service"));
+
+    let values = "name=earlier,crds.enabled=false,redis.enabled=false,redis.existing.url=redis://a";
+    let _ = in_earlier(&["upgrade", "earlier", &chart(), "--set", values]).await;
+    let (upgraded, labels) = (object("deployment"), "/spec/template/metadata/labels");
+    assert_eq!(upgraded["metadata"]["uid"], deployment["metadata"]["uid"]);
+    assert_eq!(upgraded["spec"]["template"]["spec"]["containers"][0]["args"], json!(["admission"]));
+    let strategy = &upgraded["spec"]["strategy"]["rollingUpdate"];
+    assert_eq!(strategy["maxUnavailable"], 0, "an old pod ends after its successor is ready");
+    let selector = service["spec"]["selector"].as_object().unwrap();
+    assert_eq!(object("service")["spec"]["selector"].as_object(), Some(selector));
+    for (name, label) in selector {
+        assert_eq!(upgraded.pointer(labels).unwrap()[name], *label, "of the pods of admission");
+    }
+    let controller = get(server, &["deployment", "earlier-controller", "--namespace", "earlier"]);
+    let labels = controller.pointer(labels).unwrap();
+    assert!(selector.iter().any(|(name, label)| labels[name] != *label), "not of the controller");
+
+    let _ = in_earlier(&["rollback", "earlier", "1"]).await;
+    let back = object("deployment");
+    assert_eq!(back["metadata"]["uid"], deployment["metadata"]["uid"]);
+    assert_eq!(back["spec"]["template"]["spec"]["containers"][0]["args"], json!(["run"]));
+    let left = ["get", "deployments", "--namespace", "earlier", "--output=name"];
+    assert_eq!(server.kubectl(&left).trim(), "deployment.apps/earlier");
+    let _ = in_earlier(&["uninstall", "earlier"]).await;
+}
+
 async fn an_upgrade_leaves_alone_what_the_operator_wrote(server: &ApiServer) {
     let bundle = BASE64.encode(&fs::read(server.ca_path()).unwrap());
     let patch =
@@ -551,14 +629,17 @@ async fn an_upgrade_leaves_alone_what_the_operator_wrote(server: &ApiServer) {
     let manager = "--field-manager=twofactor-operator";
     let _ = server.kubectl(&["patch", WEBHOOK, "--type=json", manager, "--patch", &patch]);
     for replicas in [3, 2] {
-        let value = format!("operator.replicas={replicas}");
+        let value = format!("operator.replicas={replicas},admission.replicas={}", replicas + 1);
         let timeout = format!("webhook.timeoutSeconds={}", replicas + 1);
         let _ =
             helm_on(server, &["upgrade", "trial", &chart(), "--set", &value, "--set", &timeout])
                 .await;
-        let deployment =
-            get(server, &["deployment", "twofactor-operator", "--namespace", NAMESPACE]);
-        assert_eq!(deployment["spec"]["replicas"], replicas);
+        for (name, replicas) in
+            [("twofactor-operator-controller", replicas), ("twofactor-operator", replicas + 1)]
+        {
+            let deployment = get(server, &["deployment", name, "--namespace", NAMESPACE]);
+            assert_eq!(deployment["spec"]["replicas"], replicas);
+        }
         let webhook = &get(server, &[WEBHOOK])["webhooks"][0];
         assert_eq!(webhook["timeoutSeconds"], replicas + 1);
         assert_eq!(webhook["clientConfig"]["caBundle"].as_str(), Some(bundle.as_str()));

@@ -66,6 +66,9 @@ async fn a_services_login_may_call_no_other_command() {
         &["XTRIM", &user.log, "MAXLEN", "0"],
         &["XDEL", &user.log, "1-1"],
         &["XRANGE", &user.log, "-", "+"],
+        &["LRANGE", &user.history, "0", "-1"],
+        &["LTRIM", &user.history, "1", "0"],
+        &["LSET", &user.history, "0", "forged"],
     ] {
         let result = call(&mut connection, words).await;
         assert!(is_refused(&result), "{words:?}: {result:?}");
@@ -88,6 +91,7 @@ async fn a_services_login_reaches_no_other_key_and_writes_no_record_even_by_a_sc
         &other.realm_deliveries(),
         &others.record,
         &others.state,
+        &others.history,
         &others.log,
         &foreign.realm_record(),
         "something",
@@ -98,6 +102,7 @@ async fn a_services_login_reaches_no_other_key_and_writes_no_record_even_by_a_sc
             &["EXISTS", key],
             &["HSET", key, "a", "b"],
             &["XADD", key, "*", "a", "b"],
+            &["RPUSH", key, "a"],
         ] {
             let result = call(&mut connection, words).await;
             assert!(is_refused(&result), "{words:?}: {result:?}");
@@ -113,6 +118,7 @@ async fn a_services_login_reaches_no_other_key_and_writes_no_record_even_by_a_sc
         &["HSET", &user.record, "a", "b"],
         &["XADD", &user.record, "*", "a", "b"],
         &["XADD", &names().realm_meta(), "*", "a", "b"],
+        &["RPUSH", &user.record, "a"],
         &["HGETALL", &others.state],
         &["DEL", &user.state],
     ] {

@@ -39,7 +39,7 @@ async fn keys_contain_no_username_and_all_but_record_and_state_expire() {
         let expires: i64 = connection.pttl(&key).await.unwrap();
         let longest = match kind.as_str() {
             "otp" => 301_000,
-            "log" => 30 * 24 * 3_600_000,
+            "hist" => 30 * 24 * 3_600_000,
             "sent" => 3_600_000,
             _ => 0,
         };
@@ -50,7 +50,7 @@ async fn keys_contain_no_username_and_all_but_record_and_state_expire() {
         seen.push(kind);
     }
     seen.sort();
-    assert_eq!(seen, ["log", "meta", "otp", "rec", "rec", "sent", "state"].map(str::to_owned));
+    assert_eq!(seen, ["hist", "meta", "otp", "rec", "rec", "sent", "state"].map(str::to_owned));
     world.set_time(START + 302_000).await;
     assert!(!keys(world.redis()).await.iter().any(|key| key.ends_with(":otp")));
     world.set_time(START + 30 * 24 * 3_600_000 + 1).await;
@@ -58,8 +58,46 @@ async fn keys_contain_no_username_and_all_but_record_and_state_expire() {
         !keys(world.redis())
             .await
             .iter()
-            .any(|key| key.ends_with(":log") || key.ends_with(":sent"))
+            .any(|key| key.ends_with(":hist") || key.ends_with(":sent"))
     );
+}
+
+#[tokio::test]
+async fn a_user_and_a_login_cost_redis_few_bytes() {
+    let world = World::in_redis().await;
+    let person = world.person("carol", App).await;
+    let size = async || {
+        let mut bytes = 0;
+        for key in keys(world.redis()).await {
+            if key.contains(&person.pseudonym.to_string()) {
+                bytes += world.redis().ask::<i64>(&["MEMORY", "USAGE", &key]).await;
+            }
+        }
+        bytes
+    };
+    let user = size().await;
+    assert!((1..=900).contains(&user), "{user} bytes for a user who never logged in");
+    // The longest common user agents have some 150 characters.
+    let day = async |number: u64| {
+        world.set_time(START + number * 24 * 3_600_000).await;
+        let code = person.code_at(world.now(), 0);
+        let mut request = world.verification(&person, "kms", &code);
+        request.audit.address = Some("2001:db8:0:1:2:3:4:5".to_owned());
+        request.audit.user_agent = Some("x".repeat(150));
+        let verdict = world.store.verify(&person.pseudonym, &request).await.unwrap();
+        assert_eq!(verdict, Verdict::Accepted);
+    };
+    for number in 1..=20 {
+        day(number).await;
+    }
+    let login = (size().await - user) / 20;
+    assert!((1..=300).contains(&login), "{login} bytes for a login");
+    for number in 21..=90 {
+        day(number).await;
+    }
+    // Entries older than 30 days were removed.
+    let bytes = size().await;
+    assert!(bytes <= user + 32 * 300, "{bytes} bytes after 90 days");
 }
 
 #[tokio::test]
@@ -191,9 +229,9 @@ async fn a_login_of_the_previous_version_still_gets_decisions() {
         let mut command = redis::cmd("ACL");
         command.arg("SETUSER").arg(&name).arg(rule).exec_async(&mut admin.clone()).await.unwrap();
     };
-    // As the previous version of the operator sets it: without histories and without the realm's
+    // As a previous version of the operator sets it: without histories and without the realm's
     // count.
-    acl("-xadd").await;
+    acl("-rpush").await;
     acl("resetkeys").await;
     for pattern in names().keys_to_read().into_iter().chain(names().keys_to_write()) {
         if pattern != names().realm_deliveries() {
@@ -209,7 +247,7 @@ async fn a_login_of_the_previous_version_still_gets_decisions() {
     assert_eq!(verify(&right).await, Verdict::Accepted);
     assert_eq!(verify(&right).await, Verdict::Used);
     assert_eq!(world.publisher.store().history(&person.pseudonym).await.unwrap(), []);
-    acl("+xadd").await;
+    acl("+rpush").await;
     assert_eq!(verify(&person.wrong_code(world.now())).await, Verdict::Wrong);
     assert_eq!(world.publisher.store().history(&person.pseudonym).await.unwrap().len(), 1);
 }

@@ -24,7 +24,10 @@ use twofactor_tests::{scratch, tools};
 /// the processors; tests of a promised time measure that time themselves.
 pub(crate) const BOUND: Duration = Duration::from_secs(30);
 
+/// Service account of the controller, and name of its roles.
 const ACCOUNT: &str = "twofactor-operator";
+/// Service account of admission, and name of its roles.
+pub(crate) const ADMISSION_ACCOUNT: &str = "twofactor-operator-admission";
 static NEXT: AtomicU32 = AtomicU32::new(0);
 
 /// An API server that the tests share, or one for a single test.
@@ -88,30 +91,22 @@ impl Cluster {
         for name in [&namespace, &home] {
             let _ = server.kubectl(&["create", "namespace", name]);
         }
-        let account = format!("{home}:{ACCOUNT}");
-        let _ = server.kubectl(&["--namespace", &home, "create", "serviceaccount", ACCOUNT]);
-        let binding = format!("--serviceaccount={account}");
         // The rules of a real installation, bound in the two namespaces and for cluster-wide
         // objects.
-        let _ = server.kubectl(&[
-            "create",
-            "clusterrolebinding",
-            &home,
-            "--clusterrole=twofactor-operator",
-            &binding,
-        ]);
         let role =
             server.kubectl(&["apply", "--namespace", &home, "-f", &root("operator/rbac.yaml")]);
         assert!(role.contains("role"), "{role}");
-        let _ = server.kubectl(&[
-            "--namespace",
-            &home,
-            "create",
-            "rolebinding",
-            ACCOUNT,
-            "--role=twofactor-operator",
-            &binding,
-        ]);
+        for account in [ACCOUNT, ADMISSION_ACCOUNT] {
+            let in_home = |args: &[&str]| {
+                let _ = server.kubectl(&[&["--namespace", &home, "create"], args].concat());
+            };
+            in_home(&["serviceaccount", account]);
+            let name = format!("{home}-{account}");
+            let subject = format!("--serviceaccount={home}:{account}");
+            let role = format!("--clusterrole={account}");
+            in_home(&["clusterrolebinding", &name, &role, &subject]);
+            in_home(&["rolebinding", account, &format!("--role={account}"), &subject]);
+        }
         let kubeconfig = server.kubeconfig_for_service_account(&home, ACCOUNT);
         Self { server, redis, namespace, home, kubeconfig }
     }

@@ -86,6 +86,7 @@ pub(crate) fn record(username: &str, method: DeliveryMethod) -> UserRecord {
         },
         seed: Some(Seed::generate(&mut random())),
         provenance: None,
+        source: None,
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use twofactor_core::audit::{AuditContext, Entry};
+use twofactor_core::audit::{AuditContext, Entry, MAXIMUM_ENTRIES};
 use twofactor_core::decision::{DeliveryReport, Event, Issue, Verdict};
 use twofactor_core::limits::Limits;
 use twofactor_core::user::DeliveryMethod::{App, Email};
@@ -15,6 +15,7 @@ for_every_store!(
     history_keeps_the_end_users_address_and_agent_only_if_they_were_passed_on,
     outcomes_without_a_limit_are_recorded_once_and_then_counted,
     history_entries_expire_and_all_are_removed_with_their_user,
+    a_history_has_a_maximum_length,
     no_history_is_written_for_a_removed_user,
 );
 
@@ -156,6 +157,18 @@ async fn history_entries_expire_and_all_are_removed_with_their_user(world: World
     assert_eq!(moments, [1000, millis, millis + 500]);
     world.publisher.remove(person.pseudonym).await.unwrap();
     assert_eq!(history(&world, &person).await, []);
+}
+
+async fn a_history_has_a_maximum_length(world: World) {
+    let person = world.person("alice", Email).await;
+    for _ in 0..MAXIMUM_ENTRIES + 20 {
+        conclude(&world, &person, Event::Sent).await;
+    }
+    world.set_time(START + 1).await;
+    conclude(&world, &person, Event::NoSecret).await;
+    let entries = history(&world, &person).await;
+    assert_eq!(entries.len(), MAXIMUM_ENTRIES);
+    assert_eq!(entries.last().unwrap().outcome, "no-secret");
 }
 
 async fn no_history_is_written_for_a_removed_user(world: World) {

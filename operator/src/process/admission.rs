@@ -1,0 +1,83 @@
+//! Runs admission: the webhook, with its certificates and what it knows of realms and namespaces.
+//! It needs neither Redis, nor a key, nor a leader.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use kube::Client;
+use tokio_util::sync::CancellationToken;
+use twofactor_server::admin::Check;
+use twofactor_server::http::{self, Limits};
+use twofactor_server::tls::{self, CurrentCertificate};
+use twofactor_store::clock::Clock;
+
+use super::DRAIN;
+use super::config::AdmissionConfiguration;
+use super::error::StartError;
+use super::replica::{Replica, listen};
+use super::tasks::Tasks;
+use crate::metrics;
+use crate::webhook::metrics::AdmissionMetrics;
+use crate::webhook::{AccessLookup, certificates, routes};
+
+/// Time for which the webhook still answers after the signal to stop, until the API servers have
+/// noticed. A request without an answer is a rejected pod.
+const FAREWELL: Duration = Duration::from_secs(5);
+/// Timeout for the TLS handshake and the first request's head. It is short, because other pods can
+/// reach this port and could hold connections by sending nothing.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(3);
+/// Maximum number of connections to the webhook. API servers keep theirs, so some hundred are
+/// plenty.
+const CONNECTIONS: usize = 256;
+/// Timeout for one admission review. API servers give up after 10 s by default.
+const REVIEW_TIMEOUT: Duration = Duration::from_secs(8);
+/// Idle timeout of the webhook, longer than the 90 s after which an API server closes an idle
+/// connection itself.
+const IDLE: Duration = Duration::from_mins(2);
+/// Lifetime of a connection to the webhook. After that it is opened again, with the newest
+/// certificate.
+const LIFETIME: Duration = Duration::from_mins(5);
+
+/// Runs admission until `stop`, and then answers for a short time more.
+pub async fn run(
+    configuration: AdmissionConfiguration,
+    client: Client,
+    stop: CancellationToken,
+) -> Result<(), StartError> {
+    let AdmissionConfiguration { namespaces, operator_namespace, admin_listen, webhook } =
+        configuration;
+    let listener = listen(webhook.listen, "--webhook-listen").await?;
+    let registry = metrics::registry()?;
+    let unreadable = metrics::realms_unreadable(&registry)?;
+    let admission = AdmissionMetrics::new(&registry)?;
+    let replica = Replica::default();
+    let certificate = Check::required("certificate");
+    let mut tasks = Tasks::default();
+    replica.serve_admin(&mut tasks, admin_listen, [certificate.clone()], registry, &stop).await?;
+    replica.watch(&mut tasks, &client, &namespaces, &unreadable, &stop);
+
+    let settings = webhook.certificates(&operator_namespace);
+    let current = Arc::new(CurrentCertificate::default());
+    let tls = tls::configuration(current.clone())?;
+    let certificates =
+        certificates::maintain(client, settings, current, certificate, Clock::System, stop.clone());
+    tasks.spawn("webhook certificates", certificates);
+    let policies = replica.policies;
+    let access: AccessLookup = Arc::new(move |realm, namespace| policies.access(realm, namespace));
+    let routes = routes::routes(Arc::new(webhook.sidecar), access, admission);
+    tasks.spawn("webhook", http::serve_tls(listener, tls, routes, limits(), stop.clone()));
+    tasks.supervise(&stop, FAREWELL + DRAIN).await
+}
+
+fn limits() -> Limits {
+    Limits {
+        connections: CONNECTIONS,
+        header_timeout: HEAD_TIMEOUT,
+        drain: DRAIN,
+        idle: Some(IDLE),
+        request: Some(REVIEW_TIMEOUT),
+        lifetime: Some(LIFETIME),
+        shutdown_delay: FAREWELL,
+        ..Limits::default()
+    }
+}

@@ -1,0 +1,65 @@
+//! Runs the controller: one replica leads, and the others wait for the Lease with the realms and
+//! namespaces already known.
+
+use kube::Client;
+use tokio_util::sync::CancellationToken;
+use twofactor_core::secret::SecretText;
+use twofactor_server::admin::{Check, NamedChecks};
+use twofactor_store::redis::{RedisStore, SettingsWatch};
+
+use super::config::Configuration;
+use super::error::StartError;
+use super::leader::Leader;
+use super::obstacle::Need;
+use super::replica::Replica;
+use super::tasks::Tasks;
+use super::{DRAIN, redis_password};
+use crate::metrics::Metrics;
+
+/// Runs the controller until `stop`, and then finishes what is in progress.
+pub async fn run(
+    configuration: Configuration,
+    client: Client,
+    stop: CancellationToken,
+) -> Result<(), StartError> {
+    // The URL is checked now and not when this replica leads for the first time, so that a new
+    // version with an invalid one does not become ready.
+    RedisStore::check_target(
+        configuration.redis_url.expose_secret(),
+        configuration.redis_authority.as_deref(),
+    )?;
+    if configuration.redis_password_secret.is_some() {
+        redis_password::put_into(&configuration.redis_url, &SecretText::new("any".to_owned()))?;
+    }
+    let metrics = Metrics::new()?;
+    for need in Need::ALL {
+        metrics.show_need(need.name(), false);
+    }
+    let replica = Replica::default();
+    let mut tasks = Tasks::default();
+    let (leading, redis) = (Check::informational("leading"), Check::informational("redis"));
+    let redis_settings = NamedChecks::new(SettingsWatch::check_names());
+    let checks = [leading.clone(), redis.clone()].into_iter().chain(redis_settings.all());
+    replica
+        .serve_admin(&mut tasks, configuration.admin_listen, checks, metrics.registry(), &stop)
+        .await?;
+    replica.watch(
+        &mut tasks,
+        &client,
+        &configuration.namespaces,
+        &metrics.realms_unreadable,
+        &stop,
+    );
+    let leader = Leader {
+        configuration,
+        client,
+        metrics,
+        policies: replica.policies,
+        policies_synced: replica.synced,
+        leading,
+        redis,
+        redis_settings,
+    };
+    tasks.spawn_fallible("leader", leader.run(stop.clone()));
+    tasks.supervise(&stop, DRAIN).await
+}

@@ -1,0 +1,103 @@
+//! Runs what controller and admission have in common: the admin port, and the watches of realms and
+//! namespaces.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use kube::Client;
+use prometheus::{IntCounter, Registry};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use twofactor_server::admin::{self, Check};
+use twofactor_server::http::{self, Limits};
+
+use super::DRAIN;
+use super::error::StartError;
+use super::tasks::Tasks;
+use crate::state::realm_policies::Policies;
+use crate::state::watched_namespaces::WatchedNamespaces;
+use crate::watch::{self, Synced};
+
+/// Idle timeout of the admin port, longer than a scraper's interval of a few seconds.
+const ADMIN_IDLE: Duration = Duration::from_secs(15);
+
+/// What every replica knows: which namespaces each realm allows.
+pub struct Replica {
+    pub policies: Arc<Policies>,
+    /// Whether `policies` is complete: realms and namespaces.
+    pub synced: [Synced; 2],
+    checks: [Check; 2],
+}
+
+impl Default for Replica {
+    fn default() -> Self {
+        let checks = ["realms", "namespaces"].map(Check::required);
+        Self { policies: Arc::default(), synced: [Synced::default(), Synced::default()], checks }
+    }
+}
+
+impl Replica {
+    /// Serves the admin port with the checks of every replica and `more`. It is called first, so
+    /// that probes get an answer while the API server is slow.
+    pub async fn serve_admin(
+        &self,
+        tasks: &mut Tasks,
+        address: SocketAddr,
+        more: impl IntoIterator<Item = Check>,
+        registry: Registry,
+        stop: &CancellationToken,
+    ) -> Result<(), StartError> {
+        let listener = listen(address, "--admin-listen").await?;
+        let checks = self.checks.iter().cloned().chain(more).collect();
+        let limits = Limits { idle: Some(ADMIN_IDLE), drain: DRAIN, ..admin::limits() };
+        let routes = admin::routes(checks, registry);
+        tasks.spawn("admin", http::serve(listener, routes, limits, stop.clone()));
+        Ok(())
+    }
+
+    /// Watches realms and namespaces. `unreadable` counts the realms that this version cannot read.
+    pub fn watch(
+        &self,
+        tasks: &mut Tasks,
+        client: &Client,
+        namespaces: &[String],
+        unreadable: &IntCounter,
+        stop: &CancellationToken,
+    ) {
+        let [realms, all_namespaces] = self.synced.clone();
+        tasks.spawn(
+            "policies: realms",
+            watch::realms::realms(
+                client.clone(),
+                self.policies.clone(),
+                WatchedNamespaces(namespaces.to_owned()),
+                unreadable.clone(),
+                realms,
+                stop.clone(),
+            ),
+        );
+        tasks.spawn(
+            "policies: namespaces",
+            watch::realms::namespaces(
+                client.clone(),
+                self.policies.clone(),
+                all_namespaces,
+                stop.clone(),
+            ),
+        );
+        for (check, synced) in self.checks.clone().into_iter().zip(self.synced.clone()) {
+            let stop = stop.clone();
+            tasks.spawn("readiness", async move {
+                stop.run_until_cancelled(synced.wait()).await;
+                check.set(true);
+                stop.cancelled().await;
+            });
+        }
+    }
+}
+
+/// Listens on the address that `flag` sets.
+pub async fn listen(address: SocketAddr, flag: &'static str) -> Result<TcpListener, StartError> {
+    TcpListener::bind(address).await.map_err(|source| StartError::Listen { address, flag, source })
+}

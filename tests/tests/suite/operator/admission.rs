@@ -1,0 +1,150 @@
+//! Tests admission as a process of its own, under its own rules: without Redis and without a
+//! controller.
+
+use std::net::SocketAddr;
+
+use data_encoding::BASE64;
+use serde_json::{Value, json};
+use twofactor_tests::operator::OperatorProcess;
+use twofactor_tests::wait::eventually;
+use twofactor_tests::{ports, scratch};
+
+use super::certificates::trusting;
+use crate::support::cluster::{ADMISSION_ACCOUNT, BOUND, Cluster};
+
+const CONFIGURATION: &str = "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations";
+
+/// A replica of admission.
+struct Replica {
+    process: OperatorProcess,
+    address: SocketAddr,
+}
+
+impl Cluster {
+    /// Creates the webhook configuration of the chart, with rules that match no object.
+    fn configure_webhook(&self) {
+        let service =
+            json!({ "name": "twofactor-operator", "namespace": self.home, "path": "/inject" });
+        let rule = json!({ "apiGroups": ["nowhere.example"], "apiVersions": ["v1"],
+            "operations": ["CREATE"], "resources": ["nothings"] });
+        let configuration = json!({
+            "apiVersion": "admissionregistration.k8s.io/v1",
+            "kind": "MutatingWebhookConfiguration",
+            "metadata": { "name": "twofactor-operator" },
+            "webhooks": [{ "name": "inject.twofactor.fountainai.io",
+                "admissionReviewVersions": ["v1"], "sideEffects": "None",
+                "clientConfig": { "service": service }, "rules": [rule] }],
+        });
+        let folder = scratch::folder("configuration");
+        let path = folder.path().join("configuration.json");
+        std::fs::write(&path, configuration.to_string()).unwrap();
+        let _ = self.server.kubectl(&["create", "-f", path.to_str().unwrap()]);
+    }
+
+    async fn admission(&self) -> Replica {
+        let account = self.server.kubeconfig_for_service_account(&self.home, ADMISSION_ACCOUNT);
+        let address = SocketAddr::from(([127, 0, 0, 1], ports::free_port()));
+        let process = OperatorProcess::admission(&account, address)
+            .args(["--operator-namespace", &self.home])
+            .start()
+            .await;
+        Replica { process, address }
+    }
+
+    /// Sends the review of a labelled pod to a replica, as an API server does that trusts the
+    /// caBundle, and returns the answer.
+    async fn review(&self, replica: &Replica) -> Result<Value, String> {
+        let configuration = self.server.read(&format!("{CONFIGURATION}/twofactor-operator"));
+        let bundle = configuration.unwrap()["webhooks"][0]["clientConfig"]["caBundle"].take();
+        let bundle = BASE64.decode(bundle.as_str().ok_or("no caBundle")?.as_bytes()).unwrap();
+        let host = format!("twofactor-operator.{}.svc", self.home);
+        let bundle = String::from_utf8(bundle).unwrap();
+        let client = trusting(&bundle, &host, replica.address);
+        let url = format!("https://{host}:{}/inject", replica.address.port());
+        let pod = json!({
+            "apiVersion": "v1", "kind": "Pod",
+            "metadata": { "generateName": "kms-", "labels": { "twofactor.fountainai.io/inject": "true" } },
+            "spec": { "containers": [{ "name": "app", "image": "kms:1" }] },
+        });
+        let review = json!({
+            "apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview",
+            "request": { "uid": "1", "kind": { "group": "", "version": "v1", "kind": "Pod" },
+                "operation": "CREATE", "namespace": self.namespace, "object": pod },
+        });
+        let request = client.post(url).header("content-type", "application/json");
+        let answer = request.body(review.to_string()).send().await.map_err(|e| format!("{e:?}"))?;
+        serde_json::from_str(&answer.text().await.unwrap()).map_err(|error| error.to_string())
+    }
+
+    async fn assert_admits(&self, replica: &Replica) {
+        let answer = self.review(replica).await.unwrap();
+        assert_eq!(answer["response"]["allowed"], true, "{answer}");
+        assert_eq!(answer["response"]["patchType"], "JSONPatch", "{answer}");
+    }
+
+    fn may(&self, verb: &str, what: &str, namespace: &str) -> bool {
+        let account = format!("--as=system:serviceaccount:{}:{ADMISSION_ACCOUNT}", self.home);
+        let args = ["auth", "can-i", verb, what, &account, "--namespace", namespace];
+        self.server.try_kubectl(&args).is_ok()
+    }
+}
+
+#[tokio::test]
+async fn admission_alone_gives_labelled_pods_their_sidecar() {
+    let cluster = Cluster::on_own_server(&[]).await;
+    cluster.redis.kill();
+    cluster.configure_webhook();
+    // No controller runs in this test.
+    let (first, second) = tokio::join!(cluster.admission(), cluster.admission());
+    for replica in [&first, &second] {
+        cluster.assert_admits(replica).await;
+    }
+    let _ = first.process.process().kill();
+    cluster.assert_admits(&second).await;
+    // A replica makes what the others need, and the caBundle is corrected.
+    let secret = ["--namespace", &cluster.home, "delete", "secret", "twofactor-webhook-ca"];
+    let _ = cluster.server.kubectl(&secret);
+    let third = cluster.admission().await;
+    eventually(BOUND, "both replicas to be trusted", async || {
+        cluster.review(&second).await?;
+        cluster.review(&third).await
+    })
+    .await;
+    let log = second.process.process().output();
+    assert!(!log.contains("403"), "{log}");
+    let metrics = second.process.admin().get("/metrics").await.body;
+    assert!(metrics.contains("twofactor_admission_total"), "{metrics}");
+    for of_the_controller in ["twofactor_store_up", "twofactor_leader", "twofactor_users"] {
+        assert!(!metrics.contains(of_the_controller), "{of_the_controller}: {metrics}");
+    }
+}
+
+#[tokio::test]
+async fn admission_may_read_neither_users_nor_secrets() {
+    let cluster = Cluster::start().await;
+    let (users, realms) =
+        ("twofactorusers.twofactor.fountainai.io", "twofactorrealms.twofactor.fountainai.io");
+    for (verb, what, expected) in [
+        ("list", realms, true),
+        ("watch", "namespaces", true),
+        ("list", users, false),
+        ("patch", "twofactorrealms.twofactor.fountainai.io/status", false),
+        ("get", "secrets", false),
+        ("list", "secrets", false),
+        ("create", "secrets", false),
+        ("list", "pods", false),
+        ("patch", "mutatingwebhookconfigurations.admissionregistration.k8s.io/another", false),
+    ] {
+        assert_eq!(cluster.may(verb, what, &cluster.namespace), expected, "{verb} {what}");
+    }
+    for (verb, what, expected) in [
+        ("get", "secrets/twofactor-webhook-ca", true),
+        ("update", "secrets/twofactor-webhook-ca", true),
+        ("get", "secrets/twofactor-master-key", false),
+        ("get", "secrets/twofactor-redis", false),
+        ("list", "secrets", false),
+        ("get", "leases.coordination.k8s.io/twofactor-operator", false),
+    ] {
+        assert_eq!(cluster.may(verb, what, &cluster.home), expected, "{verb} {what}");
+    }
+}
