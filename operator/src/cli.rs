@@ -17,6 +17,8 @@ use twofactor_core::settings;
 use twofactor_server::logging::{self, Format};
 use twofactor_server::startup::{read_certificate_authority, stop_on_signals};
 
+use crate::k8s::client;
+use crate::k8s::watch_signs::WatchSigns;
 use crate::process::config::{AdmissionConfiguration, Configuration};
 use crate::process::error::StartError;
 use crate::process::{admission, controller};
@@ -230,7 +232,9 @@ fn start_controller(arguments: ControllerArguments) -> Result<(), Box<dyn Error>
         realm: settings::realm(|name| std::env::var(name).ok())?,
         lease: arguments.lease,
     };
-    in_runtime(async |client, stop| controller::run(configuration, client, stop).await)
+    in_runtime(async |client, signs, stop| {
+        controller::run(configuration, client, signs, stop).await
+    })
 }
 
 fn start_admission(arguments: AdmissionArguments) -> Result<(), Box<dyn Error>> {
@@ -242,7 +246,7 @@ fn start_admission(arguments: AdmissionArguments) -> Result<(), Box<dyn Error>> 
         admin_listen: common.admin_listen,
         webhook: webhook.configuration()?,
     };
-    in_runtime(async |client, stop| admission::run(configuration, client, stop).await)
+    in_runtime(async |client, signs, stop| admission::run(configuration, client, signs, stop).await)
 }
 
 impl CommonArguments {
@@ -258,7 +262,7 @@ fn named(names: Vec<String>) -> Vec<String> {
 
 /// Runs a program with a client of the API server until a signal stops it.
 fn in_runtime(
-    run: impl AsyncFnOnce(Client, CancellationToken) -> Result<(), StartError>,
+    run: impl AsyncFnOnce(Client, WatchSigns, CancellationToken) -> Result<(), StartError>,
 ) -> Result<(), Box<dyn Error>> {
     // Fails only if a provider was installed before, but this program installs no other.
     let _ = rustls::crypto::ring::default_provider().install_default();
@@ -266,8 +270,8 @@ fn in_runtime(
     let result = runtime.block_on(async {
         let stop = CancellationToken::new();
         stop_on_signals(&stop)?;
-        let client = client().await?;
-        run(client, stop).await.map_err(Box::<dyn Error>::from)
+        let (client, signs) = client::connect().await?;
+        run(client, signs, stop).await.map_err(Box::<dyn Error>::from)
     });
     // Tasks that still run have had their time to end.
     runtime.shutdown_timeout(Duration::from_millis(100));
@@ -277,13 +281,4 @@ fn in_runtime(
 /// Makes a unique name for this process.
 fn new_instance() -> String {
     format!("twofactor-operator-{:08x}", UnwrapErr(SysRng).next_u32())
-}
-
-/// Makes a client without built-in retries, because each caller has its own schedule for retries.
-async fn client() -> Result<Client, Box<dyn Error>> {
-    let mut configuration =
-        kube::Config::infer().await.map_err(|error| format!("no usable kubeconfig: {error}"))?;
-    configuration.default_retry = false;
-    configuration.connect_timeout = Some(crate::k8s::request::REQUEST_TIMEOUT);
-    Ok(Client::try_from(configuration)?)
 }

@@ -103,8 +103,18 @@ pub fn limits() -> Limits {
 /// The routes of the admin port.
 #[must_use]
 pub fn routes(checks: Vec<Check>, registry: Registry) -> BoxedFilter<(Response,)> {
+    routes_while(|| true, checks, registry)
+}
+
+/// The routes of the admin port. `/livez` fails while `is_alive` returns false.
+#[must_use]
+pub fn routes_while(
+    is_alive: impl Fn() -> bool + Clone + Send + Sync + 'static,
+    checks: Vec<Check>,
+    registry: Registry,
+) -> BoxedFilter<(Response,)> {
     let checks: Arc<[Check]> = checks.into();
-    let livez = warp::path!("livez").map(|| "ok\n".into_response());
+    let livez = warp::path!("livez").map(move || live(is_alive()));
     let readyz = warp::path!("readyz")
         .and(optional_query())
         .map(move |query: String| ready(&checks, &query));
@@ -114,6 +124,14 @@ pub fn routes(checks: Vec<Check>, registry: Registry) -> BoxedFilter<(Response,)
 
 fn optional_query() -> impl Filter<Extract = (String,), Error = std::convert::Infallible> + Clone {
     warp::query::raw().or(warp::any().map(String::new)).unify()
+}
+
+fn live(is_alive: bool) -> Response {
+    if is_alive {
+        "ok\n".into_response()
+    } else {
+        warp::reply::with_status("stuck\n", StatusCode::SERVICE_UNAVAILABLE).into_response()
+    }
 }
 
 fn ready(checks: &[Check], query: &str) -> Response {

@@ -16,6 +16,7 @@ use super::config::AdmissionConfiguration;
 use super::error::StartError;
 use super::replica::{Replica, listen};
 use super::tasks::Tasks;
+use crate::k8s::watch_signs::WatchSigns;
 use crate::metrics;
 use crate::webhook::metrics::AdmissionMetrics;
 use crate::webhook::{AccessLookup, certificates, routes};
@@ -42,6 +43,7 @@ const LIFETIME: Duration = Duration::from_mins(5);
 pub async fn run(
     configuration: AdmissionConfiguration,
     client: Client,
+    signs: WatchSigns,
     stop: CancellationToken,
 ) -> Result<(), StartError> {
     let AdmissionConfiguration { namespaces, operator_namespace, admin_listen, webhook } =
@@ -50,7 +52,7 @@ pub async fn run(
     let registry = metrics::registry()?;
     let unreadable = metrics::realms_unreadable(&registry)?;
     let admission = AdmissionMetrics::new(&registry)?;
-    let replica = Replica::default();
+    let replica = Replica::new(signs);
     let certificate = Check::required("certificate");
     let mut tasks = Tasks::default();
     replica.serve_admin(&mut tasks, admin_listen, [certificate.clone()], registry, &stop).await?;

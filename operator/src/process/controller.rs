@@ -14,12 +14,14 @@ use super::obstacle::Need;
 use super::replica::Replica;
 use super::tasks::Tasks;
 use super::{DRAIN, redis_password};
+use crate::k8s::watch_signs::WatchSigns;
 use crate::metrics::Metrics;
 
 /// Runs the controller until `stop`, and then finishes what is in progress.
 pub async fn run(
     configuration: Configuration,
     client: Client,
+    signs: WatchSigns,
     stop: CancellationToken,
 ) -> Result<(), StartError> {
     // The URL is checked now and not when this replica leads for the first time, so that a new
@@ -35,7 +37,7 @@ pub async fn run(
     for need in Need::ALL {
         metrics.show_need(need.name(), false);
     }
-    let replica = Replica::default();
+    let replica = Replica::new(signs);
     let mut tasks = Tasks::default();
     let (leading, redis) = (Check::informational("leading"), Check::informational("redis"));
     let redis_settings = NamedChecks::new(SettingsWatch::check_names());

@@ -3,7 +3,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use kube::Client;
 use prometheus::{IntCounter, Registry};
@@ -15,6 +15,7 @@ use twofactor_server::http::{self, Limits};
 use super::DRAIN;
 use super::error::StartError;
 use super::tasks::Tasks;
+use crate::k8s::watch_signs::{SignAges, WatchSigns};
 use crate::state::realm_policies::Policies;
 use crate::state::watched_namespaces::WatchedNamespaces;
 use crate::watch::{self, Synced};
@@ -28,16 +29,17 @@ pub struct Replica {
     /// Whether `policies` is complete: realms and namespaces.
     pub synced: [Synced; 2],
     checks: [Check; 2],
-}
-
-impl Default for Replica {
-    fn default() -> Self {
-        let checks = ["realms", "namespaces"].map(Check::required);
-        Self { policies: Arc::default(), synced: [Synced::default(), Synced::default()], checks }
-    }
+    signs: WatchSigns,
 }
 
 impl Replica {
+    /// Knows nothing yet. `signs` are those of the client's watches.
+    pub fn new(signs: WatchSigns) -> Self {
+        let checks = ["realms", "namespaces"].map(Check::required);
+        let synced = [Synced::default(), Synced::default()];
+        Self { policies: Arc::default(), synced, checks, signs }
+    }
+
     /// Serves the admin port with the checks of every replica and `more`. It is called first, so
     /// that probes get an answer while the API server is slow.
     pub async fn serve_admin(
@@ -51,7 +53,9 @@ impl Replica {
         let listener = listen(address, "--admin-listen").await?;
         let checks = self.checks.iter().cloned().chain(more).collect();
         let limits = Limits { idle: Some(ADMIN_IDLE), drain: DRAIN, ..admin::limits() };
-        let routes = admin::routes(checks, registry);
+        registry.register(Box::new(SignAges::new(self.signs.clone())?))?;
+        let signs = self.signs.clone();
+        let routes = admin::routes_while(move || watches_live(&signs), checks, registry);
         tasks.spawn("admin", http::serve(listener, routes, limits, stop.clone()));
         Ok(())
     }
@@ -95,6 +99,16 @@ impl Replica {
             });
         }
     }
+}
+
+/// Whether no watch is stuck. A process with a stuck watch is restarted, because it could miss the
+/// removal of a user.
+fn watches_live(signs: &WatchSigns) -> bool {
+    let stuck = signs.stuck(Instant::now());
+    if !stuck.is_empty() {
+        tracing::error!(watches = ?stuck, "watches stuck; the liveness probe fails");
+    }
+    stuck.is_empty()
 }
 
 /// Listens on the address that `flag` sets.

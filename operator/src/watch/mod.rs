@@ -23,6 +23,7 @@ use twofactor_api::labels;
 
 use crate::k8s::backoff::jittered;
 use crate::k8s::request::ApiError;
+use crate::k8s::watch_signs::WATCH_TIMEOUT;
 use crate::state::watched_namespaces::WatchedNamespaces;
 
 mod changes;
@@ -106,7 +107,7 @@ where
     K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + 'static,
 {
     let kind = K::kind(&()).into_owned();
-    let configuration = configuration.page_size(PAGE);
+    let configuration = configuration.page_size(PAGE).timeout(WATCH_TIMEOUT);
     kube::runtime::watcher(api, configuration).backoff(Pauses::default()).filter_map(move |event| {
         let event = event
             .map_err(|error| {

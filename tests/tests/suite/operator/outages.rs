@@ -85,7 +85,7 @@ async fn a_leader_that_starts_without_redis_parks_its_users_and_reads_nothing_fo
     let read = proxy.count(|request| request.starts_with("GET") && request.contains("-totp"));
     let written = proxy.count(|request| request.contains("/status"));
     assert_eq!((read, written), (0, 0), "Secrets read and statuses written");
-    // A user that is new meanwhile gets a Secret, and is told why it is not ready.
+    // A user that is new meanwhile gets a Secret and a reason.
     cluster.apply(&app_user("carol"));
     cluster.wait_not_ready("carol", "StoreUnavailable").await;
     cluster.redis.restart().await;
@@ -254,6 +254,30 @@ async fn an_api_server_that_fails_or_is_slow_only_delays_a_user() {
     for number in 0..5 {
         let name = format!("user{number}");
         sidecar.wait_accepted(&name, &cluster.seed(&name)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_change_takes_effect_within_a_minute_of_the_silent_end_of_all_watches() {
+    let cluster = Cluster::start().await;
+    let proxy = FaultProxy::start(&cluster.server).await;
+    let kubeconfig = proxy.kubeconfig(&cluster.server, &cluster.kubeconfig);
+    let operator = cluster.operator_with(&kubeconfig).start().await;
+    cluster.apply(&app_user("carol"));
+    cluster.wait_ready("carol").await;
+    let (sidecar, seed) = (cluster.sidecar().await, cluster.seed("carol"));
+    sidecar.wait_accepted("carol", &seed).await;
+    proxy.silence();
+    cluster.apply(&user("carol", "deliveryMethod: app\n  enabled: false"));
+    eventually(Duration::from_mins(1), "carol to be disabled", async || {
+        sidecar.verify_seed("carol", &seed).await.status == 404
+    })
+    .await;
+    assert_eq!(operator.admin().get("/livez").await.status, 200);
+    let metrics = operator.admin().get("/metrics").await.body;
+    for resource in ["namespaces", "pods", "secrets", "twofactorrealms", "twofactorusers"] {
+        let name = format!("twofactor_watch_sign_age_seconds{{resource=\"{resource}\"}}");
+        assert!(metrics.contains(&name), "{name} is missing in {metrics}");
     }
 }
 

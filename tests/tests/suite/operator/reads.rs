@@ -1,5 +1,5 @@
-//! Tests that the operator reads only what it needs: Secrets that have changed, and no large objects
-//! of the tenants.
+//! Tests that the operator reads only what it needs: Secrets that have changed, and no large
+//! objects of the tenants.
 
 use std::time::Duration;
 
