@@ -256,13 +256,15 @@ impl RealmNames {
     /// Returns the names of a user's keys.
     #[must_use]
     pub fn user(&self, pseudonym: &Pseudonym) -> UserNames {
-        let stem = format!("{}:{{{pseudonym}}}", self.prefix);
+        let tag = data_encoding::HEXLOWER.encode(&pseudonym.0);
+        // Without formatting, because every request needs these names.
+        let key = |kind: &str| [&self.prefix, ":{", &tag, "}:", kind].concat();
         UserNames {
-            record: format!("{stem}:rec"),
-            state: format!("{stem}:state"),
-            otp: format!("{stem}:otp"),
-            history: format!("{stem}:hist"),
-            log: format!("{stem}:log"),
+            record: key("rec"),
+            state: key("state"),
+            otp: key("otp"),
+            history: key("hist"),
+            log: key("log"),
         }
     }
 

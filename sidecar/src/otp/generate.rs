@@ -38,7 +38,7 @@ pub async fn generate(service: &Arc<Service>, request: CodeRequest) -> Result<Co
         record_generate(&task, &request, result.as_ref());
         result
     };
-    let generated = service.background.run_to_end(work).await??;
+    let generated = service.background.run_to_end(work).await?;
     let code = service.expose_codes.then_some(generated.code);
     Ok(CodeReply { code, expires_at: generated.expires_at })
 }

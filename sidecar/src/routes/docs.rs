@@ -39,11 +39,8 @@ const CONTENT_SECURITY_POLICY: &str = "default-src 'self'; style-src 'self' 'uns
 static CONFIGURATION: LazyLock<Arc<Config<'static>>> =
     LazyLock::new(|| Arc::new(Config::from("/openapi.json")));
 
-#[expect(clippy::needless_pass_by_value, reason = "warp hands over what its filters extract")]
-pub(super) fn docs_route(path: warp::path::Tail, method: Method) -> Response {
-    require(&method, &Method::GET)
-        .and_then(|()| file(path.as_str()))
-        .unwrap_or_else(Refusal::into_response)
+pub(super) fn docs_route(path: &str, method: &Method) -> Response {
+    require(method, &Method::GET).and_then(|()| file(path)).unwrap_or_else(Refusal::into_response)
 }
 
 /// Returns a file of the page.

@@ -10,8 +10,12 @@ mod origin;
 mod reply;
 mod verify;
 
+use bytes::Buf;
+use futures_util::Stream;
+use http::{HeaderMap, Method};
 use warp::Filter;
 use warp::filters::BoxedFilter;
+use warp::filters::path::FullPath;
 use warp::reply::Response;
 
 use self::reply::Request;
@@ -22,34 +26,50 @@ use crate::refusal::Refusal;
 /// host.
 pub fn routes(current: &CurrentService, loopback_only: bool) -> BoxedFilter<(Response,)> {
     let current = current.clone();
-    let service = warp::any().map(move || current.load());
     let query = warp::query::raw().or(warp::any().map(String::new)).unify();
-    let request = warp::method()
+    warp::any()
+        .map(move || current.clone())
+        .and(warp::any().map(move || loopback_only))
+        .and(warp::method())
+        .and(warp::path::full())
         .and(query)
         .and(warp::header::headers_cloned())
-        .and(warp::body::stream().then(body::read))
-        .map(|method, query, headers, body| Request { method, query, headers, body });
-    let input = service.clone().and(request);
-    let health = warp::path::end().and(service.clone()).and(warp::method());
-    let health = health.then(health::health_route).boxed();
-    let generate = warp::path!("auth" / "generate").and(input.clone());
-    let generate = generate.then(generate::generate_route).boxed();
-    let verify = warp::path!("auth" / "verify").and(input).then(verify::verify_route).boxed();
-    let jwks = warp::path!(".well-known" / "jwks.json").and(service).and(warp::method());
-    let jwks = jwks.then(jwks::jwks_route).boxed();
-    let openapi = warp::path!("openapi.json").and(warp::method()).map(openapi::openapi_route);
-    let docs = warp::path("docs").and(warp::path::tail()).and(warp::method()).map(docs::docs_route);
-    let no_such_path = warp::any().map(|| Refusal::NoSuchPath.into_response()).boxed();
-    let api = verify
-        .or(generate)
-        .unify()
-        .or(health)
-        .unify()
-        .or(openapi.boxed())
-        .unify()
-        .or(docs.boxed())
-        .unify()
-        .or(jwks)
-        .unify();
-    origin::foreign(loopback_only).or(api).unify().or(no_such_path).unify().boxed()
+        .and(warp::body::stream())
+        .then(route)
+        .boxed()
+}
+
+/// Answers by the path. A filter for each route would cost each request as many failed attempts.
+async fn route(
+    current: CurrentService,
+    loopback_only: bool,
+    method: Method,
+    path: FullPath,
+    query: String,
+    headers: HeaderMap,
+    body: impl Stream<Item = Result<impl Buf, warp::Error>>,
+) -> Response {
+    if origin::is_foreign(&headers, loopback_only) {
+        return Refusal::ForeignOrigin.into_response();
+    }
+    let service = current.load();
+    let path = path.as_str().strip_prefix('/').unwrap_or_default();
+    match path.strip_suffix('/').filter(|path| !path.is_empty()).unwrap_or(path) {
+        "auth/verify" => {
+            let body = body::read(body).await;
+            verify::verify_route(service, Request { method, query, headers, body }).await
+        }
+        "auth/generate" => {
+            let body = body::read(body).await;
+            generate::generate_route(service, Request { method, query, headers, body }).await
+        }
+        "" => health::health_route(service, method).await,
+        ".well-known/jwks.json" => jwks::jwks_route(service, method).await,
+        "openapi.json" => openapi::openapi_route(&method),
+        "docs" => docs::docs_route("", &method),
+        _ => match path.strip_prefix("docs/") {
+            Some(file) => docs::docs_route(file, &method),
+            None => Refusal::NoSuchPath.into_response(),
+        },
+    }
 }

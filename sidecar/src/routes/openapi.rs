@@ -36,9 +36,8 @@ struct Description;
 static DOCUMENT: LazyLock<String> =
     LazyLock::new(|| Description::openapi().to_pretty_json().unwrap_or_default());
 
-#[expect(clippy::needless_pass_by_value, reason = "warp hands over what its filters extract")]
-pub(super) fn openapi_route(method: Method) -> Response {
-    require(&method, &Method::GET).map_or_else(Refusal::into_response, |()| document())
+pub(super) fn openapi_route(method: &Method) -> Response {
+    require(method, &Method::GET).map_or_else(Refusal::into_response, |()| document())
 }
 
 fn document() -> Response {

@@ -11,27 +11,10 @@ use std::net::IpAddr;
 use http::header::{HOST, ORIGIN};
 use http::uri::Authority;
 use http::{HeaderMap, HeaderValue};
-use warp::Filter;
-use warp::Rejection;
-use warp::filters::BoxedFilter;
-use warp::reply::Response;
 
-use crate::refusal::Refusal;
-
-/// Answers requests of web pages from elsewhere, and no others.
-pub(super) fn foreign(loopback_only: bool) -> BoxedFilter<(Response,)> {
-    warp::header::headers_cloned()
-        .and_then(move |headers: HeaderMap| {
-            let foreign =
-                !is_host_ours(headers.get(HOST), loopback_only) || !is_origin_ours(&headers);
-            std::future::ready(if foreign {
-                Ok(())
-            } else {
-                Err::<_, Rejection>(warp::reject::not_found())
-            })
-        })
-        .map(|()| Refusal::ForeignOrigin.into_response())
-        .boxed()
+/// Whether a request is that of a web page from elsewhere.
+pub(super) fn is_foreign(headers: &HeaderMap, loopback_only: bool) -> bool {
+    !is_host_ours(headers.get(HOST), loopback_only) || !is_origin_ours(headers)
 }
 
 fn is_host_ours(host: Option<&HeaderValue>, loopback_only: bool) -> bool {
