@@ -4,6 +4,8 @@
     reason = "clap shows these comments in a terminal, where backticks are noise"
 )]
 
+mod dotenv;
+
 use std::error::Error;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -39,7 +41,7 @@ Passwords, and the settings that belong to them, come from the environment only:
   MESSAGE_SUBJECT, MESSAGE_TEXT, MESSAGE_HTML, MESSAGE_SMS
                  templates of messages, with {{code}}, {{expires_at}}, {{issuer}}, {{username}}, {{service}}, {{context}}
 Variables may also stand in a file .env in the current directory; those of the environment win.
-There, a value with a $ needs single quotes.";
+There, a value with blanks or a $ needs single quotes.";
 
 /// Two-factor authentication on localhost: POST /auth/generate and POST /auth/verify
 #[derive(Parser)]
@@ -191,7 +193,7 @@ pub fn definition() -> clap::Command {
 /// # Errors
 /// A sentence for the person who started the program.
 pub fn start() -> Result<(), Box<dyn Error>> {
-    load_dotenv()?;
+    dotenv::load()?;
     let command = CommandLine::parse().command;
     let common = match &command {
         Command::Serve(arguments) => &arguments.common,
@@ -229,17 +231,4 @@ pub fn start() -> Result<(), Box<dyn Error>> {
     };
     runtime.shutdown_timeout(SHUTDOWN_TIMEOUT);
     Ok(result?)
-}
-
-/// Reads `.env` before any other thread starts. Errors never repeat its content, which contains
-/// passwords.
-fn load_dotenv() -> Result<(), String> {
-    match dotenvy::from_path(".env") {
-        Ok(()) => Ok(()),
-        Err(dotenvy::Error::Io(error)) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-        Err(dotenvy::Error::LineParse(_, position)) => {
-            Err(format!(".env: a line is not of the form NAME=VALUE (near byte {position} of it)"))
-        }
-        Err(_) => Err(".env: cannot be read".to_owned()),
-    }
 }

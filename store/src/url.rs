@@ -13,6 +13,7 @@ use redis::{
     TlsCertificates,
 };
 use twofactor_core::secret::SecretText;
+use twofactor_core::settings::certificates;
 
 const SENTINEL: &str = "+sentinel";
 const CLUSTER: &str = "+cluster";
@@ -45,8 +46,8 @@ pub enum RedisUrlError {
 #[derive(Clone, Copy, Debug, thiserror::Error, PartialEq, Eq)]
 pub enum RedisAuthorityError {
     /// It contains no certificate.
-    #[error("contains no certificate that can be read: it must be PEM, with BEGIN CERTIFICATE")]
-    NotACertificate,
+    #[error("{0}")]
+    NotACertificate(&'static str),
     /// It would be unused, because connections are not encrypted.
     #[error("is set, although the URL of Redis does not use TLS: it must begin with rediss")]
     NoTls,
@@ -165,6 +166,8 @@ pub(crate) struct Target {
 impl Target {
     /// Parses a URL, and the certificate authority (PEM) that replaces the system's.
     pub(crate) fn parse(url: &str, authority: Option<&str>) -> Result<Self, RedisTargetError> {
+        // A Secret that was created from a file ends with a line break.
+        let url = url.trim_end_matches(['\r', '\n']);
         let (scheme, _) = url.split_once("://").ok_or(RedisUrlError::NotAUrl)?;
         let tls = ["rediss", "valkeys"].iter().any(|known| scheme.split('+').next() == Some(known));
         if url.contains('#') {
@@ -187,18 +190,17 @@ fn authority_of(pem: &str, tls: bool) -> Result<Vec<u8>, RedisAuthorityError> {
     if !tls {
         return Err(RedisAuthorityError::NoTls);
     }
-    if !pem.contains("-----BEGIN CERTIFICATE-----") {
-        return Err(RedisAuthorityError::NotACertificate);
-    }
+    certificates::check(pem).map_err(RedisAuthorityError::NotACertificate)?;
+    let unreadable =
+        || RedisAuthorityError::NotACertificate("contains a certificate that cannot be read");
     let nowhere = ConnectionAddr::TcpTls {
         host: "host".to_owned(),
         port: 1,
         insecure: false,
         tls_params: None,
     };
-    let nowhere =
-        nowhere.into_connection_info().map_err(|_| RedisAuthorityError::NotACertificate)?;
-    open(nowhere, Some(pem.as_bytes())).map_err(|_| RedisAuthorityError::NotACertificate)?;
+    let nowhere = nowhere.into_connection_info().map_err(|_| unreadable())?;
+    open(nowhere, Some(pem.as_bytes())).map_err(|_| unreadable())?;
     Ok(pem.as_bytes().to_vec())
 }
 
@@ -443,9 +445,12 @@ mod tests {
             _ => panic!("{url}"),
         };
         assert_eq!(error("redis://host", "x"), RedisAuthorityError::NoTls);
-        assert_eq!(error("rediss://host", "x"), RedisAuthorityError::NotACertificate);
+        let is_invalid = |url: &str, pem: &str| {
+            matches!(error(url, pem), RedisAuthorityError::NotACertificate(_))
+        };
+        assert!(is_invalid("rediss://host", "x"));
         let broken = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
-        assert_eq!(error("rediss+cluster://host", broken), RedisAuthorityError::NotACertificate);
+        assert!(is_invalid("rediss+cluster://host", broken));
     }
 
     #[test]

@@ -101,10 +101,13 @@ impl RealmOptions {
         let mut certificates = HashMap::new();
         for name in CERTIFICATES {
             let file = format!("{name}_FILE");
-            if let Some(path) = variable(&file).filter(|path| !path.is_empty()) {
-                let text =
-                    fs::read_to_string(&path).map_err(|error| format!("{file} {path}: {error}"))?;
-                certificates.insert(name, text);
+            let path = variable(&file).unwrap_or_default();
+            let path = path.trim_end_matches(['\r', '\n']);
+            if !path.is_empty() {
+                // The error of a setting would name the variable of the operator.
+                let pem =
+                    read_certificates(path).map_err(|error| format!("{file} {path} {error}"))?;
+                certificates.insert(name, pem);
             }
         }
         let lookup = |name: &str| {
@@ -116,4 +119,12 @@ impl RealmOptions {
         };
         settings::realm(lookup).map_err(|error| error.to_string())
     }
+}
+
+fn read_certificates(path: &str) -> Result<String, String> {
+    let bytes = fs::read(path).map_err(|error| format!("cannot be read: {error}"))?;
+    let pem = String::from_utf8(bytes)
+        .map_err(|_| "must be certificates in PEM, which is text".to_owned())?;
+    settings::certificates::check(&pem)?;
+    Ok(pem)
 }

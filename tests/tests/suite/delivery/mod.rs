@@ -3,6 +3,7 @@
 mod email;
 mod fuzz;
 mod headers;
+mod http_answers;
 mod sms;
 mod smtp;
 mod webhook;

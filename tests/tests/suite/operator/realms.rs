@@ -357,11 +357,11 @@ async fn a_realm_has_its_own_sms_and_webhook_providers_and_texts() {
     let _operator = cluster.operator().start().await;
     let account = "AC0123456789abcdef0123456789abcdef";
     let (twilio, webhook) = (Provider::twilio(account, "token").await, Provider::webhook().await);
-    // A newline at the end of a file is no part of a value, except in certificates.
+    // A newline at the end of a file is no part of a value.
     let encoded = |value: &str| BASE64.encode(format!("{value}\n").as_bytes());
     let certificates = |provider: &Provider| std::fs::read_to_string(provider.ca_path()).unwrap();
-    let secret = |webhook_secret: &str| {
-        let data = [
+    let secret = |webhook_secret: &str, more: &[(&str, &str)]| {
+        let providers = [
             ("TWILIO_ACCOUNT_SID", account),
             ("TWILIO_AUTH_TOKEN", "token"),
             ("TWILIO_PHONE_NUMBER", "+15005550006"),
@@ -370,11 +370,12 @@ async fn a_realm_has_its_own_sms_and_webhook_providers_and_texts() {
             ("WEBHOOK_URL", webhook.url()),
             ("WEBHOOK_SECRET", webhook_secret),
             ("WEBHOOK_CA", &certificates(&webhook)),
-        ]
-        .map(|(key, value)| format!("  {key}: {}\n", encoded(value)));
+        ];
+        let lines = providers.iter().chain(more);
+        let data = lines.map(|(key, value)| format!("  {key}: {}\n", encoded(value)));
         format!(
             "apiVersion: v1\nkind: Secret\nmetadata: {{name: providers}}\ndata:\n{}---\n",
-            data.concat()
+            data.collect::<String>()
         )
     };
     let spec = "delivery: {secretRef: {name: providers}}\n  message: {text: \"{{code}} for {{service}}\", sms: \"{{code}}!\"}";
@@ -382,7 +383,16 @@ async fn a_realm_has_its_own_sms_and_webhook_providers_and_texts() {
         user("alice", "deliveryMethod: sms\n  phoneNumber: \"+4930123456\""),
         user("bob", "deliveryMethod: webhook"),
     ];
-    cluster.apply(&[secret("a-wrong-secret"), realm(spec), users.concat()].concat());
+    let mail =
+        [("SMTP_SERVER", "a.secret.example.org:587"), ("SMTP_FROM_EMAIL", "otp@example.org")];
+    cluster.apply(&[secret("a-wrong-secret", &mail), realm(spec), users.concat()].concat());
+    let message = wait_condition(&cluster, "EmailReady", "False", "SecretKeyInvalid").await;
+    assert!(
+        message.contains("SMTP_SERVER of the Secret providers must be a host name")
+            && message.contains("that belongs in SMTP_PORT")
+            && !message.contains("a.secret"),
+        "{message}"
+    );
     let message = wait_condition(&cluster, "WebhookReady", "False", "SecretKeyInvalid").await;
     assert!(message.contains("WEBHOOK_SECRET") && !message.contains("a-wrong-secret"), "{message}");
     wait_condition(&cluster, "SmsReady", "True", "Available").await;
@@ -398,7 +408,7 @@ async fn a_realm_has_its_own_sms_and_webhook_providers_and_texts() {
     assert_eq!(sidecar.api.verify("alice", code).await.status, 200);
     assert_eq!(sidecar.api.generate("bob").await.status, 400);
 
-    cluster.apply(&secret("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"));
+    cluster.apply(&secret("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw", &[]));
     cluster.apply(&realm(&format!("otpExpirationMinutes: 3\n  {spec}")));
     let message = wait_condition(&cluster, "DeliveryReady", "True", "Available").await;
     assert!(message.contains("sms, webhook"), "{message}");

@@ -7,6 +7,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use tempfile::TempDir;
+use twofactor_tests::certificates::Authority;
 use twofactor_tests::process::Launch;
 use twofactor_tests::redis::RedisServer;
 use twofactor_tests::sidecar::SidecarProcess;
@@ -221,6 +222,10 @@ async fn variables_that_are_wrong_are_named_and_never_repeated() {
         ),
         (&[("ALGORITHM", "none")], "ALGORITHM must be HS256"),
         (&[("SMTP_SERVER", "mail.example.org")], "SMTP_FROM_EMAIL is missing"),
+        (&[("SMTP_SERVER", "mail.example.org:587")], "SMTP_SERVER must be a host name like"),
+        (&[("SMTP_SERVER", "smtp://hidden-password@mail")], "SMTP_SERVER must be a host name like"),
+        (&[("SMTP_SERVER", "[::1]")], "SMTP_SERVER must be a host name like"),
+        (&[("SMTP_SERVER", "a\nb")], "SMTP_SERVER must be one host name"),
         (&[("REDIS_URL", "http://user:hidden-password@host")], "--redis-url is not a Redis URL"),
     ] {
         let error = failing(
@@ -235,6 +240,34 @@ async fn variables_that_are_wrong_are_named_and_never_repeated() {
     let sidecar =
         SidecarProcess::builder().args(["dev", &path]).env("SECRET_KEY", long_enough).start().await;
     assert_eq!(sidecar.api().generate("alice").await.status, 200);
+}
+
+#[tokio::test]
+async fn a_file_with_ca_certificates_that_cannot_be_used_is_named_with_the_reason() {
+    let (folder, path) = manifests(&[("a.yaml", &user("alice", "email: a@example.org"))]);
+    let authority = Authority::new("an authority");
+    let (good, server) = (authority.pem(), authority.server(&["localhost"]).certificate);
+    let file = folder.path().join("ca.pem");
+    let file = file.to_str().unwrap();
+    for (content, reason) in [
+        (format!("\u{feff}{good}").into_bytes(), "begins with a byte order mark"),
+        (good.trim_end().trim_end_matches('-').as_bytes().to_vec(), "is not complete"),
+        (server.into_bytes(), "contains a certificate that is not an authority's"),
+        (good.encode_utf16().flat_map(u16::to_le_bytes).collect(), "contains no certificate"),
+        (b"\xff\xfe-\0-\0".to_vec(), "must be certificates in PEM, which is text"),
+    ] {
+        fs::write(file, content).unwrap();
+        for variable in ["SMTP_CA_FILE", "TWILIO_CA_FILE", "WEBHOOK_CA_FILE"] {
+            let arguments = ["dev", &path, "--listen", "127.0.0.1:0"];
+            let error = failing(&arguments, &[(variable, file)]).await;
+            assert!(error.contains(&format!("{variable} {file} {reason}")), "{error}");
+        }
+    }
+    fs::write(file, good.trim_end().trim_end_matches('-')).unwrap();
+    let arguments =
+        ["dev", &path, "--listen", "127.0.0.1:0", "--redis-url", "rediss://127.0.0.1:1"];
+    let error = failing(&arguments, &[("REDIS_CA_FILE", file)]).await;
+    assert!(error.contains("--redis-ca-file is not complete"), "{error}");
 }
 
 #[tokio::test]
@@ -255,11 +288,24 @@ async fn a_dotenv_file_sets_what_the_environment_does_not() {
     let process = run_in(folder.path()).start();
     assert!(!process.wait_exit(BOUND).await.success());
     assert!(process.stderr().contains("SECRET_KEY has 9 bytes"), "{}", process.stderr());
+    let unquoted = "SMTP_SERVER=m\nSMTP_FROM_EMAIL=Very <otp@example.org>\n";
+    for (content, said) in [
+        (unquoted, ".env, line 2: SMTP_FROM_EMAIL needs quotes around its value"),
+        ("A=1\nSMTP_PASSWORD=very\nSMTP_PASSWORD=secret\n", ".env, line 3: SMTP_PASSWORD is set a"),
+        ("SMTP_PASSWORD=very$ecret\n", ".env, line 1: SMTP_PASSWORD needs single quotes"),
+    ] {
+        fs::write(folder.path().join(".env"), content).unwrap();
+        let process = run_in(folder.path()).start();
+        assert!(!process.wait_exit(BOUND).await.success());
+        let stderr = process.stderr();
+        assert!(stderr.contains(said) && !stderr.contains("ery"), "{stderr}");
+    }
     fs::write(folder.path().join(".env"), "SECRET_KEY='very secret\n").unwrap();
     let process = run_in(folder.path()).start();
     assert!(!process.wait_exit(BOUND).await.success());
     assert!(
-        process.stderr().contains(".env: a line is not") && !process.stderr().contains("very"),
+        process.stderr().contains(".env, line 1: SECRET_KEY needs a closing quote")
+            && !process.stderr().contains("very"),
         "{}",
         process.stderr()
     );
