@@ -1,13 +1,15 @@
 //! Reads and validates requests. A refusal names the field and never repeats its value, which may
 //! be a code.
 
-use std::fmt::Display;
+use std::fmt::{self, Display};
 use std::pin::pin;
 use std::time::Duration;
 
 use bytes::{Buf, BufMut, BytesMut};
 use futures_util::{Stream, StreamExt};
 use http::{HeaderMap, header};
+use serde::Deserialize;
+use serde::de::{Deserializer, MapAccess, Visitor};
 use serde_json::{Map, Value};
 use twofactor_core::code::Code;
 use twofactor_core::context::Context;
@@ -38,8 +40,12 @@ impl Fields {
             return Err(malformed("Content-Type: must be application/json"));
         }
         match serde_json::from_slice(bytes) {
-            Ok(Value::Object(members)) => Ok(Self { members, known: Vec::new() }),
-            Ok(_) => Err(malformed("body: must be a JSON object")),
+            Ok(Members { members, repeated: None }) => Ok(Self { members, known: Vec::new() }),
+            Ok(Members { repeated: Some(name), .. }) => Err(malformed(&format!(
+                "{:?}: stands in the body more than once",
+                shortened(&name)
+            ))),
+            Err(error) if error.is_data() => Err(malformed("body: must be a JSON object")),
             Err(error) => Err(malformed(&format!(
                 "body: is not valid JSON (line {}, column {})",
                 error.line(),
@@ -63,7 +69,9 @@ impl Fields {
         name: &'static str,
         read: impl FnOnce(String) -> Result<T, E>,
     ) -> Result<Option<T>, Refusal> {
-        if !self.members.contains_key(name) {
+        // Null counts as absent, because many clients write fields that they do not set like this.
+        if self.members.get(name).is_none_or(Value::is_null) {
+            self.members.remove(name);
             self.known.push(name);
             return Ok(None);
         }
@@ -86,15 +94,53 @@ impl Fields {
     pub(super) fn finish(self) -> Result<(), Refusal> {
         match self.members.keys().next() {
             None => Ok(()),
-            Some(name) => {
-                let name: String = name.chars().take(50).collect();
-                Err(malformed(&format!(
-                    "{name:?}: is not a known field; known are {}",
-                    self.known.join(", ")
-                )))
-            }
+            Some(name) => Err(malformed(&format!(
+                "{:?}: is not a known field; known are {}",
+                shortened(name),
+                self.known.join(", ")
+            ))),
         }
     }
+}
+
+/// A JSON object whose members may be repeated. A program that reads the first of them would
+/// otherwise understand another request than this one, which would read the last.
+struct Members {
+    members: Map<String, Value>,
+    /// The first name that is repeated.
+    repeated: Option<String>,
+}
+
+impl<'de> Deserialize<'de> for Members {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(MembersVisitor)
+    }
+}
+
+struct MembersVisitor;
+
+impl<'de> Visitor<'de> for MembersVisitor {
+    type Value = Members;
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Members, A::Error> {
+        let (mut members, mut repeated) = (Map::new(), None);
+        while let Some((name, value)) = map.next_entry::<String, Value>()? {
+            if members.contains_key(&name) {
+                repeated.get_or_insert(name);
+            } else {
+                members.insert(name, value);
+            }
+        }
+        Ok(Members { members, repeated })
+    }
+}
+
+fn shortened(name: &str) -> String {
+    name.chars().take(50).collect()
 }
 
 pub(super) fn verify_request(headers: &HeaderMap, bytes: &[u8]) -> Result<VerifyRequest, Refusal> {
@@ -123,25 +169,23 @@ pub(super) fn generate_request(
     if in_query.next().is_some() {
         return Err(malformed("username: stands in the query more than once"));
     }
-    if bytes.is_empty() {
-        return match from_query {
-            Some(username) => {
-                Ok(CodeRequest { username, context: None, origin: Origin::from_headers(headers) })
-            }
-            None => Err(malformed("username: is required, in the query or in a JSON body")),
-        };
+    let (mut from_body, mut context) = (None, None);
+    // Clients without anything to say send null.
+    let says_nothing = bytes.is_empty() || is_json(headers) && bytes.trim_ascii() == b"null";
+    if !says_nothing {
+        let mut fields = Fields::parse(headers, bytes)?;
+        from_body = fields.optional("username", Username::try_from)?;
+        context = fields.optional("context", Context::try_from)?;
+        fields.finish()?;
     }
-    let mut fields = Fields::parse(headers, bytes)?;
-    let from_body = fields.username()?;
-    let context = fields.optional("context", Context::try_from)?;
-    fields.finish()?;
-    match from_query {
-        Some(name) if name != from_body => {
+    match (from_query, from_body) {
+        (Some(query), Some(body)) if query != body => {
             Err(malformed("username: differs between the query and the body"))
         }
-        _ => {
-            Ok(CodeRequest { username: from_body, context, origin: Origin::from_headers(headers) })
+        (Some(username), _) | (None, Some(username)) => {
+            Ok(CodeRequest { username, context, origin: Origin::from_headers(headers) })
         }
+        (None, None) => Err(malformed("username: is required, in the query or in a JSON body")),
     }
 }
 

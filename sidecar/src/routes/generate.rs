@@ -52,9 +52,9 @@ pub(super) struct GenerateReply {
 /// Where the realm has uniform answers, this answers 200 for every name, and delivers after the
 /// answer.
 #[utoipa::path(
-    post, path = "/auth/generate", tag = "2FA Authentication", operation_id = "generateOtp", summary = "Deliver a code",
+    post, path = "/auth/generate", tag = "Two-Factor Authentication", operation_id = "generateOtp", summary = "Deliver a code",
     params(("username" = Option<String>, Query, description = "The exact username, unless it is in the body.", min_length = 1, max_length = 253)),
-    request_body(content = Option<GenerateBody>, description = "The username, unless it is in the query, and what the code is for."),
+    request_body(content = GenerateBody, description = "The username, unless it is in the query, and what the code is for."),
     responses(
         (status = 200, description = "The code is on its way.", body = GenerateReply),
         (status = 400, description = "The user has no OTP secret, or no way to get a code.", body = Problem, content_type = "application/problem+json"),

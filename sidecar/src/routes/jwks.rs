@@ -29,7 +29,7 @@ pub(super) struct KeySet {
 ///
 /// Empty where the realm gives no tokens, or signs them with the shared key (HS256).
 #[utoipa::path(
-    get, path = "/.well-known/jwks.json", tag = "2FA Authentication", operation_id = "getTokenKeys",
+    get, path = "/.well-known/jwks.json", tag = "Two-Factor Authentication", operation_id = "getTokenKeys",
     summary = "Public keys of tokens",
     responses(
         (status = 200, description = "The keys.", body = KeySet, content_type = "application/jwk-set+json"),

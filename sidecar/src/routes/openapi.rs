@@ -3,7 +3,8 @@
 use std::sync::LazyLock;
 
 use http::{HeaderValue, Method, header};
-use utoipa::OpenApi;
+use utoipa::openapi::{RefOr, Required};
+use utoipa::{Modify, OpenApi};
 use warp::reply::{Reply, Response};
 
 use super::generate::{GenerateBody, GenerateReply};
@@ -27,11 +28,27 @@ use crate::refusal::{Problem, Refusal};
     paths(health::health_route, generate::generate_route, verify::verify_route, jwks::jwks_route),
     components(schemas(Status, GenerateBody, GenerateReply, VerifyBody, VerifyReply, KeySet, Problem)),
     tags(
-        (name = "2FA Authentication", description = "Deliver a code, check a code."),
+        (name = "Two-Factor Authentication", description = "Deliver a code, check a code."),
         (name = "Health Check", description = "Is the service running?"),
-    )
+    ),
+    modifiers(&OptionalBody)
 )]
 struct Description;
+
+/// Says that a request to generate a code may have no body. The macro would say it with a body that
+/// is null, for which generators make clients that do not compile.
+struct OptionalBody;
+
+impl Modify for OptionalBody {
+    fn modify(&self, document: &mut utoipa::openapi::OpenApi) {
+        let generate = document.paths.paths.get_mut("/auth/generate");
+        let operation = generate.and_then(|path| path.post.as_mut());
+        let body = operation.and_then(|operation| operation.request_body.as_mut());
+        if let Some(RefOr::T(body)) = body {
+            body.required = Some(Required::False);
+        }
+    }
+}
 
 static DOCUMENT: LazyLock<String> =
     LazyLock::new(|| Description::openapi().to_pretty_json().unwrap_or_default());

@@ -54,7 +54,7 @@ pub(super) struct VerifyReply {
 ///
 /// Where the realm has uniform answers, 400, 404 and 429 are answered like a wrong code, with 401.
 #[utoipa::path(
-    post, path = "/auth/verify", tag = "2FA Authentication", operation_id = "verifyOtp", summary = "Check a code",
+    post, path = "/auth/verify", tag = "Two-Factor Authentication", operation_id = "verifyOtp", summary = "Check a code",
     request_body = VerifyBody,
     responses(
         (status = 200, description = "The code is right. It cannot be used again.", body = VerifyReply),

@@ -390,6 +390,45 @@ async fn requests_that_no_route_accepts_get_the_status_that_http_defines() {
 }
 
 #[tokio::test]
+async fn a_body_that_says_nothing_counts_as_absent() {
+    let dev = dev_with(&["--otp-generate-interval-seconds", "0"]).await;
+    let json = [("content-type", "application/json")];
+    for body in ["null", " null\r\n", "{}", r#"{"username":null}"#, r#"{"context":null}"#, ""] {
+        let reply = dev.api.raw("POST", "/auth/generate?username=alice", &json, body).await;
+        assert_eq!(reply.status, 200, "{body}: {}", reply.body);
+        let reply = dev.api.raw("POST", "/auth/generate", &json, body).await;
+        assert_problem(&reply, 422, "username: is required, in the query or in a JSON body");
+    }
+    let reply = dev.api.generate("alice").await;
+    let body =
+        json!({ "username": "alice", "otp_code": code(&reply), "context": null, "audience": null });
+    assert_eq!(dev.api.post_json("/auth/verify", &body).await.status, 200);
+    // Only JSON has a null, and a body that must be there is not null.
+    let text = [("content-type", "text/plain")];
+    let reply = dev.api.raw("POST", "/auth/generate?username=alice", &text, "null").await;
+    assert_problem(&reply, 422, "Content-Type: must be application/json");
+    let reply = dev.api.raw("POST", "/auth/verify", &json, "null").await;
+    assert_problem(&reply, 422, "body: must be a JSON object");
+}
+
+#[tokio::test]
+async fn a_field_that_is_written_twice_is_refused() {
+    let dev = dev().await;
+    let json = [("content-type", "application/json")];
+    for (path, body, name) in [
+        ("/auth/generate", r#"{"username":"bob","username":"alice"}"#, "username"),
+        ("/auth/generate?username=alice", r#"{"username":"alice","username":"alice"}"#, "username"),
+        ("/auth/generate", r#"{"username":"alice","context":"a","context":null}"#, "context"),
+        ("/auth/generate", r#"{"username":"alice","usern\u0061me":"bob"}"#, "username"),
+        ("/auth/verify", r#"{"username":"alice","otp_code":"1","otp_code":"123456"}"#, "otp_code"),
+        ("/auth/verify", r#"{"a":1,"a":2,"username":"alice","otp_code":"123456"}"#, "a"),
+    ] {
+        let reply = dev.api.raw("POST", path, &json, body).await;
+        assert_problem(&reply, 422, &format!("\"{name}\": stands in the body more than once"));
+    }
+}
+
+#[tokio::test]
 async fn what_happened_is_logged_without_any_code() {
     let dev = dev().await;
     let right = code(&dev.api.generate("alice").await);

@@ -6,6 +6,7 @@ mod contract;
 mod credentials;
 mod dev;
 mod fuzz;
+mod generated_clients;
 mod logs;
 mod metrics;
 mod serve;
