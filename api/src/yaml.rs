@@ -248,8 +248,14 @@ fn read_document(text: &[u8]) -> Result<Option<Node>, Broken> {
         let line = before.split(|&byte| byte == b'\n').count();
         Broken { line, message: "is not UTF-8".to_owned() }
     })?;
-    // Snippets are disabled, because they would quote the text.
-    let options = options! { with_snippet: false, budget: budget! { max_depth: MAXIMUM_DEPTH } };
+    // Snippets are disabled, because they would quote the text. Booleans such as `yes` and octal
+    // numbers such as `010` are those of YAML 1.1, as in `kubectl`.
+    let options = options! {
+        with_snippet: false,
+        strict_booleans: false,
+        legacy_octal_numbers: true,
+        budget: budget! { max_depth: MAXIMUM_DEPTH },
+    };
     let node: Spanned<Value> =
         serde_saphyr::from_str_with_options(text, options).map_err(|e| broken(&e))?;
     Ok(Some(Node::from(node)).filter(|node| !matches!(node.value, Value::Null)))
@@ -323,6 +329,12 @@ impl<'de> Visitor<'de> for ValueVisitor {
     }
 
     fn visit_f64<E>(self, value: f64) -> Result<Value, E> {
+        // `1e3` is a whole number, as in JSON.
+        if value.fract() == 0.0
+            && let Ok(whole) = format!("{value:.0}").parse::<i64>()
+        {
+            return Ok(Value::Number(whole.into()));
+        }
         // Infinity is rejected, because JSON does not have it.
         Ok(serde_json::Number::from_f64(value).map_or(Value::Null, Value::Number))
     }
