@@ -145,9 +145,24 @@ pub struct TwoFactorRealmSpec {
 /// The texts of messages. Placeholders are {{code}}, {{expires_at}}, {{issuer}}, {{username}},
 /// {{service}} and {{context}}, which is what the user confirms, if the service has sent it; it is
 /// appended to a text without {{context}}.
-#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(JsonSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct MessageSpec {
+    /// The texts for users whose language is not among languages.
+    #[serde(flatten)]
+    pub texts: MessageTexts,
+
+    /// The texts by language, for users with a locale: at most 8 tags like de or de-CH. Parts that
+    /// are absent are those of the realm's own message.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(schema_with = "languages_schema")]
+    pub languages: BTreeMap<String, MessageTexts>,
+}
+
+/// The texts of messages in one language.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct MessageTexts {
     /// The subject of mails: one line of at most 200 characters. It defaults to: Your {{issuer}}
     /// OTP.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -363,6 +378,15 @@ impl Operator {
             Self::DoesNotExist => "DoesNotExist",
         }
     }
+}
+
+fn languages_schema(generator: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "type": "object",
+        "maxProperties": rules::LANGUAGES,
+        "additionalProperties": MessageTexts::json_schema(generator),
+        "x-kubernetes-validations": [rules::languages_rule()]
+    })
 }
 
 fn names_schema(_: &mut SchemaGenerator) -> Schema {

@@ -14,6 +14,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::{CustomResource, KubeSchema};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
+use twofactor_core::language::Language;
 use twofactor_core::totp::{Algorithm, TotpParameters};
 use twofactor_core::user::{DeliveryMethod, Username};
 
@@ -157,6 +158,17 @@ pub struct TwoFactorUserSpec {
     )]
     #[x_kube(validation = shared::pattern_rule(shared::ISSUER_PATTERN, shared::ISSUER_MESSAGE))]
     pub issuer: Option<String>,
+
+    /// The language of the user's messages, as a tag like de or de-CH. If the realm has no texts in
+    /// that language, or in the one that it is a variant of, the realm's own texts are used.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(
+        with = "String",
+        length(min = 2, max = Language::MAXIMUM_CHARACTERS),
+        regex(pattern = shared::LANGUAGE_PATTERN)
+    )]
+    #[x_kube(validation = shared::pattern_rule(shared::LANGUAGE_PATTERN, shared::language_message()))]
+    pub locale: Option<String>,
 }
 
 /// A key of a Secret in the user's own namespace.
@@ -253,6 +265,7 @@ impl Default for TwoFactorUserSpec {
             secret_ref: None,
             totp: TotpSpec::default(),
             issuer: None,
+            locale: None,
         }
     }
 }
@@ -282,6 +295,7 @@ impl fmt::Debug for TwoFactorUserSpec {
             secret_ref,
             totp,
             issuer,
+            locale,
         } = self;
         formatter
             .debug_struct("TwoFactorUserSpec")
@@ -293,6 +307,7 @@ impl fmt::Debug for TwoFactorUserSpec {
             .field("secret_ref", secret_ref)
             .field("totp", totp)
             .field("issuer", issuer)
+            .field("locale", locale)
             .finish()
     }
 }

@@ -6,6 +6,7 @@ pub mod tokens;
 
 use std::fmt;
 
+use twofactor_core::language::Language;
 use twofactor_core::totp::TotpParameters;
 use twofactor_core::user::{DeliveryMethod, EmailAddress, PhoneNumber, UserDefinition, Username};
 
@@ -98,6 +99,8 @@ pub fn validate(user: &TwoFactorUser) -> Result<UserDefinition, Vec<FieldError>>
     if let Some(issuer) = &spec.issuer {
         findings.keep("spec.issuer", check_issuer(issuer, "realm"));
     }
+    let locale = spec.locale.clone();
+    let locale = locale.and_then(|locale| findings.keep("spec.locale", Language::try_from(locale)));
 
     match (username, totp) {
         (Some(username), Some(totp)) if findings.0.is_empty() => Ok(UserDefinition {
@@ -108,6 +111,7 @@ pub fn validate(user: &TwoFactorUser) -> Result<UserDefinition, Vec<FieldError>>
             phone_number,
             totp,
             issuer: spec.issuer.clone(),
+            locale,
         }),
         _ => Err(findings.0),
     }

@@ -17,6 +17,7 @@ pub mod decision;
 pub mod host;
 pub mod import;
 pub mod key;
+pub mod language;
 pub mod limits;
 pub mod message;
 pub mod names;

@@ -173,6 +173,20 @@ impl Part {
 }
 
 impl MessageTemplates {
+    /// Returns these texts, with those of `fallback` for parts that are absent. The text and the
+    /// HTML of a mail are one part, because they must say the same.
+    #[must_use]
+    pub fn over(self, fallback: &Self) -> Self {
+        let has_mail = self.text.is_some() || self.html.is_some();
+        let mail = if has_mail { &self } else { fallback };
+        Self {
+            text: mail.text.clone(),
+            html: mail.html.clone(),
+            subject: self.subject.or_else(|| fallback.subject.clone()),
+            sms: self.sms.or_else(|| fallback.sms.clone()),
+        }
+    }
+
     /// Sets one of the parts.
     pub fn set(&mut self, part: Part, template: Option<Template>) {
         match part {
@@ -308,6 +322,21 @@ mod tests {
             );
         });
         with_values(None, |values| assert_eq!(placed.text(values), ": 123456"));
+    }
+
+    #[test]
+    fn texts_of_a_language_fall_back_part_by_part() {
+        let own = templates(&[
+            (Part::Subject, "own"),
+            (Part::Text, "own {{code}}"),
+            (Part::Html, "<b>own {{code}}</b>"),
+            (Part::Sms, "own {{code}}"),
+        ]);
+        assert_eq!(MessageTemplates::default().over(&own), own);
+        assert_eq!(own.clone().over(&MessageTemplates::default()), own);
+        let german = templates(&[(Part::Text, "Ihr Code: {{code}}")]).over(&own);
+        assert_eq!(german.text.unwrap().to_string(), "Ihr Code: {{code}}");
+        assert_eq!((german.html, german.subject, german.sms), (None, own.subject, own.sms));
     }
 
     #[test]

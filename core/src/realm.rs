@@ -1,7 +1,7 @@
 //! Seals and opens the realm's record: the policy and the providers' credentials that the publisher
 //! gives to sidecars.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use rand_core::CryptoRng;
@@ -10,12 +10,14 @@ use thiserror::Error;
 
 use crate::audit::AuditPolicy;
 use crate::key::RealmKeys;
+use crate::language::Language;
 use crate::limits::Limits;
 use crate::message::MessageTemplates;
 use crate::provider::Providers;
 use crate::record::{RecordError, from_plaintext, to_plaintext};
 use crate::seal::{self, Revision, Subject};
 use crate::token::TokenSettings;
+use crate::user::UserDefinition;
 
 /// Initial size of the buffer, enough for a bundle of certificates beside everything else.
 const INITIAL_BUFFER: usize = 64 * 1024;
@@ -72,6 +74,9 @@ pub struct RealmRecord {
     /// The texts of messages.
     #[serde(default)]
     pub message: MessageTemplates,
+    /// The complete texts for languages that differ from those above.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub translations: BTreeMap<Language, MessageTemplates>,
     /// The allowed namespaces, if the publisher maintains such a list. A sidecar in another
     /// namespace does not serve.
     #[serde(default)]
@@ -102,6 +107,7 @@ impl Default for RealmRecord {
             otp_lifetime: OtpLifetime::default(),
             providers: Providers::default(),
             message: MessageTemplates::default(),
+            translations: BTreeMap::new(),
             callers: None,
             tokens: None,
             uniform_answers: false,
@@ -113,6 +119,13 @@ impl Default for RealmRecord {
 }
 
 impl RealmRecord {
+    /// Returns the texts of a user's messages, in the user's language if there are such texts.
+    #[must_use]
+    pub fn message_of(&self, user: &UserDefinition) -> &MessageTemplates {
+        let translation = user.locale.as_ref().and_then(|locale| locale.lookup(&self.translations));
+        translation.unwrap_or(&self.message)
+    }
+
     /// Seals the record with `revision`.
     pub fn seal(
         &self,

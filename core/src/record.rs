@@ -174,6 +174,7 @@ mod tests {
                 phone_number: None,
                 totp: TotpParameters::default(),
                 issuer: None,
+                locale: None,
             },
             seed,
             provenance: Some(Provenance { owner: "uid".to_owned(), rotation: None }),

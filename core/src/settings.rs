@@ -57,6 +57,7 @@ pub fn realm(lookup: impl Fn(&str) -> Option<String>) -> Result<RealmRecord, Set
             .unwrap_or(defaults.otp_lifetime),
         providers,
         message: message(variable)?,
+        translations: defaults.translations,
         callers: None,
         limits: limits::limits(variable)?,
         audit: limits::audit(variable)?,

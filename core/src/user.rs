@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::host;
+use crate::language::Language;
 use crate::totp::TotpParameters;
 
 /// A username: 1 to 253 characters, none of them a control character. It is compared exactly,
@@ -240,6 +241,9 @@ pub struct UserDefinition {
     pub totp: TotpParameters,
     /// The issuer that authenticator apps show. Defaults to the realm's issuer.
     pub issuer: Option<String>,
+    /// The language of messages. Defaults to that of the realm's own texts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub locale: Option<Language>,
 }
 
 #[cfg(test)]

@@ -120,7 +120,7 @@ extra: 1
     let expected = [
         "users.yaml:17: extra: is not a known field; known here are apiVersion, kind, metadata, spec and status",
         "users.yaml:6: spec.emial: is not a known field; known here are deliveryMethod, email, enabled, issuer, \
-         phoneNumber, secretRef, totp and username",
+         locale, phoneNumber, secretRef, totp and username",
         "users.yaml:7: spec.enabled: must be true or false",
         "users.yaml:8: spec.phoneNumber: must be text: put it in quotes",
         "users.yaml:9: spec.deliveryMethod: must be email, sms, webhook or app",
@@ -400,6 +400,43 @@ fn json_windows_line_ends_and_a_byte_order_mark_are_read() {
     }
 }
 
+/// What `kubectl label --local -o json` prints for the same text.
+#[test]
+fn scalars_and_references_mean_what_they_mean_to_kubectl() {
+    let user = |name: &str, spec: &str| {
+        ALICE.replace("alice\n", &format!("{name}\n")).replace("email: alice@example.org", spec)
+    };
+    let spec = |text: &str| {
+        let manifests = read_text(&user("a", &format!("email: a@example.org\n  {text}")));
+        assert_eq!(manifests.problems, [], "{text}");
+        manifests.users[0].value.spec.clone()
+    };
+    for (text, enabled) in
+        [("yes", true), ("On", true), ("y", true), ("off", false), ("NO", false), ("'true'", true)]
+    {
+        let text = format!("enabled: {}", text.trim_matches('\''));
+        assert_eq!(spec(&text).enabled, enabled, "{text}");
+    }
+    for (text, digits) in [("010", 8), ("0o10", 8), ("0x8", 8), ("+8", 8), ("8e0", 8), ("6", 6)] {
+        assert_eq!(spec(&format!("totp: {{digits: {text}}}")).totp.digits, digits, "{text}");
+    }
+    // A date is text, and a word that means a boolean is not.
+    assert_eq!(spec("username: 2026-11-22").username.as_deref(), Some("2026-11-22"));
+    assert_eq!(spec("username: !!str 123").username.as_deref(), Some("123"));
+    assert_eq!(spec("username: Null").username, None);
+    let norway = format!("{ALICE}  username: no\n");
+    assert_eq!(problems(&norway), ["users.yaml:8: spec.username: must be text: put it in quotes"]);
+    // Anchors, aliases and merge keys.
+    let list = "apiVersion: v1\nkind: List\nitems:\n- &one\n  apiVersion: twofactor.fountainai.io/v1alpha1\n  kind: \
+                TwoFactorUser\n  metadata: {name: a}\n  spec: &spec {email: a@example.org, totp: {digits: 8}}\n- <<: *one\n  \
+                metadata: {name: b}\n  spec: {<<: *spec, email: b@example.org}\n";
+    let manifests = read_text(list);
+    assert_eq!(manifests.problems, []);
+    let second = &manifests.users[1].value;
+    assert_eq!(second.metadata.name.as_deref(), Some("b"));
+    assert_eq!((second.spec.email.as_deref(), second.spec.totp.digits), (Some("b@example.org"), 8));
+}
+
 #[test]
 fn tabs_as_indentation_are_a_problem_with_its_line() {
     let manifests = read_text(&format!("{}---\n{ALICE}", ALICE.replace("  email", "\temail")));
@@ -441,6 +478,7 @@ fn the_examples_are_valid() {
     let mut manifests = example("users.yaml");
     assert_eq!(manifests.users.len(), 3);
     manifests.append(example("imported-seed.yaml"));
+    manifests.append(example("german.yaml"));
     assert_eq!(manifests.problems, []);
     for user in &manifests.users {
         assert_eq!(user.value.metadata.namespace.as_deref(), Some("people"));

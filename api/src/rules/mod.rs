@@ -10,6 +10,7 @@ pub(crate) mod tokens;
 pub(crate) mod user;
 
 use kube::core::{Message, Rule};
+use twofactor_core::language::LanguageError;
 
 /// Maximum length of a Kubernetes object's name, and of a key of a Secret, in characters.
 pub(crate) const NAME_CHARACTERS: usize = 253;
@@ -22,6 +23,13 @@ pub(crate) const NAME_PATTERN: &str =
 
 pub(crate) const ISSUER_MESSAGE: &str = "must not contain a colon or control characters";
 pub(crate) const NAME_MESSAGE: &str = "is not the name of a Kubernetes object: lower case letters, digits, hyphens and dots are allowed";
+
+/// Language tags (BCP 47).
+pub(crate) const LANGUAGE_PATTERN: &str = "^[A-Za-z]{2,8}(-[A-Za-z0-9]{1,8})*$";
+
+pub(crate) fn language_message() -> String {
+    LanguageError.to_string()
+}
 
 /// Builds a rule that says the same as the schema's `pattern`, which an API server quotes instead
 /// of explaining it.

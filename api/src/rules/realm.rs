@@ -4,12 +4,13 @@ use std::ops::RangeInclusive;
 
 use kube::core::{Message, Rule};
 use twofactor_core::audit::MAXIMUM_RETENTION_DAYS;
+use twofactor_core::language::Language;
 use twofactor_core::limits::{
     MAXIMUM_DELIVERIES_PER_HOUR, MAXIMUM_GENERATES_PER_HOUR, MAXIMUM_INTERVAL_SECONDS,
 };
 use twofactor_core::message::{Part, PartError};
 
-use super::pattern_rule;
+use super::{LANGUAGE_PATTERN, language_message, pattern_rule};
 use crate::labels;
 
 /// Allowed lifetimes of a delivered code, in minutes.
@@ -34,6 +35,8 @@ pub(crate) const TEXT_CHARACTERS: usize = Part::Text.longest();
 pub(crate) const HTML_CHARACTERS: usize = Part::Html.longest();
 /// Maximum length of a text message.
 pub(crate) const SMS_CHARACTERS: usize = Part::Sms.longest();
+/// Maximum number of languages of a realm's messages.
+pub(crate) const LANGUAGES: usize = 8;
 /// Allowed intervals between two codes for a user, in seconds.
 pub(crate) const GENERATE_INTERVAL_SECONDS: RangeInclusive<i32> =
     0..=MAXIMUM_INTERVAL_SECONDS as i32;
@@ -70,6 +73,15 @@ const PLACEHOLDERS_MESSAGE: &str = "has {{ without }}, or an unknown placeholder
 pub(crate) fn name_rule() -> Rule {
     Rule::new(format!("self.metadata.name == '{}'", labels::REALM_NAME))
         .message(Message::Message(format!("metadata.name {NAME_NOT_DEFAULT}")))
+}
+
+pub(crate) fn languages_rule() -> Rule {
+    let longest = Language::MAXIMUM_CHARACTERS;
+    Rule::new(format!(
+        "self.all(tag, tag.size() <= {longest} && tag.matches(r'{LANGUAGE_PATTERN}') && self.exists_one(other, \
+         other.lowerAscii() == tag.lowerAscii()))"
+    ))
+    .message(Message::Message(format!("a key {}, each language once", language_message())))
 }
 
 pub(crate) fn selector_rule() -> Rule {

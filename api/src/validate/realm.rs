@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use kube::core::{Expression, Selector, SelectorExt};
+use twofactor_core::language::Language;
 use twofactor_core::message::{MessageTemplates, Part};
 use twofactor_core::realm::OtpLifetime;
 
@@ -14,14 +15,14 @@ use super::tokens::{self, TokenPolicy};
 use super::{FieldError, Findings, check_issuer, is_object_name};
 use crate::labels;
 use crate::realm::{
-    AllowedNamespaces, MessageSpec, NamespaceSelector, Operator, Requirement, TwoFactorRealm,
+    AllowedNamespaces, MessageTexts, NamespaceSelector, Operator, Requirement, TwoFactorRealm,
 };
-use crate::rules::NAME_MESSAGE;
 use crate::rules::realm::{
     EMPTY_SELECTOR, EXPIRATION_MINUTES, LABEL_KEY_MESSAGE, LABEL_VALUE_CHARACTERS,
-    LABEL_VALUE_MESSAGE, NAME_NOT_DEFAULT, NAMES, NAMESPACE_CHARACTERS, NAMESPACE_MESSAGE,
-    REQUIREMENTS, VALUES, VALUES_MESSAGE,
+    LABEL_VALUE_MESSAGE, LANGUAGES, NAME_NOT_DEFAULT, NAMES, NAMESPACE_CHARACTERS,
+    NAMESPACE_MESSAGE, REQUIREMENTS, VALUES, VALUES_MESSAGE,
 };
+use crate::rules::{NAME_MESSAGE, language_message};
 
 /// The validated spec of a realm.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -42,6 +43,8 @@ pub struct RealmPolicy {
     pub audit: AuditOverrides,
     /// The texts of messages. Default to the operator's.
     pub message: Option<MessageTemplates>,
+    /// The texts by language, without those that fall back to the message.
+    pub translations: BTreeMap<Language, MessageTemplates>,
     /// Tokens. Default to the operator's settings.
     pub tokens: Option<TokenPolicy>,
     /// Whether answers hide who is a user. Defaults to the operator's setting.
@@ -98,7 +101,11 @@ pub fn validate(realm: &TwoFactorRealm) -> Result<RealmPolicy, Vec<FieldError>> 
     }
     let limits = limits::check_limits(spec.limits.as_ref(), &mut findings);
     let audit = limits::check_audit(spec.audit.as_ref(), &mut findings);
-    let message = spec.message.as_ref().map(|message| check_message(message, &mut findings));
+    let message = spec.message.as_ref();
+    let translations = message
+        .map(|message| check_languages(&message.languages, &mut findings))
+        .unwrap_or_default();
+    let message = message.map(|message| check_texts(&message.texts, "spec.message", &mut findings));
     // A message without any text counts as absent.
     let message = message.filter(|message| *message != MessageTemplates::default());
     let tokens = spec.tokens.as_ref().and_then(|tokens| tokens::check(tokens, &mut findings));
@@ -112,6 +119,7 @@ pub fn validate(realm: &TwoFactorRealm) -> Result<RealmPolicy, Vec<FieldError>> 
             limits,
             audit,
             message,
+            translations,
             tokens,
             uniform_answers: spec.uniform_answers,
         })
@@ -120,7 +128,32 @@ pub fn validate(realm: &TwoFactorRealm) -> Result<RealmPolicy, Vec<FieldError>> 
     }
 }
 
-fn check_message(message: &MessageSpec, findings: &mut Findings) -> MessageTemplates {
+fn check_languages(
+    languages: &BTreeMap<String, MessageTexts>,
+    findings: &mut Findings,
+) -> BTreeMap<Language, MessageTemplates> {
+    let field = "spec.message.languages";
+    if languages.len() > LANGUAGES {
+        findings.add(
+            field,
+            format_args!("has {} languages, at most {LANGUAGES} are allowed", languages.len()),
+        );
+    }
+    let mut translations = BTreeMap::new();
+    for (tag, texts) in languages {
+        let Ok(language) = Language::try_from(tag.clone()) else {
+            findings.add(field, format_args!("a key {}", language_message()));
+            continue;
+        };
+        let templates = check_texts(texts, &format!("{field}.{language}"), findings);
+        if translations.insert(language, templates).is_some() {
+            findings.add(field, "has a language twice");
+        }
+    }
+    translations
+}
+
+fn check_texts(message: &MessageTexts, parent: &str, findings: &mut Findings) -> MessageTemplates {
     let mut templates = MessageTemplates::default();
     for (part, text) in [
         (Part::Subject, &message.subject),
@@ -129,7 +162,7 @@ fn check_message(message: &MessageSpec, findings: &mut Findings) -> MessageTempl
         (Part::Sms, &message.sms),
     ] {
         if let Some(text) = text {
-            let field = format!("spec.message.{}", part.field());
+            let field = format!("{parent}.{}", part.field());
             templates.set(part, findings.keep(&field, part.parse(text)));
         }
     }

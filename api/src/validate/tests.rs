@@ -5,6 +5,7 @@ use twofactor_core::totp::Algorithm;
 use twofactor_core::user::{EmailAddressError, PhoneNumberError};
 
 use super::*;
+use crate::rules::language_message;
 use crate::rules::user::{
     ALGORITHMS, DELIVERABLE_PATTERN, email_deliverable_rule, email_needed_rule, name_rule,
     own_secret_rule, phone_number_needed_rule, username_rule,
@@ -96,7 +97,7 @@ fn the_schema_fills_in_the_same_defaults() {
         fields.iter().map(|(name, field)| (name.clone(), field["default"].clone())).collect();
     assert_eq!(totp["default"], Value::Object(each));
     assert_eq!(schema("/secretRef/key")["default"], labels::SECRET_KEY_SEED);
-    for optional in ["username", "email", "phoneNumber", "secretRef", "issuer"] {
+    for optional in ["username", "email", "phoneNumber", "secretRef", "issuer", "locale"] {
         let field = schema(&format!("/{optional}"));
         assert!(field.get("default").is_none() && field.get("nullable").is_none(), "{optional}");
     }
@@ -254,6 +255,30 @@ fn schema_and_validation_agree_on_issuers() {
     }
     for issuer in ["", "a:b", "a\nb", "a\u{9f}", &"a".repeat(ISSUER_CHARACTERS + 1)] {
         assert!(!text_is_taken("issuer", issuer));
+    }
+}
+
+#[test]
+fn schema_and_validation_agree_on_locales() {
+    for locale in ["de", "DE", "de-CH", "zh-Hant-TW", "es-419", "abcdefgh-1-12345678"] {
+        assert!(text_is_taken("locale", locale));
+    }
+    for locale in [
+        "",
+        "d",
+        "de_DE",
+        "de-",
+        "-de",
+        "de--CH",
+        "de-CH ",
+        "12-CH",
+        "dä",
+        "de_DE.UTF-8",
+        "de-123456789",
+        &"de-".repeat(12),
+        &format!("de{}", "-abcdefgh".repeat(4)),
+    ] {
+        assert!(!text_is_taken("locale", locale));
     }
 }
 
@@ -422,6 +447,7 @@ fn the_schema_has_each_rule_with_the_sentence_that_validate_uses() {
         ("/email", EmailAddressError.to_string()),
         ("/phoneNumber", PhoneNumberError.to_string()),
         ("/issuer", ISSUER_MESSAGE.to_owned()),
+        ("/locale", language_message()),
         ("/secretRef/name", NAME_MESSAGE.to_owned()),
         ("/secretRef/key", SECRET_KEY_MESSAGE.to_owned()),
     ] {

@@ -68,6 +68,9 @@ fn build(
     delivery: Option<&Delivery>,
     callers: BTreeSet<String>,
 ) -> RealmRecord {
+    // The message is taken as a whole, because the realm's text and the operator's HTML would be
+    // two different messages.
+    let message = policy.message.clone().unwrap_or_else(|| defaults.message.clone());
     RealmRecord {
         issuer: policy.issuer.clone().unwrap_or_else(|| defaults.issuer.clone()),
         otp_lifetime: policy.otp_lifetime.unwrap_or(defaults.otp_lifetime),
@@ -75,9 +78,12 @@ fn build(
             Some(delivery) => delivery.providers.clone(),
             None => defaults.providers.clone(),
         },
-        // The message is taken as a whole, because the realm's text and the operator's HTML would
-        // be two different messages.
-        message: policy.message.clone().unwrap_or_else(|| defaults.message.clone()),
+        translations: policy
+            .translations
+            .iter()
+            .map(|(language, texts)| (language.clone(), texts.clone().over(&message)))
+            .collect(),
+        message,
         callers: Some(callers),
         limits: policy.limits.over(defaults.limits),
         audit: policy.audit.over(defaults.audit),

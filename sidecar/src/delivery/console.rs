@@ -8,6 +8,6 @@ pub(super) fn show(order: &Order<'_>) {
         "[{} to {:?}] {}",
         order.user.delivery_method.name(),
         order.user.username.as_str(),
-        order.realm.message.text(&order.values).trim_end().replace('\n', " ")
+        order.texts().text(&order.values).trim_end().replace('\n', " ")
     );
 }

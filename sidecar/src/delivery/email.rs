@@ -111,7 +111,7 @@ fn mail(
     order: &Order<'_>,
 ) -> Result<Message, DeliveryError> {
     let wrong = |_| DeliveryError::Misconfigured("the message".into());
-    let (templates, values) = (&order.realm.message, &order.values);
+    let (templates, values) = (order.texts(), &order.values);
     // Programs that answer mail automatically do not answer such mail (RFC 3834).
     let automatic = HeaderValue::new(
         HeaderName::new_from_ascii_str("Auto-Submitted"),

@@ -30,8 +30,8 @@ impl Channel for Push {
             let client = self.client.of(&settings.receiver).await?;
             let request = client
                 .post(settings.receiver.url.expose_secret())
-                .header("title", order.realm.message.subject(&order.values))
-                .body(order.realm.message.sms(&order.values));
+                .header("title", order.texts().subject(&order.values))
+                .body(order.texts().sms(&order.values));
             let status = http::send_for_status(request).await?;
             if status.is_success() { Ok(()) } else { Err(http::refusal(status, "")) }
         })

@@ -20,6 +20,7 @@ use std::time::Duration;
 
 use tokio::sync::Semaphore;
 use twofactor_core::code::Code;
+use twofactor_core::message::MessageTemplates;
 use twofactor_core::names::Caller;
 use twofactor_core::realm::RealmRecord;
 use twofactor_core::template::Values;
@@ -84,6 +85,13 @@ struct Order<'a> {
     realm: &'a RealmRecord,
     message: &'a Message<'a>,
     values: Values<'a>,
+}
+
+impl Order<'_> {
+    /// Returns the texts in the user's language.
+    fn texts(&self) -> &MessageTemplates {
+        self.realm.message_of(self.user)
+    }
 }
 
 /// Formats a moment by RFC 3339, in UTC with whole seconds.

@@ -65,7 +65,7 @@ impl Channel for Sms {
                 .post(url)
                 .basic_auth(login, Some(settings.auth_token.expose_secret()))
                 .header(CONTENT_TYPE, "application/x-www-form-urlencoded")
-                .body(form(settings, number, &order.realm.message.sms(&order.values)));
+                .body(form(settings, number, &order.texts().sms(&order.values)));
             evaluate(&http::send(request).await?)
         })
     }

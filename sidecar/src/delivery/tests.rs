@@ -74,6 +74,7 @@ fn user(method: DeliveryMethod) -> UserDefinition {
         phone_number: None,
         totp: TotpParameters::default(),
         issuer: None,
+        locale: None,
     }
 }
 

@@ -96,7 +96,7 @@ fn event<'a>(order: &Order<'a>) -> Event<'a> {
             issuer: values.issuer,
             service: values.service,
             context: values.context,
-            text: order.realm.message.text(values).trim_end().to_owned(),
+            text: order.texts().text(values).trim_end().to_owned(),
         },
     }
 }

@@ -118,6 +118,7 @@ impl DummyRecord {
             phone_number: None,
             totp: TotpParameters::default(),
             issuer: None,
+            locale: None,
         };
         let pseudonym = keys.pseudonym(&definition.username);
         let record = UserRecord {

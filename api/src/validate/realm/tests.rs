@@ -155,6 +155,12 @@ fn each_wrong_field_is_named() {
         (json!({ "message": { "html": "{{code}} {{password}}" } }), "spec.message.html"),
         (json!({ "message": { "sms": "{{code}} {{" } }), "spec.message.sms"),
         (
+            json!({ "message": { "languages": { "de": { "text": "kein Code" } } } }),
+            "spec.message.languages.de.text",
+        ),
+        (json!({ "message": { "languages": { "de_DE": {} } } }), "spec.message.languages"),
+        (json!({ "message": { "languages": { "de": {}, "DE": {} } } }), "spec.message.languages"),
+        (
             json!({ "message": { "sms": format!("{{{{code}}}}{}", "x".repeat(1000)) } }),
             "spec.message.sms",
         ),
@@ -168,6 +174,32 @@ fn each_wrong_field_is_named() {
     let mut other = realm(json!({}));
     other.metadata.name = Some("other".to_owned());
     assert_eq!(validate(&other).unwrap_err()[0].field, "metadata.name");
+}
+
+#[test]
+fn texts_are_read_by_language() {
+    let languages = json!({ "de": { "text": "Code: {{code}}" }, "pt-BR": { "subject": "Código" } });
+    let policy =
+        validate(&realm(json!({ "message": { "sms": "{{code}}", "languages": languages } })))
+            .unwrap();
+    let tags: Vec<_> = policy.translations.keys().map(ToString::to_string).collect();
+    assert_eq!(tags, ["de", "pt-br"]);
+    let german = policy.translations.values().next().unwrap();
+    assert_eq!(
+        (german.text.as_ref().unwrap().to_string(), german.sms.is_none()),
+        ("Code: {{code}}".to_owned(), true)
+    );
+    assert_eq!(policy.message.unwrap().sms.unwrap().to_string(), "{{code}}");
+    // Languages alone leave the operator's texts for everyone else.
+    let policy = validate(&realm(json!({ "message": { "languages": { "de": {} } } }))).unwrap();
+    assert_eq!((policy.message, policy.translations.len()), (None, 1));
+    let many: serde_json::Map<_, _> =
+        (b'a'..=b'i').map(|c| (format!("x{}", char::from(c)), json!({}))).collect();
+    let errors = validate(&realm(json!({ "message": { "languages": many } }))).unwrap_err();
+    assert_eq!(
+        errors[0].to_string(),
+        "spec.message.languages: has 9 languages, at most 8 are allowed"
+    );
 }
 
 #[test]

@@ -74,6 +74,7 @@ fn record(number: usize, delivery_method: DeliveryMethod) -> UserRecord {
             phone_number: None,
             totp: TotpParameters::default(),
             issuer: None,
+            locale: None,
         },
         seed: Some(Seed::generate(&mut UnwrapErr(SysRng))),
         provenance: None,

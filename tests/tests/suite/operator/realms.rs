@@ -304,6 +304,66 @@ async fn the_realm_reports_invalid_providers_and_uses_them_once_they_are_valid()
 }
 
 #[tokio::test]
+async fn users_read_messages_in_their_language_or_in_that_of_the_realm() {
+    let cluster = Cluster::start().await;
+    let mail = MailServer::start().await;
+    let _operator = cluster
+        .operator()
+        .env("SMTP_SERVER", "localhost")
+        .env("SMTP_PORT", &mail.port().to_string())
+        .env("SMTP_SECURITY", "plain")
+        .env("SMTP_FROM_EMAIL", "operator@example.org")
+        .start()
+        .await;
+    let example = include_str!("../../../../examples/german.yaml");
+    let realm = example.split("\n---\n").next().unwrap().replace("  namespace: people\n", "");
+    let people =
+        [("heidi", "de-CH"), ("hans", "DE"), ("anna", "fr"), ("bob", "")].map(|(name, locale)| {
+            let locale =
+                if locale.is_empty() { String::new() } else { format!("\n  locale: {locale}") };
+            user(name, &format!("email: {name}@example.org{locale}"))
+        });
+    cluster.apply(&format!("{realm}\n---\n{}", people.concat()));
+    wait_condition(&cluster, "Ready", "True", "Ready").await;
+    let sidecar = cluster.sidecar().await;
+    let service = &cluster.namespace;
+    for (name, subject, text) in [
+        ("heidi", "Ihr Code für", "Guten Tag heidi,"),
+        ("hans", "Ihr Code für", "Guten Tag hans,"),
+        ("anna", "your code for", "Your code for"),
+        ("bob", "your code for", "Your code for"),
+    ] {
+        cluster.wait_ready(name).await;
+        eventually(BOUND, format_args!("a code for {name}"), async || {
+            let reply = sidecar.api.generate(name).await;
+            if reply.status == 200 { Ok(()) } else { Err(reply.body) }
+        })
+        .await;
+        let message = mail.wait_for_message(&format!("{name}@example.org"), BOUND).await;
+        assert_eq!(message.subject(), format!("FountainAI: {subject} {service}"));
+        assert!(message.text.starts_with(text), "{name}: {}", message.text);
+    }
+    // The operator's texts do not count if the realm has its own, and its languages stay beside
+    // them.
+    cluster.apply(&self::realm(
+        "message: {subject: Own, languages: {de: {text: \"{{code}} und {{context}}\"}}}",
+    ));
+    cluster.apply(&user("otto", "email: otto@example.org\n  locale: de"));
+    cluster.wait_ready("otto").await;
+    let message = eventually(BOUND, "the changed message", async || {
+        let _ = sidecar.api.generate("otto").await;
+        mail.messages()
+            .await
+            .into_iter()
+            .find(|mail| mail.to == ["otto@example.org"])
+            .ok_or("no mail yet")
+    })
+    .await;
+    assert_eq!(message.subject(), "Own");
+    assert!(message.text.contains(" und "), "{}", message.text);
+}
+
+#[tokio::test]
 async fn a_realm_has_the_operators_default_limits_until_it_sets_its_own() {
     let cluster = Cluster::start().await;
     let mail = MailServer::start().await;
@@ -457,6 +517,16 @@ async fn the_api_server_refuses_an_invalid_realm() {
         (realm("audit: {origin: maybe}"), "origin"),
         (realm("delivery: {}"), "secretRef"),
         (realm("message: {text: no code}"), "must contain {{code}}"),
+        (realm("message: {languages: {de: {text: no code}}}"), "must contain {{code}}"),
+        (realm("message: {languages: {de: {sms: \"{{code}} {{wer}}\"}}}"), "unknown placeholder"),
+        (realm("message: {languages: {de_DE: {}}}"), "is not a language tag"),
+        (realm("message: {languages: {de: {}, DE: {}}}"), "each language once"),
+        (
+            realm(
+                "message: {languages: {aa: {}, bb: {}, cc: {}, dd: {}, ee: {}, ff: {}, gg: {}, hh: {}, ii: {}}}",
+            ),
+            "languages",
+        ),
         (realm("message: {subject: \"a\\nb\"}"), "must be one line"),
         (
             realm("message: {html: \"{{code}} {{password}}\"}"),

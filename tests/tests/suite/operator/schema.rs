@@ -29,6 +29,7 @@ async fn kubectl_explain_describes_every_field() {
         "tfr.spec.allowedNamespaces.selector.matchExpressions",
         "tfr.spec.delivery.secretRef",
         "tfr.spec.message",
+        "tfr.spec.message.languages",
         "tfr.status",
     ] {
         let text = cluster.server.kubectl(&["explain", path]);
@@ -86,6 +87,11 @@ async fn every_rule_accepts_a_valid_user_and_refuses_an_invalid_one_with_a_sente
             "deliveryMethod: app\n  username: x",
             "deliveryMethod: app\n  username: \"a\\nb\"",
             "spec.username",
+        ),
+        (
+            "deliveryMethod: app\n  locale: de-CH",
+            "deliveryMethod: app\n  locale: de_CH",
+            "is not a language tag",
         ),
         (
             "deliveryMethod: app\n  issuer: Fountain AI",

@@ -83,6 +83,7 @@ pub(crate) fn record(username: &str, method: DeliveryMethod) -> UserRecord {
             phone_number: None,
             totp: TotpParameters::default(),
             issuer: None,
+            locale: None,
         },
         seed: Some(Seed::generate(&mut random())),
         provenance: None,
