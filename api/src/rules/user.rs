@@ -31,6 +31,8 @@ pub(crate) const EMAIL_PATTERN: &str =
 /// Addresses that a mail server can take. The validation also knows the length of labels in the
 /// form of the domain name system, which no pattern can compute.
 pub(crate) const DELIVERABLE_PATTERN: &str = r"^[^.@]+(\.[^.@]+)*@[0-9A-Za-z\x{80}-\x{10FFFF}]([-_0-9A-Za-z\x{80}-\x{10FFFF}]{0,61}[0-9A-Za-z\x{80}-\x{10FFFF}])?(\.[0-9A-Za-z\x{80}-\x{10FFFF}]([-_0-9A-Za-z\x{80}-\x{10FFFF}]{0,61}[0-9A-Za-z\x{80}-\x{10FFFF}])?)*$";
+/// Addresses whose domain ends like an IPv4 address.
+pub(crate) const NUMERIC_PATTERN: &str = r"[@.][0-9]+$";
 pub(crate) const PHONE_NUMBER_PATTERN: &str = r"^\+[1-9][0-9]{6,14}$";
 pub(crate) const SECRET_KEY_PATTERN: &str = r"^[-._a-zA-Z0-9]+$";
 
@@ -71,7 +73,8 @@ pub(crate) fn email_needed_rule() -> Rule {
 /// Only for users who get mail, because other users' objects may have any address from before.
 pub(crate) fn email_deliverable_rule() -> Rule {
     Rule::new(format!(
-        "self.deliveryMethod != 'email' || !has(self.email) || self.email.matches(r'{DELIVERABLE_PATTERN}')"
+        "self.deliveryMethod != 'email' || !has(self.email) || (self.email.matches(r'{DELIVERABLE_PATTERN}') && \
+         !self.email.matches(r'{NUMERIC_PATTERN}'))"
     ))
     .message(Message::Message(UndeliverableAddress.to_string()))
     .field_path(".email")
