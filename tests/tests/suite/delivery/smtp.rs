@@ -29,6 +29,7 @@ pub(super) fn user(email: &str) -> UserDefinition {
         phone_number: None,
         totp: TotpParameters::default(),
         issuer: None,
+        locale: None,
     }
 }
 
