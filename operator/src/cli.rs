@@ -15,6 +15,7 @@ use twofactor_core::names::Installation;
 use twofactor_core::secret::SecretText;
 use twofactor_core::settings;
 use twofactor_server::logging::{self, Format};
+use twofactor_server::probe::{self, Check};
 use twofactor_server::startup::{read_certificate_authority, stop_on_signals};
 
 use crate::k8s::client;
@@ -52,6 +53,8 @@ enum Command {
     Controller(Box<ControllerArguments>),
     /// Give pods their sidecar: serve the webhook, and manage its certificates
     Admission(Box<AdmissionArguments>),
+    /// Ask the same program in the same pod whether it is alive or ready, for a probe
+    Probe(ProbeArguments),
     /// Print the custom resource definitions. Apply them before the first start
     Crd,
     /// Print the names of the crash points of debug builds
@@ -91,6 +94,22 @@ struct CommonArguments {
     /// Level of log lines: error, warn, info, debug, or a filter such as info,kube=debug
     #[arg(long, env = "TWOFACTOR_LOG", value_name = "FILTER", default_value = "info")]
     log: String,
+}
+
+#[derive(Args)]
+struct ProbeArguments {
+    /// What to ask
+    #[arg(value_name = "livez|readyz")]
+    check: Check,
+
+    /// Address of /livez, /readyz and /metrics, as of the program
+    #[arg(
+        long,
+        env = "TWOFACTOR_ADMIN_LISTEN",
+        value_name = "ADDRESS:PORT",
+        default_value = "127.0.0.1:18005"
+    )]
+    admin_listen: SocketAddr,
 }
 
 #[derive(Args)]
@@ -188,6 +207,9 @@ pub fn start() -> Result<(), Box<dyn Error>> {
     match CommandLine::parse().command {
         Command::Controller(arguments) => start_controller(*arguments),
         Command::Admission(arguments) => start_admission(*arguments),
+        Command::Probe(ProbeArguments { check, admin_listen }) => {
+            Ok(probe::ask(&probe::own_addresses(admin_listen), check.path())?)
+        }
         Command::Crd => print_crds(),
         Command::CrashPoints => {
             print_crash_points();

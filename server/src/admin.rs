@@ -16,6 +16,8 @@ use crate::http::Limits;
 
 /// Maximum number of connections: probes and Prometheus need few.
 const CONNECTIONS: usize = 64;
+/// Maximum number of connections of one address. Every pod of the cluster can open some.
+const SHARE: usize = 16;
 /// Timeout for the head of a request. Other pods can reach this port, so a client that sends
 /// nothing does not hold a connection for longer.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(3);
@@ -97,7 +99,12 @@ impl NamedChecks {
 /// The limits that the admin ports of all programs share.
 #[must_use]
 pub fn limits() -> Limits {
-    Limits { connections: CONNECTIONS, header_timeout: HEADER_TIMEOUT, ..Limits::default() }
+    Limits {
+        connections: CONNECTIONS,
+        share: SHARE,
+        header_timeout: HEADER_TIMEOUT,
+        ..Limits::default()
+    }
 }
 
 /// The routes of the admin port.

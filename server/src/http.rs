@@ -21,12 +21,13 @@ use rustls::ServerConfig;
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use warp::filters::BoxedFilter;
 use warp::reply::{Reply, Response};
+
+use crate::slots::{Slots, Ticket};
 
 /// Timeout for a client to acknowledge what was sent to it.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(15);
@@ -34,8 +35,12 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(15);
 /// Limits on the resources that clients can use.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Maximum number of open connections. Further ones wait in the listener's backlog.
+    /// Maximum number of open connections. Further ones wait: in the backlog of a loopback address,
+    /// otherwise for `header_timeout`.
     pub connections: usize,
+    /// Maximum number of open connections of one address, unless the listener's address is a
+    /// loopback address. Some further ones wait; beyond those, connections are closed.
+    pub share: usize,
     /// Timeout for the TLS handshake, and for the head of a request. It is also the idle timeout of
     /// a connection, unless `idle` is set.
     pub header_timeout: Duration,
@@ -66,6 +71,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             connections: 1024,
+            share: 1024,
             header_timeout: Duration::from_secs(15),
             header_bytes: 16 * 1024,
             drain: Duration::from_secs(15),
@@ -106,7 +112,7 @@ async fn run(
     limits: Limits,
     stop: CancellationToken,
 ) {
-    let permits = Arc::new(Semaphore::new(limits.connections));
+    let slots = Slots::new(limits.connections, limits.share);
     let graceful = GracefulShutdown::new();
     let server = Server { routes, limits, stop: stop.clone() };
     let mut closed = pin!(async {
@@ -114,13 +120,17 @@ async fn run(
         sleep(limits.shutdown_delay).await;
     });
     loop {
-        let (stream, permit) = tokio::select! {
+        let (stream, mut ticket) = tokio::select! {
             biased;
             () = &mut closed => break,
-            accepted = accept(&listener, &permits) => accepted,
+            accepted = accept(&listener, &slots) => accepted,
         };
         let (server, tls, watcher) = (server.clone(), tls.clone(), graceful.watcher());
         tokio::spawn(async move {
+            if timeout(limits.header_timeout, ticket.slot()).await.is_err() {
+                tracing::debug!("connection closed, because no slot was free in time");
+                return;
+            }
             match tls {
                 None => server.answer(stream, watcher).await,
                 Some(tls) => match timeout(limits.header_timeout, tls.accept(stream)).await {
@@ -131,7 +141,7 @@ async fn run(
                     Err(_) => tracing::debug!("TLS handshake timed out"),
                 },
             }
-            drop(permit);
+            drop(ticket);
         });
     }
 
@@ -207,28 +217,26 @@ impl Server {
     }
 }
 
-/// Accepts the next connection, with a permit for it.
-async fn accept(
-    listener: &TcpListener,
-    permits: &Arc<Semaphore>,
-) -> (TcpStream, OwnedSemaphorePermit) {
+/// Accepts the next connection, with a ticket for a slot.
+async fn accept(listener: &TcpListener, slots: &Arc<Slots>) -> (TcpStream, Ticket) {
     let loopback = listener.local_addr().is_ok_and(|address| address.ip().is_loopback());
     loop {
-        let Ok(permit) = permits.clone().acquire_owned().await else {
-            unreachable!("the semaphore is never closed")
-        };
+        // Other machines cannot connect to a loopback address, so its connections can wait in the
+        // backlog. Otherwise those of a neighbour would fill it.
+        let slot = if loopback { Some(slots.any().await) } else { None };
         match listener.accept().await {
             // Another machine on the network may be able to send to loopback addresses
             // (CVE-2020-8558).
             Ok((_, peer)) if loopback && !peer.ip().is_loopback() => {
                 tracing::warn!(%peer, "connection from another machine to a loopback address rejected");
             }
-            Ok((stream, _)) => {
+            Ok((stream, peer)) => {
+                let Some(ticket) = slot.or_else(|| slots.enter(peer.ip())) else { continue };
                 // Answers are small, so waiting to fill a packet would only delay them.
                 let _ = stream.set_nodelay(true);
                 // A client that does not read its answer is disconnected, which frees its permit.
                 let _ = SockRef::from(&stream).set_tcp_user_timeout(Some(WRITE_TIMEOUT));
-                return (stream, permit);
+                return (stream, ticket);
             }
             Err(error) => {
                 tracing::warn!(%error, "failed to accept a connection");

@@ -15,6 +15,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 use tokio_util::sync::CancellationToken;
 use twofactor_core::names::{Caller, RealmId};
 use twofactor_server::logging::{self, Format};
+use twofactor_server::probe::{self, Check};
 
 use crate::dev::settings::RealmOptions;
 use crate::dev::{DevOptions, dev};
@@ -62,6 +63,24 @@ enum Command {
     /// Serve users from TwoFactorUser manifests on disk, without Kubernetes
     #[command(after_help = VARIABLES)]
     Dev(Box<DevArguments>),
+    /// Ask the sidecar in the same pod whether it is alive or ready, for a probe
+    Probe(ProbeArguments),
+}
+
+#[derive(Args)]
+struct ProbeArguments {
+    /// What to ask
+    #[arg(value_name = "livez|readyz")]
+    check: Check,
+
+    /// Address of /livez, /readyz and /metrics, as of the sidecar
+    #[arg(
+        long,
+        env = "TWOFACTOR_ADMIN_LISTEN",
+        value_name = "ADDRESS:PORT",
+        default_value = "127.0.0.1:18004"
+    )]
+    admin_listen: AdminAddress,
 }
 
 #[derive(Args)]
@@ -198,6 +217,9 @@ pub fn start() -> Result<(), Box<dyn Error>> {
     let common = match &command {
         Command::Serve(arguments) => &arguments.common,
         Command::Dev(arguments) => &arguments.common,
+        Command::Probe(ProbeArguments { check, admin_listen }) => {
+            return Ok(probe::ask(&admin_listen.own(), check.path())?);
+        }
     };
     logging::start(common.log_format, &common.log).map_err(|error| format!("--log: {error}"))?;
     let addresses = common.addresses()?;
@@ -228,6 +250,7 @@ pub fn start() -> Result<(), Box<dyn Error>> {
             };
             runtime.block_on(dev(&addresses, options, stop))
         }
+        Command::Probe(_) => unreachable!("a probe has ended above"),
     };
     runtime.shutdown_timeout(SHUTDOWN_TIMEOUT);
     Ok(result?)

@@ -15,6 +15,7 @@ const START: Duration = Duration::from_secs(30);
 #[derive(Debug)]
 pub struct OperatorBuilder {
     launch: Launch,
+    admin_host: &'static str,
 }
 
 impl OperatorBuilder {
@@ -32,13 +33,20 @@ impl OperatorBuilder {
         self
     }
 
+    /// Listens for probes and scrapes on every address, as in a pod.
+    #[must_use]
+    pub fn as_in_a_pod(mut self) -> Self {
+        self.admin_host = "0.0.0.0";
+        self
+    }
+
     /// Starts the operator without waiting for it, for tests in which it fails to start.
     #[must_use]
     pub fn launch(self) -> OperatorProcess {
         let admin_port = ports::free_port();
         let process = self
             .launch
-            .args(["--admin-listen".to_owned(), format!("127.0.0.1:{admin_port}")])
+            .args(["--admin-listen".to_owned(), format!("{}:{admin_port}", self.admin_host)])
             .start();
         OperatorProcess { process, admin_port }
     }
@@ -83,13 +91,19 @@ impl OperatorProcess {
             .isolated()
             .env("KUBECONFIG", kubeconfig)
             .arg(name);
-        OperatorBuilder { launch }
+        OperatorBuilder { launch, admin_host: "127.0.0.1" }
     }
 
     /// A client of the health and metrics port.
     #[must_use]
     pub fn admin(&self) -> ApiClient {
         ApiClient::new(format!("http://127.0.0.1:{}", self.admin_port))
+    }
+
+    /// The port for health and metrics.
+    #[must_use]
+    pub const fn admin_port(&self) -> u16 {
+        self.admin_port
     }
 
     /// The process.

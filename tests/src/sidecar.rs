@@ -87,6 +87,12 @@ impl SidecarProcess {
         ApiClient::new(format!("http://127.0.0.1:{}", self.admin_port))
     }
 
+    /// The port for health and metrics.
+    #[must_use]
+    pub const fn admin_port(&self) -> u16 {
+        self.admin_port
+    }
+
     /// The process.
     #[must_use]
     pub fn process(&self) -> &Process {

@@ -27,9 +27,11 @@ const FAREWELL: Duration = Duration::from_secs(5);
 /// Timeout for the TLS handshake and the first request's head. It is short, because other pods can
 /// reach this port and could hold connections by sending nothing.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(3);
-/// Maximum number of connections to the webhook. API servers keep theirs, so some hundred are
-/// plenty.
-const CONNECTIONS: usize = 256;
+/// Maximum number of connections to the webhook.
+const CONNECTIONS: usize = 512;
+/// Maximum number of connections of one address. Every pod of the cluster can open some; an API
+/// server keeps 25 and opens a few more in a burst.
+const SHARE: usize = 64;
 /// Timeout for one admission review. API servers give up after 10 s by default.
 const REVIEW_TIMEOUT: Duration = Duration::from_secs(8);
 /// Idle timeout of the webhook, longer than the 90 s after which an API server closes an idle
@@ -74,6 +76,7 @@ pub async fn run(
 fn limits() -> Limits {
     Limits {
         connections: CONNECTIONS,
+        share: SHARE,
         header_timeout: HEAD_TIMEOUT,
         drain: DRAIN,
         idle: Some(IDLE),

@@ -9,6 +9,8 @@ use twofactor_api::labels::{
 use super::annotations::Settings;
 use super::defaults::SidecarDefaults;
 
+/// The program in the project's images.
+const PROGRAM: &str = "/usr/local/bin/twofactor-sidecar";
 /// User and group of the project's images.
 const USER: i64 = 65532;
 
@@ -31,8 +33,8 @@ pub fn container(spec: &PodSpec, settings: &Settings, defaults: &SidecarDefaults
         // declared ports would open it.
         "ports": [{"name": SIDECAR_ADMIN_PORT, "containerPort": settings.admin_port, "protocol": "TCP"}],
         "volumeMounts": [{"name": CREDENTIALS_VOLUME, "mountPath": CREDENTIALS_PATH, "readOnly": true}],
-        "startupProbe": probe(settings.admin_port, 1, 60),
-        "livenessProbe": probe(settings.admin_port, 10, 3),
+        "startupProbe": probe(1, 60),
+        "livenessProbe": probe(10, 3),
         // No readiness probe, because it would remove the app from its Service whenever Redis is
         // unavailable.
         "resources": {
@@ -48,13 +50,13 @@ pub fn container(spec: &PodSpec, settings: &Settings, defaults: &SidecarDefaults
     container
 }
 
-/// Builds a probe that succeeds if the sidecar listens. It uses the port's number, because another
-/// webhook could change the name.
-fn probe(port: u16, period_seconds: u32, failure_threshold: u32) -> Value {
+/// Builds a probe that succeeds if the sidecar listens. The program asks itself over loopback,
+/// because a neighbour could use up the connections of the port, and a mesh could redirect them.
+fn probe(period_seconds: u32, failure_threshold: u32) -> Value {
     json!({
-        "httpGet": {"path": "/livez", "port": port},
+        "exec": {"command": [PROGRAM, "probe", "livez"]},
         "periodSeconds": period_seconds,
-        "timeoutSeconds": 2,
+        "timeoutSeconds": 5,
         "failureThreshold": failure_threshold,
     })
 }

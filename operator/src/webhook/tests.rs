@@ -130,15 +130,15 @@ fn the_sidecar_is_a_native_one_with_everything_that_restricted_asks_for() {
                 {"name": "twofactor-credentials", "mountPath": "/var/run/secrets/twofactor", "readOnly": true},
             ],
             "startupProbe": {
-                "httpGet": {"path": "/livez", "port": 18004},
+                "exec": {"command": ["/usr/local/bin/twofactor-sidecar", "probe", "livez"]},
                 "periodSeconds": 1,
-                "timeoutSeconds": 2,
+                "timeoutSeconds": 5,
                 "failureThreshold": 60,
             },
             "livenessProbe": {
-                "httpGet": {"path": "/livez", "port": 18004},
+                "exec": {"command": ["/usr/local/bin/twofactor-sidecar", "probe", "livez"]},
                 "periodSeconds": 10,
-                "timeoutSeconds": 2,
+                "timeoutSeconds": 5,
                 "failureThreshold": 3,
             },
             "resources": {
@@ -190,8 +190,6 @@ fn annotations_change_the_sidecar() {
     assert_eq!(sidecar["image"], "mirror.example/sidecar:2");
     assert_eq!(sidecar["resources"]["limits"]["memory"], "128Mi");
     assert_eq!(sidecar["ports"][0]["containerPort"], 9001);
-    assert_eq!(sidecar["startupProbe"]["httpGet"]["port"], 9001);
-    assert_eq!(sidecar["livenessProbe"]["httpGet"]["port"], 9001);
     assert_eq!(pod["spec"]["volumes"][0]["secret"]["secretName"], "twofactor-people");
     assert_eq!(pod["metadata"]["annotations"][REALM_ANNOTATION], "people");
     assert_eq!(pod["metadata"]["annotations"]["else"], "kept");

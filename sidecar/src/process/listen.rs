@@ -7,6 +7,7 @@ use std::str::FromStr;
 
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::TcpListener;
+use twofactor_server::probe;
 
 use crate::error::RunError;
 
@@ -49,6 +50,18 @@ impl FromStr for AdminAddress {
             None => text.parse().map(Self::One).ok(),
         };
         address.ok_or(AdminAddressError)
+    }
+}
+
+impl AdminAddress {
+    /// Returns the addresses at which the sidecar can be reached from its own pod.
+    pub fn own(self) -> Vec<SocketAddr> {
+        match self {
+            Self::One(address) => probe::own_addresses(address),
+            Self::Every(port) => {
+                probe::own_addresses(SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)))
+            }
+        }
     }
 }
 

@@ -2,6 +2,7 @@
 //! controller.
 
 use std::net::SocketAddr;
+use std::time::{Duration, Instant};
 
 use data_encoding::BASE64;
 use serde_json::{Value, json};
@@ -9,8 +10,9 @@ use twofactor_tests::operator::OperatorProcess;
 use twofactor_tests::wait::eventually;
 use twofactor_tests::{ports, scratch};
 
-use super::certificates::trusting;
+use super::certificates::trusting_from;
 use crate::support::cluster::{ADMISSION_ACCOUNT, BOUND, Cluster};
+use crate::support::neighbour::{CLIENT, Neighbour, SIEGES, probe};
 
 const CONFIGURATION: &str = "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations";
 
@@ -43,12 +45,13 @@ impl Cluster {
 
     async fn admission(&self) -> Replica {
         let account = self.server.kubeconfig_for_service_account(&self.home, ADMISSION_ACCOUNT);
-        let address = SocketAddr::from(([127, 0, 0, 1], ports::free_port()));
-        let process = OperatorProcess::admission(&account, address)
+        let port = ports::free_port();
+        let process = OperatorProcess::admission(&account, SocketAddr::from(([0; 4], port)))
             .args(["--operator-namespace", &self.home])
+            .as_in_a_pod()
             .start()
             .await;
-        Replica { process, address }
+        Replica { process, address: SocketAddr::from(([127, 0, 0, 1], port)) }
     }
 
     /// Sends the review of a labelled pod to a replica, as an API server does that trusts the
@@ -59,7 +62,7 @@ impl Cluster {
         let bundle = BASE64.decode(bundle.as_str().ok_or("no caBundle")?.as_bytes()).unwrap();
         let host = format!("twofactor-operator.{}.svc", self.home);
         let bundle = String::from_utf8(bundle).unwrap();
-        let client = trusting(&bundle, &host, replica.address);
+        let client = trusting_from(Some(CLIENT), &bundle, &host, replica.address);
         let url = format!("https://{host}:{}/inject", replica.address.port());
         let pod = json!({
             "apiVersion": "v1", "kind": "Pod",
@@ -147,4 +150,30 @@ async fn admission_may_read_neither_users_nor_secrets() {
     ] {
         assert_eq!(cluster.may(verb, what, &cluster.home), expected, "{verb} {what}");
     }
+}
+
+#[tokio::test]
+async fn silent_connections_of_a_neighbour_stop_neither_admission_nor_its_probes() {
+    let cluster = Cluster::on_own_server(&[]).await;
+    cluster.configure_webhook();
+    let replica = cluster.admission().await;
+    let admin = format!("0.0.0.0:{}", replica.process.admin_port());
+    for count in SIEGES {
+        let mut at_webhook = Neighbour::new(replica.address.port(), count);
+        let mut at_admin = Neighbour::new(replica.process.admin_port(), count);
+        let (mut asked, mut slowest) = (0, Duration::ZERO);
+        while at_webhook.besieges().await & at_admin.besieges().await {
+            for check in ["livez", "readyz"] {
+                slowest = slowest.max(probe("twofactor-operator", &admin, check).await);
+            }
+            let began = Instant::now();
+            cluster.assert_admits(&replica).await;
+            slowest = slowest.max(began.elapsed());
+            asked += 1;
+        }
+        assert!(asked > 1 && slowest < Duration::from_secs(2), "{asked}, {slowest:?}");
+        println!("{count} connections: {asked} rounds, the slowest answer after {slowest:?}");
+    }
+    let log = replica.process.process().output();
+    assert!(log.contains("connections closed, because one address opened too many"), "{log}");
 }

@@ -2,7 +2,7 @@
 //! replaced without a failed request, and the server that uses them.
 
 use std::collections::{BTreeSet, VecDeque};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -140,11 +140,21 @@ async fn serve(
 }
 
 /// A client without a connection that trusts only these roots.
-pub(super) fn trusting(bundle: &str, host: &str, address: SocketAddr) -> reqwest::Client {
+fn trusting(bundle: &str, host: &str, address: SocketAddr) -> reqwest::Client {
+    trusting_from(None, bundle, host, address)
+}
+
+/// The same, with an address of its own.
+pub(super) fn trusting_from(
+    own: Option<IpAddr>,
+    bundle: &str,
+    host: &str,
+    address: SocketAddr,
+) -> reqwest::Client {
     rustls::crypto::ring::default_provider().install_default().ok();
     let roots = Certificate::from_pem_bundle(bundle.as_bytes()).unwrap();
     let client = reqwest::Client::builder().no_proxy().tls_certs_only(roots).resolve(host, address);
-    client.timeout(Duration::from_secs(20)).build().unwrap()
+    client.local_address(own).timeout(Duration::from_secs(20)).build().unwrap()
 }
 
 async fn ask(

@@ -17,9 +17,10 @@ use twofactor_tests::mail::{MailServer, MailStage, MailTls};
 use twofactor_tests::process::{Launch, Signal};
 use twofactor_tests::redis::RedisServer;
 use twofactor_tests::sidecar::SidecarProcess;
-use twofactor_tests::tools;
 use twofactor_tests::wait::eventually;
+use twofactor_tests::{ports, tools};
 
+use crate::support::neighbour::{CLIENT, Neighbour, SIEGES, probe};
 use crate::support::sidecar::{Served, metrics, shown, with_mail};
 use crate::support::world::{Person, World, names, random};
 
@@ -519,4 +520,41 @@ async fn sigterm_ends_an_idle_sidecar_within_a_second_even_while_redis_is_silent
             world.redis().resume();
         }
     }
+}
+
+#[tokio::test]
+async fn silent_connections_of_a_neighbour_stop_neither_probes_nor_answers() {
+    let world = world().await;
+    let credentials = world.credentials("kms");
+    let sidecar = SidecarProcess::builder()
+        .args(["serve"])
+        .env("TWOFACTOR_CREDENTIALS", credentials.path().to_str().unwrap())
+        .as_in_a_pod()
+        .start()
+        .await;
+    let admin = format!("*:{}", sidecar.admin_port());
+    for count in SIEGES {
+        let mut neighbour = Neighbour::new(sidecar.admin_port(), count);
+        let (mut asked, mut slowest) = (0, Duration::ZERO);
+        while neighbour.besieges().await {
+            slowest = slowest.max(probe("twofactor-sidecar", &admin, "livez").await);
+            assert_eq!(sidecar.api().verify("unknown", "123456").await.status, 404);
+            // A scraper has another address than the neighbour.
+            let scraper = reqwest::Client::builder().no_proxy().local_address(CLIENT).build();
+            let metrics = format!("http://127.0.0.1:{}/metrics", sidecar.admin_port());
+            assert_eq!(scraper.unwrap().get(metrics).send().await.unwrap().status(), 200);
+            asked += 1;
+        }
+        assert!(asked > 1 && slowest < Duration::from_secs(2), "{asked}, {slowest:?}");
+        println!("{count} connections: {asked} rounds, the slowest probe after {slowest:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_probe_fails_with_the_reason() {
+    let port = ports::free_port();
+    let launch = Launch::new(tools::project_binary("twofactor-sidecar")).isolated();
+    let process = launch.args(["probe", "livez", "--admin-listen", &format!("*:{port}")]).start();
+    assert!(!process.wait_exit(Duration::from_secs(10)).await.success());
+    assert!(process.stderr().contains("refused"), "{}", process.output());
 }

@@ -2,5 +2,6 @@
 
 pub(crate) mod cluster;
 pub(crate) mod home;
+pub(crate) mod neighbour;
 pub(crate) mod sidecar;
 pub(crate) mod world;
