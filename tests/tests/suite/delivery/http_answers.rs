@@ -22,14 +22,14 @@ const KEY: &str = "SK0123456789abcdef0123456789abcdef";
 const SOON: Duration = Duration::from_secs(5);
 
 /// A server that answers every request with the same bytes, and keeps the connection open.
-struct Raw {
-    url: String,
+pub(super) struct Raw {
+    pub(super) url: String,
     requests: Arc<Mutex<Vec<String>>>,
     task: AbortHandle,
 }
 
 impl Raw {
-    async fn start(answer: impl Into<Vec<u8>>) -> Self {
+    pub(super) async fn start(answer: impl Into<Vec<u8>>) -> Self {
         let answer: Arc<[u8]> = answer.into().into();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
@@ -44,7 +44,7 @@ impl Raw {
         Self { url, requests, task: serving.abort_handle() }
     }
 
-    fn requests(&self) -> Vec<String> {
+    pub(super) fn requests(&self) -> Vec<String> {
         self.requests.lock().unwrap().clone()
     }
 }
@@ -75,7 +75,7 @@ async fn serve(mut stream: TcpStream, answer: Arc<[u8]>, requests: Arc<Mutex<Vec
     }
 }
 
-fn realm(variables: &[(&str, &str)]) -> RealmRecord {
+pub(super) fn realm(variables: &[(&str, &str)]) -> RealmRecord {
     // The program chooses the TLS provider, and this test is no program.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let found = providers(|name| {
@@ -94,7 +94,7 @@ fn webhook(server: &Raw) -> RealmRecord {
     ])
 }
 
-fn receiver(method: DeliveryMethod) -> UserDefinition {
+pub(super) fn receiver(method: DeliveryMethod) -> UserDefinition {
     let phone_number = Some("+4930123456".to_owned().try_into().unwrap());
     UserDefinition { delivery_method: method, phone_number, ..user("alice@example.org") }
 }
@@ -158,7 +158,7 @@ fn twilio(server: &Raw, more: &[(&str, &str)]) -> RealmRecord {
     realm(&[more, &defaults].concat())
 }
 
-fn answer(status: &str, body: &serde_json::Value) -> String {
+pub(super) fn answer(status: &str, body: &serde_json::Value) -> String {
     let body = body.to_string();
     format!(
         "HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",

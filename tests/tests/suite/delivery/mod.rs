@@ -4,6 +4,8 @@ mod email;
 mod fuzz;
 mod headers;
 mod http_answers;
+mod provider_rules;
 mod sms;
+mod sms_receiver;
 mod smtp;
 mod webhook;

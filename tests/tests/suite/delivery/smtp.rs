@@ -59,6 +59,17 @@ pub(super) async fn deliver(
     user: &UserDefinition,
     code: &str,
 ) -> (&'static str, String) {
+    deliver_at(UnixMillis::new(1_795_348_500_000), delivery, realm, user, code).await
+}
+
+/// [`deliver`] with the time of the message.
+pub(super) async fn deliver_at(
+    now: UnixMillis,
+    delivery: &Delivery,
+    realm: &RealmRecord,
+    user: &UserDefinition,
+    code: &str,
+) -> (&'static str, String) {
     let (code, service) = (Code::parse(code).unwrap(), "kms".parse().unwrap());
     let message = Message {
         code: &code,
@@ -66,7 +77,7 @@ pub(super) async fn deliver(
         issuer: "FountainAI",
         service: &service,
         context: None,
-        now: UnixMillis::new(1_795_348_500_000),
+        now,
     };
     match delivery.deliver(user, realm, &message).await {
         Ok(()) => (SENT, String::new()),

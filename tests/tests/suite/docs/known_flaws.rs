@@ -19,7 +19,7 @@ use crate::support::world::{START, STEP, World, record};
 const BOUND: Duration = Duration::from_secs(10);
 const LIFETIME: Duration = Duration::from_mins(5);
 /// Number of rows.
-const FLAWS: usize = 15;
+const FLAWS: usize = 16;
 
 fn checkout() -> &'static Path {
     Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))

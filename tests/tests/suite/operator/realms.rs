@@ -6,8 +6,10 @@ use data_encoding::BASE64;
 use redis::AsyncCommands;
 use serde_json::Value;
 use twofactor_tests::mail::MailServer;
+use twofactor_tests::process::Launch;
 use twofactor_tests::provider::Provider;
 use twofactor_tests::redis::RedisServer;
+use twofactor_tests::tools;
 use twofactor_tests::wait::eventually;
 
 use crate::support::cluster::{BOUND, Cluster, Sidecar, app_user, code_of, user};
@@ -798,4 +800,26 @@ async fn the_operator_restores_the_redis_logins_within_a_minute() {
         sidecar.api.verify("unknown", "000000").await.status == 404
     })
     .await;
+}
+
+#[tokio::test]
+async fn the_operator_does_not_start_with_a_setting_that_it_cannot_use_and_names_the_right_form() {
+    for (variable, value, sentence) in [
+        ("SMTP_SERVER", "a.secret.example.org:587", "SMTP_SERVER must be a host name like"),
+        ("SMTP_SERVER", "smtps://a.secret.example.org", "SMTP_SERVER must be a host name like"),
+        ("SMTP_SERVER", "a.secret\nb", "SMTP_SERVER must be one host name like"),
+        ("SMTP_CA", "-----BEGIN CERTIFICATE-----\na.secret\n", "SMTP_CA is not complete"),
+    ] {
+        let process = Launch::new(tools::project_binary("twofactor-operator"))
+            .isolated()
+            .args(["controller", "--redis-url", "redis://127.0.0.1:1"])
+            .args(["--operator-namespace", "twofactor-system"])
+            .env("SMTP_FROM_EMAIL", "otp@example.org")
+            .env("SMTP_SERVER", "mail.example.org")
+            .env(variable, value)
+            .start();
+        assert!(!process.wait_exit(BOUND).await.success());
+        let stderr = process.stderr();
+        assert!(stderr.contains(sentence) && !stderr.contains("a.secret"), "{stderr}");
+    }
 }
