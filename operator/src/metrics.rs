@@ -7,6 +7,7 @@ use prometheus::core::Collector;
 use prometheus::{
     HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
 };
+use twofactor_store::StoreFailure;
 use twofactor_store::redis::Strength;
 
 /// The value of the labels `controller` and `name`.
@@ -50,6 +51,7 @@ pub struct Metrics {
     pub leader: IntGauge,
     /// Whether Redis answers.
     pub store_up: IntGauge,
+    store_failures: IntCounterVec,
     redis_weakness: IntGaugeVec,
     needs: IntGaugeVec,
     /// `TwoFactorRealm`s that could not be read.
@@ -113,6 +115,12 @@ fn durations(registry: &Registry) -> prometheus::Result<HistogramVec> {
         "Length of time per reconciliation per controller",
     );
     registered(registry, HistogramVec::new(options.buckets(BUCKETS.to_vec()), &["controller"]))
+}
+
+fn store_failures(registry: &Registry) -> prometheus::Result<IntCounterVec> {
+    let options =
+        Opts::new("twofactor_store_failures_total", "Checks of Redis that failed, by reason.");
+    registered(registry, IntCounterVec::new(options, &["reason"]))
 }
 
 fn redis_weakness(registry: &Registry) -> prometheus::Result<IntGaugeVec> {
@@ -193,6 +201,7 @@ impl Metrics {
             )?,
             leader: gauge(r, "twofactor_leader", "Whether this replica leads.")?,
             store_up: gauge(r, "twofactor_store_up", "Whether Redis answers.")?,
+            store_failures: store_failures(r)?,
             redis_weakness: redis_weakness(r)?,
             realms_unreadable: realms_unreadable(r)?,
             needs: needs(r)?,
@@ -257,6 +266,11 @@ impl Metrics {
                 .with_label_values(&[setting])
                 .set((strength == Strength::Weak).into());
         }
+    }
+
+    /// Counts a check of Redis that failed.
+    pub fn store_failed(&self, failure: StoreFailure) {
+        self.store_failures.with_label_values(&[failure.name()]).inc();
     }
 
     /// Shows whether the leader cannot begin to work, because it lacks what it needs.

@@ -20,6 +20,7 @@ use twofactor_core::decision::Undecided;
 use twofactor_core::names::Pseudonym;
 use twofactor_core::seal::Revision;
 
+pub use crate::connection::StoreFailure;
 pub use crate::decisions::{Decisions, Observer};
 use crate::memory::MemoryStore;
 pub use crate::publishing::Publishing;

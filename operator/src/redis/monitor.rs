@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use twofactor_store::Inspection;
+use twofactor_store::{Inspection, StoreError, StoreFailure};
 
 use crate::metrics::Metrics;
 use crate::realm::record;
@@ -121,14 +121,22 @@ impl RedisMonitor {
         }
     }
 
-    fn log_availability(&mut self, up: bool, error: Option<&twofactor_store::StoreError>) {
+    fn log_availability(&mut self, up: bool, error: Option<&StoreError>) {
         self.context.runtime.metrics.store_up.set(i64::from(up));
+        let failure = error.map(StoreError::failure);
+        if let Some(failure) = failure {
+            self.context.runtime.metrics.store_failed(failure);
+        }
         if self.up == Some(up) {
             return;
         }
         if up {
             tracing::info!("Redis answers");
             self.context.runtime.removals.notify_one();
+        } else if failure == Some(StoreFailure::TooManyClients) {
+            tracing::warn!(
+                "failed to reach Redis, because it has too many clients; users are published when it accepts the operator"
+            );
         } else if let Some(error) = error {
             let cause = std::error::Error::source(error).map(ToString::to_string);
             tracing::warn!(%error, cause, "failed to reach Redis; users are published when it answers");

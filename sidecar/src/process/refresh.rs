@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 use twofactor_server::admin::Check;
-use twofactor_store::StoreError;
+use twofactor_store::{StoreError, StoreFailure};
 
 use crate::otp::service::{CurrentService, Service};
 
@@ -36,13 +36,8 @@ impl Checks {
     }
 }
 
-/// Whether the store answers; each change is logged.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum StoreState {
-    Answers,
-    AccessRefused,
-    Failed,
-}
+/// Why the store does not answer, nothing if it does; each change is logged.
+type StoreState = Option<StoreFailure>;
 
 /// Reads the realm every second until `stop`.
 pub(crate) async fn refresh(current: CurrentService, checks: Checks, stop: CancellationToken) {
@@ -73,26 +68,21 @@ fn report_store(
     result: Result<&(), &StoreError>,
     last: Option<StoreState>,
 ) -> StoreState {
-    let (state, cause) = match result {
-        Ok(()) => (StoreState::Answers, None),
-        Err(error) => {
-            let state = if error.is_access_refused() {
-                StoreState::AccessRefused
-            } else {
-                StoreState::Failed
-            };
-            (state, std::error::Error::source(error).map(ToString::to_string))
-        }
-    };
+    let error = result.err();
+    let state = error.map(StoreError::failure);
     if last != Some(state) {
+        let cause = error.and_then(std::error::Error::source).map(ToString::to_string);
         match state {
-            StoreState::Answers => tracing::info!("the store answers"),
-            StoreState::AccessRefused => tracing::warn!(
+            None => tracing::info!("the store answers"),
+            Some(StoreFailure::AccessRefused) => tracing::warn!(
                 cause,
                 "Redis refuses access to this sidecar; requests are answered with 503 until it grants it"
             ),
-            StoreState::Failed => {
-                let error = result.err().map(ToString::to_string);
+            Some(StoreFailure::TooManyClients) => tracing::warn!(
+                "Redis has too many clients; requests are answered with 503 until it accepts this one"
+            ),
+            Some(StoreFailure::NoAnswer) => {
+                let error = error.map(ToString::to_string);
                 tracing::warn!(
                     error,
                     cause,
@@ -101,13 +91,11 @@ fn report_store(
             }
         }
     }
-    match state {
-        StoreState::Answers => {}
-        StoreState::AccessRefused => service.metrics.store_failure("access-refused"),
-        StoreState::Failed => service.metrics.store_failure("no-answer"),
+    if let Some(failure) = state {
+        service.metrics.store_failure(failure.name());
     }
-    service.metrics.store_answers(state == StoreState::Answers);
-    checks.redis.set(state == StoreState::Answers);
+    service.metrics.store_answers(state.is_none());
+    checks.redis.set(state.is_none());
     state
 }
 

@@ -4,6 +4,7 @@
 //! [`cluster`] the master of a key.
 
 mod cluster;
+mod crowded;
 mod node;
 mod operation;
 mod refreshed;
@@ -299,6 +300,29 @@ impl Connection {
     }
 }
 
+/// Why Redis does not serve.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StoreFailure {
+    /// It is unreachable, too slow, or rejects the commands.
+    NoAnswer,
+    /// It rejects the login, or the login may not use the commands.
+    AccessRefused,
+    /// It has as many clients as its `maxclients` allows.
+    TooManyClients,
+}
+
+impl StoreFailure {
+    /// The value of a metric's label.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::NoAnswer => "no-answer",
+            Self::AccessRefused => "access-refused",
+            Self::TooManyClients => "too-many-clients",
+        }
+    }
+}
+
 impl StoreError {
     /// Returns whether Redis rejected the login or a command, because the user was removed or has
     /// lost a permission.
@@ -307,6 +331,18 @@ impl StoreError {
         let Self::Unavailable(error) = self else { return false };
         error.kind() == ErrorKind::AuthenticationFailed
             || matches!(error.code(), Some("NOAUTH" | "NOPERM" | "WRONGPASS"))
+    }
+
+    /// Returns why Redis does not serve.
+    #[must_use]
+    pub fn failure(&self) -> StoreFailure {
+        match self {
+            Self::Unavailable(error) if crowded::is_too_many_clients(error) => {
+                StoreFailure::TooManyClients
+            }
+            error if error.is_access_refused() => StoreFailure::AccessRefused,
+            _ => StoreFailure::NoAnswer,
+        }
     }
 }
 

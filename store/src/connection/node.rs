@@ -14,6 +14,7 @@ use redis::{
 };
 use tokio::sync::Semaphore;
 
+use super::crowded::Crowded;
 use super::operation::{NodeConnection, Operation};
 use crate::url::Address;
 
@@ -42,6 +43,7 @@ pub(crate) struct Node {
     client: Client,
     current: ArcSwap<ConnectionManager>,
     renewed: Mutex<Option<Instant>>,
+    crowded: Crowded,
     /// Connections that wait for replicas, each with the time of its last use.
     own: Mutex<Vec<(MultiplexedConnection, Instant)>>,
     waiting: Semaphore,
@@ -58,6 +60,7 @@ impl Node {
             client,
             current,
             renewed: Mutex::default(),
+            crowded: Crowded::default(),
             own: Mutex::default(),
             waiting,
         })
@@ -74,7 +77,10 @@ impl Node {
         asking: bool,
     ) -> RedisResult<Value> {
         let manager = ConnectionManager::clone(&self.current.load());
-        operation.perform(&mut NodeConnection::shared(manager, asking)).await
+        match operation.perform(&mut NodeConnection::shared(manager, asking)).await {
+            Err(error) => Err(self.crowded.explain(&self.client, error).await),
+            answer => answer,
+        }
     }
 
     /// Performs an operation and, if its reply begins with `word`, waits until this number of
@@ -124,7 +130,10 @@ impl Node {
         let configuration = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(CONNECT_TIMEOUT))
             .set_response_timeout(None);
-        self.client.get_multiplexed_async_connection_with_config(&configuration).await
+        match self.client.get_multiplexed_async_connection_with_config(&configuration).await {
+            Err(error) => Err(self.crowded.explain(&self.client, error).await),
+            connection => connection,
+        }
     }
 
     /// Opens a new connection for later operations.

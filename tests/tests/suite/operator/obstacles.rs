@@ -181,3 +181,26 @@ async fn a_controller_whose_redis_has_a_full_disk_works_as_soon_as_there_is_spac
     cluster.wait_ready("dora").await;
     cluster.wait_for_work(&operator, "erin").await;
 }
+
+#[tokio::test]
+async fn a_controller_says_that_redis_has_too_many_clients() {
+    let cluster = Cluster::start().await;
+    let mut administrator = cluster.redis.connect().await;
+    let mut limit = async |clients: &str| {
+        let mut set = redis::cmd("CONFIG");
+        set.arg("SET").arg("maxclients").arg(clients);
+        set.exec_async(&mut administrator).await.unwrap();
+    };
+    limit("1").await;
+    let operator = cluster.operator().start().await;
+    let metric = "twofactor_store_failures_total{reason=\"too-many-clients\"}";
+    eventually(BOUND, metric, async || {
+        let metrics = operator.admin().get("/metrics").await.body;
+        if metrics.contains(metric) { Ok(()) } else { Err(metrics) }
+    })
+    .await;
+    let log = operator.process().output();
+    assert!(log.contains("because it has too many clients"), "{log}");
+    limit("1000").await;
+    cluster.wait_for_work(&operator, "carol").await;
+}

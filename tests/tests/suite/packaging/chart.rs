@@ -171,6 +171,7 @@ async fn values_that_cannot_work_are_refused_by_name() {
         ("redis.enabled=false,redis.existing.url=redis+other://a", "'/redis/existing/url'"),
         ("redis.existing.caSecretRef.name=mine", "'/redis/existing/caSecretRef/name'"),
         ("redis.wait=17", "'/redis/wait'"),
+        ("redis.maxclients=10", "'/redis/maxclients'"),
         ("redis.maxmemory=lots", "'/redis/maxmemory'"),
         ("redis.user=0", "'/redis/user'"),
         ("smtp.server=mail", "'/smtp/fromEmail'"),
@@ -528,6 +529,7 @@ async fn redis_runs_as_its_pod_would_run_it(server: &ApiServer) {
         ("appendonly", "yes"),
         ("appendfsync", "always"),
         ("maxmemory-policy", "noeviction"),
+        ("maxclients", "2500"),
         ("save", "save"),
     ] {
         assert_eq!(ask(&["config", "get", name]).await, value, "{name}");

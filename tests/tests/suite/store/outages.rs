@@ -212,3 +212,31 @@ async fn a_code_verified_fifty_times_with_replicas_is_accepted_once() {
     let verdicts = requests.join_all().await;
     assert_eq!(verdicts.iter().filter(|verdict| **verdict == Verdict::Accepted).count(), 1);
 }
+
+#[tokio::test]
+async fn a_sidecar_says_that_redis_has_too_many_clients() {
+    let redis = RedisServer::start().await;
+    let world = World::in_redis_with_real_time(redis).await;
+    let person = world.person("carol", App).await;
+    let mut administrator = world.redis().connect().await;
+    let mut limit = async |clients: &str| {
+        let mut set = redis::cmd("CONFIG");
+        set.arg("SET").arg("maxclients").arg(clients);
+        set.exec_async(&mut administrator).await.unwrap();
+    };
+    limit("1").await;
+    let credentials = world.credentials("kms");
+    let sidecar = serve(credentials.path()).await;
+    sidecar.process().wait_for_line("Redis has too many clients", BOUND).await;
+    assert_eq!(sidecar.api().verify("carol", &shown(&person)).await.status, 503);
+    let metrics = sidecar.admin().get("/metrics").await.body;
+    let failures = "twofactor_store_failures_total{reason=\"too-many-clients\"}";
+    assert!(metrics.contains(failures), "{metrics}");
+    assert!(!sidecar.process().output().contains("Redis does not answer"));
+    limit("1000").await;
+    eventually(BOUND, "the sidecar to verify", async || {
+        let reply = sidecar.api().verify("carol", &shown(&person)).await;
+        if reply.status == 200 { Ok(()) } else { Err(reply.body) }
+    })
+    .await;
+}
