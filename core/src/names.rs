@@ -246,11 +246,32 @@ impl RealmNames {
         format!("{}:{{{}}}:sent", self.prefix, self.realm)
     }
 
+    /// Set: the pseudonyms, as 16 bytes each, of every user who may have keys. Only the publisher
+    /// uses it: it adds a user before it writes the first key, and removes the user after the last
+    /// one.
+    #[must_use]
+    pub fn realm_users(&self) -> String {
+        format!("{}:{{{}}}:users", self.prefix, self.realm)
+    }
+
     /// In a cluster, the id of the realm's last fill on one node: the node that has the slot of
     /// `tag`, which has five characters.
     #[must_use]
     pub fn node_fill_id(&self, tag: &str) -> String {
         format!("{}:{{{tag}}}:node", self.prefix)
+    }
+
+    /// The number of the publisher's last write on one node: the node that has the slot of `tag`,
+    /// which is the realm's id if there is only one node.
+    #[must_use]
+    pub fn write_number(&self, tag: &str) -> String {
+        format!("{}:{{{tag}}}:writes", self.prefix)
+    }
+
+    /// The realm's id, which is the tag of all keys of the realm as a whole.
+    #[must_use]
+    pub const fn realm(&self) -> &RealmId {
+        &self.realm
     }
 
     /// Returns the names of a user's keys.
@@ -268,11 +289,12 @@ impl RealmNames {
         }
     }
 
-    /// Returns the glob pattern of every key of this realm, including its own, which
-    /// [`RealmNames::user_of`] distinguishes.
+    /// Returns whether a key belongs to the realm as a whole, and not to a user or to a node.
     #[must_use]
-    pub fn every_user_key(&self) -> String {
-        format!("{}:{{*}}:*", self.prefix)
+    pub fn is_of_the_realm(&self, key: &str) -> bool {
+        let rest = key.strip_prefix(&self.prefix).and_then(|rest| rest.strip_prefix(":{"));
+        rest.and_then(|rest| rest.split_once("}:"))
+            .is_some_and(|(tag, _)| tag == self.realm.as_str())
     }
 
     /// Returns the user of a key, or nothing for keys of the realm or other programs.
@@ -313,6 +335,8 @@ mod tests {
         assert_eq!(names.user_of(&user.history), Some(pseudonym));
         assert_eq!(names.user_of(&names.realm_meta()), None);
         assert_eq!(names.user_of(&names.realm_deliveries()), None);
+        assert_eq!(names.user_of(&names.realm_users()), None);
+        assert_eq!(names.user_of(&names.write_number("00012")), None);
         assert_eq!(names.user_of(&names.node_fill_id("00012")), None);
         let other = RealmNames::new(&"cluster".parse().unwrap(), &"a-realm-2".parse().unwrap());
         assert_eq!(other.user_of(&user.state), None);
@@ -322,7 +346,7 @@ mod tests {
     fn the_realm_of_a_key_is_found_again() {
         let installation = "cluster".parse().unwrap();
         let user = names().user(&Pseudonym::from_bytes([7; 16]));
-        for key in [names().realm_meta(), names().realm_record(), user.state] {
+        for key in [names().realm_meta(), names().realm_users(), user.state] {
             assert_eq!(RealmNames::realm_of(&installation, &key), Some("a-realm".parse().unwrap()));
             assert_eq!(RealmNames::realm_of(&"cluste".parse().unwrap(), &key), None);
         }
@@ -372,6 +396,8 @@ mod tests {
         assert_eq!(names.user_of(&names.realm_record()), None);
         assert_eq!(names.user_of(&names.realm_meta()), None);
         assert_eq!(names.user_of(&names.realm_deliveries()), None);
+        assert_eq!(names.user_of(&names.realm_users()), None);
+        assert_eq!(names.user_of(&names.write_number("00012")), None);
         assert_eq!(names.user_of(&names.node_fill_id("00012")), None);
     }
 

@@ -43,9 +43,11 @@ pub struct Metrics {
     pub unreadable: IntCounter,
     /// Refills of realms in Redis.
     pub refills: IntCounterVec,
+    /// Realms that were usable without a refill after Redis was replaced.
+    pub kept: IntCounter,
     /// Orphaned users that were removed from Redis.
     pub swept: IntCounter,
-    /// Searches for orphaned users in Redis.
+    /// Comparisons of the users of a realm in Redis.
     pub sweeps: IntCounterVec,
     /// Whether this replica leads.
     pub leader: IntGauge,
@@ -77,6 +79,11 @@ fn registered<C: Collector + Clone + 'static>(
 
 fn counter(registry: &Registry, name: &str, help: &str) -> prometheus::Result<IntCounter> {
     registered(registry, IntCounter::new(name, help))
+}
+
+/// Counts successes and errors.
+fn results(registry: &Registry, name: &str, help: &str) -> prometheus::Result<IntCounterVec> {
+    registered(registry, IntCounterVec::new(Opts::new(name, help), &["result"]))
 }
 
 fn gauge(registry: &Registry, name: &str, help: &str) -> prometheus::Result<IntGauge> {
@@ -121,6 +128,14 @@ fn store_failures(registry: &Registry) -> prometheus::Result<IntCounterVec> {
     let options =
         Opts::new("twofactor_store_failures_total", "Checks of Redis that failed, by reason.");
     registered(registry, IntCounterVec::new(options, &["reason"]))
+}
+
+fn kept(registry: &Registry) -> prometheus::Result<IntCounter> {
+    counter(
+        registry,
+        "twofactor_realms_kept_total",
+        "Times that a realm was usable without a refill after a restart or failover of Redis.",
+    )
 }
 
 fn redis_weakness(registry: &Registry) -> prometheus::Result<IntGaugeVec> {
@@ -181,23 +196,17 @@ impl Metrics {
                 "twofactor_users_unreadable_total",
                 "Times that a TwoFactorUser was seen that this version cannot read.",
             )?,
-            refills: registered(
+            refills: results(
                 r,
-                IntCounterVec::new(
-                    Opts::new(
-                        "twofactor_refills_total",
-                        "Times that a realm was published again because Redis was new or had lost data.",
-                    ),
-                    &["result"],
-                ),
+                "twofactor_refills_total",
+                "Times that a realm was published again because Redis was new or had lost data.",
             )?,
+            kept: kept(r)?,
             swept: counter(r, "twofactor_swept_users_total", "Orphaned users removed from Redis.")?,
-            sweeps: registered(
+            sweeps: results(
                 r,
-                IntCounterVec::new(
-                    Opts::new("twofactor_sweeps_total", "Searches for orphaned users in Redis."),
-                    &["result"],
-                ),
+                "twofactor_sweeps_total",
+                "Comparisons of the users of a realm in Redis with the user objects.",
             )?,
             leader: gauge(r, "twofactor_leader", "Whether this replica leads.")?,
             store_up: gauge(r, "twofactor_store_up", "Whether Redis answers.")?,

@@ -10,7 +10,8 @@ use twofactor_core::names::RealmNames;
 
 use crate::StoreError;
 use crate::connection::{Node, Operation};
-use crate::redis::{OPERATION_TIMEOUT, RedisStore};
+use crate::redis::scripts::{self, ScriptCall};
+use crate::redis::{BATCH, OPERATION_TIMEOUT, RedisStore};
 pub use crate::url::{has_login, with_login};
 
 /// Commands that the store sends, and those that its deciding scripts call. Logging in requires no
@@ -121,6 +122,49 @@ impl RedisStore {
         self.on_every_server::<()>(&command).await.map(drop)
     }
 
+    /// [`RedisStore::acl_set`] for many users, in a few round trips.
+    ///
+    /// # Errors
+    /// If Redis does not answer, or this login may not do it. A part may have been set.
+    pub async fn acl_set_all(
+        &self,
+        users: &[&AclUser],
+        separation: Separation,
+    ) -> Result<(), AclError> {
+        let is_cluster = self.connection.is_cluster();
+        for part in users.chunks(BATCH) {
+            let mut pipeline = redis::pipe();
+            for user in part {
+                let rules = rules(user, separation, self.selects_database(), is_cluster);
+                pipeline.cmd("ACL").arg("SETUSER").arg(&user.name).arg(rules).ignore();
+            }
+            self.ask_every_server::<()>(Operation::Pipeline(&pipeline)).await?;
+        }
+        Ok(())
+    }
+
+    /// Loads the scripts of sidecars on every server, because scripts are neither replicated nor
+    /// kept over a restart.
+    ///
+    /// # Errors
+    /// If a master does not answer.
+    pub async fn load_scripts(&self) -> Result<(), StoreError> {
+        let mut pipeline = redis::pipe();
+        for text in [
+            scripts::Verify::text(),
+            scripts::Issue::text(),
+            scripts::RecordDelivery::text(),
+            scripts::CountDelivery::text(),
+        ] {
+            pipeline.cmd("SCRIPT").arg("LOAD").arg(text).ignore();
+        }
+        match self.ask_every_server::<()>(Operation::Pipeline(&pipeline)).await {
+            Ok(_) => Ok(()),
+            Err(AclError::Store(error)) => Err(error),
+            Err(AclError::NotPermitted | AclError::NoReadOnlyKeys) => Err(StoreError::Protocol),
+        }
+    }
+
     /// Removes users and closes their connections.
     ///
     /// # Errors
@@ -132,17 +176,21 @@ impl RedisStore {
         self.on_every_server::<i64>(redis::cmd("ACL").arg("DELUSER").arg(names)).await.map(drop)
     }
 
-    /// Runs a command on all masters and on the replicas that answer, because users are not
-    /// replicated and a promoted replica allows the users that it knows. A replica that is
-    /// unreachable is updated with the next check.
     async fn on_every_server<T: FromRedisValue>(&self, command: &Cmd) -> Result<Vec<T>, AclError> {
+        self.ask_every_server(Operation::Command(command)).await
+    }
+
+    /// Runs an operation on all masters and on the replicas that answer, because neither users nor
+    /// scripts are replicated and a promoted replica has those that it knows. A replica that is
+    /// unreachable is updated with the next check.
+    async fn ask_every_server<T: FromRedisValue>(
+        &self,
+        operation: Operation<'_>,
+    ) -> Result<Vec<T>, AclError> {
         let servers = self.connection.servers(OPERATION_TIMEOUT).await.map_err(error)?;
         let mut answers = Vec::with_capacity(servers.masters.len() + servers.replicas.len());
         let ask = async |node: &Node| {
-            let answer = self
-                .connection
-                .run_on::<T>(node, OPERATION_TIMEOUT, Operation::Command(command))
-                .await;
+            let answer = self.connection.run_on::<T>(node, OPERATION_TIMEOUT, operation).await;
             answer.map_err(error)
         };
         for master in &servers.masters {
@@ -151,7 +199,9 @@ impl RedisStore {
         for replica in &servers.replicas {
             match ask(replica).await {
                 Ok(answer) => answers.push(answer),
-                Err(error) => tracing::debug!(%error, "failed to reach a replica about its users"),
+                Err(error) => {
+                    tracing::debug!(%error, "failed to reach a replica about users and scripts");
+                }
             }
         }
         Ok(answers)

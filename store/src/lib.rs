@@ -115,6 +115,11 @@ pub struct Inspection {
     /// Whether every node is checked and the realm is complete, so that nothing must be published
     /// again.
     pub ready: bool,
+    /// Whether the realm is complete, but for whether its nodes are checked.
+    pub complete: bool,
+    /// Whether the realm became ready in this check, because its nodes were replaced and have
+    /// proved that they have kept every write of this process.
+    pub kept: bool,
     /// The id of the fill that [`Publishing::begin_fill`] has written to the nodes.
     pub fill_id: String,
 }

@@ -120,6 +120,8 @@ impl MemoryStore {
         Inspection {
             nodes: vec![NodeInspection { identity: "memory".to_owned(), empty }],
             ready: content.realm.complete,
+            complete: content.realm.complete,
+            kept: false,
             fill_id: String::new(),
         }
     }
@@ -165,6 +167,10 @@ impl MemoryStore {
 
     pub(crate) fn users(&self) -> Vec<Pseudonym> {
         self.content().users.keys().copied().collect()
+    }
+
+    pub(crate) fn has_no_state_of(&self, _: &[Pseudonym]) -> bool {
+        self.content().users.is_empty()
     }
 
     pub(crate) fn remove(&self, users: &[Pseudonym]) {

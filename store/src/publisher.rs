@@ -278,17 +278,27 @@ impl Publisher {
     /// Begins a fill if the realm needs one. Returns the nodes before anything is written to them,
     /// for [`Publishing::complete_fill`] after everything is written.
     ///
-    /// If there are no users of the realm, its nodes count as empty: every user is written after
-    /// this, with a state that says which codes may have been used before.
+    /// `users` are all users that the realm has, or nothing if some are not known. If Redis holds
+    /// no state of them, its nodes count as empty: every state is written after this, and says
+    /// which codes may have been used before.
     ///
     /// # Errors
     /// If Redis does not answer.
-    pub async fn begin_fill(&self, random: &mut impl CryptoRng) -> Result<Inspection, StoreError> {
+    pub async fn begin_fill(
+        &self,
+        users: Option<&[Pseudonym]>,
+        random: &mut impl CryptoRng,
+    ) -> Result<Inspection, StoreError> {
         let mut inspection = self.store.inspect().await?;
         if inspection.ready {
+            // Another publisher may have checked nodes that this one has not seen before.
+            self.store.see(&inspection);
             return Ok(inspection);
         }
-        if !inspection.nodes.iter().all(|node| node.empty) && self.store.users().await?.is_empty() {
+        if !inspection.nodes.iter().all(|node| node.empty)
+            && let Some(users) = users
+            && self.store.has_no_state_of(users).await?
+        {
             for node in &mut inspection.nodes {
                 node.empty = true;
             }
@@ -312,7 +322,13 @@ impl Publisher {
         now: UnixMillis,
         random: &mut impl CryptoRng,
     ) -> Result<bool, StoreError> {
-        let inspection = self.begin_fill(random).await?;
+        let listed: Vec<Pseudonym> = users
+            .iter()
+            .map(|user| self.keys.pseudonym(&user.record.definition.username))
+            .collect();
+        // Users that could not be read may have a state.
+        let known = (unlisted == UnlistedUsers::Remove).then_some(listed.as_slice());
+        let inspection = self.begin_fill(known, random).await?;
         self.publish_realm(realm, now, random).await?;
         if self
             .write(users, !inspection.ready, now, random)
@@ -322,11 +338,7 @@ impl Publisher {
             return Err(StoreError::Conflict);
         }
         if unlisted == UnlistedUsers::Remove {
-            let keep = users
-                .iter()
-                .map(|user| self.keys.pseudonym(&user.record.definition.username))
-                .collect();
-            self.remove_unlisted(&keep).await?;
+            self.remove_unlisted(&listed.into_iter().collect()).await?;
         }
         if !inspection.ready {
             self.store.complete_fill(&inspection).await?;

@@ -74,6 +74,14 @@ impl Publishing {
         delegate!(self, store => store.inspect())
     }
 
+    /// Takes note of nodes that are checked. If another publisher has checked them, they prove
+    /// nothing about the writes of this one.
+    pub(crate) fn see(&self, inspection: &Inspection) {
+        if let Store::Redis(store) = &self.store {
+            store.see(inspection);
+        }
+    }
+
     /// Writes the id of a fill to every node. A flush deletes it, so [`Publishing::complete_fill`]
     /// detects a flush that happens during the fill.
     ///
@@ -111,12 +119,21 @@ impl Publishing {
         delegate!(self, store => store.publish_realm(sealed))
     }
 
-    /// Lists every user who has any key in the store.
+    /// Lists every user who may have a key in the store.
     ///
     /// # Errors
     /// If Redis does not answer.
     pub async fn users(&self) -> Result<Vec<Pseudonym>, StoreError> {
         delegate!(self, store => store.users())
+    }
+
+    /// Returns whether no user is listed and none of these users has a state, so that a fill writes
+    /// every state.
+    ///
+    /// # Errors
+    /// If Redis does not answer.
+    pub async fn has_no_state_of(&self, users: &[Pseudonym]) -> Result<bool, StoreError> {
+        delegate!(self, store => store.has_no_state_of(users))
     }
 
     /// Deletes every key of these users.

@@ -25,6 +25,10 @@ pub enum Fault {
     Writes(u16),
     /// This status, to every request.
     Everything(u16),
+    /// This status, to requests whose path contains this text.
+    Path(&'static str, u16),
+    /// No answer as long as the fault lasts, to requests whose path contains this text.
+    Held(&'static str),
     /// The API server's answer, after a delay.
     Slow(Duration),
 }
@@ -148,10 +152,16 @@ impl Forward {
         let status = match fault {
             Some(Fault::Writes(status)) if writes => Some(status),
             Some(Fault::Everything(status)) => Some(status),
+            Some(Fault::Path(text, status)) if target.contains(text) => Some(status),
             _ => None,
         };
-        if status.is_some() || matches!(fault, Some(Fault::Slow(_))) {
+        let held = matches!(fault, Some(Fault::Held(text)) if target.contains(text));
+        if held || status.is_some() || matches!(fault, Some(Fault::Slow(_))) {
             *self.hits.lock().unwrap_or_else(PoisonError::into_inner) += 1;
+        }
+        while held && *self.fault.lock().unwrap_or_else(PoisonError::into_inner) == fault {
+            // This sleep waits for no condition of the product: the silence is the fault.
+            tokio::time::sleep(Duration::from_millis(20)).await;
         }
         if let Some(status) = status {
             return refusal(status);

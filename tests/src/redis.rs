@@ -4,6 +4,7 @@
 pub mod cluster;
 pub mod sentinel;
 
+use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
@@ -276,6 +277,16 @@ impl RedisServer {
         answer.unwrap_or_else(|error| panic!("{words:?}: {error}"))
     }
 
+    /// How often each command was called since the server started, in scripts too.
+    pub async fn commands(&self) -> HashMap<String, u64> {
+        let statistics: String = self.ask(&["INFO", "commandstats"]).await;
+        let line = |line: &str| {
+            let (name, numbers) = line.strip_prefix("cmdstat_")?.split_once(":calls=")?;
+            Some((name.to_owned(), numbers.split(',').next()?.parse().ok()?))
+        };
+        statistics.lines().filter_map(line).collect()
+    }
+
     /// Removes all keys with `FLUSHALL`.
     pub async fn flush_all(&self) {
         let mut connection = self.connect().await;
@@ -294,6 +305,18 @@ impl RedisServer {
         let status = self.process().stop();
         self.forget_shared_memory();
         status
+    }
+
+    /// Copies the append-only files as they are, for
+    /// [`RedisServer::put_append_only_files_back`].
+    pub fn keep_append_only_files(&self) {
+        copy_files(&self.folder.path().join("appendonlydir"), &self.folder.path().join("kept"));
+    }
+
+    /// Replaces the append-only files of a server that is down with those that were kept, as if the
+    /// later writes had been lost.
+    pub fn put_append_only_files_back(&self) {
+        copy_files(&self.folder.path().join("kept"), &self.folder.path().join("appendonlydir"));
     }
 
     /// Starts the server again with the same port, folder and clock, and stops it first if it still
@@ -351,6 +374,14 @@ impl Drop for RedisServer {
             }
             self.forget_shared_memory();
         }
+    }
+}
+
+fn copy_files(from: &Path, to: &Path) {
+    fs::remove_dir_all(to).ok();
+    fs::create_dir(to).expect("to create a folder");
+    for file in fs::read_dir(from).expect("the files of Redis").flatten() {
+        fs::copy(file.path(), to.join(file.file_name())).expect("to copy a file of Redis");
     }
 }
 

@@ -18,7 +18,7 @@ use super::tasks::Tasks;
 use crate::k8s::events::{self, Events};
 use crate::metrics::Metrics;
 use crate::realm::{self, credentials};
-use crate::redis::{cleanup, monitor, settings};
+use crate::redis::{comparison, leftovers, monitor, removals, settings};
 use crate::state::Context;
 use crate::state::realm_policies::Policies;
 use crate::state::watched_namespaces::WatchedNamespaces;
@@ -153,13 +153,20 @@ impl Leader {
             "redis monitor",
             monitor::run(context.clone(), stop.clone()),
         );
-        tasks.spawn_after(&lists, stop, "cleanup", cleanup::run(context.clone(), stop.clone()));
         tasks.spawn_after(
             &lists,
             stop,
             "parked users",
             user::parking::run(context.clone(), stop.clone()),
         );
+        tasks.spawn_after(&lists, stop, "removals", removals::run(context.clone(), stop.clone()));
+        tasks.spawn_after(
+            &lists,
+            stop,
+            "comparison",
+            comparison::run(context.clone(), stop.clone()),
+        );
+        tasks.spawn_after(&lists, stop, "leftovers", leftovers::run(context.clone(), stop.clone()));
         tasks.spawn_after(&lists, stop, "failures", failures::run(context.clone(), stop.clone()));
         tasks.spawn_after(&lists, stop, "realm records", realm::run(context.clone(), stop.clone()));
         tasks.spawn_after(

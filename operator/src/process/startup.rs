@@ -1,6 +1,7 @@
 //! Reads or creates what the leader needs before its tasks begin, and waits for what is missing:
 //! see [`Preparation`].
 
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 
 use k8s_openapi::api::core::v1::Namespace;
@@ -69,6 +70,10 @@ pub async fn prepare(
             started: i64::try_from(Clock::System.now().millis()).unwrap_or(i64::MAX),
             node: watch::Sender::new(String::new()),
             removals: Notify::new(),
+            realm_removals: Notify::new(),
+            // What an earlier version has published is not in the sets of users.
+            is_search_due: AtomicBool::new(true),
+            comparisons: Notify::new(),
         },
         users: UserState {
             objects: UserObjects::default(),

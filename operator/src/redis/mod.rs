@@ -1,7 +1,10 @@
 //! Keeps Redis complete and free of orphaned keys, and checks its settings.
 
-pub mod cleanup;
+pub mod comparison;
+pub mod leftovers;
 pub mod monitor;
 pub mod refill;
+pub mod removals;
+mod schedule;
 mod secret_pages;
 pub mod settings;

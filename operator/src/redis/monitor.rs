@@ -1,45 +1,58 @@
-//! Checks every second which Redis node answers and what it knows of each realm, and starts a
-//! refill of each realm that is incomplete.
+//! Checks every second which Redis node answers and what it knows of the realms that are due, and
+//! starts a refill of each realm that is incomplete.
 
-use std::collections::HashMap;
+use std::collections::HashSet;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use futures_util::{StreamExt, stream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
+use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
+use twofactor_store::redis::{Nodes, RedisStore};
 use twofactor_store::{Inspection, StoreError, StoreFailure};
 
 use crate::metrics::Metrics;
 use crate::realm::record;
+use crate::redis::comparison;
 use crate::redis::refill::refill;
+use crate::redis::schedule::Schedule;
 use crate::state::realms::{Readiness, Realm};
 use crate::state::{Context, random};
 
-/// Interval between checks.
+/// Interval between passes.
 const PERIOD: Duration = Duration::from_secs(1);
 /// Maximum number of realms that are filled at the same time.
-const CONCURRENT_REFILLS: usize = 4;
-/// Longest delay before a failed refill is tried again.
-const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+const CONCURRENT_REFILLS: usize = 8;
+/// Maximum number of these whose last refill failed, so that they do not delay a new realm.
+const CONCURRENT_RETRIES: usize = 2;
+/// Maximum number of policies that are published at the same time.
+const CONCURRENT_POLICIES: usize = 16;
 
 /// Checks Redis until `stop`. The lists must be complete.
 pub async fn run(context: Arc<Context>, stop: CancellationToken) {
     let mut monitor = RedisMonitor {
         refills: JoinSet::new(),
         slots: Arc::new(Semaphore::new(CONCURRENT_REFILLS)),
-        failures: HashMap::new(),
+        retries: Arc::new(Semaphore::new(CONCURRENT_RETRIES)),
+        schedule: Schedule::default(),
         up: None,
+        identity: String::new(),
         context,
     };
+    let mut ticks = tokio::time::interval(PERIOD);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
-        monitor.check().await;
-        monitor.count_users();
         tokio::select! {
             () = stop.cancelled() => break,
-            () = tokio::time::sleep(PERIOD) => {}
+            _ = ticks.tick() => {
+                monitor.check(true).await;
+                monitor.count_users();
+            }
             // A new realm is checked at once, because its first user waits.
-            () = monitor.context.realms.registry.changed.notified() => {}
+            () = monitor.context.realms.registry.changed.notified() => monitor.check(false).await,
         }
     }
     monitor.refills.shutdown().await;
@@ -49,40 +62,101 @@ struct RedisMonitor {
     context: Arc<Context>,
     refills: JoinSet<(String, bool)>,
     slots: Arc<Semaphore>,
-    /// Failures in a row of each namespace's refill, and when to try again.
-    failures: HashMap<String, (u32, Instant)>,
+    retries: Arc<Semaphore>,
+    schedule: Schedule,
     /// Whether Redis answered last time. Only a change is logged.
     up: Option<bool>,
+    /// The identity of the nodes that answered last.
+    identity: String,
 }
 
 impl RedisMonitor {
-    async fn check(&mut self) {
+    /// Checks the nodes and the realms that are due.
+    async fn check(&mut self, turns: bool) {
         while let Some(ended) = self.refills.try_join_next() {
             self.refill_finished(ended);
         }
-        let realms = self.context.realms.registry.all();
-        let names = self.context.realms.registry.all_names(&realms);
-        match self.context.realms.registry.store().inspect_realms(&names).await {
-            Ok(inspections) => {
-                self.log_availability(true, None);
-                self.show_node(inspections.first());
-                for (realm, inspection) in realms.into_iter().zip(inspections) {
-                    if inspection.ready
-                        && !realm.is_policy_published()
-                        && !self.publish_policy(&realm).await
-                    {
-                        continue;
-                    }
-                    self.handle_inspection(realm, &inspection);
-                }
-            }
+        let mut realms = self.context.realms.registry.all();
+        realms.retain(|realm| !realm.is_refilling());
+        let of_schedule: Vec<(&str, bool)> = realms
+            .iter()
+            .map(|realm| {
+                let settled = realm.readiness() == Readiness::Ready && realm.is_policy_published();
+                (realm.namespace.as_str(), !settled)
+            })
+            .collect();
+        let due = self.schedule.due(&of_schedule, turns, Instant::now());
+        if due.is_empty() && !turns {
+            return;
+        }
+        let chosen: HashSet<usize> = due.into_iter().collect();
+        let (due, others): (Vec<_>, Vec<_>) =
+            realms.into_iter().enumerate().partition(|(position, _)| chosen.contains(position));
+        let others: Vec<Arc<Realm>> = others.into_iter().map(|(_, realm)| realm).collect();
+        let due = due.into_iter().map(|(_, realm)| realm).collect();
+        // What one realm has lost, the others may have lost too.
+        if self.check_realms(due).await {
+            self.check_realms(others).await;
+        }
+    }
+
+    /// Checks realms. Returns whether the others have to be checked too: Redis is another process,
+    /// or has lost something, or does not answer.
+    async fn check_realms(&mut self, realms: Vec<Arc<Realm>>) -> bool {
+        let context = self.context.clone();
+        let registry = &context.realms.registry;
+        let checked = async {
+            let nodes = registry.store().nodes().await?;
+            // The logins of services are set while the realms are checked.
+            let replaced = self.show_nodes(&nodes);
+            let stores: Vec<RedisStore> = realms.iter().map(|realm| realm.store.clone()).collect();
+            let inspections = registry.store().check_realms(&nodes, &stores, &mut random()).await?;
+            Ok::<_, StoreError>((replaced, inspections))
+        };
+        let (mut lost, inspections) = match checked.await {
+            Ok(checked) => checked,
             Err(error) => {
-                self.log_availability(false, Some(&error));
-                for realm in realms {
+                for realm in registry.all() {
                     realm.set_readiness(Readiness::Unavailable);
                 }
+                self.log_availability(false, Some(&error));
+                return false;
+            }
+        };
+        self.log_availability(true, None);
+        let kept = inspections.iter().filter(|inspection| inspection.kept).count();
+        if kept > 0 {
+            self.context.runtime.metrics.kept.inc_by(kept as u64);
+            tracing::info!(
+                realms = kept,
+                "Redis was restarted or failed over and has kept everything"
+            );
+        }
+        let unpublished = realms.iter().zip(&inspections);
+        let unpublished: Vec<_> = unpublished
+            .filter(|(realm, found)| found.ready && !realm.is_policy_published())
+            .map(|(realm, _)| realm.clone())
+            .collect();
+        let failed = self.publish_policies(unpublished).await;
+        for (realm, inspection) in realms.into_iter().zip(inspections) {
+            self.schedule.checked(&realm.namespace, Instant::now());
+            lost |= realm.readiness() == Readiness::Ready && !inspection.ready;
+            if !failed.contains(&realm.namespace) {
+                self.handle_inspection(realm, &inspection);
             }
         }
+        lost
+    }
+
+    /// Publishes the policies of realms. Returns the namespaces of those that failed.
+    async fn publish_policies(&self, realms: Vec<Arc<Realm>>) -> HashSet<String> {
+        let policies = realms.into_iter().map(|realm| async move {
+            let published = self.publish_policy(&realm).await;
+            (!published).then(|| realm.namespace.clone())
+        });
+        let results: Vec<Option<String>> =
+            stream::iter(policies).buffer_unordered(CONCURRENT_POLICIES).collect().await;
+        results.into_iter().flatten().collect()
     }
 
     /// Publishes the record of a realm if it has changed or was published by another process.
@@ -109,16 +183,17 @@ impl RedisMonitor {
         }
     }
 
-    /// Announces another node, which does not have the logins of services.
-    fn show_node(&self, inspection: Option<&Inspection>) {
-        if let Some(inspection) = inspection {
-            self.context.runtime.node.send_if_modified(|node| {
-                let identity = inspection.identity();
-                let changed = *node != identity;
-                *node = identity;
-                changed
-            });
-        }
+    /// Announces other nodes, which may lack the logins of services. Returns whether a node that
+    /// decides was replaced.
+    fn show_nodes(&mut self, nodes: &Nodes) -> bool {
+        self.context.runtime.node.send_if_modified(|known| {
+            let servers = nodes.servers();
+            let changed = *known != servers;
+            *known = servers;
+            changed
+        });
+        let identity = nodes.identity();
+        std::mem::replace(&mut self.identity, identity.clone()) != identity
     }
 
     fn log_availability(&mut self, up: bool, error: Option<&StoreError>) {
@@ -133,6 +208,7 @@ impl RedisMonitor {
         if up {
             tracing::info!("Redis answers");
             self.context.runtime.removals.notify_one();
+            self.context.runtime.realm_removals.notify_one();
         } else if failure == Some(StoreFailure::TooManyClients) {
             tracing::warn!(
                 "failed to reach Redis, because it has too many clients; users are published when it accepts the operator"
@@ -146,16 +222,22 @@ impl RedisMonitor {
 
     fn handle_inspection(&mut self, realm: Arc<Realm>, inspection: &Inspection) {
         if inspection.ready {
-            self.failures.remove(&realm.namespace);
-            realm.set_readiness(Readiness::Ready);
+            self.schedule.complete(&realm.namespace);
+            if inspection.kept {
+                realm.compare_next(None);
+            }
+            if realm.set_readiness(Readiness::Ready) || inspection.kept {
+                self.context.runtime.comparisons.notify_one();
+            }
             return;
         }
-        let waits = self.failures.get(&realm.namespace).is_some_and(|(_, at)| *at > Instant::now());
-        if waits || !realm.begin_refill() {
+        if !realm.begin_refill() {
             return;
         }
         realm.set_readiness(Readiness::Pending);
-        let (context, slots) = (self.context.clone(), self.slots.clone());
+        let slots =
+            if self.schedule.has_failed(&realm.namespace) { &self.retries } else { &self.slots };
+        let (context, slots) = (self.context.clone(), slots.clone());
         self.refills.spawn(async move {
             let success = fill(&context, &realm, &slots).await;
             realm.end_refill();
@@ -165,16 +247,8 @@ impl RedisMonitor {
 
     fn refill_finished(&mut self, ended: Result<(String, bool), tokio::task::JoinError>) {
         match ended {
-            Ok((namespace, true)) => {
-                self.failures.remove(&namespace);
-            }
-            Ok((namespace, false)) => {
-                let (count, at) = self.failures.entry(namespace).or_insert((0, Instant::now()));
-                let pause = PERIOD
-                    .saturating_mul(1_u32.checked_shl(*count).unwrap_or(u32::MAX))
-                    .min(LONGEST_PAUSE);
-                (*count, *at) = (count.saturating_add(1), Instant::now() + pause);
-            }
+            Ok((namespace, true)) => self.schedule.complete(&namespace),
+            Ok((namespace, false)) => self.schedule.failed(&namespace, Instant::now()),
             Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
             Err(error) => tracing::error!(%error, "refill cancelled"),
         }
@@ -193,6 +267,13 @@ async fn fill(context: &Context, realm: &Realm, slots: &Semaphore) -> bool {
     Metrics::count(&context.runtime.metrics.refills, result.is_ok());
     match result {
         Ok(users) => {
+            // The refill has compared the realm.
+            realm.compare_next(Some(comparison::next()));
+            if users > 0 && realm.store.is_cluster() {
+                // The master with the set of users may have lost names of which others have keys.
+                context.runtime.is_search_due.store(true, Ordering::Relaxed);
+                context.runtime.realm_removals.notify_one();
+            }
             realm.set_readiness(Readiness::Ready);
             if !realm.is_policy_published() {
                 // The policy changed during the refill, and an allowed namespace may wait for it.

@@ -11,6 +11,7 @@ use kube::ResourceExt;
 use thiserror::Error;
 use twofactor_api::validate::validate;
 use twofactor_api::{TwoFactorUser, labels};
+use twofactor_core::names::Pseudonym;
 use twofactor_core::record::{Provenance, UserRecord};
 use twofactor_core::seed::Seed;
 use twofactor_store::StoreError;
@@ -18,8 +19,8 @@ use twofactor_store::publisher::DesiredUser;
 
 use crate::k8s::request::ApiError;
 use crate::realm::record;
-use crate::redis::cleanup;
 use crate::redis::secret_pages::SecretPages;
+use crate::redis::{comparison, removals};
 use crate::state::realms::Realm;
 use crate::state::user_ref::user_ref;
 use crate::state::{Context, random};
@@ -51,7 +52,8 @@ pub async fn refill(context: &Context, realm: &Realm) -> Result<usize, RefillErr
     let now = context.runtime.clock.now();
     // The node is identified first. If another node answers later, completing the fill fails,
     // because what was written to this one does not count there.
-    let inspection = realm.publisher.begin_fill(&mut random()).await?;
+    let users = users_of(context, realm);
+    let inspection = realm.publisher.begin_fill(users.as_deref(), &mut random()).await?;
     if inspection.ready {
         return Ok(0);
     }
@@ -67,7 +69,8 @@ pub async fn refill(context: &Context, realm: &Realm) -> Result<usize, RefillErr
         fill_from_secrets(context, realm, &mut done).await?;
     }
     let others = fill_others(context, realm, &done).await?;
-    cleanup::sweep(context, realm).await?;
+    comparison::schedule_removals(context, realm).await?;
+    removals::remove_pending(realm).await?;
     realm.publisher.store().complete_fill(&inspection).await?;
     Ok(done.len() + others)
 }
@@ -153,12 +156,33 @@ fn record(
     wanted.then_some(UserRecord { definition, seed: own.seed, provenance, source: None })
 }
 
+/// Returns all users of the realm, or nothing if one cannot be read.
+fn users_of(context: &Context, realm: &Realm) -> Option<Vec<Pseudonym>> {
+    let usernames = context.users.usernames();
+    let owners = usernames.owners(&realm.namespace)?.into_iter();
+    Some(owners.map(|(username, _)| realm.publisher.keys().pseudonym(username)).collect())
+}
+
+/// Publishes users of a list. Those that were deleted since it was read are removed again.
 async fn publish(
     context: &Context,
     realm: &Realm,
     desired: &[DesiredUser],
 ) -> Result<(), StoreError> {
-    realm.publisher.renew_with_retry(desired, &context.runtime.clock, &mut random()).await
+    let _kept = realm.removal_lock.read().await;
+    realm.publisher.renew_with_retry(desired, &context.runtime.clock, &mut random()).await?;
+    for DesiredUser { record, .. } in desired {
+        let username = &record.definition.username;
+        let uid = record.provenance.as_ref().map(|provenance| provenance.owner.as_str());
+        if !context.users.owns(&realm.namespace, username, uid.unwrap_or_default()) {
+            realm.schedule_removal(realm.publisher.keys().pseudonym(username));
+            context.runtime.removals.notify_one();
+            if let Some(owner) = context.users.owner(&realm.namespace, username) {
+                context.users.queue.push(user_ref(&realm.namespace, &owner));
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Publishes users that import their seed, and users whose Secret does not exist.

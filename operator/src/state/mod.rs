@@ -14,6 +14,7 @@ pub mod usernames;
 pub mod watched_namespaces;
 
 use std::collections::HashMap;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kube::Client;
@@ -56,10 +57,16 @@ pub struct Runtime {
     pub watched: WatchedNamespaces,
     /// Start of this process, in milliseconds of Unix time.
     pub started: i64,
-    /// Identity of the Redis node that answered last; empty before the first answer.
+    /// The Redis nodes that answered last, and their replicas; empty before the first answer.
     pub node: watch::Sender<String>,
-    /// Wakes the cleanup, because orphaned keys are known.
+    /// Wakes the task that removes users from Redis.
     pub removals: Notify,
+    /// Wakes the task that removes realms from Redis, and searches it if `is_search_due`.
+    pub realm_removals: Notify,
+    /// Whether keys may have been left behind that only a search of all of Redis finds.
+    pub is_search_due: AtomicBool,
+    /// Wakes the task that compares the users in Redis.
+    pub comparisons: Notify,
 }
 
 /// What is known of users.

@@ -42,12 +42,18 @@ pub struct Realm {
     pub id: RealmId,
     /// Publishes users and the record of the realm.
     pub publisher: Publisher,
+    /// The store that `publisher` writes to.
+    pub store: RedisStore,
     /// The realm key, as the credentials of services contain it.
     pub key: RealmKey,
-    /// Held shared to publish one user, and exclusively to publish from a list or to remove. An
-    /// exclusive holder reads and writes without a change in between, so that a list never
-    /// overwrites what a reconciliation has just published.
+    /// Held shared to publish one user, and exclusively to publish from a list. An exclusive holder
+    /// reads and writes without a change in between, so that a list never overwrites what a
+    /// reconciliation has just published.
     pub publish_lock: RwLock<()>,
+    /// Held shared to publish, and exclusively to remove, so that a removal never deletes what was
+    /// just published for the next owner of a username. It is never held while the API server is
+    /// asked, because a removal waits for it.
+    pub removal_lock: RwLock<()>,
     /// The state in Redis, and since when.
     readiness: Mutex<(Readiness, Instant)>,
     /// Wakes the task that requeues users of realms that are ready.
@@ -64,6 +70,8 @@ struct RealmState {
     published: HashSet<String>,
     /// Whether a refill is running.
     refilling: bool,
+    /// When the users in Redis are compared next; at once if nothing is set.
+    next_comparison: Option<Instant>,
     /// Counts the changes of the realm's record.
     policy_version: u64,
     /// The `policy_version` that this process published last.
@@ -82,13 +90,15 @@ impl Realm {
         (readiness, since.elapsed())
     }
 
-    /// Sets the state of the realm in Redis.
-    pub fn set_readiness(&self, readiness: Readiness) {
+    /// Sets the state of the realm in Redis. Returns whether it has changed.
+    pub fn set_readiness(&self, readiness: Readiness) -> bool {
         let mut known = self.readiness.lock().unwrap_or_else(PoisonError::into_inner);
-        if known.0 != readiness {
+        let changed = known.0 != readiness;
+        if changed {
             *known = (readiness, Instant::now());
             self.became_ready.notify_one();
         }
+        changed
     }
 
     /// Schedules the removal of the keys of a username without an owner.
@@ -152,6 +162,21 @@ impl Realm {
     /// Records that the record of this version was published.
     pub fn policy_published(&self, version: u64) {
         self.state().published_version = Some(version);
+    }
+
+    /// When the users in Redis are compared next; nothing if at once.
+    pub fn next_comparison(&self) -> Option<Instant> {
+        self.state().next_comparison
+    }
+
+    /// Sets when the users in Redis are compared next.
+    pub fn compare_next(&self, at: Option<Instant>) {
+        self.state().next_comparison = at;
+    }
+
+    /// Whether a refill is running.
+    pub fn is_refilling(&self) -> bool {
+        self.state().refilling
     }
 
     /// Starts a refill, unless one is running.
@@ -259,12 +284,15 @@ impl Realms {
 
     fn realm(&self, namespace: &str, id: RealmId) -> Realm {
         let key = self.master.realm_key(&id, GENERATION);
+        let store = self.store_of(&id);
         Realm {
             namespace: namespace.to_owned(),
-            publisher: Publisher::new(Store::Redis(self.store_of(&id)), key.keys(&id)),
+            publisher: Publisher::new(Store::Redis(store.clone()), key.keys(&id)),
+            store,
             key,
             id,
             publish_lock: RwLock::default(),
+            removal_lock: RwLock::default(),
             readiness: Mutex::new((Readiness::Pending, Instant::now())),
             became_ready: self.became_ready.clone(),
             state: Mutex::default(),
@@ -293,11 +321,6 @@ impl Realms {
     /// The store of no realm in particular.
     pub fn store(&self) -> &RedisStore {
         &self.store
-    }
-
-    /// The names in Redis of these realms.
-    pub fn all_names(&self, realms: &[Arc<Realm>]) -> Vec<RealmNames> {
-        realms.iter().map(|realm| self.names(&realm.id)).collect()
     }
 
     /// The realm of `namespace`, if it was requested before.

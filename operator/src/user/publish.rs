@@ -2,8 +2,6 @@
 //! removed again.
 
 use thiserror::Error;
-use twofactor_core::names::Pseudonym;
-use twofactor_core::user::Username;
 use twofactor_store::StoreError;
 use twofactor_store::publisher::DesiredUser;
 
@@ -23,7 +21,17 @@ pub enum PublishError {
     RealmNotReady,
     /// Redis answered with an error.
     #[error(transparent)]
-    Store(#[from] StoreError),
+    Store(StoreError),
+}
+
+impl From<StoreError> for PublishError {
+    fn from(error: StoreError) -> Self {
+        match error {
+            // The node was replaced, and the monitor has not checked the new one yet.
+            StoreError::Undecided(_) => Self::RealmNotReady,
+            error => Self::Store(error),
+        }
+    }
 }
 
 /// The result of publishing.
@@ -57,6 +65,7 @@ pub async fn publish(
         Readiness::Unavailable => return Err(PublishError::RedisUnavailable),
     }
     let _shared = realm.publish_lock.read().await;
+    let _kept = realm.removal_lock.read().await;
     if !users.owns(&realm.namespace, &username, uid) {
         return Ok(Published::Withdrawn);
     }
@@ -72,24 +81,11 @@ pub async fn publish(
         realm.remember_published(uid);
         return Ok(Published::Current);
     }
-    retract(users, realm, &username, pseudonym).await?;
-    Ok(Published::Withdrawn)
-}
-
-/// Removes the record of a user that was deleted during publishing.
-async fn retract(
-    users: &UserState,
-    realm: &Realm,
-    username: &Username,
-    pseudonym: Pseudonym,
-) -> Result<(), StoreError> {
+    // The user was deleted during publishing. A new owner of the username is published again.
     realm.schedule_removal(pseudonym);
-    if let Some(owner) = users.owner(&realm.namespace, username) {
-        // The new owner of the username removes it first.
+    runtime.removals.notify_one();
+    if let Some(owner) = users.owner(&realm.namespace, &username) {
         users.queue.push(user_ref(&realm.namespace, &owner));
-        return Ok(());
     }
-    realm.publisher.remove(pseudonym).await?;
-    realm.removed(&[pseudonym]);
-    Ok(())
+    Ok(Published::Withdrawn)
 }

@@ -31,7 +31,7 @@ fn applied(context: &Context, namespace: &PartialObjectMeta<Namespace>) {
     let name = namespace.name_any();
     if context.realms.registry.namespace_seen(&name, &namespace.uid().unwrap_or_default()) {
         // The namespace was created again, and the published data belongs to the old one.
-        context.runtime.removals.notify_one();
+        context.runtime.realm_removals.notify_one();
         let users = context.users.usernames().names(&name);
         if !users.is_empty() {
             context.services.credentials_queue.realm_changed(name.clone());
@@ -44,5 +44,5 @@ fn applied(context: &Context, namespace: &PartialObjectMeta<Namespace>) {
 
 fn deleted(context: &Context, name: &str) {
     context.realms.registry.namespace_gone(name);
-    context.runtime.removals.notify_one();
+    context.runtime.realm_removals.notify_one();
 }

@@ -38,6 +38,12 @@ impl Map {
         }
     }
 
+    /// Returns the slots of `node` as text.
+    pub(crate) fn slots_of(&self, node: &Arc<Node>) -> String {
+        let own = self.ranges.iter().filter(|(_, _, owner)| Arc::ptr_eq(owner, node));
+        own.map(|(first, last, _)| format!("{first}-{last}")).collect::<Vec<_>>().join(" ")
+    }
+
     /// Returns a tag of five digits that, between braces, places a key on `node`.
     pub(crate) fn tag_on(&self, node: &Arc<Node>) -> RedisResult<String> {
         let tags = (0..NAMES).map(|number| format!("{number:05}"));

@@ -22,6 +22,7 @@ use self::node::{Acknowledged, may_be_the_connections};
 pub(crate) use self::operation::Operation;
 use self::refreshed::Lookup;
 use self::sentinel::Sentinels;
+pub(crate) use self::sentinel::replicas_in;
 use crate::StoreError;
 use crate::url::{Address, Kind, Target};
 
@@ -41,6 +42,16 @@ pub(crate) struct Servers {
     pub(crate) masters: Vec<Arc<Node>>,
     /// The known replicas, which can replace a master.
     pub(crate) replicas: Vec<Arc<Node>>,
+}
+
+/// A master, and the keys that it has.
+#[derive(Clone)]
+pub(crate) struct Master {
+    pub(crate) node: Arc<Node>,
+    /// In a cluster, a tag that, between braces, places a key on the master.
+    pub(crate) tag: Option<String>,
+    /// In a cluster, the master's slots.
+    pub(crate) slots: String,
 }
 
 /// The connection to a Redis of any kind. Many operations share it.
@@ -230,7 +241,11 @@ impl Connection {
         let found = async {
             match &self.topology {
                 Topology::Standalone(node) => Ok(one(node.clone())),
-                Topology::Sentinel(sentinels) => sentinels.value().await.map(one),
+                Topology::Sentinel(sentinels) => {
+                    let master = sentinels.value().await?;
+                    let replicas = sentinels.replicas(&master).await?;
+                    Ok(Servers { masters: vec![master], replicas })
+                }
                 Topology::Cluster(cluster) => {
                     let map = cluster.value().await?;
                     Ok(Servers { masters: map.masters.clone(), replicas: map.replicas.clone() })
@@ -262,16 +277,33 @@ impl Connection {
         Ok(groups)
     }
 
+    /// Returns the masters.
+    pub(crate) async fn masters(&self, bound: Duration) -> Result<Vec<Master>, StoreError> {
+        let Topology::Cluster(cluster) = &self.topology else {
+            let node = self.bounded(bound, self.node_of("")).await?;
+            return Ok(vec![Master { node, tag: None, slots: String::new() }]);
+        };
+        let map = self.bounded(bound, cluster.value()).await?;
+        let master = |node: &Arc<Node>| {
+            let (tag, slots) = (Some(map.tag_on(node)?), map.slots_of(node));
+            Ok(Master { node: node.clone(), tag, slots })
+        };
+        Ok(map.masters.iter().map(master).collect::<RedisResult<Vec<_>>>()?)
+    }
+
     /// Returns the masters of a cluster, each with a tag that, between braces, places a key on it.
     /// Returns nothing if Redis is not a cluster.
     pub(crate) async fn tags(
         &self,
         bound: Duration,
     ) -> Result<Vec<(Arc<Node>, String)>, StoreError> {
-        let Topology::Cluster(cluster) = &self.topology else { return Ok(Vec::new()) };
-        let map = self.bounded(bound, cluster.value()).await?;
-        let tagged = map.masters.iter().map(|node| Ok((node.clone(), map.tag_on(node)?)));
-        Ok(tagged.collect::<RedisResult<Vec<_>>>()?)
+        let masters = self.masters(bound).await?.into_iter();
+        Ok(masters.filter_map(|master| Some((master.node, master.tag?))).collect())
+    }
+
+    /// Returns the node that has `key`.
+    pub(crate) async fn owner(&self, key: &str, bound: Duration) -> Result<Arc<Node>, StoreError> {
+        self.bounded(bound, self.node_of(key)).await
     }
 
     /// Returns the node of a cluster that has a key, with a tag that, between braces, places

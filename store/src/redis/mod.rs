@@ -10,19 +10,26 @@ use std::sync::atomic::{AtomicI64, AtomicU8, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+mod checks;
 mod decide;
 mod history;
 mod node_status;
+mod numbers;
 mod publish;
 pub mod scripts;
+mod search;
 mod settings;
+mod users;
 
 use arc_swap::ArcSwap;
 use redis::{FromRedisValue, Pipeline, Script};
 use twofactor_core::names::{Pseudonym, RealmNames};
 use twofactor_core::time::UnixMillis;
 
+pub use self::node_status::Nodes;
+use self::numbers::WriteNumbers;
 use self::scripts::ScriptCall;
+pub use self::search::FoundRealm;
 pub use self::settings::{Setting, SettingsWatch, Strength, Strengths};
 use crate::clock::Clock;
 use crate::connection::{Connection, Operation};
@@ -38,7 +45,7 @@ const ACKNOWLEDGED_TIMEOUT: Duration = Duration::from_millis(850);
 const BATCH_TIMEOUT: Duration = Duration::from_secs(5);
 /// Number of users in one pipeline: enough that the round trip does not matter, and few enough that
 /// other operations are not delayed.
-const BATCH: usize = 200;
+pub(crate) const BATCH: usize = 200;
 
 /// A store in Redis; clones share one connection.
 #[derive(Clone)]
@@ -49,6 +56,8 @@ pub struct RedisStore {
     selects_database: bool,
     scripts: Arc<Scripts>,
     view: Arc<RealmView>,
+    /// The numbers of this process' writes.
+    numbers: Arc<WriteNumbers>,
     /// Set if Redis has rejected `CONFIG`.
     refused: Arc<OnceLock<()>>,
 }
@@ -59,9 +68,11 @@ struct Scripts {
     record_delivery: Script,
     count_delivery: Script,
     publish: Script,
-    publish_text: String,
     confirm_node: Script,
     complete_fill: Script,
+    number_write: Script,
+    confirm_number: Script,
+    accept_nodes: Script,
 }
 
 impl Default for Scripts {
@@ -72,9 +83,11 @@ impl Default for Scripts {
             record_delivery: scripts::RecordDelivery::script(),
             count_delivery: scripts::CountDelivery::script(),
             publish: scripts::Publish::script(),
-            publish_text: scripts::Publish::text(),
             confirm_node: scripts::ConfirmNode::script(),
             complete_fill: scripts::CompleteFill::script(),
+            number_write: scripts::NumberWrite::script(),
+            confirm_number: scripts::ConfirmNumber::script(),
+            accept_nodes: scripts::AcceptNodes::script(),
         }
     }
 }
@@ -139,14 +152,15 @@ impl RedisStore {
         let target = Target::parse(url, authority)?;
         let connection = Arc::new(Connection::new(&target).map_err(|_| RedisUrlError::NotAUrl)?);
         let selects_database = target.selects_database;
-        let (scripts, view, refused) = (Arc::default(), Arc::default(), Arc::default());
-        Ok(Self { connection, names, clock, selects_database, scripts, view, refused })
+        let (scripts, view, numbers, refused) =
+            (Arc::default(), Arc::default(), Arc::default(), Arc::default());
+        Ok(Self { connection, names, clock, selects_database, scripts, view, numbers, refused })
     }
 
     /// Returns the store of another realm, over the same connection.
     #[must_use]
     pub fn for_realm(&self, names: RealmNames) -> Self {
-        Self { names, view: Arc::default(), ..self.clone() }
+        Self { names, view: Arc::default(), numbers: Arc::default(), ..self.clone() }
     }
 
     /// From now on, a code is accepted only after this number of replicas has acknowledged the
@@ -180,6 +194,12 @@ impl RedisStore {
             .filter_map(|(field, since)| Some(format!("{}={since}", field.strip_prefix("guard:")?)))
             .collect();
         self.view.checked_nodes.store(Arc::new(checked_nodes.join(" ")));
+    }
+
+    /// Returns whether Redis is a Cluster, whose masters can lose data without the others.
+    #[must_use]
+    pub fn is_cluster(&self) -> bool {
+        self.connection.is_cluster()
     }
 
     /// Returns whether connections select another database than the first.

@@ -9,33 +9,72 @@ use twofactor_core::names::{Pseudonym, RealmNames, UserNames};
 
 use super::scripts::{self, ScriptCall};
 use super::{Answer, BATCH, BATCH_TIMEOUT, Fields, OPERATION_TIMEOUT, RedisStore, read};
-use crate::connection::{Node, Operation};
+use crate::connection::{Master, Node, Operation, replicas_in};
 use crate::{Inspection, NodeInspection, StoreError};
+
+/// The masters of Redis, as they were when they were asked.
+pub struct Nodes(pub(super) Vec<FoundMaster>);
+
+/// A master that has answered.
+pub(super) struct FoundMaster {
+    pub(super) master: Master,
+    pub(super) found: NodeInspection,
+    /// The addresses of its replicas that are synchronized.
+    replicas: Vec<String>,
+}
+
+impl Nodes {
+    /// The identity of all nodes together.
+    #[must_use]
+    pub fn identity(&self) -> String {
+        let mut identities: Vec<&str> =
+            self.0.iter().map(|node| node.found.identity.as_str()).collect();
+        // The order does not depend on which node was asked first.
+        identities.sort_unstable();
+        identities.join(" ")
+    }
+
+    /// The identity of all nodes together and the addresses of their replicas.
+    #[must_use]
+    pub fn servers(&self) -> String {
+        let mut replicas: Vec<&str> =
+            self.0.iter().flat_map(|node| &node.replicas).map(String::as_str).collect();
+        replicas.sort_unstable();
+        [self.identity().as_str(), &replicas.join(" ")].join(" ")
+    }
+}
 
 impl RedisStore {
     pub(crate) async fn inspect(&self) -> Result<Inspection, StoreError> {
-        self.inspect_realms(std::slice::from_ref(&self.names))
-            .await?
-            .pop()
-            .ok_or(StoreError::Protocol)
+        let nodes = self.nodes().await?;
+        let inspections = self.inspect_realms(&nodes, &[&self.names]).await?;
+        inspections.into_iter().next().ok_or(StoreError::Protocol)
     }
 
-    /// [`crate::Publishing::inspect`] for several realms at once, in their order.
+    /// Asks every master for its identity.
     ///
     /// # Errors
     /// If Redis does not answer, or one of a cluster's masters does not.
-    pub async fn inspect_realms(
-        &self,
-        realms: &[RealmNames],
-    ) -> Result<Vec<Inspection>, StoreError> {
+    pub async fn nodes(&self) -> Result<Nodes, StoreError> {
         let mut nodes = Vec::new();
-        for master in self.connection.servers(BATCH_TIMEOUT).await?.masters {
-            nodes.push(self.inspect_node(&master).await?);
+        for master in self.connection.masters(BATCH_TIMEOUT).await? {
+            let (found, replicas) = self.ask_node(&master.node).await?;
+            nodes.push(FoundMaster { master, found, replicas });
         }
-        // The order does not depend on which node was asked first.
-        nodes.sort_by(|one, other| one.identity.cmp(&other.identity));
-        let fill_ids = self.fill_ids(realms).await?;
-        let metas: Vec<String> = realms.iter().map(RealmNames::realm_meta).collect();
+        Ok(Nodes(nodes))
+    }
+
+    /// [`crate::Publishing::inspect`] for several realms at once, in their order.
+    pub(super) async fn inspect_realms(
+        &self,
+        nodes: &Nodes,
+        realms: &[&RealmNames],
+    ) -> Result<Vec<Inspection>, StoreError> {
+        let mut found: Vec<NodeInspection> =
+            nodes.0.iter().map(|node| node.found.clone()).collect();
+        found.sort_by(|one, other| one.identity.cmp(&other.identity));
+        let fill_ids = self.fill_ids(nodes, realms).await?;
+        let metas: Vec<String> = realms.iter().map(|realm| realm.realm_meta()).collect();
         let mut inspections: Vec<Option<Inspection>> = vec![None; realms.len()];
         for (node, positions) in
             self.connection.grouped(metas.iter().map(String::as_str), BATCH_TIMEOUT).await?
@@ -44,15 +83,12 @@ impl RedisStore {
                 let mut pipeline = redis::pipe();
                 for position in part {
                     pipeline.cmd("HMGET").arg(&metas[*position]).arg("complete").arg("filled");
-                    for node in &nodes {
+                    for node in &found {
                         pipeline.arg(format!("guard:{}", node.identity));
                     }
                     pipeline.exists(realms[*position].realm_record());
                 }
-                let answers: Vec<redis::Value> = self
-                    .connection
-                    .run_on(&node, BATCH_TIMEOUT, Operation::Pipeline(&pipeline))
-                    .await?;
+                let answers: Vec<redis::Value> = self.send(&node, &pipeline).await?;
                 for (position, pair) in part.iter().zip(answers.chunks_exact(2)) {
                     let fields: Vec<Option<String>> = read(&pair[0])?;
                     let [complete, filled, checked_nodes @ ..] = fields.as_slice() else {
@@ -61,11 +97,15 @@ impl RedisStore {
                     let same_fill = fill_ids[*position]
                         .iter()
                         .all(|fill_id| fill_id.is_some() && fill_id == filled);
-                    let checked = checked_nodes.iter().all(Option::is_some);
                     // A realm that was declared complete after a flush has no record of its own.
-                    let ready = complete.is_some() && checked && same_fill && read(&pair[1])?;
-                    inspections[*position] =
-                        Some(Inspection { nodes: nodes.clone(), ready, fill_id: String::new() });
+                    let complete = complete.is_some() && same_fill && read(&pair[1])?;
+                    inspections[*position] = Some(Inspection {
+                        nodes: found.clone(),
+                        ready: complete && checked_nodes.iter().all(Option::is_some),
+                        complete,
+                        kept: false,
+                        fill_id: String::new(),
+                    });
                 }
             }
         }
@@ -73,30 +113,37 @@ impl RedisStore {
     }
 
     async fn inspect_node(&self, node: &Node) -> Result<NodeInspection, StoreError> {
+        self.ask_node(node).await.map(|(found, _)| found)
+    }
+
+    /// Asks a node for its identity and its replicas.
+    async fn ask_node(&self, node: &Node) -> Result<(NodeInspection, Vec<String>), StoreError> {
         let mut pipeline = redis::pipe();
         pipeline.cmd("INFO").arg("server").cmd("INFO").arg("replication").cmd("DBSIZE");
         let (server, replication, keys): (String, String, u64) =
             self.connection.run_on(node, BATCH_TIMEOUT, Operation::Pipeline(&pipeline)).await?;
-        Ok(NodeInspection { identity: node_identity(&server, &replication)?, empty: keys == 0 })
+        let identity = node_identity(&server, &replication)?;
+        let replicas = replicas_in(&replication).into_iter();
+        let replicas = replicas.map(|replica| replica.to_string()).collect();
+        Ok((NodeInspection { identity, empty: keys == 0 }, replicas))
     }
 
     /// Reads, for each realm, the fill ids on the masters of a cluster. There are none if Redis is
     /// not a cluster.
     async fn fill_ids(
         &self,
-        realms: &[RealmNames],
+        nodes: &Nodes,
+        realms: &[&RealmNames],
     ) -> Result<Vec<Vec<Option<String>>>, StoreError> {
         let mut fill_ids = vec![Vec::new(); realms.len()];
-        for (node, tag) in self.connection.tags(BATCH_TIMEOUT).await? {
+        for FoundMaster { master, .. } in &nodes.0 {
+            let Some(tag) = &master.tag else { continue };
             for (part, fill_ids) in realms.chunks(BATCH).zip(fill_ids.chunks_mut(BATCH)) {
                 let mut pipeline = redis::pipe();
                 for realm in part {
-                    pipeline.get(realm.node_fill_id(&tag));
+                    pipeline.get(realm.node_fill_id(tag));
                 }
-                let found: Vec<Option<String>> = self
-                    .connection
-                    .run_on(&node, BATCH_TIMEOUT, Operation::Pipeline(&pipeline))
-                    .await?;
+                let found: Vec<Option<String>> = self.send(&master.node, &pipeline).await?;
                 for (fill_ids, found) in fill_ids.iter_mut().zip(found) {
                     fill_ids.push(found);
                 }
@@ -106,6 +153,8 @@ impl RedisStore {
     }
 
     pub(crate) async fn begin_fill(&self, fill_id: &str) -> Result<(), StoreError> {
+        // The writes of a fill prove nothing before its end.
+        self.numbers.forget();
         for (node, tag) in self.connection.tags(BATCH_TIMEOUT).await? {
             let mut set = redis::cmd("SET");
             set.arg(self.names.node_fill_id(&tag)).arg(fill_id);
@@ -143,7 +192,16 @@ impl RedisStore {
         let call = call.of(&self.scripts.complete_fill);
         let (word, _): Answer =
             self.connection.run(&meta, OPERATION_TIMEOUT, Operation::Script(&call)).await?;
-        confirmed(&word, "completed")
+        confirmed(&word, "completed")?;
+        // From now on each write is numbered, so that the next restart needs no fill.
+        let nodes = self.nodes().await?;
+        let is_known = |node: &FoundMaster| {
+            inspection.nodes.iter().any(|known| known.identity == node.found.identity)
+        };
+        if !nodes.0.iter().all(is_known) {
+            return Err(Undecided::UncheckedNode.into());
+        }
+        self.start_numbers(&nodes, &[(self, inspection.fill_id.clone())]).await
     }
 
     /// Confirms that a master of a cluster is one that was checked, and that it was not flushed
@@ -250,7 +308,7 @@ fn absent(meta: &Fields, node: &str, record: bool, state: bool) -> Result<bool, 
     Ok(!record)
 }
 
-fn confirmed(word: &str, expected: &str) -> Result<(), StoreError> {
+pub(super) fn confirmed(word: &str, expected: &str) -> Result<(), StoreError> {
     match word {
         word if word == expected => Ok(()),
         "another-node" => Err(Undecided::UncheckedNode.into()),

@@ -1,10 +1,9 @@
-//! Writes, lists and removes what a publisher maintains in Redis.
+//! Reads and writes the records of users and of the realm in Redis.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use redis::Pipeline;
-use twofactor_core::names::{Installation, Pseudonym, RealmId, RealmNames, UserNames};
+use redis::{Pipeline, Script};
+use twofactor_core::names::{Pseudonym, UserNames};
 use twofactor_core::seal::Revision;
 
 use super::scripts::{self, ScriptCall};
@@ -16,50 +15,8 @@ use crate::{Publication, Published, StoreError};
 type Part = (Arc<Node>, Vec<usize>);
 
 impl RedisStore {
-    /// Lists every realm of an installation of which Redis holds any key.
-    ///
-    /// # Errors
-    /// If Redis does not answer.
-    pub async fn realms(
-        &self,
-        installation: &Installation,
-    ) -> Result<BTreeSet<RealmId>, StoreError> {
-        let mut realms = BTreeSet::new();
-        self.scan(&RealmNames::every_key_of(installation), |key| {
-            realms.extend(RealmNames::realm_of(installation, key));
-        })
-        .await?;
-        Ok(realms)
-    }
-
-    /// Deletes everything of this store's realm: its users, its record and its checked nodes. Only
-    /// for a realm that was deleted.
-    ///
-    /// # Errors
-    /// If Redis does not answer. A part may have been deleted.
-    pub async fn remove_realm(&self) -> Result<(), StoreError> {
-        // The keys that make the realm complete are deleted first, because half a realm is a loss
-        // and not an absence.
-        let meta = self.names.realm_meta();
-        let own = [meta.clone(), self.names.realm_record(), self.names.realm_deliveries()];
-        self.query::<()>(&meta, redis::cmd("UNLINK").arg(&own)).await?;
-        self.remove(&self.users().await?).await?;
-        if self.connection.is_cluster() {
-            let mut fill_ids = BTreeSet::new();
-            let is_fill_id = |key: &str| self.names.user_of(key).is_none();
-            self.scan(&self.names.every_user_key(), |key| {
-                fill_ids.extend(is_fill_id(key).then(|| key.to_owned()));
-            })
-            .await?;
-            for fill_id in fill_ids {
-                self.query::<()>(&fill_id, redis::cmd("UNLINK").arg(&fill_id)).await?;
-            }
-        }
-        Ok(())
-    }
-
     /// Splits users into pipelines of a reasonable length, each to one node.
-    async fn parts(
+    pub(super) async fn parts(
         &self,
         users: impl Iterator<Item = &Pseudonym>,
     ) -> Result<Vec<Part>, StoreError> {
@@ -72,7 +29,7 @@ impl RedisStore {
         Ok(parts.collect())
     }
 
-    async fn send<T: redis::FromRedisValue>(
+    pub(super) async fn send<T: redis::FromRedisValue>(
         &self,
         node: &Node,
         pipeline: &Pipeline,
@@ -122,19 +79,16 @@ impl RedisStore {
     ) -> Result<Vec<Result<(), StoreError>>, StoreError> {
         let mut results: Vec<Result<(), StoreError>> =
             batch.iter().map(|_| Err(StoreError::Protocol)).collect();
-        for (node, positions) in
-            self.parts(batch.iter().map(|publication| &publication.pseudonym)).await?
-        {
-            let mut pipeline = redis::pipe();
-            // Every time, because a pipeline cannot be repeated if Redis does not know the script.
-            pipeline.cmd("SCRIPT").arg("LOAD").arg(&self.scripts.publish_text).ignore();
-            for position in &positions {
-                let publication = &batch[*position];
-                let UserNames { record, state, otp, .. } = self.names.user(&publication.pseudonym);
-                let call = scripts::Publish {
-                    record_key: &record,
-                    state_key: &state,
-                    otp_key: &otp,
+        let users = || batch.iter().map(|publication| &publication.pseudonym);
+        let mut written: Vec<Arc<Node>> = self.remember_users(users()).await?.into_iter().collect();
+        let names: Vec<UserNames> = users().map(|user| self.names.user(user)).collect();
+        for (node, positions) in self.parts(users()).await? {
+            let call = |position: &usize| {
+                let (publication, names) = (&batch[*position], &names[*position]);
+                scripts::Publish {
+                    record_key: &names.record,
+                    state_key: &names.state,
+                    otp_key: &names.otp,
                     expected: publication
                         .expected
                         .map(|revision| revision.0.to_string())
@@ -144,15 +98,10 @@ impl RedisStore {
                     fresh: publication.fresh,
                     revoke: publication.revoke,
                     reset: publication.reset.as_deref().unwrap_or_default(),
-                };
-                pipeline
-                    .cmd("EVALSHA")
-                    .arg(self.scripts.publish.get_hash())
-                    .arg(scripts::Publish::KEYS.len())
-                    .arg(call.keys())
-                    .arg(call.arguments());
-            }
-            let answers: Vec<Answer> = self.send(&node, &pipeline).await?;
+                }
+            };
+            let calls: Vec<_> = positions.iter().map(call).collect();
+            let answers = self.call_all(&node, &self.scripts.publish, &calls).await?;
             for (position, (word, _)) in positions.into_iter().zip(answers) {
                 results[position] = match word.as_str() {
                     "published" => Ok(()),
@@ -160,55 +109,48 @@ impl RedisStore {
                     _ => Err(StoreError::Protocol),
                 };
             }
+            add(&mut written, node);
         }
+        self.number_writes(&written).await?;
         Ok(results)
+    }
+
+    /// Calls a script on one node, many times at once.
+    pub(super) async fn call_all<C: ScriptCall>(
+        &self,
+        node: &Node,
+        script: &Script,
+        calls: &[C],
+    ) -> Result<Vec<Answer>, StoreError> {
+        let mut answers = Vec::with_capacity(calls.len());
+        for part in calls.chunks(BATCH) {
+            let mut pipeline = redis::pipe();
+            // Every time, because a pipeline cannot be repeated if Redis does not know the script.
+            pipeline.cmd("SCRIPT").arg("LOAD").arg(C::text()).ignore();
+            for call in part {
+                pipeline
+                    .cmd("EVALSHA")
+                    .arg(script.get_hash())
+                    .arg(C::KEYS.len())
+                    .arg(call.keys())
+                    .arg(call.arguments());
+            }
+            answers.extend(self.send::<Vec<Answer>>(node, &pipeline).await?);
+        }
+        Ok(answers)
     }
 
     pub(crate) async fn publish_realm(&self, sealed: &[u8]) -> Result<(), StoreError> {
         let record = self.names.realm_record();
-        self.query(&record, redis::cmd("SET").arg(&record).arg(sealed)).await
+        let owner = self.connection.owner(&record, BATCH_TIMEOUT).await?;
+        self.query::<()>(&record, redis::cmd("SET").arg(&record).arg(sealed)).await?;
+        self.number_writes(&[owner]).await
     }
+}
 
-    pub(crate) async fn users(&self) -> Result<Vec<Pseudonym>, StoreError> {
-        let mut users = BTreeSet::new();
-        self.scan(&self.names.every_user_key(), |key| users.extend(self.names.user_of(key)))
-            .await?;
-        Ok(users.into_iter().collect())
-    }
-
-    /// Passes every key that matches a pattern, on every master, to `found`.
-    async fn scan(&self, pattern: &str, mut found: impl FnMut(&str)) -> Result<(), StoreError> {
-        for master in self.connection.servers(BATCH_TIMEOUT).await?.masters {
-            let mut cursor = 0_u64;
-            loop {
-                let mut scan = redis::cmd("SCAN");
-                scan.arg(cursor).arg("MATCH").arg(pattern).arg("COUNT").arg(1000);
-                let (next, keys): (u64, Vec<String>) = self
-                    .connection
-                    .run_on(&master, BATCH_TIMEOUT, Operation::Command(&scan))
-                    .await?;
-                for key in &keys {
-                    found(key);
-                }
-                cursor = next;
-                if cursor == 0 {
-                    break;
-                }
-            }
-        }
-        Ok(())
-    }
-
-    pub(crate) async fn remove(&self, users: &[Pseudonym]) -> Result<(), StoreError> {
-        for (node, positions) in self.parts(users.iter()).await? {
-            let mut pipeline = redis::pipe();
-            for position in positions {
-                let UserNames { record, state, otp, history, log } =
-                    self.names.user(&users[position]);
-                pipeline.cmd("UNLINK").arg(&[record, state, otp, history, log]).ignore();
-            }
-            self.send::<()>(&node, &pipeline).await?;
-        }
-        Ok(())
+/// Adds a node to those that were written to.
+pub(super) fn add(written: &mut Vec<Arc<Node>>, node: Arc<Node>) {
+    if !written.iter().any(|known| Arc::ptr_eq(known, &node)) {
+        written.push(node);
     }
 }

@@ -11,6 +11,7 @@ use twofactor_core::limits::MAXIMUM_CODES_IN_FLIGHT;
 const PRELUDE: &str = include_str!("../scripts/lib/prelude.lua");
 const PRECONDITIONS: &str = include_str!("../scripts/lib/preconditions.lua");
 const HISTORY: &str = include_str!("../scripts/lib/history.lua");
+const CHECKED_NODES: &str = include_str!("../scripts/lib/checked_nodes.lua");
 
 /// How Lua reads an argument, which arrives as text.
 #[derive(Clone, Copy)]
@@ -247,9 +248,24 @@ scripts! {
     arguments { node: &'a str, was_empty: bool, fill_id: &'a str }
 
     /// Declares a realm complete.
-    CompleteFill: [PRELUDE, include_str!("../scripts/complete_fill.lua")];
+    CompleteFill: [PRELUDE, CHECKED_NODES, include_str!("../scripts/complete_fill.lua")];
     keys { meta_key }
     arguments { node: &'a str, was_empty: bool, fill_id: &'a str, other_nodes: String }
+
+    /// Ends a write of the publisher with a number.
+    NumberWrite: [PRELUDE, include_str!("../scripts/number_write.lua")];
+    keys { number_key }
+    arguments { node: &'a str, epoch: &'a str, starts: bool }
+
+    /// Confirms that a node has kept every write up to a number.
+    ConfirmNumber: [PRELUDE, include_str!("../scripts/confirm_number.lua")];
+    keys { number_key }
+    arguments { node: &'a str, epoch: &'a str, number: u64 }
+
+    /// Makes nodes that have kept every write the checked ones.
+    AcceptNodes: [PRELUDE, CHECKED_NODES, include_str!("../scripts/accept_nodes.lua")];
+    keys { meta_key }
+    arguments { node: &'a str, checked_nodes: String }
 }
 
 #[cfg(test)]
@@ -292,7 +308,14 @@ mod tests {
         for code in [Verify::CODE, Issue::CODE, RecordDelivery::CODE, CountDelivery::CODE] {
             assert!(!code.concat().contains("ARGV") && !code.concat().contains("KEYS["));
         }
-        for code in [Publish::CODE, ConfirmNode::CODE, CompleteFill::CODE] {
+        for code in [
+            Publish::CODE,
+            ConfirmNode::CODE,
+            CompleteFill::CODE,
+            NumberWrite::CODE,
+            ConfirmNumber::CODE,
+            AcceptNodes::CODE,
+        ] {
             assert!(!code.concat().contains("ARGV") && !code.concat().contains("KEYS["));
         }
     }

@@ -20,15 +20,24 @@ pub struct RedisLogins {
     separation: Separation,
     /// Users that this process has set and that have existed since then.
     applied: HashMap<String, AclUser>,
+    /// Whether the servers have the scripts of sidecars.
+    scripts_loaded: bool,
 }
 
 impl RedisLogins {
     pub fn new(store: RedisStore, installation: Installation) -> Self {
-        Self { store, installation, separation: Separation::ReadAndWrite, applied: HashMap::new() }
+        Self {
+            store,
+            installation,
+            separation: Separation::ReadAndWrite,
+            applied: HashMap::new(),
+            scripts_loaded: false,
+        }
     }
 
-    /// Forgets the known users, because another Redis process may have other ones.
+    /// Forgets the known users and scripts, because another Redis process may have other ones.
     pub fn forget(&mut self) {
+        self.scripts_loaded = false;
         self.applied.clear();
         self.separation = Separation::ReadAndWrite;
     }
@@ -40,6 +49,10 @@ impl RedisLogins {
         wanted: &HashMap<String, AclUser>,
         is_ours: impl Fn(&RealmId) -> bool,
     ) -> Result<Isolation, AclError> {
+        if !self.scripts_loaded {
+            self.store.load_scripts().await?;
+            self.scripts_loaded = true;
+        }
         match self.try_apply(wanted, is_ours).await {
             Ok(()) if self.separation == Separation::RealmsOnly => Ok(Isolation::PerRealm),
             Ok(()) => Ok(Isolation::Full),
@@ -82,10 +95,12 @@ impl RedisLogins {
         if !missing.is_empty() {
             tracing::debug!(logins = missing.len(), "setting logins to Redis");
         }
-        for user in missing {
-            self.set(user).await?;
-            self.applied.insert(user.name.clone(), user.clone());
-        }
+        // The first one shows what this Redis can, the others follow together.
+        let Some((first, others)) = missing.split_first() else { return Ok(()) };
+        self.set(first).await?;
+        self.store.acl_set_all(others, self.separation).await?;
+        let set = missing.into_iter().map(|user| (user.name.clone(), user.clone()));
+        self.applied.extend(set.collect::<Vec<_>>());
         Ok(())
     }
 

@@ -15,12 +15,12 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::StreamExt;
 use k8s_openapi::api::core::v1::Secret;
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::{Api, ResourceExt};
 use thiserror::Error;
 use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::task::{JoinError, JoinSet};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use twofactor_api::labels;
@@ -45,9 +45,6 @@ const RETRY_LOGINS: Duration = Duration::from_secs(1);
 const SAFETY_NET: Duration = Duration::from_mins(1);
 /// Maximum number of Secrets that are reconciled at the same time.
 const CONCURRENT: usize = 8;
-/// Maximum number of Secrets that are reconciled before the logins are checked again, so that a
-/// withdrawal does not wait for more.
-const BATCH: usize = 64;
 
 /// Why credentials could not be reconciled.
 #[derive(Debug, Error)]
@@ -78,6 +75,8 @@ pub async fn run(
         next_reset: Instant::now(),
         known: HashMap::new(),
         pending: HashSet::new(),
+        in_progress: HashSet::new(),
+        running: JoinSet::new(),
         failed: HashSet::new(),
         next_retry: Instant::now(),
     };
@@ -86,9 +85,12 @@ pub async fn run(
         if Instant::now() >= controller.next_logins {
             controller.reconcile_logins().await;
         }
-        controller.reconcile_secrets().await;
+        controller.start_secrets();
         tokio::select! {
             () = stop.cancelled() => return,
+            Some(ended) = controller.running.join_next(), if !controller.running.is_empty() => {
+                controller.secret_reconciled(ended);
+            }
             request = requests.recv() => match request {
                 Some(request) => controller.note(request),
                 None => return,
@@ -107,13 +109,15 @@ pub async fn run(
                 controller.pending.extend(failed);
                 controller.next_retry = Instant::now() + RETRY;
             }
-            () = std::future::ready(()), if !controller.pending.is_empty() => {}
         }
         while let Ok(request) = requests.try_recv() {
             controller.note(request);
         }
     }
 }
+
+/// Whether the credentials exist, and of which target.
+type Reconciled = (Result<bool, CredentialsError>, Target);
 
 struct CredentialsController {
     context: Arc<Context>,
@@ -126,6 +130,9 @@ struct CredentialsController {
     known: HashMap<String, BTreeSet<String>>,
     /// Targets to reconcile.
     pending: HashSet<Target>,
+    /// Targets that are being reconciled.
+    in_progress: HashSet<Target>,
+    running: JoinSet<Reconciled>,
     /// Targets that failed.
     failed: HashSet<Target>,
     /// When the failed targets are tried again.
@@ -206,22 +213,26 @@ impl CredentialsController {
         }
     }
 
-    /// Reconciles a batch of the pending targets.
-    async fn reconcile_secrets(&mut self) {
-        let context = self.context.clone();
-        let targets: Vec<Target> = self.pending.iter().take(BATCH).cloned().collect();
-        for target in &targets {
-            self.pending.remove(target);
+    /// Starts to reconcile pending targets. The logins do not wait for them.
+    fn start_secrets(&mut self) {
+        while self.running.len() < CONCURRENT {
+            let free = |target: &&Target| !self.in_progress.contains(*target);
+            let Some(target) = self.pending.iter().find(free).cloned() else { return };
+            self.pending.remove(&target);
+            self.in_progress.insert(target.clone());
+            let context = self.context.clone();
+            self.running.spawn(async move { (reconcile_secret(&context, &target).await, target) });
         }
-        let looks = targets.into_iter().map(|target| {
-            let context = context.clone();
-            async move { (reconcile_secret(&context, &target).await, target) }
-        });
-        let results: Vec<_> =
-            futures_util::stream::iter(looks).buffer_unordered(CONCURRENT).collect().await;
-        for (result, target) in results {
-            self.record_result(result, target);
-        }
+    }
+
+    fn secret_reconciled(&mut self, ended: Result<Reconciled, JoinError>) {
+        let (result, target) = match ended {
+            Ok(ended) => ended,
+            Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+            Err(_) => return,
+        };
+        self.in_progress.remove(&target);
+        self.record_result(result, target);
     }
 
     fn record_result(&mut self, result: Result<bool, CredentialsError>, target: Target) {

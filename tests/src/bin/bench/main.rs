@@ -3,14 +3,16 @@
 //! same writes.
 //!
 //! Uses release binaries, a real Redis and a real API server on one machine in one run, and prints
-//! tables. `verify`, `generate`, `uniform`, `footprint` or `operator` as an argument chooses one
-//! part. Absolute figures depend on the machine; the ratios should not.
+//! tables. `verify`, `generate`, `uniform`, `footprint`, `operator` or `realms` as an argument
+//! chooses one part. Absolute figures depend on the machine; the ratios should not.
 
+mod api;
 mod floor;
 mod footprint;
 mod load;
 mod operator;
 mod realm;
+mod realms;
 mod receiver;
 mod uniform;
 mod usage;
@@ -59,6 +61,9 @@ async fn main() {
         for users in USERS {
             operator::run(users).await;
         }
+    }
+    if is_wanted("realms") {
+        realms::run().await;
     }
 }
 

@@ -4,44 +4,27 @@
 //! Prints the time until all users are ready and its ratio to the bare client's, the operator's
 //! memory, and the time for a refill of a flushed Redis.
 
-use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use redis::AsyncCommands;
-use reqwest::{Certificate, Client, Method};
-use serde_json::{Value, json};
-use tokio::task::JoinSet;
-use twofactor_tests::apiserver::ApiServer;
+use reqwest::Method;
+use serde_json::json;
 use twofactor_tests::operator::OperatorProcess;
 use twofactor_tests::redis::RedisServer;
 use twofactor_tests::wait::eventually;
 
+use crate::api::{self, CONCURRENCY, Call, USERS, create_user, name};
 use crate::usage::{peak_mebibytes, resident_mebibytes};
 
-const CONCURRENCY: usize = 16;
 const BOUND: Duration = Duration::from_mins(10);
 
 /// Runs the benchmark with this many users.
 pub(crate) async fn run(users: usize) {
-    let server = ApiServer::start().await;
+    let (server, api) = api::start().await;
     let redis = RedisServer::start().await;
-    let crds = format!("{}/../crds", env!("CARGO_MANIFEST_DIR"));
-    let _ = server.kubectl(&["apply", "-f", &crds]);
-    let _ = server.kubectl(&["wait", "--for=condition=Established", "--timeout=30s", "-f", &crds]);
-    for namespace in ["home", "bare", "people"] {
+    for namespace in ["bare", "people"] {
         let _ = server.kubectl(&["create", "namespace", namespace]);
     }
-    let _ = server.kubectl(&["--namespace", "home", "create", "serviceaccount", "bench"]);
-    let binding = [
-        "create",
-        "clusterrolebinding",
-        "bench",
-        "--clusterrole=cluster-admin",
-        "--serviceaccount=home:bench",
-    ];
-    let _ = server.kubectl(&binding);
-    let api = Arc::new(BareClient::new(&server));
 
     for namespace in ["bare", "people"] {
         api.each(users, move |number| create_user(namespace, number)).await;
@@ -110,21 +93,6 @@ pub(crate) fn print_head() {
     println!("  users | all ready   | bare client   | ratio | memory now    | peak      | refill");
 }
 
-type Call = (Method, String, &'static str, Value);
-
-fn create_user(namespace: &str, number: usize) -> Call {
-    let body = json!({
-        "apiVersion": "twofactor.fountainai.io/v1alpha1", "kind": "TwoFactorUser",
-        "metadata": { "name": name(number) }, "spec": { "email": format!("{}@example.org", name(number)) },
-    });
-    (
-        Method::POST,
-        format!("{USERS}/namespaces/{namespace}/twofactorusers"),
-        "application/json",
-        body,
-    )
-}
-
 /// A Secret as large as the one that the operator writes, including the QR picture.
 fn create_secret(namespace: &str, number: usize) -> Call {
     let body = json!({
@@ -151,60 +119,4 @@ fn patch_status(namespace: &str, number: usize) -> Call {
     } });
     let path = format!("{USERS}/namespaces/{namespace}/twofactorusers/{}/status", name(number));
     (Method::PATCH, path, "application/merge-patch+json", body)
-}
-
-const USERS: &str = "/apis/twofactor.fountainai.io/v1alpha1";
-
-fn name(number: usize) -> String {
-    format!("user-{number:06}")
-}
-
-struct BareClient {
-    client: Client,
-    url: String,
-    token: String,
-}
-
-impl BareClient {
-    fn new(server: &ApiServer) -> Self {
-        rustls::crypto::ring::default_provider().install_default().ok();
-        let authority = std::fs::read(server.ca_path()).expect("the API server's CA");
-        let client = Client::builder()
-            .no_proxy()
-            .timeout(Duration::from_secs(30))
-            .tls_certs_only([Certificate::from_pem(&authority).expect("a certificate")])
-            .build()
-            .expect("an HTTP client");
-        let token =
-            server.kubectl(&["--namespace", "home", "create", "token", "bench"]).trim().to_owned();
-        Self { client, url: server.url(), token }
-    }
-
-    /// Makes one call for each number, [`CONCURRENCY`] at a time.
-    async fn each(self: &Arc<Self>, count: usize, call: impl Fn(usize) -> Call) {
-        let calls: VecDeque<Call> = (0..count).map(call).collect();
-        let calls = Arc::new(Mutex::new(calls));
-        let mut workers = JoinSet::new();
-        for _ in 0..CONCURRENCY {
-            let (api, calls) = (self.clone(), calls.clone());
-            workers.spawn(async move {
-                loop {
-                    let next = calls.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
-                    let Some((method, path, content_type, body)) = next else { return };
-                    let request = api
-                        .client
-                        .request(method, format!("{}{path}", api.url))
-                        .bearer_auth(&api.token);
-                    let reply = request
-                        .header("content-type", content_type)
-                        .body(body.to_string())
-                        .send()
-                        .await
-                        .expect("an answer");
-                    assert!(reply.status().is_success(), "{path}: {}", reply.status());
-                }
-            });
-        }
-        workers.join_all().await;
-    }
 }

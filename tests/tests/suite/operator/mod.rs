@@ -6,6 +6,7 @@ mod crashes;
 mod failures;
 mod imports;
 mod lease;
+mod many_realms;
 mod obstacles;
 mod outages;
 mod reads;

@@ -1,11 +1,13 @@
 //! Tests the operator and its services on Redis with TLS, behind Sentinel and as a Cluster.
 
 use std::fs;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use redis::AsyncCommands;
+use twofactor_tests::faults::{Fault, FaultProxy};
 use twofactor_tests::redis::cluster::RedisCluster;
 use twofactor_tests::redis::sentinel::RedisSentinels;
-use twofactor_tests::redis::{RedisServer, Tls};
+use twofactor_tests::redis::{AppendFsync, RedisServer, Tls};
 use twofactor_tests::scratch;
 use twofactor_tests::wait::eventually;
 
@@ -92,33 +94,151 @@ async fn services_have_logins_on_a_cluster_and_a_flushed_master_is_filled() {
     }
 }
 
+/// Waits until a replica has everything from its master.
+async fn wait_in_sync(replica: &RedisServer) {
+    eventually(BOUND, "the replica to follow its master", async || {
+        replica.ask::<String>(&["INFO", "replication"]).await.contains("master_link_status:up")
+    })
+    .await;
+}
+
 #[tokio::test]
-async fn services_have_their_logins_after_a_failover_by_sentinel() {
+async fn services_have_their_logins_after_each_of_two_failovers_by_sentinel() {
     let master = RedisServer::start().await;
     let port = master.port().to_string();
     let replica = RedisServer::builder().args(["--replicaof", "127.0.0.1", &port]).start().await;
     let sentinels = RedisSentinels::start(&master, 3, Duration::from_secs(1)).await;
     sentinels.wait_for_a_replica().await;
-    eventually(BOUND, "the replica to follow its master", async || {
-        replica.ask::<String>(&["INFO", "replication"]).await.contains("master_link_status:up")
-    })
-    .await;
+    wait_in_sync(&replica).await;
     let cluster = Cluster::with_redis(master).await;
-    let _operator = cluster.operator().env("REDIS_URL", &sentinels.url()).start().await;
+    let operator = cluster.operator().env("REDIS_URL", &sentinels.url()).start().await;
     cluster.apply(&app_user("carol"));
     cluster.wait_ready("carol").await;
     let sidecar = cluster.sidecar().await;
     let code = code_of(&cluster.seed("carol"));
     assert_eq!(sidecar.api.verify("carol", &code).await.status, 200);
+    let servers = [(&cluster.redis, &replica), (&replica, &cluster.redis)];
+    for (failovers, (old, new)) in servers.into_iter().enumerate() {
+        // Logins and scripts are on the replica before it is promoted.
+        eventually(BOUND, "the login on the replica", async || {
+            let users: Vec<String> = new.ask(&["ACL", "USERS"]).await;
+            users.iter().any(|user| user.starts_with("2fa1:"))
+        })
+        .await;
+        let scripts: String = new.ask(&["INFO", "memory"]).await;
+        assert!(!scripts.contains("number_of_cached_scripts:0\r"), "{scripts}");
+        let before = operator.process().output();
+        old.kill();
+        eventually(Duration::from_mins(1), "a decision on the new master", async || {
+            let reply = sidecar.api.verify("carol", &code).await;
+            match reply.status {
+                // The code of a step that is over is wrong.
+                400 | 401 => Ok(()),
+                503 => Err(reply.body),
+                status => panic!("{status}: {}", reply.body),
+            }
+        })
+        .await;
+        assert_eq!(sentinels.master().await, new.port());
+        // Nothing was published again, because the replica had everything.
+        let log = operator.process().output();
+        let since = &log[before.len()..];
+        assert!(!since.contains("realm filled in Redis"), "{since}");
+        let kept = operator.admin().get("/metrics").await.body;
+        let kept = kept.lines().find_map(|line| line.strip_prefix("twofactor_realms_kept_total "));
+        assert!(kept.unwrap().parse::<usize>().unwrap() > failovers, "{kept:?}");
+        if failovers == 0 {
+            // The former master returns as a replica, whose first synchronization gives the new
+            // master no other identity.
+            old.restart().await;
+            eventually(BOUND, "the former master to follow the new one", async || {
+                let replication: String = old.ask(&["INFO", "replication"]).await;
+                replication.contains("role:slave") && replication.contains("master_link_status:up")
+            })
+            .await;
+        }
+    }
+    sidecar.wait_accepted("carol", &cluster.seed("carol")).await;
+}
+
+#[tokio::test]
+async fn a_restart_that_lost_nothing_publishes_nothing_again() {
+    let redis = RedisServer::builder().append_only(AppendFsync::Always).start().await;
+    let cluster = Cluster::with_redis(redis).await;
+    let operator = cluster.operator().start().await;
+    cluster.apply(&[app_user("carol"), app_user("dora")].concat());
+    cluster.wait_ready("carol").await;
+    cluster.wait_ready("dora").await;
+    let (sidecar, seed) = (cluster.sidecar().await, cluster.seed("carol"));
+    let code = code_of(&seed);
+    assert_eq!(sidecar.api.verify("carol", &code).await.status, 200);
+    let published = async || -> Vec<Vec<u8>> {
+        let mut connection = cluster.redis.connect().await;
+        let mut records = Vec::new();
+        for key in cluster.user_keys().await {
+            if key.ends_with(":rec") {
+                records.push(connection.get(&key).await.unwrap());
+            }
+        }
+        records.sort();
+        records
+    };
+    let before = published().await;
+    assert_eq!(before.len(), 2);
     cluster.redis.kill();
-    eventually(Duration::from_mins(1), "a decision on the new master", async || {
+    cluster.redis.restart().await;
+    let began = Instant::now();
+    eventually(BOUND, "a decision", async || {
         let reply = sidecar.api.verify("carol", &code).await;
         match reply.status {
-            400 => Ok(()),
+            400 | 401 => Ok(()),
             503 => Err(reply.body),
             status => panic!("{status}: {}", reply.body),
         }
     })
     .await;
-    assert_eq!(sentinels.master().await, replica.port());
+    let took = began.elapsed();
+    assert!(took < Duration::from_secs(5), "{took:?}");
+    assert_eq!(published().await, before);
+    let metrics = operator.admin().get("/metrics").await.body;
+    assert!(metrics.contains("twofactor_realms_kept_total 1"), "{metrics}");
+    assert!(metrics.contains("twofactor_refills_total{result=\"success\"} 1"), "{metrics}");
+    // A deletion that happens after it is published, and a lost record is noticed.
+    let _ = cluster.kubectl(&["delete", "tfu", "dora", "--wait=false"]);
+    eventually(BOUND, "dora to be unknown", async || {
+        sidecar.api.verify("dora", WRONG).await.status == 404
+    })
+    .await;
+    sidecar.wait_accepted("carol", &seed).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_operator_killed_in_the_middle_of_a_refill_is_followed_by_one_that_completes_it() {
+    let cluster = Cluster::start().await;
+    let proxy = FaultProxy::start(&cluster.server).await;
+    let kubeconfig = proxy.kubeconfig(&cluster.server, &cluster.kubeconfig);
+    let operator = cluster.operator_with(&kubeconfig).start().await;
+    cluster.apply(&app_user("carol"));
+    cluster.wait_ready("carol").await;
+    let (sidecar, seed) = (cluster.sidecar().await, cluster.seed("carol"));
+    let code = code_of(&seed);
+    assert_eq!(sidecar.api.verify("carol", &code).await.status, 200);
+    let secrets = format!("/namespaces/{}/secrets?", cluster.namespace);
+    proxy.set(Some(Fault::Held(Box::leak(secrets.into_boxed_str()))));
+    let hits = proxy.hits();
+    cluster.redis.flush_all().await;
+    eventually(BOUND, "the refill to read Secrets", async || proxy.hits() > hits).await;
+    operator.process().kill();
+    assert_eq!(sidecar.api.verify("carol", &code).await.status, 503);
+    let _operator = cluster.operator().start().await;
+    eventually(BOUND, "a decision", async || {
+        let reply = sidecar.api.verify("carol", &code).await;
+        match reply.status {
+            400 | 401 => Ok(()),
+            503 => Err(reply.body),
+            status => panic!("{status}: {}", reply.body),
+        }
+    })
+    .await;
+    sidecar.wait_accepted("carol", &seed).await;
 }

@@ -76,8 +76,11 @@ async fn the_publisher_notices_a_master_flushed_during_a_fill() {
     let world = with_real_time().await;
     for master in &cluster(&world).masters {
         world.empty().await;
-        let inspection =
-            world.publisher.begin_fill(&mut crate::support::world::random()).await.unwrap();
+        let inspection = world
+            .publisher
+            .begin_fill(Some(&[]), &mut crate::support::world::random())
+            .await
+            .unwrap();
         master.flush_all().await;
         assert!(world.publisher.store().complete_fill(&inspection).await.is_err());
         assert!(!world.publisher.store().inspect().await.unwrap().ready);
@@ -236,7 +239,7 @@ async fn a_removed_realm_leaves_no_key_on_any_node() {
     let people = one_on_each(&world).await;
     world.issue(&people[0], "kms", LIFETIME).await.unwrap();
     let store = world.publisher.store().redis().unwrap();
-    store.remove_realm().await.unwrap();
+    store.remove_realm(&[]).await.unwrap();
     for master in &cluster(&world).masters {
         let keys: Vec<String> = master.ask(&["KEYS", "*"]).await;
         assert_eq!(keys, [""; 0]);

@@ -3,8 +3,10 @@
 mod acl;
 mod cluster;
 mod conformance;
+mod kept_writes;
 mod outages;
 mod races;
 mod redis;
 mod sentinel;
 mod settings;
+mod users;

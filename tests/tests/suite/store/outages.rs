@@ -111,13 +111,14 @@ async fn a_replica_decides_nothing_until_it_is_a_checked_master() {
             "{verdict:?}"
         );
     }
-    let refused = on_replica.publisher.begin_fill(&mut crate::support::world::random()).await;
+    let refused =
+        on_replica.publisher.begin_fill(Some(&[]), &mut crate::support::world::random()).await;
     assert!(matches!(refused, Err(StoreError::Unavailable(_))), "{refused:?}");
     let _: () = replica.ask(&["REPLICAOF", "NO", "ONE"]).await;
     eventually(BOUND, "a check of the new master", async || {
         on_replica
             .publisher
-            .begin_fill(&mut crate::support::world::random())
+            .begin_fill(Some(&[]), &mut crate::support::world::random())
             .await
             .map_err(|error| error.to_string())
     })

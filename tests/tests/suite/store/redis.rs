@@ -50,7 +50,11 @@ async fn keys_contain_no_username_and_all_but_record_and_state_expire() {
         seen.push(kind);
     }
     seen.sort();
-    assert_eq!(seen, ["hist", "meta", "otp", "rec", "rec", "sent", "state"].map(str::to_owned));
+    assert_eq!(
+        seen,
+        ["hist", "meta", "otp", "rec", "rec", "sent", "state", "users", "writes"]
+            .map(str::to_owned)
+    );
     world.set_time(START + 302_000).await;
     assert!(!keys(world.redis()).await.iter().any(|key| key.ends_with(":otp")));
     world.set_time(START + 30 * 24 * 3_600_000 + 1).await;

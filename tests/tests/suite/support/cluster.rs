@@ -139,6 +139,14 @@ impl Cluster {
         self.try_apply(manifest, &[]).unwrap_or_else(|error| panic!("{error}\n{manifest}"));
     }
 
+    /// `kubectl apply` of a text whose objects name their namespaces.
+    pub(crate) fn apply_anywhere(&self, manifest: &str) {
+        let folder = scratch::folder("apply");
+        let path = folder.path().join("manifest.yaml");
+        fs::write(&path, manifest).unwrap();
+        let _ = self.server.kubectl(&["apply", "-f", path.to_str().unwrap()]);
+    }
+
     pub(crate) fn try_apply(&self, manifest: &str, more: &[&str]) -> Result<String, String> {
         let folder = scratch::folder("apply");
         let path = folder.path().join("manifest.yaml");

@@ -429,15 +429,17 @@ async fn a_realm_flushed_during_a_fill_is_not_complete(world: World) {
     let alice = world.person("alice", Email).await;
     world.empty().await;
     let inspection =
-        world.publisher.begin_fill(&mut crate::support::world::random()).await.unwrap();
+        world.publisher.begin_fill(Some(&[]), &mut crate::support::world::random()).await.unwrap();
     world.publish(alice.record.clone(), false).await;
     world.empty().await;
     assert!(world.publisher.store().complete_fill(&inspection).await.is_err());
     assert!(world.store.confirm_absence(&alice.pseudonym).await.is_err());
     assert!(!world.publisher.store().inspect().await.unwrap().ready);
     // A fill that began before another one cannot complete it.
-    let first = world.publisher.begin_fill(&mut crate::support::world::random()).await.unwrap();
-    let second = world.publisher.begin_fill(&mut crate::support::world::random()).await.unwrap();
+    let first =
+        world.publisher.begin_fill(Some(&[]), &mut crate::support::world::random()).await.unwrap();
+    let second =
+        world.publisher.begin_fill(Some(&[]), &mut crate::support::world::random()).await.unwrap();
     assert!(world.publisher.store().complete_fill(&first).await.is_err());
     world.publisher.store().complete_fill(&second).await.unwrap();
 }
