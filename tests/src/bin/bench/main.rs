@@ -3,12 +3,14 @@
 //! same writes.
 //!
 //! Uses release binaries, a real Redis and a real API server on one machine in one run, and prints
-//! tables. `verify`, `generate`, `uniform`, `footprint`, `operator` or `realms` as an argument
-//! chooses one part. Absolute figures depend on the machine; the ratios should not.
+//! tables. `verify`, `generate`, `uniform`, `footprint`, `operator`, `realms` or `large` as an
+//! argument chooses one part; `large 100000` has that many users. Absolute figures depend on the
+//! machine; the ratios should not.
 
 mod api;
 mod floor;
 mod footprint;
+mod large;
 mod load;
 mod operator;
 mod realm;
@@ -64,6 +66,10 @@ async fn main() {
     }
     if is_wanted("realms") {
         realms::run().await;
+    }
+    if is_wanted("large") {
+        let users = std::env::args().nth(2).and_then(|users| users.parse().ok());
+        large::run(users.unwrap_or(large::USERS)).await;
     }
 }
 

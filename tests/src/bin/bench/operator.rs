@@ -94,19 +94,19 @@ pub(crate) fn print_head() {
 }
 
 /// A Secret as large as the one that the operator writes, including the QR picture.
-fn create_secret(namespace: &str, number: usize) -> Call {
+pub(crate) fn create_secret(namespace: &str, number: usize) -> Call {
     let body = json!({
         "apiVersion": "v1", "kind": "Secret", "type": "Opaque",
         "metadata": { "name": format!("{}-totp", name(number)) },
         "stringData": {
             "secret": "GEZDGNBVGY3TQOJQGEZDGNBVGY3TQOJQ", "username": name(number),
-            "otpauth-uri": "x".repeat(130), "qr.png": "x".repeat(900),
+            "otpauth-uri": "x".repeat(130), "qr.png": "x".repeat(650),
         },
     });
     (Method::POST, format!("/api/v1/namespaces/{namespace}/secrets"), "application/json", body)
 }
 
-fn patch_status(namespace: &str, number: usize) -> Call {
+pub(crate) fn patch_status(namespace: &str, number: usize) -> Call {
     let condition = |kind: &str| {
         json!({
             "type": kind, "status": "True", "reason": "Ready", "message": "Sidecars can verify this user's codes",
