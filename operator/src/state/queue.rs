@@ -12,6 +12,9 @@ use tokio::time::{Instant, sleep_until};
 
 use super::user_ref::{UserRef, user_ref};
 
+/// Number of waiting users for which room is kept.
+const LINE: usize = 1024;
+
 /// How urgent a request is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Urgency {
@@ -202,6 +205,8 @@ impl State {
                 }
                 return Some(user);
             }
+            // The room that all users needed at the start is given back.
+            self.line(urgency).shrink_to(LINE);
         }
         None
     }

@@ -53,14 +53,14 @@ pub struct Removal {
 }
 
 impl UsernameClaim {
-    /// Returns the claim of `user`.
-    pub fn of(user: &TwoFactorUser) -> Self {
+    /// Returns the claim of `user`, whose object has this name.
+    pub fn of(user: &TwoFactorUser, name: Arc<str>) -> Self {
         let username = user.spec.username.clone().unwrap_or_else(|| user.name_any());
         Self {
             claim: Claimant {
                 created: user.creation_timestamp().map_or(Timestamp::UNIX_EPOCH, |time| time.0),
                 uid: user.uid().unwrap_or_default().into(),
-                name: user.name_any().into(),
+                name,
             },
             username: Username::try_from(username).ok(),
         }

@@ -36,7 +36,7 @@ pub mod users;
 
 /// Number of objects in a page of a list. Tenants can write annotations of 256 kB, and a page is in
 /// memory as a whole.
-const PAGE: u32 = 50;
+const PAGE: u32 = 25;
 
 /// Whether the first list of a watch is complete.
 #[derive(Clone, Debug)]

@@ -85,7 +85,7 @@ impl Users {
         let (first, affected) = {
             let mut usernames = self.context.users.usernames();
             let first = !usernames.has_users(&namespace);
-            (first, usernames.apply(&namespace, UsernameClaim::of(&user)))
+            (first, usernames.apply(&namespace, UsernameClaim::of(&user, reference.name.clone())))
         };
         if old.is_none() {
             // A waiting request for this name was about another user.

@@ -1,6 +1,7 @@
 //! Tests that the operator reads only what it needs: Secrets that have changed, and no large
 //! objects of the tenants.
 
+use std::fs;
 use std::time::Duration;
 
 use twofactor_tests::faults::FaultProxy;
@@ -38,6 +39,13 @@ async fn wait_reconciled(operator: &OperatorProcess, users: usize) {
 
 fn is_read_of_a_users_secret(request: &str) -> bool {
     request.starts_with("GET") && request.contains("-totp")
+}
+
+/// The maximum memory of a process so far, in MiB.
+fn peak_mebibytes(operator: &OperatorProcess) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{}/status", operator.process().id())).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    line.split_whitespace().next().unwrap().parse::<u64>().unwrap() / 1024
 }
 
 /// Waits until the operator has repaired the Secret whose seed was edited, and serves the seed.
@@ -116,4 +124,38 @@ async fn a_realm_beside_large_labelled_secrets_is_filled_by_reading_its_own_by_n
         proxy.count(is_read_of_a_users_secret) > before
     })
     .await;
+}
+
+#[tokio::test]
+async fn annotations_of_others_cost_the_operator_one_page_of_memory() {
+    const USERS: usize = 200;
+    let cluster = Cluster::start().await;
+    let names: Vec<String> = (0..USERS).map(|number| format!("user{number:03}")).collect();
+    cluster.apply(&names.iter().map(|name| app_user(name)).collect::<String>());
+    let operator = cluster.operator().start().await;
+    wait_reconciled(&operator, USERS).await;
+    drop(operator);
+    let operator = cluster.operator().start().await;
+    wait_reconciled(&operator, USERS).await;
+    let without = peak_mebibytes(&operator);
+    drop(operator);
+
+    // 50 MB in all.
+    let note = "x".repeat(250_000);
+    for names in names.chunks(20) {
+        let annotated: String = names
+            .iter()
+            .map(|name| {
+                app_user(name).replace(
+                    "\nspec:",
+                    &format!("\n  annotations: {{example.org/note: {note}}}\nspec:"),
+                )
+            })
+            .collect();
+        cluster.try_apply(&annotated, &["--server-side", "--force-conflicts"]).unwrap();
+    }
+    let operator = cluster.operator().start().await;
+    wait_reconciled(&operator, USERS).await;
+    let with = peak_mebibytes(&operator);
+    assert!(with < without + 32, "{with} MiB with annotations, {without} MiB without");
 }
