@@ -15,6 +15,8 @@ use crate::{START, finally};
 
 /// Timeout for the replacement of an authority, including its grace times.
 const ROTATION: Duration = Duration::from_mins(6);
+/// Memory with which a controller starts, and that is not enough for its work.
+const TOO_LITTLE: &str = "4500Ki";
 /// Number of creations that have to succeed after the disturbance, because certificates still
 /// change for a moment.
 const CREATIONS_AFTER: u32 = 100;
@@ -272,13 +274,18 @@ pub(crate) fn a_controller_killed_for_memory_fails_no_creation(scene: &Scene<'_>
         // An old replica would stay until a new one is ready.
         scale("--replicas=0");
         wait_for_no_controller(scene);
-        patch(&json!({ "limits": { "memory": "6Mi" }, "requests": { "memory": "6Mi" } }));
+        patch(&json!({ "limits": { "memory": TOO_LITTLE }, "requests": { "memory": TOO_LITTLE } }));
         scale(&replicas);
+        // It starts, and is killed as soon as it has work.
+        let namespace = scene.namespace("many");
+        let app = json!({ "deliveryMethod": "app" });
+        let users: Vec<Value> =
+            (0..200).map(|n| manifests::user(&namespace, &format!("user{n}"), &app)).collect();
+        kubectl.apply(&json!({ "apiVersion": "v1", "kind": "List", "items": users }));
         eventually_blocking(START, "the controller to be killed for memory", || {
             let pods = ["pods", "--selector", CONTROLLER_LABEL, "--namespace", NAMESPACE];
-            let pods = kubectl.try_get(&pods)?;
-            let states = pods["items"][0]["status"]["containerStatuses"][0].to_string();
-            if states.contains("OOMKilled") { Ok(()) } else { Err(states) }
+            let pods = kubectl.try_get(&pods)?["items"].to_string();
+            if pods.contains("OOMKilled") { Ok(()) } else { Err(pods) }
         });
     };
     admitted_without_a_controller(

@@ -34,7 +34,9 @@ pub fn container(spec: &PodSpec, settings: &Settings, defaults: &SidecarDefaults
         "ports": [{"name": SIDECAR_ADMIN_PORT, "containerPort": settings.admin_port, "protocol": "TCP"}],
         "volumeMounts": [{"name": CREDENTIALS_VOLUME, "mountPath": CREDENTIALS_PATH, "readOnly": true}],
         "startupProbe": probe(1, 60),
-        "livenessProbe": probe(10, 3),
+        // Once a minute, because the container runtime takes some 20 ms of processor time to start
+        // a command, which would otherwise be most of what a sidecar at rest takes.
+        "livenessProbe": probe(60, 2),
         // No readiness probe, because it would remove the app from its Service whenever Redis is
         // unavailable.
         "resources": {

@@ -137,9 +137,9 @@ fn the_sidecar_is_a_native_one_with_everything_that_restricted_asks_for() {
             },
             "livenessProbe": {
                 "exec": {"command": ["/usr/local/bin/twofactor-sidecar", "probe", "livez"]},
-                "periodSeconds": 10,
+                "periodSeconds": 60,
                 "timeoutSeconds": 5,
-                "failureThreshold": 3,
+                "failureThreshold": 2,
             },
             "resources": {
                 "requests": {"cpu": "10m", "memory": "16Mi"},
