@@ -39,6 +39,8 @@ impl Fields {
         if !is_json(headers) {
             return Err(malformed("Content-Type: must be application/json"));
         }
+        // A byte order mark, which some programs write, may be ignored (RFC 8259 §8.1).
+        let bytes = bytes.strip_prefix("\u{feff}".as_bytes()).unwrap_or(bytes);
         match serde_json::from_slice(bytes) {
             Ok(Members { members, repeated: None }) => Ok(Self { members, known: Vec::new() }),
             Ok(Members { repeated: Some(name), .. }) => Err(malformed(&format!(

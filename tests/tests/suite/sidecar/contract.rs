@@ -411,6 +411,75 @@ async fn a_body_that_says_nothing_counts_as_absent() {
     assert_problem(&reply, 422, "body: must be a JSON object");
 }
 
+/// Sends bytes on a connection of its own, and returns the status line and the body of each answer.
+async fn exchange(api: &ApiClient, bytes: &[u8]) -> String {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let address = api.base_url().strip_prefix("http://").unwrap();
+    let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+    stream.write_all(bytes).await.unwrap();
+    let mut answer = String::new();
+    let read = stream.read_to_string(&mut answer);
+    tokio::time::timeout(Duration::from_secs(10), read).await.expect("an end").unwrap();
+    answer
+}
+
+#[tokio::test]
+async fn requests_are_read_as_http_clients_send_them() {
+    let unlimited = ["--otp-generate-interval-seconds", "0", "--otp-generates-per-hour", "0"];
+    let dev = dev_with(&unlimited).await;
+    let body = r#"{"username":"alice"}"#;
+    let json = "Host: localhost\r\nContent-Type: application/json\r\nConnection: close";
+    let length = format!("Content-Length: {}", body.len());
+    let chunked = format!("{:x};extension=1\r\n{body}\r\n0\r\nTrailer: x\r\n\r\n", body.len());
+    for request in [
+        // HTTP/1.0 without a Host, as the benchmark `ab` sends it.
+        format!(
+            "POST /auth/generate HTTP/1.0\r\nContent-Type: application/json\r\n{length}\r\n\r\n{body}"
+        ),
+        // Java's client asks for an upgrade to HTTP/2, which may be ignored.
+        format!(
+            "POST /auth/generate HTTP/1.1\r\n{json}, Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAEAAEAAAAIAAAABAAMAAABkAAQBAAAAAAUAAEAA\r\n{length}\r\n\r\n{body}"
+        ),
+        // A request through a proxy has the whole URL.
+        format!("POST http://localhost/auth/generate HTTP/1.1\r\n{json}\r\n{length}\r\n\r\n{body}"),
+        format!(
+            "POST /auth/generate HTTP/1.1\r\n{json}\r\nTransfer-Encoding: chunked\r\n\r\n{chunked}"
+        ),
+        format!(
+            "POST /auth/generate HTTP/1.1\r\n{json}\r\nExpect: 100-continue\r\n{length}\r\n\r\n{body}"
+        ),
+        // The username of the original service, with an empty form.
+        format!(
+            "POST /auth/generate?username=%61lice&x=1 HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: application/x-www-form-urlencoded\r\nContent-Length: 0\r\n\r\n"
+        ),
+        format!(
+            "POST /auth/generate?username=alice HTTP/1.1\r\nHost: [::1]:8004\r\nConnection: close\r\n\r\n"
+        ),
+    ] {
+        let answer = exchange(&dev.api, request.as_bytes()).await;
+        assert!(answer.contains(" 200 OK") && answer.contains("otp_code"), "{request}\n{answer}");
+    }
+    for content_type in [
+        "application/json; charset=utf-8",
+        "Application/JSON;charset=UTF-8",
+        "application/vnd.api+json",
+    ] {
+        let reply =
+            dev.api.raw("POST", "/auth/generate", &[("content-type", content_type)], body).await;
+        assert_eq!(reply.status, 200, "{content_type}: {}", reply.body);
+    }
+    let json = [("content-type", "application/json")];
+    for body in ["\u{feff}{\"username\":\"alice\"}", "\r\n\t{ \"username\" : \"\\u0061lice\" }\n"] {
+        let reply = dev.api.raw("POST", "/auth/generate", &json, body).await;
+        assert_eq!(reply.status, 200, "{body}: {}", reply.body);
+    }
+    // Two requests at once on one connection are answered in their order.
+    let first = "GET / HTTP/1.1\r\nHost: localhost\r\n\r\n";
+    let second = "HEAD / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+    let answers = exchange(&dev.api, format!("{first}{second}").as_bytes()).await;
+    assert_eq!(answers.matches("HTTP/1.1 200 OK").count(), 2, "{answers}");
+}
+
 #[tokio::test]
 async fn a_field_that_is_written_twice_is_refused() {
     let dev = dev().await;

@@ -22,7 +22,7 @@ use twofactor_tests::{ports, tools};
 
 use crate::support::neighbour::{CLIENT, Neighbour, SIEGES, probe};
 use crate::support::sidecar::{Served, metrics, shown, with_mail};
-use crate::support::world::{Person, World, names, random};
+use crate::support::world::{Person, World, names, random, record};
 
 const BOUND: Duration = Duration::from_secs(10);
 
@@ -54,6 +54,37 @@ async fn a_code_mailed_for_one_service_is_not_accepted_from_another() {
     let elsewhere = shop.api().verify("alice", &code).await.status;
     assert!(elsewhere == 400 || elsewhere == 401, "{elsewhere}");
     assert_eq!(kms.api().verify("alice", &code).await.status, 200);
+}
+
+#[tokio::test]
+async fn an_address_that_no_mail_server_takes_is_the_users_fault() {
+    let world = World::in_redis_with_real_time(RedisServer::start().await).await;
+    let mail = MailServer::builder().tls(MailTls::StartTls).start().await;
+    world.fill_with(&with_mail(&mail), &[]).await;
+    let sidecar = Served::start(&world, "kms").await;
+    // Records of before the manifests were checked.
+    let addresses = ["user@-bad.example", "user@_x.example", "user@192.0.2.1"].map(str::to_owned);
+    for (number, address) in
+        addresses.into_iter().chain([format!("user@{}.example", "a".repeat(64))]).enumerate()
+    {
+        let name = format!("user{number}");
+        let mut user = record(&name, Email);
+        user.definition.email = Some(address.try_into().unwrap());
+        world.publish(user, true).await;
+        let reply = sidecar.api().generate(&name).await;
+        assert_eq!(
+            (reply.status, &reply.json()["type"]),
+            (400, &"urn:fountainai:2fa:no-delivery-method".into()),
+            "{}",
+            reply.body
+        );
+    }
+    assert!(
+        !metrics(&sidecar)
+            .await
+            .contains("twofactor_deliveries_total{channel=\"email\",outcome=\"misconfigured\"} ")
+    );
+    assert_eq!(mail.attempts().await, 0);
 }
 
 /// A realm that sends its mail through `mail`, and keeps the end user's address and agent or not.
