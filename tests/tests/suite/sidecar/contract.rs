@@ -449,12 +449,8 @@ async fn requests_are_read_as_http_clients_send_them() {
             "POST /auth/generate HTTP/1.1\r\n{json}\r\nExpect: 100-continue\r\n{length}\r\n\r\n{body}"
         ),
         // The username of the original service, with an empty form.
-        format!(
-            "POST /auth/generate?username=%61lice&x=1 HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: application/x-www-form-urlencoded\r\nContent-Length: 0\r\n\r\n"
-        ),
-        format!(
-            "POST /auth/generate?username=alice HTTP/1.1\r\nHost: [::1]:8004\r\nConnection: close\r\n\r\n"
-        ),
+        "POST /auth/generate?username=%61lice&x=1 HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: application/x-www-form-urlencoded\r\nContent-Length: 0\r\n\r\n".to_owned(),
+        "POST /auth/generate?username=alice HTTP/1.1\r\nHost: [::1]:8004\r\nConnection: close\r\n\r\n".to_owned(),
     ] {
         let answer = exchange(&dev.api, request.as_bytes()).await;
         assert!(answer.contains(" 200 OK") && answer.contains("otp_code"), "{request}\n{answer}");
