@@ -8,6 +8,7 @@ mod dev;
 mod fuzz;
 mod generated_clients;
 mod logs;
+mod manifests;
 mod metrics;
 mod serve;
 mod standards;
