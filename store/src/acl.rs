@@ -16,8 +16,9 @@ pub use crate::url::{has_login, with_login};
 
 /// Commands that the store sends, and those that its deciding scripts call. Logging in requires no
 /// permission.
-const COMMANDS: [&str; 20] = [
+const COMMANDS: [&str; 21] = [
     "+get",
+    "+getrange",
     "+exists",
     "+hgetall",
     "+info",

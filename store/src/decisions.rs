@@ -10,7 +10,18 @@ use twofactor_core::names::Pseudonym;
 use twofactor_core::time::UnixMillis;
 
 use crate::redis::RedisStore;
-use crate::{RealmSnapshot, Store, StoreError};
+use crate::{RealmRead, Store, StoreError};
+
+/// Compares a record with the beginning of the one that was read last.
+pub(crate) fn compare(sealed: Option<Vec<u8>>, beginning: Option<&[u8]>) -> RealmRead {
+    match sealed {
+        None => RealmRead::Absent,
+        Some(sealed) if beginning.is_some_and(|known| sealed.starts_with(known)) => {
+            RealmRead::Unchanged
+        }
+        Some(sealed) => RealmRead::Changed(sealed),
+    }
+}
 
 /// Is notified of every operation of [`Decisions`]. Each is one round trip to Redis.
 pub trait Observer: Debug + Send + Sync {
@@ -98,15 +109,19 @@ impl Decisions {
         .await
     }
 
-    /// Reads the realm's record and whether the realm is completely published.
+    /// Reads the realm's record, unless it begins with `beginning`, the first
+    /// [`twofactor_core::seal::BEGINNING_BYTES`] of the record that was read last.
     ///
     /// # Errors
     /// If Redis does not answer.
-    pub async fn realm(&self) -> Result<RealmSnapshot, StoreError> {
+    pub async fn realm(&self, beginning: Option<&[u8]>) -> Result<RealmRead, StoreError> {
         self.observed("realm", async {
             match &self.store {
-                Store::Memory(store) => Ok(store.realm()),
-                Store::Redis(store) => store.realm().await,
+                Store::Memory(store) => Ok(compare(store.realm().sealed, beginning)),
+                Store::Redis(store) => match beginning {
+                    Some(beginning) => store.changed_realm(beginning).await,
+                    None => Ok(compare(store.realm().await?.sealed, None)),
+                },
             }
         })
         .await

@@ -66,6 +66,17 @@ pub struct RealmSnapshot {
     pub complete: bool,
 }
 
+/// The realm's sealed record, compared with the one that a sidecar has read last.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RealmRead {
+    /// It is the same.
+    Unchanged,
+    /// It is another one, or the first.
+    Changed(Vec<u8>),
+    /// There is none.
+    Absent,
+}
+
 /// What the store holds of a user.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Published {

@@ -61,7 +61,7 @@ impl Metrics {
         )?;
         let store_failures = counter(
             "twofactor_store_failures_total",
-            "Reads of the realm, one a second, that failed, by reason.",
+            "Reads of the realm that failed, by reason; there is one a second, or every five without requests.",
             &["reason"],
         )?;
         let credential_changes = counter(

@@ -24,11 +24,14 @@ pub struct CodeReply {
 
 /// Generates a code and answers as the realm wants it.
 pub async fn generate(service: &Arc<Service>, request: CodeRequest) -> Result<CodeReply, Refusal> {
-    // The realm as it was last read will do here, because issuing a code reads it again if that was
-    // too long ago.
-    let known = service.records.known_realm();
-    let realm = if known.is_some() { known } else { service.realm().await.ok() };
-    if let Some(realm) = realm.filter(|realm| realm.answers == Answers::Uniform) {
+    let realm = match ask_store::within_timeout(service.realm()).await {
+        Ok(realm) => realm,
+        Err(refusal) => {
+            record_generate(service, &request, Err(&refusal));
+            return Err(refusal);
+        }
+    };
+    if realm.answers == Answers::Uniform {
         let expires_at = uniform::generate(service, realm, request).await?;
         return Ok(CodeReply { code: None, expires_at });
     }

@@ -15,11 +15,11 @@ use twofactor_core::key::RealmKeys;
 use twofactor_core::names::Pseudonym;
 use twofactor_core::realm::RealmRecord;
 use twofactor_core::record::{RecordError, UserRecord};
-use twofactor_core::seal::{OpenError, Revision};
+use twofactor_core::seal::{BEGINNING_BYTES, OpenError, Revision};
 use twofactor_core::seed::Seed;
 use twofactor_core::totp::TotpParameters;
 use twofactor_core::user::{DeliveryMethod, EmailAddress, UserDefinition, Username};
-use twofactor_store::{Decisions, StoreError};
+use twofactor_store::{Decisions, RealmRead, StoreError};
 
 use crate::metrics::Metrics;
 use crate::refusal::Refusal;
@@ -29,8 +29,13 @@ use crate::refusal::Refusal;
 const CACHED_USERS: usize = 20_000;
 
 /// Maximum age of the realm's record; a request reads an older one again. It bounds how long a
-/// namespace that is no longer allowed goes on, even if the refresh of every second fails.
+/// namespace that is no longer allowed goes on, because nothing else reads an idle realm in time.
 const REALM_MAX_AGE: Duration = Duration::from_secs(2);
+
+/// Time after the last request from which the realm counts as idle.
+const IDLE_AFTER: Duration = Duration::from_secs(10);
+/// Interval between two reads of an idle realm.
+const IDLE_REFRESH: Duration = Duration::from_secs(5);
 
 /// A user with their current record.
 #[derive(Clone, Debug)]
@@ -65,13 +70,25 @@ pub struct Realm {
     pub revision: Revision,
     pub record: RealmRecord,
     pub answers: Answers,
+    /// The beginning of the sealed record.
+    beginning: Vec<u8>,
 }
 
 impl Realm {
-    fn new(revision: Revision, record: RealmRecord) -> Self {
+    fn new(revision: Revision, record: RealmRecord, sealed: &[u8]) -> Self {
         let answers = if record.uniform_answers { Answers::Uniform } else { Answers::Precise };
-        Self { revision, record, answers }
+        let beginning = sealed.iter().take(BEGINNING_BYTES).copied().collect();
+        Self { revision, record, answers, beginning }
     }
+}
+
+/// When the realm was used.
+#[derive(Clone, Copy, Debug, Default)]
+struct Uses {
+    /// When the store was last asked for the realm and answered.
+    read_at: Option<Instant>,
+    /// When a request last needed it.
+    needed_at: Option<Instant>,
 }
 
 #[derive(Clone)]
@@ -85,8 +102,7 @@ struct Seen {
 pub struct Records {
     store: Decisions,
     known: Arc<Known>,
-    /// When the store was last asked for the realm and answered.
-    realm_read_at: Mutex<Option<Instant>>,
+    realm_uses: Mutex<Uses>,
     metrics: Metrics,
 }
 
@@ -159,14 +175,14 @@ impl Records {
         let dummy = DummyRecord::new(&keys);
         let known =
             Known { keys, users: Cache::new(CACHED_USERS), realm: ArcSwapOption::empty(), dummy };
-        Self { store, known: Arc::new(known), realm_read_at: Mutex::default(), metrics }
+        Self { store, known: Arc::new(known), realm_uses: Mutex::default(), metrics }
     }
 
     /// Returns the same realm's records, read from another store from now on. What was read stays
     /// known, because no older revision may be accepted.
     pub fn moved_to(&self, store: Decisions) -> Self {
         let known = self.known.clone();
-        Self { store, known, realm_read_at: Mutex::default(), metrics: self.metrics.clone() }
+        Self { store, known, realm_uses: Mutex::default(), metrics: self.metrics.clone() }
     }
 
     pub fn keys(&self) -> &RealmKeys {
@@ -299,8 +315,12 @@ impl Records {
     /// Returns the realm as it was at most [`REALM_MAX_AGE`] ago. Fails if Redis does not answer,
     /// or if nothing was published.
     pub async fn realm(&self) -> Result<Arc<Realm>, Refusal> {
-        let read_at = *self.realm_read_at.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_recent = read_at.is_some_and(|at| at.elapsed() < REALM_MAX_AGE);
+        let now = Instant::now();
+        let read_at = self.with_uses(|uses| {
+            uses.needed_at = Some(now);
+            uses.read_at
+        });
+        let is_recent = read_at.is_some_and(|at| now - at < REALM_MAX_AGE);
         match self.known_realm() {
             Some(realm) if is_recent => Ok(realm),
             _ => {
@@ -315,14 +335,32 @@ impl Records {
         self.known.realm.load_full()
     }
 
-    /// Reads the realm's record again. The known one stays if the store has no newer valid one.
+    /// Whether the realm should be read again: every second while requests need it, and otherwise
+    /// every few seconds.
+    pub fn is_realm_due(&self) -> bool {
+        let within = |at: Option<Instant>, bound| at.is_some_and(|at| at.elapsed() < bound);
+        self.with_uses(|uses| {
+            within(uses.needed_at, IDLE_AFTER) || !within(uses.read_at, IDLE_REFRESH)
+        })
+    }
+
+    /// Reads the realm's record again if it has changed. The known one stays if the store has no
+    /// newer valid one.
     pub async fn refresh_realm(&self) -> Result<(), StoreError> {
         // Before the read, because the record may be as old as the question.
         let asked_at = Instant::now();
-        let snapshot = self.store.realm().await?;
-        *self.realm_read_at.lock().unwrap_or_else(PoisonError::into_inner) = Some(asked_at);
-        let Some(sealed) = snapshot.sealed else { return Ok(()) };
         let known = self.known_realm();
+        let read = self.store.realm(known.as_ref().map(|known| &*known.beginning)).await?;
+        self.with_uses(|uses| uses.read_at = Some(asked_at));
+        let sealed = match read {
+            RealmRead::Changed(sealed) => sealed,
+            RealmRead::Unchanged | RealmRead::Absent => {
+                if let Some(known) = known {
+                    self.store.require_replicas(known.record.redis_wait);
+                }
+                return Ok(());
+            }
+        };
         let seen = known.as_ref().map_or(Revision::default(), |known| known.revision);
         match RealmRecord::open(&self.known.keys, &sealed).map_err(Rejected::from) {
             Ok((revision, _)) if revision < seen => {
@@ -331,12 +369,16 @@ impl Records {
             Ok((revision, record)) => {
                 self.store.require_replicas(record.redis_wait);
                 if revision > seen || known.is_none() {
-                    self.known.realm.store(Some(Arc::new(Realm::new(revision, record))));
+                    self.known.realm.store(Some(Arc::new(Realm::new(revision, record, &sealed))));
                 }
             }
             Err(rejected) => self.reject("realm", rejected),
         }
         Ok(())
+    }
+
+    fn with_uses<T>(&self, change: impl FnOnce(&mut Uses) -> T) -> T {
+        change(&mut self.realm_uses.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     fn reject(&self, kind: &'static str, rejected: Rejected) {

@@ -1,5 +1,6 @@
-//! Reads the realm's record again every second. Checks, metrics and a log line for each change say
-//! whether the store answers and whether the realm allows this namespace.
+//! Reads the realm's record again: every second while requests need it, and every few seconds
+//! otherwise. Checks, metrics and a log line for each change say whether the store answers and
+//! whether the realm allows this namespace.
 
 use std::time::{Duration, Instant};
 
@@ -10,13 +11,12 @@ use twofactor_store::{StoreError, StoreFailure};
 
 use crate::otp::service::{CurrentService, Service};
 
-/// Interval between two reads of the realm's record and of the checked nodes. A namespace that is
-/// no longer allowed is refused within two seconds, including the time to read.
+/// Interval between two questions whether the realm is to be read again.
 ///
-/// In Redis, a read is one round trip with a GET and an HGETALL, per sidecar and second. A thousand
-/// sidecars take a few per cent of one core, which can serve a hundred thousand such reads a
-/// second; they are spread because the pods started at different moments. The record is a few
-/// hundred bytes, and some kilobytes with a CA bundle and 256 namespaces.
+/// A read is one round trip with the first bytes of the record and an HGETALL of some hundred bytes;
+/// the record itself, of some kilobytes, is read only when it has changed. Requests are refused
+/// within two seconds after a namespace is no longer allowed, because they read an older realm
+/// themselves.
 const REFRESH: Duration = Duration::from_secs(1);
 
 /// The checks of the store and the realm in `/readyz?verbose`. They do not affect readiness,
@@ -39,7 +39,7 @@ impl Checks {
 /// Why the store does not answer, nothing if it does; each change is logged.
 type StoreState = Option<StoreFailure>;
 
-/// Reads the realm every second until `stop`.
+/// Reads the realm when it is due, until `stop`.
 pub(crate) async fn refresh(current: CurrentService, checks: Checks, stop: CancellationToken) {
     let mut ticks = tokio::time::interval(REFRESH);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -48,10 +48,13 @@ pub(crate) async fn refresh(current: CurrentService, checks: Checks, stop: Cance
         loop {
             ticks.tick().await;
             let service = current.load();
+            if !service.records.is_realm_due() {
+                continue;
+            }
             let result = service.records.refresh_realm().await;
             last = Some(report_store(&service, &checks, result.as_ref(), last));
             was_allowed = report_access(&service, &checks, was_allowed);
-            // The key is recorded every second, so that after a replacement it is still published
+            // The key is recorded with each read, so that after a replacement it is still published
             // for the services that check its last tokens.
             let realm = service.records.known_realm();
             let tokens = realm.as_ref().and_then(|realm| realm.record.tokens.as_ref());

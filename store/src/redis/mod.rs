@@ -24,6 +24,7 @@ mod users;
 use arc_swap::ArcSwap;
 use redis::{FromRedisValue, Pipeline, Script};
 use twofactor_core::names::{Pseudonym, RealmNames};
+use twofactor_core::seal::BEGINNING_BYTES;
 use twofactor_core::time::UnixMillis;
 
 pub use self::node_status::Nodes;
@@ -33,9 +34,10 @@ pub use self::search::FoundRealm;
 pub use self::settings::{Setting, SettingsWatch, Strength, Strengths};
 use crate::clock::Clock;
 use crate::connection::{Connection, Operation};
+use crate::decisions::compare;
 use crate::url::Target;
 pub use crate::url::{RedisAuthorityError, RedisTargetError, RedisUrlError};
-use crate::{RealmSnapshot, StoreError};
+use crate::{RealmRead, RealmSnapshot, StoreError};
 
 /// Timeout for one operation, retries included. A calling service gets its answer within a second.
 pub(crate) const OPERATION_TIMEOUT: Duration = Duration::from_millis(700);
@@ -186,6 +188,26 @@ impl RedisStore {
             self.query_pipeline(&meta, &pipeline, OPERATION_TIMEOUT).await?;
         self.learn_checked_nodes(&meta);
         Ok(RealmSnapshot { sealed, complete: meta.contains_key("complete") })
+    }
+
+    /// Reads the realm's record if it does not begin with `beginning`, because most of the time it
+    /// does, and records of some kilobytes for thousands of sidecars would be most of what Redis
+    /// sends.
+    pub(crate) async fn changed_realm(&self, beginning: &[u8]) -> Result<RealmRead, StoreError> {
+        let (record, meta) = (self.names.realm_record(), self.names.realm_meta());
+        let mut pipeline = redis::pipe();
+        pipeline.cmd("GETRANGE").arg(&record).arg(0).arg(BEGINNING_BYTES - 1).hgetall(&meta);
+        let answer: Result<(Vec<u8>, Fields), _> =
+            self.query_pipeline(&meta, &pipeline, OPERATION_TIMEOUT).await;
+        match answer {
+            Ok((found, meta)) if found == beginning => {
+                self.learn_checked_nodes(&meta);
+                Ok(RealmRead::Unchanged)
+            }
+            // An operator of version 0.1 gives no permission to read a part of the record.
+            Err(error) if !error.is_access_refused() => Err(error),
+            _ => Ok(compare(self.realm().await?.sealed, Some(beginning))),
+        }
     }
 
     fn learn_checked_nodes(&self, meta: &Fields) {

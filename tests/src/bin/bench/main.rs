@@ -3,11 +3,12 @@
 //! same writes.
 //!
 //! Uses release binaries, a real Redis and a real API server on one machine in one run, and prints
-//! tables. `verify`, `generate`, `uniform`, `footprint`, `operator`, `realms` or `large` as an
-//! argument chooses one part; `large 100000` has that many users. Absolute figures depend on the
+//! tables. `verify`, `generate`, `uniform`, `fleet`, `footprint`, `operator`, `realms` or `large`
+//! as an argument chooses one part; `large 100000` has that many users. Absolute figures depend on the
 //! machine; the ratios should not.
 
 mod api;
+mod fleet;
 mod floor;
 mod footprint;
 mod large;
@@ -54,6 +55,9 @@ async fn main() {
     }
     if is_wanted("uniform") {
         uniform::run().await;
+    }
+    if is_wanted("fleet") {
+        fleet::run().await;
     }
     if is_wanted("footprint") {
         footprint::run().await;

@@ -26,7 +26,7 @@ use twofactor_store::clock::Clock;
 use twofactor_store::publisher::{DesiredUser, Publisher, UnlistedUsers};
 use twofactor_store::redis::RedisStore;
 use twofactor_store::redis::scripts::{self, ScriptCall};
-use twofactor_store::{Publishing, Store};
+use twofactor_store::{Decisions, Publishing, Store};
 use twofactor_tests::redis::RedisServer;
 use twofactor_tests::scratch;
 
@@ -114,6 +114,12 @@ impl Realm {
         let inspection = publisher.store().inspect().await.expect("the node");
         let checked_nodes = format!("{}=0", inspection.identity());
         Self { key, id, names, users, checked_nodes }
+    }
+
+    /// A store with a connection of its own, as a sidecar has it.
+    pub(crate) fn decisions(&self, redis: &RedisServer) -> Decisions {
+        let store = RedisStore::new(&redis.url(), self.names.clone(), Clock::System);
+        Decisions::unobserved(Store::Redis(store.expect("a Redis URL")))
     }
 
     /// Turns on uniform answers.

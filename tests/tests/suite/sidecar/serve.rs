@@ -177,6 +177,41 @@ async fn log_and_history_omit_the_end_users_address_and_agent_if_the_realm_says_
     assert_eq!((last.outcome.as_str(), last.address, last.user_agent), ("wrong", None, None));
 }
 
+/// Number of calls of a command of Redis so far.
+async fn calls(world: &World, command: &str) -> u64 {
+    let statistics: String = world.redis().ask(&["INFO", "commandstats"]).await;
+    let rest = statistics.split(&format!("cmdstat_{command}:calls=")).nth(1).unwrap_or("0");
+    rest.chars().take_while(char::is_ascii_digit).collect::<String>().parse().unwrap()
+}
+
+#[tokio::test]
+async fn an_idle_sidecar_reads_the_realm_every_five_seconds_and_only_what_has_changed() {
+    let world = world().await;
+    let callers = (0..250).map(|number| format!("{}-{number}", "namespace".repeat(6)));
+    let realm = RealmRecord {
+        callers: Some(callers.chain(["kms".to_owned()]).collect()),
+        ..RealmRecord::default()
+    };
+    world.fill_with(&realm, &[]).await;
+    let size: u64 = world.redis().ask(&["STRLEN", &names().realm_record()]).await;
+    assert!(size > 14_000, "{size}");
+    let sidecar = Served::start(&world, "kms").await;
+    let parts = async || calls(&world, "getrange").await;
+    eventually(BOUND, "the first read of a part", async || parts().await == 1).await;
+    let (began, whole) = (Instant::now(), calls(&world, "get").await);
+    eventually(Duration::from_secs(20), "two more reads", async || parts().await == 3).await;
+    assert!(began.elapsed() > Duration::from_secs(8), "{:?}", began.elapsed());
+    assert_eq!(calls(&world, "get").await, whole, "the whole record is read once");
+
+    // A change is noticed by the next request, however long the sidecar was idle.
+    let withdrawn = RealmRecord { callers: Some(["shop".to_owned()].into()), ..realm };
+    world.publisher.publish_realm(&withdrawn, Clock::System.now(), &mut random()).await.unwrap();
+    eventually(Duration::from_secs(2), "the withdrawal", async || {
+        sidecar.api().verify("unknown", "123456").await.status == 503
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn an_edit_and_a_removal_take_effect_on_the_next_request() {
     let world = world().await;

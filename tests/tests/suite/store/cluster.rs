@@ -260,7 +260,7 @@ async fn a_cluster_is_reached_over_tls_with_an_authority_of_its_own() {
     assert_eq!(world.verify(&person, "kms", &code).await.unwrap(), Verdict::Accepted);
     // Without the authority, the server is not trusted.
     let store = RedisStore::new(&cluster.url(), names(), Clock::System).unwrap();
-    let refused = Decisions::unobserved(Store::Redis(store)).realm().await;
+    let refused = Decisions::unobserved(Store::Redis(store)).realm(None).await;
     let Err(StoreError::Unavailable(error)) = refused else { panic!("{refused:?}") };
     assert!(error.to_string().contains("certificate"), "{error}");
 }

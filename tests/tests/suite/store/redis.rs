@@ -7,12 +7,14 @@ use redis::AsyncCommands;
 use tokio::task::JoinSet;
 use twofactor_core::code::Code;
 use twofactor_core::decision::{Undecided, Verdict};
+use twofactor_core::realm::RealmRecord;
+use twofactor_core::seal::BEGINNING_BYTES;
 use twofactor_core::user::DeliveryMethod::{App, Email};
 use twofactor_store::clock::Clock;
-use twofactor_store::{Decisions, Store, StoreError};
+use twofactor_store::{Decisions, RealmRead, Store, StoreError};
 use twofactor_tests::redis::{AppendFsync, RedisServer};
 
-use crate::support::world::{Person, START, STEP, World, names};
+use crate::support::world::{Person, START, STEP, World, names, random};
 
 const LIFETIME: Duration = Duration::from_mins(5);
 /// Duration of races.
@@ -64,6 +66,39 @@ async fn keys_contain_no_username_and_all_but_record_and_state_expire() {
             .iter()
             .any(|key| key.ends_with(":hist") || key.ends_with(":sent"))
     );
+}
+
+#[tokio::test]
+async fn a_realm_that_has_not_changed_is_not_read_again() {
+    let world = World::in_redis().await;
+    let service = Decisions::unobserved(Store::Redis(world.service_store(names()).await));
+    world.fill(&[]).await;
+    let RealmRead::Changed(sealed) = service.realm(None).await.unwrap() else { panic!() };
+    let beginning = &sealed[..BEGINNING_BYTES];
+    assert_eq!(service.realm(Some(beginning)).await.unwrap(), RealmRead::Unchanged);
+    assert_eq!(service.realm(None).await.unwrap(), RealmRead::Changed(sealed.clone()));
+
+    let realm = RealmRecord { issuer: "another".to_owned(), ..RealmRecord::default() };
+    world.publisher.publish_realm(&realm, world.now(), &mut random()).await.unwrap();
+    let RealmRead::Changed(changed) = service.realm(Some(beginning)).await.unwrap() else {
+        panic!()
+    };
+    assert_ne!(changed, sealed);
+
+    // A login that may not read a part reads the whole.
+    let mut command = redis::cmd("ACL");
+    command.arg("SETUSER").arg(acl_user(&world).await).arg("-getrange");
+    command.exec_async(&mut world.redis().connect().await).await.unwrap();
+    let beginning = &changed[..BEGINNING_BYTES];
+    assert_eq!(service.realm(Some(beginning)).await.unwrap(), RealmRead::Unchanged);
+
+    // What is shorter than a beginning is not the same.
+    let key = names().realm_record();
+    let _: () = world.redis().ask(&["SET", &key, "short"]).await;
+    let short = RealmRead::Changed(b"short".to_vec());
+    assert_eq!(service.realm(Some(beginning)).await.unwrap(), short);
+    let _: i64 = world.redis().ask(&["DEL", &key]).await;
+    assert_eq!(service.realm(Some(beginning)).await.unwrap(), RealmRead::Absent);
 }
 
 #[tokio::test]
@@ -367,13 +402,13 @@ async fn a_refused_login_is_tried_again() {
     let url = redis.url().replace("redis://", "redis://late:a-password@");
     let store = twofactor_store::redis::RedisStore::new(&url, names(), Clock::System).unwrap();
     let store = Decisions::unobserved(Store::Redis(store));
-    let refused = store.realm().await;
+    let refused = store.realm(None).await;
     assert!(matches!(refused, Err(StoreError::Unavailable(_))), "{refused:?}");
     let mut command = redis::cmd("ACL");
     command.arg("SETUSER").arg("late").arg("on").arg(">a-password").arg("~*").arg("+@all");
     command.exec_async(&mut redis.connect().await).await.unwrap();
     twofactor_tests::wait::eventually(Duration::from_secs(10), "the login", async || {
-        store.realm().await
+        store.realm(None).await
     })
     .await;
 }

@@ -209,7 +209,7 @@ async fn an_unknown_master_name_is_reported_as_such() {
     let sentinels = RedisSentinels::start(&master, 1, DOWN_AFTER).await;
     let url = sentinels.url().replace("/main", "/other");
     let store = Store::Redis(RedisStore::new(&url, names(), Clock::System).unwrap());
-    let Err(error) = Decisions::unobserved(store).realm().await else { panic!() };
+    let Err(error) = Decisions::unobserved(store).realm(None).await else { panic!() };
     let cause = std::error::Error::source(&error).unwrap().to_string();
     assert!(cause.contains("the Sentinels know no master of this name"), "{cause}");
 }
