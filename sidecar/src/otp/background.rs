@@ -64,8 +64,8 @@ impl BackgroundWork {
         self.tasks.spawn(work);
     }
 
-    /// Runs work that goes on even if the client hangs up, so that a decision that was made is in the
-    /// log and in the metrics. Must be called within a tokio runtime.
+    /// Runs work that goes on even if the client hangs up, so that a decision that was made is in
+    /// the log and in the metrics. Must be called within a tokio runtime.
     ///
     /// The work is a part of the caller's task. Only if that task is dropped, the rest of the work
     /// becomes a task of its own, because most clients wait and a task costs time.

@@ -55,13 +55,13 @@ pub(crate) async fn run() {
         let took = before.2.elapsed().as_secs_f64();
         let spent = processor_time(redis.process().id()).as_secs_f64() - before.0.as_secs_f64();
         #[expect(clippy::cast_precision_loss, reason = "a number of bytes")]
-        let sent = (bytes(&redis).await - before.1) as f64 / took / 1e6;
+        let rate = (bytes(&redis).await - before.1) as f64 / took / 1e6;
         let core = spent / took * 100.0;
         let fleet = f64::from(FLEET / SIDECARS);
         println!(
-            "{name:<13} | {core:>8.2} % of a core | {sent:>10.3} MB/s   | {:.1} %, {:.1} MB/s",
+            "{name:<13} | {core:>8.2} % of a core | {rate:>10.3} MB/s   | {:.1} %, {:.1} MB/s",
             core * fleet,
-            sent * fleet
+            rate * fleet
         );
         sidecars.shutdown().await;
     }

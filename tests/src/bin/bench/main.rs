@@ -4,8 +4,8 @@
 //!
 //! Uses release binaries, a real Redis and a real API server on one machine in one run, and prints
 //! tables. `verify`, `generate`, `uniform`, `fleet`, `footprint`, `operator`, `realms` or `large`
-//! as an argument chooses one part; `large 100000` has that many users. Absolute figures depend on the
-//! machine; the ratios should not.
+//! as an argument chooses one part; `large 100000` has that many users. Absolute figures depend on
+//! the machine; the ratios should not.
 
 mod api;
 mod fleet;
