@@ -21,8 +21,8 @@ use crate::names::Pseudonym;
 const FORMAT: u8 = 1;
 const NONCE_BYTES: usize = 24;
 const HEADER_BYTES: usize = 1 + 4 + 8;
-/// Number of bytes at the beginning of a sealed record that no other sealed record has: they contain
-/// its revision and its nonce. They are not authenticated before the record is opened.
+/// Number of bytes at the beginning of a sealed record that no other sealed record has: they
+/// contain its revision and its nonce. They are not authenticated before the record is opened.
 pub const BEGINNING_BYTES: usize = HEADER_BYTES + NONCE_BYTES;
 
 /// The revision of a record, which only rises. The publisher uses the time in milliseconds, or one

@@ -13,10 +13,10 @@ use crate::otp::service::{CurrentService, Service};
 
 /// Interval between two questions whether the realm is to be read again.
 ///
-/// A read is one round trip with the first bytes of the record and an HGETALL of some hundred bytes;
-/// the record itself, of some kilobytes, is read only when it has changed. Requests are refused
-/// within two seconds after a namespace is no longer allowed, because they read an older realm
-/// themselves.
+/// A read is one round trip with the first bytes of the record and an HGETALL of some hundred
+/// bytes; the record itself, of some kilobytes, is read only when it has changed. Requests are
+/// refused within two seconds after a namespace is no longer allowed, because they read an older
+/// realm themselves.
 const REFRESH: Duration = Duration::from_secs(1);
 
 /// The checks of the store and the realm in `/readyz?verbose`. They do not affect readiness,

@@ -1,5 +1,5 @@
-//! Measures what the refresh of many sidecars at rest costs Redis. Each stand-in has a connection of
-//! its own and reads the realm as a sidecar does.
+//! Measures what the refresh of many sidecars at rest costs Redis. Each stand-in has a connection
+//! of its own and reads the realm as a sidecar does.
 
 use std::time::Duration;
 
