@@ -83,7 +83,9 @@ pub fn ask(addresses: &[SocketAddr], path: &str) -> Result<(), String> {
 
 fn exchange(mut stream: TcpStream, path: &str, end: Instant) -> std::io::Result<String> {
     stream.set_write_timeout(Some(left(end)))?;
-    write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
+    // In one piece, because a program that answers before the end resets the connection.
+    let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes())?;
     let (mut answer, mut part) = (Vec::new(), [0; 1024]);
     while (answer.len() as u64) < LARGEST {
         stream.set_read_timeout(Some(left(end)))?;
