@@ -18,7 +18,7 @@ end
 
 if left < most then
   redis.call('HSET', deliveries_key, string.format('%.0f', current), string.format('%.0f', current_count + 1))
-  -- The key is new for each minute, or expires with the last of them.
+  -- The first count of a minute sets the expiry, because it is the same for the whole minute.
   if current_count == 0 then
     redis.call('PEXPIREAT', deliveries_key, string.format('%.0f', (current + 60) * 60000))
   end
