@@ -37,7 +37,7 @@ pub enum Fault {
 #[derive(Debug)]
 pub struct FaultProxy {
     url: String,
-    fault: Arc<Mutex<Option<Fault>>>,
+    fault: watch::Sender<Option<Fault>>,
     hits: Arc<Mutex<u64>>,
     requests: Arc<Mutex<Vec<String>>>,
     silenced: watch::Sender<u64>,
@@ -48,7 +48,7 @@ pub struct FaultProxy {
 struct Forward {
     client: Client,
     target: String,
-    fault: Arc<Mutex<Option<Fault>>>,
+    fault: watch::Receiver<Option<Fault>>,
     hits: Arc<Mutex<u64>>,
     requests: Arc<Mutex<Vec<String>>>,
     silenced: watch::Receiver<u64>,
@@ -64,12 +64,12 @@ impl FaultProxy {
             .tls_certs_only([Certificate::from_pem(&authority).expect("a certificate")])
             .build()
             .expect("an HTTP client");
-        let (fault, hits) = (Arc::<Mutex<Option<Fault>>>::default(), Arc::<Mutex<u64>>::default());
+        let (fault, hits) = (watch::Sender::new(None), Arc::<Mutex<u64>>::default());
         let (requests, silenced) = (Arc::<Mutex<Vec<String>>>::default(), watch::Sender::new(0));
         let forward = Forward {
             client,
             target: server.url(),
-            fault: fault.clone(),
+            fault: fault.subscribe(),
             hits: hits.clone(),
             requests: requests.clone(),
             silenced: silenced.subscribe(),
@@ -114,7 +114,7 @@ impl FaultProxy {
 
     /// Sets the fault for all requests from now on; `None` removes it.
     pub fn set(&self, fault: Option<Fault>) {
-        *self.fault.lock().unwrap_or_else(PoisonError::into_inner) = fault;
+        self.fault.send_replace(fault);
     }
 
     /// From now on, nothing more of the answers that have begun is forwarded, and they do not end.
@@ -147,7 +147,7 @@ impl Forward {
     ) -> Response {
         let request = format!("{method} {}", target.trim_start_matches(&self.target));
         self.requests.lock().unwrap_or_else(PoisonError::into_inner).push(request);
-        let fault = *self.fault.lock().unwrap_or_else(PoisonError::into_inner);
+        let fault = *self.fault.borrow();
         let writes = method != Method::GET;
         let status = match fault {
             Some(Fault::Writes(status)) if writes => Some(status),
@@ -159,9 +159,9 @@ impl Forward {
         if held || status.is_some() || matches!(fault, Some(Fault::Slow(_))) {
             *self.hits.lock().unwrap_or_else(PoisonError::into_inner) += 1;
         }
-        while held && *self.fault.lock().unwrap_or_else(PoisonError::into_inner) == fault {
-            // This sleep waits for no condition of the product: the silence is the fault.
-            tokio::time::sleep(Duration::from_millis(20)).await;
+        if held {
+            // An error means that the proxy, and with it the fault, has ended.
+            let _ = self.fault.clone().wait_for(|now| *now != fault).await;
         }
         if let Some(status) = status {
             return refusal(status);
