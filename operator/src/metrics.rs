@@ -1,6 +1,8 @@
 //! Counts what the controller does, for Prometheus. The common metrics have the names of
 //! controller-runtime, so that its dashboards work. No label holds the name of an object.
 
+mod redis;
+
 use std::time::Duration;
 
 use prometheus::core::Collector;
@@ -9,6 +11,8 @@ use prometheus::{
 };
 use twofactor_store::StoreFailure;
 use twofactor_store::redis::Strength;
+
+pub use self::redis::RedisUsage;
 
 /// The value of the labels `controller` and `name`.
 pub const CONTROLLER: &str = "twofactoruser";
@@ -55,6 +59,8 @@ pub struct Metrics {
     pub store_up: IntGauge,
     store_failures: IntCounterVec,
     redis_weakness: IntGaugeVec,
+    /// What Redis uses of its memory and clients, and its clock.
+    pub redis_usage: RedisUsage,
     needs: IntGaugeVec,
     /// `TwoFactorRealm`s that could not be read.
     pub realms_unreadable: IntCounter,
@@ -212,6 +218,7 @@ impl Metrics {
             store_up: gauge(r, "twofactor_store_up", "Whether Redis answers.")?,
             store_failures: store_failures(r)?,
             redis_weakness: redis_weakness(r)?,
+            redis_usage: RedisUsage::new(r)?,
             realms_unreadable: realms_unreadable(r)?,
             needs: needs(r)?,
             disabled_by_failures: gauge(

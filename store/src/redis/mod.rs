@@ -19,6 +19,7 @@ mod publish;
 pub mod scripts;
 mod search;
 mod settings;
+mod usage;
 mod users;
 
 use arc_swap::ArcSwap;
@@ -32,6 +33,7 @@ use self::numbers::WriteNumbers;
 use self::scripts::ScriptCall;
 pub use self::search::FoundRealm;
 pub use self::settings::{Setting, SettingsWatch, Strength, Strengths};
+pub use self::usage::Usage;
 use crate::clock::Clock;
 use crate::connection::{Connection, Operation};
 use crate::decisions::compare;

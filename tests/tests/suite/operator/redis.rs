@@ -53,6 +53,34 @@ async fn services_get_the_certificate_authority_of_a_redis_with_tls() {
 }
 
 #[tokio::test]
+async fn the_operator_shows_what_redis_uses_and_that_its_clock_is_off() {
+    let clock = RedisServer::builder().with_movable_clock();
+    let redis = clock.args(["--maxmemory", "64mb"]).start().await;
+    redis.clock().advance(Duration::from_hours(1)).await;
+    let cluster = Cluster::with_redis(redis).await;
+    let operator = cluster.operator().start().await;
+    let metrics = eventually(BOUND, "the use of Redis", async || {
+        let body = operator.admin().get("/metrics").await.body;
+        body.contains("twofactor_redis_memory_used_ratio 0.").then_some(body)
+    })
+    .await;
+    let value = |name: &str| -> f64 {
+        let mut lines = metrics.lines();
+        let found = lines.find_map(|line| line.strip_prefix(name)?.trim().parse().ok());
+        found.unwrap_or_else(|| panic!("{name} is not in {metrics}"))
+    };
+    assert!((value("twofactor_redis_memory_limit_bytes ") - 67_108_864.0).abs() < 1.0);
+    assert!(value("twofactor_redis_clients ") >= 1.0);
+    assert!(value("twofactor_redis_clients_limit ") > value("twofactor_redis_clients "));
+    assert!(value("twofactor_redis_evicted_keys_total ").abs() < 0.5);
+    // The clock of Redis stands since it was moved, so the difference is less than an hour.
+    let difference = value("twofactor_redis_clock_difference_seconds ");
+    assert!((1800.0..3600.0).contains(&difference), "{difference}");
+    let warning = "the clocks of Redis and of the operator differ";
+    operator.process().wait_for_line(warning, BOUND).await;
+}
+
+#[tokio::test]
 async fn services_have_logins_on_a_cluster_and_a_flushed_master_is_filled() {
     let cluster = Cluster::start().await;
     let redis = RedisCluster::start().await;
