@@ -10,7 +10,8 @@
 //!    that is not the current one decide nothing ([`Undecided`]).
 //! 2. A block is checked before anything that could show whether the code was right.
 //! 3. A delivered code must have been issued to this caller, be unused and not be past its promised
-//!    expiry.
+//!    expiry. The codes of a step are issued to one caller only, and not at all once a code of it
+//!    was guessed.
 //! 4. An authenticator's code must be of a step within the skew, later than every accepted one, and
 //!    later than anything that could have been accepted before the store lost data.
 //! 5. A success marks the step used for every caller, and all outstanding codes of its caller.
@@ -133,7 +134,7 @@ pub enum Verdict {
     Accepted,
     /// The code is right, but was used, or may have been used before the store lost data.
     Used,
-    /// The code is right at this moment, but was never issued to this caller.
+    /// The code is right at this moment, but was never issued to this caller. It will not be.
     NeverIssued,
     /// The code is wrong.
     Wrong,
@@ -200,7 +201,8 @@ pub enum Issue {
         /// the pause.
         asked_at: UnixMillis,
     },
-    /// The code of this step was used. The next step has another one.
+    /// The code of this step was used, guessed, or issued to another caller. The next step has
+    /// another one.
     Consumed {
         /// Time until the next step.
         retry_after: Duration,

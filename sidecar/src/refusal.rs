@@ -40,8 +40,8 @@ pub enum Refusal {
     /// The code was used before, or was never issued to this caller.
     #[error("OTP already used or no matching record.")]
     UsedCode,
-    /// The code of this time step was used already.
-    #[error("The OTP of this moment has been used. Ask again in {} seconds.", whole_seconds(*retry_after))]
+    /// The code of this time step was used already, or was issued to another service.
+    #[error("The OTP of this moment has been used, or belongs to another service. Ask again in {} seconds.", whole_seconds(*retry_after))]
     CodeConsumed {
         /// Time until the next time step.
         retry_after: Duration,

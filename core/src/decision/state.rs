@@ -59,6 +59,14 @@ fn step_at(now: UnixMillis, period: u32) -> u64 {
     now.seconds() / u64::from(period)
 }
 
+/// Returns the latest step within the skew that has the code, because using it also uses an earlier
+/// one with the same code.
+fn latest_match(request: &Verification, now: UnixMillis) -> Option<Step> {
+    let current = step_at(now, request.period);
+    let within = |step: &&Step| step.number().abs_diff(current) <= u64::from(request.skew);
+    request.matches.iter().filter(within).max().copied()
+}
+
 impl UserState {
     /// Creates the state of a user who is published for the first time, or again after the store
     /// lost data.
@@ -196,12 +204,10 @@ impl UserState {
 
     fn verify_delivered(&mut self, request: &Verification, now: UnixMillis) -> Verdict {
         let Some(entry) = self.issued.get(&(request.caller.clone(), request.tag)) else {
-            let current = step_at(now, request.period);
-            let right_now = request
-                .matches
-                .iter()
-                .any(|step| step.number().abs_diff(current) <= u64::from(request.skew));
-            return if right_now { Verdict::NeverIssued } else { Verdict::Wrong };
+            let Some(step) = latest_match(request, now) else { return Verdict::Wrong };
+            // The answer shows that the guess was right, so the code must not be issued later.
+            self.accepted_until = self.accepted_until.max(end_of(step, request.period));
+            return Verdict::NeverIssued;
         };
         if entry.consumed || (self.since.millis() > 0 && entry.issued_at <= self.since) {
             return Verdict::Used;
@@ -220,21 +226,13 @@ impl UserState {
     }
 
     fn verify_authenticator(&mut self, request: &Verification, now: UnixMillis) -> Verdict {
-        let current = step_at(now, request.period);
-        let skew = u64::from(request.skew);
-        // The latest matching step, because using it also uses an earlier one with the same
-        // code.
-        let Some(step) =
-            request.matches.iter().filter(|step| step.number().abs_diff(current) <= skew).max()
-        else {
-            return Verdict::Wrong;
-        };
-        let possibly_used =
-            self.since.millis() > 0 && step.number() <= step_at(self.since, request.period) + skew;
-        if possibly_used || start_of(*step, request.period) < self.accepted_until {
+        let Some(step) = latest_match(request, now) else { return Verdict::Wrong };
+        let possibly_used = self.since.millis() > 0
+            && step.number() <= step_at(self.since, request.period) + u64::from(request.skew);
+        if possibly_used || start_of(step, request.period) < self.accepted_until {
             return Verdict::Used;
         }
-        self.accepted_until = end_of(*step, request.period);
+        self.accepted_until = end_of(step, request.period);
         Verdict::Accepted
     }
 
@@ -277,6 +275,17 @@ impl UserState {
             .max()
     }
 
+    /// Returns whether a code of this time was issued to another caller, which has the same digits.
+    fn is_taken(&self, request: &Issuance) -> bool {
+        let start = start_of(request.step, request.period);
+        let end = end_of(request.step, request.period);
+        self.issued.iter().any(|((caller, _), code)| {
+            *caller != request.caller
+                && start_of(code.step, code.period) < end
+                && end_of(code.step, code.period) > start
+        })
+    }
+
     fn issue_now(&mut self, request: &Issuance, now: UnixMillis) -> Issue {
         let (current, asked_at) = (request.step.number(), now);
         let consumed =
@@ -288,6 +297,9 @@ impl UserState {
         }
         // An entry is needed until it has expired and its step has ended.
         self.issued.retain(|_, code| code.expires_at.max(end_of(code.step, code.period)) >= now);
+        if self.is_taken(request) {
+            return consumed;
+        }
         let key = (request.caller.clone(), request.tag);
         if let Some(entry) = self.issued.get(&key)
             && entry.step == request.step

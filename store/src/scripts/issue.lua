@@ -42,6 +42,8 @@ if not word then
   -- The number of this caller's codes, when the first of them is no longer needed, and the moment
   -- until which the last of them is accepted.
   local own, first_end, in_flight = 0, math.huge, 0
+  -- Whether a code of this time was issued to another caller, which has the same digits.
+  local taken = false
   local keep_until = step_end
   for index = 1, #log, 2 do
     local other_step, issued, other_expires, other_period, consumed =
@@ -58,17 +60,19 @@ if not word then
         own, first_end = own + 1, math.min(first_end, needed_until)
         local lost = since > 0 and issued + 0 <= since
         if is_current and consumed == '0' and not lost then in_flight = math.max(in_flight, other_expires) end
+      elseif other_step * other_period * 1000 < step_end and (other_step + 1) * other_period > step * period then
+        taken = true
       end
       if is_current and log[index] == field and other_step + 0 == step then
         expires, is_used = other_expires, consumed == '1'
       end
     end
   end
-  if wait == 0 and not expires and own >= most_in_flight then wait = first_end + 1 - now end
+  if wait == 0 and not taken and not expires and own >= most_in_flight then wait = first_end + 1 - now end
 
   if wait > 0 then
     word, first, second = 'too-soon', wait, in_flight
-  elseif is_used then
+  elseif taken or is_used then
     word, first = 'consumed', step_end - now
   else
     if not expires then

@@ -2,8 +2,9 @@
 local operation = 'verify'
 -- The failures in a row of this caller, and the moment until which the caller is blocked.
 local failures, blocked = state[6] or 0, (state[7] or 0) + 0
--- The moment up to which steps are used if the code is accepted, or the outcome of a failure.
-local used_until, failed
+-- The moment up to which steps are used if the code is accepted, or the outcome of a failure and
+-- the moment up to which steps are used because of it.
+local used_until, failed, guessed_until
 
 if disabled then
   word = 'disabled-by-failures'
@@ -34,6 +35,8 @@ else
     end
     if not entry then
       failed = latest and 'never-issued' or 'wrong'
+      -- The answer shows that the guess was right, so the code must not be issued later.
+      if latest then guessed_until = (latest + 1) * period * 1000 end
     elseif consumed == '1' or (since > 0 and issued + 0 <= since) then
       word = 'used'
     elseif now > expires + 0 then
@@ -75,6 +78,9 @@ elseif failed then
   end
   if all >= disable_after then
     changes[#changes + 1], changes[#changes + 2] = 'disabled', string.format('%.0f', now)
+  end
+  if guessed_until and guessed_until > accepted_until then
+    changes[#changes + 1], changes[#changes + 2] = 'until', string.format('%.0f', guessed_until)
   end
   redis.call('HSET', state_key, unpack(changes))
 end

@@ -8,6 +8,7 @@ use tokio::task::JoinSet;
 use twofactor_core::decision::{Issue, Undecided, Verdict};
 use twofactor_core::seal::Revision;
 use twofactor_core::time::UnixMillis;
+use twofactor_core::totp::{Algorithm, TotpParameters};
 use twofactor_core::user::DeliveryMethod::{App, Email};
 use twofactor_store::{Decisions, Publication, StoreError};
 
@@ -50,7 +51,9 @@ for_every_store!(
     two_requests_in_one_step_have_one_code_and_one_expiry,
     a_consumed_code_is_not_issued_again_in_its_step,
     a_code_asked_for_by_one_service_is_not_accepted_from_another,
-    a_step_consumed_by_one_service_is_consumed_for_every_service,
+    a_step_is_issued_to_one_service_only,
+    a_delivered_code_is_good_for_its_own_service_only_whatever_the_period,
+    a_guess_of_a_code_that_was_never_issued_never_becomes_good,
     a_success_invalidates_the_callers_other_codes_and_no_other_callers,
     an_authenticators_code_is_accepted_once_a_step_and_never_an_earlier_one,
     an_authenticators_code_is_accepted_within_the_skew_only,
@@ -178,12 +181,88 @@ async fn a_code_asked_for_by_one_service_is_not_accepted_from_another(world: Wor
     assert_eq!(world.verify(&person, "kms", &code).await.unwrap(), Verdict::Accepted);
 }
 
-async fn a_step_consumed_by_one_service_is_consumed_for_every_service(world: World) {
+async fn a_step_is_issued_to_one_service_only(world: World) {
     let person = world.person("alice", Email).await;
     let code = issued(&world, &person, "kms").await;
-    assert!(matches!(world.issue(&person, "shop", LIFETIME).await.unwrap(), Issue::Issued { .. }));
+    world.set_time(START + 10_000).await;
+    let consumed = Issue::Consumed { retry_after: Duration::from_secs(20) };
+    assert_eq!(world.issue(&person, "shop", LIFETIME).await.unwrap(), consumed);
+    // Its own service gets the same code again.
+    assert_eq!(issued(&world, &person, "kms").await.expose_secret(), code.expose_secret());
     assert_eq!(world.verify(&person, "kms", &code).await.unwrap(), Verdict::Accepted);
-    assert_eq!(world.verify(&person, "shop", &code).await.unwrap(), Verdict::Used);
+    assert_eq!(world.issue(&person, "shop", LIFETIME).await.unwrap(), consumed);
+    assert_eq!(world.verify(&person, "shop", &code).await.unwrap(), Verdict::NeverIssued);
+    world.set_time(START + 2 * STEP).await;
+    let code = issued(&world, &person, "shop").await;
+    assert_eq!(world.verify(&person, "kms", &code).await.unwrap(), Verdict::NeverIssued);
+    assert_eq!(world.verify(&person, "shop", &code).await.unwrap(), Verdict::Accepted);
+}
+
+async fn a_delivered_code_is_good_for_its_own_service_only_whatever_the_period(world: World) {
+    for (index, period) in [15_u64, 30, 60, 120].into_iter().enumerate() {
+        let mut record = crate::support::world::record(&format!("period{period}"), Email);
+        let seconds = u32::try_from(period).unwrap();
+        let totp = TotpParameters::new(Algorithm::Sha1, 6, seconds, 1).unwrap();
+        record.definition.totp = totp;
+        let person = world.publish(record, true).await;
+        // Intervals shorter and longer than the step, and one that is no multiple of it.
+        for (number, pause) in [1, 7, period - 1, period, period + 1, 3 * period].iter().enumerate()
+        {
+            // Callers of their own, because each guess is a failure.
+            let own = |name: &str| format!("{name}-{number}");
+            let (kms, shop) = (own("kms"), own("shop"));
+            let begin = START + (index as u64 * 100 + number as u64 + 1) * 3_600_000;
+            world.set_time(begin).await;
+            let first = issued(&world, &person, &kms).await;
+            world.set_time(begin + pause * 1000).await;
+            let second = world.issue(&person, &shop, LIFETIME).await.unwrap();
+            let same_step = begin / 1000 / period == (begin / 1000 + pause) / period;
+            assert_eq!(
+                matches!(second, Issue::Consumed { .. }),
+                same_step,
+                "{period} s, {pause} s later: {second:?}"
+            );
+            let refused = world.verify(&person, &shop, &first).await.unwrap();
+            assert!(matches!(refused, Verdict::NeverIssued | Verdict::Wrong), "{refused:?}");
+            if !same_step {
+                let second = person.code_at(world.now(), 0);
+                let refused = world.verify(&person, &kms, &second).await.unwrap();
+                assert_eq!(refused, Verdict::NeverIssued);
+                let accepted = world.verify(&person, &shop, &second).await.unwrap();
+                assert_eq!(accepted, Verdict::Accepted, "{period} s, {pause} s later");
+            }
+            let accepted = world.verify(&person, &kms, &first).await.unwrap();
+            assert_eq!(accepted, Verdict::Accepted, "{period} s, {pause} s later");
+        }
+    }
+}
+
+async fn a_guess_of_a_code_that_was_never_issued_never_becomes_good(world: World) {
+    for (name, steps, wait) in [("earlier", -1, 0), ("current", 0, 30), ("next", 1, 60)] {
+        let person = world.person(name, Email).await;
+        let guess = person.code_at(world.now(), steps);
+        // From one service, and for another.
+        assert_eq!(world.verify(&person, "shop", &guess).await.unwrap(), Verdict::NeverIssued);
+        for from in ["shop", "kms"] {
+            if wait > 0 {
+                let consumed = world.issue(&person, from, LIFETIME).await.unwrap();
+                assert!(matches!(consumed, Issue::Consumed { .. }), "{name}: {consumed:?}");
+                assert_eq!(
+                    world.verify(&person, from, &guess).await.unwrap(),
+                    Verdict::NeverIssued
+                );
+            }
+        }
+        world.set_time(at(&world) + wait * 1000).await;
+        let code = issued(&world, &person, "kms").await;
+        assert_eq!(world.verify(&person, "kms", &code).await.unwrap(), Verdict::Accepted, "{name}");
+        world.set_time(at(&world) + 10 * STEP).await;
+    }
+    // A code in flight stays valid for its own service.
+    let person = world.person("in-flight", Email).await;
+    let code = issued(&world, &person, "kms").await;
+    assert_eq!(world.verify(&person, "shop", &code).await.unwrap(), Verdict::NeverIssued);
+    assert_eq!(world.verify(&person, "kms", &code).await.unwrap(), Verdict::Accepted);
 }
 
 async fn a_success_invalidates_the_callers_other_codes_and_no_other_callers(world: World) {
@@ -242,9 +321,7 @@ async fn a_longer_period_does_not_reopen_a_used_step(world: World) {
     let code = person.code_at(world.now(), 1);
     assert_eq!(world.verify(&person, "kms", &code).await.unwrap(), Verdict::Accepted);
     let mut record = person.record.clone();
-    record.definition.totp =
-        twofactor_core::totp::TotpParameters::new(twofactor_core::totp::Algorithm::Sha1, 6, 60, 1)
-            .unwrap();
+    record.definition.totp = TotpParameters::new(Algorithm::Sha1, 6, 60, 1).unwrap();
     let person = world.publish(record, false).await;
     // The minute that contains the used half minute began before the end of that half minute.
     let code = person.code_at(world.now(), 0);
