@@ -168,6 +168,7 @@ async fn a_caller_has_a_limited_number_of_codes_in_flight(world: World) {
     );
     // One of them can be sent again, and another caller has its own limit.
     until(world.store.issue(&person.pseudonym, &known).await.unwrap());
+    world.set_time(START + STEP).await;
     until(ask(&world, &person, "shop", Limits::NONE).await);
 }
 
