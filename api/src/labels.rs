@@ -88,6 +88,11 @@ pub const CREDENTIALS_KEY_CALLER: &str = "caller";
 /// Key of a realm's credentials: the certificate authorities of Redis in PEM. Absent if the
 /// system's are used.
 pub const CREDENTIALS_KEY_REDIS_CA: &str = "redis-ca";
+/// Key of a realm's credentials: who loads the scripts of sidecars into Redis. Absent if an
+/// operator of version 0.1 has written the credentials.
+pub const CREDENTIALS_KEY_SCRIPTS: &str = "scripts";
+/// Value of [`CREDENTIALS_KEY_SCRIPTS`]: the operator.
+pub const SCRIPTS_OF_OPERATOR: &str = "operator";
 
 /// Suffix of the name of a user's Secret, after the user's name.
 pub const SECRET_SUFFIX: &str = "-totp";

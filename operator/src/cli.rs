@@ -17,12 +17,14 @@ use twofactor_core::settings;
 use twofactor_server::logging::{self, Format};
 use twofactor_server::probe::{self, Check};
 use twofactor_server::startup::{read_certificate_authority, stop_on_signals};
+use twofactor_store::redis::RedisStore;
 
 use crate::k8s::client;
 use crate::k8s::watch_signs::WatchSigns;
 use crate::process::config::{AdmissionConfiguration, Configuration};
 use crate::process::error::StartError;
 use crate::process::{admission, controller};
+use crate::state::credentials::SharedLogin;
 use crate::webhook::cli::WebhookArguments;
 
 const VARIABLES: &str = "\
@@ -136,6 +138,23 @@ struct ControllerArguments {
     #[arg(long, env = "REDIS_CA_FILE", value_name = "FILE")]
     redis_ca_file: Option<PathBuf>,
 
+    /// URL of Redis for the sidecars if Redis does not allow the operator to create users, with a
+    /// login that may do less than the operator's
+    #[arg(
+        long,
+        env = "TWOFACTOR_SIDECAR_REDIS_URL",
+        hide_env_values = true,
+        value_name = "URL",
+        conflicts_with = "allow_shared_login"
+    )]
+    sidecar_redis_url: Option<String>,
+
+    /// Whether the sidecars get the operator's own login if Redis does not allow the operator to
+    /// create users. Everyone who may read Secrets in an allowed namespace can then delete every
+    /// realm
+    #[arg(long, env = "TWOFACTOR_ALLOW_SHARED_LOGIN")]
+    allow_shared_login: bool,
+
     /// Secret in the operator's namespace with the password of Redis under the key password. The
     /// operator creates it if it is missing. The URL must then contain no password
     #[arg(long, env = "TWOFACTOR_REDIS_PASSWORD_SECRET", value_name = "NAME")]
@@ -243,6 +262,7 @@ fn start_controller(arguments: ControllerArguments) -> Result<(), Box<dyn Error>
             "--redis-ca-file",
             arguments.redis_ca_file.as_deref(),
         )?,
+        shared_login: shared_login(arguments.sidecar_redis_url, arguments.allow_shared_login)?,
         redis_password_secret: arguments.redis_password_secret.filter(|name| !name.is_empty()),
         secret_key_secret: arguments.secret_key_secret,
         secret_key_namespaces: named(arguments.secret_key_namespaces).into_iter().collect(),
@@ -275,6 +295,15 @@ impl CommonArguments {
     fn start_logging(&self) -> Result<(), String> {
         logging::start(self.log_format, &self.log).map_err(|error| format!("--log: {error}"))
     }
+}
+
+/// Returns what sidecars get if the operator may not create logins.
+fn shared_login(url: Option<String>, allowed: bool) -> Result<SharedLogin, String> {
+    let Some(url) = url.filter(|url| !url.is_empty()) else {
+        return Ok(if allowed { SharedLogin::Operators } else { SharedLogin::Refused });
+    };
+    RedisStore::check_url(&url).map_err(|error| format!("--sidecar-redis-url {error}"))?;
+    Ok(SharedLogin::OfServices(SecretText::new(url)))
 }
 
 /// Removes the empty name that an empty environment variable gives.

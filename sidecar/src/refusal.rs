@@ -9,7 +9,7 @@ use http::{HeaderValue, StatusCode, header};
 use serde::Serialize;
 use thiserror::Error;
 use twofactor_core::time::UnixMillis;
-use twofactor_store::StoreError;
+use twofactor_store::{StoreError, StoreFailure};
 use utoipa::ToSchema;
 use warp::reply::{Reply, Response};
 
@@ -248,10 +248,16 @@ impl Refusal {
 impl From<StoreError> for Refusal {
     fn from(error: StoreError) -> Self {
         let cause = std::error::Error::source(&error).map(ToString::to_string);
-        if error.is_access_refused() {
-            tracing::warn!(cause, "Redis refuses access to this sidecar");
-        } else {
-            tracing::warn!(%error, cause, "failed to get a decision from the store");
+        match error.failure() {
+            StoreFailure::AccessRefused => {
+                tracing::warn!(cause, "Redis refuses access to this sidecar");
+            }
+            StoreFailure::ScriptsMissing => {
+                tracing::warn!("Redis lacks the scripts, which the operator loads");
+            }
+            StoreFailure::NoAnswer | StoreFailure::TooManyClients => {
+                tracing::warn!(%error, cause, "failed to get a decision from the store");
+            }
         }
         Self::Unavailable
     }

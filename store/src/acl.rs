@@ -10,13 +10,13 @@ use twofactor_core::names::RealmNames;
 
 use crate::StoreError;
 use crate::connection::{Node, Operation};
-use crate::redis::scripts::{self, ScriptCall};
 use crate::redis::{BATCH, OPERATION_TIMEOUT, RedisStore};
 pub use crate::url::{has_login, with_login};
 
 /// Commands that the store sends, and those that its deciding scripts call. Logging in requires no
-/// permission.
-const COMMANDS: [&str; 21] = [
+/// permission. There is no `EVAL`, `SCRIPT` or `FUNCTION`, because a service with a script of its
+/// own could stop Redis for every realm.
+const COMMANDS: [&str; 20] = [
     "+get",
     "+getrange",
     "+exists",
@@ -26,7 +26,6 @@ const COMMANDS: [&str; 21] = [
     "+multi",
     "+exec",
     "+evalsha",
-    "+script|load",
     // Called by scripts.
     "+time",
     "+hmget",
@@ -144,28 +143,6 @@ impl RedisStore {
         Ok(())
     }
 
-    /// Loads the scripts of sidecars on every server, because scripts are neither replicated nor
-    /// kept over a restart.
-    ///
-    /// # Errors
-    /// If a master does not answer.
-    pub async fn load_scripts(&self) -> Result<(), StoreError> {
-        let mut pipeline = redis::pipe();
-        for text in [
-            scripts::Verify::text(),
-            scripts::Issue::text(),
-            scripts::RecordDelivery::text(),
-            scripts::CountDelivery::text(),
-        ] {
-            pipeline.cmd("SCRIPT").arg("LOAD").arg(text).ignore();
-        }
-        match self.ask_every_server::<()>(Operation::Pipeline(&pipeline)).await {
-            Ok(_) => Ok(()),
-            Err(AclError::Store(error)) => Err(error),
-            Err(AclError::NotPermitted | AclError::NoReadOnlyKeys) => Err(StoreError::Protocol),
-        }
-    }
-
     /// Removes users and closes their connections.
     ///
     /// # Errors
@@ -181,9 +158,9 @@ impl RedisStore {
         self.ask_every_server(Operation::Command(command)).await
     }
 
-    /// Runs an operation on all masters and on the replicas that answer, because neither users nor
-    /// scripts are replicated and a promoted replica has those that it knows. A replica that is
-    /// unreachable is updated with the next check.
+    /// Runs an operation on all masters and on the replicas that answer, because users are not
+    /// replicated and a promoted replica has those that it knows. A replica that is unreachable is
+    /// updated with the next check.
     async fn ask_every_server<T: FromRedisValue>(
         &self,
         operation: Operation<'_>,
@@ -201,7 +178,7 @@ impl RedisStore {
             match ask(replica).await {
                 Ok(answer) => answers.push(answer),
                 Err(error) => {
-                    tracing::debug!(%error, "failed to reach a replica about users and scripts");
+                    tracing::debug!(%error, "failed to reach a replica about users");
                 }
             }
         }

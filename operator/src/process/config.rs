@@ -7,6 +7,7 @@ use twofactor_core::names::Installation;
 use twofactor_core::realm::RealmRecord;
 use twofactor_core::secret::SecretText;
 
+use crate::state::credentials::SharedLogin;
 use crate::webhook::config::WebhookConfiguration;
 
 /// Namespace whose UID names an installation.
@@ -22,6 +23,8 @@ pub struct Configuration {
     /// Certificate authorities of Redis (PEM), for the operator and for services; the system's
     /// authorities if absent.
     pub redis_authority: Option<String>,
+    /// What services get if the operator may not create logins in Redis.
+    pub shared_login: SharedLogin,
     /// The Secret with the password of Redis, in the operator's namespace; if absent, the URL
     /// contains it.
     pub redis_password_secret: Option<String>,

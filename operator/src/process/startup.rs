@@ -99,6 +99,7 @@ pub async fn prepare(
             foreign_secrets: ForeignSecrets::default(),
             outdated_pods: Mutex::default(),
             redis_url,
+            shared_login: configuration.shared_login.clone(),
             redis_authority: configuration.redis_authority.clone(),
         },
     };

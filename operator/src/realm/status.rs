@@ -20,7 +20,7 @@ use crate::k8s::conditions::{ConditionState, condition, whole_seconds};
 use crate::k8s::events::Notice;
 use crate::k8s::request;
 use crate::state::Context;
-use crate::state::credentials::Isolation;
+use crate::state::credentials::{Isolation, SharedLogin};
 use crate::state::realm_policies::KnownRealm;
 use crate::state::realm_secrets::Delivery;
 use crate::state::realm_secrets::TokenKey;
@@ -50,6 +50,8 @@ pub struct Report {
     pub readiness: Option<Readiness>,
     /// How well Redis isolates services.
     pub isolation: Isolation,
+    /// What services get if the operator may not create logins.
+    pub shared_login: SharedLogin,
     /// The allowed namespaces, including the realm's own.
     pub namespaces: Vec<String>,
     /// Namespaces where a Secret of another owner blocks the credentials.
@@ -151,6 +153,7 @@ fn report(context: &Context, realm: &KnownRealm) -> Report {
             if realm.is_policy_published() { realm.readiness() } else { Readiness::Pending }
         }),
         isolation: *context.services.isolation.borrow(),
+        shared_login: context.services.shared_login.clone(),
         namespaces: context.realms.policies.namespaces_of(&namespace).into_iter().collect(),
         foreign_secrets: context.services.foreign_secrets.namespaces_of(&namespace),
         users,
@@ -184,7 +187,7 @@ pub fn build(
             };
         }
     };
-    let (delivery, credentials) = (delivery(policy, report), credentials(&report.foreign_secrets));
+    let (delivery, credentials) = (delivery(policy, report), credentials(report));
     let tokens = tokens(policy, report);
     let conditions: Vec<Condition> = [
         (
@@ -198,7 +201,10 @@ pub fn build(
     .into_iter()
     .chain(channels(policy, report))
     .chain(tokens.map(|state| (labels::CONDITION_TOKENS_READY, state)))
-    .chain(isolated(report.isolation).map(|state| (labels::CONDITION_ISOLATED, state)))
+    .chain(
+        isolated(report.isolation, &report.shared_login)
+            .map(|state| (labels::CONDITION_ISOLATED, state)),
+    )
     .map(|(kind, state)| build_condition(kind, state))
     .collect();
     TwoFactorRealmStatus {
@@ -282,7 +288,17 @@ fn channels(policy: &RealmPolicy, report: &Report) -> Vec<(&'static str, Conditi
     channels.iter().filter_map(|(method, state)| Some((kind(*method)?, state.clone()))).collect()
 }
 
-fn credentials(foreign_secrets: &[String]) -> ConditionState {
+fn credentials(report: &Report) -> ConditionState {
+    if report.isolation == Isolation::SharedLogin
+        && matches!(report.shared_login, SharedLogin::Refused)
+    {
+        return ConditionState::unmet(
+            "NoLogin",
+            "The operator's login may not use ACL in Redis, so services get no credentials: allow it ACL, set \
+             --sidecar-redis-url, or accept with --allow-shared-login that every service gets the operator's login",
+        );
+    }
+    let foreign_secrets = report.foreign_secrets.as_slice();
     if foreign_secrets.is_empty() {
         return ConditionState::met("Written", "The credentials of services are written");
     }
@@ -295,16 +311,17 @@ fn credentials(foreign_secrets: &[String]) -> ConditionState {
     )
 }
 
-fn isolated(isolation: Isolation) -> Option<ConditionState> {
+fn isolated(isolation: Isolation, shared_login: &SharedLogin) -> Option<ConditionState> {
     match isolation {
         Isolation::Unknown => None,
         Isolation::Full => Some(ConditionState::met(
             "AclApplied",
-            "Redis lets the services of each namespace use the keys of this realm only",
+            "Redis lets the services of each namespace use the keys of this realm and the operator's scripts only",
         )),
         Isolation::PerRealm => Some(ConditionState::unmet(
             "RedisTooOld",
-            "Redis is older than version 7: services of allowed namespaces could overwrite the records of this realm",
+            "Redis is older than version 7: services of allowed namespaces use the keys of this realm and the operator's \
+             scripts only, but could overwrite the records of this realm",
         )),
         Isolation::Frozen => Some(ConditionState::unmet(
             "AclNotPermitted",
@@ -313,7 +330,18 @@ fn isolated(isolation: Isolation) -> Option<ConditionState> {
         )),
         Isolation::SharedLogin => Some(ConditionState::unmet(
             "AclNotPermitted",
-            "The operator's login may not use ACL in Redis: services get that login, and Redis does not isolate them",
+            match shared_login {
+                SharedLogin::Refused => {
+                    "The operator's login may not use ACL in Redis: services get no login"
+                }
+                SharedLogin::Operators => {
+                    "The operator's login may not use ACL in Redis: services get that login, and Redis does not isolate \
+                     them"
+                }
+                SharedLogin::OfServices(_) => {
+                    "The operator's login may not use ACL in Redis: services share one login, which opens every realm"
+                }
+            },
         )),
     }
 }
@@ -375,13 +403,14 @@ fn notices(old: Option<&TwoFactorRealmStatus>, new: &TwoFactorRealmStatus) -> Ve
 }
 
 /// Reasons that emit an Event when they occur.
-const KNOWN_REASONS: [&str; 14] = [
+const KNOWN_REASONS: [&str; 15] = [
     "AclApplied",
     "AclNotPermitted",
     "Available",
     "Invalid",
     "NameNotDefault",
     "NamespaceNotFound",
+    "NoLogin",
     "Ready",
     "RedisTooOld",
     "SecretKeyInvalid",
@@ -418,6 +447,7 @@ mod tests {
             operator_delivers: false,
             readiness: Some(Readiness::Ready),
             isolation: Isolation::Full,
+            shared_login: SharedLogin::Refused,
             namespaces: namespaces.iter().map(|name| (*name).to_owned()).collect(),
             foreign_secrets: Vec::new(),
             users: 3,

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
+use twofactor_core::secret::SecretText;
 
 /// A request to reconcile credentials.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -77,6 +78,17 @@ impl ForeignSecrets {
     }
 }
 
+/// What services get if the operator may not create logins for them.
+#[derive(Clone, Debug)]
+pub enum SharedLogin {
+    /// Nothing: the operator's own login opens every realm, and could not be taken back.
+    Refused,
+    /// The operator's own login, because an administrator allows it.
+    Operators,
+    /// A login for services that an administrator has created, as a URL of Redis.
+    OfServices(SecretText),
+}
+
 /// How well Redis isolates the services of different namespaces.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Isolation {
@@ -87,7 +99,7 @@ pub enum Isolation {
     /// A service can use the keys of its realm only, but could overwrite the records of that realm,
     /// because Redis is older than version 7.
     PerRealm,
-    /// Every service has the operator's own login.
+    /// The operator may not create logins: services get what [`SharedLogin`] says.
     SharedLogin,
     /// Services have logins of their own, which the operator is no longer permitted to change.
     /// Services do not get the operator's login instead.

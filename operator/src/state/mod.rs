@@ -26,7 +26,7 @@ use twofactor_core::secret::SecretText;
 use twofactor_core::user::Username;
 use twofactor_store::clock::Clock;
 
-use self::credentials::{CredentialsQueue, ForeignSecrets, Isolation};
+use self::credentials::{CredentialsQueue, ForeignSecrets, Isolation, SharedLogin};
 use self::own_writes::OwnWrites;
 use self::queue::Queue;
 use self::realm_policies::Policies;
@@ -102,6 +102,8 @@ pub struct ServicesState {
     pub outdated_pods: Mutex<HashMap<String, usize>>,
     /// The URL of Redis that services get, with another login where there can be one.
     pub redis_url: SecretText,
+    /// What they get where there can be none.
+    pub shared_login: SharedLogin,
     /// The certificate authorities of Redis (PEM) that services get.
     pub redis_authority: Option<String>,
 }

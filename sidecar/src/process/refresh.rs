@@ -84,7 +84,8 @@ fn report_store(
             Some(StoreFailure::TooManyClients) => tracing::warn!(
                 "Redis has too many clients; requests are answered with 503 until it accepts this one"
             ),
-            Some(StoreFailure::NoAnswer) => {
+            // Reading the realm runs no script.
+            Some(StoreFailure::NoAnswer | StoreFailure::ScriptsMissing) => {
                 let error = error.map(ToString::to_string);
                 tracing::warn!(
                     error,

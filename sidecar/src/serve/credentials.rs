@@ -25,9 +25,13 @@ pub const CALLER: &str = "caller";
 
 /// The file with the CA certificates of Redis, in PEM. It may be missing.
 pub const REDIS_CA: &str = "redis-ca";
+/// The file that says that the operator loads the scripts into Redis. It may be missing.
+pub const SCRIPTS: &str = "scripts";
 
+/// The files that may be missing.
+const OPTIONAL: [&str; 2] = [REDIS_CA, SCRIPTS];
 /// The files, in the order in which they are read.
-const FILES: [&str; 6] = [REDIS_URL, REALM_KEY, INSTALLATION, REALM, CALLER, REDIS_CA];
+const FILES: [&str; 7] = [REDIS_URL, REALM_KEY, INSTALLATION, REALM, CALLER, REDIS_CA, SCRIPTS];
 /// The link that the kubelet swaps if a mounted Secret changes. Each file is a link through it, so
 /// files belong together only if they were read through the same target.
 const DATA: &str = "..data";
@@ -54,6 +58,9 @@ pub struct Credentials {
     pub names: RealmNames,
     /// The namespace of this sidecar.
     pub caller: Caller,
+    /// Whether this sidecar loads scripts that Redis does not know, because the operator, of
+    /// version 0.1, does not.
+    pub loads_scripts: bool,
 }
 
 /// Identifies a state of the files without their content.
@@ -113,7 +120,8 @@ impl CredentialFiles {
         for (name, text) in FILES.iter().zip(&mut texts) {
             match fs::read_to_string(folder.join(name)) {
                 Ok(content) => *text = SecretText::new(content),
-                Err(error) if *name == REDIS_CA && error.kind() == io::ErrorKind::NotFound => {}
+                Err(error)
+                    if OPTIONAL.contains(name) && error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => {
                     return Err(CredentialsError {
                         file: directory.join(name),
@@ -127,7 +135,7 @@ impl CredentialFiles {
 
     /// Parses the files. An error names the invalid file and the reason.
     pub fn parse(&self) -> Result<Credentials, CredentialsError> {
-        let [redis_url, key, installation, realm, caller, authority] = &self.texts;
+        let [redis_url, key, installation, realm, caller, authority, scripts] = &self.texts;
         let authority = authority.expose_secret().trim();
         let realm = self.parsed(REALM, realm)?;
         let installation = self.parsed(INSTALLATION, installation)?;
@@ -139,6 +147,7 @@ impl CredentialFiles {
             keys: key.keys(&realm),
             names: RealmNames::new(&installation, &realm),
             caller: self.parsed(CALLER, caller)?,
+            loads_scripts: scripts.expose_secret().trim().is_empty(),
         })
     }
 

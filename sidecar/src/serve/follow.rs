@@ -138,6 +138,8 @@ fn service(
         RedisTargetError::Url(error) => files.wrong(REDIS_URL, &error),
         RedisTargetError::Authority(error) => files.wrong(REDIS_CA, &error),
     })?;
+    let store =
+        if credentials.loads_scripts { store } else { store.with_scripts_of_the_publisher() };
     let store = Decisions::new(Store::Redis(store), Arc::new(metrics.store().clone()));
     let records = match before {
         Some((known, before)) if known.is_same_realm(files) => {

@@ -20,6 +20,7 @@ use self::cluster::Cluster;
 pub(crate) use self::node::Node;
 use self::node::{Acknowledged, may_be_the_connections};
 pub(crate) use self::operation::Operation;
+pub use self::operation::ScriptCommand;
 use self::refreshed::Lookup;
 use self::sentinel::Sentinels;
 pub(crate) use self::sentinel::replicas_in;
@@ -341,6 +342,8 @@ pub enum StoreFailure {
     AccessRefused,
     /// It has as many clients as its `maxclients` allows.
     TooManyClients,
+    /// It does not know the scripts of sidecars, which the publisher loads.
+    ScriptsMissing,
 }
 
 impl StoreFailure {
@@ -351,6 +354,7 @@ impl StoreFailure {
             Self::NoAnswer => "no-answer",
             Self::AccessRefused => "access-refused",
             Self::TooManyClients => "too-many-clients",
+            Self::ScriptsMissing => "scripts-missing",
         }
     }
 }
@@ -371,6 +375,11 @@ impl StoreError {
         match self {
             Self::Unavailable(error) if crowded::is_too_many_clients(error) => {
                 StoreFailure::TooManyClients
+            }
+            Self::Unavailable(error)
+                if error.kind() == ErrorKind::Server(ServerErrorKind::NoScript) =>
+            {
+                StoreFailure::ScriptsMissing
             }
             error if error.is_access_refused() => StoreFailure::AccessRefused,
             _ => StoreFailure::NoAnswer,

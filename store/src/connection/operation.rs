@@ -2,7 +2,7 @@
 
 use redis::aio::{ConnectionLike, ConnectionManager, MultiplexedConnection};
 use redis::{
-    Cmd, ErrorKind, Pipeline, RedisError, RedisFuture, RedisResult, ScriptInvocation, Value,
+    Cmd, ErrorKind, Pipeline, RedisError, RedisFuture, RedisResult, ServerErrorKind, Value,
 };
 
 /// One operation.
@@ -10,8 +10,14 @@ use redis::{
 pub(crate) enum Operation<'a> {
     Command(&'a Cmd),
     Pipeline(&'a Pipeline),
-    /// The script is loaded if the node does not know it.
-    Script(&'a ScriptInvocation<'a>),
+    Script(&'a ScriptCommand<'a>),
+}
+
+/// A call of a script.
+pub struct ScriptCommand<'a> {
+    pub(crate) command: Cmd,
+    /// The script, if this process loads it into a node that does not know it.
+    pub(crate) text: Option<&'a str>,
 }
 
 impl Operation<'_> {
@@ -19,8 +25,20 @@ impl Operation<'_> {
         match self {
             Self::Command(command) => command.query_async(connection).await,
             Self::Pipeline(pipeline) => pipeline.query_async(connection).await,
-            Self::Script(call) => call.invoke_async(connection).await,
+            Self::Script(call) => call.perform(connection).await,
         }
+    }
+}
+
+impl ScriptCommand<'_> {
+    async fn perform(&self, connection: &mut NodeConnection) -> RedisResult<Value> {
+        let answer = self.command.query_async(connection).await;
+        let (Err(error), Some(text)) = (&answer, self.text) else { return answer };
+        if error.kind() != ErrorKind::Server(ServerErrorKind::NoScript) {
+            return answer;
+        }
+        redis::cmd("SCRIPT").arg("LOAD").arg(text).exec_async(connection).await?;
+        self.command.query_async(connection).await
     }
 }
 

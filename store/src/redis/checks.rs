@@ -37,6 +37,8 @@ impl RedisStore {
         realms: &[Self],
         random: &mut impl CryptoRng,
     ) -> Result<Vec<Inspection>, StoreError> {
+        // A node that becomes a checked one decides, and sidecars cannot load what it lacks.
+        self.load_scripts(nodes.0.iter().map(|found| &found.master.node)).await?;
         let names: Vec<&RealmNames> = realms.iter().map(|realm| &realm.names).collect();
         let mut inspections = self.inspect_realms(nodes, &names).await?;
         let (mut asked, mut unnumbered) = (Vec::new(), Vec::new());

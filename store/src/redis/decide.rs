@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use redis::{FromRedisValue, ParsingError, ScriptInvocation, Value};
+use redis::{FromRedisValue, ParsingError, Value};
 use twofactor_core::audit::AuditContext;
 use twofactor_core::decision::{
     CLOCK_TOLERANCE, DeliveryReport, Event, Factor, Issuance, Issue, Undecided, Verdict,
@@ -17,7 +17,7 @@ use twofactor_core::time::UnixMillis;
 use super::scripts::{self, ScriptCall};
 use super::{ACKNOWLEDGED_TIMEOUT, OPERATION_TIMEOUT, RedisStore};
 use crate::StoreError;
-use crate::connection::{Acknowledgement, Operation};
+use crate::connection::{Acknowledgement, Operation, ScriptCommand};
 
 /// Reply of a script: a word and up to three numbers. The last one is 1 if the history could not be
 /// written.
@@ -215,7 +215,7 @@ impl RedisStore {
         &'s self,
         state_key: &str,
         acknowledgement: Option<Acknowledgement>,
-        call: impl Fn(&str) -> ScriptInvocation<'s>,
+        call: impl Fn(&str) -> ScriptCommand<'s>,
     ) -> Result<Answer, StoreError> {
         let run = async || {
             let call = call(self.view.checked_nodes.load().as_str());

@@ -13,6 +13,7 @@ use std::time::Duration;
 mod checks;
 mod decide;
 mod history;
+mod load_scripts;
 mod node_status;
 mod numbers;
 mod publish;
@@ -23,14 +24,14 @@ mod usage;
 mod users;
 
 use arc_swap::ArcSwap;
-use redis::{FromRedisValue, Pipeline, Script};
+use redis::{FromRedisValue, Pipeline};
 use twofactor_core::names::{Pseudonym, RealmNames};
 use twofactor_core::seal::BEGINNING_BYTES;
 use twofactor_core::time::UnixMillis;
 
 pub use self::node_status::Nodes;
 use self::numbers::WriteNumbers;
-use self::scripts::ScriptCall;
+use self::scripts::{Script, ScriptCall, Source};
 pub use self::search::FoundRealm;
 pub use self::settings::{Setting, SettingsWatch, Strength, Strengths};
 pub use self::usage::Usage;
@@ -79,19 +80,19 @@ struct Scripts {
     accept_nodes: Script,
 }
 
-impl Default for Scripts {
-    fn default() -> Self {
+impl Scripts {
+    fn new(source: Source) -> Self {
         Self {
-            verify: scripts::Verify::script(),
-            issue: scripts::Issue::script(),
-            record_delivery: scripts::RecordDelivery::script(),
-            count_delivery: scripts::CountDelivery::script(),
-            publish: scripts::Publish::script(),
-            confirm_node: scripts::ConfirmNode::script(),
-            complete_fill: scripts::CompleteFill::script(),
-            number_write: scripts::NumberWrite::script(),
-            confirm_number: scripts::ConfirmNumber::script(),
-            accept_nodes: scripts::AcceptNodes::script(),
+            verify: scripts::Verify::script(source),
+            issue: scripts::Issue::script(source),
+            record_delivery: scripts::RecordDelivery::script(source),
+            count_delivery: scripts::CountDelivery::script(source),
+            publish: scripts::Publish::script(source),
+            confirm_node: scripts::ConfirmNode::script(source),
+            complete_fill: scripts::CompleteFill::script(source),
+            number_write: scripts::NumberWrite::script(source),
+            confirm_number: scripts::ConfirmNumber::script(source),
+            accept_nodes: scripts::AcceptNodes::script(source),
         }
     }
 }
@@ -156,9 +157,15 @@ impl RedisStore {
         let target = Target::parse(url, authority)?;
         let connection = Arc::new(Connection::new(&target).map_err(|_| RedisUrlError::NotAUrl)?);
         let selects_database = target.selects_database;
-        let (scripts, view, numbers, refused) =
-            (Arc::default(), Arc::default(), Arc::default(), Arc::default());
+        let scripts = Arc::new(Scripts::new(Source::Own));
+        let (view, numbers, refused) = (Arc::default(), Arc::default(), Arc::default());
         Ok(Self { connection, names, clock, selects_database, scripts, view, numbers, refused })
+    }
+
+    /// Returns the store of a sidecar whose scripts the publisher loads.
+    #[must_use]
+    pub fn with_scripts_of_the_publisher(self) -> Self {
+        Self { scripts: Arc::new(Scripts::new(Source::Publisher)), ..self }
     }
 
     /// Returns the store of another realm, over the same connection.

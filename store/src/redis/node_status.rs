@@ -167,6 +167,8 @@ impl RedisStore {
     }
 
     pub(crate) async fn complete_fill(&self, inspection: &Inspection) -> Result<(), StoreError> {
+        let masters = self.connection.masters(BATCH_TIMEOUT).await?;
+        self.load_scripts(masters.iter().map(|master| &master.node)).await?;
         let mut checked_nodes = Vec::new();
         for (node, tag) in self.connection.tags(BATCH_TIMEOUT).await? {
             checked_nodes

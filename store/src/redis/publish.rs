@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use redis::{Pipeline, Script};
+use redis::Pipeline;
 use twofactor_core::names::{Pseudonym, UserNames};
 use twofactor_core::seal::Revision;
 
-use super::scripts::{self, ScriptCall};
+use super::scripts::{self, Script, ScriptCall};
 use super::{Answer, BATCH, BATCH_TIMEOUT, RedisStore, read};
 use crate::connection::{Node, Operation};
 use crate::{Publication, Published, StoreError};
@@ -126,11 +126,11 @@ impl RedisStore {
         for part in calls.chunks(BATCH) {
             let mut pipeline = redis::pipe();
             // Every time, because a pipeline cannot be repeated if Redis does not know the script.
-            pipeline.cmd("SCRIPT").arg("LOAD").arg(C::text()).ignore();
+            pipeline.cmd("SCRIPT").arg("LOAD").arg(script.text()).ignore();
             for call in part {
                 pipeline
                     .cmd("EVALSHA")
-                    .arg(script.get_hash())
+                    .arg(script.hash())
                     .arg(C::KEYS.len())
                     .arg(call.keys())
                     .arg(call.arguments());

@@ -3,15 +3,80 @@
 
 use std::time::Duration;
 
-use redis::{Script, ScriptInvocation, ToRedisArgs};
+use redis::{Cmd, ToRedisArgs};
 use twofactor_core::audit::MAXIMUM_ENTRIES;
 use twofactor_core::decision::THROTTLE;
 use twofactor_core::limits::MAXIMUM_CODES_IN_FLIGHT;
+
+pub use crate::connection::ScriptCommand;
 
 const PRELUDE: &str = include_str!("../scripts/lib/prelude.lua");
 const PRECONDITIONS: &str = include_str!("../scripts/lib/preconditions.lua");
 const HISTORY: &str = include_str!("../scripts/lib/history.lua");
 const CHECKED_NODES: &str = include_str!("../scripts/lib/checked_nodes.lua");
+
+/// Who loads the scripts into Redis.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// This process, if Redis does not know them.
+    Own,
+    /// The publisher. A script that Redis does not know is an error until it is loaded.
+    Publisher,
+}
+
+/// A script that Redis can be asked to run.
+pub struct Script {
+    hash: String,
+    text: String,
+    source: Source,
+}
+
+impl Script {
+    /// Prepares the script `text`.
+    #[must_use]
+    pub fn new(text: String, source: Source) -> Self {
+        let hash = redis::Script::new(&text).get_hash().to_owned();
+        Self { hash, text, source }
+    }
+
+    /// The SHA-1 of the text, which is the script's name in Redis.
+    #[must_use]
+    pub fn hash(&self) -> &str {
+        &self.hash
+    }
+
+    /// The text.
+    #[must_use]
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+
+    fn call(&self, keys: usize) -> Cmd {
+        let mut command = redis::cmd("EVALSHA");
+        command.arg(&self.hash).arg(keys);
+        command
+    }
+
+    fn command(&self, command: Cmd) -> ScriptCommand<'_> {
+        let text = (self.source == Source::Own).then_some(self.text.as_str());
+        ScriptCommand { command, text }
+    }
+}
+
+/// The scripts that sidecars of this and of the previous release call. The latter may run beside
+/// sidecars of this release, and neither may load a script.
+#[must_use]
+pub fn of_sidecars() -> Vec<Script> {
+    let previous = [
+        include_str!("../scripts/previous/verify.lua"),
+        include_str!("../scripts/previous/issue.lua"),
+        include_str!("../scripts/previous/record_delivery.lua"),
+        include_str!("../scripts/previous/count_delivery.lua"),
+    ];
+    let current = [Verify::text(), Issue::text(), RecordDelivery::text(), CountDelivery::text()];
+    let texts = current.into_iter().chain(previous.map(str::to_owned));
+    texts.map(|text| Script::new(text, Source::Publisher)).collect()
+}
 
 /// How Lua reads an argument, which arrives as text.
 #[derive(Clone, Copy)]
@@ -106,12 +171,12 @@ pub trait ScriptCall: Sized {
 
     /// The script, ready to be called.
     #[must_use]
-    fn script() -> Script {
-        Script::new(&Self::text())
+    fn script(source: Source) -> Script {
+        Script::new(Self::text(), source)
     }
 
     /// This call of `script`, which [`ScriptCall::script`] returned.
-    fn of(self, script: &Script) -> ScriptInvocation<'_>;
+    fn of(self, script: &Script) -> ScriptCommand<'_>;
 }
 
 macro_rules! scripts {
@@ -147,11 +212,11 @@ macro_rules! scripts {
                 arguments
             }
 
-            fn of(self, script: &Script) -> ScriptInvocation<'_> {
-                let mut call = script.prepare_invoke();
-                $(call.key(self.$key);)*
-                $(call.arg(self.$argument);)*
-                call
+            fn of(self, script: &Script) -> ScriptCommand<'_> {
+                let mut command = script.call(Self::KEYS.len());
+                $(command.arg(self.$key);)*
+                $(command.arg(self.$argument);)*
+                script.command(command)
             }
         }
     )*};
@@ -300,6 +365,22 @@ mod tests {
         assert_eq!(
             call.arguments(),
             ["", "7", "sealed", "1", "0", "now"].map(|argument| argument.as_bytes().to_vec())
+        );
+    }
+
+    #[test]
+    fn the_scripts_of_the_previous_release_are_those_that_its_sidecars_call() {
+        // A sidecar calls a script by the SHA-1 of its text, so one changed byte is another script.
+        let hashes: Vec<String> =
+            of_sidecars().iter().map(|script| script.hash().to_owned()).collect();
+        assert_eq!(
+            hashes[4..],
+            [
+                "67039bd67e7332f5f175659c47b176c8f65968be",
+                "e2c9793263f5b5eb9d8c57da0fb8953e0d79289f",
+                "6563a057f14fedda3f3af618cb0e0ccfd3d9fd30",
+                "bbf41082e4e2d6b87bd9211998c2c81942662fbd",
+            ]
         );
     }
 

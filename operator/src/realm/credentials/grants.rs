@@ -8,6 +8,7 @@ use twofactor_core::secret::SecretText;
 use twofactor_store::acl::{self, AclUser};
 
 use crate::state::Context;
+use crate::state::credentials::SharedLogin;
 use crate::state::realm_policies::NamespaceAccess;
 use crate::state::realms::Realm;
 
@@ -72,8 +73,8 @@ pub(super) fn login_url(
     acl::with_login(context.services.redis_url.expose_secret(), name, password)
 }
 
-/// Returns the URL of Redis for services.
-pub(super) fn redis_url(context: &Context, realm: &Realm, login: &Login) -> SecretText {
+/// Returns the URL of Redis for services, or nothing if there is no login that they may have.
+pub(super) fn redis_url(context: &Context, realm: &Realm, login: &Login) -> Option<SecretText> {
     let name = RealmNames::new(&context.realms.registry.installation, &realm.id).login(&login.tag);
     let own = context
         .services
@@ -81,5 +82,9 @@ pub(super) fn redis_url(context: &Context, realm: &Realm, login: &Login) -> Secr
         .borrow()
         .has_logins()
         .then(|| login_url(context, &name, &login.password));
-    own.flatten().unwrap_or_else(|| context.services.redis_url.clone())
+    own.flatten().or_else(|| match &context.services.shared_login {
+        SharedLogin::Refused => None,
+        SharedLogin::Operators => Some(context.services.redis_url.clone()),
+        SharedLogin::OfServices(url) => Some(url.clone()),
+    })
 }

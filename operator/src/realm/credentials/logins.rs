@@ -20,24 +20,15 @@ pub struct RedisLogins {
     separation: Separation,
     /// Users that this process has set and that have existed since then.
     applied: HashMap<String, AclUser>,
-    /// Whether the servers have the scripts of sidecars.
-    scripts_loaded: bool,
 }
 
 impl RedisLogins {
     pub fn new(store: RedisStore, installation: Installation) -> Self {
-        Self {
-            store,
-            installation,
-            separation: Separation::ReadAndWrite,
-            applied: HashMap::new(),
-            scripts_loaded: false,
-        }
+        Self { store, installation, separation: Separation::ReadAndWrite, applied: HashMap::new() }
     }
 
-    /// Forgets the known users and scripts, because another Redis process may have other ones.
+    /// Forgets the known users, because another Redis process may have other ones.
     pub fn forget(&mut self) {
-        self.scripts_loaded = false;
         self.applied.clear();
         self.separation = Separation::ReadAndWrite;
     }
@@ -49,10 +40,6 @@ impl RedisLogins {
         wanted: &HashMap<String, AclUser>,
         is_ours: impl Fn(&RealmId) -> bool,
     ) -> Result<Isolation, AclError> {
-        if !self.scripts_loaded {
-            self.store.load_scripts().await?;
-            self.scripts_loaded = true;
-        }
         match self.try_apply(wanted, is_ours).await {
             Ok(()) if self.separation == Separation::RealmsOnly => Ok(Isolation::PerRealm),
             Ok(()) => Ok(Isolation::Full),

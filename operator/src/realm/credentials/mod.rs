@@ -33,7 +33,7 @@ use self::logins::RedisLogins;
 use self::secret::{difference, is_ours, secret, url_in};
 use crate::k8s::backoff::jittered;
 use crate::k8s::request::{self, ApiError};
-use crate::state::credentials::{CredentialsRequest, Isolation, Target};
+use crate::state::credentials::{CredentialsRequest, Isolation, SharedLogin, Target};
 use crate::state::realms::RealmError;
 use crate::state::{Context, random};
 
@@ -198,7 +198,7 @@ impl CredentialsController {
                 let isolation = isolation.after(before);
                 self.next_logins = Instant::now() + jittered(SAFETY_NET, &mut random());
                 if isolation != before {
-                    log_isolation(isolation);
+                    log_isolation(isolation, &context.services.shared_login);
                     context.services.isolation.send_replace(isolation);
                     // Services need the Secret with another login.
                     self.note(CredentialsRequest::All);
@@ -264,7 +264,7 @@ impl CredentialsController {
     }
 }
 
-fn log_isolation(isolation: Isolation) {
+fn log_isolation(isolation: Isolation, shared_login: &SharedLogin) {
     match isolation {
         Isolation::Full | Isolation::Unknown => {
             tracing::info!("services have their own logins to Redis");
@@ -275,9 +275,17 @@ fn log_isolation(isolation: Isolation) {
         Isolation::Frozen => tracing::error!(
             "the operator may not use ACL in Redis any more: services keep their logins, but none are added or removed"
         ),
-        Isolation::SharedLogin => tracing::warn!(
-            "the operator may not use ACL in Redis: services get its own login, and Redis does not isolate them"
-        ),
+        Isolation::SharedLogin => match shared_login {
+            SharedLogin::Refused => tracing::error!(
+                "the operator may not use ACL in Redis: services get no login, because its own would open every realm"
+            ),
+            SharedLogin::Operators => tracing::warn!(
+                "the operator may not use ACL in Redis: services get its own login, and Redis does not isolate them"
+            ),
+            SharedLogin::OfServices(_) => tracing::warn!(
+                "the operator may not use ACL in Redis: services share the login of --sidecar-redis-url"
+            ),
+        },
     }
 }
 
@@ -307,7 +315,7 @@ async fn reconcile_secret(
     let url = match &found {
         // The isolation is not known yet, but was known when the Secret was written.
         Some(found) if *context.services.isolation.borrow() == Isolation::Unknown => {
-            url_in(found).unwrap_or_else(|| redis_url(context, &realm, &login))
+            url_in(found).or_else(|| redis_url(context, &realm, &login))
         }
         // Another process of the operator has set this login: see `Isolation::after`.
         Some(found) if *context.services.isolation.borrow() == Isolation::SharedLogin => {
@@ -315,10 +323,12 @@ async fn reconcile_secret(
                 .filter(|url| {
                     url.expose_secret().contains(&data_encoding::HEXLOWER.encode(&login.tag))
                 })
-                .unwrap_or_else(|| redis_url(context, &realm, &login))
+                .or_else(|| redis_url(context, &realm, &login))
         }
         _ => redis_url(context, &realm, &login),
     };
+    // Without a login, a Secret of an earlier version keeps what it has.
+    let Some(url) = url else { return Ok(found.is_some()) };
     let authority = context.services.redis_authority.as_deref();
     let wanted = secret(&realm, &context.realms.registry.installation, &url, authority, namespace);
     match found {

@@ -43,6 +43,7 @@ pub(super) fn secret(
         (labels::CREDENTIALS_KEY_INSTALLATION, installation.as_str()),
         (labels::CREDENTIALS_KEY_REALM, realm.id.as_str()),
         (labels::CREDENTIALS_KEY_CALLER, caller),
+        (labels::CREDENTIALS_KEY_SCRIPTS, labels::SCRIPTS_OF_OPERATOR),
     ];
     // The key is set only if there is an authority. Earlier sidecars need five keys and ignore
     // others.

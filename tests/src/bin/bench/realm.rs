@@ -25,7 +25,7 @@ use twofactor_core::webhook::WebhookSecrets;
 use twofactor_store::clock::Clock;
 use twofactor_store::publisher::{DesiredUser, Publisher, UnlistedUsers};
 use twofactor_store::redis::RedisStore;
-use twofactor_store::redis::scripts::{self, ScriptCall};
+use twofactor_store::redis::scripts::{self, ScriptCall, Source};
 use twofactor_store::{Decisions, Publishing, Store};
 use twofactor_tests::redis::RedisServer;
 use twofactor_tests::scratch;
@@ -265,7 +265,7 @@ fn evalsha<C: ScriptCall>(call: &C) -> Vec<String> {
         .arguments()
         .into_iter()
         .map(|argument| String::from_utf8(argument).expect("an argument that is text"));
-    [C::script().get_hash().to_owned(), C::KEYS.len().to_string()]
+    [C::script(Source::Own).hash().to_owned(), C::KEYS.len().to_string()]
         .into_iter()
         .chain(call.keys().into_iter().map(str::to_owned))
         .chain(arguments)

@@ -640,14 +640,55 @@ async fn the_operator_removes_its_own_leftovers_and_no_objects_of_others() {
     assert_eq!(cluster.credentials_in(&foreign, "caller").unwrap(), foreign);
 }
 
+/// A Redis that does not allow the operator to create users.
+async fn redis_without_acl() -> RedisServer {
+    let arguments = ["--user", "default", "on", "nopass", "~*", "&*", "+@all", "-acl"];
+    // A login as docs/operations/redis.md describes it.
+    let services = include_str!("../../../../docs/operations/redis.md");
+    let services = services.split("```acl\nuser ").nth(1).unwrap().split("\n```").next().unwrap();
+    let services = services.split_whitespace().collect::<Vec<_>>();
+    RedisServer::builder().args(arguments).args(["--user"]).args(services).start().await
+}
+
 #[tokio::test]
-async fn services_share_the_operators_login_where_redis_forbids_acl_and_the_realm_says_so() {
-    let redis = RedisServer::builder()
-        .args(["--user", "default", "on", "nopass", "~*", "&*", "+@all", "-acl"])
-        .start()
-        .await;
-    let cluster = Cluster::with_redis(redis).await;
+async fn services_get_no_login_where_redis_forbids_acl_and_the_realm_says_what_to_do() {
+    let cluster = Cluster::with_redis(redis_without_acl().await).await;
     let operator = cluster.operator().start().await;
+    let kms = cluster.another_namespace("kms");
+    cluster.apply(&[app_user("carol"), allowing(&kms)].concat());
+    wait_condition(&cluster, "Isolated", "False", "AclNotPermitted").await;
+    let message = wait_condition(&cluster, "CredentialsReady", "False", "NoLogin").await;
+    assert!(message.contains("--allow-shared-login"), "{message}");
+    wait_condition(&cluster, "Ready", "False", "NoLogin").await;
+    cluster.wait_ready("carol").await;
+    for namespace in [&kms, &cluster.namespace] {
+        assert!(cluster.credentials_in(namespace, "redis-url").is_none());
+    }
+    assert!(operator.process().output().contains("services get no login"));
+    drop(operator);
+
+    // An administrator creates one login for all services, which may do what services need.
+    let port = cluster.redis.port();
+    let url = format!("redis://twofactor-sidecars:change-me@127.0.0.1:{port}/0");
+    let operator = cluster.operator().env("TWOFACTOR_SIDECAR_REDIS_URL", &url).start().await;
+    wait_condition(&cluster, "CredentialsReady", "True", "Written").await;
+    wait_condition(&cluster, "Isolated", "False", "AclNotPermitted").await;
+    let sidecar = cluster.sidecar_in(&kms).await;
+    assert_eq!(cluster.credentials_in(&kms, "redis-url").unwrap(), url);
+    sidecar.wait_accepted("carol", &cluster.seed("carol")).await;
+    let mut service =
+        redis::Client::open(url).unwrap().get_multiplexed_async_connection().await.unwrap();
+    for words in [["FLUSHALL"].as_slice(), &["EVAL", "return 1", "0"], &["KEYS", "*"]] {
+        let refused = redis::cmd(words[0]).arg(&words[1..]).exec_async(&mut service).await;
+        assert!(refused.unwrap_err().to_string().to_uppercase().contains("NOPERM"), "{words:?}");
+    }
+    drop(operator);
+}
+
+#[tokio::test]
+async fn services_share_the_operators_login_if_an_administrator_allows_it_and_the_realm_says_so() {
+    let cluster = Cluster::with_redis(redis_without_acl().await).await;
+    let operator = cluster.operator().args(["--allow-shared-login"]).start().await;
     let kms = cluster.another_namespace("kms");
     cluster.apply(&[app_user("carol"), allowing(&kms)].concat());
     cluster.wait_ready("carol").await;
@@ -660,6 +701,35 @@ async fn services_share_the_operators_login_where_redis_forbids_acl_and_the_real
     let sidecar = cluster.sidecar_in(&kms).await;
     assert_eq!(sidecar.verify_seed("carol", &cluster.seed("carol")).await.status, 200);
     assert!(operator.process().output().contains("may not use ACL"));
+}
+
+#[tokio::test]
+async fn the_operator_loads_again_the_scripts_that_an_administrator_has_flushed() {
+    let cluster = Cluster::start().await;
+    let _operator = cluster.operator().start().await;
+    let sidecar = allowed_sidecar(&cluster).await;
+    let mut administrator = cluster.redis.connect().await;
+    redis::cmd("SCRIPT").arg("FLUSH").exec_async(&mut administrator).await.unwrap();
+    let seed = cluster.seed("carol");
+    let reply = sidecar.verify_seed("carol", &seed).await;
+    assert!([200, 503].contains(&reply.status), "{}", reply.body);
+    eventually(BOUND, "the scripts to be there again", async || {
+        // The moment of the first code may be over.
+        let reply = sidecar.verify_seed("carol", &seed).await;
+        if [200, 400].contains(&reply.status) { Ok(()) } else { Err(reply.body) }
+    })
+    .await;
+    // Those of the previous release too, whose sidecars may run beside these.
+    let mut exist = redis::cmd("SCRIPT");
+    exist.arg("EXISTS");
+    for script in twofactor_store::redis::scripts::of_sidecars() {
+        exist.arg(script.hash());
+    }
+    let known: Vec<bool> = exist.query_async(&mut administrator).await.unwrap();
+    assert_eq!(known, [true; 8]);
+    // The sidecar has not loaded one: the operator has, and its login is the default one.
+    let log = redis::cmd("ACL").arg("LOG").query_async::<redis::Value>(&mut administrator).await;
+    assert!(!format!("{log:?}").contains("script"), "{log:?}");
 }
 
 #[tokio::test]

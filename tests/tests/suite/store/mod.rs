@@ -4,6 +4,7 @@ mod acl;
 mod cluster;
 mod conformance;
 mod kept_writes;
+mod loaded_scripts;
 mod outages;
 mod races;
 mod redis;

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use tokio::task::JoinSet;
+use twofactor_core::decision::Verdict;
 use twofactor_core::totp::{Algorithm, TotpParameters};
 use twofactor_core::user::DeliveryMethod::App;
 use twofactor_store::clock::Clock;
@@ -201,6 +202,29 @@ async fn a_failover_to_a_lagging_replica_under_load_accepts_no_code_twice_and_ne
     assert!(accepted.values().all(|count| *count == 1), "{accepted:?}");
     assert!(statuses.keys().all(|status| [200, 400, 429, 503].contains(status)), "{statuses:?}");
     assert!(longest < ANSWER, "{longest:?}");
+}
+
+#[tokio::test]
+async fn a_promoted_replica_has_the_scripts_when_sidecars_decide_on_it() {
+    let (world, replica) = three_sentinels().await;
+    let person = world.person("user0", App).await;
+    let synchronized: i64 = world.redis().ask(&["WAIT", "1", "10000"]).await;
+    assert_eq!(synchronized, 1);
+    fail_over(&world, &replica).await;
+    check_and_fill(&world, std::slice::from_ref(&person)).await;
+    let person = world.current(&person).await;
+    let service = Decisions::unobserved(Store::Redis(world.service_store(names()).await));
+    let used = eventually(BOUND, "a decision", async || {
+        let code = person.code_at(world.now(), 0);
+        let verification = world.verification(&person, "kms", &code);
+        let verdict = service.verify(&person.pseudonym, &verification).await;
+        verdict.map_err(|error| format!("{error:?}"))
+    })
+    .await;
+    // It could have been used before the failover.
+    assert_eq!(used, Verdict::Used);
+    let log: Vec<redis::Value> = replica.ask(&["ACL", "LOG"]).await;
+    assert_eq!(log, []);
 }
 
 #[tokio::test]

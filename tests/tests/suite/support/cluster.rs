@@ -2,7 +2,7 @@
 //! Has short methods for what an administrator does with `kubectl`, and for reading the results.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
@@ -252,18 +252,23 @@ impl Cluster {
     /// A sidecar in another namespace, with the credentials that the operator wrote there.
     pub(crate) async fn sidecar_in(&self, namespace: &str) -> Sidecar {
         let folder = scratch::folder("credentials");
-        for key in ["redis-url", "realm-key", "installation", "realm", "caller"] {
-            let what = format!("{key} of the credentials in {namespace}");
-            let value = eventually(BOUND, what, async || self.credentials_in(namespace, key)).await;
-            fs::write(folder.path().join(key), value).unwrap();
-        }
-        if let Some(authority) = self.credentials_in(namespace, "redis-ca") {
-            fs::write(folder.path().join("redis-ca"), authority).unwrap();
-        }
+        let what = format!("the credentials in {namespace}");
+        eventually(BOUND, what, async || self.credentials_in(namespace, "caller")).await;
+        self.mount(namespace, folder.path());
         let path = folder.path().to_str().unwrap().to_owned();
         let process =
             SidecarProcess::builder().args(["serve", "--credentials", &path]).start().await;
         Sidecar { api: process.api(), _process: process, _folder: folder }
+    }
+
+    /// Writes the credentials of this realm in a namespace to a folder, as the kubelet does.
+    pub(crate) fn mount(&self, namespace: &str, folder: &Path) {
+        let name = format!("twofactor-{}", self.namespace);
+        let secret = self.get_in(namespace, "secret", &name).unwrap();
+        for (key, value) in secret["data"].as_object().unwrap() {
+            let bytes = BASE64.decode(value.as_str().unwrap().as_bytes()).unwrap();
+            fs::write(folder.join(key), bytes).unwrap();
+        }
     }
 
     /// A value of the credentials of this realm in a namespace.

@@ -151,7 +151,8 @@ impl World {
     /// The store of a service that has a login for a realm.
     pub(crate) async fn service_store(&self, realm: RealmNames) -> RedisStore {
         let url = self.service_url(realm).await;
-        RedisStore::new(&url, names(), self.clock.clone()).unwrap()
+        let store = RedisStore::new(&url, names(), self.clock.clone()).unwrap();
+        store.with_scripts_of_the_publisher()
     }
 
     /// Creates a login for a realm, and returns the URL of Redis with it.
