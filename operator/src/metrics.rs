@@ -3,12 +3,15 @@
 
 mod redis;
 
+use std::borrow::Borrow;
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use prometheus::core::Collector;
-use prometheus::{
-    HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
-};
+use prometheus::proto::Metric;
+use prometheus::{HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec};
+use twofactor_core::time::UnixMillis;
+use twofactor_server::metrics::Registrar;
 use twofactor_store::StoreFailure;
 use twofactor_store::redis::Strength;
 
@@ -34,15 +37,21 @@ pub enum Outcome {
 /// All metrics of the controller.
 #[derive(Clone, Debug)]
 pub struct Metrics {
-    registry: Registry,
     reconciles: IntCounterVec,
     errors: IntCounter,
     durations: HistogramVec,
     users: IntGaugeVec,
+    users_not_ready: Reasons,
+    realms: IntGaugeVec,
+    realms_not_ready: Reasons,
+    realm_states: IntGaugeVec,
+    passes: IntGaugeVec,
     /// Users in the queue.
     pub queue_depth: IntGauge,
     /// Users that wait until their realm is ready in Redis.
     pub parked: IntGauge,
+    /// Users whose records have to be removed from Redis.
+    pub removals_pending: IntGauge,
     /// User objects that could not be read.
     pub unreadable: IntCounter,
     /// Refills of realms in Redis.
@@ -70,178 +79,162 @@ pub struct Metrics {
     pub disabled_by_failures: IntGauge,
     /// Pods whose namespace is not allowed by the realm.
     pub pods_waiting: IntGauge,
+    /// Pods whose sidecar has another version.
+    pub pods_outdated: IntGauge,
     /// Events that were dropped because too many were pending.
     pub events_dropped: IntCounter,
 }
 
-fn registered<C: Collector + Clone + 'static>(
-    registry: &Registry,
-    collector: prometheus::Result<C>,
-) -> prometheus::Result<C> {
-    let collector = collector?;
-    registry.register(Box::new(collector.clone()))?;
-    Ok(collector)
+/// A pass over all realms in Redis.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pass {
+    /// Redis answered what it knows of the realms that were due.
+    Check,
+    /// The users of every realm were compared with the user objects.
+    Comparison,
 }
 
-fn counter(registry: &Registry, name: &str, help: &str) -> prometheus::Result<IntCounter> {
-    registered(registry, IntCounter::new(name, help))
+impl Pass {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Check => "check",
+            Self::Comparison => "comparison",
+        }
+    }
 }
 
-/// Counts successes and errors.
-fn results(registry: &Registry, name: &str, help: &str) -> prometheus::Result<IntCounterVec> {
-    registered(registry, IntCounterVec::new(Opts::new(name, help), &["result"]))
-}
-
-fn gauge(registry: &Registry, name: &str, help: &str) -> prometheus::Result<IntGauge> {
-    registered(registry, IntGauge::new(name, help))
-}
-
-/// Creates a registry with what every process shows.
-pub fn registry() -> prometheus::Result<Registry> {
-    let registry = Registry::new();
-    let options = Opts::new("twofactor_build_info", "Always 1; the version is a label.");
-    let build = registered(&registry, IntGaugeVec::new(options, &["version"]))?;
-    build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
-    Ok(registry)
+/// Creates a registrar with what every process shows.
+pub fn registrar() -> prometheus::Result<Registrar> {
+    Registrar::of_version(env!("CARGO_PKG_VERSION"))
 }
 
 /// Creates the counter of `TwoFactorRealm`s that could not be read.
-pub fn realms_unreadable(registry: &Registry) -> prometheus::Result<IntCounter> {
-    counter(
-        registry,
+pub fn realms_unreadable(registrar: &mut Registrar) -> prometheus::Result<IntCounter> {
+    registrar.counter(
         "twofactor_realms_unreadable_total",
-        "Times that a TwoFactorRealm was seen that this version cannot read.",
+        "Times that the program saw a TwoFactorRealm that this version cannot read.",
     )
-}
-
-fn needs(registry: &Registry) -> prometheus::Result<IntGaugeVec> {
-    let options = Opts::new(
-        "twofactor_leader_blocked",
-        "1 while the leader cannot begin to work, by what it needs.",
-    );
-    registered(registry, IntGaugeVec::new(options, &["need"]))
-}
-
-fn durations(registry: &Registry) -> prometheus::Result<HistogramVec> {
-    let options = HistogramOpts::new(
-        "controller_runtime_reconcile_time_seconds",
-        "Length of time per reconciliation per controller",
-    );
-    registered(registry, HistogramVec::new(options.buckets(BUCKETS.to_vec()), &["controller"]))
-}
-
-fn store_failures(registry: &Registry) -> prometheus::Result<IntCounterVec> {
-    let options =
-        Opts::new("twofactor_store_failures_total", "Checks of Redis that failed, by reason.");
-    registered(registry, IntCounterVec::new(options, &["reason"]))
-}
-
-fn kept(registry: &Registry) -> prometheus::Result<IntCounter> {
-    counter(
-        registry,
-        "twofactor_realms_kept_total",
-        "Times that a realm was usable without a refill after a restart or failover of Redis.",
-    )
-}
-
-fn redis_weakness(registry: &Registry) -> prometheus::Result<IntGaugeVec> {
-    let options = Opts::new(
-        "twofactor_redis_weakness",
-        "1 if a setting of Redis is weaker than it should be, otherwise 0.",
-    );
-    registered(registry, IntGaugeVec::new(options, &["setting"]))
 }
 
 impl Metrics {
-    /// Creates the metrics and their registry.
-    pub fn new() -> prometheus::Result<Self> {
-        let registry = registry()?;
-        let r = &registry;
-        let errors = registered(
-            r,
-            IntCounterVec::new(
-                Opts::new(
-                    "controller_runtime_reconcile_errors_total",
-                    "Total number of reconciliation errors per controller",
-                ),
-                &["controller"],
-            ),
+    /// Registers the metrics.
+    #[allow(clippy::too_many_lines, reason = "a list with one entry for each metric")]
+    pub fn new(r: &mut Registrar) -> prometheus::Result<Self> {
+        let errors = r.counters(
+            "controller_runtime_reconcile_errors_total",
+            &["controller"],
+            "Reconciles that failed.",
         )?;
-        let depth = registered(
-            r,
-            IntGaugeVec::new(Opts::new("workqueue_depth", "Current depth of workqueue"), &["name"]),
-        )?;
+        let depth = r.gauges("workqueue_depth", &["name"], "Users that wait to be reconciled.")?;
         let metrics = Self {
-            reconciles: registered(
-                r,
-                IntCounterVec::new(
-                    Opts::new(
-                        "controller_runtime_reconcile_total",
-                        "Total number of reconciliations per controller",
-                    ),
-                    &["controller", "result"],
-                ),
+            reconciles: r.counters(
+                "controller_runtime_reconcile_total",
+                &["controller", "result"],
+                "Reconciles of users by result: success, requeue_after, error.",
             )?,
             errors: errors.with_label_values(&[CONTROLLER]),
-            durations: durations(r)?,
-            users: registered(
-                r,
-                IntGaugeVec::new(
-                    Opts::new("twofactor_users", "Users, by whether they are ready."),
-                    &["ready"],
-                ),
+            durations: r.histograms(
+                "controller_runtime_reconcile_time_seconds",
+                &["controller"],
+                &BUCKETS,
+                "Duration of reconciles.",
+            )?,
+            users: r.gauges("twofactor_users", &["ready"], "Users, by whether they are ready.")?,
+            users_not_ready: Reasons::new(r.gauges(
+                "twofactor_users_not_ready",
+                &["reason"],
+                "Users that are not ready, by the reason of the condition; none while they have no condition.",
+            )?),
+            realms: r.gauges(
+                "twofactor_realms",
+                &["ready"],
+                "TwoFactorRealm objects, by whether they are ready.",
+            )?,
+            realms_not_ready: Reasons::new(r.gauges(
+                "twofactor_realms_not_ready",
+                &["reason"],
+                "TwoFactorRealm objects that are not ready, by the reason of the condition.",
+            )?),
+            realm_states: r.gauges(
+                "twofactor_realm_states",
+                &["state"],
+                "Namespaces with users by the state of their realm in Redis: ready, filling, unavailable.",
             )?,
             queue_depth: depth.with_label_values(&[CONTROLLER]),
-            parked: gauge(
-                r,
+            parked: r.gauge(
                 "twofactor_users_parked",
                 "Users that are not reconciled until their realm is ready in Redis.",
             )?,
-            unreadable: counter(
-                r,
-                "twofactor_users_unreadable_total",
-                "Times that a TwoFactorUser was seen that this version cannot read.",
+            removals_pending: r.gauge(
+                "twofactor_removals_pending",
+                "Users without an object whose records have to be removed from Redis.",
             )?,
-            refills: results(
-                r,
+            unreadable: r.counter(
+                "twofactor_users_unreadable_total",
+                "Times that the operator saw a TwoFactorUser that this version cannot read.",
+            )?,
+            refills: r.counters(
                 "twofactor_refills_total",
+                &["result"],
                 "Times that a realm was published again because Redis was new or had lost data.",
             )?,
-            kept: kept(r)?,
-            swept: counter(r, "twofactor_swept_users_total", "Orphaned users removed from Redis.")?,
-            sweeps: results(
-                r,
-                "twofactor_sweeps_total",
-                "Comparisons of the users of a realm in Redis with the user objects.",
+            kept: r.counter(
+                "twofactor_realms_kept_total",
+                "Times that a realm was usable without a refill after a restart or failover of Redis.",
             )?,
-            leader: gauge(r, "twofactor_leader", "Whether this replica leads.")?,
-            store_up: gauge(r, "twofactor_store_up", "Whether Redis answers.")?,
-            store_failures: store_failures(r)?,
-            redis_weakness: redis_weakness(r)?,
+            swept: r.counter("twofactor_swept_users_total", "Orphaned users removed from Redis.")?,
+            sweeps: r.counters(
+                "twofactor_sweeps_total",
+                &["result"],
+                "Comparisons of the users of a realm in Redis with the TwoFactorUser objects.",
+            )?,
+            passes: r.gauges(
+                "twofactor_last_pass_timestamp_seconds",
+                &["pass"],
+                "Unix time at which the leader last completed a pass over the realms without an error: check (every second), comparison (every ten minutes).",
+            )?,
+            leader: r.gauge("twofactor_leader", "1 if this replica is the leader, otherwise 0.")?,
+            store_up: r.gauge(
+                "twofactor_store_up",
+                "1 if Redis answers the leader, otherwise 0.",
+            )?,
+            store_failures: r.counters(
+                "twofactor_store_failures_total",
+                &["reason"],
+                "Checks of Redis that failed: no-answer, access-refused, too-many-clients, scripts-missing.",
+            )?,
+            redis_weakness: r.gauges(
+                "twofactor_redis_weakness",
+                &["setting"],
+                "1 for a setting of Redis that is weaker than it should be, otherwise 0; absent if it is unknown.",
+            )?,
             redis_usage: RedisUsage::new(r)?,
             realms_unreadable: realms_unreadable(r)?,
-            needs: needs(r)?,
-            disabled_by_failures: gauge(
-                r,
+            needs: r.gauges(
+                "twofactor_leader_blocked",
+                &["need"],
+                "1 while the leader cannot begin to work, because it lacks installation, master-key or redis-password; the log and an Event say why.",
+            )?,
+            disabled_by_failures: r.gauge(
                 "twofactor_users_disabled_by_failures",
-                "Users disabled by a hundred failed attempts in a row, until an administrator resets the failures.",
+                "Users that a hundred failed attempts in a row have disabled, until an administrator resets the failures.",
             )?,
-            pods_not_injected: gauge(
-                r,
+            pods_not_injected: r.gauge(
                 "twofactor_pods_not_injected",
-                "Pods that ask for the sidecar by their label and run without it.",
+                "Labelled pods that run without the sidecar.",
             )?,
-            pods_waiting: gauge(
-                r,
+            pods_waiting: r.gauge(
                 "twofactor_pods_waiting",
-                "Pods with the sidecar whose namespace is not allowed by the realm.",
+                "Pods with the sidecar that wait for credentials, because the realm does not allow their namespace or has no users.",
             )?,
-            events_dropped: counter(
-                r,
+            pods_outdated: r.gauge(
+                "twofactor_pods_outdated",
+                "Pods whose sidecar was added by another version of the operator.",
+            )?,
+            events_dropped: r.counter(
                 "twofactor_events_dropped_total",
-                "Events dropped because too many were pending.",
+                "Events that were not emitted because too many were waiting.",
             )?,
-            registry,
         };
         metrics.show_outcomes();
         Ok(metrics)
@@ -252,11 +245,16 @@ impl Metrics {
         for outcome in [Outcome::Success, Outcome::RequeueAfter, Outcome::Error] {
             self.reconciles.with_label_values(&[CONTROLLER, outcome.name()]);
         }
+        for counter in [&self.refills, &self.sweeps] {
+            for result in ["success", "error"] {
+                counter.with_label_values(&[result]);
+            }
+        }
     }
 
-    /// The registry that `/metrics` shows.
-    pub fn registry(&self) -> Registry {
-        self.registry.clone()
+    /// Records that a pass has ended without an error.
+    pub fn passed(&self, pass: Pass, now: UnixMillis) {
+        self.passes.with_label_values(&[pass.name()]).set(number(now.seconds()));
     }
 
     /// Counts a reconciliation and records its duration.
@@ -294,10 +292,57 @@ impl Metrics {
         self.needs.with_label_values(&[need]).set(lacking.into());
     }
 
-    /// Shows the number of users.
-    pub fn show_users(&self, ready: usize, others: usize) {
-        for (label, count) in [("true", ready), ("false", others)] {
-            self.users.with_label_values(&[label]).set(i64::try_from(count).unwrap_or(i64::MAX));
+    /// Shows the number of users, of which those that are not ready by reason.
+    pub fn show_users(&self, ready: usize, others: &BTreeMap<&'static str, usize>) {
+        show_ready(&self.users, ready, others);
+        self.users_not_ready.show(others);
+    }
+
+    /// Shows the number of realm objects, of which those that are not ready by reason.
+    pub fn show_realms(&self, ready: usize, others: &BTreeMap<String, usize>) {
+        show_ready(&self.realms, ready, others);
+        self.realms_not_ready.show(others);
+    }
+
+    /// Shows the number of realms in each state.
+    pub fn show_realm_states(&self, states: [(&'static str, usize); 3]) {
+        for (state, realms) in states {
+            self.realm_states.with_label_values(&[state]).set(number(realms));
+        }
+    }
+}
+
+fn show_ready<R>(gauges: &IntGaugeVec, ready: usize, others: &BTreeMap<R, usize>) {
+    for (label, count) in [("true", ready), ("false", others.values().sum::<usize>())] {
+        gauges.with_label_values(&[label]).set(number(count));
+    }
+}
+
+/// A count as the value of a metric.
+pub fn number(count: impl TryInto<i64>) -> i64 {
+    count.try_into().unwrap_or(i64::MAX)
+}
+
+/// Gauges by reason. A reason that was shown is 0 when it has no object any more, so that a graph
+/// falls and does not end.
+#[derive(Clone, Debug)]
+struct Reasons(IntGaugeVec);
+
+impl Reasons {
+    const fn new(gauges: IntGaugeVec) -> Self {
+        Self(gauges)
+    }
+
+    fn show<R: Borrow<str> + Ord>(&self, counts: &BTreeMap<R, usize>) {
+        for family in self.0.collect() {
+            for shown in family.get_metric().iter().flat_map(Metric::get_label) {
+                if !counts.contains_key(shown.value()) {
+                    self.0.with_label_values(&[shown.value()]).set(0);
+                }
+            }
+        }
+        for (reason, count) in counts {
+            self.0.with_label_values(&[reason.borrow()]).set(number(*count));
         }
     }
 }

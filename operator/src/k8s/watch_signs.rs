@@ -8,6 +8,7 @@ use http::{Method, Uri};
 use prometheus::core::{Collector, Desc};
 use prometheus::proto::MetricFamily;
 use prometheus::{GaugeVec, Opts};
+use twofactor_server::metrics::{Kind, Metric, Registrar};
 
 /// Time in seconds after which the API server ends a watch, which then begins again where it was.
 pub const WATCH_TIMEOUT: u32 = 25;
@@ -113,13 +114,18 @@ pub struct SignAges {
 }
 
 impl SignAges {
+    const METRIC: Metric = Metric {
+        name: "twofactor_watch_sign_age_seconds",
+        kind: Kind::Gauge,
+        labels: &["resource"],
+        help: "Time since the API server sent something to a watch, the longest of the resource; about 25 s at most, if the connection lives.",
+    };
+
     /// Shows the watches of `signs`.
-    pub fn new(signs: WatchSigns) -> prometheus::Result<Self> {
-        let options = Opts::new(
-            "twofactor_watch_sign_age_seconds",
-            "Time since the API server sent something to the watch, the longest of a resource.",
-        );
-        Ok(Self { signs, gauge: GaugeVec::new(options, &["resource"])? })
+    pub fn register(registrar: &mut Registrar, signs: WatchSigns) -> prometheus::Result<()> {
+        let Metric { name, labels, help, .. } = Self::METRIC;
+        let gauge = GaugeVec::new(Opts::new(name, help), labels)?;
+        registrar.collector(Self::METRIC, Self { signs, gauge })
     }
 }
 

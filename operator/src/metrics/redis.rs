@@ -1,12 +1,13 @@
-//! Shows how much of its memory and of its clients Redis uses, and how far its clock is off. A value
-//! that is not known is not shown.
+//! Shows how much of its memory and of its clients Redis uses, and how far its clock is off. A
+//! value that is not known is not shown.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use prometheus::{GaugeVec, IntCounter, IntGaugeVec, Opts, Registry};
+use prometheus::{GaugeVec, IntCounter, IntGaugeVec};
+use twofactor_server::metrics::Registrar;
 use twofactor_store::redis::Usage;
 
-use super::{counter, registered};
+use super::number;
 
 /// The metrics of what Redis uses.
 #[derive(Clone, Debug)]
@@ -23,43 +24,42 @@ pub struct RedisUsage {
 }
 
 impl RedisUsage {
-    pub fn new(registry: &Registry) -> prometheus::Result<Self> {
+    pub fn new(r: &mut Registrar) -> prometheus::Result<Self> {
         // Vectors without labels, because only those can show nothing.
-        let whole = |name: &str, help: &str| {
-            registered(registry, IntGaugeVec::new(Opts::new(name, help), &[]))
-        };
-        let fraction = |name: &str, help: &str| {
-            registered(registry, GaugeVec::new(Opts::new(name, help), &[]))
-        };
         Ok(Self {
-            memory: whole(
+            memory: r.gauges(
                 "twofactor_redis_memory_used_bytes",
-                "Memory that Redis uses, of the master that uses the largest part of its limit.",
+                &[],
+                "Memory that Redis uses. Of several masters, this and the next two are of the one that uses the largest part of its limit.",
             )?,
-            memory_limit: whole(
+            memory_limit: r.gauges(
                 "twofactor_redis_memory_limit_bytes",
-                "Limit of the memory of that master (maxmemory); not shown if there is none.",
+                &[],
+                "Limit of that memory (maxmemory); absent if there is none.",
             )?,
-            memory_ratio: fraction(
+            memory_ratio: r.fractions(
                 "twofactor_redis_memory_used_ratio",
-                "Used part of that limit, from 0 to 1; not shown if there is none.",
+                &[],
+                "Used part of the limit, from 0 to 1; absent if there is none. At 1, no code is accepted and none is issued.",
             )?,
-            clients: whole(
+            clients: r.gauges(
                 "twofactor_redis_clients",
+                &[],
                 "Connections to Redis, of the master with the most.",
             )?,
-            clients_limit: whole(
+            clients_limit: r.gauges(
                 "twofactor_redis_clients_limit",
-                "Limit of the connections to that master (maxclients).",
+                &[],
+                "Limit of the connections to that master (maxclients); absent if Redis does not show it.",
             )?,
-            evicted: counter(
-                registry,
+            evicted: r.counter(
                 "twofactor_redis_evicted_keys_total",
-                "Keys that Redis has evicted because its memory was full.",
+                "Keys that Redis has evicted. Each can be a user or a used code.",
             )?,
-            clock_difference: fraction(
+            clock_difference: r.fractions(
                 "twofactor_redis_clock_difference_seconds",
-                "Clock of Redis minus the clock of the operator.",
+                &[],
+                "Clock of Redis minus the clock of the operator, of the master with the largest difference.",
             )?,
             evicted_before: Arc::default(),
         })
@@ -87,7 +87,7 @@ impl RedisUsage {
 fn set(gauge: &IntGaugeVec, value: Option<u64>) {
     match value {
         Some(value) => {
-            gauge.with_label_values::<&str>(&[]).set(i64::try_from(value).unwrap_or(i64::MAX));
+            gauge.with_label_values::<&str>(&[]).set(number(value));
         }
         None => gauge.reset(),
     }
@@ -107,8 +107,9 @@ mod tests {
 
     #[test]
     fn an_unknown_limit_is_not_shown_and_a_restart_of_redis_counts_from_zero() {
-        let registry = Registry::new();
-        let metrics = RedisUsage::new(&registry).unwrap();
+        let mut registrar = Registrar::default();
+        let metrics = RedisUsage::new(&mut registrar).unwrap();
+        let registry = registrar.registry();
         let limited = Usage { memory: 50, memory_limit: Some(100), ..Usage::default() };
         metrics.show(&Usage { evicted_keys: 5, clock_difference: -1500, ..limited });
         let text = || prometheus::TextEncoder::new().encode_to_string(&registry.gather()).unwrap();

@@ -18,7 +18,7 @@ use super::replica::{Replica, listen};
 use super::tasks::Tasks;
 use crate::k8s::watch_signs::WatchSigns;
 use crate::metrics;
-use crate::webhook::metrics::AdmissionMetrics;
+use crate::webhook::metrics::{AdmissionMetrics, CertificateMetrics};
 use crate::webhook::{AccessLookup, certificates, routes};
 
 /// Time for which the webhook still answers after the signal to stop, until the API servers have
@@ -51,20 +51,28 @@ pub async fn run(
     let AdmissionConfiguration { namespaces, operator_namespace, admin_listen, webhook } =
         configuration;
     let listener = listen(webhook.listen, "--webhook-listen").await?;
-    let registry = metrics::registry()?;
-    let unreadable = metrics::realms_unreadable(&registry)?;
-    let admission = AdmissionMetrics::new(&registry)?;
+    let mut registrar = metrics::registrar()?;
+    let unreadable = metrics::realms_unreadable(&mut registrar)?;
+    let admission = AdmissionMetrics::new(&mut registrar)?;
+    let shown = CertificateMetrics::new(&mut registrar)?;
     let replica = Replica::new(signs);
     let certificate = Check::required("certificate");
     let mut tasks = Tasks::default();
-    replica.serve_admin(&mut tasks, admin_listen, [certificate.clone()], registry, &stop).await?;
+    replica.serve_admin(&mut tasks, admin_listen, [certificate.clone()], registrar, &stop).await?;
     replica.watch(&mut tasks, &client, &namespaces, &unreadable, &stop);
 
     let settings = webhook.certificates(&operator_namespace);
     let current = Arc::new(CurrentCertificate::default());
     let tls = tls::configuration(current.clone())?;
-    let certificates =
-        certificates::maintain(client, settings, current, certificate, Clock::System, stop.clone());
+    let certificates = certificates::maintain(
+        client,
+        settings,
+        current,
+        certificate,
+        shown,
+        Clock::System,
+        stop.clone(),
+    );
     tasks.spawn("webhook certificates", certificates);
     let policies = replica.policies;
     let access: AccessLookup = Arc::new(move |realm, namespace| policies.access(realm, namespace));

@@ -15,7 +15,7 @@ use super::replica::Replica;
 use super::tasks::Tasks;
 use super::{DRAIN, redis_password};
 use crate::k8s::watch_signs::WatchSigns;
-use crate::metrics::Metrics;
+use crate::metrics::{self, Metrics};
 
 /// Runs the controller until `stop`, and then finishes what is in progress.
 pub async fn run(
@@ -33,7 +33,8 @@ pub async fn run(
     if configuration.redis_password_secret.is_some() {
         redis_password::put_into(&configuration.redis_url, &SecretText::new("any".to_owned()))?;
     }
-    let metrics = Metrics::new()?;
+    let mut registrar = metrics::registrar()?;
+    let metrics = Metrics::new(&mut registrar)?;
     for need in Need::ALL {
         metrics.show_need(need.name(), false);
     }
@@ -42,9 +43,7 @@ pub async fn run(
     let (leading, redis) = (Check::informational("leading"), Check::informational("redis"));
     let redis_settings = NamedChecks::new(SettingsWatch::check_names());
     let checks = [leading.clone(), redis.clone()].into_iter().chain(redis_settings.all());
-    replica
-        .serve_admin(&mut tasks, configuration.admin_listen, checks, metrics.registry(), &stop)
-        .await?;
+    replica.serve_admin(&mut tasks, configuration.admin_listen, checks, registrar, &stop).await?;
     replica.watch(
         &mut tasks,
         &client,

@@ -6,11 +6,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use kube::Client;
-use prometheus::{IntCounter, Registry};
+use prometheus::IntCounter;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use twofactor_server::admin::{self, Check};
 use twofactor_server::http::{self, Limits};
+use twofactor_server::metrics::Registrar;
 
 use super::DRAIN;
 use super::error::StartError;
@@ -47,15 +48,16 @@ impl Replica {
         tasks: &mut Tasks,
         address: SocketAddr,
         more: impl IntoIterator<Item = Check>,
-        registry: Registry,
+        mut registrar: Registrar,
         stop: &CancellationToken,
     ) -> Result<(), StartError> {
         let listener = listen(address, "--admin-listen").await?;
         let checks = self.checks.iter().cloned().chain(more).collect();
         let limits = Limits { idle: Some(ADMIN_IDLE), drain: DRAIN, ..admin::limits() };
-        registry.register(Box::new(SignAges::new(self.signs.clone())?))?;
+        SignAges::register(&mut registrar, self.signs.clone())?;
         let signs = self.signs.clone();
-        let routes = admin::routes_while(move || watches_live(&signs), checks, registry);
+        let routes =
+            admin::routes_while(move || watches_live(&signs), checks, registrar.registry());
         tasks.spawn("admin", http::serve(listener, routes, limits, stop.clone()));
         Ok(())
     }

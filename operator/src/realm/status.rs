@@ -1,7 +1,7 @@
 //! Writes the status of each realm when it has changed, at most every two seconds, because users
 //! can change by the thousand.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -70,13 +70,20 @@ pub async fn run(context: Arc<Context>, stop: CancellationToken) {
     while stop.run_until_cancelled(tokio::time::sleep(PERIOD)).await.is_some() {
         let realms = context.realms.policies.realms();
         let mut uids = Vec::with_capacity(realms.len());
+        let mut ready = 0;
+        let mut others = BTreeMap::new();
         for realm in
             realms.iter().filter(|realm| context.runtime.watched.includes(&namespace(realm)))
         {
             let uid = realm.object.uid().unwrap_or_default();
-            update_status(&context, realm, written.entry(uid.clone()).or_default()).await;
+            let written = written.entry(uid.clone()).or_default();
+            match update_status(&context, realm, written).await {
+                None => ready += 1,
+                Some(reason) => *others.entry(reason).or_default() += 1,
+            }
             uids.push(uid);
         }
+        context.runtime.metrics.show_realms(ready, &others);
         written.retain(|uid, _| uids.contains(uid));
     }
 }
@@ -89,7 +96,12 @@ fn namespace(realm: &KnownRealm) -> String {
 #[derive(Default)]
 struct Written(Option<(TwoFactorRealmStatus, Instant)>);
 
-async fn update_status(context: &Context, realm: &KnownRealm, written: &mut Written) {
+/// Returns the reason for which the realm is not ready.
+async fn update_status(
+    context: &Context,
+    realm: &KnownRealm,
+    written: &mut Written,
+) -> Option<String> {
     let object = &realm.object;
     // The watch may not show the written status yet. If it still does not after a while, another
     // client has changed the status.
@@ -98,8 +110,9 @@ async fn update_status(context: &Context, realm: &KnownRealm, written: &mut Writ
     let old = recent.or(object.status.as_ref()).cloned();
     let now = whole_seconds(context.runtime.clock.now().millis());
     let new = build(object, old.as_ref(), &report(context, realm), now);
+    let not_ready = not_ready(&new);
     if old.as_ref() == Some(&new) {
-        return;
+        return not_ready;
     }
     match write(context, object, &new).await {
         Ok(()) => {
@@ -113,6 +126,12 @@ async fn update_status(context: &Context, realm: &KnownRealm, written: &mut Writ
             tracing::debug!(namespace = namespace(realm), %error, "failed to write the status of a realm");
         }
     }
+    not_ready
+}
+
+fn not_ready(status: &TwoFactorRealmStatus) -> Option<String> {
+    let ready = status.conditions.iter().find(|it| it.type_ == labels::CONDITION_READY)?;
+    (ready.status != "True").then(|| ready.reason.clone())
 }
 
 async fn write(

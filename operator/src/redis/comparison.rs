@@ -17,7 +17,7 @@ use twofactor_core::record::UserRecord;
 use twofactor_store::{Published, StoreError};
 
 use crate::k8s::backoff::jittered;
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, Pass};
 use crate::state::realms::{Readiness, Realm};
 use crate::state::user_ref::user_ref;
 use crate::state::{Context, random};
@@ -50,9 +50,11 @@ pub fn next() -> Instant {
 /// Compares every realm that is due. Returns when the next one is.
 async fn compare_due(context: &Context) -> Instant {
     let mut next = Instant::now() + PERIOD;
+    let mut complete = true;
     for realm in context.realms.registry.all() {
         // A realm that is not ready is due when it has become ready.
         if realm.readiness() != Readiness::Ready {
+            complete = false;
             continue;
         }
         let due = realm.next_comparison();
@@ -64,12 +66,16 @@ async fn compare_due(context: &Context) -> Instant {
         realm.compare_next(Some(self::next()));
         let result = compare(context, &realm).await;
         Metrics::count(&context.runtime.metrics.sweeps, result.is_ok());
+        complete &= result.is_ok();
         if let Err(error) = result {
             // The monitor logs that Redis does not answer.
             tracing::debug!(namespace = realm.namespace, %error, "failed to compare a realm in Redis; trying again");
             realm.compare_next(Some(Instant::now() + jittered(RETRY, &mut random())));
         }
         next = next.min(realm.next_comparison().unwrap_or_else(Instant::now));
+    }
+    if complete {
+        context.runtime.metrics.passed(Pass::Comparison, context.runtime.clock.now());
     }
     next
 }

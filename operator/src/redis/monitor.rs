@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use twofactor_store::redis::{Nodes, RedisStore};
 use twofactor_store::{Inspection, StoreError, StoreFailure};
 
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, Pass, number};
 use crate::realm::record;
 use crate::redis::comparison;
 use crate::redis::refill::refill;
@@ -49,7 +49,7 @@ pub async fn run(context: Arc<Context>, stop: CancellationToken) {
             () = stop.cancelled() => break,
             _ = ticks.tick() => {
                 monitor.check(true).await;
-                monitor.count_users();
+                monitor.count();
             }
             // A new realm is checked at once, because its first user waits.
             () = monitor.context.realms.registry.changed.notified() => monitor.check(false).await,
@@ -124,6 +124,7 @@ impl RedisMonitor {
             }
         };
         self.log_availability(true, None);
+        self.context.runtime.metrics.passed(Pass::Check, self.context.runtime.clock.now());
         let kept = inspections.iter().filter(|inspection| inspection.kept).count();
         if kept > 0 {
             self.context.runtime.metrics.kept.inc_by(kept as u64);
@@ -254,9 +255,20 @@ impl RedisMonitor {
         }
     }
 
-    fn count_users(&self) {
-        let (users, ready) = self.context.users.objects.count_all();
-        self.context.runtime.metrics.show_users(ready, users - ready);
+    /// Shows the numbers of users, of realms, and of removals.
+    fn count(&self) {
+        let metrics = &self.context.runtime.metrics;
+        let (ready, others) = self.context.users.objects.count_all();
+        metrics.show_users(ready, &others);
+        let realms = self.context.realms.registry.all();
+        let of = |state| realms.iter().filter(|realm| realm.readiness() == state).count();
+        metrics.show_realm_states([
+            ("ready", of(Readiness::Ready)),
+            ("filling", of(Readiness::Pending)),
+            ("unavailable", of(Readiness::Unavailable)),
+        ]);
+        let removals = realms.iter().map(|realm| realm.removals()).sum::<usize>();
+        metrics.removals_pending.set(number(removals));
     }
 }
 

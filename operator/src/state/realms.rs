@@ -111,6 +111,11 @@ impl Realm {
         self.state().pending_removals.iter().copied().collect()
     }
 
+    /// The number of users whose keys have to be removed.
+    pub fn removals(&self) -> usize {
+        self.state().pending_removals.len()
+    }
+
     /// Whether the keys of this user have to be removed first.
     pub fn is_removal_pending(&self, user: &Pseudonym) -> bool {
         self.state().pending_removals.contains(user)

@@ -1,7 +1,7 @@
 //! Holds every user object in a packed form, because there can be a hundred thousand. It keeps only
 //! what a reconciliation needs: no labels, managed fields or annotations of other programs.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, ObjectMeta, Time};
@@ -19,7 +19,22 @@ pub struct UserObjects(RwLock<HashMap<Arc<str>, Namespace>>);
 #[derive(Debug, Default)]
 struct Namespace {
     users: HashMap<Arc<str>, PackedUser>,
-    ready: usize,
+    /// Numbers of users by what their status says.
+    counts: BTreeMap<Summary, usize>,
+}
+
+impl Namespace {
+    fn ready(&self) -> usize {
+        self.counts.iter().filter(|(summary, _)| summary.ready).map(|(_, users)| users).sum()
+    }
+
+    fn no_longer(&mut self, old: Option<PackedUser>) {
+        let Some(old) = old else { return };
+        if let Some(users) = self.counts.get_mut(&old.summary) {
+            *users -= 1;
+        }
+        self.counts.retain(|_, users| *users > 0);
+    }
 }
 
 #[derive(Debug)]
@@ -30,10 +45,12 @@ struct PackedUser {
 }
 
 /// What the status of a user says, in short.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Summary {
     /// Whether services can verify the user.
     pub ready: bool,
+    /// Position of the reason in [`REASONS`].
+    reason: u8,
     /// Whether failed attempts have disabled the user.
     pub disabled_by_failures: bool,
 }
@@ -70,13 +87,42 @@ const ANNOTATIONS: [&str; 2] = [labels::ROTATE_ANNOTATION, labels::RESET_FAILURE
 /// The reason of the condition of a user that failed attempts have disabled.
 pub const DISABLED_BY_FAILURES: &str = "DisabledByFailures";
 
+/// The reasons of the condition `Ready`, in one byte for each user. Only the operator writes them;
+/// another one counts as the last of the list.
+const REASONS: [&str; 18] = [
+    NOT_RECONCILED,
+    "Ready",
+    "Disabled",
+    DISABLED_BY_FAILURES,
+    "Invalid",
+    "Conflict",
+    "SecretInvalid",
+    "SecretLost",
+    "SecretNotOurs",
+    "SecretRefused",
+    "SecretRefNotFound",
+    "SecretRefKeyMissing",
+    "SecretRefInvalid",
+    "WaitingForPredecessor",
+    "WaitingForStore",
+    "StoreFilling",
+    "StoreUnavailable",
+    "other",
+];
+
+/// In place of a reason, while a user has no status.
+const NOT_RECONCILED: &str = "none";
+
 impl Summary {
     /// Summarizes the status of `user`.
     pub fn of(user: &TwoFactorUser) -> Self {
         let conditions = user.status.iter().flat_map(|status| &status.conditions);
         let ready = conditions.into_iter().find(|it| it.type_ == labels::CONDITION_READY);
+        let reason = ready.map_or(NOT_RECONCILED, |it| it.reason.as_str());
+        let position = REASONS.iter().position(|known| *known == reason);
         Self {
             ready: ready.is_some_and(|it| it.status == "True"),
+            reason: u8::try_from(position.unwrap_or(REASONS.len() - 1)).unwrap_or(0),
             disabled_by_failures: ready.is_some_and(|it| it.reason == DISABLED_BY_FAILURES),
         }
     }
@@ -88,9 +134,9 @@ impl UserObjects {
         let packed = PackedUser::pack(user);
         let mut namespaces = self.0.write().unwrap_or_else(PoisonError::into_inner);
         let namespace = namespaces.entry(reference.namespace.clone()).or_default();
-        namespace.ready += usize::from(packed.summary.ready);
+        *namespace.counts.entry(packed.summary).or_default() += 1;
         let old = namespace.users.insert(reference.name.clone(), packed);
-        namespace.ready -= usize::from(old.is_some_and(|old| old.summary.ready));
+        namespace.no_longer(old);
     }
 
     /// Removes a deleted user.
@@ -98,7 +144,7 @@ impl UserObjects {
         let mut namespaces = self.0.write().unwrap_or_else(PoisonError::into_inner);
         let Some(namespace) = namespaces.get_mut(&reference.namespace) else { return };
         let old = namespace.users.remove(&reference.name);
-        namespace.ready -= usize::from(old.is_some_and(|old| old.summary.ready));
+        namespace.no_longer(old);
         if namespace.users.is_empty() {
             namespaces.remove(&reference.namespace);
         }
@@ -118,14 +164,21 @@ impl UserObjects {
 
     /// Returns the number of users and of ready users in a namespace.
     pub fn count(&self, namespace: &str) -> (usize, usize) {
-        self.namespaces().get(namespace).map_or((0, 0), |it| (it.users.len(), it.ready))
+        self.namespaces().get(namespace).map_or((0, 0), |it| (it.users.len(), it.ready()))
     }
 
-    /// Returns the number of users and of ready users.
-    pub fn count_all(&self) -> (usize, usize) {
+    /// Returns the number of ready users, and the numbers of others by reason.
+    pub fn count_all(&self) -> (usize, BTreeMap<&'static str, usize>) {
+        let (mut ready, mut others) = (0, BTreeMap::new());
         let namespaces = self.namespaces();
-        let counts = namespaces.values().map(|it| (it.users.len(), it.ready));
-        counts.fold((0, 0), |(all, all_ready), (users, ready)| (all + users, all_ready + ready))
+        for (summary, users) in namespaces.values().flat_map(|it| &it.counts) {
+            if summary.ready {
+                ready += users;
+            } else {
+                *others.entry(REASONS[usize::from(summary.reason)]).or_default() += users;
+            }
+        }
+        (ready, others)
     }
 
     fn namespaces(&self) -> RwLockReadGuard<'_, HashMap<Arc<str>, Namespace>> {
@@ -259,16 +312,23 @@ mod tests {
     }
 
     #[test]
-    fn users_are_counted_by_namespace_and_by_whether_they_are_ready() {
+    fn users_are_counted_by_namespace_and_by_what_their_status_says() {
         let users = UserObjects::default();
         let name = reference(&carol("True", ""));
         let count = || (users.count("people"), users.count_all());
         users.insert(&name, carol("True", ""));
-        assert_eq!(count(), ((1, 1), (1, 1)));
-        users.insert(&name, carol("False", ""));
-        assert_eq!(count(), ((1, 0), (1, 0)));
+        assert_eq!(count(), ((1, 1), (1, BTreeMap::new())));
+        let mut lost = carol("False", "");
+        for (reason, shown) in [("SecretLost", "SecretLost"), ("OfTomorrow", "other")] {
+            lost.status.as_mut().unwrap().conditions[0].reason = reason.to_owned();
+            users.insert(&name, lost.clone());
+            assert_eq!(count(), ((1, 0), (0, [(shown, 1)].into())));
+        }
+        lost.status = None;
+        users.insert(&name, lost);
+        assert_eq!(count(), ((1, 0), (0, [(NOT_RECONCILED, 1)].into())));
         users.remove(&name);
         users.remove(&name);
-        assert_eq!((count(), users.get(&name)), (((0, 0), (0, 0)), None));
+        assert_eq!((count(), users.get(&name)), (((0, 0), (0, BTreeMap::new())), None));
     }
 }

@@ -18,6 +18,7 @@ use super::publish::PublishError;
 use super::subject::Subject;
 use crate::k8s::backoff::jittered;
 use crate::k8s::events::Notice;
+use crate::metrics::number;
 use crate::state::realms::{Readiness, Realm};
 use crate::state::user_ref::user_ref;
 use crate::state::{Context, random};
@@ -71,7 +72,7 @@ pub async fn run(context: Arc<Context>, stop: CancellationToken) {
             }
         }
         let all: usize = counts.values().sum();
-        context.runtime.metrics.disabled_by_failures.set(i64::try_from(all).unwrap_or(i64::MAX));
+        context.runtime.metrics.disabled_by_failures.set(number(all));
     }
 }
 

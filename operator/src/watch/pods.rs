@@ -13,6 +13,7 @@ use twofactor_api::labels;
 
 use super::changes::{Change, Changes};
 use super::watch_all;
+use crate::metrics::number;
 use crate::state::Context;
 use crate::watch::pod_findings::{Pod, PodFinding, PodProblem, Pods};
 
@@ -68,9 +69,10 @@ fn report(context: &Context, pods: &mut Pods) {
     let access = |realm: &str, namespace: &str| context.realms.policies.access(realm, namespace);
     let has_users = |realm: &str| context.users.usernames().has_users(realm);
     let (counts, findings) = pods.evaluate(access, has_users, env!("CARGO_PKG_VERSION"));
-    let number = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
-    context.runtime.metrics.pods_not_injected.set(number(counts.not_injected));
-    context.runtime.metrics.pods_waiting.set(number(counts.waiting));
+    let metrics = &context.runtime.metrics;
+    metrics.pods_not_injected.set(number(counts.not_injected));
+    metrics.pods_waiting.set(number(counts.waiting));
+    metrics.pods_outdated.set(number(counts.outdated.values().sum::<usize>()));
     *context.services.outdated_pods.lock().unwrap_or_else(PoisonError::into_inner) =
         counts.outdated;
     for PodFinding { namespace, name, pod, problem, notice } in findings {

@@ -1,11 +1,15 @@
-//! Counts the webhook's decisions by reason and measures how long they take.
+//! Counts the webhook's decisions by reason, measures how long they take, and shows when its
+//! certificates end.
 
 use std::collections::HashMap;
 use std::time::Duration;
 
-use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, Opts, Registry};
+use prometheus::{Histogram, IntCounter, IntGauge, IntGaugeVec};
+use twofactor_core::time::UnixMillis;
+use twofactor_server::metrics::Registrar;
 
 use super::reason::Reason;
+use crate::metrics::number;
 
 /// Histogram buckets in seconds. A decision takes a fraction of a millisecond; the larger buckets
 /// are for bodies that arrive slowly.
@@ -25,23 +29,19 @@ impl AdmissionMetrics {
     ///
     /// # Errors
     /// Fails only if they are registered twice, which would be a defect.
-    pub fn new(registry: &Registry) -> prometheus::Result<Self> {
-        let total = IntCounterVec::new(
-            Opts::new(
-                "twofactor_admission_total",
-                "Requests to the webhook by decision and reason, dry runs included.",
-            ),
+    pub fn new(registrar: &mut Registrar) -> prometheus::Result<Self> {
+        let total = registrar.counters(
+            "twofactor_admission_total",
             &["decision", "reason"],
+            "Admission reviews by decision and reason, dry runs included.",
         )?;
-        let seconds = Histogram::with_opts(
-            HistogramOpts::new(
-                "twofactor_admission_seconds",
-                "Seconds from the head of a request to its answer, including the arrival of the body.",
-            )
-            .buckets(BUCKETS.to_vec()),
+        let seconds = registrar.histograms(
+            "twofactor_admission_seconds",
+            &[],
+            &BUCKETS,
+            "Time from the head of a request to its answer, with the arrival of the body.",
         )?;
-        registry.register(Box::new(total.clone()))?;
-        registry.register(Box::new(seconds.clone()))?;
+        let seconds = seconds.with_label_values::<&str>(&[]);
         let counter = |reason: &Reason| {
             (*reason, total.with_label_values(&[reason.verdict().name(), reason.name()]))
         };
@@ -54,5 +54,58 @@ impl AdmissionMetrics {
             counter.inc();
         }
         self.seconds.observe(took.as_secs_f64());
+    }
+}
+
+/// What admission shows of its certificates.
+#[derive(Clone, Debug)]
+pub struct CertificateMetrics {
+    ends: IntGaugeVec,
+    lifetimes: IntGaugeVec,
+    trusted: IntGauge,
+}
+
+impl CertificateMetrics {
+    /// Registers the metrics.
+    ///
+    /// # Errors
+    /// Fails only if they are registered twice, which would be a defect.
+    pub fn new(registrar: &mut Registrar) -> prometheus::Result<Self> {
+        Ok(Self {
+            ends: registrar.gauges(
+                "twofactor_certificate_expiry_timestamp_seconds",
+                &["certificate"],
+                "Unix time at which a certificate ends: webhook is that of this replica, webhook-ca the authority's.",
+            )?,
+            lifetimes: registrar.gauges(
+                "twofactor_certificate_lifetime_seconds",
+                &["certificate"],
+                "Time from the beginning to the end of that certificate, which is replaced when a third of it is left.",
+            )?,
+            trusted: registrar.gauge(
+                "twofactor_webhook_trusted",
+                "1 while this replica has a valid certificate whose authority is in the caBundle, otherwise 0.",
+            )?,
+        })
+    }
+
+    /// Shows the end and the lifetime of this replica's certificate.
+    pub fn show_certificate(&self, until: UnixMillis, lifetime: Duration) {
+        self.show("webhook", until, lifetime);
+    }
+
+    /// Shows the end and the lifetime of the authority.
+    pub fn show_authority(&self, until: UnixMillis, lifetime: Duration) {
+        self.show("webhook-ca", until, lifetime);
+    }
+
+    /// Shows whether the API servers trust this replica.
+    pub fn show_trusted(&self, trusted: bool) {
+        self.trusted.set(trusted.into());
+    }
+
+    fn show(&self, certificate: &str, until: UnixMillis, lifetime: Duration) {
+        self.ends.with_label_values(&[certificate]).set(number(until.seconds()));
+        self.lifetimes.with_label_values(&[certificate]).set(number(lifetime.as_secs()));
     }
 }

@@ -246,6 +246,7 @@ fn name_in_log(name: &str) -> String {
 mod tests {
     use prometheus::{Registry, TextEncoder};
     use serde_json::{Value, json};
+    use twofactor_server::metrics::Registrar;
     use warp::test::RequestBuilder;
 
     use super::super::samples::{self, defaults};
@@ -258,11 +259,12 @@ mod tests {
     }
 
     fn served() -> Served {
-        let registry = Registry::new();
-        let metrics = AdmissionMetrics::new(&registry).unwrap();
+        let mut registrar = Registrar::default();
+        let metrics = AdmissionMetrics::new(&mut registrar).unwrap();
         let access: AccessLookup = Arc::new(|realm, namespace| {
             if realm == namespace { NamespaceAccess::Allowed } else { NamespaceAccess::NotAllowed }
         });
+        let registry = registrar.registry();
         Served { routes: routes(Arc::new(defaults()), access, metrics), registry }
     }
 
@@ -339,7 +341,7 @@ mod tests {
         let webhook = Webhook {
             defaults: Arc::new(defaults()),
             access: Arc::new(|_, _| NamespaceAccess::Allowed),
-            metrics: AdmissionMetrics::new(&Registry::new()).unwrap(),
+            metrics: AdmissionMetrics::new(&mut Registrar::default()).unwrap(),
             large_bodies: Semaphore::new(LARGE_BODIES),
         };
         let mut headers = HeaderMap::new();

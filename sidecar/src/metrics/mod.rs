@@ -6,7 +6,8 @@ pub mod store;
 use std::time::Duration;
 
 use http::StatusCode;
-use prometheus::{HistogramOpts, HistogramVec, IntCounterVec, IntGaugeVec, Opts, Registry};
+use prometheus::{HistogramVec, IntCounterVec, IntGaugeVec, Registry};
+use twofactor_server::metrics::Registrar;
 use twofactor_store::redis::Strength;
 
 use self::store::{BUCKETS, StoreMetrics};
@@ -31,107 +32,80 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// Registers the metrics. Fails only if a name is invalid.
+    /// Registers the metrics of a new registry. Fails only if a name is invalid.
     pub fn new() -> Result<Self, prometheus::Error> {
-        let registry = Registry::new();
-        let counter = |name: &str, help: &str, labels: &[&str]| {
-            let counter = IntCounterVec::new(Opts::new(name, help), labels)?;
-            registry.register(Box::new(counter.clone()))?;
-            Ok::<_, prometheus::Error>(counter)
-        };
-        let requests = counter(
-            "twofactor_http_requests_total",
-            "Requests to the API's routes, by route and status.",
-            &["route", "status"],
-        )?;
-        let decisions = counter(
-            "twofactor_decisions_total",
-            "Decisions about codes, by operation and outcome.",
-            &["operation", "outcome"],
-        )?;
-        let deliveries = counter(
-            "twofactor_deliveries_total",
-            "Deliveries of codes, by channel and outcome.",
-            &["channel", "outcome"],
-        )?;
-        let refused_records = counter(
-            "twofactor_records_refused_total",
-            "Records from Redis that were not used, by reason; investigate any increase.",
-            &["reason"],
-        )?;
-        let store_failures = counter(
-            "twofactor_store_failures_total",
-            "Reads of the realm that failed, by reason; there is one a second, or every five without requests.",
-            &["reason"],
-        )?;
-        let credential_changes = counter(
-            "twofactor_credentials_changes_total",
-            "Changes of the mounted credentials, by outcome.",
-            &["outcome"],
-        )?;
-        // A vector also where there is no label, because a value that is not known yet is not
-        // shown.
-        let gauge = |name: &str, help: &str, labels: &[&str]| {
-            let gauge = IntGaugeVec::new(Opts::new(name, help), labels)?;
-            registry.register(Box::new(gauge.clone()))?;
-            Ok::<_, prometheus::Error>(gauge)
-        };
-        let store_answers = gauge(
-            "twofactor_store_answers",
-            "1 if the store answered the last read of the realm, 0 if not.",
-            &[],
-        )?;
-        let namespace_allowed = gauge(
-            "twofactor_namespace_allowed",
-            "1 if the realm allows this sidecar's namespace, 0 if not.",
-            &[],
-        )?;
-        let credentials = gauge(
-            "twofactor_credentials_current",
-            "1 if the credentials in use are those of the folder, 0 if those cannot be used.",
-            &[],
-        )?;
-        let redis_weakness = gauge(
-            "twofactor_redis_weakness",
-            "1 for a setting of Redis that is too weak, 0 if it is not.",
-            &["setting"],
-        )?;
-        let durations = HistogramVec::new(
-            HistogramOpts::new(
-                "twofactor_http_request_duration_seconds",
-                "Time from the head of a request to its answer.",
-            )
-            .buckets(BUCKETS.to_vec()),
-            &["route"],
-        )?;
-        registry.register(Box::new(durations.clone()))?;
-        let delivery_durations = HistogramVec::new(
-            HistogramOpts::new(
-                "twofactor_delivery_duration_seconds",
-                "Time until a provider accepted or refused a code, by channel.",
-            )
-            .buckets(BUCKETS.to_vec()),
-            &["channel"],
-        )?;
-        registry.register(Box::new(delivery_durations.clone()))?;
-        let build =
-            gauge("twofactor_build_info", "Always 1; the version is a label.", &["version"])?;
-        build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
+        Self::register(&mut Registrar::of_version(env!("CARGO_PKG_VERSION"))?)
+    }
+
+    /// Registers the metrics.
+    pub fn register(r: &mut Registrar) -> Result<Self, prometheus::Error> {
         Ok(Self {
-            store: StoreMetrics::new(&registry)?,
-            registry,
-            requests,
-            durations,
-            decisions,
-            deliveries,
-            delivery_durations,
-            refused_records,
-            store_failures,
-            store_answers,
-            namespace_allowed,
-            credentials,
-            credential_changes,
-            redis_weakness,
+            requests: r.counters(
+                "twofactor_http_requests_total",
+                &["route", "status"],
+                "Requests to the API's routes.",
+            )?,
+            durations: r.histograms(
+                "twofactor_http_request_duration_seconds",
+                &["route"],
+                &BUCKETS,
+                "Time from the head of a request to its answer.",
+            )?,
+            decisions: r.counters(
+                "twofactor_decisions_total",
+                &["operation", "outcome"],
+                "Decisions about codes: generate or verify, and the outcome.",
+            )?,
+            deliveries: r.counters(
+                "twofactor_deliveries_total",
+                &["channel", "outcome"],
+                "Deliveries of codes: email, sms or webhook, and the outcome.",
+            )?,
+            delivery_durations: r.histograms(
+                "twofactor_delivery_duration_seconds",
+                &["channel"],
+                &BUCKETS,
+                "Time until a provider accepted a code, or the delivery failed.",
+            )?,
+            refused_records: r.counters(
+                "twofactor_records_refused_total",
+                &["reason"],
+                "Records from Redis that were not used: truncated, format, key-generation, not-authentic, content, rolled-back. Investigate each of them.",
+            )?,
+            // Vectors also where there is no label, because a value that is not known yet is not
+            // shown.
+            store_answers: r.gauges(
+                "twofactor_store_answers",
+                &[],
+                "1 if Redis answered the last check (one a second, or every five without requests), otherwise 0.",
+            )?,
+            store_failures: r.counters(
+                "twofactor_store_failures_total",
+                &["reason"],
+                "Checks of Redis that failed: no-answer, access-refused, too-many-clients, scripts-missing.",
+            )?,
+            store: StoreMetrics::new(r)?,
+            namespace_allowed: r.gauges(
+                "twofactor_namespace_allowed",
+                &[],
+                "1 if the realm allows this sidecar's namespace, otherwise 0.",
+            )?,
+            credentials: r.gauges(
+                "twofactor_credentials_current",
+                &[],
+                "1 if the credentials in use are those of the folder, 0 if those are invalid.",
+            )?,
+            credential_changes: r.counters(
+                "twofactor_credentials_changes_total",
+                &["outcome"],
+                "Changes of the mounted credentials: taken-over, refused.",
+            )?,
+            redis_weakness: r.gauges(
+                "twofactor_redis_weakness",
+                &["setting"],
+                "1 for a setting of Redis that is weaker than it should be, otherwise 0; absent if it is unknown.",
+            )?,
+            registry: r.registry(),
         })
     }
 

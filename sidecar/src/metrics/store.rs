@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use prometheus::{HistogramOpts, HistogramVec, IntCounter, IntCounterVec, Opts, Registry};
+use prometheus::{HistogramVec, IntCounter, IntCounterVec};
+use twofactor_server::metrics::Registrar;
 use twofactor_store::Observer;
 
 /// Buckets from a tenth of a millisecond, which a decision takes, to the ten seconds of the timeout
@@ -22,27 +23,24 @@ pub struct StoreMetrics {
 
 impl StoreMetrics {
     /// Registers the metrics. Fails only if a name is invalid or registered already.
-    pub fn new(registry: &Registry) -> Result<Self, prometheus::Error> {
-        let round_trips = IntCounterVec::new(
-            Opts::new(
+    pub fn new(r: &mut Registrar) -> Result<Self, prometheus::Error> {
+        Ok(Self {
+            round_trips: r.counters(
                 "twofactor_store_round_trips_total",
-                "Operations of the store, each a round trip to Redis, by operation.",
-            ),
-            &["operation"],
-        )?;
-        let options = HistogramOpts::new(
-            "twofactor_store_operation_duration_seconds",
-            "Time that operations of the store took, failed ones included, by operation.",
-        );
-        let durations = HistogramVec::new(options.buckets(BUCKETS.to_vec()), &["operation"])?;
-        let stale_records = IntCounter::new(
-            "twofactor_stale_records_total",
-            "Decisions that were repeated because the user's record had changed.",
-        )?;
-        registry.register(Box::new(round_trips.clone()))?;
-        registry.register(Box::new(durations.clone()))?;
-        registry.register(Box::new(stale_records.clone()))?;
-        Ok(Self { round_trips, durations, stale_records })
+                &["operation"],
+                "Round trips to Redis: record, absence, realm, verify, issue, conclude, count-delivery.",
+            )?,
+            durations: r.histograms(
+                "twofactor_store_operation_duration_seconds",
+                &["operation"],
+                &BUCKETS,
+                "Durations of round trips to Redis, failed ones included.",
+            )?,
+            stale_records: r.counter(
+                "twofactor_stale_records_total",
+                "Decisions that were repeated because the record had changed.",
+            )?,
+        })
     }
 
     /// Counts a decision on a record that had changed.

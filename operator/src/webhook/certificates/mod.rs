@@ -33,6 +33,7 @@ use crate::k8s::request::{self, ApiError};
 pub mod authority;
 pub mod rotation;
 
+use super::metrics::CertificateMetrics;
 use authority::{AuthorityError, Root};
 use rotation::{Authorities, Damage, Lifetimes, Shown, Signed, Step};
 
@@ -99,6 +100,7 @@ pub async fn maintain(
     settings: Settings,
     current: Arc<CurrentCertificate>,
     ready: Check,
+    metrics: CertificateMetrics,
     clock: Clock,
     stop: CancellationToken,
 ) {
@@ -111,6 +113,7 @@ pub async fn maintain(
         signed: None,
         missing_since: None,
         trusted: false,
+        metrics,
     };
     loop {
         match stop.run_until_cancelled(Box::pin(replica.round(&clock))).await {
@@ -127,6 +130,7 @@ pub async fn maintain(
             tracing::info!(ready = is_ready, "webhook certificate readiness changed");
         }
         ready.set(is_ready);
+        replica.metrics.show_trusted(is_ready);
         // The jitter keeps replicas that started together from always writing together.
         let pause = jittered(poll, &mut UnwrapErr(SysRng));
         if stop.run_until_cancelled(tokio::time::sleep(pause)).await.is_none() {
@@ -209,6 +213,7 @@ struct Replica {
     missing_since: Option<UnixMillis>,
     /// Whether the configuration has ever contained the certificate's authority.
     trusted: bool,
+    metrics: CertificateMetrics,
 }
 
 impl Replica {
@@ -351,6 +356,7 @@ impl Replica {
     fn sign(&mut self, authorities: &Authorities, now: UnixMillis) -> Result<(), RoundError> {
         let lifetimes = &self.objects.settings.lifetimes;
         let root = authorities.current.root();
+        self.metrics.show_authority(root.until(), root.lifetime());
         if self
             .signed
             .as_ref()
@@ -364,6 +370,7 @@ impl Replica {
             (self.trusted, self.missing_since) = (false, None);
         }
         tracing::info!(until = leaf.until.seconds(), "webhook certificate renewed");
+        self.metrics.show_certificate(leaf.until, lifetimes.leaf);
         self.signed = Some(Signed { root: root.clone(), until: leaf.until });
         Ok(())
     }

@@ -2,5 +2,6 @@
 
 mod client_programs;
 mod known_flaws;
+mod metrics;
 mod outcomes;
 mod troubleshooting;

@@ -13,9 +13,11 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use serde_json::{Value, json};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::{CancellationToken, DropGuard};
+use twofactor_operator::testing::CertificateMetrics;
 use twofactor_operator::testing::certificates::{SECRET, Settings, maintain, rotation::Lifetimes};
 use twofactor_server::admin::Check;
 use twofactor_server::http::{Limits, serve_tls};
+use twofactor_server::metrics::Registrar;
 use twofactor_server::tls::{CurrentCertificate, configuration};
 use twofactor_store::clock::Clock;
 use twofactor_tests::certificates::Authority;
@@ -109,11 +111,13 @@ impl Replica {
         let (current, ready) =
             (Arc::new(CurrentCertificate::default()), Check::required("certificate"));
         let (settings, stop) = (home.settings(lifetimes), CancellationToken::new());
+        let mut registrar = Registrar::default();
         let maintenance = maintain(
             home.client.clone(),
             settings,
             current.clone(),
             ready.clone(),
+            CertificateMetrics::new(&mut registrar).unwrap(),
             Clock::System,
             stop.clone(),
         );
