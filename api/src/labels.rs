@@ -36,6 +36,8 @@ pub const ROTATE_ANNOTATION: &str = "twofactor.fountainai.io/rotate";
 /// On a user: a value other than the last one requests that the user's failed attempts are
 /// forgotten, which also ends blocks and enables a disabled user.
 pub const RESET_FAILURES_ANNOTATION: &str = "twofactor.fountainai.io/reset-failures";
+/// On a realm: a value other than the last one requests new keys for the realm and its services.
+pub const ROTATE_KEYS_ANNOTATION: &str = "twofactor.fountainai.io/rotate-keys";
 /// On a user's Secret: the value of [`ROTATE_ANNOTATION`] that its seed was created for.
 pub const ROTATED_ANNOTATION: &str = "twofactor.fountainai.io/rotated";
 
@@ -60,6 +62,8 @@ pub const CONDITION_WEBHOOK_READY: &str = "WebhookReady";
 pub const CONDITION_TOKENS_READY: &str = "TokensReady";
 /// Condition of a realm: every allowed namespace has the credentials for services.
 pub const CONDITION_CREDENTIALS_READY: &str = "CredentialsReady";
+/// Condition of a realm: one generation of its keys is in use, and every sidecar can know it.
+pub const CONDITION_KEYS_CURRENT: &str = "KeysCurrent";
 /// Condition of a realm: Redis denies the services of each namespace access to the keys of others.
 pub const CONDITION_ISOLATED: &str = "Isolated";
 /// Condition of a realm: the names and the selector of allowed namespaces match existing
@@ -77,8 +81,11 @@ pub const SECRET_KEY_USERNAME: &str = "username";
 
 /// Key of a realm's credentials: the URL of Redis.
 pub const CREDENTIALS_KEY_REDIS_URL: &str = "redis-url";
-/// Key of a realm's credentials: the realm's key, as `GENERATION:KEY`.
+/// Key of a realm's credentials: the realm's first key, as `GENERATION:KEY`, for sidecars of
+/// version 0.1. Absent once the realm has another one.
 pub const CREDENTIALS_KEY_REALM_KEY: &str = "realm-key";
+/// Key of a realm's credentials: the keys of the realm, of every generation that is in use.
+pub const CREDENTIALS_KEY_REALM_KEYS: &str = "realm-keys";
 /// Key of a realm's credentials: the installation's id.
 pub const CREDENTIALS_KEY_INSTALLATION: &str = "installation";
 /// Key of a realm's credentials: the realm's id.

@@ -33,14 +33,31 @@ pub struct RealmKey {
     generation: u32,
 }
 
-/// The keys of one realm, each for one purpose.
-pub struct RealmKeys {
-    pub(crate) realm: RealmId,
+/// The key that seals a realm's records in one generation.
+#[derive(Clone, PartialEq, Eq)]
+pub struct SealingKey {
     pub(crate) generation: u32,
-    pub(crate) sealing: KeyBytes,
+    pub(crate) bytes: KeyBytes,
+}
+
+/// The keys of a realm's names in Redis. They have no generations, because the used codes of a user
+/// are stored under these names.
+#[derive(Clone, PartialEq, Eq)]
+pub struct NameKeys {
     naming: KeyBytes,
     tagging: KeyBytes,
     requests: KeyBytes,
+}
+
+/// The keys of one realm, each for one purpose.
+#[derive(Clone)]
+pub struct RealmKeys {
+    pub(crate) realm: RealmId,
+    /// Seals records and opens them.
+    pub(crate) sealing: SealingKey,
+    /// Open records that were or will be sealed in another generation.
+    pub(crate) others: Vec<SealingKey>,
+    names: NameKeys,
 }
 
 /// How the services of one namespace log in to Redis for one realm. It is derived, so it is stored
@@ -62,15 +79,22 @@ pub enum KeyError {
     /// It is a realm key without its generation.
     #[error("must have the form GENERATION:KEY, with the key as 32 bytes in base64")]
     NotARealmKey,
+    /// They are not the keys of a realm.
+    #[error("must have a line `names KEY`, and for each generation a line `GENERATION KEY`")]
+    NotRealmKeys,
 }
 
 fn decode(text: &str) -> Option<KeyBytes> {
     let bytes = Zeroizing::new(BASE64.decode(text.trim().as_bytes()).ok()?);
+    key_of(&bytes)
+}
+
+fn key_of(bytes: &[u8]) -> Option<KeyBytes> {
     let mut key = KeyBytes::default();
     if bytes.len() != KEY_BYTES {
         return None;
     }
-    key.copy_from_slice(&bytes);
+    key.copy_from_slice(bytes);
     Some(key)
 }
 
@@ -130,8 +154,13 @@ impl MasterKey {
         SecretText::new(BASE64.encode(self.0.as_slice()))
     }
 
-    /// Derives the key of a realm. Another generation yields another key and other names, so
-    /// raising it revokes everything that the old key opened.
+    /// Returns what identifies the key without revealing it: 32 hexadecimal digits.
+    #[must_use]
+    pub fn fingerprint(&self) -> String {
+        HEXLOWER.encode(&derive(&self.0, &[b"fingerprint"])[..16])
+    }
+
+    /// Derives the key of a realm in one generation.
     #[must_use]
     pub fn realm_key(&self, realm: &RealmId, generation: u32) -> RealmKey {
         let bytes =
@@ -204,30 +233,125 @@ impl RealmKey {
     /// Derives the keys of `realm`, one for each purpose.
     #[must_use]
     pub fn keys(&self, realm: &RealmId) -> RealmKeys {
-        let purpose = |name: &[u8]| derive(&self.bytes, &[name, realm.as_str().as_bytes()]);
-        RealmKeys {
-            realm: realm.clone(),
-            generation: self.generation,
-            sealing: purpose(b"seal"),
-            naming: purpose(b"pseudonym"),
-            tagging: purpose(b"code-tag"),
-            requests: purpose(b"request-tag"),
+        RealmKeys::new(realm, self.name_keys(realm), self.sealing_key(realm), Vec::new())
+    }
+
+    /// Derives the key that seals the records of `realm` in this generation.
+    #[must_use]
+    pub fn sealing_key(&self, realm: &RealmId) -> SealingKey {
+        SealingKey { generation: self.generation, bytes: self.purpose(b"seal", realm) }
+    }
+
+    /// Derives the keys of the names of `realm`.
+    #[must_use]
+    pub fn name_keys(&self, realm: &RealmId) -> NameKeys {
+        NameKeys {
+            naming: self.purpose(b"pseudonym", realm),
+            tagging: self.purpose(b"code-tag", realm),
+            requests: self.purpose(b"request-tag", realm),
         }
+    }
+
+    fn purpose(&self, name: &[u8], realm: &RealmId) -> KeyBytes {
+        derive(&self.bytes, &[name, realm.as_str().as_bytes()])
+    }
+}
+
+impl NameKeys {
+    /// Parses the text that [`NameKeys::to_text`] returns.
+    ///
+    /// # Errors
+    /// If it is not three keys in base64.
+    pub fn from_text(text: &str) -> Result<Self, KeyError> {
+        let bytes = BASE64.decode(text.trim().as_bytes()).map_err(|_| KeyError::NotRealmKeys)?;
+        let bytes = Zeroizing::new(bytes);
+        let mut parts = bytes.chunks_exact(KEY_BYTES);
+        let mut next = || parts.next().and_then(key_of).ok_or(KeyError::NotRealmKeys);
+        if bytes.len() != 3 * KEY_BYTES {
+            return Err(KeyError::NotRealmKeys);
+        }
+        Ok(Self { naming: next()?, tagging: next()?, requests: next()? })
+    }
+
+    /// Returns the keys in base64.
+    #[must_use]
+    pub fn to_text(&self) -> SecretText {
+        let keys = [&self.naming, &self.tagging, &self.requests].map(|key| key.as_slice());
+        SecretText::new(BASE64.encode(Zeroizing::new(keys.concat()).as_slice()))
     }
 }
 
 impl RealmKeys {
+    /// Returns the keys of `realm`: `sealing` seals and opens records, and `others` open them.
+    #[must_use]
+    pub fn new(
+        realm: &RealmId,
+        names: NameKeys,
+        sealing: SealingKey,
+        others: Vec<SealingKey>,
+    ) -> Self {
+        Self { realm: realm.clone(), sealing, others, names }
+    }
+
+    /// Parses the text that [`RealmKeys::to_text`] returns.
+    ///
+    /// # Errors
+    /// If it is not the keys of a realm.
+    pub fn from_text(realm: &RealmId, text: &str) -> Result<Self, KeyError> {
+        let mut lines = text.lines().filter_map(|line| line.trim().split_once(' '));
+        let names = lines.next().filter(|(name, _)| *name == "names");
+        let (_, names) = names.ok_or(KeyError::NotRealmKeys)?;
+        let mut keys = lines.map(|(generation, key)| {
+            let generation = generation.parse().map_err(|_| KeyError::NotRealmKeys)?;
+            let bytes = decode(key).ok_or(KeyError::NotRealmKeys)?;
+            Ok(SealingKey { generation, bytes })
+        });
+        let sealing = keys.next().ok_or(KeyError::NotRealmKeys)??;
+        let others = keys.collect::<Result<_, _>>()?;
+        Ok(Self::new(realm, NameKeys::from_text(names)?, sealing, others))
+    }
+
+    /// Returns the text that services get: the keys of names, and those of each generation.
+    #[must_use]
+    pub fn to_text(&self) -> SecretText {
+        let mut text = format!("names {}\n", self.names.to_text().expose_secret());
+        for key in [&self.sealing].into_iter().chain(&self.others) {
+            let mut encoded = BASE64.encode(key.bytes.as_slice());
+            text.extend([key.generation.to_string().as_str(), " ", &encoded, "\n"]);
+            encoded.zeroize();
+        }
+        SecretText::new(text)
+    }
+
+    /// The generation of the key that seals records.
+    #[must_use]
+    pub const fn generation(&self) -> u32 {
+        self.sealing.generation
+    }
+
+    /// The key that opens records of this generation.
+    pub(crate) fn opening(&self, generation: u32) -> Option<&SealingKey> {
+        let mut keys = [&self.sealing].into_iter().chain(&self.others);
+        keys.find(|key| key.generation == generation)
+    }
+
+    /// Whether both name users and codes of the same realm alike.
+    #[must_use]
+    pub fn has_names_of(&self, other: &Self) -> bool {
+        self.realm == other.realm && self.names == other.names
+    }
+
     /// Returns the name of a user in Redis.
     #[must_use]
     pub fn pseudonym(&self, username: &Username) -> Pseudonym {
-        Pseudonym::from_bytes(keyed_hash(&self.naming, &[username.as_str().as_bytes()]))
+        Pseudonym::from_bytes(keyed_hash(&self.names.naming, &[username.as_str().as_bytes()]))
     }
 
     /// Returns the name of an administrator's request in Redis, which must not contain the
     /// administrator's text.
     #[must_use]
     pub fn request_tag(&self, request: &str) -> String {
-        HEXLOWER.encode(&keyed_hash(&self.requests, &[request.as_bytes()]))
+        HEXLOWER.encode(&keyed_hash(&self.names.requests, &[request.as_bytes()]))
     }
 
     /// Returns the name of a code in Redis. The same digits of another user, or requested by
@@ -247,7 +371,7 @@ impl RealmKeys {
         ];
         // Without a context, it is the tag of earlier versions, whose sidecars use the same log.
         parts.extend(context.map(|context| context.as_str().as_bytes()));
-        CodeTag::from_bytes(keyed_hash(&self.tagging, &parts))
+        CodeTag::from_bytes(keyed_hash(&self.names.tagging, &parts))
     }
 
     /// Returns the realm.
@@ -263,6 +387,18 @@ impl fmt::Debug for MasterKey {
     }
 }
 
+impl fmt::Debug for SealingKey {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "SealingKey(generation {}, redacted)", self.generation)
+    }
+}
+
+impl fmt::Debug for NameKeys {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("NameKeys(redacted)")
+    }
+}
+
 impl fmt::Debug for RealmKey {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(formatter, "RealmKey(generation {}, redacted)", self.generation)
@@ -274,7 +410,8 @@ impl fmt::Debug for RealmKeys {
         write!(
             formatter,
             "RealmKeys(realm {}, generation {}, redacted)",
-            self.realm, self.generation
+            self.realm,
+            self.generation()
         )
     }
 }
@@ -315,13 +452,39 @@ mod tests {
         let mut names = Vec::new();
         for (name, generation) in [("a", 1), ("a", 2), ("b", 1)] {
             let keys = master().realm_key(&realm(name), generation).keys(&realm(name));
-            assert_ne!(keys.sealing, keys.naming);
-            assert_ne!(keys.naming, keys.tagging);
+            assert_ne!(keys.sealing.bytes, keys.names.naming);
+            assert_ne!(keys.names.naming, keys.names.tagging);
             names.push(keys.pseudonym(&user));
         }
         names.sort();
         names.dedup();
         assert_eq!(names.len(), 3);
+    }
+
+    #[test]
+    fn the_keys_of_several_generations_survive_their_text_form() {
+        let (id, old, new) =
+            (realm("a"), master().realm_key(&realm("a"), 1), master().realm_key(&realm("a"), 2));
+        let sealing = vec![old.sealing_key(&id)];
+        let keys = RealmKeys::new(&id, old.name_keys(&id), new.sealing_key(&id), sealing);
+        let again = RealmKeys::from_text(&id, keys.to_text().expose_secret()).unwrap();
+        assert!(again.has_names_of(&old.keys(&id)) && !again.has_names_of(&new.keys(&id)));
+        assert_eq!(again.generation(), 2);
+        assert!(again.opening(1).unwrap().bytes == old.keys(&id).sealing.bytes);
+        assert!(again.opening(3).is_none());
+        assert!(!format!("{again:?}").contains("names "));
+        let text = keys.to_text();
+        let lines: Vec<&str> = text.expose_secret().lines().collect();
+        for wrong in ["", "x", lines[0], lines[1], &[lines[0], "x y"].join("\n"), &lines[0][..30]] {
+            assert_eq!(RealmKeys::from_text(&id, wrong).unwrap_err(), KeyError::NotRealmKeys);
+        }
+    }
+
+    #[test]
+    fn a_fingerprint_identifies_a_master_key_and_reveals_nothing() {
+        assert_eq!(master().fingerprint(), master().fingerprint());
+        assert_eq!(master().fingerprint().len(), 32);
+        assert_ne!(master().fingerprint(), MasterKey(Zeroizing::new([8; KEY_BYTES])).fingerprint());
     }
 
     #[test]

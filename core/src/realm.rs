@@ -16,7 +16,7 @@ use crate::message::MessageTemplates;
 use crate::provider::Providers;
 use crate::record::{RecordError, from_plaintext, to_plaintext};
 use crate::seal::{self, Revision, Subject};
-use crate::token::TokenSettings;
+use crate::token::{RetiredKey, TokenSettings};
 use crate::user::UserDefinition;
 
 /// Initial size of the buffer, enough for a bundle of certificates beside everything else.
@@ -84,6 +84,9 @@ pub struct RealmRecord {
     /// Token settings; absent if the realm issues no tokens.
     #[serde(default)]
     pub tokens: Option<TokenSettings>,
+    /// The public keys that tokens were signed with before, while such tokens are valid.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub retired_keys: Vec<RetiredKey>,
     /// Whether answers hide who is a user and why a code was not accepted.
     #[serde(default)]
     pub uniform_answers: bool,
@@ -110,6 +113,7 @@ impl Default for RealmRecord {
             translations: BTreeMap::new(),
             callers: None,
             tokens: None,
+            retired_keys: Vec::new(),
             uniform_answers: false,
             limits: Limits::default(),
             audit: AuditPolicy::default(),

@@ -99,17 +99,25 @@ pub fn seal(
 ) -> Vec<u8> {
     let mut sealed = Vec::with_capacity(HEADER_BYTES + NONCE_BYTES + plaintext.len() + 16);
     sealed.push(FORMAT);
-    sealed.extend(keys.generation.to_be_bytes());
+    sealed.extend(keys.sealing.generation.to_be_bytes());
     sealed.extend(revision.0.to_be_bytes());
     let mut nonce = [0; NONCE_BYTES];
     random.fill_bytes(&mut nonce);
     let associated = associated_data(keys, subject, &sealed);
-    let ciphertext = XChaCha20Poly1305::new((&*keys.sealing).into())
+    let ciphertext = XChaCha20Poly1305::new((&*keys.sealing.bytes).into())
         .encrypt(&XNonce::from(nonce), Payload { msg: plaintext, aad: &associated })
         .unwrap_or_else(|_| unreachable!("a record is far shorter than what the cipher can take"));
     sealed.extend(nonce);
     sealed.extend(ciphertext);
     sealed
+}
+
+/// Returns the generation of the key that a record was sealed with, as the record says. It is not
+/// authenticated before the record is opened.
+#[must_use]
+pub fn generation(sealed: &[u8]) -> Option<u32> {
+    let bytes = sealed.get(1..5)?.try_into().ok()?;
+    Some(u32::from_be_bytes(bytes))
 }
 
 /// Opens a record that [`seal`] made for the same subject with the same key.
@@ -127,13 +135,13 @@ pub fn open(keys: &RealmKeys, subject: Subject, sealed: &[u8]) -> Result<Opened,
         return Err(OpenError::Format(*format));
     }
     let generation = u32::from_be_bytes(generation.try_into().map_err(|_| OpenError::Truncated)?);
-    if generation != keys.generation {
-        return Err(OpenError::Generation { found: generation, ours: keys.generation });
-    }
+    let key = keys
+        .opening(generation)
+        .ok_or(OpenError::Generation { found: generation, ours: keys.generation() })?;
     let revision =
         header[5..].try_into().map(u64::from_be_bytes).map_err(|_| OpenError::Truncated)?;
     let associated = associated_data(keys, subject, header);
-    let plaintext = XChaCha20Poly1305::new((&*keys.sealing).into())
+    let plaintext = XChaCha20Poly1305::new((&*key.bytes).into())
         .decrypt(&XNonce::from(*nonce), Payload { msg: ciphertext, aad: &associated })
         .map_err(|_| OpenError::NotAuthentic)?;
     Ok(Opened { revision: Revision(revision), plaintext: Zeroizing::new(plaintext) })
@@ -167,6 +175,29 @@ mod tests {
             (opened.revision, opened.plaintext.as_slice()),
             (Revision(42), b"content".as_slice())
         );
+    }
+
+    #[test]
+    fn a_record_is_opened_with_the_key_of_its_generation_and_no_old_key_opens_a_new_one() {
+        let (old, new) = (keys("a", 1), keys("a", 2));
+        let realm = "a".parse().unwrap();
+        let master = MasterKey::from_base64(&data_encoding::BASE64.encode(&[9; 32])).unwrap();
+        let old_key = master.realm_key(&realm, 1);
+        let both = RealmKeys::new(
+            &realm,
+            old_key.name_keys(&realm),
+            master.realm_key(&realm, 2).sealing_key(&realm),
+            vec![old_key.sealing_key(&realm)],
+        );
+        assert!(open(&both, ALICE, &sealed()).is_ok());
+        let again = seal(&both, ALICE, Revision(43), b"content", &mut UnwrapErr(SysRng));
+        assert_eq!((generation(&sealed()), generation(&again)), (Some(1), Some(2)));
+        assert!(open(&new, ALICE, &again).is_ok());
+        assert_eq!(
+            open(&old, ALICE, &again).err().unwrap(),
+            OpenError::Generation { found: 2, ours: 1 }
+        );
+        assert_eq!(generation(&[1, 0, 0]), None);
     }
 
     #[test]

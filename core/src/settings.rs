@@ -62,6 +62,7 @@ pub fn realm(lookup: impl Fn(&str) -> Option<String>) -> Result<RealmRecord, Set
         limits: limits::limits(variable)?,
         audit: limits::audit(variable)?,
         tokens: tokens::tokens(variable)?,
+        retired_keys: Vec::new(),
         uniform_answers: flag("UNIFORM_ANSWERS", variable)?,
         redis_wait: redis_wait(variable("REDIS_WAIT"))?,
     })

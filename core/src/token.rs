@@ -11,6 +11,7 @@ use thiserror::Error;
 use zeroize::Zeroizing;
 
 use crate::secret::SecretText;
+use crate::time::UnixMillis;
 
 /// Minimum length of a key for HS256, in bytes: the length of the hash (RFC 7518 §3.2).
 pub const SECRET_KEY_BYTES: usize = 32;
@@ -257,6 +258,15 @@ pub struct TokenSettings {
     pub audiences: BTreeSet<Audience>,
     /// Their lifetime.
     pub lifetime: TokenLifetime,
+}
+
+/// A public key that a realm signed tokens with, until the last of them has expired.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RetiredKey {
+    /// The Ed25519 public key in base64url without padding.
+    pub x: String,
+    /// The moment after which no token of this key is valid.
+    pub until: UnixMillis,
 }
 
 #[cfg(test)]

@@ -201,6 +201,17 @@ struct ControllerArguments {
     #[arg(long, env = "TWOFACTOR_INSTALLATION", value_name = "ID")]
     installation: Option<Installation>,
 
+    /// Number of seconds for which services have a realm's old and new keys before the new ones are
+    /// used: longer than the kubelet takes to update a mounted Secret
+    #[arg(
+        long,
+        env = "TWOFACTOR_KEY_OVERLAP_SECONDS",
+        value_name = "NUMBER",
+        default_value_t = 180,
+        value_parser = clap::value_parser!(u32).range(1..=86_400)
+    )]
+    key_overlap_seconds: u32,
+
     /// Maximum number of users that are reconciled at the same time
     #[arg(
         long,
@@ -272,6 +283,7 @@ fn start_controller(arguments: ControllerArguments) -> Result<(), Box<dyn Error>
         admin_listen: common.admin_listen,
         concurrency: arguments.concurrency,
         realm: settings::realm(|name| std::env::var(name).ok())?,
+        key_overlap: Duration::from_secs(arguments.key_overlap_seconds.into()),
         lease: arguments.lease,
     };
     in_runtime(async |client, signs, stop| {

@@ -3,13 +3,15 @@
 //! Only differences are written. The operator is one publisher, a sidecar in `dev` mode another.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 
+use arc_swap::ArcSwap;
 use rand_core::CryptoRng;
 use twofactor_core::key::RealmKeys;
 use twofactor_core::names::Pseudonym;
 use twofactor_core::realm::RealmRecord;
 use twofactor_core::record::UserRecord;
-use twofactor_core::seal::Revision;
+use twofactor_core::seal::{self, Revision};
 use twofactor_core::time::UnixMillis;
 
 use crate::clock::Clock;
@@ -53,7 +55,7 @@ pub enum UnlistedUsers {
 #[derive(Debug)]
 pub struct Publisher {
     store: Publishing,
-    keys: RealmKeys,
+    keys: ArcSwap<RealmKeys>,
 }
 
 /// Returns the next revision: the time, or one more than the last revision if that is higher.
@@ -65,7 +67,7 @@ impl Publisher {
     /// Publishes into `store` with `keys`.
     #[must_use]
     pub fn new(store: Store, keys: RealmKeys) -> Self {
-        Self { store: Publishing::new(store), keys }
+        Self { store: Publishing::new(store), keys: ArcSwap::from_pointee(keys) }
     }
 
     /// The store that this publisher writes to.
@@ -74,10 +76,15 @@ impl Publisher {
         &self.store
     }
 
-    /// The keys that records are sealed with.
+    /// The keys that records are sealed and opened with.
     #[must_use]
-    pub fn keys(&self) -> &RealmKeys {
-        &self.keys
+    pub fn keys(&self) -> Arc<RealmKeys> {
+        self.keys.load_full()
+    }
+
+    /// Seals and opens records with `keys` from now on. They must name users as the former ones do.
+    pub fn use_keys(&self, keys: RealmKeys) {
+        self.keys.store(Arc::new(keys));
     }
 
     /// Reads a user's record from the store. Returns nothing if there is none or it cannot be
@@ -88,7 +95,7 @@ impl Publisher {
     pub async fn current(&self, user: Pseudonym) -> Result<Option<UserRecord>, StoreError> {
         let sealed = self.store.record(&user).await?;
         Ok(sealed
-            .and_then(|sealed| UserRecord::open(&self.keys, user, &sealed).ok())
+            .and_then(|sealed| UserRecord::open(&self.keys(), user, &sealed).ok())
             .map(|(_, record)| record))
     }
 
@@ -169,17 +176,16 @@ impl Publisher {
         now: UnixMillis,
         random: &mut impl CryptoRng,
     ) -> Result<Vec<PublishOutcome>, StoreError> {
-        let pseudonyms: Vec<Pseudonym> = users
-            .iter()
-            .map(|user| self.keys.pseudonym(&user.record.definition.username))
-            .collect();
+        let keys = self.keys();
+        let pseudonyms: Vec<Pseudonym> =
+            users.iter().map(|user| keys.pseudonym(&user.record.definition.username)).collect();
         let published = self.store.published(&pseudonyms).await?;
         let mut outcomes = vec![PublishOutcome::Unchanged; users.len()];
         let mut batch = Vec::new();
         let mut positions = Vec::new();
         for (position, (user, published)) in users.iter().zip(published).enumerate() {
             let difference =
-                self.difference(user, pseudonyms[position], &published, renew, now, random);
+                difference(&keys, user, pseudonyms[position], &published, renew, now, random);
             if let Some(publication) = difference {
                 batch.push(publication);
                 positions.push(position);
@@ -195,39 +201,44 @@ impl Publisher {
         Ok(outcomes)
     }
 
-    /// Returns what must be written for `desired`, if anything.
-    fn difference(
+    /// Seals records again that are sealed with another key than the current one. Returns how many
+    /// there were; those of another publisher's users are among them until the next call.
+    ///
+    /// # Errors
+    /// If Redis does not answer. A part may have been written.
+    pub async fn reseal(
         &self,
-        desired: &DesiredUser,
-        pseudonym: Pseudonym,
-        published: &Published,
-        renew: bool,
+        users: &[Pseudonym],
         now: UnixMillis,
         random: &mut impl CryptoRng,
-    ) -> Option<Publication> {
-        let known = published
-            .sealed
-            .as_ref()
-            .and_then(|sealed| UserRecord::open(&self.keys, pseudonym, sealed).ok());
-        if !renew
-            && let Some((revision, record)) = &known
-            && Some(*revision) == published.revision
-            && *record == desired.record
-            && (desired.reset.is_none() || desired.reset == published.reset)
-        {
-            return None;
+    ) -> Result<usize, StoreError> {
+        let keys = self.keys();
+        let mut batch = Vec::new();
+        for (user, published) in users.iter().zip(self.store.published(users).await?) {
+            let Some(sealed) = published.sealed else { continue };
+            if seal::generation(&sealed) == Some(keys.generation()) {
+                continue;
+            }
+            // What cannot be opened is published again by the comparison of the realm.
+            let Ok((revision, record)) = UserRecord::open(&keys, *user, &sealed) else { continue };
+            let revision = next_revision(published.revision.max(Some(revision)), now);
+            batch.push(Publication {
+                pseudonym: *user,
+                expected: published.revision,
+                revision,
+                sealed: record.seal(&keys, *user, revision, random),
+                fresh: false,
+                revoke: false,
+                reset: None,
+            });
         }
-        let known_revision = known.as_ref().map(|(revision, _)| *revision).max(published.revision);
-        let revision = next_revision(known_revision, now);
-        Some(Publication {
-            pseudonym,
-            expected: published.revision,
-            revision,
-            sealed: desired.record.seal(&self.keys, pseudonym, revision, random),
-            fresh: desired.fresh,
-            revoke: known.is_none_or(|(_, record)| destination_changed(&record, &desired.record)),
-            reset: desired.reset.clone(),
-        })
+        for result in self.store.publish(&batch).await? {
+            match result {
+                Ok(()) | Err(StoreError::Conflict) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(batch.len())
     }
 
     /// Publishes the realm's record if it has changed. Returns whether it was written.
@@ -240,18 +251,33 @@ impl Publisher {
         now: UnixMillis,
         random: &mut impl CryptoRng,
     ) -> Result<bool, StoreError> {
-        let known = self
-            .store
-            .realm()
-            .await?
-            .sealed
-            .and_then(|sealed| RealmRecord::open(&self.keys, &sealed).ok());
+        self.publish_realm_after(|_| realm.clone(), now, random).await
+    }
+
+    /// Publishes the realm's record that follows the published one, if it differs. Returns whether
+    /// it was written.
+    ///
+    /// # Errors
+    /// If Redis does not answer.
+    pub async fn publish_realm_after(
+        &self,
+        next: impl FnOnce(Option<&RealmRecord>) -> RealmRecord,
+        now: UnixMillis,
+        random: &mut impl CryptoRng,
+    ) -> Result<bool, StoreError> {
+        let keys = self.keys();
+        let sealed = self.store.realm().await?.sealed;
+        let generation = sealed.as_deref().and_then(seal::generation);
+        let known = sealed.and_then(|sealed| RealmRecord::open(&keys, &sealed).ok());
+        let realm = next(known.as_ref().map(|(_, record)| record));
         let last = match known {
-            Some((_, record)) if record == *realm => return Ok(false),
+            Some((_, record)) if record == realm && generation == Some(keys.generation()) => {
+                return Ok(false);
+            }
             Some((revision, _)) => Some(revision),
             None => None,
         };
-        self.store.publish_realm(&realm.seal(&self.keys, next_revision(last, now), random)).await?;
+        self.store.publish_realm(&realm.seal(&keys, next_revision(last, now), random)).await?;
         Ok(true)
     }
 
@@ -324,7 +350,7 @@ impl Publisher {
     ) -> Result<bool, StoreError> {
         let listed: Vec<Pseudonym> = users
             .iter()
-            .map(|user| self.keys.pseudonym(&user.record.definition.username))
+            .map(|user| self.keys().pseudonym(&user.record.definition.username))
             .collect();
         // Users that could not be read may have a state.
         let known = (unlisted == UnlistedUsers::Remove).then_some(listed.as_slice());
@@ -345,6 +371,40 @@ impl Publisher {
         }
         Ok(!inspection.ready)
     }
+}
+
+/// Returns what must be written for `desired`, if anything.
+fn difference(
+    keys: &RealmKeys,
+    desired: &DesiredUser,
+    pseudonym: Pseudonym,
+    published: &Published,
+    renew: bool,
+    now: UnixMillis,
+    random: &mut impl CryptoRng,
+) -> Option<Publication> {
+    let known =
+        published.sealed.as_ref().and_then(|sealed| UserRecord::open(keys, pseudonym, sealed).ok());
+    if !renew
+        && let Some((revision, record)) = &known
+        && Some(*revision) == published.revision
+        && published.sealed.as_deref().and_then(seal::generation) == Some(keys.generation())
+        && *record == desired.record
+        && (desired.reset.is_none() || desired.reset == published.reset)
+    {
+        return None;
+    }
+    let known_revision = known.as_ref().map(|(revision, _)| *revision).max(published.revision);
+    let revision = next_revision(known_revision, now);
+    Some(Publication {
+        pseudonym,
+        expected: published.revision,
+        revision,
+        sealed: desired.record.seal(keys, pseudonym, revision, random),
+        fresh: desired.fresh,
+        revoke: known.is_none_or(|(_, record)| destination_changed(&record, &desired.record)),
+        reset: desired.reset.clone(),
+    })
 }
 
 /// Whether a code in flight could reach, or could have been issued for, another person than the one

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use twofactor_core::names::Installation;
 use twofactor_core::realm::RealmRecord;
@@ -44,6 +45,8 @@ pub struct Configuration {
     pub concurrency: u16,
     /// Policy and providers of realms that set none.
     pub realm: RealmRecord,
+    /// Time in which every sidecar gets what was written to its credentials.
+    pub key_overlap: Duration,
     /// The Lease of the leader, in the operator's namespace.
     pub lease: String,
 }

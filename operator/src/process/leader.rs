@@ -175,6 +175,13 @@ impl Leader {
             "realm status",
             realm::status::run(context.clone(), stop.clone()),
         );
+        let overlap = configuration.key_overlap;
+        tasks.spawn_after(
+            &lists,
+            stop,
+            "realm keys",
+            realm::keys::run(context.clone(), overlap, stop.clone()),
+        );
         tasks.spawn_after(
             &lists,
             stop,

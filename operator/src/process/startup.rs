@@ -10,7 +10,6 @@ use rand::rngs::SysRng;
 use rand_core::UnwrapErr;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::{Notify, watch};
-use twofactor_core::key::MasterKey;
 use twofactor_core::names::{Installation, RealmId, RealmNames};
 use twofactor_core::secret::SecretText;
 use twofactor_store::clock::Clock;
@@ -26,6 +25,7 @@ use crate::metrics::Metrics;
 use crate::state::credentials::{CredentialsQueue, CredentialsRequest, ForeignSecrets, Isolation};
 use crate::state::own_writes::OwnWrites;
 use crate::state::queue::Queue;
+use crate::state::realm_keys::KeyRing;
 use crate::state::realm_policies::Policies;
 use crate::state::realm_secrets::{Records, SharedKey};
 use crate::state::realms::Realms;
@@ -54,7 +54,7 @@ pub async fn prepare(
     };
     let installation =
         preparation.wait_for(Need::Installation, || installation(configuration, client)).await;
-    let master = preparation.wait_for(Need::MasterKey, || master_key(configuration, client)).await;
+    let keys = preparation.wait_for(Need::MasterKey, || master_key(configuration, client)).await;
     let (redis_url, store) = preparation
         .wait_for(Need::RedisPassword, || redis(configuration, client, &installation))
         .await;
@@ -83,7 +83,7 @@ pub async fn prepare(
             backoff: Backoff::default(),
         },
         realms: RealmsState {
-            registry: Realms::new(client.clone(), master, installation, store),
+            registry: Realms::new(client.clone(), keys, installation, store),
             policies: policies.clone(),
             secrets: Records::default(),
             defaults: configuration.realm.clone(),
@@ -120,9 +120,11 @@ async fn installation(
     uid.parse().map_err(|_| Obstacle::InstallationName)
 }
 
-async fn master_key(configuration: &Configuration, client: &Client) -> Result<MasterKey, Obstacle> {
+async fn master_key(configuration: &Configuration, client: &Client) -> Result<KeyRing, Obstacle> {
     let namespace = &configuration.operator_namespace;
-    Ok(master_key::load_or_create(client, namespace, &mut UnwrapErr(SysRng)).await?)
+    let watched = WatchedNamespaces(configuration.namespaces.clone());
+    let (now, random) = (Clock::System.now(), &mut UnwrapErr(SysRng));
+    Ok(master_key::load_or_create(client, namespace, &watched, now, random).await?)
 }
 
 /// Returns the URL of Redis with its password, and a store of no realm in particular, whose

@@ -2,6 +2,8 @@
 //! the credentials reconciled, and users requeued whose issuer has changed.
 
 pub mod credentials;
+pub mod key_states;
+pub mod keys;
 pub mod providers;
 pub mod record;
 pub mod status;

@@ -2,15 +2,25 @@
 
 use std::collections::BTreeSet;
 
+use data_encoding::BASE64URL_NOPAD;
+use ring::signature::{Ed25519KeyPair, KeyPair};
 use twofactor_api::validate::realm::RealmPolicy;
 use twofactor_api::validate::tokens::TokenPolicy;
 use twofactor_core::realm::RealmRecord;
-use twofactor_core::token::{SigningKey, TokenSettings};
+use twofactor_core::time::UnixMillis;
+use twofactor_core::token::{RetiredKey, SigningKey, TokenSettings};
+use twofactor_store::StoreError;
 
 use super::{providers, token_key};
 use crate::k8s::request::ApiError;
 use crate::state::realm_secrets::Delivery;
-use crate::state::{RealmsState, Runtime};
+use crate::state::realms::Realm;
+use crate::state::{RealmsState, Runtime, random};
+
+/// Time for which a public key is published after another one replaced it, in milliseconds: the
+/// longest lifetime of a token, and a minute in which sidecars read the record and clocks may
+/// differ.
+const RETIRED_FOR: i64 = 360_000;
 
 /// Returns the record of a realm, or nothing if its Secrets have not been read yet.
 pub fn known(realms: &RealmsState, realm: &str) -> Option<RealmRecord> {
@@ -55,6 +65,42 @@ pub async fn read(
     }
 }
 
+/// Publishes the record of a realm, with the public keys whose tokens can still be valid. Returns
+/// whether it has changed.
+pub async fn publish(
+    realm: &Realm,
+    record: &RealmRecord,
+    now: UnixMillis,
+) -> Result<bool, StoreError> {
+    let next = |old: Option<&RealmRecord>| RealmRecord {
+        retired_keys: old.map(|old| retired(old, record, now)).unwrap_or_default(),
+        ..record.clone()
+    };
+    realm.publisher.publish_realm_after(next, now, &mut random()).await
+}
+
+/// Returns the public keys that tokens were signed with before `new` is published, and that they
+/// can be valid with.
+fn retired(old: &RealmRecord, new: &RealmRecord, now: UnixMillis) -> Vec<RetiredKey> {
+    let key = |record: &RealmRecord| public_key(record.tokens.as_ref());
+    let current = key(new);
+    let mut retired = old.retired_keys.clone();
+    retired.extend(
+        key(old)
+            .filter(|_| key(old) != current)
+            .map(|x| RetiredKey { x, until: now.offset(RETIRED_FOR) }),
+    );
+    retired.retain(|key| key.until > now && Some(&key.x) != current.as_ref());
+    retired
+}
+
+/// The public key of tokens that are signed with Ed25519.
+fn public_key(tokens: Option<&TokenSettings>) -> Option<String> {
+    let SigningKey::EdDsa(key) = &tokens?.key else { return None };
+    let pair = Ed25519KeyPair::from_seed_unchecked(key.expose_secret()).ok()?;
+    Some(BASE64URL_NOPAD.encode(pair.public_key().as_ref()))
+}
+
 /// Returns the issuer of users that set none.
 pub fn issuer(realms: &RealmsState, realm: &str) -> String {
     let policy = realms.policies.policy(realm);
@@ -88,6 +134,7 @@ fn build(
         limits: policy.limits.over(defaults.limits),
         audit: policy.audit.over(defaults.audit),
         tokens: defaults.tokens.clone(),
+        retired_keys: Vec::new(),
         uniform_answers: policy.uniform_answers.unwrap_or(defaults.uniform_answers),
         redis_wait: defaults.redis_wait,
     }

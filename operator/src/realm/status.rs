@@ -21,6 +21,7 @@ use crate::k8s::events::Notice;
 use crate::k8s::request;
 use crate::state::Context;
 use crate::state::credentials::{Isolation, SharedLogin};
+use crate::state::realm_keys::{KeyState, Phase};
 use crate::state::realm_policies::KnownRealm;
 use crate::state::realm_secrets::Delivery;
 use crate::state::realm_secrets::TokenKey;
@@ -52,6 +53,8 @@ pub struct Report {
     pub isolation: Isolation,
     /// What services get if the operator may not create logins.
     pub shared_login: SharedLogin,
+    /// The generation of the realm's keys.
+    pub keys: Option<KeyState>,
     /// The allowed namespaces, including the realm's own.
     pub namespaces: Vec<String>,
     /// Namespaces where a Secret of another owner blocks the credentials.
@@ -173,6 +176,11 @@ fn report(context: &Context, realm: &KnownRealm) -> Report {
         }),
         isolation: *context.services.isolation.borrow(),
         shared_login: context.services.shared_login.clone(),
+        keys: context
+            .realms
+            .registry
+            .get(&namespace)
+            .map(|realm| context.realms.registry.keys.of(&realm.id)),
         namespaces: context.realms.policies.namespaces_of(&namespace).into_iter().collect(),
         foreign_secrets: context.services.foreign_secrets.namespaces_of(&namespace),
         users,
@@ -220,6 +228,7 @@ pub fn build(
     .into_iter()
     .chain(channels(policy, report))
     .chain(tokens.map(|state| (labels::CONDITION_TOKENS_READY, state)))
+    .chain(keys(report).map(|state| (labels::CONDITION_KEYS_CURRENT, state)))
     .chain(
         isolated(report.isolation, &report.shared_login)
             .map(|state| (labels::CONDITION_ISOLATED, state)),
@@ -328,6 +337,34 @@ fn credentials(report: &Report) -> ConditionState {
             "A Secret that the operator does not own has the name of the credentials in {namespaces}: delete or rename it"
         ),
     )
+}
+
+fn keys(report: &Report) -> Option<ConditionState> {
+    let state = report.keys.as_ref()?;
+    Some(match state.phase {
+        Phase::Steady => ConditionState::met(
+            "Current",
+            format!("Generation {} of the realm's keys is in use", state.generation),
+        ),
+        Phase::Announced if report.outdated > 0 => ConditionState::unmet(
+            "SidecarsOutdated",
+            "New keys wait for pods whose sidecar has another version than the operator: recreate these pods",
+        ),
+        Phase::Announced => ConditionState::unmet(
+            "KeysAnnounced",
+            format!(
+                "Generation {} of the realm's keys is given to services beside the current one",
+                state.newest()
+            ),
+        ),
+        Phase::Resealing => ConditionState::unmet(
+            "Resealing",
+            format!(
+                "Records are sealed again with generation {} of the realm's keys",
+                state.generation
+            ),
+        ),
+    })
 }
 
 fn isolated(isolation: Isolation, shared_login: &SharedLogin) -> Option<ConditionState> {
@@ -467,6 +504,7 @@ mod tests {
             readiness: Some(Readiness::Ready),
             isolation: Isolation::Full,
             shared_login: SharedLogin::Refused,
+            keys: Some(KeyState::first("a")),
             namespaces: namespaces.iter().map(|name| (*name).to_owned()).collect(),
             foreign_secrets: Vec::new(),
             users: 3,

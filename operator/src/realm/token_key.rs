@@ -98,7 +98,7 @@ async fn derived(realms: &RealmsState, realm: &str) -> KeyResult {
         crate::state::realms::RealmError::Api(error) => KeyProblem::Api(error),
         _ => KeyProblem::Condition(missing()),
     })?;
-    let key = SigningKey::EdDsa(realms.registry.token_key(&realm.id));
+    let key = SigningKey::EdDsa(realms.registry.keys.token_key(&realm.id));
     Ok((
         key,
         "Tokens are signed with a key that the operator has derived for this realm".to_owned(),

@@ -162,7 +162,7 @@ fn is_current(
     let opened = published
         .sealed
         .as_ref()
-        .and_then(|sealed| UserRecord::open(realm.publisher.keys(), pseudonym, sealed).ok());
+        .and_then(|sealed| UserRecord::open(&realm.publisher.keys(), pseudonym, sealed).ok());
     opened.is_some_and(|(revision, record)| {
         Some(revision) == published.revision
             && record.definition == definition

@@ -163,13 +163,13 @@ impl RedisMonitor {
     /// Publishes the record of a realm if it has changed or was published by another process.
     /// Returns whether the check of the realm can go on.
     async fn publish_policy(&self, realm: &Realm) -> bool {
-        let (now, random) = (self.context.runtime.clock.now(), &mut random());
+        let now = self.context.runtime.clock.now();
         let version = realm.policy_version();
         // The record is published when the Secrets have been read. Until then the old one stays.
         let Some(record) = record::known(&self.context.realms, &realm.namespace) else {
             return true;
         };
-        match realm.publisher.publish_realm(&record, now, random).await {
+        match record::publish(realm, &record, now).await {
             Ok(written) => {
                 if written {
                     tracing::info!(namespace = realm.namespace, "policy of a realm published");

@@ -61,7 +61,7 @@ pub async fn refill(context: &Context, realm: &Realm) -> Result<usize, RefillErr
     let record = record::read(&context.runtime, &context.realms, &realm.namespace)
         .await
         .map_err(RefillError::Providers)?;
-    realm.publisher.publish_realm(&record, now, &mut random()).await?;
+    record::publish(realm, &record, now).await?;
     realm.policy_published(version);
 
     let mut done = HashSet::new();

@@ -5,6 +5,7 @@
 pub mod credentials;
 pub mod own_writes;
 pub mod queue;
+pub mod realm_keys;
 pub mod realm_policies;
 pub mod realm_secrets;
 pub mod realms;

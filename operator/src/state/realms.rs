@@ -10,17 +10,13 @@ use k8s_openapi::api::core::v1::Namespace;
 use kube::{Api, Client, ResourceExt};
 use thiserror::Error;
 use tokio::sync::{Notify, RwLock};
-use twofactor_core::key::{Login, MasterKey, RealmKey};
 use twofactor_core::names::{Installation, Pseudonym, RealmId, RealmNames};
-use twofactor_core::token::Ed25519Key;
 use twofactor_store::Store;
 use twofactor_store::publisher::Publisher;
 use twofactor_store::redis::RedisStore;
 
+use super::realm_keys::KeyRing;
 use crate::k8s::request::{self, ApiError};
-
-/// Generation of realm keys. There is only one so far.
-const GENERATION: u32 = 1;
 
 /// The state of a realm in Redis.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,8 +40,6 @@ pub struct Realm {
     pub publisher: Publisher,
     /// The store that `publisher` writes to.
     pub store: RedisStore,
-    /// The realm key, as the credentials of services contain it.
-    pub key: RealmKey,
     /// Held shared to publish one user, and exclusively to publish from a list. An exclusive holder
     /// reads and writes without a change in between, so that a list never overwrites what a
     /// reconciliation has just published.
@@ -216,7 +210,8 @@ pub enum RealmError {
 /// All realms.
 pub struct Realms {
     client: Client,
-    master: MasterKey,
+    /// The keys of realms.
+    pub keys: KeyRing,
     /// The name of the installation.
     pub installation: Installation,
     store: RedisStore,
@@ -242,13 +237,13 @@ impl Realms {
     /// Returns the registry without realms. `store` belongs to no realm in particular.
     pub fn new(
         client: Client,
-        master: MasterKey,
+        keys: KeyRing,
         installation: Installation,
         store: RedisStore,
     ) -> Self {
         Self {
             client,
-            master,
+            keys,
             installation,
             store,
             state: Mutex::default(),
@@ -288,13 +283,11 @@ impl Realms {
     }
 
     fn realm(&self, namespace: &str, id: RealmId) -> Realm {
-        let key = self.master.realm_key(&id, GENERATION);
         let store = self.store_of(&id);
         Realm {
             namespace: namespace.to_owned(),
-            publisher: Publisher::new(Store::Redis(store.clone()), key.keys(&id)),
+            publisher: Publisher::new(Store::Redis(store.clone()), self.keys.realm_keys(&id)),
             store,
-            key,
             id,
             publish_lock: RwLock::default(),
             removal_lock: RwLock::default(),
@@ -302,16 +295,6 @@ impl Realms {
             became_ready: self.became_ready.clone(),
             state: Mutex::default(),
         }
-    }
-
-    /// The login to Redis for services of the namespace with this UID.
-    pub fn login(&self, id: &RealmId, namespace: &str) -> Login {
-        self.master.login(id, GENERATION, namespace)
-    }
-
-    /// The key of tokens of a realm that configures no other.
-    pub fn token_key(&self, id: &RealmId) -> Ed25519Key {
-        self.master.token_key(id, GENERATION)
     }
 
     fn names(&self, id: &RealmId) -> RealmNames {

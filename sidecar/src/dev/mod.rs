@@ -104,7 +104,7 @@ pub async fn dev(
     let metrics = Metrics::new().map_err(|error| RunError::Configuration(error.to_string()))?;
     let decisions = Decisions::new(store.clone(), Arc::new(metrics.store().clone()));
     let current = CurrentService::new(Service {
-        records: Records::new(decisions.clone(), keys(), metrics.clone()),
+        records: Records::new(decisions.clone(), keys(), None, metrics.clone()),
         store: decisions,
         delivery: Delivery::new(true),
         caller: options.caller,
@@ -228,7 +228,7 @@ impl Source {
     /// the users of another process.
     async fn is_foreign(&self) -> bool {
         let sealed = self.publisher.store().realm().await.ok().and_then(|realm| realm.sealed);
-        sealed.is_some_and(|sealed| RealmRecord::open(self.publisher.keys(), &sealed).is_err())
+        sealed.is_some_and(|sealed| RealmRecord::open(&self.publisher.keys(), &sealed).is_err())
     }
 
     async fn try_fill(&mut self) -> Result<bool, StoreError> {

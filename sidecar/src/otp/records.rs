@@ -12,7 +12,7 @@ use rand::rngs::SysRng;
 use rand_core::UnwrapErr;
 use thiserror::Error;
 use twofactor_core::key::RealmKeys;
-use twofactor_core::names::Pseudonym;
+use twofactor_core::names::{Pseudonym, RealmNames};
 use twofactor_core::realm::RealmRecord;
 use twofactor_core::record::{RecordError, UserRecord};
 use twofactor_core::seal::{BEGINNING_BYTES, OpenError, Revision};
@@ -101,17 +101,23 @@ struct Seen {
 /// The records of one realm.
 pub struct Records {
     store: Decisions,
+    keys: Arc<Keys>,
     known: Arc<Known>,
     realm_uses: Mutex<Uses>,
     metrics: Metrics,
 }
 
-/// What was read with the keys of one realm. It outlives the connection that it was read over.
+/// The keys that records are opened with.
+struct Keys {
+    realm: RealmKeys,
+    dummy: DummyRecord,
+}
+
+/// What was read of one realm. It outlives the connection that it was read over, and the keys.
 struct Known {
-    keys: RealmKeys,
+    names: Option<RealmNames>,
     users: Cache<Pseudonym, Seen>,
     realm: ArcSwapOption<Realm>,
-    dummy: DummyRecord,
 }
 
 /// A record that belongs to no user, so that a name that is no user's takes the same work.
@@ -171,22 +177,34 @@ impl Rejected {
 }
 
 impl Records {
-    pub fn new(store: Decisions, keys: RealmKeys, metrics: Metrics) -> Self {
-        let dummy = DummyRecord::new(&keys);
-        let known =
-            Known { keys, users: Cache::new(CACHED_USERS), realm: ArcSwapOption::empty(), dummy };
-        Self { store, known: Arc::new(known), realm_uses: Mutex::default(), metrics }
+    pub fn new(
+        store: Decisions,
+        keys: RealmKeys,
+        names: Option<RealmNames>,
+        metrics: Metrics,
+    ) -> Self {
+        let known = Known { names, users: Cache::new(CACHED_USERS), realm: ArcSwapOption::empty() };
+        Self::with(store, keys, Arc::new(known), metrics)
     }
 
-    /// Returns the same realm's records, read from another store from now on. What was read stays
-    /// known, because no older revision may be accepted.
-    pub fn moved_to(&self, store: Decisions) -> Self {
-        let known = self.known.clone();
-        Self { store, known, realm_uses: Mutex::default(), metrics: self.metrics.clone() }
+    fn with(store: Decisions, keys: RealmKeys, known: Arc<Known>, metrics: Metrics) -> Self {
+        let keys = Arc::new(Keys { dummy: DummyRecord::new(&keys), realm: keys });
+        Self { store, keys, known, realm_uses: Mutex::default(), metrics }
+    }
+
+    /// Returns the same realm's records, read from another store and with other keys from now on.
+    /// What was read stays known, because no older revision may be accepted.
+    pub fn moved_to(&self, store: Decisions, keys: RealmKeys) -> Self {
+        Self::with(store, keys, self.known.clone(), self.metrics.clone())
+    }
+
+    /// Whether records under these keys and names are records of the same realm.
+    pub fn have_names_of(&self, keys: &RealmKeys, names: &RealmNames) -> bool {
+        self.known.names.as_ref() == Some(names) && self.keys.realm.has_names_of(keys)
     }
 
     pub fn keys(&self) -> &RealmKeys {
-        &self.known.keys
+        &self.keys.realm
     }
 
     /// Returns an enabled user: the cached record, which the decision checks, or one read now.
@@ -194,7 +212,7 @@ impl Records {
     /// The error is [`Refusal::UnknownUser`] if it is certain that there is no such user or that
     /// they are disabled, and [`Refusal::Unavailable`] if it is not.
     pub async fn enabled_user(&self, username: &Username) -> Result<CurrentUser, Refusal> {
-        let pseudonym = self.known.keys.pseudonym(username);
+        let pseudonym = self.keys.realm.pseudonym(username);
         let user = match self.known.users.get(&pseudonym) {
             Some(Seen { highest, record: Some(record) }) => {
                 CurrentUser { pseudonym, revision: highest, record }
@@ -211,7 +229,7 @@ impl Records {
     ///
     /// The error is [`Refusal::Unavailable`] if it is not certain.
     pub async fn look_up(&self, username: &Username) -> Result<Lookup, Refusal> {
-        let pseudonym = self.known.keys.pseudonym(username);
+        let pseudonym = self.keys.realm.pseudonym(username);
         let seen =
             self.known.users.get(&pseudonym).map_or(Revision::default(), |seen| seen.highest);
         let (sealed, absent) = tokio::try_join!(
@@ -225,7 +243,7 @@ impl Records {
             if seen > Revision::default() {
                 self.known.users.insert(pseudonym, Seen { highest: seen, record: None });
             }
-            let DummyRecord { pseudonym: own, sealed, .. } = &self.known.dummy;
+            let DummyRecord { pseudonym: own, sealed, .. } = &self.keys.dummy;
             let _ = std::hint::black_box(self.open(*own, sealed, Revision::default()));
             return Ok(Lookup::Unknown(self.dummy(pseudonym)));
         };
@@ -240,7 +258,7 @@ impl Records {
         CurrentUser {
             pseudonym,
             revision: Revision::default(),
-            record: self.known.dummy.record.clone(),
+            record: self.keys.dummy.record.clone(),
         }
     }
 
@@ -292,7 +310,7 @@ impl Records {
         sealed: &[u8],
         seen: Revision,
     ) -> Result<(Revision, UserRecord), Rejected> {
-        let (revision, record) = UserRecord::open(&self.known.keys, pseudonym, sealed)?;
+        let (revision, record) = UserRecord::open(&self.keys.realm, pseudonym, sealed)?;
         if revision < seen {
             return Err(Rejected::RolledBack { found: revision.0, seen: seen.0 });
         }
@@ -362,7 +380,7 @@ impl Records {
             }
         };
         let seen = known.as_ref().map_or(Revision::default(), |known| known.revision);
-        match RealmRecord::open(&self.known.keys, &sealed).map_err(Rejected::from) {
+        match RealmRecord::open(&self.keys.realm, &sealed).map_err(Rejected::from) {
             Ok((revision, _)) if revision < seen => {
                 self.reject("realm", Rejected::RolledBack { found: revision.0, seen: seen.0 });
             }
@@ -389,6 +407,6 @@ impl Records {
 
 impl std::fmt::Debug for Records {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(formatter, "Records({:?})", self.known.keys)
+        write!(formatter, "Records({:?})", self.keys.realm)
     }
 }

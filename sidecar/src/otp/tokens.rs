@@ -15,10 +15,9 @@ use ring::signature::{Ed25519KeyPair, KeyPair};
 use serde::Serialize;
 use twofactor_core::context::Context;
 use twofactor_core::names::RealmId;
+use twofactor_core::realm::RealmRecord;
 use twofactor_core::time::UnixMillis;
-use twofactor_core::token::{
-    Audience, Ed25519Key, SigningKey, TokenAlgorithm, TokenLifetime, TokenSettings,
-};
+use twofactor_core::token::{Audience, Ed25519Key, SigningKey, TokenAlgorithm, TokenLifetime};
 use twofactor_core::user::Username;
 
 use crate::refusal::Refusal;
@@ -154,7 +153,10 @@ pub struct PublicKey {
 
 impl PublicKey {
     fn of(pair: &Ed25519KeyPair) -> Self {
-        let x = BASE64URL_NOPAD.encode(pair.public_key().as_ref());
+        Self::new(BASE64URL_NOPAD.encode(pair.public_key().as_ref()))
+    }
+
+    fn new(x: String) -> Self {
         let members = format!(r#"{{"crv":"Ed25519","kty":"OKP","x":"{x}"}}"#);
         let kid = BASE64URL_NOPAD.encode(digest(&SHA256, members.as_bytes()).as_ref());
         Self {
@@ -173,13 +175,15 @@ impl PublicKey {
 pub struct PublicKeys(Mutex<Vec<(PublicKey, Instant)>>);
 
 impl PublicKeys {
-    /// Records what a realm signs with at the moment `now`, and returns the keys that its tokens
-    /// can be checked with. A shared key is not among them.
+    /// Records what a realm signs with at the moment `now`, which is `time` by the clock, and
+    /// returns the keys that its tokens can be checked with. A shared key is not among them.
     pub fn current(
         &self,
-        tokens: Option<&TokenSettings>,
+        realm: &RealmRecord,
         now: Instant,
+        time: UnixMillis,
     ) -> Result<Vec<PublicKey>, Refusal> {
+        let tokens = realm.tokens.as_ref();
         let mut keys = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         keys.retain(|(_, seen)| now.saturating_duration_since(*seen) <= PUBLISHED_AFTERWARDS);
         if let Some(SigningKey::EdDsa(key)) = tokens.map(|tokens| &tokens.key) {
@@ -187,7 +191,15 @@ impl PublicKeys {
             keys.retain(|(known, _)| *known != key);
             keys.insert(0, (key, now));
         }
-        Ok(keys.iter().map(|(key, _)| key.clone()).collect())
+        let mut all: Vec<PublicKey> = keys.iter().map(|(key, _)| key.clone()).collect();
+        // A sidecar that has started since has not seen the key before.
+        let retired = realm.retired_keys.iter().filter(|key| key.until > time);
+        for key in retired.map(|key| PublicKey::new(key.x.clone())) {
+            if !all.contains(&key) {
+                all.push(key);
+            }
+        }
+        Ok(all)
     }
 }
 
@@ -198,6 +210,7 @@ mod tests {
     use ring::signature::{ED25519, UnparsedPublicKey};
     use serde_json::{Value, json};
     use twofactor_core::secret::SecretText;
+    use twofactor_core::token::{RetiredKey, TokenSettings};
 
     use super::*;
 
@@ -211,6 +224,14 @@ mod tests {
             audiences: ["kms".parse().unwrap()].into(),
             lifetime: TokenLifetime::try_from(60).unwrap(),
         }
+    }
+
+    fn realm(key: Option<SigningKey>) -> RealmRecord {
+        RealmRecord { tokens: key.map(settings), ..RealmRecord::default() }
+    }
+
+    fn current(keys: &PublicKeys, realm: &RealmRecord, now: Instant) -> Vec<PublicKey> {
+        keys.current(realm, now, UnixMillis::new(1000)).unwrap()
     }
 
     fn token(key: &SigningKey, context: Option<&Context>) -> String {
@@ -254,7 +275,7 @@ mod tests {
     fn a_token_of_the_realms_own_key_is_checked_with_the_public_key() {
         let token = token(&key(1), None);
         let (signed, signature) = token.rsplit_once('.').unwrap();
-        let keys = PublicKeys::default().current(Some(&settings(key(1))), Instant::now()).unwrap();
+        let keys = current(&PublicKeys::default(), &realm(Some(key(1))), Instant::now());
         assert_eq!(decoded(signed.split('.').next().unwrap())["kid"], json!(keys[0].kid));
         let public =
             UnparsedPublicKey::new(&ED25519, BASE64URL_NOPAD.decode(keys[0].x.as_bytes()).unwrap());
@@ -264,11 +285,24 @@ mod tests {
     }
 
     #[test]
+    fn a_sidecar_that_has_just_started_publishes_the_keys_that_the_record_names() {
+        let old = current(&PublicKeys::default(), &realm(Some(key(1))), Instant::now());
+        let retired = |until| RetiredKey { x: old[0].x.clone(), until: UnixMillis::new(until) };
+        let published = |until, new| {
+            let record = RealmRecord { retired_keys: vec![retired(until)], ..realm(new) };
+            current(&PublicKeys::default(), &record, Instant::now())
+        };
+        assert_eq!(published(1001, Some(key(2)))[1..], old);
+        assert_eq!(published(1001, None), old);
+        assert_eq!(published(1001, Some(key(1))), old);
+        assert_eq!(published(1000, Some(key(2))).len(), 1);
+    }
+
+    #[test]
     fn a_replaced_key_is_published_until_its_last_token_expires() {
         let (keys, began) = (PublicKeys::default(), Instant::now());
         let published = |tokens: Option<SigningKey>, seconds: u64| {
-            let tokens = tokens.map(settings);
-            keys.current(tokens.as_ref(), began + Duration::from_secs(seconds)).unwrap().len()
+            current(&keys, &realm(tokens), began + Duration::from_secs(seconds)).len()
         };
         assert_eq!(published(Some(key(1)), 0), 1);
         assert_eq!(published(Some(key(1)), 5), 1);

@@ -56,9 +56,10 @@ pub(crate) async fn refresh(current: CurrentService, checks: Checks, stop: Cance
             was_allowed = report_access(&service, &checks, was_allowed);
             // The key is recorded with each read, so that after a replacement it is still published
             // for the services that check its last tokens.
-            let realm = service.records.known_realm();
-            let tokens = realm.as_ref().and_then(|realm| realm.record.tokens.as_ref());
-            let _ = service.public_keys.current(tokens, Instant::now());
+            if let Some(realm) = service.records.known_realm() {
+                let (now, time) = (Instant::now(), service.store.now());
+                let _ = service.public_keys.current(&realm.record, now, time);
+            }
         }
     };
     // A read that takes long does not delay the end of the process.

@@ -43,7 +43,8 @@ pub(super) async fn jwks_route(service: Arc<Service>, method: Method) -> Respons
     answer(&service, "/.well-known/jwks.json", async {
         require(&method, &Method::GET)?;
         let realm = service.realm().await?;
-        let keys = service.public_keys.current(realm.record.tokens.as_ref(), Instant::now())?;
+        let keys =
+            service.public_keys.current(&realm.record, Instant::now(), service.store.now())?;
         let mut response = json(&KeySet { keys });
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/jwk-set+json"));

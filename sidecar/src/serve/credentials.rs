@@ -14,7 +14,10 @@ use twofactor_core::secret::SecretText;
 
 /// The file with the URL of Redis.
 pub const REDIS_URL: &str = "redis-url";
-/// The file with the realm's key, as `GENERATION:KEY`.
+/// The file with the realm's keys, of every generation that is in use.
+pub const REALM_KEYS: &str = "realm-keys";
+/// The file with the realm's first key, as `GENERATION:KEY`, if an operator of version 0.1 has
+/// written the credentials.
 pub const REALM_KEY: &str = "realm-key";
 /// The file with the installation's id.
 pub const INSTALLATION: &str = "installation";
@@ -28,10 +31,11 @@ pub const REDIS_CA: &str = "redis-ca";
 /// The file that says that the operator loads the scripts into Redis. It may be missing.
 pub const SCRIPTS: &str = "scripts";
 
-/// The files that may be missing.
-const OPTIONAL: [&str; 2] = [REDIS_CA, SCRIPTS];
+/// The files that may be missing. The first key may be, if there are the keys.
+const OPTIONAL: [&str; 3] = [REALM_KEYS, REDIS_CA, SCRIPTS];
 /// The files, in the order in which they are read.
-const FILES: [&str; 7] = [REDIS_URL, REALM_KEY, INSTALLATION, REALM, CALLER, REDIS_CA, SCRIPTS];
+const FILES: [&str; 8] =
+    [REDIS_URL, REALM_KEYS, REALM_KEY, INSTALLATION, REALM, CALLER, REDIS_CA, SCRIPTS];
 /// The link that the kubelet swaps if a mounted Secret changes. Each file is a link through it, so
 /// files belong together only if they were read through the same target.
 const DATA: &str = "..data";
@@ -117,11 +121,15 @@ impl CredentialFiles {
             return Err(CredentialsError { file: directory.to_owned(), reason: reason.to_owned() });
         }
         let mut texts = FILES.map(|_| SecretText::new(String::new()));
+        let mut has_keys = false;
         for (name, text) in FILES.iter().zip(&mut texts) {
+            let may_be_missing = OPTIONAL.contains(name) || (*name == REALM_KEY && has_keys);
             match fs::read_to_string(folder.join(name)) {
-                Ok(content) => *text = SecretText::new(content),
-                Err(error)
-                    if OPTIONAL.contains(name) && error.kind() == io::ErrorKind::NotFound => {}
+                Ok(content) => {
+                    has_keys |= *name == REALM_KEYS;
+                    *text = SecretText::new(content);
+                }
+                Err(error) if may_be_missing && error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => {
                     return Err(CredentialsError {
                         file: directory.join(name),
@@ -135,30 +143,27 @@ impl CredentialFiles {
 
     /// Parses the files. An error names the invalid file and the reason.
     pub fn parse(&self) -> Result<Credentials, CredentialsError> {
-        let [redis_url, key, installation, realm, caller, authority, scripts] = &self.texts;
+        let [redis_url, keys, first_key, installation, realm, caller, authority, scripts] =
+            &self.texts;
         let authority = authority.expose_secret().trim();
         let realm = self.parsed(REALM, realm)?;
         let installation = self.parsed(INSTALLATION, installation)?;
-        let key = RealmKey::from_text(key.expose_secret())
-            .map_err(|error| self.wrong(REALM_KEY, &error))?;
+        let keys = if keys.expose_secret().is_empty() {
+            RealmKey::from_text(first_key.expose_secret())
+                .map(|key| key.keys(&realm))
+                .map_err(|error| self.wrong(REALM_KEY, &error))?
+        } else {
+            RealmKeys::from_text(&realm, keys.expose_secret())
+                .map_err(|error| self.wrong(REALM_KEYS, &error))?
+        };
         Ok(Credentials {
             redis_url: SecretText::new(redis_url.expose_secret().trim().to_owned()),
             redis_authority: (!authority.is_empty()).then(|| authority.to_owned()),
-            keys: key.keys(&realm),
+            keys,
             names: RealmNames::new(&installation, &realm),
             caller: self.parsed(CALLER, caller)?,
             loads_scripts: scripts.expose_secret().trim().is_empty(),
         })
-    }
-
-    /// Whether `other` has the same keys and names of records in Redis.
-    pub fn is_same_realm(&self, other: &Self) -> bool {
-        let of_the_realm = |files: &Self| {
-            let [_, key, installation, realm, ..] = &files.texts;
-            [key, installation, realm]
-                .map(|text| SecretText::new(text.expose_secret().trim().to_owned()))
-        };
-        of_the_realm(self) == of_the_realm(other)
     }
 
     /// Returns an error about one of the files.

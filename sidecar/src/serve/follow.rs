@@ -93,7 +93,7 @@ impl Follower {
 
     async fn switch_to(&mut self, files: CredentialFiles) -> Result<(), CredentialsError> {
         let before = self.current.load();
-        let service = service(&files, &before.metrics, Some((&self.files, &before)))?;
+        let service = service(&files, &before.metrics, Some(&before))?;
         // Connects and reads the realm before the first request needs it. The new credentials are
         // used even if Redis does not answer, because the old ones may no longer be allowed.
         let _ = service.records.refresh_realm().await;
@@ -120,18 +120,18 @@ impl Follower {
     }
 }
 
-/// Returns the service on `files`. If the realm is the same, it knows what the previous service
-/// knew.
+/// Returns the service on `files`. If its records have the same names, it knows what the previous
+/// service knew.
 fn service(
     files: &CredentialFiles,
     metrics: &Metrics,
-    before: Option<(&CredentialFiles, &Service)>,
+    before: Option<&Service>,
 ) -> Result<Service, CredentialsError> {
     let credentials = files.parse()?;
     let store = RedisStore::with_authority(
         credentials.redis_url.expose_secret(),
         credentials.redis_authority.as_deref(),
-        credentials.names,
+        credentials.names.clone(),
         Clock::System,
     )
     .map_err(|error| match error {
@@ -142,14 +142,16 @@ fn service(
         if credentials.loads_scripts { store } else { store.with_scripts_of_the_publisher() };
     let store = Decisions::new(Store::Redis(store), Arc::new(metrics.store().clone()));
     let records = match before {
-        Some((known, before)) if known.is_same_realm(files) => {
-            before.records.moved_to(store.clone())
+        Some(before) if before.records.have_names_of(&credentials.keys, &credentials.names) => {
+            before.records.moved_to(store.clone(), credentials.keys)
         }
-        _ => Records::new(store.clone(), credentials.keys, metrics.clone()),
+        _ => {
+            Records::new(store.clone(), credentials.keys, Some(credentials.names), metrics.clone())
+        }
     };
     let (background, public_keys) = match before {
         // Also for another realm, because work under way goes on.
-        Some((_, before)) => (before.background.clone(), before.public_keys.clone()),
+        Some(before) => (before.background.clone(), before.public_keys.clone()),
         None => Default::default(),
     };
     Ok(Service {

@@ -54,15 +54,13 @@ pub(super) fn users(context: &Context, realm: &str) -> Vec<AclUser> {
     }
     let uids =
         callers.into_iter().filter_map(|name| Some(context.realms.policies.namespace(&name)?.0));
-    uids.map(|uid| {
-        let login = context.realms.registry.login(&id, &uid);
-        AclUser {
-            name: names.login(&login.tag),
-            password_hash: login.password_hash(),
-            realm: names.clone(),
-        }
-    })
-    .collect()
+    let logins = uids.flat_map(|uid| context.realms.registry.keys.logins(&id, &uid));
+    let user = |login: Login| AclUser {
+        name: names.login(&login.tag),
+        password_hash: login.password_hash(),
+        realm: names.clone(),
+    };
+    logins.map(user).collect()
 }
 
 pub(super) fn login_url(

@@ -15,6 +15,7 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use data_encoding::HEXLOWER;
 use k8s_openapi::api::core::v1::Secret;
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::{Api, ResourceExt};
@@ -30,11 +31,13 @@ use twofactor_store::acl::AclUser;
 
 use self::grants::{callers, login_url, needs, realms, redis_url, users};
 use self::logins::RedisLogins;
-use self::secret::{difference, is_ours, secret, url_in};
+use self::secret::{difference, is_ours, newest_generation, secret, url_in};
+use super::key_states::{self, KeyStateError};
 use crate::k8s::backoff::jittered;
 use crate::k8s::request::{self, ApiError};
 use crate::state::credentials::{CredentialsRequest, Isolation, SharedLogin, Target};
-use crate::state::realms::RealmError;
+use crate::state::realm_policies::NamespaceAccess;
+use crate::state::realms::{Realm, RealmError};
 use crate::state::{Context, random};
 
 /// Delay before a Secret is written again after a failure.
@@ -51,6 +54,8 @@ const CONCURRENT: usize = 8;
 enum CredentialsError {
     #[error(transparent)]
     Realm(#[from] RealmError),
+    #[error(transparent)]
+    Keys(#[from] KeyStateError),
     #[error("the Secret {0} exists and is not ours: delete or rename it")]
     NotOurs(String),
     #[error(transparent)]
@@ -301,6 +306,10 @@ async fn reconcile_secret(
     let found = request::optional(request::within(secrets.get(&name)).await)?;
     let Some((uid, ending)) = known.filter(|_| needs(context, realm, namespace)) else {
         if let Some(found) = found.filter(|found| is_ours(found, realm)) {
+            if context.realms.policies.access(realm, namespace) == NamespaceAccess::NotAllowed {
+                // Before the Secret is removed, which shows after a crash that this is necessary.
+                key_states::raise(context, realm, newest_generation(&found)).await?;
+            }
             remove(&secrets, &found).await?;
             tracing::info!(realm, namespace, secret = name, "removed the credentials of services");
         }
@@ -311,26 +320,10 @@ async fn reconcile_secret(
         return Ok(false);
     }
     let realm = context.realms.registry.get_or_create(realm).await?;
-    let login = context.realms.registry.login(&realm.id, &uid);
-    let url = match &found {
-        // The isolation is not known yet, but was known when the Secret was written.
-        Some(found) if *context.services.isolation.borrow() == Isolation::Unknown => {
-            url_in(found).or_else(|| redis_url(context, &realm, &login))
-        }
-        // Another process of the operator has set this login: see `Isolation::after`.
-        Some(found) if *context.services.isolation.borrow() == Isolation::SharedLogin => {
-            url_in(found)
-                .filter(|url| {
-                    url.expose_secret().contains(&data_encoding::HEXLOWER.encode(&login.tag))
-                })
-                .or_else(|| redis_url(context, &realm, &login))
-        }
-        _ => redis_url(context, &realm, &login),
-    };
     // Without a login, a Secret of an earlier version keeps what it has.
-    let Some(url) = url else { return Ok(found.is_some()) };
-    let authority = context.services.redis_authority.as_deref();
-    let wanted = secret(&realm, &context.realms.registry.installation, &url, authority, namespace);
+    let Some(wanted) = wanted(context, &realm, namespace, &uid, found.as_ref()) else {
+        return Ok(found.is_some());
+    };
     match found {
         None => {
             request::within(secrets.create(&PostParams::default(), &wanted)).await?;
@@ -357,6 +350,53 @@ async fn reconcile_secret(
                     "updated the credentials of services"
                 );
             }
+        }
+    }
+    Ok(true)
+}
+
+/// Builds the credentials of a realm in the namespace with this UID, or nothing if there is no
+/// login that services may have.
+fn wanted(
+    context: &Context,
+    realm: &Realm,
+    namespace: &str,
+    uid: &str,
+    found: Option<&Secret>,
+) -> Option<Secret> {
+    let registry = &context.realms.registry;
+    let login = registry.keys.logins(&realm.id, uid).into_iter().next()?;
+    let isolation = *context.services.isolation.borrow();
+    let kept = found.and_then(url_in).filter(|url| match isolation {
+        // The isolation is not known yet, but was known when the Secret was written.
+        Isolation::Unknown => true,
+        // Another process of the operator has set this login: see `Isolation::after`.
+        Isolation::SharedLogin => url.expose_secret().contains(&HEXLOWER.encode(&login.tag)),
+        _ => false,
+    });
+    let url = kept.or_else(|| redis_url(context, realm, &login))?;
+    let authority = context.services.redis_authority.as_deref();
+    Some(secret(realm, &registry.keys, &registry.installation, &url, authority, namespace))
+}
+
+/// Whether every namespace that needs the credentials of a realm has the current ones.
+pub async fn are_written(context: &Context, realm: &str) -> Result<bool, ApiError> {
+    let Some(known) = context.realms.registry.get(realm) else { return Ok(false) };
+    for namespace in callers(context, realm) {
+        let Some((uid, ending)) = context.realms.policies.namespace(&namespace) else { continue };
+        let secrets = Api::<Secret>::namespaced(context.runtime.client.clone(), &namespace);
+        let name = labels::credentials_name(realm);
+        let found = request::optional(request::within(secrets.get(&name)).await)?;
+        let wanted = wanted(context, &known, &namespace, &uid, found.as_ref());
+        let is_written = match (&found, &wanted) {
+            (Some(found), Some(wanted)) => difference(found, wanted).is_none(),
+            // Services without credentials cannot fail.
+            (None, None) => true,
+            (None, Some(_)) => ending,
+            (Some(_), None) => false,
+        };
+        if !is_written {
+            return Ok(false);
         }
     }
     Ok(true)

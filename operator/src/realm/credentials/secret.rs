@@ -11,6 +11,7 @@ use twofactor_api::labels;
 use twofactor_core::names::Installation;
 use twofactor_core::secret::SecretText;
 
+use crate::state::realm_keys::KeyRing;
 use crate::state::realms::Realm;
 
 /// Returns the URL of Redis in a Secret with credentials.
@@ -18,6 +19,16 @@ pub(super) fn url_in(secret: &Secret) -> Option<SecretText> {
     let bytes = secret.data.as_ref()?.get(labels::CREDENTIALS_KEY_REDIS_URL)?;
     let text = std::str::from_utf8(&bytes.0).ok().filter(|text| !text.is_empty())?;
     Some(SecretText::new(text.to_owned()))
+}
+
+/// Returns the newest generation of a realm's keys in a Secret with credentials.
+pub(super) fn newest_generation(secret: &Secret) -> u32 {
+    let data = secret.data.as_ref();
+    let keys = data.and_then(|data| data.get(labels::CREDENTIALS_KEY_REALM_KEYS));
+    let text = keys.and_then(|keys| std::str::from_utf8(&keys.0).ok()).unwrap_or_default();
+    let generations = text.lines().filter_map(|line| line.split_once(' ')?.0.parse().ok());
+    // Version 0.1 knew only the first one.
+    generations.max().unwrap_or(1)
 }
 
 /// Whether the Secret holds credentials of the realm of `namespace`. A label says so, because an
@@ -31,22 +42,24 @@ pub(super) fn is_ours(secret: &Secret, namespace: &str) -> bool {
 /// Builds the credentials of `realm` for the services of the namespace `caller`.
 pub(super) fn secret(
     realm: &Realm,
+    keys: &KeyRing,
     installation: &Installation,
     redis_url: &SecretText,
     redis_authority: Option<&str>,
     caller: &str,
 ) -> Secret {
-    let key = realm.key.to_text();
+    let keys_text = keys.realm_keys(&realm.id).to_text();
+    let first_key = keys.first_key(&realm.id).map(|key| key.to_text());
     let data = [
         (labels::CREDENTIALS_KEY_REDIS_URL, redis_url.expose_secret()),
-        (labels::CREDENTIALS_KEY_REALM_KEY, key.expose_secret()),
+        (labels::CREDENTIALS_KEY_REALM_KEYS, keys_text.expose_secret()),
         (labels::CREDENTIALS_KEY_INSTALLATION, installation.as_str()),
         (labels::CREDENTIALS_KEY_REALM, realm.id.as_str()),
         (labels::CREDENTIALS_KEY_CALLER, caller),
         (labels::CREDENTIALS_KEY_SCRIPTS, labels::SCRIPTS_OF_OPERATOR),
     ];
-    // The key is set only if there is an authority. Earlier sidecars need five keys and ignore
-    // others.
+    let first_key =
+        first_key.as_ref().map(|key| (labels::CREDENTIALS_KEY_REALM_KEY, key.expose_secret()));
     let authority = redis_authority.map(|authority| (labels::CREDENTIALS_KEY_REDIS_CA, authority));
     let bytes = |text: &str| ByteString(text.as_bytes().to_vec());
     Secret {
@@ -61,6 +74,7 @@ pub(super) fn secret(
         },
         data: Some(
             data.into_iter()
+                .chain(first_key)
                 .chain(authority)
                 .map(|(key, value)| (key.to_owned(), bytes(value)))
                 .collect(),
@@ -107,6 +121,12 @@ mod tests {
         assert_eq!(difference(&wanted, &wanted), None);
         let patch = difference(&with(&[("realm", "x"), ("more", "y")]), &wanted).unwrap();
         assert_eq!(patch["data"], json!({ "realm": "YQ==", "caller": "Yg==", "more": null }));
+    }
+
+    #[test]
+    fn the_newest_generation_is_read_from_the_keys() {
+        assert_eq!(newest_generation(&with(&[("realm-key", "1:abc")])), 1);
+        assert_eq!(newest_generation(&with(&[("realm-keys", "names a\n2 b\n3 c\n")])), 3);
     }
 
     #[test]

@@ -5,6 +5,7 @@ mod certificates;
 mod crashes;
 mod failures;
 mod imports;
+mod keys;
 mod lease;
 mod many_realms;
 mod obstacles;

@@ -483,7 +483,7 @@ async fn an_unreadable_realm_record_leaves_the_known_policy_in_use() {
         detail(&sidecar.api().generate("alice").await),
         "No valid delivery method configured."
     );
-    let forged = RealmRecord::default().seal(world.keys(), Revision(1), &mut random());
+    let forged = RealmRecord::default().seal(&world.keys(), Revision(1), &mut random());
     world.redis().connect().await.set::<_, _, ()>(names().realm_record(), forged).await.unwrap();
     eventually(BOUND, "the refusal to be counted", async || {
         metrics(&sidecar).await.contains("rolled-back")

@@ -258,16 +258,27 @@ impl Cluster {
         let path = folder.path().to_str().unwrap().to_owned();
         let process =
             SidecarProcess::builder().args(["serve", "--credentials", &path]).start().await;
-        Sidecar { api: process.api(), _process: process, _folder: folder }
+        Sidecar { api: process.api(), _process: process, folder }
     }
 
     /// Writes the credentials of this realm in a namespace to a folder, as the kubelet does.
     pub(crate) fn mount(&self, namespace: &str, folder: &Path) {
         let name = format!("twofactor-{}", self.namespace);
         let secret = self.get_in(namespace, "secret", &name).unwrap();
-        for (key, value) in secret["data"].as_object().unwrap() {
+        let data = secret["data"].as_object().unwrap();
+        for (key, value) in data {
             let bytes = BASE64.decode(value.as_str().unwrap().as_bytes()).unwrap();
-            fs::write(folder.join(key), bytes).unwrap();
+            let path = folder.join(key);
+            if fs::read(&path).ok().as_ref() != Some(&bytes) {
+                let new = folder.join(".new");
+                fs::write(&new, bytes).unwrap();
+                fs::rename(new, path).unwrap();
+            }
+        }
+        for file in fs::read_dir(folder).unwrap().map(|entry| entry.unwrap()) {
+            if !data.contains_key(file.file_name().to_str().unwrap()) {
+                fs::remove_file(file.path()).unwrap();
+            }
         }
     }
 
@@ -310,10 +321,15 @@ fn prepare(server: &ApiServer) {
 pub(crate) struct Sidecar {
     pub(crate) api: ApiClient,
     _process: SidecarProcess,
-    _folder: TempDir,
+    folder: TempDir,
 }
 
 impl Sidecar {
+    /// The folder with its credentials.
+    pub(crate) fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
     /// Verifies the code that an authenticator shows for a seed, by the clock of this machine.
     pub(crate) async fn verify_seed(&self, username: &str, seed: &str) -> Reply {
         self.api.verify(username, &code_of(seed)).await

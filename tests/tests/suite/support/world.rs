@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use rand::rngs::SysRng;
@@ -212,7 +213,7 @@ impl World {
         world
     }
 
-    pub(crate) fn keys(&self) -> &RealmKeys {
+    pub(crate) fn keys(&self) -> Arc<RealmKeys> {
         self.publisher.keys()
     }
 

@@ -587,7 +587,7 @@ async fn two_publishers_do_not_overwrite_each_other(world: World) {
         expected,
         revision: Revision(revision),
         sealed: person.record.seal(
-            world.keys(),
+            &world.keys(),
             person.pseudonym,
             Revision(revision),
             &mut crate::support::world::random(),

@@ -1,0 +1,173 @@
+//! Replaces the keys of realms: announces the next generation when it is requested, has it seal
+//! when every sidecar can know it, seals the records again, and forgets the old generation.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+use kube::ResourceExt;
+use thiserror::Error;
+use tokio::time::MissedTickBehavior;
+use tokio_util::sync::CancellationToken;
+use twofactor_api::labels;
+use twofactor_store::StoreError;
+
+use super::credentials;
+use super::key_states::{self, FINGERPRINT, KeyStateError};
+use super::record::read_secrets;
+use crate::k8s::request::ApiError;
+use crate::state::realm_keys::Phase;
+use crate::state::realms::{Readiness, Realm};
+use crate::state::{Context, random};
+
+/// Interval between passes.
+const PERIOD: Duration = Duration::from_secs(1);
+/// Number of users whose records are sealed again at a time.
+const BATCH: usize = 200;
+/// Maximum number of characters of a request that are stored: an annotation can hold 256 KiB.
+const REQUEST_CHARACTERS: usize = 128;
+
+#[derive(Debug, Error)]
+enum KeysError {
+    #[error(transparent)]
+    State(#[from] KeyStateError),
+    #[error(transparent)]
+    Api(#[from] ApiError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// Replaces keys until `stop`. The lists must be complete. `overlap` is the time in which every
+/// sidecar gets what was written to its credentials.
+pub async fn run(context: Arc<Context>, overlap: Duration, stop: CancellationToken) {
+    let mut ticks = tokio::time::interval(PERIOD);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut failed = HashSet::new();
+    let work = async {
+        loop {
+            ticks.tick().await;
+            let requests = requests(&context);
+            for realm in context.realms.registry.all() {
+                let request = requests.get(&realm.namespace);
+                match step(&context, &realm, request, overlap).await {
+                    Ok(()) => {
+                        failed.remove(&realm.namespace);
+                    }
+                    Err(error) => {
+                        if failed.insert(realm.namespace.clone()) {
+                            tracing::warn!(namespace = realm.namespace, %error, "failed to replace the keys of a realm; trying again");
+                        }
+                    }
+                }
+            }
+            forget_previous_master(&context).await;
+        }
+    };
+    stop.run_until_cancelled(work).await;
+}
+
+/// The requests of administrators, by namespace.
+fn requests(context: &Context) -> HashMap<String, String> {
+    let realms = context.realms.policies.realms().into_iter();
+    let request = |realm: &crate::state::realm_policies::KnownRealm| {
+        realm.policy.as_ref().ok()?;
+        let request = realm.object.annotations().get(labels::ROTATE_KEYS_ANNOTATION)?;
+        let request = request.chars().take(REQUEST_CHARACTERS).collect();
+        Some((realm.object.namespace()?, request))
+    };
+    realms.filter_map(|realm| request(&realm)).collect()
+}
+
+/// Takes a realm one step further, if it is due.
+async fn step(
+    context: &Context,
+    realm: &Realm,
+    request: Option<&String>,
+    overlap: Duration,
+) -> Result<(), KeysError> {
+    let keys = &context.realms.registry.keys;
+    let mut state = keys.of(&realm.id);
+    let now = context.runtime.clock.now().millis();
+    if request.is_some() && state.request.as_ref() != request {
+        state.request = request.cloned();
+        state.raise(now);
+        return Ok(key_states::set(context, realm, state).await?);
+    }
+    match state.phase {
+        Phase::Steady if keys.is_of_previous_master(&state) => {
+            state.raise(now);
+            key_states::set(context, realm, state).await?;
+        }
+        Phase::Steady => {}
+        Phase::Announced => {
+            let overlap = u64::try_from(overlap.as_millis()).unwrap_or(u64::MAX);
+            if now.saturating_sub(state.since) < overlap || has_outdated_sidecars(context, realm) {
+                return Ok(());
+            }
+            if !credentials::are_written(context, &realm.namespace).await? {
+                state.since = now;
+                return Ok(key_states::set(context, realm, state).await?);
+            }
+            if keys.is_of_previous_master(&state) && state.names.is_none() {
+                state.names = Some(keys.name_keys(&realm.id, &state).to_text());
+            }
+            state.reseal(now, keys.fingerprint());
+            key_states::set(context, realm, state).await?;
+            // The key of tokens is another one too.
+            read_secrets(&context.runtime, &context.realms, &realm.namespace).await?;
+            context.realms.policy_changed(&realm.namespace);
+        }
+        Phase::Resealing => {
+            if realm.readiness() != Readiness::Ready || !realm.is_policy_published() {
+                return Ok(());
+            }
+            if reseal(context, realm).await? == 0 {
+                state.complete(now);
+                key_states::set(context, realm, state).await?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Whether a pod has a sidecar of another version, which may not know of generations.
+fn has_outdated_sidecars(context: &Context, realm: &Realm) -> bool {
+    let outdated = context.services.outdated_pods.lock().unwrap_or_else(PoisonError::into_inner);
+    outdated.get(&realm.namespace).copied().unwrap_or_default() > 0
+}
+
+/// Seals records again, and returns how many there were.
+async fn reseal(context: &Context, realm: &Realm) -> Result<usize, StoreError> {
+    let mut resealed = 0;
+    for part in realm.publisher.store().users().await?.chunks(BATCH) {
+        // No reconciliation publishes a user between the read and the write.
+        let _alone = realm.publish_lock.write().await;
+        let _kept = realm.removal_lock.read().await;
+        let now = context.runtime.clock.now();
+        resealed += realm.publisher.reseal(part, now, &mut random()).await?;
+    }
+    Ok(resealed)
+}
+
+/// Notes that no realm needs the previous master key any more, once that is so.
+async fn forget_previous_master(context: &Context) {
+    let keys = &context.realms.registry.keys;
+    if keys.first_master() == keys.fingerprint() {
+        return;
+    }
+    let realms = context.realms.registry.all();
+    let needs_it = |realm: &Arc<Realm>| {
+        let state = keys.of(&realm.id);
+        state.phase != Phase::Steady || keys.is_of_previous_master(&state)
+    };
+    if realms.iter().any(needs_it) {
+        return;
+    }
+    let fingerprint = keys.fingerprint().as_bytes().to_vec();
+    if let Err(error) = key_states::store(context, FINGERPRINT, fingerprint).await {
+        tracing::debug!(%error, "failed to store the fingerprint of the master key; trying again");
+        return;
+    }
+    keys.forget_previous_master();
+    tracing::info!("the previous master key is no longer needed: remove it from its Secret");
+}
