@@ -89,7 +89,7 @@ cluster: own-target ## start a one-node cluster with the chart installed, and le
 
 bench: own-target ## measure verify rate and latency, compared with Redis alone
 	tests/tools/install verifier
-	cargo build --release -p twofactor-sidecar
+	cargo build --release -p twofactor-sidecar -p twofactor-operator
 	cargo run --release -p twofactor-tests --bin bench -- $(ARGS)
 
 own-target:

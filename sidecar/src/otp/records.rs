@@ -34,8 +34,9 @@ const REALM_MAX_AGE: Duration = Duration::from_secs(2);
 
 /// Time after the last request from which the realm counts as idle.
 const IDLE_AFTER: Duration = Duration::from_secs(10);
-/// Interval between two reads of an idle realm.
-const IDLE_REFRESH: Duration = Duration::from_secs(5);
+/// Interval between two reads of an idle realm, for the metrics and the log. The next request reads
+/// the realm itself.
+const IDLE_REFRESH: Duration = Duration::from_secs(15);
 
 /// A user with their current record.
 #[derive(Clone, Debug)]
@@ -354,7 +355,7 @@ impl Records {
     }
 
     /// Whether the realm should be read again: every second while requests need it, and otherwise
-    /// every few seconds.
+    /// every 15 seconds.
     pub fn is_realm_due(&self) -> bool {
         let within = |at: Option<Instant>, bound| at.is_some_and(|at| at.elapsed() < bound);
         self.with_uses(|uses| {

@@ -1,4 +1,4 @@
-//! Reads the realm's record again: every second while requests need it, and every few seconds
+//! Reads the realm's record again: every second while requests need it, and every 15 seconds
 //! otherwise. Checks, metrics and a log line for each change say whether the store answers and
 //! whether the realm allows this namespace.
 

@@ -19,8 +19,8 @@ const SIDECARS: u32 = 1_000;
 const FLEET: u32 = 10_000;
 /// Interval of a sidecar without requests, and of one with requests.
 const INTERVALS: [(&str, Duration); 2] =
-    [("at rest", Duration::from_secs(5)), ("with requests", Duration::from_secs(1))];
-const DURATION: Duration = Duration::from_secs(20);
+    [("at rest", Duration::from_secs(15)), ("with requests", Duration::from_secs(1))];
+const DURATION: Duration = Duration::from_secs(30);
 
 /// Measures and prints.
 pub(crate) async fn run() {
