@@ -10,7 +10,6 @@ use std::time::Duration;
 
 use futures_util::stream::{BoxStream, SelectAll};
 use futures_util::{Stream, StreamExt};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::runtime::WatchStreamExt;
 use kube::runtime::utils::Backoff;
 use kube::runtime::watcher::{self, Event};
@@ -19,14 +18,15 @@ use rand::rngs::SysRng;
 use rand_core::UnwrapErr;
 use serde::de::DeserializeOwned;
 use tokio::sync::watch as channel;
-use twofactor_api::labels;
 
+use self::kept::Kept;
 use crate::k8s::backoff::jittered;
 use crate::k8s::request::ApiError;
 use crate::k8s::watch_signs::WATCH_TIMEOUT;
 use crate::state::watched_namespaces::WatchedNamespaces;
 
 mod changes;
+mod kept;
 pub mod namespaces;
 pub mod pod_findings;
 pub mod pods;
@@ -34,9 +34,9 @@ pub mod realms;
 pub mod secrets;
 pub mod users;
 
-/// Number of objects in a page of a list. Tenants can write annotations of 256 kB, and a page is in
-/// memory as a whole.
-const PAGE: u32 = 25;
+/// Number of objects in a page of a list. Tenants can write annotations of 256 kB, and the text of a
+/// page is in memory as a whole, up to five times.
+const PAGE: u32 = 15;
 
 /// Whether the first list of a watch is complete.
 #[derive(Clone, Debug)]
@@ -81,7 +81,7 @@ where
     K: Resource<Scope = kube::core::NamespaceResourceScope>,
 {
     let apis = match watched.0.as_slice() {
-        [] => vec![Api::<K>::all(client.clone())],
+        [] => vec![Api::<Kept<K>>::all(client.clone())],
         names => names.iter().map(|name| Api::namespaced(client.clone(), name)).collect(),
     };
     let streams = apis.into_iter().enumerate().map(|(number, api)| {
@@ -100,7 +100,7 @@ where
 }
 
 fn events<K>(
-    api: Api<K>,
+    api: Api<Kept<K>>,
     configuration: watcher::Config,
 ) -> impl Stream<Item = Event<K>> + Send + 'static
 where
@@ -114,19 +114,9 @@ where
                 tracing::warn!(error = describe(error), kind, "watch broken, starting it again");
             })
             .ok()
-            .map(|event| event.modify(|object| keep_used_metadata(object.meta_mut())));
+            .map(kept::unwrap);
         std::future::ready(event)
     })
-}
-
-/// Removes metadata that no watch uses. Tenants write it, so its size has no bound that matters
-/// here.
-fn keep_used_metadata(metadata: &mut ObjectMeta) {
-    metadata.managed_fields = None;
-    metadata.finalizers = None;
-    if let Some(annotations) = &mut metadata.annotations {
-        annotations.retain(|name, _| name.split('/').next() == Some(labels::GROUP));
-    }
 }
 
 /// Describes the error of a watch without the object that the API server's answer may quote.
