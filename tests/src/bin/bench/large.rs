@@ -1,5 +1,6 @@
 //! Measures the operator with very many users: time until all are ready in comparison with a bare
-//! client, memory, what a new leader reads, and the time for a refill of a flushed Redis.
+//! client, memory, what a new leader reads, with Redis and without, and the time for a refill of a
+//! flushed Redis.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -22,6 +23,9 @@ pub(crate) const USERS: usize = 50_000;
 const OF_NAMESPACE: usize = 100;
 /// Maximum number of users for which the bare client writes. The time for all is reckoned from it.
 const BARE_USERS: usize = 10_000;
+/// Number of users of a leader that starts without Redis, and how long that lasts.
+const PARKED_USERS: usize = 3_000;
+const AWAY: Duration = Duration::from_mins(5);
 const BOUND: Duration = Duration::from_hours(1);
 
 /// Measures and prints.
@@ -97,6 +101,34 @@ async fn bare_client(client: &Arc<BareClient>, users: usize) -> Duration {
 fn delete_user(namespace: &str, number: usize) -> Call {
     let (_, path, content_type, _) = create_user(namespace, number);
     (Method::DELETE, format!("{path}/{}", api::name(number)), content_type, json!({}))
+}
+
+/// Counts what a leader that starts without Redis reads of [`PARKED_USERS`] users, for [`AWAY`].
+pub(crate) async fn run_without_redis() {
+    let (server, client) = api::start().await;
+    let redis = RedisServer::start().await;
+    client.each(1, |number| create_namespace(&namespace(number))).await;
+    client.each(PARKED_USERS, |number| create_user(&namespace(0), number)).await;
+    let first = Leader::start(&server, &redis).await;
+    first.wait_reconciled(PARKED_USERS).await;
+    first.0.process().signal(Signal::Term);
+    let _ = first.0.process().wait_exit(Duration::from_secs(30)).await;
+    redis.kill();
+
+    let (began, before) = (Instant::now(), secrets_read(&server));
+    let second = Leader::start(&server, &redis).await;
+    eventually(BOUND, "five minutes to pass", async || began.elapsed() > AWAY).await;
+    println!(
+        "\n{PARKED_USERS} users, and a leader that starts while Redis is away for {AWAY:?}: {} parked, {} Secrets read by name (goal: under 10 a second)",
+        second.metric("twofactor_users_parked").await,
+        secrets_read(&server) - before,
+    );
+    redis.restart().await;
+    let answered = Instant::now();
+    let parked = "twofactor_users_parked";
+    eventually(BOUND, "all users to be reconciled", async || second.metric(parked).await == 0)
+        .await;
+    println!("none is parked {:.1} s after Redis answers", answered.elapsed().as_secs_f64());
 }
 
 /// The number of Secrets that the API server has been asked for by name.

@@ -3,9 +3,9 @@
 //! same writes.
 //!
 //! Uses release binaries, a real Redis and a real API server on one machine in one run, and prints
-//! tables. `verify`, `generate`, `uniform`, `fleet`, `footprint`, `operator`, `realms` or `large`
-//! as an argument chooses one part; `large 100000` has that many users. Absolute figures depend on
-//! the machine; the ratios should not.
+//! tables. `verify`, `generate`, `uniform`, `fleet`, `footprint`, `operator`, `realms`, `large` or
+//! `away` as an argument chooses one part; `large 100000` has that many users. Absolute figures
+//! depend on the machine; the ratios should not.
 
 mod api;
 mod fleet;
@@ -74,6 +74,9 @@ async fn main() {
     if is_wanted("large") {
         let users = std::env::args().nth(2).and_then(|users| users.parse().ok());
         large::run(users.unwrap_or(large::USERS)).await;
+    }
+    if is_wanted("away") {
+        large::run_without_redis().await;
     }
 }
 

@@ -131,19 +131,21 @@ async fn a_realm_that_cannot_be_filled_costs_the_others_nothing() {
     })
     .await;
 
-    // A user in a new realm and one in an old realm do not wait for it.
-    for manifest in [realms(REALMS + 2), in_namespace("dora", "realm-0")] {
+    // Users in a new realm and in old realms do not wait for it. The machine is busy with other
+    // tests, so the bound is that of the fastest.
+    let mut fastest = BOUND;
+    let new_users = (0..4).map(|number| in_namespace("dora", &format!("realm-{number}")));
+    for manifest in [realms(REALMS + 2)].into_iter().chain(new_users) {
         let before = records(redis).await;
         cluster.apply_anywhere(&manifest);
         let began = Instant::now();
         eventually(BOUND, "the new user", async || records(redis).await == before + 1).await;
-        let took = began.elapsed();
-        eprintln!("a new user was published {took:?} after kubectl ended");
-        assert!(took < Duration::from_secs(1), "{took:?}");
+        fastest = fastest.min(began.elapsed());
     }
+    assert!(fastest < Duration::from_millis(200), "{fastest:?}");
     // A deletion in the realm that cannot be filled takes effect too.
     proxy.set(None);
-    wait_for_records(redis, REALMS + 3).await;
+    wait_for_records(redis, REALMS + 6).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
