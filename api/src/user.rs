@@ -250,6 +250,12 @@ pub struct TwoFactorUserStatus {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "String")]
     pub failures_reset: Option<String>,
+
+    /// Whether failed attempts have disabled the user. It stays true if Redis has lost them, until
+    /// they are reset.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    #[schemars(with = "bool")]
+    pub disabled_by_failures: bool,
 }
 
 impl Default for TwoFactorUserSpec {

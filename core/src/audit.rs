@@ -140,6 +140,11 @@ impl History {
         self.entries.iter().cloned().collect()
     }
 
+    /// Forgets what was counted and not written.
+    pub(crate) fn forget_counts(&mut self) {
+        self.counted.clear();
+    }
+
     /// Writes an entry, or only counts it.
     pub(crate) fn add(
         &mut self,

@@ -21,7 +21,10 @@
 //!    resets them. A success ends the run of its caller only.
 //! 8. The limits on how often codes are requested are checked before a code is issued or sent
 //!    again; codes in flight are not changed.
-//! 9. The outcome is written to the user's history (`crate::audit`) in the same step.
+//! 9. A moment that is further ahead than two steps was written while the store's clock was ahead.
+//!    It is moved back, so that no user is locked out, and what was accepted then is used again
+//!    when that time comes.
+//! 10. The outcome is written to the user's history (`crate::audit`) in the same step.
 
 mod state;
 
@@ -35,10 +38,19 @@ use crate::limits::Limits;
 use crate::names::{Caller, CodeTag};
 use crate::seal::Revision;
 use crate::time::{Step, UnixMillis};
+use crate::totp::LONGEST_PERIOD;
 
 /// Maximum difference between the sidecar's clock and the store's. With a larger one, nothing is
 /// decided and the sidecar asks again.
 pub const CLOCK_TOLERANCE: Duration = Duration::from_secs(2);
+
+/// Maximum time by which a moment in a state can be ahead: two of the longest steps. One that is
+/// further ahead was written while the clock was ahead.
+pub const LONGEST_AHEAD: Duration = Duration::from_secs(2 * LONGEST_PERIOD as u64);
+
+/// Time by which a block may last longer than the failures cause, because the clock was set back a
+/// little. One that lasts even longer was set while the clock was ahead, and has no effect.
+pub const BLOCK_MARGIN: Duration = Duration::from_mins(1);
 
 /// The rules by which failures block a caller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

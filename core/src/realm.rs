@@ -34,6 +34,9 @@ pub struct OtpLifetime(u8);
 pub struct OtpLifetimeError(u8);
 
 impl OtpLifetime {
+    /// The longest lifetime.
+    pub const LONGEST: Duration = Duration::from_mins(10);
+
     /// Returns the lifetime as a duration.
     #[must_use]
     pub const fn duration(self) -> Duration {

@@ -25,6 +25,13 @@ const HEADER_BYTES: usize = 1 + 4 + 8;
 /// contain its revision and its nonce. They are not authenticated before the record is opened.
 pub const BEGINNING_BYTES: usize = HEADER_BYTES + NONCE_BYTES;
 
+/// Returns the revision that the beginning of a sealed record shows. It is not authenticated.
+#[must_use]
+pub fn beginning_revision(beginning: &[u8]) -> Option<Revision> {
+    let bytes = beginning.get(HEADER_BYTES - 8..HEADER_BYTES)?;
+    bytes.try_into().ok().map(|bytes| Revision(u64::from_be_bytes(bytes)))
+}
+
 /// The revision of a record, which only rises. The publisher uses the time in milliseconds, or one
 /// more than the last revision if that is higher, so that it rises even if Redis has lost the last
 /// one.

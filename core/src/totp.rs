@@ -39,6 +39,9 @@ impl Algorithm {
     }
 }
 
+/// Maximum duration of a step, in seconds.
+pub const LONGEST_PERIOD: u32 = 120;
+
 /// How codes are computed from a seed. Every value is within its documented range.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "UncheckedParameters")]
@@ -101,7 +104,7 @@ impl TotpParameters {
         if !(6..=8).contains(&digits) {
             return Err(ParameterError::Digits(digits));
         }
-        if !(15..=120).contains(&period) {
+        if !(15..=LONGEST_PERIOD).contains(&period) {
             return Err(ParameterError::Period(period));
         }
         if skew > 1 {

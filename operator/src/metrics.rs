@@ -1,7 +1,9 @@
 //! Counts what the controller does, for Prometheus. The common metrics have the names of
-//! controller-runtime, so that its dashboards work. No label holds the name of an object.
+//! controller-runtime, so that its dashboards work. No label holds the name of an object, except
+//! those of the few users whose data was spoilt.
 
 mod redis;
+mod repaired;
 
 use std::borrow::Borrow;
 use std::collections::BTreeMap;
@@ -16,6 +18,7 @@ use twofactor_store::StoreFailure;
 use twofactor_store::redis::Strength;
 
 pub use self::redis::RedisUsage;
+use self::repaired::RepairedUsers;
 
 /// The value of the labels `controller` and `name`.
 pub const CONTROLLER: &str = "twofactoruser";
@@ -77,6 +80,7 @@ pub struct Metrics {
     pub pods_not_injected: IntGauge,
     /// Users that failed attempts have disabled.
     pub disabled_by_failures: IntGauge,
+    repaired: RepairedUsers,
     /// Pods whose namespace is not allowed by the realm.
     pub pods_waiting: IntGauge,
     /// Pods whose sidecar has another version.
@@ -219,6 +223,7 @@ impl Metrics {
                 "twofactor_users_disabled_by_failures",
                 "Users that a hundred failed attempts in a row have disabled, until an administrator resets the failures.",
             )?,
+            repaired: RepairedUsers::new(r)?,
             pods_not_injected: r.gauge(
                 "twofactor_pods_not_injected",
                 "Labelled pods that run without the sidecar.",
@@ -280,6 +285,11 @@ impl Metrics {
                 .with_label_values(&[setting])
                 .set((strength == Strength::Weak).into());
         }
+    }
+
+    /// Counts a user whose data a sidecar had spoilt.
+    pub fn repaired(&self, namespace: &str, name: &str) {
+        self.repaired.count(namespace, name);
     }
 
     /// Counts a check of Redis that failed.

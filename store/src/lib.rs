@@ -88,6 +88,27 @@ pub struct Published {
     pub sealed: Option<Vec<u8>>,
 }
 
+/// What a check of a user's keys has found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Found {
+    /// What sidecars write is of the right form, or there is nothing of the user.
+    Fine,
+    /// Something was not, and was deleted. The user has to be published again.
+    Repaired,
+    /// Record and state do not belong together, or one of them is missing. The user has to be
+    /// published again.
+    Incomplete,
+}
+
+/// The result of a check of a user's keys.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UserCheck {
+    /// What was found.
+    pub found: Found,
+    /// Whether failures have disabled the user.
+    pub disabled: bool,
+}
+
 /// A sealed record to be published.
 #[derive(Clone, Debug)]
 pub struct Publication {
@@ -103,6 +124,8 @@ pub struct Publication {
     pub fresh: bool,
     /// Whether codes in flight are marked used, because the seed or the destination has changed.
     pub revoke: bool,
+    /// Whether failures had disabled the user, for the case that the store has lost its state.
+    pub disabled: bool,
     /// The request to reset the user's failures. It is carried out unless it is the same as the
     /// last one.
     pub reset: Option<String>,

@@ -15,7 +15,9 @@ use twofactor_core::names::Pseudonym;
 use twofactor_core::time::UnixMillis;
 
 use crate::clock::Clock;
-use crate::{Inspection, NodeInspection, Publication, Published, RealmSnapshot, StoreError};
+use crate::{
+    Found, Inspection, NodeInspection, Publication, Published, RealmSnapshot, StoreError, UserCheck,
+};
 
 /// A store in memory; clones share it.
 #[derive(Clone, Debug)]
@@ -114,6 +116,11 @@ impl MemoryStore {
         users.iter().map(is_disabled).collect()
     }
 
+    pub(crate) fn check_users(&self, users: &[Pseudonym]) -> Vec<UserCheck> {
+        let check = |disabled| UserCheck { found: Found::Fine, disabled };
+        self.disabled(users).into_iter().map(check).collect()
+    }
+
     pub(crate) fn inspect(&self) -> Inspection {
         let content = self.content();
         let empty = content.users.is_empty() && content.realm == RealmSnapshot::default();
@@ -147,13 +154,16 @@ impl MemoryStore {
             if known.map(|(_, state)| state.revision()) != publication.expected {
                 return Err(StoreError::Conflict);
             }
+            let reset = publication.reset.as_deref();
             let (sealed, state) = content.users.entry(publication.pseudonym).or_insert_with(|| {
                 let since = if publication.fresh { UnixMillis::default() } else { now };
-                (Vec::new(), UserState::new(publication.revision, since))
+                let mut state = UserState::new(publication.revision, since);
+                state.restore_failures(publication.disabled, reset);
+                (Vec::new(), state)
             });
             sealed.clone_from(&publication.sealed);
-            state.publish(publication.revision, publication.revoke);
-            if let Some(request) = &publication.reset {
+            state.publish(publication.revision, publication.revoke, now);
+            if let Some(request) = reset {
                 state.reset_failures(request);
             }
             Ok(())

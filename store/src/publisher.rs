@@ -4,6 +4,7 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use rand_core::CryptoRng;
@@ -29,6 +30,9 @@ pub struct DesiredUser {
     pub fresh: bool,
     /// The request to reset the user's failures, if there is one. Each value is carried out once.
     pub reset: Option<String>,
+    /// Whether failures had disabled the user and no later request has reset them. It counts only
+    /// if the store has lost the user's state.
+    pub disabled: bool,
 }
 
 /// The result of publishing a user.
@@ -58,9 +62,18 @@ pub struct Publisher {
     keys: ArcSwap<RealmKeys>,
 }
 
+/// Time by which a revision in a state may be ahead. A higher one was not written by a publisher.
+const REVISION_MARGIN: Duration = Duration::from_hours(24);
+
 /// Returns the next revision: the time, or one more than the last revision if that is higher.
 fn next_revision(last: Option<Revision>, now: UnixMillis) -> Revision {
-    Revision(last.map_or(0, |revision| revision.0 + 1).max(now.millis()))
+    Revision(last.map_or(0, |revision| revision.0.saturating_add(1)).max(now.millis()))
+}
+
+/// Returns a revision that sidecars may have written, unless it is too far ahead.
+fn plausible(revision: Revision, now: UnixMillis) -> Option<Revision> {
+    let ahead = now.until(UnixMillis::new(revision.0));
+    (ahead <= REVISION_MARGIN).then_some(revision)
 }
 
 impl Publisher {
@@ -215,13 +228,16 @@ impl Publisher {
         let keys = self.keys();
         let mut batch = Vec::new();
         for (user, published) in users.iter().zip(self.store.published(users).await?) {
-            let Some(sealed) = published.sealed else { continue };
+            // What has no state is published again by the next check of the users.
+            let (Some(sealed), Some(of_state)) = (published.sealed, published.revision) else {
+                continue;
+            };
             if seal::generation(&sealed) == Some(keys.generation()) {
                 continue;
             }
             // What cannot be opened is published again by the comparison of the realm.
             let Ok((revision, record)) = UserRecord::open(&keys, *user, &sealed) else { continue };
-            let revision = next_revision(published.revision.max(Some(revision)), now);
+            let revision = next_revision(plausible(of_state, now).max(Some(revision)), now);
             batch.push(Publication {
                 pseudonym: *user,
                 expected: published.revision,
@@ -229,6 +245,7 @@ impl Publisher {
                 sealed: record.seal(&keys, *user, revision, random),
                 fresh: false,
                 revoke: false,
+                disabled: false,
                 reset: None,
             });
         }
@@ -394,7 +411,8 @@ fn difference(
     {
         return None;
     }
-    let known_revision = known.as_ref().map(|(revision, _)| *revision).max(published.revision);
+    let of_state = published.revision.and_then(|revision| plausible(revision, now));
+    let known_revision = known.as_ref().map(|(revision, _)| *revision).max(of_state);
     let revision = next_revision(known_revision, now);
     Some(Publication {
         pseudonym,
@@ -403,6 +421,7 @@ fn difference(
         sealed: desired.record.seal(keys, pseudonym, revision, random),
         fresh: desired.fresh,
         revoke: known.is_none_or(|(_, record)| destination_changed(&record, &desired.record)),
+        disabled: desired.disabled,
         reset: desired.reset.clone(),
     })
 }
@@ -429,5 +448,15 @@ mod tests {
         assert_eq!(next_revision(None, UnixMillis::new(100)), Revision(100));
         assert_eq!(next_revision(Some(Revision(50)), UnixMillis::new(100)), Revision(100));
         assert_eq!(next_revision(Some(Revision(500)), UnixMillis::new(100)), Revision(501));
+        assert_eq!(next_revision(Some(Revision(u64::MAX)), UnixMillis::new(100)).0, u64::MAX);
+    }
+
+    #[test]
+    fn a_revision_of_the_state_that_is_far_ahead_is_ignored() {
+        let day = 24 * 3_600_000;
+        for (revision, is_plausible) in [(0, true), (100 + day, true), (101 + day, false)] {
+            let found = plausible(Revision(revision), UnixMillis::new(100));
+            assert_eq!(found.is_some(), is_plausible, "{revision}");
+        }
     }
 }

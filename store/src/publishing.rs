@@ -4,7 +4,7 @@ use twofactor_core::audit::Entry;
 use twofactor_core::names::Pseudonym;
 
 use crate::redis::RedisStore;
-use crate::{Inspection, Publication, Published, RealmSnapshot, Store, StoreError};
+use crate::{Inspection, Publication, Published, RealmSnapshot, Store, StoreError, UserCheck};
 
 /// The operations of a publisher: the operator, or a sidecar in `dev` mode.
 #[derive(Clone, Debug)]
@@ -64,6 +64,27 @@ impl Publishing {
     /// If Redis does not answer.
     pub async fn disabled(&self, users: &[Pseudonym]) -> Result<Vec<bool>, StoreError> {
         delegate!(self, store => store.disabled(users))
+    }
+
+    /// Deletes what sidecars may write of these users and no version of them writes, and returns
+    /// what was found, in their order.
+    ///
+    /// # Errors
+    /// If Redis does not answer.
+    pub async fn check_users(&self, users: &[Pseudonym]) -> Result<Vec<UserCheck>, StoreError> {
+        delegate!(self, store => store.check_users(users))
+    }
+
+    /// Deletes the realm's counts of deliveries if no version of sidecars has written them. Returns
+    /// whether they were deleted.
+    ///
+    /// # Errors
+    /// If Redis does not answer.
+    pub async fn check_counts(&self) -> Result<bool, StoreError> {
+        match &self.store {
+            Store::Memory(_) => Ok(false),
+            Store::Redis(store) => store.check_counts().await,
+        }
     }
 
     /// Reads which nodes there are, and whether all of them are checked and the realm is complete.

@@ -1,10 +1,11 @@
 //! Holds a user's state and the rules by which it changes.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use super::{
-    CLOCK_TOLERANCE, DeliveryReport, Event, Factor, Issuance, Issue, Throttle, Undecided, Verdict,
-    Verification,
+    BLOCK_MARGIN, CLOCK_TOLERANCE, DeliveryReport, Event, Factor, Issuance, Issue, LONGEST_AHEAD,
+    Throttle, Undecided, Verdict, Verification,
 };
 use crate::audit::{Entry, History, Operation};
 use crate::limits::{Asked, MAXIMUM_CODES_IN_FLIGHT};
@@ -37,6 +38,9 @@ pub struct UserState {
     since: UnixMillis,
     /// Steps that begin before this moment are used.
     accepted_until: UnixMillis,
+    /// When this time comes, steps that begin before it are used: they were accepted while the
+    /// clock was ahead.
+    ahead: UnixMillis,
     failures: HashMap<Caller, FailureRun>,
     /// Whether there were too many failures in a row.
     disabled: bool,
@@ -53,6 +57,15 @@ fn start_of(step: Step, period: u32) -> UnixMillis {
 
 fn end_of(step: Step, period: u32) -> UnixMillis {
     start_of(Step::new(step.number().saturating_add(1)), period)
+}
+
+fn later(now: UnixMillis, duration: Duration) -> UnixMillis {
+    now.offset(i64::try_from(duration.as_millis()).unwrap_or(i64::MAX))
+}
+
+/// Returns the latest moment that a decision at `now` can have written.
+fn latest(now: UnixMillis, period: u32) -> UnixMillis {
+    later(now, Duration::from_secs(2 * u64::from(period)))
 }
 
 fn step_at(now: UnixMillis, period: u32) -> u64 {
@@ -78,6 +91,7 @@ impl UserState {
             revision,
             since,
             accepted_until: UnixMillis::default(),
+            ahead: UnixMillis::default(),
             failures: HashMap::new(),
             disabled: false,
             reset: None,
@@ -93,9 +107,9 @@ impl UserState {
         self.revision
     }
 
-    /// Makes a new record current. With `revoke`, the codes in flight are marked used, because the
-    /// seed or the destination has changed.
-    pub fn publish(&mut self, revision: Revision, revoke: bool) {
+    /// Makes a new record current at `now`. With `revoke`, the codes in flight are marked used,
+    /// because the seed or the destination has changed.
+    pub fn publish(&mut self, revision: Revision, revoke: bool, now: UnixMillis) {
         self.revision = revision;
         if revoke {
             // Their steps are marked used too: the same digits must neither be issued again nor
@@ -105,14 +119,37 @@ impl UserState {
                 self.accepted_until = self.accepted_until.max(end_of(code.step, code.period));
             }
         }
+        self.move_back(later(now, LONGEST_AHEAD), now);
     }
 
-    /// Forgets all failures, unless this request was already carried out.
+    /// Marks a new state as that of a user whom failures had disabled before the store lost it.
+    /// `reset` is the last request to reset them, which was carried out before.
+    pub fn restore_failures(&mut self, disabled: bool, reset: Option<&str>) {
+        self.disabled = disabled;
+        self.reset = reset.map(str::to_owned);
+    }
+
+    /// Moves back what was written while the clock was ahead, which is everything after `latest`.
+    fn move_back(&mut self, latest: UnixMillis, now: UnixMillis) {
+        if self.since > latest || self.accepted_until > latest {
+            self.ahead = self.ahead.max(self.since).max(self.accepted_until);
+            if self.since > latest {
+                self.since = now;
+            }
+            self.accepted_until = self.accepted_until.min(latest);
+        } else if self.ahead <= latest {
+            self.accepted_until = self.accepted_until.max(self.ahead);
+        }
+    }
+
+    /// Forgets all failures and what was counted, unless this request was already carried out.
     pub fn reset_failures(&mut self, request: &str) {
         if self.reset.as_deref() != Some(request) {
             self.reset = Some(request.to_owned());
             self.failures.clear();
             self.disabled = false;
+            self.asked = Asked::default();
+            self.history.forget_counts();
         }
     }
 
@@ -135,9 +172,10 @@ impl UserState {
     }
 
     fn check(
-        &self,
+        &mut self,
         revision: Revision,
         asked_at: UnixMillis,
+        period: u32,
         now: UnixMillis,
     ) -> Result<(), Undecided> {
         if asked_at.distance(now) > CLOCK_TOLERANCE {
@@ -146,6 +184,11 @@ impl UserState {
         if revision != self.revision {
             return Err(Undecided::Stale { current: self.revision });
         }
+        let latest = latest(now, period);
+        self.move_back(latest, now);
+        self.issued.retain(|_, code| {
+            code.issued_at <= latest && start_of(code.step, code.period) <= latest
+        });
         Ok(())
     }
 
@@ -159,7 +202,7 @@ impl UserState {
         throttle: &Throttle,
         now: UnixMillis,
     ) -> Result<Verdict, Undecided> {
-        self.check(request.revision, request.asked_at, now)?;
+        self.check(request.revision, request.asked_at, request.period, now)?;
         let verdict = self.evaluate(request, throttle, now);
         self.history.add(Operation::Verify, verdict.name(), &request.caller, &request.audit, now);
         Ok(verdict)
@@ -175,8 +218,11 @@ impl UserState {
             return Verdict::Disabled;
         }
         let run = self.failures.get(&request.caller).copied().unwrap_or_default();
-        if run.blocked_until > now {
-            return Verdict::Blocked { retry_after: now.until(run.blocked_until) };
+        // A block that lasts longer than these failures cause was set while the clock was ahead.
+        let longest = throttle.block_after(run.count.max(throttle.threshold)).unwrap_or_default();
+        let block = now.until(run.blocked_until);
+        if block > Duration::ZERO && block <= longest + BLOCK_MARGIN {
+            return Verdict::Blocked { retry_after: block };
         }
         let verdict = match request.factor {
             Factor::Delivered => self.verify_delivered(request, now),
@@ -188,10 +234,9 @@ impl UserState {
             }
             Verdict::Wrong | Verdict::Expired | Verdict::NeverIssued => {
                 let count = run.count.saturating_add(1);
-                let blocked_until =
-                    throttle.block_after(count).map_or(UnixMillis::default(), |block| {
-                        now.offset(i64::try_from(block.as_millis()).unwrap_or(i64::MAX))
-                    });
+                let blocked_until = throttle
+                    .block_after(count)
+                    .map_or(UnixMillis::default(), |block| later(now, block));
                 self.failures.insert(request.caller.clone(), FailureRun { count, blocked_until });
                 let all =
                     self.failures.values().fold(0_u32, |sum, run| sum.saturating_add(run.count));
@@ -242,7 +287,7 @@ impl UserState {
     /// If the preconditions do not hold. A step that is not the store's current one counts as an
     /// error of the clock, so that the sidecar computes the code again for the current step.
     pub fn issue(&mut self, request: &Issuance, now: UnixMillis) -> Result<Issue, Undecided> {
-        self.check(request.revision, request.asked_at, now)?;
+        self.check(request.revision, request.asked_at, request.period, now)?;
         if request.step.number() != step_at(now, request.period) {
             return Err(Undecided::ClockOff { now });
         }

@@ -11,6 +11,7 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
+use twofactor_core::decision::Undecided;
 use twofactor_store::redis::{Nodes, RedisStore};
 use twofactor_store::{Inspection, StoreError, StoreFailure};
 
@@ -213,6 +214,10 @@ impl RedisMonitor {
         } else if failure == Some(StoreFailure::TooManyClients) {
             tracing::warn!(
                 "failed to reach Redis, because it has too many clients; users are published when it accepts the operator"
+            );
+        } else if let Some(StoreError::Undecided(Undecided::ClockOff { .. })) = error {
+            tracing::warn!(
+                "failed to check Redis, because its clock and that of the operator differ by more than a minute"
             );
         } else if let Some(error) = error {
             let cause = std::error::Error::source(error).map(ToString::to_string);

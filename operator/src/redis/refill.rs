@@ -97,7 +97,8 @@ async fn fill_from_secrets(
                 record.source = unchanged::source_of(secret, &user, &record, &issuer);
                 done.insert(user.uid().unwrap_or_default());
                 let reset = failures::request(realm, &user);
-                desired.push(DesiredUser { record, fresh: false, reset });
+                let disabled = failures::had_disabled(&user);
+                desired.push(DesiredUser { record, fresh: false, reset, disabled });
             }
         }
         publish(context, realm, &desired).await?;
@@ -216,7 +217,9 @@ async fn fill_others(
         let is_known = realm.publisher.current(pseudonym).await?.is_some();
         if imported.is_some() || !is_known {
             let reset = failures::request(realm, &user);
-            publish(context, realm, &[DesiredUser { record, fresh: false, reset }]).await?;
+            let disabled = failures::had_disabled(&user);
+            let desired = [DesiredUser { record, fresh: false, reset, disabled }];
+            publish(context, realm, &desired).await?;
             count += 1;
         }
         context.users.queue.push(user_ref(&realm.namespace, &name));

@@ -75,6 +75,7 @@ struct Status(
     Option<String>,
     Option<String>,
     Option<String>,
+    bool,
 );
 
 /// Type, status, reason, message, generation and time of a condition.
@@ -89,7 +90,7 @@ pub const DISABLED_BY_FAILURES: &str = "DisabledByFailures";
 
 /// The reasons of the condition `Ready`, in one byte for each user. Only the operator writes them;
 /// another one counts as the last of the list.
-const REASONS: [&str; 18] = [
+const REASONS: [&str; 19] = [
     NOT_RECONCILED,
     "Ready",
     "Disabled",
@@ -105,6 +106,7 @@ const REASONS: [&str; 18] = [
     "SecretRefInvalid",
     "WaitingForPredecessor",
     "WaitingForStore",
+    "ClockDiffers",
     "StoreFilling",
     "StoreUnavailable",
     "other",
@@ -123,7 +125,9 @@ impl Summary {
         Self {
             ready: ready.is_some_and(|it| it.status == "True"),
             reason: u8::try_from(position.unwrap_or(REASONS.len() - 1)).unwrap_or(0),
-            disabled_by_failures: ready.is_some_and(|it| it.reason == DISABLED_BY_FAILURES),
+            // Before version 0.2, only the reason said it.
+            disabled_by_failures: ready.is_some_and(|it| it.reason == DISABLED_BY_FAILURES)
+                || user.status.as_ref().is_some_and(|status| status.disabled_by_failures),
         }
     }
 }
@@ -231,7 +235,8 @@ impl From<TwoFactorUserStatus> for Status {
             secret_name,
             username,
             rotated,
-            failures_reset,
+            failures_reset: reset,
+            disabled_by_failures: disabled,
         } = status;
         let packed = |it: Condition| {
             PackedCondition(
@@ -244,13 +249,21 @@ impl From<TwoFactorUserStatus> for Status {
             )
         };
         let conditions = conditions.into_iter().map(packed).collect();
-        Self(observed_generation, conditions, secret_name, username, rotated, failures_reset)
+        Self(observed_generation, conditions, secret_name, username, rotated, reset, disabled)
     }
 }
 
 impl From<Status> for TwoFactorUserStatus {
     fn from(status: Status) -> Self {
-        let Status(observed_generation, conditions, secret_name, username, rotated, reset) = status;
+        let Status(
+            observed_generation,
+            conditions,
+            secret_name,
+            username,
+            rotated,
+            reset,
+            disabled,
+        ) = status;
         let unpacked = |it| {
             let PackedCondition(
                 type_,
@@ -269,6 +282,7 @@ impl From<Status> for TwoFactorUserStatus {
             username,
             rotated,
             failures_reset: reset,
+            disabled_by_failures: disabled,
         }
     }
 }
@@ -291,7 +305,7 @@ mod tests {
             },
             "spec": { "email": "carol@example.org" },
             "status": { "secretName": "carol-totp", "username": "carol", "rotated": "1",
-                "failuresReset": "2", "observedGeneration": 3, "conditions": [{
+                "failuresReset": "2", "disabledByFailures": true, "observedGeneration": 3, "conditions": [{
                 "type": "Ready", "status": ready, "reason": "Ready", "message": "",
                 "lastTransitionTime": "2026-01-01T00:00:00Z", "observedGeneration": 3,
             }] },

@@ -17,7 +17,8 @@ pub async fn disable(runtime: &Runtime, users: &UserState, subject: &Subject<'_>
     let Ok(Some(record)) = current else { return };
     let record = UserRecord { definition: subject.definition.clone(), ..record };
     let reset = failures::request(subject.realm, subject.user);
-    let desired = DesiredUser { record, fresh: false, reset };
+    let disabled = failures::had_disabled(subject.user);
+    let desired = DesiredUser { record, fresh: false, reset, disabled };
     let (realm, uid) = (subject.realm, &subject.uid);
     if let Err(error) = publish::publish(runtime, users, realm, uid, desired, false).await {
         tracing::debug!(%error, "failed to disable a user");

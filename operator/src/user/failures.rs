@@ -1,5 +1,5 @@
-//! Passes an administrator's request to reset failures to Redis, and requeues users whose status
-//! differs from what Redis knows about failed attempts.
+//! Passes an administrator's request to reset failures to Redis, requeues users whose status
+//! differs from what Redis knows about failed attempts, and has spoilt data of users repaired.
 //!
 //! Redis alone decides which users are disabled. The request is part of what is published, as often
 //! as necessary: Redis carries out each value once, also if a refill repeats it.
@@ -12,7 +12,7 @@ use kube::ResourceExt;
 use tokio_util::sync::CancellationToken;
 use twofactor_api::{TwoFactorUser, labels};
 use twofactor_core::names::Pseudonym;
-use twofactor_store::StoreError;
+use twofactor_store::{Found, StoreError, UserCheck};
 
 use super::publish::PublishError;
 use super::subject::Subject;
@@ -20,17 +20,26 @@ use crate::k8s::backoff::jittered;
 use crate::k8s::events::Notice;
 use crate::metrics::number;
 use crate::state::realms::{Readiness, Realm};
+use crate::state::user_objects::Summary;
 use crate::state::user_ref::user_ref;
 use crate::state::{Context, random};
 
-/// Interval between checks. Redis does not report which users are disabled, and a check is one
-/// small request for each user.
+/// Interval between checks. Redis does not report which users are disabled, nor what a sidecar has
+/// spoilt, and a check is one small script for each user.
 const PERIOD: Duration = Duration::from_secs(30);
 
 /// The request to reset the user's failures, as Redis stores it.
 pub fn request(realm: &Realm, user: &TwoFactorUser) -> Option<String> {
     let request = user.annotations().get(labels::RESET_FAILURES_ANNOTATION)?;
     Some(realm.publisher.keys().request_tag(request))
+}
+
+/// Whether the status says that failed attempts have disabled the user, and no later request has
+/// reset them.
+pub fn had_disabled(user: &TwoFactorUser) -> bool {
+    let request = user.annotations().get(labels::RESET_FAILURES_ANNOTATION);
+    let answered = user.status.as_ref().and_then(|status| status.failures_reset.as_ref());
+    Summary::of(user).disabled_by_failures && (request.is_none() || request == answered)
 }
 
 /// Whether failed attempts have disabled the user.
@@ -76,7 +85,8 @@ pub async fn run(context: Arc<Context>, stop: CancellationToken) {
     }
 }
 
-/// Requeues users whose status differs from what Redis knows. Returns the number of disabled users.
+/// Requeues users whose status differs from what Redis knows, or whose data was spoilt. Returns the
+/// number of disabled users.
 async fn check_realm(context: &Context, realm: &Realm) -> Result<usize, StoreError> {
     let owners: Vec<(Pseudonym, String)> = {
         let usernames = context.users.usernames();
@@ -88,16 +98,27 @@ async fn check_realm(context: &Context, realm: &Realm) -> Result<usize, StoreErr
             .collect()
     };
     let (pseudonyms, names): (Vec<Pseudonym>, Vec<String>) = owners.into_iter().unzip();
-    let disabled = realm.publisher.store().disabled(&pseudonyms).await?;
-    let count = disabled.iter().filter(|disabled| **disabled).count();
-    for (name, disabled) in names.into_iter().zip(disabled) {
+    let checks = realm.publisher.store().check_users(&pseudonyms).await?;
+    let count = checks.iter().filter(|check| check.disabled).count();
+    for (name, UserCheck { found, disabled }) in names.into_iter().zip(checks) {
         let reference = user_ref(&realm.namespace, &name);
+        if found != Found::Fine {
+            if found == Found::Repaired {
+                context.runtime.metrics.repaired(&reference.namespace, &reference.name);
+                tracing::warn!(user = %reference, "spoilt data of a user removed from Redis");
+            }
+            context.users.queue.push(reference);
+            continue;
+        }
         let Some(status) = context.users.objects.summary(&reference) else { continue };
         // If the user is not ready for another reason, the status has that one.
         let is_news = if disabled { status.ready } else { status.disabled_by_failures };
         if is_news {
             context.users.queue.push(reference);
         }
+    }
+    if realm.publisher.store().check_counts().await? {
+        tracing::warn!(namespace = realm.namespace, "spoilt counts of a realm removed from Redis");
     }
     Ok(count)
 }

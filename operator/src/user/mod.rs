@@ -241,6 +241,7 @@ fn desired(subject: &Subject<'_>, applied: &Applied, issuer: &str) -> DesiredUse
         },
         fresh: matches!(applied.outcome, SeedOutcome::Seed { fresh: true, .. }),
         reset: failures::request(subject.realm, subject.user),
+        disabled: failures::had_disabled(subject.user),
     }
 }
 

@@ -2,6 +2,7 @@
 //! removed again.
 
 use thiserror::Error;
+use twofactor_core::decision::Undecided;
 use twofactor_store::StoreError;
 use twofactor_store::publisher::DesiredUser;
 
@@ -19,6 +20,9 @@ pub enum PublishError {
     /// The realm is being checked or filled.
     #[error("Redis is being filled")]
     RealmNotReady,
+    /// The clocks of Redis and of this process differ by more than a minute.
+    #[error("the clocks of Redis and of the operator differ by more than a minute")]
+    ClockDiffers,
     /// Redis answered with an error.
     #[error(transparent)]
     Store(StoreError),
@@ -27,6 +31,7 @@ pub enum PublishError {
 impl From<StoreError> for PublishError {
     fn from(error: StoreError) -> Self {
         match error {
+            StoreError::Undecided(Undecided::ClockOff { .. }) => Self::ClockDiffers,
             // The node was replaced, and the monitor has not checked the new one yet.
             StoreError::Undecided(_) => Self::RealmNotReady,
             error => Self::Store(error),

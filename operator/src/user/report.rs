@@ -27,6 +27,11 @@ pub fn report(
             Err(PublishError::RealmNotReady) => {
                 ConditionState::unmet("StoreFilling", "Redis is being filled")
             }
+            Err(PublishError::ClockDiffers) => ConditionState::unmet(
+                "ClockDiffers",
+                "The clocks of Redis and of the operator differ by more than a minute: the record \
+                 will be published when they agree",
+            ),
             Err(_) => ConditionState::unmet(
                 "StoreUnavailable",
                 "Redis does not answer: the record will be published when it does",

@@ -100,6 +100,12 @@ pub fn build(user: &TwoFactorUser, report: &Report, now: Timestamp) -> TwoFactor
         username: report.username.clone(),
         rotated: report.rotated.clone().or(old.rotated),
         failures_reset: report.failures_reset.clone().or(old.failures_reset),
+        // What is not published is not known in Redis.
+        disabled_by_failures: if report.published.is_met {
+            report.disabled_by_failures
+        } else {
+            old.disabled_by_failures
+        },
     }
 }
 
@@ -148,7 +154,8 @@ pub fn notices(old: Option<&TwoFactorUserStatus>, new: &TwoFactorUserStatus) -> 
 }
 
 /// Reasons that emit an Event when they occur.
-const KNOWN_REASONS: [&str; 14] = [
+const KNOWN_REASONS: [&str; 15] = [
+    "ClockDiffers",
     "Conflict",
     "Disabled",
     DISABLED_BY_FAILURES,
@@ -181,6 +188,7 @@ async fn write(
         ("secretName", status.secret_name.is_none()),
         ("rotated", status.rotated.is_none()),
         ("failuresReset", status.failures_reset.is_none()),
+        ("disabledByFailures", !status.disabled_by_failures),
     ] {
         if absent {
             body["status"][field] = serde_json::Value::Null;
@@ -268,6 +276,19 @@ mod tests {
         let later = Report { secret_name: None, rotated: None, ..report() };
         let second = build(&user(Some(first)), &later, whole_seconds(2000));
         assert_eq!(second.secret_name.as_deref(), Some("alice-totp"));
+    }
+
+    #[test]
+    fn a_user_who_is_not_published_stays_disabled_by_failures() {
+        let failed = Report { disabled_by_failures: true, ..report() };
+        let first = build(&user(None), &failed, whole_seconds(1000));
+        assert!(first.disabled_by_failures);
+        let published = ConditionState::unmet("StoreUnavailable", "no answer");
+        let away = Report { published, ..report() };
+        let second = build(&user(Some(first)), &away, whole_seconds(2000));
+        assert!(second.disabled_by_failures);
+        let third = build(&user(Some(second)), &report(), whole_seconds(3000));
+        assert!(!third.disabled_by_failures, "an administrator has reset the failures");
     }
 
     #[test]

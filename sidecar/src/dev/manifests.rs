@@ -242,6 +242,8 @@ impl Users {
                 },
                 fresh,
                 reset: reset.as_ref().map(|request| publisher.keys().request_tag(request)),
+                // Only Redis knows it.
+                disabled: false,
             });
         }
         Ok(desired)

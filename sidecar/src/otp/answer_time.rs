@@ -8,8 +8,6 @@ use twofactor_core::time::UnixMillis;
 /// `expires_at` is counted from a multiple of this many seconds. A user who asks twice within it
 /// gets the same answer twice, as an unknown name does.
 const EXPIRY_ROUNDING: u64 = 30;
-/// Longest lifetime of a code (NIST SP 800-63B).
-const LONGEST: Duration = Duration::from_mins(10);
 /// Answers are given at multiples of this after the request came. What is done for users only,
 /// such as writing their history, takes a tenth of a millisecond and ends long before the first.
 const ANSWER_INTERVAL: Duration = Duration::from_millis(10);
@@ -39,7 +37,7 @@ pub fn lifetime(lifetime: OtpLifetime, period: u32) -> Duration {
         _ if period.is_multiple_of(EXPIRY_ROUNDING) => period - EXPIRY_ROUNDING,
         _ => period,
     };
-    (lifetime.duration() + Duration::from_secs(longer)).min(LONGEST)
+    (lifetime.duration() + Duration::from_secs(longer)).min(OtpLifetime::LONGEST)
 }
 
 #[cfg(test)]

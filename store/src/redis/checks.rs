@@ -10,7 +10,7 @@ use twofactor_core::names::RealmNames;
 use super::node_status::{FoundMaster, Nodes, confirmed};
 use super::numbers::{Change, Numbers, SeenNode, SeenNodes};
 use super::scripts::{self, ScriptCall};
-use super::{BATCH_TIMEOUT, OPERATION_TIMEOUT, RedisStore};
+use super::{Answer, BATCH_TIMEOUT, OPERATION_TIMEOUT, RedisStore};
 use crate::connection::{Master, Node, Operation};
 use crate::{Inspection, StoreError};
 
@@ -79,20 +79,23 @@ impl RedisStore {
         for FoundMaster { master, found, .. } in &nodes.0 {
             let keys: Vec<(String, String)> =
                 asked.iter().map(|asked| asked.realm.number_key(master)).collect();
+            let asked_at = self.clock.now().millis();
             let calls = asked.iter().zip(&keys).map(|(asked, (tag, key))| scripts::ConfirmNumber {
                 number_key: key,
+                asked_at,
                 node: &found.identity,
                 epoch: &asked.numbers.epoch,
                 number: asked.numbers.last(tag),
             });
             let calls: Vec<_> = calls.collect();
-            let answers = self.call_all(&master.node, &self.scripts.confirm_number, &calls).await?;
+            let answers: Vec<Answer> =
+                self.call_all(&master.node, &self.scripts.confirm_number, &calls).await?;
             drop(calls);
             for (asked, (word, since)) in asked.iter_mut().zip(answers) {
                 if word == "lost" {
                     asked.lost = true;
                 } else {
-                    confirmed(&word, "confirmed")?;
+                    confirmed(&word, "confirmed", since)?;
                     asked.confirmed.push(format!("{}={since}", found.identity));
                 }
             }
@@ -119,14 +122,15 @@ impl RedisStore {
                 checked_nodes: kept[*position].confirmed.join(" "),
             };
             let calls: Vec<_> = positions.iter().map(call).collect();
-            let answers = self.call_all(&node, &self.scripts.accept_nodes, &calls).await?;
-            for (position, (word, _)) in positions.into_iter().zip(answers) {
+            let answers: Vec<Answer> =
+                self.call_all(&node, &self.scripts.accept_nodes, &calls).await?;
+            for (position, (word, number)) in positions.into_iter().zip(answers) {
                 let Asked { position, realm, numbers, .. } = &kept[position];
                 if word == "interrupted" {
                     realm.numbers.forget();
                     continue;
                 }
-                confirmed(&word, "accepted")?;
+                confirmed(&word, "accepted", number)?;
                 if realm.numbers.resume(&numbers.epoch, realm.seen(nodes)) {
                     let inspection = &mut inspections[*position];
                     (inspection.ready, inspection.kept) = (true, true);
@@ -152,9 +156,10 @@ impl RedisStore {
                 scripts::NumberWrite { number_key: key, node: &found.identity, epoch, starts: true }
             });
             let calls: Vec<_> = calls.collect();
-            let answers = self.call_all(&master.node, &self.scripts.number_write, &calls).await?;
+            let answers: Vec<Answer> =
+                self.call_all(&master.node, &self.scripts.number_write, &calls).await?;
             for (index, (word, number)) in answers.into_iter().enumerate() {
-                confirmed(&word, "numbered")?;
+                confirmed(&word, "numbered", number)?;
                 let number = u64::try_from(number).map_err(|_| StoreError::Protocol)?;
                 realms[index].0.numbers.record(&started[index], &keys[index].0, number)?;
             }
@@ -189,7 +194,7 @@ impl RedisStore {
                 self.numbers.forget_epoch(&numbers.epoch);
                 return Ok(());
             }
-            confirmed(&word, "numbered")?;
+            confirmed(&word, "numbered", number)?;
             let number = u64::try_from(number).map_err(|_| StoreError::Protocol)?;
             self.numbers.record(&numbers, tag, number)?;
         }

@@ -21,7 +21,7 @@ use crate::connection::{Acknowledgement, Operation, ScriptCommand};
 
 /// Reply of a script: a word and up to three numbers. The last one is 1 if the history could not be
 /// written.
-struct Answer {
+pub(super) struct Answer {
     word: String,
     numbers: [i64; 3],
 }

@@ -2,11 +2,12 @@
 
 use std::collections::HashMap;
 
+use redis::Value;
 use twofactor_core::audit::Entry;
 use twofactor_core::names::{Pseudonym, UserNames};
 use twofactor_core::time::UnixMillis;
 
-use super::RedisStore;
+use super::{RedisStore, read};
 use crate::StoreError;
 
 impl RedisStore {
@@ -14,18 +15,40 @@ impl RedisStore {
     /// stream.
     pub(crate) async fn history(&self, user: &Pseudonym) -> Result<Vec<Entry>, StoreError> {
         let UserNames { history, log, .. } = self.names.user(user);
-        let stream: Vec<(String, HashMap<String, String>)> =
-            self.query(&log, redis::cmd("XRANGE").arg(&log).arg("-").arg("+")).await?;
-        let list: Vec<String> =
-            self.query(&history, redis::cmd("LRANGE").arg(&history).arg(0).arg(-1)).await?;
-        let of_stream = stream.into_iter().map(|(id, fields)| of_stream(&id, fields));
-        let mut entries: Vec<Entry> = of_stream
-            .chain(list.iter().map(|text| of_list(text)))
-            .collect::<Option<_>>()
-            .ok_or(StoreError::Protocol)?;
-        entries.sort_by_key(|entry| entry.at);
+        let mut pipeline = redis::pipe();
+        pipeline.cmd("XRANGE").arg(&log).arg("-").arg("+");
+        pipeline.cmd("LRANGE").arg(&history).arg(0).arg(-1);
+        let mut entries = Vec::new();
+        // Sidecars may write anything there, so what is no entry is left out.
+        for (node, _) in self.parts(std::iter::once(user)).await? {
+            let replies = self.send_to_spoilt_keys(&node, &mut pipeline).await?;
+            let [stream, list] = replies.as_slice() else { return Err(StoreError::Protocol) };
+            entries.extend(self::entries(stream, list));
+        }
         Ok(entries)
     }
+}
+
+/// Parses the stream and the list of a history, and sorts the entries by time.
+pub(super) fn entries(stream: &Value, list: &Value) -> Vec<Entry> {
+    let of_stream = values(stream).filter_map(|entry| {
+        let (id, fields) = read(entry).ok()?;
+        of_stream(&String::from_utf8(id).ok()?, fields)
+    });
+    let of_list = values(list)
+        .filter_map(|entry| of_list(&String::from_utf8_lossy(&read::<Vec<u8>>(entry).ok()?)));
+    let mut entries: Vec<Entry> = of_stream.chain(of_list).collect();
+    entries.sort_by_key(|entry| entry.at);
+    entries
+}
+
+/// The elements of a reply, none if it has no elements.
+fn values(reply: &Value) -> impl Iterator<Item = &Value> {
+    let elements: &[Value] = match reply {
+        Value::Array(elements) => elements,
+        _ => &[],
+    };
+    elements.iter()
 }
 
 /// Reads an entry of the list. Its words are those of the release that wrote it, so any word is

@@ -12,6 +12,8 @@ use std::time::Duration;
 
 mod checks;
 mod decide;
+#[cfg(test)]
+mod fuzz;
 mod history;
 mod load_scripts;
 mod node_status;
@@ -21,10 +23,12 @@ pub mod scripts;
 mod search;
 mod settings;
 mod usage;
+mod user_checks;
 mod users;
 
 use arc_swap::ArcSwap;
 use redis::{FromRedisValue, Pipeline};
+use twofactor_core::decision::Undecided;
 use twofactor_core::names::{Pseudonym, RealmNames};
 use twofactor_core::seal::BEGINNING_BYTES;
 use twofactor_core::time::UnixMillis;
@@ -52,6 +56,9 @@ const BATCH_TIMEOUT: Duration = Duration::from_secs(5);
 /// other operations are not delayed.
 pub(crate) const BATCH: usize = 200;
 
+/// Maximum length of a node's identity.
+const LONGEST_IDENTITY: usize = 128;
+
 /// A store in Redis; clones share one connection.
 #[derive(Clone)]
 pub struct RedisStore {
@@ -73,6 +80,8 @@ struct Scripts {
     record_delivery: Script,
     count_delivery: Script,
     publish: Script,
+    check_user: Script,
+    check_counts: Script,
     confirm_node: Script,
     complete_fill: Script,
     number_write: Script,
@@ -88,6 +97,8 @@ impl Scripts {
             record_delivery: scripts::RecordDelivery::script(source),
             count_delivery: scripts::CountDelivery::script(source),
             publish: scripts::Publish::script(source),
+            check_user: scripts::CheckUser::script(source),
+            check_counts: scripts::CheckCounts::script(source),
             confirm_node: scripts::ConfirmNode::script(source),
             complete_fill: scripts::CompleteFill::script(source),
             number_write: scripts::NumberWrite::script(source),
@@ -220,10 +231,8 @@ impl RedisStore {
     }
 
     fn learn_checked_nodes(&self, meta: &Fields) {
-        let checked_nodes: Vec<String> = meta
-            .iter()
-            .filter_map(|(field, since)| Some(format!("{}={since}", field.strip_prefix("guard:")?)))
-            .collect();
+        let checked_nodes: Vec<String> =
+            meta.iter().filter_map(|(field, since)| checked_node(field, since)).collect();
         self.view.checked_nodes.store(Arc::new(checked_nodes.join(" ")));
     }
 
@@ -261,6 +270,22 @@ impl std::fmt::Debug for RedisStore {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(formatter, "RedisStore({})", self.names.prefix())
     }
+}
+
+/// Returns a checked node as the scripts read it, or nothing for other fields of a realm's `meta`,
+/// which sidecars may write in Redis 6.2.
+fn checked_node(field: &str, since: &str) -> Option<String> {
+    let identity = field.strip_prefix("guard:")?;
+    let is_identity = identity.len() <= LONGEST_IDENTITY
+        && identity.bytes().all(|byte| byte.is_ascii_hexdigit() || byte == b'.');
+    let is_moment = since.len() <= 15 && since.bytes().all(|byte| byte.is_ascii_digit());
+    (is_identity && is_moment).then(|| format!("{identity}={since}"))
+}
+
+/// The error of a script that found that the clocks of Redis and of this process differ.
+fn clock_off(now: i64) -> StoreError {
+    let now = UnixMillis::new(u64::try_from(now).unwrap_or_default());
+    Undecided::ClockOff { now }.into()
 }
 
 fn read<T: FromRedisValue>(value: &redis::Value) -> Result<T, StoreError> {

@@ -4,11 +4,12 @@
 //! masters can be flushed without the others, so each fill writes its id to every one of them, and
 //! `meta` holds the id of the last complete fill.
 
-use twofactor_core::decision::Undecided;
+use twofactor_core::decision::{LONGEST_AHEAD, Undecided};
 use twofactor_core::names::{Pseudonym, RealmNames, UserNames};
 
+use super::publish::WRONG_TYPE;
 use super::scripts::{self, ScriptCall};
-use super::{Answer, BATCH, BATCH_TIMEOUT, Fields, OPERATION_TIMEOUT, RedisStore, read};
+use super::{Answer, BATCH, BATCH_TIMEOUT, Fields, OPERATION_TIMEOUT, RedisStore, clock_off, read};
 use crate::connection::{Master, Node, Operation, replicas_in};
 use crate::{Inspection, NodeInspection, StoreError};
 
@@ -21,6 +22,8 @@ pub(super) struct FoundMaster {
     pub(super) found: NodeInspection,
     /// The addresses of its replicas that are synchronized.
     replicas: Vec<String>,
+    /// Its time, in milliseconds.
+    now: u64,
 }
 
 impl Nodes {
@@ -58,8 +61,8 @@ impl RedisStore {
     pub async fn nodes(&self) -> Result<Nodes, StoreError> {
         let mut nodes = Vec::new();
         for master in self.connection.masters(BATCH_TIMEOUT).await? {
-            let (found, replicas) = self.ask_node(&master.node).await?;
-            nodes.push(FoundMaster { master, found, replicas });
+            let (found, replicas, now) = self.ask_node(&master.node).await?;
+            nodes.push(FoundMaster { master, found, replicas, now });
         }
         Ok(Nodes(nodes))
     }
@@ -88,20 +91,29 @@ impl RedisStore {
                     }
                     pipeline.exists(realms[*position].realm_record());
                 }
-                let answers: Vec<redis::Value> = self.send(&node, &pipeline).await?;
+                // In Redis 6.2, sidecars may write the keys of their realm.
+                let answers = self.send_to_spoilt_keys(&node, &mut pipeline).await?;
                 for (position, pair) in part.iter().zip(answers.chunks_exact(2)) {
-                    let fields: Vec<Option<String>> = read(&pair[0])?;
-                    let [complete, filled, checked_nodes @ ..] = fields.as_slice() else {
-                        return Err(StoreError::Protocol);
+                    let fields: Vec<Option<Vec<u8>>> = read(&pair[0]).unwrap_or_default();
+                    let (complete, ready) = match fields.as_slice() {
+                        [Some(_), filled, checked_nodes @ ..] => {
+                            let filled = filled.as_deref();
+                            let same_fill = fill_ids[*position]
+                                .iter()
+                                .all(|fill_id| fill_id.is_some() && fill_id.as_deref() == filled);
+                            // A realm that was declared complete after a flush has no record of its
+                            // own.
+                            let complete = same_fill && read(&pair[1])?;
+                            let is_checked = |(since, node): (&Option<Vec<u8>>, &_)| {
+                                is_plausible(since.as_deref(), latest_of(nodes, node))
+                            };
+                            (complete, complete && checked_nodes.iter().zip(&found).all(is_checked))
+                        }
+                        _ => (false, false),
                     };
-                    let same_fill = fill_ids[*position]
-                        .iter()
-                        .all(|fill_id| fill_id.is_some() && fill_id == filled);
-                    // A realm that was declared complete after a flush has no record of its own.
-                    let complete = complete.is_some() && same_fill && read(&pair[1])?;
                     inspections[*position] = Some(Inspection {
                         nodes: found.clone(),
-                        ready: complete && checked_nodes.iter().all(Option::is_some),
+                        ready,
                         complete,
                         kept: false,
                         fill_id: String::new(),
@@ -113,19 +125,24 @@ impl RedisStore {
     }
 
     async fn inspect_node(&self, node: &Node) -> Result<NodeInspection, StoreError> {
-        self.ask_node(node).await.map(|(found, _)| found)
+        self.ask_node(node).await.map(|(found, ..)| found)
     }
 
-    /// Asks a node for its identity and its replicas.
-    async fn ask_node(&self, node: &Node) -> Result<(NodeInspection, Vec<String>), StoreError> {
+    /// Asks a node for its identity, its replicas and its time in milliseconds.
+    async fn ask_node(
+        &self,
+        node: &Node,
+    ) -> Result<(NodeInspection, Vec<String>, u64), StoreError> {
         let mut pipeline = redis::pipe();
         pipeline.cmd("INFO").arg("server").cmd("INFO").arg("replication").cmd("DBSIZE");
-        let (server, replication, keys): (String, String, u64) =
+        pipeline.cmd("TIME");
+        let (server, replication, keys, (seconds, _)): (String, String, u64, (u64, u64)) =
             self.connection.run_on(node, BATCH_TIMEOUT, Operation::Pipeline(&pipeline)).await?;
         let identity = node_identity(&server, &replication)?;
         let replicas = replicas_in(&replication).into_iter();
         let replicas = replicas.map(|replica| replica.to_string()).collect();
-        Ok((NodeInspection { identity, empty: keys == 0 }, replicas))
+        let now = seconds.saturating_mul(1000);
+        Ok((NodeInspection { identity, empty: keys == 0 }, replicas, now))
     }
 
     /// Reads, for each realm, the fill ids on the masters of a cluster. There are none if Redis is
@@ -134,7 +151,7 @@ impl RedisStore {
         &self,
         nodes: &Nodes,
         realms: &[&RealmNames],
-    ) -> Result<Vec<Vec<Option<String>>>, StoreError> {
+    ) -> Result<Vec<Vec<Option<Vec<u8>>>>, StoreError> {
         let mut fill_ids = vec![Vec::new(); realms.len()];
         for FoundMaster { master, .. } in &nodes.0 {
             let Some(tag) = &master.tag else { continue };
@@ -143,9 +160,9 @@ impl RedisStore {
                 for realm in part {
                     pipeline.get(realm.node_fill_id(tag));
                 }
-                let found: Vec<Option<String>> = self.send(&master.node, &pipeline).await?;
+                let found = self.send_to_spoilt_keys(&master.node, &mut pipeline).await?;
                 for (fill_ids, found) in fill_ids.iter_mut().zip(found) {
-                    fill_ids.push(found);
+                    fill_ids.push(read(&found).unwrap_or_default());
                 }
             }
         }
@@ -163,7 +180,15 @@ impl RedisStore {
                 .await?;
         }
         let meta = self.names.realm_meta();
-        self.query(&meta, redis::cmd("HSET").arg(&meta).arg("filling").arg(fill_id)).await
+        let mut mark = redis::cmd("HSET");
+        mark.arg(&meta).arg("filling").arg(fill_id);
+        match self.query(&meta, &mark).await {
+            Err(StoreError::Unavailable(error)) if error.code() == Some(WRONG_TYPE) => {
+                self.query::<()>(&meta, redis::cmd("UNLINK").arg(&meta)).await?;
+                self.query(&meta, &mark).await
+            }
+            result => result,
+        }
     }
 
     pub(crate) async fn complete_fill(&self, inspection: &Inspection) -> Result<(), StoreError> {
@@ -186,15 +211,16 @@ impl RedisStore {
             .collect();
         let call = scripts::CompleteFill {
             meta_key: &meta,
+            asked_at: self.clock.now().millis(),
             node: &own.identity,
             was_empty: own.empty,
             fill_id: &inspection.fill_id,
             other_nodes: others.join(" "),
         };
         let call = call.of(&self.scripts.complete_fill);
-        let (word, _): Answer =
+        let (word, number): Answer =
             self.connection.run(&meta, OPERATION_TIMEOUT, Operation::Script(&call)).await?;
-        confirmed(&word, "completed")?;
+        confirmed(&word, "completed", number)?;
         // From now on each write is numbered, so that the next restart needs no fill.
         let nodes = self.nodes().await?;
         let is_known = |node: &FoundMaster| {
@@ -219,6 +245,7 @@ impl RedisStore {
         let known = known.ok_or(Undecided::UncheckedNode)?;
         let call = scripts::ConfirmNode {
             fill_key,
+            asked_at: self.clock.now().millis(),
             node: &known.identity,
             was_empty: known.empty,
             fill_id: &inspection.fill_id,
@@ -226,7 +253,7 @@ impl RedisStore {
         let call = call.of(&self.scripts.confirm_node);
         let (word, since): Answer =
             self.connection.run_on(node, OPERATION_TIMEOUT, Operation::Script(&call)).await?;
-        confirmed(&word, "confirmed")?;
+        confirmed(&word, "confirmed", since)?;
         Ok((known.identity.clone(), since))
     }
 
@@ -292,6 +319,20 @@ impl RedisStore {
     }
 }
 
+/// Returns the latest moment that a script can have written on a node: a little more than its time.
+fn latest_of(nodes: &Nodes, node: &NodeInspection) -> u64 {
+    let found = nodes.0.iter().find(|known| known.found == *node);
+    let ahead = u64::try_from(LONGEST_AHEAD.as_millis()).unwrap_or(u64::MAX);
+    found.map_or(0, |found| found.now.saturating_add(ahead))
+}
+
+/// Whether the moment since which a node's data counts is one. One that is ahead would have every
+/// code refused until then.
+fn is_plausible(since: Option<&[u8]>, latest: u64) -> bool {
+    let text = since.and_then(|since| std::str::from_utf8(since).ok());
+    text.and_then(|text| text.parse::<u64>().ok()).is_some_and(|since| since <= latest)
+}
+
 /// Parses a node's replies about its fill id and its identity.
 fn fill_and_identity(answers: &[redis::Value]) -> Result<(Option<String>, String), StoreError> {
     let [fill_id, server, replication] = answers else { return Err(StoreError::Protocol) };
@@ -310,9 +351,11 @@ fn absent(meta: &Fields, node: &str, record: bool, state: bool) -> Result<bool, 
     Ok(!record)
 }
 
-pub(super) fn confirmed(word: &str, expected: &str) -> Result<(), StoreError> {
+/// Checks that a script has replied with the expected word, and not with a reason and its number.
+pub(super) fn confirmed(word: &str, expected: &str, number: i64) -> Result<(), StoreError> {
     match word {
         word if word == expected => Ok(()),
+        "clock-off" => Err(clock_off(number)),
         "another-node" => Err(Undecided::UncheckedNode.into()),
         "interrupted" => Err(Undecided::NoState.into()),
         _ => Err(StoreError::Protocol),
@@ -321,7 +364,7 @@ pub(super) fn confirmed(word: &str, expected: &str) -> Result<(), StoreError> {
 
 /// Returns the identity of a node: its process, and its term as a master. The scripts compute the
 /// same.
-fn node_identity(server: &str, replication: &str) -> Result<String, StoreError> {
+pub(super) fn node_identity(server: &str, replication: &str) -> Result<String, StoreError> {
     let field = |information: &str, name: &str| {
         information
             .lines()

@@ -5,8 +5,11 @@ use std::time::Duration;
 
 use redis::{Cmd, ToRedisArgs};
 use twofactor_core::audit::MAXIMUM_ENTRIES;
-use twofactor_core::decision::THROTTLE;
+use twofactor_core::decision::{BLOCK_MARGIN, LONGEST_AHEAD, THROTTLE};
 use twofactor_core::limits::MAXIMUM_CODES_IN_FLIGHT;
+use twofactor_core::realm::OtpLifetime;
+use twofactor_core::seal::BEGINNING_BYTES;
+use twofactor_core::totp::LONGEST_PERIOD;
 
 pub use crate::connection::ScriptCommand;
 
@@ -14,6 +17,19 @@ const PRELUDE: &str = include_str!("../scripts/lib/prelude.lua");
 const PRECONDITIONS: &str = include_str!("../scripts/lib/preconditions.lua");
 const HISTORY: &str = include_str!("../scripts/lib/history.lua");
 const CHECKED_NODES: &str = include_str!("../scripts/lib/checked_nodes.lua");
+const CLOCK_CHECK: &str = include_str!("../scripts/lib/clock_check.lua");
+const SPOILT: &str = include_str!("../scripts/lib/spoilt.lua");
+
+/// Maximum difference between the clocks of Redis and of the publisher with which moments of Redis
+/// are published.
+const PUBLISHERS_CLOCK_TOLERANCE: Duration = Duration::from_mins(1);
+/// Maximum length of a text in the state. The longest is that of a hundred moments.
+const LONGEST_TEXT: u64 = 2000;
+/// Maximum number of fields of a state and of an OTP log: some for each allowed namespace, and the
+/// codes in flight.
+const MOST_FIELDS: u64 = 4096;
+/// Maximum size of a key that sidecars write.
+const MOST_BYTES: u64 = 2 * 1024 * 1024;
 
 /// Who loads the scripts into Redis.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -236,6 +252,9 @@ scripts! {
         first_block: millis(THROTTLE.first_block),
         longest_block: millis(THROTTLE.longest_block),
         disable_after: THROTTLE.disable_after as u64,
+        block_margin: millis(BLOCK_MARGIN),
+        longest_lifetime: millis(OtpLifetime::LONGEST),
+        longest_text: LONGEST_TEXT,
         most_entries: MAXIMUM_ENTRIES as u64,
     }
     arguments {
@@ -258,6 +277,9 @@ scripts! {
     keys { state_key, otp_key, history_key }
     constants {
         most_in_flight: MAXIMUM_CODES_IN_FLIGHT as u64,
+        longest_lifetime: millis(OtpLifetime::LONGEST),
+        longest_period: LONGEST_PERIOD as u64,
+        longest_text: LONGEST_TEXT,
         most_entries: MAXIMUM_ENTRIES as u64,
     }
     arguments {
@@ -279,7 +301,7 @@ scripts! {
     /// Records what became of a delivery.
     RecordDelivery: [include_str!("../scripts/record_delivery.lua"), HISTORY];
     keys { state_key, history_key }
-    constants { most_entries: MAXIMUM_ENTRIES as u64 }
+    constants { longest_text: LONGEST_TEXT, most_entries: MAXIMUM_ENTRIES as u64 }
     arguments {
         caller: &'a str,
         operation: &'a str,
@@ -296,26 +318,60 @@ scripts! {
     arguments { most: u32 }
 
     /// Makes a user's record current.
-    Publish: [PRELUDE, include_str!("../scripts/publish.lua")];
+    Publish: [PRELUDE, CLOCK_CHECK, include_str!("../scripts/publish.lua")];
     keys { record_key, state_key, otp_key }
+    constants {
+        clock_tolerance: millis(PUBLISHERS_CLOCK_TOLERANCE),
+        longest_ahead: millis(LONGEST_AHEAD),
+    }
     arguments {
+        asked_at: u64,
         expected: String,
         revision: String,
         sealed: &'a [u8],
         fresh: bool,
         revoke: bool,
+        is_disabled: bool,
         reset: &'a str,
     }
 
+    /// Deletes what sidecars may write of a user and no script of theirs writes.
+    CheckUser: [PRELUDE, SPOILT, include_str!("../scripts/check_user.lua")];
+    keys { record_key, state_key, otp_key, history_key, log_key }
+    constants {
+        longest_ahead: millis(LONGEST_AHEAD),
+        most_bytes: MOST_BYTES,
+        most_fields: MOST_FIELDS,
+        record_beginning: BEGINNING_BYTES as u64,
+    }
+    arguments { most_entries: u64 }
+
+    /// Deletes the counts of a realm if no script of sidecars has written them.
+    CheckCounts: [SPOILT, include_str!("../scripts/check_counts.lua")];
+    keys { deliveries_key }
+    constants { most_bytes: MOST_BYTES }
+    arguments { most_fields: u64 }
+
     /// Confirms that a master of a cluster was not flushed during a fill.
-    ConfirmNode: [PRELUDE, include_str!("../scripts/confirm_node.lua")];
+    ConfirmNode: [PRELUDE, CLOCK_CHECK, include_str!("../scripts/confirm_node.lua")];
     keys { fill_key }
-    arguments { node: &'a str, was_empty: bool, fill_id: &'a str }
+    constants { clock_tolerance: millis(PUBLISHERS_CLOCK_TOLERANCE) }
+    arguments { asked_at: u64, node: &'a str, was_empty: bool, fill_id: &'a str }
 
     /// Declares a realm complete.
-    CompleteFill: [PRELUDE, CHECKED_NODES, include_str!("../scripts/complete_fill.lua")];
+    CompleteFill: [PRELUDE, CLOCK_CHECK, CHECKED_NODES, include_str!("../scripts/complete_fill.lua")];
     keys { meta_key }
-    arguments { node: &'a str, was_empty: bool, fill_id: &'a str, other_nodes: String }
+    constants {
+        clock_tolerance: millis(PUBLISHERS_CLOCK_TOLERANCE),
+        longest_ahead: millis(LONGEST_AHEAD),
+    }
+    arguments {
+        asked_at: u64,
+        node: &'a str,
+        was_empty: bool,
+        fill_id: &'a str,
+        other_nodes: String,
+    }
 
     /// Ends a write of the publisher with a number.
     NumberWrite: [PRELUDE, include_str!("../scripts/number_write.lua")];
@@ -323,13 +379,15 @@ scripts! {
     arguments { node: &'a str, epoch: &'a str, starts: bool }
 
     /// Confirms that a node has kept every write up to a number.
-    ConfirmNumber: [PRELUDE, include_str!("../scripts/confirm_number.lua")];
+    ConfirmNumber: [PRELUDE, CLOCK_CHECK, include_str!("../scripts/confirm_number.lua")];
     keys { number_key }
-    arguments { node: &'a str, epoch: &'a str, number: u64 }
+    constants { clock_tolerance: millis(PUBLISHERS_CLOCK_TOLERANCE) }
+    arguments { asked_at: u64, node: &'a str, epoch: &'a str, number: u64 }
 
     /// Makes nodes that have kept every write the checked ones.
     AcceptNodes: [PRELUDE, CHECKED_NODES, include_str!("../scripts/accept_nodes.lua")];
     keys { meta_key }
+    constants { longest_ahead: millis(LONGEST_AHEAD) }
     arguments { node: &'a str, checked_nodes: String }
 }
 
@@ -343,8 +401,8 @@ mod tests {
         for line in [
             "local record_key = KEYS[1]\n",
             "local otp_key = KEYS[3]\n",
-            "local sealed = ARGV[3]\n",
-            "local fresh = ARGV[4] == '1'\n",
+            "local sealed = ARGV[4]\n",
+            "local fresh = ARGV[5] == '1'\n",
         ] {
             assert!(text.contains(line), "{line}");
         }
@@ -354,17 +412,20 @@ mod tests {
             record_key: "record",
             state_key: "state",
             otp_key: "otp",
+            asked_at: 5,
             expected: String::new(),
             revision: "7".to_owned(),
             sealed: b"sealed",
             fresh: true,
             revoke: false,
+            is_disabled: false,
             reset: "now",
         };
         assert_eq!(call.keys(), ["record", "state", "otp"]);
         assert_eq!(
             call.arguments(),
-            ["", "7", "sealed", "1", "0", "now"].map(|argument| argument.as_bytes().to_vec())
+            ["5", "", "7", "sealed", "1", "0", "0", "now"]
+                .map(|argument| argument.as_bytes().to_vec())
         );
     }
 
@@ -391,6 +452,8 @@ mod tests {
         }
         for code in [
             Publish::CODE,
+            CheckUser::CODE,
+            CheckCounts::CODE,
             ConfirmNode::CODE,
             CompleteFill::CODE,
             NumberWrite::CODE,

@@ -95,7 +95,7 @@ fn difference(redis: u64, before: u64, after: u64) -> i64 {
 }
 
 /// Parses the sections of `INFO`.
-fn parse(information: &str) -> Usage {
+pub(super) fn parse(information: &str) -> Usage {
     let number = |name: &str| -> Option<u64> {
         let lines = information.lines();
         let mut found = lines.filter_map(|line| line.trim_end().strip_prefix(name));

@@ -2,6 +2,7 @@
 -- "node=since" separated by spaces) become the checked nodes.
 local this_node = node_identity()
 if this_node ~= node then return { 'another-node', 0 } end
+if clock_is_off() then return { 'clock-off', clock() } end
 -- The id is missing if this node was flushed during the fill, and differs if another fill has
 -- begun.
 if redis.call('HGET', meta_key, 'filling') ~= fill_id then return { 'interrupted', 0 } end

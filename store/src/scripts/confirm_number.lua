@@ -3,4 +3,5 @@
 if node_identity() ~= node then return { 'another-node', 0 } end
 local known, kept = string.match(redis.call('GET', number_key) or '', '^(%x+):(%d+)$')
 if known ~= epoch or tonumber(kept) < number then return { 'lost', 0 } end
+if clock_is_off() then return { 'clock-off', clock() } end
 return { 'confirmed', clock() }

@@ -1,19 +1,25 @@
 -- Counts one delivery of a realm, unless the hourly limit is reached. The rules are those of
--- `twofactor_core::limits`.
+-- `twofactor_core::limits`. What cannot be parsed is deleted, because sidecars may write it.
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local current, minutes, left = math.floor(now / 60000), {}, 0
-local counts = redis.call('HGETALL', deliveries_key)
+local current, minutes, outdated, left = math.floor(now / 60000), {}, {}, 0
+local counts = redis.pcall('HGETALL', deliveries_key)
 local current_count = 0
 for index = 1, #counts, 2 do
-  local minute, count = counts[index] + 0, counts[index + 1] + 0
-  if math.abs(current - minute) < 60 then
+  local minute, count = tonumber(counts[index]), tonumber(counts[index + 1])
+  if minute and count and math.abs(current - minute) < 60 and count >= 0 and count < 1e9 then
     minutes[#minutes + 1] = { minute = minute, count = count }
     left = left + count
     if minute == current then current_count = count end
   else
-    redis.call('HDEL', deliveries_key, counts[index])
+    outdated[#outdated + 1] = counts[index]
   end
+end
+if counts.err then
+  -- A moment in the past deletes the key, and services may set one.
+  redis.call('PEXPIREAT', deliveries_key, 1)
+else
+  for index = 1, #outdated do redis.call('HDEL', deliveries_key, outdated[index]) end
 end
 
 if left < most then

@@ -15,9 +15,9 @@ local wait, moments = 0, {}
 if disabled then
   word = 'disabled-by-failures'
 else
-  local last = state[8] and state[8] + 0
+  local last = tonumber(state[8])
   if last and math.abs(now - last) < interval then wait = last + interval - now end
-  if most_per_hour > 0 and state[9] then
+  if most_per_hour > 0 and state[9] and #state[9] < longest_text then
     for number in string.gmatch(state[9], '%d+') do
       local moment = number + 0
       if math.abs(now - moment) < 3600000 then moments[#moments + 1] = moment end
@@ -36,37 +36,53 @@ else
 end
 
 if not word then
-  local field, log = caller .. ':' .. tag, redis.call('HGETALL', otp_key)
+  local field, log = caller .. ':' .. tag, redis.pcall('HGETALL', otp_key)
   -- The moment until which the same code is accepted if it is known, and whether it was used.
   local expires, is_used
   -- The number of this caller's codes, when the first of them is no longer needed, and the moment
   -- until which the last of them is accepted.
   local own, first_end, in_flight = 0, math.huge, 0
-  -- Whether a code of this time was issued to another caller, which has the same digits.
-  local taken = false
-  local keep_until = step_end
+  -- Whether a code of this time was issued to another caller, which has the same digits. If an
+  -- entry or the whole log cannot be parsed, it may have been.
+  local taken, is_lost = false, log.err ~= nil
+  local keep_until, outdated = step_end, {}
   for index = 1, #log, 2 do
     local other_step, issued, other_expires, other_period, consumed =
       string.match(log[index + 1], '^(%d+) (%d+) (%d+) (%d+) ([01])$')
-    other_expires = other_expires + 0
-    -- An entry is needed until it has expired and its step has ended.
-    local needed_until = math.max(other_expires, (other_step + 1) * other_period * 1000)
-    if needed_until < now then
-      redis.call('HDEL', otp_key, log[index])
+    if not other_step or issued + 0 > latest or other_expires - issued > longest_lifetime
+      or other_period + 0 > longest_period or other_step * other_period * 1000 > latest then
+      outdated[#outdated + 1], is_lost = log[index], is_lost or not other_step
     else
-      keep_until = math.max(keep_until, needed_until)
-      local is_current = other_expires >= now
-      if string.match(log[index], '^[^:]*') == caller then
-        own, first_end = own + 1, math.min(first_end, needed_until)
-        local lost = since > 0 and issued + 0 <= since
-        if is_current and consumed == '0' and not lost then in_flight = math.max(in_flight, other_expires) end
-      elseif other_step * other_period * 1000 < step_end and (other_step + 1) * other_period > step * period then
-        taken = true
-      end
-      if is_current and log[index] == field and other_step + 0 == step then
-        expires, is_used = other_expires, consumed == '1'
+      other_expires = other_expires + 0
+      -- An entry is needed until it has expired and its step has ended.
+      local needed_until = math.max(other_expires, (other_step + 1) * other_period * 1000)
+      if needed_until < now then
+        outdated[#outdated + 1] = log[index]
+      else
+        keep_until = math.max(keep_until, needed_until)
+        local is_current = other_expires >= now
+        if string.match(log[index], '^[^:]*') == caller then
+          own, first_end = own + 1, math.min(first_end, needed_until)
+          local lost = since > 0 and issued + 0 <= since
+          if is_current and consumed == '0' and not lost then in_flight = math.max(in_flight, other_expires) end
+        elseif other_step * other_period * 1000 < step_end and (other_step + 1) * other_period > step * period then
+          taken = true
+        end
+        if is_current and log[index] == field and other_step + 0 == step then
+          expires, is_used = other_expires, consumed == '1'
+        end
       end
     end
+  end
+  if log.err then
+    -- A moment in the past deletes the key, and services may set one.
+    redis.call('PEXPIREAT', otp_key, 1)
+  else
+    for index = 1, #outdated do redis.call('HDEL', otp_key, outdated[index]) end
+  end
+  if is_lost then
+    taken = true
+    redis.call('HSET', state_key, 'until', string.format('%.0f', math.max(accepted_until, step_end)))
   end
   if wait == 0 and not taken and not expires and own >= most_in_flight then wait = first_end + 1 - now end
 

@@ -1,6 +1,6 @@
 -- Records what became of a delivery in the user's history. If the provider refused the code, the
 -- pause until the next one is cancelled. The rules are those of `twofactor_core::decision`.
-local state = redis.call('HMGET', state_key, 'revision', 'asked', 'counted:' .. caller)
+local state = redis.pcall('HMGET', state_key, 'revision', 'asked', 'counted:' .. caller)
 -- The user was removed, so nothing of the user may be written again.
 if not state[1] then return { 'no-state', 0 } end
 local time = redis.call('TIME')

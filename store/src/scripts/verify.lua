@@ -1,7 +1,14 @@
 -- Decides whether a submitted code is accepted, by the rules of `twofactor_core::decision`.
 local operation = 'verify'
 -- The failures in a row of this caller, and the moment until which the caller is blocked.
-local failures, blocked = state[6] or 0, (state[7] or 0) + 0
+local failures, blocked = 0, 0
+if state[6] then failures = math.min(disable_after, math.max(0, tonumber(state[6]) or 0)) end
+if state[7] then
+  blocked = math.max(0, tonumber(state[7]) or 0)
+  -- A block that lasts longer than these failures cause was set while the clock was ahead.
+  local longest = math.min(first_block * 2 ^ math.max(0, failures - threshold), longest_block)
+  if blocked > now + longest + block_margin then blocked = 0 end
+end
 -- The moment up to which steps are used if the code is accepted, or the outcome of a failure and
 -- the moment up to which steps are used because of it.
 local used_until, failed, guessed_until
@@ -12,31 +19,33 @@ elseif blocked > now then
   word, first = 'blocked', blocked - now
 else
   local current = math.floor(now / 1000 / period)
-  local latest = nil
+  local latest_step = nil
   for number in string.gmatch(matches, '%d+') do
     local step = tonumber(number)
-    if math.abs(step - current) <= skew and (not latest or step > latest) then latest = step end
+    if math.abs(step - current) <= skew and (not latest_step or step > latest_step) then latest_step = step end
   end
 
   if factor == 'authenticator' then
-    if not latest then
+    if not latest_step then
       failed = 'wrong'
-    elseif (since > 0 and latest <= math.floor(since / 1000 / period) + skew) or latest * period * 1000 < accepted_until then
+    elseif (since > 0 and latest_step <= math.floor(since / 1000 / period) + skew)
+      or latest_step * period * 1000 < accepted_until then
       word = 'used'
     else
-      used_until = (latest + 1) * period * 1000
+      used_until = (latest_step + 1) * period * 1000
     end
   else
     local field = caller .. ':' .. tag
-    local entry = redis.call('HGET', otp_key, field)
+    local entry = redis.pcall('HGET', otp_key, field)
     local step, issued, expires, entry_period, consumed
-    if entry then
+    if type(entry) == 'string' then
       step, issued, expires, entry_period, consumed = string.match(entry, '^(%d+) (%d+) (%d+) (%d+) ([01])$')
     end
-    if not entry then
-      failed = latest and 'never-issued' or 'wrong'
+    if not step or issued + 0 > latest or expires - issued > longest_lifetime
+      or step * entry_period * 1000 > latest then
+      failed = latest_step and 'never-issued' or 'wrong'
       -- The answer shows that the guess was right, so the code must not be issued later.
-      if latest then guessed_until = (latest + 1) * period * 1000 end
+      if latest_step then guessed_until = (latest_step + 1) * period * 1000 end
     elseif consumed == '1' or (since > 0 and issued + 0 <= since) then
       word = 'used'
     elseif now > expires + 0 then
@@ -67,13 +76,15 @@ elseif failed then
   -- The failures in a row of all callers together.
   local all, fields = 1, redis.call('HGETALL', state_key)
   for index = 1, #fields, 2 do
-    if string.sub(fields[index], 1, 9) == 'failures:' then all = all + fields[index + 1] end
+    if string.sub(fields[index], 1, 9) == 'failures:' then
+      all = all + math.min(disable_after, math.max(0, tonumber(fields[index + 1]) or 0))
+    end
   end
   failures = failures + 1
   local changes = { 'failures:' .. caller, string.format('%.0f', failures) }
   local doublings = failures - threshold
   if doublings >= 0 then
-    local block = math.min(first_block * 2 ^ math.min(doublings, 31), longest_block)
+    local block = math.min(first_block * 2 ^ doublings, longest_block)
     changes[3], changes[4] = 'blocked:' .. caller, string.format('%.0f', now + block)
   end
   if all >= disable_after then

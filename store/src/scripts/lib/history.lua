@@ -14,6 +14,7 @@ local unbounded = word == 'used' or word == 'too-soon' or word == 'blocked' or w
   or word == 'disabled-by-failures' or word == 'delivery-limit-reached' or word == 'no-delivery-method'
   or word == 'no-secret'
 local write_entry, repeated = true, ''
+if counted and #counted > longest_text then counted = false end
 
 if unbounded or counted then
   local kind = operation .. '/' .. word
@@ -49,6 +50,11 @@ end
 if write_entry then
   local entry = string.format('%.0f ', now) .. operation .. ' ' .. word .. ' ' .. caller .. details .. repeated
   local length = redis.pcall('RPUSH', history_key, entry)
+  if type(length) ~= 'number' and string.find(length.err, 'WRONGTYPE', 1, true) then
+    -- It is no list. A moment in the past deletes it.
+    redis.pcall('PEXPIREAT', history_key, 1)
+    length = redis.pcall('RPUSH', history_key, entry)
+  end
   if type(length) ~= 'number' then
     history_failed = 1
   else

@@ -22,3 +22,13 @@ end
 local function whole(number)
   return string.format('%.0f', number)
 end
+
+-- Parses a moment that sidecars may have written. Returns nil if it is not written as they write it.
+local function moment_of(text)
+  return text and #text <= 15 and string.match(text, '^%d+$') and tonumber(text) or nil
+end
+
+-- Returns a revision if it is written as the publisher writes it.
+local function revision_of(text)
+  return text and #text <= 15 and string.match(text, '^[1-9]%d*$')
+end

@@ -105,7 +105,12 @@ impl Realm {
         let publisher = Publisher::new(store, key.keys(&id));
         let desired: Vec<DesiredUser> = users
             .iter()
-            .map(|record| DesiredUser { record: record.clone(), fresh: true, reset: None })
+            .map(|record| DesiredUser {
+                record: record.clone(),
+                fresh: true,
+                reset: None,
+                disabled: false,
+            })
             .collect();
         publisher
             .fill(policy, &desired, UnlistedUsers::Remove, Clock::System.now(), random)

@@ -89,6 +89,17 @@ async fn a_user_disabled_by_failures_is_reported_and_enabled_once_for_each_reque
     cluster.apply(&user("carol", "deliveryMethod: app\n  issuer: A third one"));
     cluster.wait_not_ready("carol", "DisabledByFailures").await;
     assert_eq!(sidecar.api.verify("carol", &code_of(&seed)).await.status, 404);
+    // A loss of Redis does not enable the user, although the request is published again.
+    cluster.redis.flush_all().await;
+    eventually(BOUND, "the user to be disabled in Redis again", async || {
+        let mut connection = cluster.redis.connect().await;
+        let states: Vec<String> = connection.keys("*:state").await.unwrap();
+        let state = states.first().ok_or("no state yet")?;
+        let disabled: bool = connection.hexists(state, "disabled").await.unwrap();
+        if disabled { Ok(()) } else { Err("not disabled") }
+    })
+    .await;
+    assert_eq!(sidecar.api.verify("carol", &code_of(&seed)).await.status, 404);
     reset("ticket-2");
     cluster.wait_ready("carol").await;
     sidecar.wait_accepted("carol", &seed).await;
@@ -96,4 +107,30 @@ async fn a_user_disabled_by_failures_is_reported_and_enabled_once_for_each_reque
     let keys: Vec<String> = cluster.redis.connect().await.keys("*:state").await.unwrap();
     let known: String = cluster.redis.connect().await.hget(&keys[0], "reset").await.unwrap();
     assert!(!known.contains("ticket") && known.len() == 32, "{known}");
+}
+
+#[tokio::test]
+async fn a_user_whose_data_was_spoilt_is_named_and_verified_again() {
+    let cluster = Cluster::start().await;
+    let operator = cluster.operator().start().await;
+    cluster.apply(&app_user("carol"));
+    cluster.wait_ready("carol").await;
+    let (seed, sidecar) = (cluster.seed("carol"), cluster.sidecar().await);
+    sidecar.wait_accepted("carol", &seed).await;
+    let mut connection = cluster.redis.connect().await;
+    let states: Vec<String> = connection.keys("*:state").await.unwrap();
+    let () = connection.set(&states[0], "spoilt").await.unwrap();
+    assert_eq!(sidecar.api.verify("carol", "0000000").await.status, 503);
+    eventually(NOTICED, "carol to be named", async || {
+        let metrics = operator.admin().get("/metrics").await.body;
+        let name = format!("user=\"carol\",user_namespace=\"{}\"}} 1", cluster.namespace);
+        if metrics.contains(&name) { Ok(()) } else { Err(metrics) }
+    })
+    .await;
+    operator.process().wait_for_line("spoilt data of a user removed from Redis", BOUND).await;
+    eventually(BOUND, "a decision about carol", async || {
+        let reply = sidecar.api.verify("carol", "0000000").await;
+        if reply.status == 401 { Ok(()) } else { Err(reply.body) }
+    })
+    .await;
 }

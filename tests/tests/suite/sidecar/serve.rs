@@ -371,6 +371,7 @@ async fn without_redis_the_answer_is_503_within_a_second_and_recovery_needs_no_r
                     record: person.record.clone(),
                     fresh: false,
                     reset: None,
+                    disabled: false,
                 }],
                 twofactor_store::publisher::UnlistedUsers::Remove,
                 Clock::System.now(),
@@ -554,6 +555,7 @@ async fn a_sidecar_starts_without_redis_and_serves_once_it_is_there() {
             record: person.record.clone(),
             fresh: false,
             reset: None,
+            disabled: false,
         };
         let others = twofactor_store::publisher::UnlistedUsers::Remove;
         world

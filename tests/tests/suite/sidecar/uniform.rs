@@ -27,8 +27,7 @@ struct Public {
 }
 
 async fn public(people: &[&str]) -> (Public, Vec<Person>) {
-    let redis = RedisServer::builder().with_clock_at(START).start().await;
-    let world = World::in_redis_with_real_time(redis).await;
+    let world = World::in_redis().await;
     let mail = MailServer::builder().tls(MailTls::StartTls).start().await;
     let mut all = Vec::new();
     for name in people {

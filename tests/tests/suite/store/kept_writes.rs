@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use twofactor_core::decision::{Undecided, Verdict};
+use twofactor_core::time::UnixMillis;
 use twofactor_core::user::DeliveryMethod::{App, Email};
 use twofactor_store::clock::Clock;
 use twofactor_store::publisher::DesiredUser;
@@ -19,6 +20,11 @@ const LIFETIME: Duration = Duration::from_mins(5);
 
 fn redis(world: &World) -> &RedisStore {
     world.publisher.store().redis().unwrap()
+}
+
+/// A clock that stands where that of Redis stands.
+fn standing() -> Clock {
+    Clock::manual(UnixMillis::new(START))
 }
 
 /// Checks the realm as the operator does every second.
@@ -145,7 +151,7 @@ async fn data_of_yesterday_are_not_taken_for_those_of_today() {
 async fn a_new_publisher_proves_only_what_happened_since_it_started() {
     let world = World::in_redis().await;
     let carol = world.person("carol", App).await;
-    let store = || RedisStore::new(&world.redis().url(), names(), Clock::System).unwrap();
+    let store = || RedisStore::new(&world.redis().url(), names(), standing()).unwrap();
     // It was not there before the restart, so it cannot know what was lost.
     let late = World::of(&world, Store::Redis(store()));
     save(&world).await;
@@ -172,7 +178,7 @@ async fn what_another_publisher_has_declared_checked_is_taken_back_if_own_writes
     let _dora = world.person("dora", App).await;
     restart(&world).await;
     // A former leader that has not noticed its end fills the realm as it was.
-    let store = RedisStore::new(&world.redis().url(), names(), Clock::System).unwrap();
+    let store = RedisStore::new(&world.redis().url(), names(), standing()).unwrap();
     World::of(&world, Store::Redis(store)).fill(&[&carol]).await;
     assert!(!check(&world).await.ready);
     let code = carol.code_at(world.now(), 0);
@@ -185,7 +191,8 @@ async fn a_write_to_a_node_that_is_not_checked_does_not_count() {
     let carol = world.person("carol", App).await;
     save(&world).await;
     restart(&world).await;
-    let desired = || DesiredUser { record: carol.record.clone(), fresh: false, reset: None };
+    let desired =
+        || DesiredUser { record: carol.record.clone(), fresh: false, reset: None, disabled: false };
     let publish = async || world.publisher.renew(&[desired()], world.now(), &mut random()).await;
     let early = eventually(BOUND, "an answer", async || match publish().await {
         Err(StoreError::Unavailable(error)) => Err(error.to_string()),
@@ -242,7 +249,12 @@ async fn a_promoted_replica_of_a_cluster_is_used_at_once_unless_it_missed_a_writ
     let _: i64 = cluster.masters[1].ask(&["CLIENT", "KILL", "TYPE", "replica"]).await;
     world.fill(&people.iter().collect::<Vec<_>>()).await;
     for person in &people {
-        let desired = DesiredUser { record: person.record.clone(), fresh: false, reset: None };
+        let desired = DesiredUser {
+            record: person.record.clone(),
+            fresh: false,
+            reset: None,
+            disabled: false,
+        };
         world.publisher.renew(&[desired], world.now(), &mut random()).await.unwrap();
     }
     cluster.masters[1].kill();

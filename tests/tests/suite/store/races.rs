@@ -4,7 +4,6 @@
 use std::time::{Duration, Instant};
 
 use tokio::task::JoinSet;
-use twofactor_core::time::UnixMillis;
 use twofactor_core::user::DeliveryMethod::App;
 use twofactor_tests::http::ApiClient;
 use twofactor_tests::redis::{AppendFsync, RedisServer};
@@ -78,17 +77,17 @@ async fn fifty_parallel_wrong_guesses_through_three_sidecars_are_five_failures()
 
 #[tokio::test]
 async fn a_redis_killed_during_verifies_causes_no_second_success() {
-    let redis =
-        RedisServer::builder().append_only(AppendFsync::Always).with_movable_clock().start().await;
-    let world = World::in_redis_with_real_time(redis).await;
+    let builder = RedisServer::builder().append_only(AppendFsync::Always);
+    let world = World::in_redis_of(builder).await;
     let sidecars = Served::start_many(&world, "kms", SIDECARS).await;
     let apis: Vec<_> = sidecars.iter().map(|sidecar| sidecar.api()).collect();
     let redis = world.redis.as_ref().unwrap();
     let mut decided = 0;
     for round in 0..RESTARTS {
         // Later than all codes that the check of the restarted node refuses.
-        redis.clock().advance(SAFE).await;
-        let now = UnixMillis::new(redis.clock().unix_millis().await);
+        let safe = u64::try_from(SAFE.as_millis()).unwrap();
+        world.set_time(world.now().millis() + safe).await;
+        let now = world.now();
         let person = world.person(&format!("user{round}"), App).await;
         let (name, code) = (
             person.record.definition.username.to_string(),

@@ -142,7 +142,12 @@ async fn check_and_fill(world: &World, people: &[Person]) {
     eventually(BOUND, "the refill", async || {
         let users: Vec<DesiredUser> = people
             .iter()
-            .map(|person| DesiredUser { record: person.record.clone(), fresh: false, reset: None })
+            .map(|person| DesiredUser {
+                record: person.record.clone(),
+                fresh: false,
+                reset: None,
+                disabled: false,
+            })
             .collect();
         let (realm, now) = (twofactor_core::realm::RealmRecord::default(), Clock::System.now());
         world

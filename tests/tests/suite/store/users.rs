@@ -39,7 +39,8 @@ async fn a_user_whose_name_cannot_be_remembered_gets_no_key() {
     let world = World::in_redis().await;
     let set = names().realm_users();
     let _: () = world.redis().ask(&["SET", &set, "damaged"]).await;
-    let user = DesiredUser { record: record("alice", Email), fresh: true, reset: None };
+    let user =
+        DesiredUser { record: record("alice", Email), fresh: true, reset: None, disabled: false };
     let refused = world.publisher.publish(&[user], world.now(), &mut random()).await;
     assert!(refused.is_err(), "{refused:?}");
     let states: Vec<String> = world.redis().connect().await.keys("*:state").await.unwrap();
@@ -117,7 +118,12 @@ async fn codes_of_users_that_an_earlier_version_has_published_may_have_been_used
     let unlisted = UnlistedUsers::Keep;
     let desired: Vec<DesiredUser> = people
         .iter()
-        .map(|person| DesiredUser { record: person.record.clone(), fresh: false, reset: None })
+        .map(|person| DesiredUser {
+            record: person.record.clone(),
+            fresh: false,
+            reset: None,
+            disabled: false,
+        })
         .collect();
     let realm = twofactor_core::realm::RealmRecord::default();
     world.publisher.fill(&realm, &desired, unlisted, world.now(), &mut random()).await.unwrap();

@@ -28,9 +28,9 @@ use twofactor_store::memory::MemoryStore;
 use twofactor_store::publisher::{DesiredUser, PublishOutcome, Publisher, UnlistedUsers};
 use twofactor_store::redis::RedisStore;
 use twofactor_store::{Decisions, Store, StoreError};
-use twofactor_tests::redis::RedisServer;
 use twofactor_tests::redis::cluster::RedisCluster;
 use twofactor_tests::redis::sentinel::RedisSentinels;
+use twofactor_tests::redis::{RedisBuilder, RedisServer};
 use twofactor_tests::scratch;
 
 /// A moment in 2026 that is the start of a 30-second step, in milliseconds.
@@ -101,7 +101,12 @@ impl World {
 
     /// A realm in a real Redis whose clock stands still until it is moved.
     pub(crate) async fn in_redis() -> Self {
-        let redis = RedisServer::builder().with_clock_at(START).start().await;
+        Self::in_redis_of(RedisServer::builder()).await
+    }
+
+    /// As [`World::in_redis`], with options of the server.
+    pub(crate) async fn in_redis_of(builder: RedisBuilder) -> Self {
+        let redis = builder.with_clock_at(START).start().await;
         let clock = Clock::manual(UnixMillis::new(START));
         let store = RedisStore::new(&redis.url(), names(), clock.clone()).unwrap();
         Self::new(Store::Redis(store), Some(redis), clock).await
@@ -256,7 +261,7 @@ impl World {
 
     /// Publishes a user; `fresh` means that the seed was just generated.
     pub(crate) async fn publish(&self, record: UserRecord, fresh: bool) -> Person {
-        let desired = DesiredUser { record: record.clone(), fresh, reset: None };
+        let desired = DesiredUser { record: record.clone(), fresh, reset: None, disabled: false };
         let outcomes = self.publisher.publish(&[desired], self.now(), &mut random()).await.unwrap();
         assert_ne!(outcomes, [PublishOutcome::Conflict]);
         let pseudonym = self.keys().pseudonym(&record.definition.username);
@@ -279,7 +284,12 @@ impl World {
     pub(crate) async fn fill_with(&self, realm: &RealmRecord, people: &[&Person]) {
         let users: Vec<DesiredUser> = people
             .iter()
-            .map(|person| DesiredUser { record: person.record.clone(), fresh: false, reset: None })
+            .map(|person| DesiredUser {
+                record: person.record.clone(),
+                fresh: false,
+                reset: None,
+                disabled: false,
+            })
             .collect();
         self.publisher
             .fill(realm, &users, UnlistedUsers::Remove, self.now(), &mut random())

@@ -94,7 +94,8 @@ async fn a_disabled_user_gets_no_code_and_a_correct_code_is_refused(world: World
 
 async fn publish_with_reset(world: &World, person: &Person, request: &str) -> Person {
     let reset = Some(request.to_owned());
-    let desired = DesiredUser { record: person.record.clone(), fresh: false, reset };
+    let desired =
+        DesiredUser { record: person.record.clone(), fresh: false, reset, disabled: false };
     world.publisher.publish(&[desired], world.now(), &mut random()).await.unwrap();
     world.current(person).await
 }
@@ -116,7 +117,8 @@ async fn failures_are_reset_once_for_each_request_even_if_the_realm_is_filled_ag
     // The same request again, with an edit and with a refill, changes nothing.
     let person = publish_with_reset(&world, &person, "1").await;
     let reset = Some("1".to_owned());
-    let desired = [DesiredUser { record: person.record.clone(), fresh: false, reset }];
+    let desired =
+        [DesiredUser { record: person.record.clone(), fresh: false, reset, disabled: false }];
     world.publisher.renew(&desired, world.now(), &mut random()).await.unwrap();
     let person = world.current(&person).await;
     assert!(matches!(

@@ -594,6 +594,7 @@ async fn two_publishers_do_not_overwrite_each_other(world: World) {
         ),
         fresh: false,
         revoke: false,
+        disabled: false,
         reset: None,
     };
     let next = person.revision.0 + 1;
