@@ -2,6 +2,7 @@
 //! controller-runtime, so that its dashboards work. No label holds the name of an object, except
 //! those of the few users whose data was spoilt.
 
+mod number;
 mod redis;
 mod repaired;
 
@@ -17,6 +18,7 @@ use twofactor_server::metrics::Registrar;
 use twofactor_store::StoreFailure;
 use twofactor_store::redis::Strength;
 
+pub use self::number::number;
 pub use self::redis::RedisUsage;
 use self::repaired::RepairedUsers;
 
@@ -326,11 +328,6 @@ fn show_ready<R>(gauges: &IntGaugeVec, ready: usize, others: &BTreeMap<R, usize>
     for (label, count) in [("true", ready), ("false", others.values().sum::<usize>())] {
         gauges.with_label_values(&[label]).set(number(count));
     }
-}
-
-/// A count as the value of a metric.
-pub fn number(count: impl TryInto<i64>) -> i64 {
-    count.try_into().unwrap_or(i64::MAX)
 }
 
 /// Gauges by reason. A reason that was shown is 0 when it has no object any more, so that a graph

@@ -122,7 +122,7 @@ impl UserState {
         self.move_back(later(now, LONGEST_AHEAD), now);
     }
 
-    /// Marks a new state as that of a user whom failures had disabled before the store lost it.
+    /// Marks a new state as that of a user who was disabled by failures before the store lost it.
     /// `reset` is the last request to reset them, which was carried out before.
     pub fn restore_failures(&mut self, disabled: bool, reset: Option<&str>) {
         self.disabled = disabled;

@@ -7,7 +7,7 @@ use prometheus::{GaugeVec, IntCounter, IntGaugeVec};
 use twofactor_server::metrics::Registrar;
 use twofactor_store::redis::Usage;
 
-use super::number;
+use super::number::number;
 
 /// The metrics of what Redis uses.
 #[derive(Clone, Debug)]

@@ -52,7 +52,7 @@ mod tests {
         }
         let text = prometheus::TextEncoder::new().encode_to_string(&registry.gather()).unwrap();
         assert_eq!(text.matches("twofactor_users_repaired_total{").count(), NAMED + 1);
-        assert!(text.contains("user=\"user-0\"} 201"), "{text}");
-        assert!(text.contains("user=\"others\"} 100"), "{text}");
+        assert!(text.contains("user=\"user-0\",user_namespace=\"team\"} 201"), "{text}");
+        assert!(text.contains("user=\"others\",user_namespace=\"\"} 100"), "{text}");
     }
 }

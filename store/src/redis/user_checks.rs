@@ -1,5 +1,6 @@
 //! Deletes what sidecars may write and no version of them writes: keys of another type or of an
-//! unreasonable size, and states that cannot be parsed. The publisher then publishes the user again.
+//! unreasonable size, and states that cannot be parsed. The publisher then publishes the user
+//! again.
 
 use twofactor_core::audit::MAXIMUM_ENTRIES;
 use twofactor_core::names::{Pseudonym, UserNames};

@@ -23,7 +23,8 @@ local function whole(number)
   return string.format('%.0f', number)
 end
 
--- Parses a moment that sidecars may have written. Returns nil if it is not written as they write it.
+-- Parses a moment that sidecars may have written. Returns nil if it is not written as they write
+-- it.
 local function moment_of(text)
   return text and #text <= 15 and string.match(text, '^%d+$') and tonumber(text) or nil
 end

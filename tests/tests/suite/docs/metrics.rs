@@ -17,9 +17,9 @@ const INTRODUCTION: &str = "\
 <!-- Generated; do not edit. To update it:
 TWOFACTOR_WRITE_PAGES=1 cargo test -p twofactor-tests --test suite docs::metrics -->
 
-Each program serves metrics for Prometheus at `/metrics` of its admin port. No label holds a name,
-an address or any other value that a caller chooses. The namespace of a sidecar, which is the
-caller, is a label that Prometheus adds.
+Each program serves metrics for Prometheus at `/metrics` of its admin port. No label holds an
+address or any other value that a caller chooses, and only `twofactor_users_repaired_total` names
+objects. The namespace of a sidecar, which is the caller, is a label that Prometheus adds.
 
 The chart's `metrics.serviceMonitor.enabled` and `metrics.podMonitor.enabled` create monitors for
 the Prometheus operator.
