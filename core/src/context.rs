@@ -1,10 +1,12 @@
 //! Validates the context of a code: a short text such as `transfer 100 to X`, which the user reads
 //! in the message and the service repeats when it verifies the code.
 //!
-//! The text is untrusted. It is rejected if it could look to people like something else than it is.
+//! The text is untrusted. It may only have characters that are visible and are what they look like.
 
 use std::fmt;
 
+use icu_properties::props::{DefaultIgnorableCodePoint, GeneralCategory as Category};
+use icu_properties::{CodePointMapData, CodePointSetData};
 use thiserror::Error;
 
 /// 1 to 140 printable characters. It is compared exactly.
@@ -23,9 +25,9 @@ pub enum ContextError {
     /// It has more than 140 characters.
     #[error("has {0} characters, at most 140 are allowed")]
     TooLong(usize),
-    /// It has characters that are invisible, or that change how others look.
+    /// It has other characters than letters, digits, punctuation, symbols and spaces.
     #[error(
-        "must not contain control characters, line breaks, invisible characters or marks of text direction"
+        "must have letters, digits, punctuation, symbols and spaces only: no line breaks, no invisible characters and no marks of text direction"
     )]
     NotPrintable,
 }
@@ -49,7 +51,7 @@ impl TryFrom<String> for Context {
         if characters > Self::MAXIMUM_CHARACTERS {
             return Err(ContextError::TooLong(characters));
         }
-        if text.chars().any(misleads) {
+        if !is_printable(&text) {
             return Err(ContextError::NotPrintable);
         }
         if text.chars().all(char::is_whitespace) {
@@ -67,23 +69,76 @@ impl std::str::FromStr for Context {
     }
 }
 
-/// Whether a character is invisible or changes how others look. With one of these, two texts that
-/// look the same could differ, or `100` could be read as `001`. The joiners U+200C and U+200D are
-/// allowed, because scripts and emoji need them.
-fn misleads(character: char) -> bool {
-    character.is_control()
-        || matches!(
-            character,
-            // Soft hyphen, and fillers that are blank.
-            '\u{ad}' | '\u{34f}' | '\u{115f}' | '\u{1160}' | '\u{17b4}' | '\u{17b5}' | '\u{3164}' | '\u{ffa0}'
-            // Marks, embeddings, overrides and isolates of direction.
-            | '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}'
-            // Of no width; line and paragraph separators; invisible operators.
-            | '\u{180e}' | '\u{200b}' | '\u{2028}' | '\u{2029}' | '\u{2060}'..='\u{2065}' | '\u{206a}'..='\u{206f}'
-            | '\u{feff}' | '\u{fff0}'..='\u{fffb}'
-            // Tags, and what has no agreed picture.
-            | '\u{e0000}'..='\u{e0fff}' | '\u{e000}'..='\u{f8ff}' | '\u{f0000}'..='\u{10ffff}'
-        )
+/// Whether a text consists of allowed characters. With others, two texts that look the same could
+/// differ, or `100` could be read as `001`.
+fn is_printable(text: &str) -> bool {
+    let mut before = None;
+    let mut characters = text.chars().peekable();
+    while let Some(character) = characters.next() {
+        let allowed = match character {
+            // The joiners form words of some scripts and pictures, and are invisible elsewhere.
+            '\u{200c}' | '\u{200d}' => {
+                before.is_some_and(is_joined) && characters.peek().copied().is_some_and(is_joined)
+            }
+            // Asks for the coloured picture of a symbol.
+            '\u{fe0f}' => before.is_some_and(|before| class(before) == Class::Symbol),
+            other => class(other) != Class::Other,
+        };
+        if !allowed {
+            return false;
+        }
+        before = Some(character);
+    }
+    true
+}
+
+fn is_joined(character: char) -> bool {
+    let presentation = character == '\u{fe0f}';
+    !character.is_ascii()
+        && (presentation || matches!(class(character), Class::Letter | Class::Symbol))
+}
+
+/// What a character is, as far as contexts are concerned.
+#[derive(PartialEq, Eq)]
+enum Class {
+    /// A letter, or a mark on one.
+    Letter,
+    Symbol,
+    /// A digit, a punctuation mark, or a space.
+    Plain,
+    /// Anything else, which is not allowed.
+    Other,
+}
+
+fn class(character: char) -> Class {
+    if CodePointSetData::new::<DefaultIgnorableCodePoint>().contains(character) {
+        return Class::Other;
+    }
+    match CodePointMapData::<Category>::new().get(character) {
+        Category::UppercaseLetter
+        | Category::LowercaseLetter
+        | Category::TitlecaseLetter
+        | Category::ModifierLetter
+        | Category::OtherLetter
+        | Category::NonspacingMark
+        | Category::SpacingMark => Class::Letter,
+        Category::CurrencySymbol
+        | Category::MathSymbol
+        | Category::ModifierSymbol
+        | Category::OtherSymbol => Class::Symbol,
+        Category::DecimalNumber
+        | Category::LetterNumber
+        | Category::OtherNumber
+        | Category::ConnectorPunctuation
+        | Category::DashPunctuation
+        | Category::OpenPunctuation
+        | Category::ClosePunctuation
+        | Category::InitialPunctuation
+        | Category::FinalPunctuation
+        | Category::OtherPunctuation
+        | Category::SpaceSeparator => Class::Plain,
+        _ => Class::Other,
+    }
 }
 
 /// Does not print the text, because it is private to the user.
@@ -105,7 +160,12 @@ mod tests {
             "Überweise 100 €",
             " a ",
             "送金 100",
+            "cafe\u{301}",
+            "1\u{202f}000\u{a0}€ – «№ 7»",
+            "भुगतान १००",
+            "می\u{200c}خواهم",
             "👩\u{200d}💻",
+            "❤\u{fe0f}",
             "<b>&{{code}}",
             &longest,
         ] {
@@ -131,6 +191,17 @@ mod tests {
             "a\u{feff}",
             "a\u{ad}",
             "a\u{e0041}",
+            "a\u{200c}b",
+            "a\u{200d}",
+            "\u{200d}ä",
+            "ä\u{200d}1",
+            "ä\u{200d}\u{200d}ä",
+            "1\u{fe0f}",
+            "\u{2800}\u{e000}",
+            "\u{378}",
+            "\u{3164}",
+            "a\u{20dd}",
+            "\u{fffc}\u{fff9}",
         ] {
             assert_eq!(
                 text.parse::<Context>().unwrap_err(),

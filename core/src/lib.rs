@@ -4,11 +4,11 @@
 //! and a source of randomness. So everything in it can be tested with fixed inputs.
 //!
 //! In the order in which a user passes through: [`user`] and [`seed`] describe a user ([`import`]
-//! reads a seed of another system), [`record`]
-//! combines both into a value that [`seal`] encrypts under a [`key`], [`names`] says where it is
-//! stored, [`totp`] computes and compares codes, and [`decision`] decides whether a submitted code
-//! is accepted, within the [`limits`] and with an entry in the [`audit`] history. [`context`] is
-//! what a code was requested for, and [`token`] what a service can show to others after a success.
+//! reads a seed of another system), [`record`] combines both into a value that [`seal`] encrypts
+//! under a [`key`], [`names`] says where it is stored, [`totp`] computes and compares codes, and
+//! [`decision`] decides whether a submitted code is accepted, within the [`limits`] and with an
+//! entry in the [`audit`] history. [`context`] is what a code was requested for, in which [`links`]
+//! are made unclickable, and [`token`] what a service can show to others after a success.
 
 pub mod audit;
 pub mod code;
@@ -19,6 +19,7 @@ pub mod import;
 pub mod key;
 pub mod language;
 pub mod limits;
+pub mod links;
 pub mod message;
 pub mod names;
 pub mod otpauth;

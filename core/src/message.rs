@@ -214,9 +214,9 @@ impl MessageTemplates {
     pub fn html(&self, values: &Values<'_>) -> Option<String> {
         let template = self.html.as_ref()?;
         let mut html = template.fill(values, Form::Html);
-        if let Some(context) = values.context.filter(|_| !template.has(Placeholder::Context)) {
+        if let Some(context) = appended_context(template, values) {
             let mut paragraph = format!("<p>{CONFIRMING}");
-            template::push(&mut paragraph, context, Form::Html);
+            template::push(&mut paragraph, &context, Form::Html);
             paragraph.push_str("</p>\n");
             // Values are escaped, so this closing tag is the administrator's.
             let end = html.rfind("</body>").unwrap_or(html.len());
@@ -234,15 +234,20 @@ impl MessageTemplates {
 
 fn plain(template: &Template, values: &Values<'_>) -> String {
     let mut text = template.fill(values, Form::Plain);
-    if let Some(context) = values.context.filter(|_| !template.has(Placeholder::Context)) {
+    if let Some(context) = appended_context(template, values) {
         if !text.ends_with('\n') {
             text.push('\n');
         }
         text.push_str(CONFIRMING);
-        template::push(&mut text, context, Form::Plain);
+        template::push(&mut text, &context, Form::Plain);
         text.push('\n');
     }
     text
+}
+
+/// Returns the context if the template does not say where it stands.
+fn appended_context(template: &Template, values: &Values<'_>) -> Option<String> {
+    if template.has(Placeholder::Context) { None } else { values.shown_context() }
 }
 
 #[cfg(test)]
@@ -325,6 +330,27 @@ mod tests {
     }
 
     #[test]
+    fn a_link_in_a_context_cannot_be_clicked_in_any_part() {
+        let placed = templates(&[
+            (Part::Subject, "{{context}}"),
+            (Part::Text, "{{context}} {{code}}"),
+            (Part::Html, "<p>{{context}} {{code}}"),
+            (Part::Sms, "{{context}} {{code}}"),
+        ]);
+        let appended = templates(&[(Part::Html, "{{code}}")]);
+        with_values(Some("at https://evil.example/?a=b"), |values| {
+            for templates in [placed, appended, MessageTemplates::default()] {
+                let mut texts = vec![templates.text(values), templates.sms(values)];
+                texts.extend(templates.html(values));
+                texts.extend(templates.subject.is_some().then(|| templates.subject(values)));
+                for text in texts {
+                    assert!(text.contains("at https: //evil. example/?a=b"), "{text}");
+                }
+            }
+        });
+    }
+
+    #[test]
     fn texts_of_a_language_fall_back_part_by_part() {
         let own = templates(&[
             (Part::Subject, "own"),
@@ -359,7 +385,7 @@ mod tests {
             (
                 Part::Sms,
                 "{{code}}{{username}}{{username}}{{username}}{{username}}{{username}}{{username}}",
-                "has 1680 characters with the longest values, and text messages have at most 1600",
+                "has 1750 characters with the longest values, and text messages have at most 1600",
             ),
         ] {
             assert_eq!(part.parse(text).unwrap_err().to_string(), sentence, "{text:?}");

@@ -1,12 +1,15 @@
 //! Fills values into texts that an administrator wrote, such as `Your code is {{code}}`. No value
 //! can look like a line, a header or markup of its own.
 
+use std::borrow::Cow;
 use std::fmt::{self, Write};
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::code::Code;
+use crate::context::Context;
+use crate::links;
 
 /// A placeholder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -109,7 +112,7 @@ impl Placeholder {
             Self::Issuer => 100,
             Self::Username => 253,
             Self::Service => 63,
-            Self::Context => 140,
+            Self::Context => links::longest(Context::MAXIMUM_CHARACTERS),
         }
     }
 
@@ -120,15 +123,20 @@ impl Placeholder {
 }
 
 impl Values<'_> {
-    fn of(&self, placeholder: Placeholder) -> &str {
+    fn of(&self, placeholder: Placeholder) -> Cow<'_, str> {
         match placeholder {
-            Placeholder::Code => self.code.expose_secret(),
-            Placeholder::ExpiresAt => self.expires_at,
-            Placeholder::Issuer => self.issuer,
-            Placeholder::Username => self.username,
-            Placeholder::Service => self.service,
-            Placeholder::Context => self.context.unwrap_or_default(),
+            Placeholder::Code => self.code.expose_secret().into(),
+            Placeholder::ExpiresAt => self.expires_at.into(),
+            Placeholder::Issuer => self.issuer.into(),
+            Placeholder::Username => self.username.into(),
+            Placeholder::Service => self.service.into(),
+            Placeholder::Context => self.shown_context().unwrap_or_default().into(),
         }
+    }
+
+    /// Returns the context as messages show it: no program makes a link of it.
+    pub(crate) fn shown_context(&self) -> Option<String> {
+        self.context.map(links::separated)
     }
 }
 
@@ -185,7 +193,7 @@ impl Template {
         for piece in &self.0 {
             match piece {
                 Piece::Text(text) => filled.push_str(text),
-                Piece::Value(placeholder) => push(&mut filled, values.of(*placeholder), form),
+                Piece::Value(placeholder) => push(&mut filled, &values.of(*placeholder), form),
             }
         }
         filled
@@ -312,6 +320,6 @@ mod tests {
 
     #[test]
     fn the_longest_text_is_counted_in_characters() {
-        assert_eq!(Template::parse("ë{{code}}{{context}}").unwrap().longest(), 1 + 8 + 140);
+        assert_eq!(Template::parse("ë{{code}}{{context}}").unwrap().longest(), 1 + 8 + 210);
     }
 }
