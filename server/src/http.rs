@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use http::header::CONNECTION;
-use http::{HeaderValue, Request, StatusCode};
+use http::{HeaderValue, Request, StatusCode, Version};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::{Service, service_fn};
@@ -171,8 +171,13 @@ impl Server {
         let (asked, began) = (Arc::new(AtomicBool::new(false)), Instant::now());
         let service = service_fn({
             let asked = asked.clone();
-            move |request: Request<Incoming>| {
+            move |mut request: Request<Incoming>| {
                 asked.store(true, Ordering::Relaxed);
+                // Routes cannot see it otherwise, and it matters only where it is an old one.
+                let version = request.version();
+                if version != Version::HTTP_11 {
+                    request.extensions_mut().insert(version);
+                }
                 let (answer, stop) = (inner.call(request), stop.clone());
                 async move {
                     let mut answer = match limits.request {

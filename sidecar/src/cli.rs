@@ -7,6 +7,7 @@
 mod dotenv;
 
 use std::error::Error;
+use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -14,12 +15,14 @@ use std::time::Duration;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use tokio_util::sync::CancellationToken;
 use twofactor_core::names::{Caller, RealmId};
+use twofactor_core::realm::RealmRecord;
 use twofactor_server::logging::{self, Format};
 use twofactor_server::probe::{self, Check};
 
 use crate::dev::settings::RealmOptions;
 use crate::dev::{DevOptions, dev};
 use crate::process::listen::{API_PORT, Addresses, AdminAddress, ApiAddress};
+use crate::routes::HostName;
 use crate::serve::serve;
 
 /// Maximum number of threads that answer requests by default.
@@ -46,11 +49,7 @@ There, a value with blanks or a $ needs single quotes.";
 
 /// Two-factor authentication on localhost: POST /auth/generate and POST /auth/verify
 #[derive(Parser)]
-#[command(
-    name = "twofactor-sidecar",
-    version,
-    after_help = "Variables may also stand in a file .env in the current directory."
-)]
+#[command(name = "twofactor-sidecar", version)]
 struct CommandLine {
     #[command(subcommand)]
     command: Command,
@@ -96,6 +95,28 @@ struct CommonArguments {
     /// Allow --listen to be an address that other machines can reach. The API has no authentication
     #[arg(long, env = "TWOFACTOR_ALLOW_NON_LOOPBACK")]
     allow_non_loopback: bool,
+
+    /// Names of hosts, separated by commas, under which clients may reach the API, beside localhost
+    /// and the addresses of this machine. Others are refused, because a web page can give itself
+    /// any name
+    #[arg(
+        long = "allowed-host",
+        env = "TWOFACTOR_ALLOWED_HOSTS",
+        value_name = "NAMES",
+        value_delimiter = ','
+    )]
+    allowed_hosts: Vec<HostName>,
+
+    /// Number of addresses at the right end of X-Forwarded-For and Forwarded that are those of your
+    /// own proxies; the one before them is recorded as the end user's
+    #[arg(
+        long,
+        env = "TWOFACTOR_TRUSTED_PROXIES",
+        value_name = "NUMBER",
+        default_value = "0",
+        value_parser = clap::value_parser!(u8).range(0..=32)
+    )]
+    trusted_proxies: u8,
 
     /// Address of /livez, /readyz and /metrics; *:PORT is every address of this machine, IPv6 and
     /// IPv4
@@ -170,7 +191,7 @@ struct DevArguments {
     caller: Caller,
 
     /// Put codes into the answers of /auth/generate. On by default if there is no provider, such as
-    /// SMTP_SERVER
+    /// SMTP_SERVER, and the API listens on a loopback address; refused on any other
     #[arg(long, env = "EXPOSE_CODES", value_name = "true|false", num_args = 0..=1, default_missing_value = "true")]
     expose_codes: Option<bool>,
 
@@ -190,7 +211,13 @@ impl CommonArguments {
             (Some(address), None) => ApiAddress::One(address),
             (None, port) => ApiAddress::Loopback(port.unwrap_or(API_PORT)),
         };
-        Ok(Addresses { api, allow_non_loopback: self.allow_non_loopback, admin: self.admin_listen })
+        Ok(Addresses {
+            api,
+            allow_non_loopback: self.allow_non_loopback,
+            admin: self.admin_listen,
+            allowed_hosts: self.allowed_hosts.clone(),
+            trusted_proxies: self.trusted_proxies,
+        })
     }
 
     /// A sidecar uses a small part of a node, so a thread for each core would only take memory.
@@ -199,6 +226,31 @@ impl CommonArguments {
         let cores = || std::thread::available_parallelism().map_or(1, usize::from);
         self.threads.map_or_else(|| cores().min(MOST_THREADS), usize::from)
     }
+}
+
+impl DevArguments {
+    /// Whether answers contain the code: never if other machines can reach the API, because an
+    /// answer would then be all that they need to be the user.
+    fn exposes_codes(
+        &self,
+        realm: &RealmRecord,
+        loopback_only: bool,
+    ) -> Result<bool, &'static str> {
+        match self.expose_codes {
+            Some(true) if !loopback_only => Err(
+                "--expose-codes (EXPOSE_CODES): codes are never put into answers that other machines \
+                 can read; listen on a loopback address, or leave it out",
+            ),
+            Some(expose) => Ok(expose),
+            None => Ok(loopback_only && realm.providers.methods().is_empty()),
+        }
+    }
+}
+
+/// Whether the file `.env` is read: for `dev` only. A file in a container's directory must not
+/// change where a sidecar listens, or what it trusts.
+fn reads_dotenv(arguments: impl IntoIterator<Item = OsString>) -> bool {
+    arguments.into_iter().nth(1).is_some_and(|command| command == "dev")
 }
 
 /// Returns the definition of the command line, from which the reference page is generated.
@@ -212,7 +264,9 @@ pub fn definition() -> clap::Command {
 /// # Errors
 /// A sentence for the person who started the program.
 pub fn start() -> Result<(), Box<dyn Error>> {
-    dotenv::load()?;
+    if reads_dotenv(std::env::args_os()) {
+        dotenv::load()?;
+    }
     let command = CommandLine::parse().command;
     let common = match &command {
         Command::Serve(arguments) => &arguments.common,
@@ -237,9 +291,7 @@ pub fn start() -> Result<(), Box<dyn Error>> {
         Command::Dev(arguments) => {
             let realm = arguments.realm_options.realm(|name| std::env::var(name).ok())?;
             let options = DevOptions {
-                expose_codes: arguments
-                    .expose_codes
-                    .unwrap_or(realm.providers.methods().is_empty()),
+                expose_codes: arguments.exposes_codes(&realm, addresses.loopback_only())?,
                 paths: arguments.paths,
                 redis_url: arguments.redis_url.filter(|url| !url.is_empty()),
                 redis_ca_file: arguments.redis_ca_file.filter(|path| !path.as_os_str().is_empty()),

@@ -86,6 +86,9 @@ pub enum Refusal {
     /// The request comes from a web page of another origin, or names another host.
     #[error("This API answers programs on this machine, not web pages from elsewhere.")]
     ForeignOrigin,
+    /// The header `Host` is missing or invalid, or there are several.
+    #[error("The request must have one valid Host header, such as 127.0.0.1 or localhost.")]
+    InvalidHost,
     /// The body is larger than any valid one.
     #[error("The request body is larger than {0} bytes.")]
     TooLarge(usize),
@@ -151,6 +154,7 @@ refusals! {
     NoSuchPath = "no-such-path", NOT_FOUND, "No such path", Request;
     WrongMethod = "wrong-method", METHOD_NOT_ALLOWED, "Wrong method", Request;
     ForeignOrigin = "foreign-origin", FORBIDDEN, "Foreign origin", Request;
+    InvalidHost = "invalid-host", BAD_REQUEST, "Invalid host", Request;
     TooLarge = "body-too-large", PAYLOAD_TOO_LARGE, "Body too large", Request;
     TooSlow = "body-too-slow", REQUEST_TIMEOUT, "Body too slow", Request;
     Internal = "internal-error", INTERNAL_SERVER_ERROR, "Internal error", Request;

@@ -1,5 +1,6 @@
 //! Starts the sidecar's binary with arguments and environment, and gives clients for its two ports.
 
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use crate::http::ApiClient;
@@ -13,6 +14,7 @@ const START: Duration = Duration::from_secs(20);
 pub struct SidecarBuilder {
     launch: Launch,
     in_pod: bool,
+    ip: Ipv4Addr,
 }
 
 impl SidecarBuilder {
@@ -38,6 +40,13 @@ impl SidecarBuilder {
         self
     }
 
+    /// Lets the API listen on every IPv4 address.
+    #[must_use]
+    pub fn on_every_address(mut self) -> Self {
+        self.ip = Ipv4Addr::UNSPECIFIED;
+        self.args(["--allow-non-loopback"])
+    }
+
     /// Starts the sidecar on free ports, and returns when it is alive.
     pub async fn start(self) -> SidecarProcess {
         let (api_port, admin_port) = (ports::free_port(), ports::free_port());
@@ -47,7 +56,7 @@ impl SidecarBuilder {
                 .env("TWOFACTOR_ADMIN_LISTEN", format!("*:{admin_port}"))
         } else {
             self.launch
-                .args(["--listen".to_owned(), format!("127.0.0.1:{api_port}")])
+                .args(["--listen".to_owned(), format!("{}:{api_port}", self.ip)])
                 .args(["--admin-listen".to_owned(), format!("127.0.0.1:{admin_port}")])
         };
         let process = launch.start();
@@ -72,6 +81,7 @@ impl SidecarProcess {
         SidecarBuilder {
             launch: Launch::new(tools::project_binary("twofactor-sidecar")).isolated(),
             in_pod: false,
+            ip: Ipv4Addr::LOCALHOST,
         }
     }
 

@@ -2,6 +2,8 @@
 //! or a refusal that names the invalid annotation.
 
 use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
+use std::str::FromStr;
 
 use twofactor_api::labels::REALM_ANNOTATION;
 
@@ -18,6 +20,8 @@ pub const ADMIN_PORT_ANNOTATION: &str = "twofactor.fountainai.io/admin-port";
 pub const LOG_ANNOTATION: &str = "twofactor.fountainai.io/log";
 /// Annotation with the sidecar's image.
 pub const IMAGE_ANNOTATION: &str = "twofactor.fountainai.io/image";
+/// Annotation with the number of the app's own proxies at the end of `X-Forwarded-For`, 0 to 32.
+pub const TRUSTED_PROXIES_ANNOTATION: &str = "twofactor.fountainai.io/trusted-proxies";
 /// Annotation with the sidecar's CPU request.
 pub const CPU_REQUEST_ANNOTATION: &str = "twofactor.fountainai.io/cpu-request";
 /// Annotation with the sidecar's CPU limit.
@@ -38,6 +42,7 @@ pub struct Settings {
     pub(super) port: u16,
     pub(super) admin_port: u16,
     pub(super) log: String,
+    pub(super) trusted_proxies: u8,
     pub(super) image: String,
     pub(super) cpu: Range,
     pub(super) memory: Range,
@@ -56,8 +61,13 @@ pub fn settings(
     if !is_dns_label(realm) {
         return Err(invalid(REALM_ANNOTATION, "must be the name of a namespace", realm));
     }
-    let port = port(annotations, PORT_ANNOTATION, defaults::PORT)?;
-    let admin_port = self::port(annotations, ADMIN_PORT_ANNOTATION, defaults::ADMIN_PORT)?;
+    let port = |annotation, default| {
+        number(annotations, annotation, default, 1..=u16::MAX, "must be a port from 1 to 65535")
+    };
+    let (port, admin_port) = (
+        port(PORT_ANNOTATION, defaults::PORT)?,
+        port(ADMIN_PORT_ANNOTATION, defaults::ADMIN_PORT)?,
+    );
     if port == admin_port {
         return Err(Refusal::new(
             Reason::Annotation,
@@ -73,6 +83,13 @@ pub fn settings(
             "must be error, warn, info, debug, trace or off, or a list such as info,audit=off";
         return Err(invalid(LOG_ANNOTATION, rule, log));
     }
+    let trusted_proxies = number(
+        annotations,
+        TRUSTED_PROXIES_ANNOTATION,
+        0,
+        0..=32,
+        "must be a number of proxies from 0 to 32",
+    )?;
     let image = annotations.get(IMAGE_ANNOTATION).unwrap_or(&defaults.image);
     check_image(image).map_err(|rule| invalid(IMAGE_ANNOTATION, rule, image))?;
     let cpu = range(
@@ -94,6 +111,7 @@ pub fn settings(
         port,
         admin_port,
         log: log.to_owned(),
+        trusted_proxies,
         image: image.clone(),
         cpu,
         memory,
@@ -107,19 +125,21 @@ fn invalid(annotation: &str, rule: impl std::fmt::Display, value: &str) -> Refus
     )
 }
 
-fn port(
+fn number<T: FromStr + PartialOrd>(
     annotations: &BTreeMap<String, String>,
     annotation: &'static str,
-    default: u16,
-) -> Result<u16, Refusal> {
+    default: T,
+    range: RangeInclusive<T>,
+    rule: &'static str,
+) -> Result<T, Refusal> {
     let Some(text) = annotations.get(annotation) else {
         return Ok(default);
     };
     // `parse` alone would accept a sign.
     let digits = text.bytes().all(|byte| byte.is_ascii_digit());
     match text.parse() {
-        Ok(port) if digits && port != 0 => Ok(port),
-        _ => Err(invalid(annotation, "must be a port from 1 to 65535", text)),
+        Ok(number) if digits && range.contains(&number) => Ok(number),
+        _ => Err(invalid(annotation, rule, text)),
     }
 }
 
@@ -197,6 +217,7 @@ mod tests {
             (PORT_ANNOTATION, "9004"),
             (ADMIN_PORT_ANNOTATION, "65535"),
             (LOG_ANNOTATION, "warn,twofactor_sidecar::verify=debug"),
+            (TRUSTED_PROXIES_ANNOTATION, "2"),
             (IMAGE_ANNOTATION, "registry.example:5000/sidecar@sha256:abc"),
             (CPU_REQUEST_ANNOTATION, "0"),
             (CPU_LIMIT_ANNOTATION, "1"),
@@ -207,6 +228,7 @@ mod tests {
         assert_eq!(settings.realm, "people");
         assert_eq!((settings.port, settings.admin_port), (9004, 65535));
         assert_eq!(settings.log, "warn,twofactor_sidecar::verify=debug");
+        assert_eq!(settings.trusted_proxies, 2);
         assert_eq!(settings.image, "registry.example:5000/sidecar@sha256:abc");
         assert_eq!((settings.cpu.request.as_str(), settings.cpu.limit.as_str()), ("0", "1"));
         assert_eq!(
@@ -237,6 +259,7 @@ mod tests {
                 "a port from 1 to 65535",
             ),
             (ADMIN_PORT_ANNOTATION, &["0", "x"], "a port from 1 to 65535"),
+            (TRUSTED_PROXIES_ANNOTATION, &["", "-1", "33", "256", "one"], "from 0 to 32"),
             (
                 LOG_ANNOTATION,
                 &[

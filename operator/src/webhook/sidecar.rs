@@ -28,6 +28,7 @@ pub fn container(spec: &PodSpec, settings: &Settings, defaults: &SidecarDefaults
             {"name": "TWOFACTOR_ADMIN_LISTEN", "value": format!("*:{}", settings.admin_port)},
             {"name": "TWOFACTOR_LOG", "value": settings.log},
             {"name": "TWOFACTOR_LOG_FORMAT", "value": defaults.log_format},
+            {"name": "TWOFACTOR_TRUSTED_PROXIES", "value": settings.trusted_proxies.to_string()},
         ],
         // The API's port is not declared, because tools that make NetworkPolicies and Services from
         // declared ports would open it.

@@ -124,6 +124,7 @@ fn the_sidecar_is_a_native_one_with_everything_that_restricted_asks_for() {
                 {"name": "TWOFACTOR_ADMIN_LISTEN", "value": "*:18004"},
                 {"name": "TWOFACTOR_LOG", "value": "info"},
                 {"name": "TWOFACTOR_LOG_FORMAT", "value": "json"},
+                {"name": "TWOFACTOR_TRUSTED_PROXIES", "value": "0"},
             ],
             "ports": [{"name": "twofactor-admin", "containerPort": 18004, "protocol": "TCP"}],
             "volumeMounts": [

@@ -102,6 +102,12 @@ pub async fn dev(
         None => Store::Memory(MemoryStore::new(Clock::System)),
     };
     let metrics = Metrics::new().map_err(|error| RunError::Configuration(error.to_string()))?;
+    metrics.codes_exposed(options.expose_codes);
+    if options.expose_codes {
+        tracing::warn!(
+            "codes exposed in answers: every process on this machine can be any user; for development only"
+        );
+    }
     let decisions = Decisions::new(store.clone(), Arc::new(metrics.store().clone()));
     let current = CurrentService::new(Service {
         records: Records::new(decisions.clone(), keys(), None, metrics.clone()),

@@ -27,6 +27,7 @@ pub struct Metrics {
     namespace_allowed: IntGaugeVec,
     credentials: IntGaugeVec,
     credential_changes: IntCounterVec,
+    codes_exposed: IntGaugeVec,
     store: StoreMetrics,
     redis_weakness: IntGaugeVec,
 }
@@ -100,6 +101,11 @@ impl Metrics {
                 &["outcome"],
                 "Changes of the mounted credentials: taken-over, refused.",
             )?,
+            codes_exposed: r.gauges(
+                "twofactor_codes_exposed",
+                &[],
+                "1 if answers contain codes, which only dev does, otherwise 0.",
+            )?,
             redis_weakness: r.gauges(
                 "twofactor_redis_weakness",
                 &["setting"],
@@ -107,6 +113,11 @@ impl Metrics {
             )?,
             registry: r.registry(),
         })
+    }
+
+    /// Sets whether answers contain codes.
+    pub fn codes_exposed(&self, exposed: bool) {
+        self.codes_exposed.with_label_values::<&str>(&[]).set(exposed.into());
     }
 
     pub fn registry(&self) -> Registry {

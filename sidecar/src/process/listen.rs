@@ -10,6 +10,7 @@ use tokio::net::TcpListener;
 use twofactor_server::probe;
 
 use crate::error::RunError;
+use crate::routes::{HostName, RequestRules};
 
 /// Default port of the API.
 pub const API_PORT: u16 = 8004;
@@ -74,13 +75,27 @@ impl fmt::Display for AdminAddress {
     }
 }
 
-/// Where to listen.
-#[derive(Clone, Copy, Debug)]
+/// Where to listen, and whose requests to answer.
+#[derive(Clone, Debug)]
 pub struct Addresses {
     pub api: ApiAddress,
     /// Whether `api` may be reached from other machines.
     pub allow_non_loopback: bool,
     pub admin: AdminAddress,
+    /// As in [`RequestRules`].
+    pub allowed_hosts: Vec<HostName>,
+    /// As in [`RequestRules`].
+    pub trusted_proxies: u8,
+}
+
+impl Addresses {
+    /// Whether no other machine can reach the API.
+    pub fn loopback_only(&self) -> bool {
+        match self.api {
+            ApiAddress::One(address) => address.ip().is_loopback(),
+            ApiAddress::Loopback(_) => true,
+        }
+    }
 }
 
 /// Bound listeners.
@@ -88,8 +103,7 @@ pub struct Addresses {
 pub struct Listeners {
     pub api: Vec<TcpListener>,
     pub admin: TcpListener,
-    /// Whether no other machine can reach the API.
-    pub loopback_only: bool,
+    pub rules: RequestRules,
 }
 
 impl Listeners {
@@ -109,11 +123,12 @@ impl Listeners {
             AdminAddress::One(address) => one(address, "--admin-listen")?,
             AdminAddress::Every(port) => every(port)?,
         };
-        let loopback_only = match addresses.api {
-            ApiAddress::One(address) => address.ip().is_loopback(),
-            ApiAddress::Loopback(_) => true,
+        let rules = RequestRules {
+            loopback_only: addresses.loopback_only(),
+            allowed_hosts: addresses.allowed_hosts.clone(),
+            trusted_proxies: addresses.trusted_proxies,
         };
-        Ok(Self { api, admin, loopback_only })
+        Ok(Self { api, admin, rules })
     }
 
     /// Returns the address of the API to show to people.

@@ -51,7 +51,7 @@ pub async fn run(
         });
     };
 
-    let api = routes::routes(&current, listeners.loopback_only);
+    let api = routes::routes(&current, listeners.rules);
     for listener in listeners.api {
         spawn("api", Box::pin(http::serve(listener, api.clone(), Limits::default(), stop.clone())));
     }

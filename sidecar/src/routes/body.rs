@@ -145,14 +145,18 @@ fn shortened(name: &str) -> String {
     name.chars().take(50).collect()
 }
 
-pub(super) fn verify_request(headers: &HeaderMap, bytes: &[u8]) -> Result<VerifyRequest, Refusal> {
+pub(super) fn verify_request(
+    headers: &HeaderMap,
+    bytes: &[u8],
+    origin: Origin,
+) -> Result<VerifyRequest, Refusal> {
     let mut fields = Fields::parse(headers, bytes)?;
     let request = VerifyRequest {
         username: fields.username()?,
         code: fields.code()?,
         context: fields.optional("context", Context::try_from)?,
         audience: fields.optional("audience", Audience::try_from)?,
-        origin: Origin::from_headers(headers),
+        origin,
     };
     fields.finish()?;
     Ok(request)
@@ -164,6 +168,7 @@ pub(super) fn generate_request(
     query: &str,
     headers: &HeaderMap,
     bytes: &[u8],
+    origin: Origin,
 ) -> Result<CodeRequest, Refusal> {
     let mut in_query =
         form_urlencoded::parse(query.as_bytes()).filter(|(name, _)| name == "username");
@@ -185,7 +190,7 @@ pub(super) fn generate_request(
             Err(malformed("username: differs between the query and the body"))
         }
         (Some(username), _) | (None, Some(username)) => {
-            Ok(CodeRequest { username, context, origin: Origin::from_headers(headers) })
+            Ok(CodeRequest { username, context, origin })
         }
         (None, None) => Err(malformed("username: is required, in the query or in a JSON body")),
     }

@@ -57,7 +57,7 @@ pub(super) struct GenerateReply {
     request_body(content = GenerateBody, description = "The username, unless it is in the query, and what the code is for."),
     responses(
         (status = 200, description = "The code is on its way.", body = GenerateReply),
-        (status = 400, description = "The user has no OTP secret, or no way to get a code.", body = Problem, content_type = "application/problem+json"),
+        (status = 400, description = "The user has no OTP secret, or no way to get a code; or the header `Host` is missing or invalid.", body = Problem, content_type = "application/problem+json"),
         (status = 429, description = "Asked too soon; a code that is in flight stays valid.", body = Problem, content_type = "application/problem+json",
             headers(("Retry-After" = u64, description = "Seconds to wait."))),
         (status = 502, description = "The mail or SMS provider did not take the message.", body = Problem, content_type = "application/problem+json"),
@@ -67,7 +67,12 @@ pub(super) struct GenerateReply {
 pub(super) async fn generate_route(service: Arc<Service>, request: Request) -> Response {
     answer(&service, "/auth/generate", async {
         require(&request.method, &Method::POST)?;
-        let request = body::generate_request(&request.query, &request.headers, &request.body?)?;
+        let request = body::generate_request(
+            &request.query,
+            &request.headers,
+            &request.body?,
+            request.origin,
+        )?;
         let reply = generate(&service, request).await?;
         let otp_code = reply.code.map(|code| code.expose_secret().to_owned());
         Ok(json(&GenerateReply { otp_code, expires_at: rfc3339(reply.expires_at) }))

@@ -25,7 +25,8 @@ pub(super) struct Status {
     get, path = "/", tag = "Health Check", operation_id = "getHealthStatus", summary = "Is the service running?",
     responses(
         (status = 200, description = "It runs.", body = Status),
-        (status = 403, description = "The request comes from a browser page of another origin.", body = Problem, content_type = "application/problem+json"),
+        (status = 400, description = "The header `Host` is missing, invalid, or there are several.", body = Problem, content_type = "application/problem+json"),
+        (status = 403, description = "The request comes from a browser page of another origin, or names another host.", body = Problem, content_type = "application/problem+json"),
         (status = 405, description = "The method is not GET.", body = Problem, content_type = "application/problem+json"),
     )
 )]

@@ -33,7 +33,8 @@ pub(super) struct KeySet {
     summary = "Public keys of tokens",
     responses(
         (status = 200, description = "The keys.", body = KeySet, content_type = "application/jwk-set+json"),
-        (status = 403, description = "The request comes from a browser page of another origin.", body = Problem, content_type = "application/problem+json"),
+        (status = 400, description = "The header `Host` is missing, invalid, or there are several.", body = Problem, content_type = "application/problem+json"),
+        (status = 403, description = "The request comes from a browser page of another origin, or names another host.", body = Problem, content_type = "application/problem+json"),
         (status = 405, description = "The method is not GET.", body = Problem, content_type = "application/problem+json"),
         (status = 503, description = "Redis is unreachable or has lost data that is being restored, or the realm does not allow this namespace.", body = Problem, content_type = "application/problem+json",
             headers(("Retry-After" = u64, description = "Seconds to wait."))),

@@ -2,12 +2,15 @@
 
 use std::time::Instant;
 
-use bytes::BytesMut;
+use bytes::{Buf, BytesMut};
+use futures_util::Stream;
 use http::{HeaderMap, HeaderValue, Method, header};
 use serde::Serialize;
 use utoipa::IntoResponses;
 use warp::reply::{Reply, Response};
 
+use super::{body, forwarded};
+use crate::audit::Origin;
 use crate::otp::service::Service;
 use crate::refusal::{Problem, Refusal};
 
@@ -16,7 +19,22 @@ pub(super) struct Request {
     pub(super) method: Method,
     pub(super) query: String,
     pub(super) headers: HeaderMap,
+    pub(super) origin: Origin,
     pub(super) body: Result<BytesMut, Refusal>,
+}
+
+impl Request {
+    /// Reads the body.
+    pub(super) async fn read(
+        method: Method,
+        query: String,
+        headers: HeaderMap,
+        body: impl Stream<Item = Result<impl Buf, warp::Error>>,
+        trusted_proxies: u8,
+    ) -> Self {
+        let origin = forwarded::origin(&headers, trusted_proxies);
+        Self { method, query, headers, origin, body: body::read(body).await }
+    }
 }
 
 /// The problems that generate and verify have in common, for the description of the API.
@@ -25,7 +43,7 @@ pub(super) struct Request {
 pub(super) enum CommonProblems {
     #[response(
         status = 403,
-        description = "The request comes from a browser page of another origin.",
+        description = "The request comes from a browser page of another origin, or names another host.",
         content_type = "application/problem+json"
     )]
     ForeignOrigin(Problem),

@@ -58,7 +58,7 @@ pub(super) struct VerifyReply {
     request_body = VerifyBody,
     responses(
         (status = 200, description = "The code is right. It cannot be used again.", body = VerifyReply),
-        (status = 400, description = "The code was used before, or was never issued to this caller.", body = Problem, content_type = "application/problem+json"),
+        (status = 400, description = "The code was used before, or was never issued to this caller; or the header `Host` is missing or invalid.", body = Problem, content_type = "application/problem+json"),
         (status = 401, description = "The code is wrong, or has expired.", body = Problem, content_type = "application/problem+json"),
         (status = 429, description = "Too many failures; nothing was checked.", body = Problem, content_type = "application/problem+json",
             headers(("Retry-After" = u64, description = "Seconds to wait."))),
@@ -68,7 +68,7 @@ pub(super) struct VerifyReply {
 pub(super) async fn verify_route(service: Arc<Service>, request: Request) -> Response {
     answer(&service, "/auth/verify", async {
         require(&request.method, &Method::POST)?;
-        let request = body::verify_request(&request.headers, &request.body?)?;
+        let request = body::verify_request(&request.headers, &request.body?, request.origin)?;
         let token = verify(&service, request).await?;
         Ok(json(&VerifyReply { success: true, token }))
     })

@@ -202,6 +202,10 @@ impl Scene {
                 let headers = [("origin", "https://example.org")];
                 api.raw("POST", "/auth/generate?username=alice", &headers, "").await
             }
+            "invalid-host" => {
+                let headers = [("host", "user@localhost")];
+                api.raw("POST", "/auth/generate?username=alice", &headers, "").await
+            }
             "body-too-large" => {
                 let body = json!({ "username": "x".repeat(9000) });
                 api.post_json("/auth/verify", &body).await

@@ -481,6 +481,9 @@ async fn a_field_that_is_written_twice_is_refused() {
     let dev = dev().await;
     let json = [("content-type", "application/json")];
     for (path, body, name) in [
+        ("/auth/generate", r#"{"context":null,"username":"alice","context":null}"#, "context"),
+        ("/auth/verify", r#"{"username":"a","otp_code":"123456","\u006ftp_code":"1"}"#, "otp_code"),
+        ("/auth/verify", r#"{"a":{"b":1},"a":{"b":1}}"#, "a"),
         ("/auth/generate", r#"{"username":"bob","username":"alice"}"#, "username"),
         ("/auth/generate?username=alice", r#"{"username":"alice","username":"alice"}"#, "username"),
         ("/auth/generate", r#"{"username":"alice","context":"a","context":null}"#, "context"),
@@ -495,12 +498,12 @@ async fn a_field_that_is_written_twice_is_refused() {
 
 #[tokio::test]
 async fn what_happened_is_logged_without_any_code() {
-    let dev = dev().await;
+    let dev = dev_with(&["--trusted-proxies", "1"]).await;
     let right = code(&dev.api.generate("alice").await);
     let wrong = other(&right);
     let headers = [
         ("content-type", "application/json"),
-        ("x-forwarded-for", "203.0.113.7, 10.0.0.1"),
+        ("x-forwarded-for", "forged, 203.0.113.7, 10.0.0.1"),
         ("user-agent", "kms/1.0"),
     ];
     let body = json!({ "username": "alice", "otp_code": wrong }).to_string();
@@ -593,6 +596,54 @@ async fn codes_are_in_answers_only_where_that_is_switched_on() {
     let reply = sidecar.api().generate("alice").await;
     let Value::Object(members) = reply.json() else { panic!("{}", reply.body) };
     assert_eq!(members.keys().collect::<Vec<_>>(), ["expires_at"]);
+}
+
+#[tokio::test]
+async fn a_request_with_no_host_two_hosts_or_an_odd_host_is_refused() {
+    let dev = dev().await;
+    for hosts in ["", "Host: localhost\r\nhost: localhost\r\n", "Host:\r\n", "Host: a b\r\n"] {
+        for line in ["GET / ", "POST /auth/generate?username=alice ", "GET /nowhere "] {
+            let request = format!("{line}HTTP/1.1\r\n{hosts}Connection: close\r\n\r\n");
+            let answer = exchange(&dev.api, request.as_bytes()).await;
+            assert!(answer.starts_with("HTTP/1.1 400 "), "{request}\n{answer}");
+            assert!(answer.contains("urn:fountainai:2fa:invalid-host"), "{request}\n{answer}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_address_that_others_can_reach_exposes_no_code_and_answers_to_no_foreign_name() {
+    let folder = scratch::folder("manifests");
+    fs::write(folder.path().join("users.yaml"), USERS).unwrap();
+    let path = folder.path().to_str().unwrap().to_owned();
+    let sidecar = SidecarProcess::builder()
+        .args(["dev", &path, "--allowed-host", "twofactor,other.example"])
+        .on_every_address()
+        .start()
+        .await;
+    let reply = sidecar.api().generate("alice").await;
+    assert_eq!((reply.status, reply.json().get("otp_code")), (200, None));
+    for (host, expected) in [
+        ("twofactor:8004", 200),
+        ("Other.Example", 200),
+        ("10.1.2.3:8004", 200),
+        ("rebound.example", 403),
+        ("third", 403),
+    ] {
+        let reply = sidecar.api().raw("GET", "/", &[("host", host)], "").await;
+        assert_eq!(reply.status, expected, "{host}: {}", reply.body);
+    }
+    let metrics = sidecar.admin().get("/metrics").await.body;
+    assert!(metrics.contains("twofactor_codes_exposed 0"), "{metrics}");
+    assert!(!sidecar.process().stderr().contains("codes exposed"));
+}
+
+#[tokio::test]
+async fn exposed_codes_are_warned_of_at_each_start_and_counted() {
+    let dev = dev().await;
+    assert!(dev.sidecar.process().stderr().contains("codes exposed in answers"));
+    let metrics = dev.sidecar.admin().get("/metrics").await.body;
+    assert!(metrics.contains("twofactor_codes_exposed 1"), "{metrics}");
 }
 
 #[tokio::test]

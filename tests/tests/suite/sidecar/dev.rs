@@ -206,6 +206,11 @@ async fn an_address_that_others_can_reach_needs_a_flag_that_says_so() {
         error.contains("--allow-non-loopback") && error.contains("no authentication"),
         "{error}"
     );
+    let open = ["dev", &path, "--listen", "0.0.0.0:0", "--allow-non-loopback", "--expose-codes"];
+    let error = failing(&open, &[]).await;
+    assert!(error.contains("--expose-codes (EXPOSE_CODES): codes are never"), "{error}");
+    let error = failing(&["dev", &path, "--allowed-host", "*.example"], &[]).await;
+    assert!(error.contains("must be a host name"), "{error}");
 }
 
 #[tokio::test]
@@ -309,6 +314,25 @@ async fn a_dotenv_file_sets_what_the_environment_does_not() {
         "{}",
         process.stderr()
     );
+}
+
+#[tokio::test]
+async fn serve_reads_no_dotenv_file() {
+    let folder = scratch::folder("dotenv");
+    let missing = folder.path().join("named-by-dotenv").to_str().unwrap().to_owned();
+    let content = format!("TWOFACTOR_CREDENTIALS={missing}\nSECRET_KEY='broken\n");
+    fs::write(folder.path().join(".env"), content).unwrap();
+    let process = Launch::new("/usr/bin/env")
+        .isolated()
+        .arg("--chdir")
+        .arg(folder.path())
+        .arg(tools::project_binary("twofactor-sidecar"))
+        .args(["serve", "--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"])
+        .start();
+    assert!(!process.wait_exit(BOUND).await.success());
+    let stderr = process.stderr();
+    assert!(stderr.contains("/var/run/secrets/twofactor"), "{stderr}");
+    assert!(!stderr.contains("dotenv") && !stderr.contains(".env"), "{stderr}");
 }
 
 #[tokio::test]

@@ -185,6 +185,7 @@ fn request() -> impl Strategy<Value = Vec<u8>> {
         "Forwarded: [ -~]{0,100}",
         "User-Agent: [ -~]{0,300}",
         "Origin: [ -~]{0,60}",
+        "Host: [ -~]{0,60}",
         "Accept: [ -~]{0,60}",
     ];
     let headers = prop::collection::vec(header.prop_map(String::into_bytes), 0..4);

@@ -37,7 +37,7 @@ async fn audit_lines(format: &str) -> Vec<String> {
     let headers = [
         ("content-type", "application/json"),
         ("user-agent", AGENT),
-        ("x-forwarded-for", "2001:db8::1, 10.0.0.1"),
+        ("x-forwarded-for", "10.0.0.1, 2001:db8::1"),
     ];
     for name in ["alice", ODD, HOSTILE, HIDDEN] {
         let body = json!({ "username": name, "otp_code": "000000" }).to_string();

@@ -96,7 +96,7 @@ fn with_origin(mail: &MailServer, origin: bool) -> RealmRecord {
 async fn ask_for_a_browser(sidecar: &SidecarProcess, path: &str, body: serde_json::Value) -> Reply {
     let headers = [
         ("content-type", "application/json"),
-        ("x-forwarded-for", "203.0.113.7, 10.0.0.1"),
+        ("x-forwarded-for", "10.0.0.1, 203.0.113.7"),
         ("user-agent", "a browser"),
     ];
     sidecar.api().raw("POST", path, &headers, body.to_string()).await

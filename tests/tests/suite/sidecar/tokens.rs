@@ -392,7 +392,7 @@ async fn a_wrong_context_counts_as_a_failure() {
 #[tokio::test]
 async fn a_context_that_could_mislead_the_user_is_refused() {
     let dev = with_shared_key().await;
-    let printable = "context: must not contain control characters, line breaks, invisible characters or marks of text direction";
+    let printable = "context: must have letters, digits, punctuation, symbols and spaces only: no line breaks, no invisible characters and no marks of text direction";
     for (context, detail) in [
         (json!(""), "context: must have at least one visible character"),
         (json!("x".repeat(141)), "context: has 141 characters, at most 140 are allowed"),
