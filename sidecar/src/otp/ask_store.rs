@@ -31,17 +31,18 @@ pub async fn within_timeout<T, E: From<Refusal>>(
         .unwrap_or_else(|_| Err(Refusal::Unavailable.into()))
 }
 
-/// Asks the store whether the code is accepted.
+/// Asks the store whether the code is accepted. Returns the verdict, and how the user gets codes by
+/// the record that it was made on.
 pub async fn verify(
     service: &Service,
     mut user: CurrentUser,
     realm: &Realm,
     request: &VerifyRequest,
-) -> Result<Verdict, Refusal> {
+) -> Result<(Verdict, DeliveryMethod), Refusal> {
     for _ in 0..ATTEMPTS {
         let verification = verification(service, &user, realm, request);
         match service.store.verify(&user.pseudonym, &verification).await {
-            Ok(verdict) => return Ok(verdict),
+            Ok(verdict) => return Ok((verdict, user.record.definition.delivery_method)),
             Err(error) => user = refresh_after(service, user, error).await?,
         }
     }

@@ -18,13 +18,16 @@ use twofactor_core::names::RealmId;
 use twofactor_core::realm::RealmRecord;
 use twofactor_core::time::UnixMillis;
 use twofactor_core::token::{Audience, Ed25519Key, SigningKey, TokenAlgorithm, TokenLifetime};
-use twofactor_core::user::Username;
+use twofactor_core::user::{DeliveryMethod, Username};
 
 use crate::refusal::Refusal;
 
 /// The issuer of every token. The claim `realm` says which users it is about, because each realm of
 /// each cluster has its own id.
 pub const ISSUER: &str = "fountainai-2fa";
+/// The type of every token, so that no program takes another JWT for one, or one for another (RFC
+/// 8725 §3.11).
+const TYPE: &str = "2fa+jwt";
 /// Time for which a public key is published after it was replaced: the lifetime of the last token,
 /// and a margin for clocks.
 const PUBLISHED_AFTERWARDS: Duration = Duration::from_secs(TokenLifetime::MAXIMUM.as_secs() + 10);
@@ -35,6 +38,8 @@ pub struct Subject<'a> {
     pub username: &'a Username,
     pub realm: &'a RealmId,
     pub audience: &'a Audience,
+    /// How the user got the code.
+    pub channel: DeliveryMethod,
     /// The context that the code was asked for with.
     pub context: Option<&'a Context>,
     pub now: UnixMillis,
@@ -54,7 +59,9 @@ struct Claims<'a> {
     sub: &'a str,
     realm: &'a str,
     aud: &'a str,
-    amr: [&'static str; 1],
+    amr: &'static [&'static str],
+    otp_channel: &'static str,
+    auth_time: u64,
     iat: u64,
     exp: u64,
     jti: String,
@@ -105,13 +112,15 @@ impl Signer {
             sub: subject.username.as_str(),
             realm: subject.realm.as_str(),
             aud: subject.audience.as_str(),
-            amr: ["otp"],
+            amr: methods(subject.channel),
+            otp_channel: subject.channel.name(),
+            auth_time: issued,
             iat: issued,
             exp: issued + lifetime.duration().as_secs(),
             jti: BASE64URL_NOPAD.encode(&number),
             context_hash: subject.context.map(context_hash),
         };
-        let header = Header { alg: algorithm.name(), typ: "JWT", kid };
+        let header = Header { alg: algorithm.name(), typ: TYPE, kid };
         let mut token = format!("{}.{}", part(&header), part(&claims));
         let signature = match self {
             Self::Shared(key) => BASE64URL_NOPAD.encode(hmac::sign(key, token.as_bytes()).as_ref()),
@@ -120,6 +129,15 @@ impl Signer {
         token.push('.');
         token.push_str(&signature);
         token
+    }
+}
+
+/// Returns the authentication methods of RFC 8176. Mail and webhooks have none of their own.
+const fn methods(channel: DeliveryMethod) -> &'static [&'static str] {
+    match channel {
+        DeliveryMethod::Email | DeliveryMethod::Webhook => &["otp"],
+        DeliveryMethod::Sms => &["otp", "sms"],
+        DeliveryMethod::App => &["otp", "swk"],
     }
 }
 
@@ -239,6 +257,7 @@ mod tests {
             username: &"alice".parse().unwrap(),
             realm: &"people".parse().unwrap(),
             audience: &"kms".parse().unwrap(),
+            channel: DeliveryMethod::Email,
             context,
             now: UnixMillis::new(1_798_000_020_999),
         };
@@ -256,12 +275,13 @@ mod tests {
         let context = "to X".parse().unwrap();
         let token = token(&key, Some(&context));
         let parts: Vec<&str> = token.split('.').collect();
-        assert_eq!(decoded(parts[0]), json!({ "alg": "HS256", "typ": "JWT" }));
+        assert_eq!(decoded(parts[0]), json!({ "alg": "HS256", "typ": "2fa+jwt" }));
         let mut claims = decoded(parts[1]);
         let number = claims["jti"].take();
         assert_eq!(number.as_str().unwrap().len(), 22);
         let expected = json!({
             "iss": "fountainai-2fa", "sub": "alice", "realm": "people", "aud": "kms", "amr": ["otp"],
+            "otp_channel": "email", "auth_time": 1_798_000_020,
             "iat": 1_798_000_020, "exp": 1_798_000_080, "jti": null, "context_hash": context_hash(&context),
         });
         assert_eq!(claims, expected);
@@ -269,6 +289,16 @@ mod tests {
         let signature = BASE64URL_NOPAD.decode(parts[2].as_bytes()).unwrap();
         let shared = hmac::Key::new(hmac::HMAC_SHA256, "k".repeat(32).as_bytes());
         hmac::verify(&shared, signed.as_bytes(), &signature).unwrap();
+    }
+
+    #[test]
+    fn every_channel_is_an_otp_and_only_an_app_is_a_key_of_the_user() {
+        for channel in DeliveryMethod::ALL {
+            let methods = methods(channel);
+            assert_eq!(methods[0], "otp");
+            assert_eq!(methods.contains(&"swk"), channel == DeliveryMethod::App);
+            assert_eq!(methods.contains(&"sms"), channel == DeliveryMethod::Sms);
+        }
     }
 
     #[test]

@@ -13,6 +13,7 @@ use std::time::Instant;
 use tokio::sync::oneshot;
 use twofactor_core::decision::{Event, Verdict};
 use twofactor_core::time::UnixMillis;
+use twofactor_core::user::DeliveryMethod;
 use twofactor_store::StoreError;
 
 use crate::otp::answer_time::{self, wait_for_answer_slot};
@@ -34,7 +35,7 @@ pub async fn verify(
     service: &Service,
     realm: &Realm,
     request: &VerifyRequest,
-) -> Result<Verdict, Refusal> {
+) -> Result<(Verdict, DeliveryMethod), Refusal> {
     match service.records.look_up(&request.username).await? {
         Lookup::Enabled(user) => ask_store::verify(service, user, realm, request).await,
         Lookup::Unknown(dummy) => {

@@ -9,6 +9,7 @@ use rand_core::UnwrapErr;
 use twofactor_core::decision::Verdict;
 use twofactor_core::realm::RealmRecord;
 use twofactor_core::token::{Audience, TokenLifetime};
+use twofactor_core::user::DeliveryMethod;
 
 use crate::otp::answer_time::wait_for_answer_slot;
 use crate::otp::ask_store;
@@ -57,7 +58,7 @@ async fn decide_and_sign(
         answers = realm.answers;
         // Before the code is accepted, because no other token could be asked for with it.
         let signing = signing(&realm.record, request.audience.as_ref())?;
-        let verdict = match answers {
+        let (verdict, channel) = match answers {
             Answers::Precise => {
                 let user = service.records.enabled_user(&request.username).await?;
                 ask_store::verify(service, user, &realm, request).await?
@@ -65,7 +66,7 @@ async fn decide_and_sign(
             Answers::Uniform => uniform::verify(service, &realm, request).await?,
         };
         match verdict {
-            Verdict::Accepted => Ok(signing.map(|signing| signing.token(service, request))),
+            Verdict::Accepted => Ok(signing.map(|signing| signing.token(service, request, channel))),
             Verdict::Wrong | Verdict::Expired => Err(Refusal::WrongCode),
             Verdict::Used | Verdict::NeverIssued => Err(Refusal::UsedCode),
             Verdict::Blocked { retry_after } => Err(Refusal::Blocked { retry_after }),
@@ -84,11 +85,12 @@ struct Signing<'a> {
 }
 
 impl Signing<'_> {
-    fn token(&self, service: &Service, request: &VerifyRequest) -> String {
+    fn token(&self, service: &Service, request: &VerifyRequest, channel: DeliveryMethod) -> String {
         let subject = Subject {
             username: &request.username,
             realm: service.records.keys().realm(),
             audience: self.audience,
+            channel,
             context: request.context.as_ref(),
             now: service.store.now(),
         };

@@ -128,6 +128,7 @@ fn forged(token: &str) -> Vec<String> {
         changed(token, 1, |claims| claims["exp"] = 9_999_999_999_u64.into()),
         changed(token, 0, |header| header["alg"] = "none".into()),
         changed(token, 0, |header| header["alg"] = "HS512".into()),
+        changed(token, 0, |header| header["typ"] = "JWT".into()),
         format!("{}.", changed(signed, 0, |header| header["alg"] = "none".into())),
         format!("{signed}."),
         signed.to_owned(),
@@ -167,6 +168,7 @@ async fn pyjwt_accepts_a_token_as_valid() {
     assert_eq!((&claims["realm"], &claims["amr"]), (&json!("people"), &json!(["otp"])));
     assert_eq!(claims["exp"].as_u64().unwrap() - claims["iat"].as_u64().unwrap(), 60);
     assert_eq!(claims.get("context_hash"), None);
+    assert_eq!((&claims["otp_channel"], &claims["auth_time"]), (&json!("email"), &claims["iat"]));
     // Each token has its own id.
     let other = self::claims(&dev.token("bob", None).await);
     assert_ne!(other["jti"], claims["jti"]);
@@ -216,8 +218,8 @@ async fn the_python_example_accepts_valid_tokens_only() {
     let token = dev.token("alice", Some("transfer 100 to X")).await;
     let folder = scratch::folder("python");
     let path = folder.path().join("check.py");
-    let call = "\nimport sys\ntoken, key, audience, realm, context, later = sys.argv[1:]\n\
-                print(json.dumps(check_token(token, key.encode(), audience, realm, context or None, time.time() + float(later))))\n";
+    let call = "\nimport sys\ntoken, key, audience, realm, context, later, *channels = sys.argv[1:]\n\
+                print(json.dumps(check_token(token, key.encode(), audience, realm, context or None, time.time() + float(later), channels or None)))\n";
     fs::write(&path, shown("python") + call).unwrap();
     let check =
         |token: &str, key: &str, audience: &str, realm: &str, context: &str, later: &str| {
@@ -241,6 +243,13 @@ async fn the_python_example_accepts_valid_tokens_only() {
         let error = check(&token, key, audience, realm, context, later).unwrap_err();
         assert!(error.contains(&format!("ValueError: {reason}")), "{error}");
     }
+    let of_channel = |channel: &str| {
+        let script = path.to_str().unwrap();
+        let arguments = [script, &token, SHARED, "kms", "people", context, "0", channel];
+        try_run(tools::find("tools-python"), &arguments)
+    };
+    assert!(of_channel("email").is_ok());
+    assert!(of_channel("app").unwrap_err().contains("ValueError: not enough"));
     for forged in forged(&token) {
         let error = check(&forged, SHARED, "kms", "people", "", "0").unwrap_err();
         assert!(error.contains("ValueError: "), "{forged}: {error}");
@@ -267,7 +276,7 @@ func main() {
 	fail(err)
 	claims, err := CheckToken(os.Args[2], keys, os.Args[3], os.Args[4], time.Now().Add(time.Duration(later)*time.Second))
 	fail(err)
-	fmt.Printf("%s %v", claims.Username, claims.IsFor(os.Args[6]))
+	fmt.Printf("%s %v %v", claims.Username, claims.IsFor(os.Args[6]), claims.IsOfApp())
 }
 
 func fail(err error) {
@@ -312,11 +321,11 @@ async fn the_go_example_accepts_valid_tokens_only() {
         };
     assert_eq!(
         check(&known, &token, "kms", "people", "290", "transfer 100 to X").unwrap(),
-        "alice true"
+        "alice true false"
     );
     assert_eq!(
         check(&known, &token, "kms", "people", "0", "transfer 900 to X").unwrap(),
-        "alice false"
+        "alice false false"
     );
 
     let others = self::dev(&[
