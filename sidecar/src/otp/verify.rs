@@ -66,7 +66,9 @@ async fn decide_and_sign(
             Answers::Uniform => uniform::verify(service, &realm, request).await?,
         };
         match verdict {
-            Verdict::Accepted => Ok(signing.map(|signing| signing.token(service, request, channel))),
+            Verdict::Accepted => {
+                Ok(signing.map(|signing| signing.token(service, request, channel)))
+            }
             Verdict::Wrong | Verdict::Expired => Err(Refusal::WrongCode),
             Verdict::Used | Verdict::NeverIssued => Err(Refusal::UsedCode),
             Verdict::Blocked { retry_after } => Err(Refusal::Blocked { retry_after }),
