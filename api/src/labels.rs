@@ -29,6 +29,10 @@ pub const MANAGED_BY_LABEL: &str = "app.kubernetes.io/managed-by";
 /// manager.
 pub const MANAGED_BY: &str = "twofactor-operator";
 
+/// On a Secret: [`IMPORT_ALLOWED`] lets the users of its namespace import seeds from it.
+pub const IMPORT_LABEL: &str = "twofactor.fountainai.io/import";
+/// The value of [`IMPORT_LABEL`] that allows imports.
+pub const IMPORT_ALLOWED: &str = "true";
 /// On the Secret with a realm's credentials: the namespace of the realm.
 pub const CREDENTIALS_LABEL: &str = "twofactor.fountainai.io/credentials";
 /// On a user: a value other than the last one requests a new seed.

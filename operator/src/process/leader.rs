@@ -103,13 +103,14 @@ impl Leader {
         let Prepared { context, credentials } = prepared;
         let watched = WatchedNamespaces(configuration.namespaces.clone());
         let (users_synced, namespaces_synced) = (Synced::default(), Synced::default());
-        let secrets_synced = Synced::default();
+        let (secrets_synced, imports_synced) = (Synced::default(), Synced::default());
         let lists = {
             let [realms, namespaces] = policies_synced;
             let synced = [
                 users_synced.clone(),
                 namespaces_synced.clone(),
                 secrets_synced.clone(),
+                imports_synced.clone(),
                 realms,
                 namespaces,
             ];
@@ -137,6 +138,10 @@ impl Leader {
                 secrets_synced,
                 stop.clone(),
             ),
+        );
+        tasks.spawn(
+            "import watch",
+            watch::imports::run(context.clone(), watched.clone(), imports_synced, stop.clone()),
         );
         tasks.spawn(
             "credentials watch",

@@ -23,6 +23,7 @@ use crate::k8s::events::Events;
 use crate::k8s::request;
 use crate::metrics::Metrics;
 use crate::state::credentials::{CredentialsQueue, CredentialsRequest, ForeignSecrets, Isolation};
+use crate::state::imports::Imports;
 use crate::state::own_writes::OwnWrites;
 use crate::state::queue::Queue;
 use crate::state::realm_keys::KeyRing;
@@ -80,6 +81,7 @@ pub async fn prepare(
             usernames: Mutex::default(),
             queue: Queue::new(metrics.queue_depth.clone(), metrics.parked.clone()),
             own_writes: OwnWrites::default(),
+            imports: Imports::default(),
             backoff: Backoff::default(),
         },
         realms: RealmsState {

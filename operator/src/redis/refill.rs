@@ -205,7 +205,9 @@ async fn fill_others(
         }
         let _alone = realm.publish_lock.write().await;
         let Ok(definition) = validate(&user) else { continue };
-        let imported = fetch::import(&context.runtime.client, &user, &definition).await?;
+        let imported =
+            fetch::import(&context.runtime.client, &context.users.imports, &user, &definition)
+                .await?;
         let own = UserSeed {
             seed: imported.clone().and_then(Result::ok),
             rotated: user.annotations().get(labels::ROTATE_ANNOTATION).cloned(),

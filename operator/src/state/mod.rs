@@ -3,6 +3,7 @@
 //! [`Context`] is the sum of four groups. A loop takes the sum, a step takes the groups it needs.
 
 pub mod credentials;
+pub mod imports;
 pub mod own_writes;
 pub mod queue;
 pub mod realm_keys;
@@ -28,6 +29,7 @@ use twofactor_core::user::Username;
 use twofactor_store::clock::Clock;
 
 use self::credentials::{CredentialsQueue, ForeignSecrets, Isolation, SharedLogin};
+use self::imports::Imports;
 use self::own_writes::OwnWrites;
 use self::queue::Queue;
 use self::realm_policies::Policies;
@@ -78,6 +80,7 @@ pub struct UserState {
     /// Users that have to be reconciled.
     pub queue: Queue,
     pub own_writes: OwnWrites,
+    pub imports: Imports,
     /// Failures in a row of each user.
     pub backoff: Backoff<UserRef>,
 }

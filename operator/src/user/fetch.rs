@@ -6,14 +6,16 @@
 use k8s_openapi::api::core::v1::Secret;
 use kube::{Api, Client, ResourceExt};
 use thiserror::Error;
-use twofactor_api::TwoFactorUser;
+use twofactor_api::user::SecretReference;
+use twofactor_api::{TwoFactorUser, labels};
 use twofactor_core::seed::Seed;
 use twofactor_core::user::UserDefinition;
 
 use super::secret;
-use super::seed_decision::{SecretState, UnusableSeed};
+use super::seed_decision::{ImportRefused, SecretState, UnusableSeed};
 use super::subject::Subject;
 use crate::k8s::request::{self, ApiError};
+use crate::state::imports::Imports;
 
 /// A Secret could not be read.
 #[derive(Debug, Error)]
@@ -30,7 +32,7 @@ pub struct Fetched {
     /// whether it exists.
     pub own: Option<Own>,
     /// The seed that the user imports, if the user imports one.
-    pub import: Option<Result<Seed, UnusableSeed>>,
+    pub import: Option<Result<Seed, ImportRefused>>,
     /// Whether the user has had a Secret before.
     pub had_secret: bool,
 }
@@ -54,6 +56,7 @@ pub fn had_secret(user: &TwoFactorUser) -> bool {
 /// the status write may have failed, or the watch may not have delivered it yet.
 pub async fn fetch(
     client: &Client,
+    imports: &Imports,
     subject: &Subject<'_>,
     known_to_have_seed: bool,
 ) -> Result<Fetched, FetchError> {
@@ -61,7 +64,7 @@ pub async fn fetch(
     let own = if had_secret { Some(own(client, subject).await?) } else { None };
     Ok(Fetched {
         own,
-        import: import(client, subject.user, &subject.definition).await?,
+        import: import(client, imports, subject.user, &subject.definition).await?,
         had_secret,
     })
 }
@@ -78,17 +81,24 @@ pub async fn own(client: &Client, subject: &Subject<'_>) -> Result<Own, FetchErr
 /// Reads the seed that the user imports.
 pub async fn import(
     client: &Client,
+    imports: &Imports,
     user: &TwoFactorUser,
     definition: &UserDefinition,
-) -> Result<Option<Result<Seed, UnusableSeed>>, FetchError> {
-    let Some(reference) = &user.spec.secret_ref else { return Ok(None) };
-    Ok(Some(match get(client, user, &reference.name).await? {
-        Some(secret) => secret::import_seed(&secret, &reference.key, definition),
-        None => Err(UnusableSeed::NoSecret {
-            secret: reference.name.clone(),
-            key: reference.key.clone(),
-        }),
-    }))
+) -> Result<Option<Result<Seed, ImportRefused>>, FetchError> {
+    let Some(SecretReference { name, key }) = &user.spec.secret_ref else { return Ok(None) };
+    // A Secret that does not offer itself is not even read.
+    let offered = imports.is_offered(&user.namespace().unwrap_or_default(), name)
+        && !name.ends_with(labels::SECRET_SUFFIX);
+    let secret = if offered { get(client, user, name).await? } else { None };
+    let seed = secret
+        .filter(secret::is_importable)
+        .and_then(|secret| secret::import_seed(&secret, key, definition).inspect_err(log).ok());
+    Ok(Some(seed.ok_or_else(|| ImportRefused { secret: name.clone(), key: key.clone() })))
+}
+
+/// Tells the administrator of the operator what the condition does not say.
+fn log(unusable: &UnusableSeed) {
+    tracing::info!(reason = %unusable, "seed not imported");
 }
 
 async fn get(

@@ -48,9 +48,8 @@ use crate::state::{Context, random};
 
 /// Interval between checks whether a predecessor's Secret has been deleted.
 const SOON: Duration = Duration::from_secs(1);
-/// Interval between reads of Secrets that are not watched: imported ones, and those of other
-/// owners. They have no label in common, so a watch would have to cover every Secret of the
-/// cluster.
+/// Interval between reads of Secrets of other owners, which have the name of a user's. They have no
+/// label in common, so a watch would have to cover every Secret of the cluster.
 const UNWATCHED: Duration = Duration::from_secs(45);
 /// Interval between reconciliations of a user without changes, in case the watches missed one.
 const SAFETY_NET: Duration = Duration::from_hours(2);
@@ -191,7 +190,7 @@ async fn run_steps(user: &TwoFactorUser, context: &Context) -> Result<Next, Reco
         // Redis is unavailable, so the last known value stays.
         report.disabled_by_failures = Summary::of(user).disabled_by_failures;
     }
-    let next = next_reconciliation(user, &applied);
+    let next = next_reconciliation(&applied);
     status::update(runtime, own_writes, user, &report, notices).await?;
     failpoint::hit(Step::StatusWritten);
     published?;
@@ -206,13 +205,14 @@ async fn read_and_apply(
 ) -> Result<Applied, ReconcileError> {
     let Context { runtime, users, .. } = context;
     let known_to_have_seed = users.own_writes.has_seed(&subject.reference);
-    let fetched = match fetch::fetch(&runtime.client, subject, known_to_have_seed).await {
-        Ok(fetched) => fetched,
-        Err(error) => {
-            disable(runtime, users, subject).await;
-            return Err(error.into());
-        }
-    };
+    let fetched =
+        match fetch::fetch(&runtime.client, &users.imports, subject, known_to_have_seed).await {
+            Ok(fetched) => fetched,
+            Err(error) => {
+                disable(runtime, users, subject).await;
+                return Err(error.into());
+            }
+        };
     if let Some(own) = &fetched.own {
         let version = own.secret.as_ref().and_then(ResourceExt::resource_version);
         users.own_writes.secret_written(&subject.reference, version);
@@ -229,7 +229,7 @@ async fn read_and_apply(
 }
 
 fn desired(subject: &Subject<'_>, applied: &Applied, issuer: &str) -> DesiredUser {
-    // An imported seed has a Secret of its own, which is not watched.
+    // An imported seed has a Secret of its own, whose version is another one.
     let version =
         applied.secret_version.as_ref().filter(|_| subject.user.spec.secret_ref.is_none());
     DesiredUser {
@@ -257,11 +257,10 @@ async fn report_rejected_secret(context: &Context, subject: &Subject<'_>, error:
 }
 
 /// Returns when the user is reconciled again without a change.
-fn next_reconciliation(user: &TwoFactorUser, applied: &Applied) -> Next {
+fn next_reconciliation(applied: &Applied) -> Next {
     match &applied.outcome {
         SeedOutcome::WaitingForPredecessor => after(SOON, Urgency::Now),
         SeedOutcome::Unusable(SeedProblem::NotOurs { .. }) => after(UNWATCHED, Urgency::Now),
-        _ if user.spec.secret_ref.is_some() => after(UNWATCHED, Urgency::Now),
         _ => after(SAFETY_NET, Urgency::Later),
     }
 }

@@ -2,7 +2,7 @@
 
 use super::apply::{Applied, ApplyError, SeedOutcome};
 use super::publish::{PublishError, Published};
-use super::seed_decision::{SeedProblem, UnusableSeed};
+use super::seed_decision::SeedProblem;
 use super::status::Report;
 use super::subject::Subject;
 use crate::k8s::conditions::ConditionState;
@@ -85,9 +85,7 @@ pub fn rejected_secret(subject: &Subject<'_>, error: &ApplyError) -> Option<Repo
 
 const fn reason(problem: &SeedProblem) -> &'static str {
     match problem {
-        SeedProblem::Import(UnusableSeed::NoSecret { .. }) => "SecretRefNotFound",
-        SeedProblem::Import(UnusableSeed::NoKey { .. }) => "SecretRefKeyMissing",
-        SeedProblem::Import(UnusableSeed::NotASeed { .. }) => "SecretRefInvalid",
+        SeedProblem::Import(_) => "ImportRefused",
         SeedProblem::Invalid(_) => "SecretInvalid",
         SeedProblem::NotOurs { .. } => "SecretNotOurs",
         SeedProblem::Lost { .. } => "SecretLost",

@@ -6,6 +6,7 @@
 //! replaced silently.
 
 use thiserror::Error;
+use twofactor_api::labels;
 use twofactor_core::import::ImportError;
 use twofactor_core::seed::Seed;
 
@@ -30,15 +31,7 @@ pub enum SecretState {
 /// Why a key of a Secret holds no seed. The message never contains the value.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum UnusableSeed {
-    /// There is no such Secret.
-    #[error("the Secret {secret}, whose key {key} is to be imported, does not exist")]
-    NoSecret {
-        /// Name of the Secret.
-        secret: String,
-        /// Name of the key.
-        key: String,
-    },
-    /// It has no such key.
+    /// The Secret has no such key.
     #[error("the Secret {secret} has no key {key}")]
     NoKey {
         /// Name of the Secret.
@@ -58,6 +51,22 @@ pub enum UnusableSeed {
     },
 }
 
+/// Why no seed is imported, in one sentence for every reason. The author of a user may be allowed to
+/// read no Secret, and must not learn which Secrets there are, or what they contain.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+#[error(
+    "no seed can be imported from the key {key} of the Secret {secret}: the Secret must exist in this namespace \
+     with the label {}: \"{}\", must not be that of a user, and the key must hold a seed that fits spec.totp",
+    labels::IMPORT_LABEL,
+    labels::IMPORT_ALLOWED
+)]
+pub struct ImportRefused {
+    /// Name of the Secret.
+    pub secret: String,
+    /// Name of the key.
+    pub key: String,
+}
+
 /// What the decision depends on.
 #[derive(Clone, Debug)]
 pub struct SeedInputs<'a> {
@@ -65,7 +74,7 @@ pub struct SeedInputs<'a> {
     /// shows whether it exists.
     pub found: Option<&'a SecretState>,
     /// The imported seed, if the user imports one.
-    pub import: Option<&'a Result<Seed, UnusableSeed>>,
+    pub import: Option<&'a Result<Seed, ImportRefused>>,
     /// Whether this user has had a Secret before.
     pub had_secret: bool,
     /// The requested rotation.
@@ -103,9 +112,9 @@ pub enum SeedSource {
 /// Why there is no seed.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum SeedProblem {
-    /// The imported seed is unusable.
+    /// No seed is imported.
     #[error("{0}")]
-    Import(UnusableSeed),
+    Import(ImportRefused),
     /// The user's Secret does not hold a valid seed.
     #[error(
         "{0}; write a seed there, or ask for a new one with the annotation twofactor.fountainai.io/rotate on the user"
@@ -133,7 +142,7 @@ pub enum SeedProblem {
 /// Decides what to do. `secret` is the name of the user's Secret.
 pub fn decide(inputs: &SeedInputs<'_>, secret: &str) -> Decision {
     let imported = match inputs.import {
-        Some(Err(unusable)) => return Decision::Refuse(SeedProblem::Import(unusable.clone())),
+        Some(Err(refused)) => return Decision::Refuse(SeedProblem::Import(refused.clone())),
         Some(Ok(seed)) => Some(seed.clone()),
         None => None,
     };
@@ -267,10 +276,11 @@ mod tests {
             decide_on(&SeedInputs { found: Some(&found), ..inputs.clone() }),
             Decision::Keep(seed(2))
         );
-        let import = Err(unusable());
+        let refused = ImportRefused { secret: "old".to_owned(), key: "secret".to_owned() };
+        let import = Err(refused.clone());
         assert_eq!(
             decide_on(&SeedInputs { import: Some(&import), found: Some(&found), ..inputs }),
-            Decision::Refuse(SeedProblem::Import(unusable()))
+            Decision::Refuse(SeedProblem::Import(refused))
         );
     }
 }

@@ -154,19 +154,17 @@ pub fn notices(old: Option<&TwoFactorUserStatus>, new: &TwoFactorUserStatus) -> 
 }
 
 /// Reasons that emit an Event when they occur.
-const KNOWN_REASONS: [&str; 15] = [
+const KNOWN_REASONS: [&str; 13] = [
     "ClockDiffers",
     "Conflict",
     "Disabled",
     DISABLED_BY_FAILURES,
+    "ImportRefused",
     "Invalid",
     "Published",
     "SecretInvalid",
     "SecretLost",
     "SecretNotOurs",
-    "SecretRefInvalid",
-    "SecretRefKeyMissing",
-    "SecretRefNotFound",
     "SecretRefused",
     "StoreUnavailable",
     "WaitingForPredecessor",

@@ -26,6 +26,7 @@ use crate::k8s::watch_signs::WATCH_TIMEOUT;
 use crate::state::watched_namespaces::WatchedNamespaces;
 
 mod changes;
+pub mod imports;
 mod kept;
 pub mod namespaces;
 pub mod pod_findings;

@@ -81,6 +81,8 @@ impl Users {
             self.deleted(&reference).await;
             old = None;
         }
+        let imported = old.as_ref().and_then(source);
+        self.context.users.imports.set_source(&reference, imported, source(&user));
         let namespace = user.namespace().unwrap_or_default();
         let (first, affected) = {
             let mut usernames = self.context.users.usernames();
@@ -137,6 +139,9 @@ impl Users {
             let removal = usernames.remove(&namespace, &reference.name);
             (removal, uid, had_users && !usernames.has_users(&namespace))
         };
+        let old = self.context.users.objects.get(reference);
+        let imported = old.as_ref().and_then(source);
+        self.context.users.imports.set_source(reference, imported, None);
         self.context.users.objects.remove(reference);
         self.context.users.queue.forget(reference);
         self.context.users.own_writes.forget(reference);
@@ -162,6 +167,11 @@ impl Users {
             self.context.users.queue.push(user_ref(namespace, &name));
         }
     }
+}
+
+/// The Secret that the user imports a seed from.
+fn source(user: &TwoFactorUser) -> Option<&str> {
+    user.spec.secret_ref.as_ref().map(|reference| reference.name.as_str())
 }
 
 /// Whether the status says that the current state of the user is published.

@@ -10,17 +10,32 @@ fn importing(name: &str, secret: &str) -> String {
     user(name, &format!("deliveryMethod: app\n  secretRef:\n    name: {secret}"))
 }
 
+/// Creates a Secret that may be imported from.
+fn offer(cluster: &Cluster, name: &str, value: &str) {
+    let literal = format!("--from-literal=secret={value}");
+    let _ = cluster.kubectl(&["create", "secret", "generic", name, &literal]);
+    label(cluster, name, "true");
+}
+
+fn label(cluster: &Cluster, secret: &str, value: &str) {
+    let label = format!("twofactor.fountainai.io/import={value}");
+    let _ = cluster.kubectl(&["label", "--overwrite", "secret", secret, &label]);
+}
+
+/// Waits until the import of a user is refused, and returns the message.
+async fn wait_refused(cluster: &Cluster, user: &str) -> String {
+    eventually(BOUND, format_args!("a refusal for {user}"), async || {
+        let (status, reason, message) = cluster.condition(user, "SecretReady")?;
+        (status == "False" && reason == "ImportRefused").then_some(message)
+    })
+    .await
+}
+
 #[tokio::test]
-async fn an_imported_seed_is_served_and_a_change_of_it_followed() {
+async fn an_imported_seed_is_served_and_a_change_of_it_followed_at_once() {
     let cluster = Cluster::start().await;
     let _operator = cluster.operator().start().await;
-    let _ = cluster.kubectl(&[
-        "create",
-        "secret",
-        "generic",
-        "old-system",
-        &format!("--from-literal=secret={SEED}"),
-    ]);
+    offer(&cluster, "old-system", SEED);
     cluster.apply(&importing("dave", "old-system"));
     cluster.wait_ready("dave").await;
     assert_eq!(cluster.seed("dave"), SEED);
@@ -34,17 +49,23 @@ async fn an_imported_seed_is_served_and_a_change_of_it_followed() {
         "-p",
         &format!("{{\"stringData\":{{\"secret\":\"{OTHER_SEED}\"}}}}"),
     ]);
-    eventually(std::time::Duration::from_secs(90), "the change to be followed", async || {
+    // Within the usual bound, which is shorter than any interval between reads.
+    eventually(BOUND, "the change to be followed", async || {
         if cluster.seed("dave") == OTHER_SEED { Ok(()) } else { Err("the old one is still there") }
     })
     .await;
     sidecar.wait_accepted("dave", OTHER_SEED).await;
+    // The label can be withdrawn, and given again.
+    label(&cluster, "old-system", "false");
+    let _ = wait_refused(&cluster, "dave").await;
+    label(&cluster, "old-system", "true");
+    cluster.wait_ready("dave").await;
 }
 
 #[tokio::test]
-async fn an_invalid_import_is_reported_with_its_secret_and_key() {
+async fn every_import_that_is_refused_is_reported_with_the_same_sentence() {
     let cluster = Cluster::start().await;
-    let _operator = cluster.operator().start().await;
+    let operator = cluster.operator().start().await;
     let uri = format!("otpauth://totp/x?secret={SEED}&digits=8");
     for (name, value) in [
         ("nobase", "SECRET-VALUE-018!"),
@@ -52,50 +73,54 @@ async fn an_invalid_import_is_reported_with_its_secret_and_key() {
         ("eight", &uri),
         ("migration", "otpauth-migration://offline?data=AAAA"),
     ] {
-        let _ = cluster.kubectl(&[
-            "create",
-            "secret",
-            "generic",
-            name,
-            &format!("--from-literal=secret={value}"),
-        ]);
-        cluster.apply(&importing(name, name));
+        offer(&cluster, name, value);
     }
-    let _ = cluster.kubectl(&["create", "secret", "generic", "keyless", "--from-literal=other=x"]);
-    cluster.apply(&importing("keyless", "keyless"));
-    cluster.apply(&importing("missing", "nowhere"));
-    for (name, secret, sentence) in [
-        ("nobase", "nobase", "is not base32"),
-        ("short", "short", "has 80 bits, at least 160 are needed"),
-        ("eight", "eight", "says digits 8, but the user's totp.digits is 6: set it to the same"),
-        ("migration", "migration", "is not a complete export of Google Authenticator"),
-        ("keyless", "keyless", "secret"),
-        ("missing", "nowhere", "secret"),
-    ] {
-        let (status, _, message) =
-            eventually(BOUND, format_args!("a condition of {name}"), async || {
-                cluster.condition(name, "SecretReady").filter(|(status, ..)| status == "False")
-            })
-            .await;
-        assert_eq!(status, "False");
-        assert!(message.contains(secret) && message.contains(sentence), "{message}");
-        assert!(!message.contains("SECRET-VALUE") && !message.contains("GEZDG"), "{message}");
-        assert_eq!(cluster.ready(name).unwrap().0, "False");
-    }
-    let sidecar = cluster.sidecar().await;
-    assert_eq!(sidecar.api.verify("missing", "123456").await.status, 401);
-    // After the correction, the user is served without any other change.
-    let _ = cluster.kubectl(&[
-        "create",
-        "secret",
-        "generic",
+    offer(&cluster, "without-key", SEED);
+    let rename = r#"[{"op":"move","from":"/data/secret","path":"/data/other"}]"#;
+    let _ = cluster.kubectl(&["patch", "secret", "without-key", "--type=json", "-p", rename]);
+    offer(&cluster, "unlabelled", SEED);
+    label(&cluster, "unlabelled", "false");
+    offer(&cluster, "mine-totp", SEED);
+    // The Secret of another user, with a label that its owner did not choose.
+    cluster.apply(&crate::support::cluster::app_user("carol"));
+    cluster.wait_ready("carol").await;
+    label(&cluster, "carol-totp", "true");
+    let names = [
+        "nobase",
+        "short",
+        "eight",
+        "migration",
+        "without-key",
+        "unlabelled",
+        "mine-totp",
+        "carol-totp",
         "nowhere",
-        &format!("--from-literal=secret={SEED}"),
-    ]);
-    eventually(std::time::Duration::from_secs(90), "the import to be found", async || {
-        cluster.ready("missing").filter(|ready| ready.0 == "True")
-    })
-    .await;
+    ];
+    for secret in names {
+        cluster.apply(&importing(&format!("of-{secret}"), secret));
+    }
+    for secret in names {
+        let user = format!("of-{secret}");
+        let message = wait_refused(&cluster, &user).await;
+        assert_eq!(
+            message.replace(secret, "X"),
+            "No seed can be imported from the key secret of the Secret X: the Secret must exist in this namespace \
+             with the label twofactor.fountainai.io/import: \"true\", must not be that of a user, and the key must \
+             hold a seed that fits spec.totp"
+        );
+        assert_eq!(cluster.ready(&user).unwrap().0, "False");
+        assert!(cluster.get("secret", &format!("{user}-totp")).is_none(), "{user}");
+    }
+    let log = operator.process().output();
+    assert!(log.contains("seed not imported") && log.contains("says digits 8"), "{log}");
+    assert!(!log.contains("SECRET-VALUE") && !log.contains("GEZDG"), "{log}");
+    let sidecar = cluster.sidecar().await;
+    assert_eq!(sidecar.api.verify("of-nowhere", "123456").await.status, 401);
+    // After the correction, the users are served without any other change.
+    offer(&cluster, "nowhere", SEED);
+    cluster.wait_ready("of-nowhere").await;
+    label(&cluster, "unlabelled", "true");
+    cluster.wait_ready("of-unlabelled").await;
 }
 
 #[tokio::test]
@@ -116,8 +141,7 @@ async fn seeds_are_imported_in_the_forms_that_apps_export() {
         ),
     ];
     for (name, value, _) in &forms {
-        let literal = format!("--from-literal=secret={value}");
-        let _ = cluster.kubectl(&["create", "secret", "generic", name, &literal]);
+        offer(&cluster, name, value);
         cluster.apply(&importing(name, name));
     }
     for (name, _, seed) in &forms {
