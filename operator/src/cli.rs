@@ -21,7 +21,7 @@ use twofactor_store::redis::RedisStore;
 
 use crate::k8s::client;
 use crate::k8s::watch_signs::WatchSigns;
-use crate::process::config::{AdmissionConfiguration, Configuration};
+use crate::process::config::{AdmissionConfiguration, Configuration, excluded_namespaces};
 use crate::process::error::StartError;
 use crate::process::{admission, controller};
 use crate::state::credentials::SharedLogin;
@@ -182,6 +182,16 @@ struct ControllerArguments {
     )]
     secret_key_namespaces: Vec<String>,
 
+    /// Namespace that never gets a realm's credentials, even if the realm allows it, beside the
+    /// operator's own, kube-system, kube-public and kube-node-lease. Can be given more than once
+    #[arg(
+        long = "excluded-namespace",
+        env = "TWOFACTOR_EXCLUDED_NAMESPACES",
+        value_name = "NAME",
+        value_delimiter = ','
+    )]
+    excluded_namespaces: Vec<String>,
+
     /// Name of this process in Events and in the Lease. A process with the same name counts as this
     /// one after a restart [default: a new name each time]
     #[arg(long, env = "POD_NAME", value_name = "NAME")]
@@ -277,6 +287,10 @@ fn start_controller(arguments: ControllerArguments) -> Result<(), Box<dyn Error>
         redis_password_secret: arguments.redis_password_secret.filter(|name| !name.is_empty()),
         secret_key_secret: arguments.secret_key_secret,
         secret_key_namespaces: named(arguments.secret_key_namespaces).into_iter().collect(),
+        excluded_namespaces: excluded_namespaces(
+            &common.operator_namespace,
+            named(arguments.excluded_namespaces),
+        ),
         operator_namespace: common.operator_namespace,
         instance: arguments.instance.filter(|name| !name.is_empty()).unwrap_or_else(new_instance),
         installation: arguments.installation,

@@ -14,6 +14,17 @@ use crate::webhook::config::WebhookConfiguration;
 /// Namespace whose UID names an installation.
 pub const CLUSTER_NAMESPACE: &str = "kube-system";
 
+/// Namespaces of the cluster itself, which never get credentials.
+const CLUSTER_NAMESPACES: [&str; 3] = [CLUSTER_NAMESPACE, "kube-public", "kube-node-lease"];
+
+/// Returns the namespaces that never get credentials: the operator's own, so that no realm's
+/// credentials can have the name of one of the operator's Secrets, those of the cluster, and
+/// `others`.
+pub fn excluded_namespaces(operator: &str, others: Vec<String>) -> BTreeSet<String> {
+    let fixed = CLUSTER_NAMESPACES.into_iter().chain([operator]).map(str::to_owned);
+    fixed.chain(others).collect()
+}
+
 /// The settings of the controller.
 #[derive(Clone, Debug)]
 pub struct Configuration {
@@ -35,6 +46,8 @@ pub struct Configuration {
     pub secret_key_namespaces: BTreeSet<String>,
     /// Namespace of the operator and of its own Secrets.
     pub operator_namespace: String,
+    /// Namespaces that never get credentials, such as the operator's own.
+    pub excluded_namespaces: BTreeSet<String>,
     /// The name of this process in Events.
     pub instance: String,
     /// Name of this installation; the UID of the namespace `kube-system` if absent.

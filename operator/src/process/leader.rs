@@ -121,6 +121,15 @@ impl Leader {
             }
             .shared()
         };
+        let pods_synced = Synced::default();
+        let lists_with_pods = {
+            let (lists, pods) = (lists.clone(), pods_synced.clone());
+            async move {
+                lists.await;
+                pods.wait().await;
+            }
+            .shared()
+        };
         tasks.spawn(
             "user watch",
             watch::users::run(context.clone(), watched.clone(), users_synced.clone(), stop.clone()),
@@ -191,10 +200,11 @@ impl Leader {
             &lists,
             stop,
             "pod watch",
-            watch::pods::run(context.clone(), stop.clone()),
+            watch::pods::run(context.clone(), pods_synced, stop.clone()),
         );
+        // Credentials for which no pod asks are removed.
         tasks.spawn_after(
-            &lists,
+            &lists_with_pods,
             stop,
             "credentials",
             credentials::run(context.clone(), credentials, stop.clone()),

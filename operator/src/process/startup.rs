@@ -22,6 +22,7 @@ use crate::k8s::backoff::Backoff;
 use crate::k8s::events::Events;
 use crate::k8s::request;
 use crate::metrics::Metrics;
+use crate::state::asking::AskingPods;
 use crate::state::credentials::{CredentialsQueue, CredentialsRequest, ForeignSecrets, Isolation};
 use crate::state::imports::Imports;
 use crate::state::own_writes::OwnWrites;
@@ -99,6 +100,8 @@ pub async fn prepare(
             credentials_queue,
             isolation: watch::Sender::new(Isolation::Unknown),
             foreign_secrets: ForeignSecrets::default(),
+            asking: AskingPods::default(),
+            excluded: configuration.excluded_namespaces.clone(),
             outdated_pods: Mutex::default(),
             redis_url,
             shared_login: configuration.shared_login.clone(),

@@ -328,7 +328,10 @@ fn credentials(report: &Report) -> ConditionState {
     }
     let foreign_secrets = report.foreign_secrets.as_slice();
     if foreign_secrets.is_empty() {
-        return ConditionState::met("Written", "The credentials of services are written");
+        return ConditionState::met(
+            "Written",
+            "The credentials of services are written where pods ask for them",
+        );
     }
     let namespaces = named(foreign_secrets);
     ConditionState::unmet(

@@ -14,6 +14,8 @@ pub enum CredentialsRequest {
     Realm(String),
     /// A Secret with credentials was created, changed or deleted.
     Secret(Target),
+    /// The pods of a namespace began or ceased to ask for credentials.
+    Pods(Target),
     /// Everything may have changed.
     All,
 }
@@ -47,6 +49,12 @@ impl CredentialsQueue {
     /// Requests one Secret with credentials, because it changed.
     pub fn secret_changed(&self, realm: String, namespace: String) {
         let _ = self.0.send(CredentialsRequest::Secret(Target { realm, namespace }));
+    }
+
+    /// Requests one Secret with credentials and its login, because pods began or ceased to ask for
+    /// it.
+    pub fn pods_changed(&self, target: Target) {
+        let _ = self.0.send(CredentialsRequest::Pods(target));
     }
 
     /// Requests all credentials.

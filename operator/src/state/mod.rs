@@ -2,6 +2,7 @@
 //!
 //! [`Context`] is the sum of four groups. A loop takes the sum, a step takes the groups it needs.
 
+pub mod asking;
 pub mod credentials;
 pub mod imports;
 pub mod own_writes;
@@ -15,7 +16,7 @@ pub mod user_ref;
 pub mod usernames;
 pub mod watched_namespaces;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -28,6 +29,7 @@ use twofactor_core::secret::SecretText;
 use twofactor_core::user::Username;
 use twofactor_store::clock::Clock;
 
+use self::asking::AskingPods;
 use self::credentials::{CredentialsQueue, ForeignSecrets, Isolation, SharedLogin};
 use self::imports::Imports;
 use self::own_writes::OwnWrites;
@@ -102,6 +104,10 @@ pub struct ServicesState {
     pub credentials_queue: CredentialsQueue,
     pub isolation: watch::Sender<Isolation>,
     pub foreign_secrets: ForeignSecrets,
+    /// The pods that ask for credentials.
+    pub asking: AskingPods,
+    /// Namespaces that never get credentials.
+    pub excluded: BTreeSet<String>,
     /// Number of pods whose sidecar has another version, by realm.
     pub outdated_pods: Mutex<HashMap<String, usize>>,
     /// The URL of Redis that services get, with another login where there can be one.
@@ -129,6 +135,11 @@ impl UserState {
 }
 
 impl RealmsState {
+    /// Whether the namespace has a policy, or this process has used it as a realm.
+    pub fn is_realm(&self, namespace: &str) -> bool {
+        self.policies.has_policy(namespace) || self.registry.get(namespace).is_some()
+    }
+
     /// Has the record of a realm published again, if that realm was requested before.
     pub fn policy_changed(&self, namespace: &str) {
         if let Some(realm) = self.registry.get(namespace) {

@@ -17,6 +17,8 @@ pub struct Pod {
     pub realm: String,
     /// The version of the operator that added the sidecar; nothing if the pod has no sidecar.
     pub injected: Option<String>,
+    /// Whether the pod is being deleted. Until it is gone it may need its credentials.
+    pub ending: bool,
 }
 
 /// A problem of a pod.
@@ -72,25 +74,25 @@ impl Pod {
     pub fn of(namespace: &str, uid: String, annotations: &BTreeMap<String, String>) -> Self {
         let realm =
             annotations.get(REALM_ANNOTATION).cloned().unwrap_or_else(|| namespace.to_owned());
-        Self { uid, realm, injected: annotations.get(INJECTED_ANNOTATION).cloned() }
+        Self { uid, realm, injected: annotations.get(INJECTED_ANNOTATION).cloned(), ending: false }
     }
 }
 
 impl Pods {
-    /// Records a pod that was created or changed.
-    pub fn applied(&mut self, namespace: &str, name: &str, pod: Pod) {
-        self.pods.insert((namespace.to_owned(), name.to_owned()), pod);
+    /// Records a pod that was created or changed. Returns what it was before.
+    pub fn applied(&mut self, namespace: &str, name: &str, pod: Pod) -> Option<Pod> {
+        self.pods.insert((namespace.to_owned(), name.to_owned()), pod)
     }
 
-    /// Records that a pod was deleted.
-    pub fn deleted(&mut self, namespace: &str, name: &str) {
-        if let Some(pod) = self.pods.remove(&(namespace.to_owned(), name.to_owned())) {
-            self.reported.retain(|(uid, _)| *uid != pod.uid);
-        }
+    /// Records that a pod was deleted. Returns what it was.
+    pub fn deleted(&mut self, namespace: &str, name: &str) -> Option<Pod> {
+        let pod = self.pods.remove(&(namespace.to_owned(), name.to_owned()))?;
+        self.reported.retain(|(uid, _)| *uid != pod.uid);
+        Some(pod)
     }
 
     /// Evaluates all pods and returns the counts, and the problems that were not reported yet.
-    /// `access` takes a realm and a namespace, `has_users` a realm; `version` is the operator's.
+    /// `access` takes a realm and a namespace, `has_users` a realm, which a policy makes one too; `version` is the operator's.
     pub fn evaluate(
         &mut self,
         access: impl Fn(&str, &str) -> NamespaceAccess,
@@ -99,7 +101,7 @@ impl Pods {
     ) -> (Counts, Vec<PodFinding>) {
         let mut counts = Counts::default();
         let mut findings = Vec::new();
-        for ((namespace, name), pod) in &self.pods {
+        for ((namespace, name), pod) in self.pods.iter().filter(|(_, pod)| !pod.ending) {
             let access = access(&pod.realm, namespace);
             let problem = match &pod.injected {
                 None => {

@@ -1,8 +1,8 @@
-//! Watches the metadata of pods that ask for the sidecar, in every namespace. It emits Events for
-//! pods that have a problem, and sets metrics.
+//! Watches the metadata of pods that ask for the sidecar, in every namespace. It has credentials
+//! written where pods ask for them, emits Events for pods that have a problem, and sets metrics.
 
 use std::sync::{Arc, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::{ObjectReference, Pod as CorePod};
 use kube::ResourceExt;
@@ -12,17 +12,18 @@ use tokio_util::sync::CancellationToken;
 use twofactor_api::labels;
 
 use super::changes::{Change, Changes};
-use super::watch_all;
+use super::{Synced, watch_all};
 use crate::metrics::number;
 use crate::state::Context;
+use crate::state::credentials::Target;
 use crate::watch::pod_findings::{Pod, PodFinding, PodProblem, Pods};
 
 /// Interval between two evaluations of all pods. Many pods change at the same time, so an
 /// evaluation for every change would be too many.
 const PERIOD: Duration = Duration::from_secs(1);
 
-/// Watches pods until `stop`.
-pub async fn run(context: Arc<Context>, stop: CancellationToken) {
+/// Watches pods until `stop`. Sets `synced` when all are listed.
+pub async fn run(context: Arc<Context>, synced: Synced, stop: CancellationToken) {
     let selector = format!("{label},{label}!=false", label = labels::INJECT_LABEL);
     // Pods that have ended need no check.
     let running = "status.phase!=Succeeded,status.phase!=Failed";
@@ -36,12 +37,18 @@ pub async fn run(context: Arc<Context>, stop: CancellationToken) {
             change = changes.next() => match change {
                 None => return,
                 Some(Change::Applied(_, pod)) => applied(&context, &mut pods, &pod),
-                Some(Change::Deleted((namespace, name))) => pods.deleted(&namespace, &name),
-                Some(Change::Synced) => {}
+                Some(Change::Deleted((namespace, name))) => {
+                    let old = pods.deleted(&namespace, &name);
+                    asks(&context, &namespace, old.as_ref(), None);
+                }
+                Some(Change::Synced) => synced.set(),
             },
             // An incomplete list would give wrong counts.
             _ = period.tick() => if !changes.is_listing() {
                 report(&context, &mut pods);
+                for target in context.services.asking.take_expired(Instant::now()) {
+                    context.services.credentials_queue.pods_changed(target);
+                }
             },
         }
     }
@@ -53,21 +60,42 @@ fn reference(pod: &PartialObjectMeta<CorePod>) -> (String, String) {
 
 fn applied(context: &Context, pods: &mut Pods, object: &PartialObjectMeta<CorePod>) {
     let (namespace, name) = reference(object);
-    let pod = Pod::of(&namespace, object.uid().unwrap_or_default(), object.annotations());
-    // A pod that is being deleted needs no check, and pods of other realms are checked by another
-    // operator.
-    if object.metadata.deletion_timestamp.is_some() || !context.runtime.watched.includes(&pod.realm)
+    let pod = Pod {
+        ending: object.metadata.deletion_timestamp.is_some(),
+        ..Pod::of(&namespace, object.uid().unwrap_or_default(), object.annotations())
+    };
+    // Another operator takes care of pods of other realms.
+    let pod = Some(pod).filter(|pod| context.runtime.watched.includes(&pod.realm));
+    let old = match pod.clone() {
+        Some(pod) => pods.applied(&namespace, &name, pod),
+        None => pods.deleted(&namespace, &name),
+    };
+    asks(context, &namespace, old.as_ref(), pod.as_ref());
+}
+
+/// Records that a pod of `namespace` changed from `old` to `new`.
+fn asks(context: &Context, namespace: &str, old: Option<&Pod>, new: Option<&Pod>) {
+    let target = |pod: &Pod| Target { realm: pod.realm.clone(), namespace: namespace.to_owned() };
+    let (old, new) = (old.map(target), new.map(target));
+    if old == new {
+        return;
+    }
+    let services = &context.services;
+    if let Some(new) = new
+        && services.asking.appeared(&new)
     {
-        pods.deleted(&namespace, &name);
-    } else {
-        pods.applied(&namespace, &name, pod);
+        services.credentials_queue.pods_changed(new);
+    }
+    if let Some(old) = old {
+        services.asking.disappeared(&old, Instant::now());
     }
 }
 
 /// Sets the metrics, and emits an Event and a log line for each new problem.
 fn report(context: &Context, pods: &mut Pods) {
     let access = |realm: &str, namespace: &str| context.realms.policies.access(realm, namespace);
-    let has_users = |realm: &str| context.users.usernames().has_users(realm);
+    let has_users =
+        |realm: &str| context.realms.is_realm(realm) || context.users.usernames().has_users(realm);
     let (counts, findings) = pods.evaluate(access, has_users, env!("CARGO_PKG_VERSION"));
     let metrics = &context.runtime.metrics;
     metrics.pods_not_injected.set(number(counts.not_injected));

@@ -8,7 +8,7 @@ use twofactor_core::secret::SecretText;
 use twofactor_store::acl::{self, AclUser};
 
 use crate::state::Context;
-use crate::state::credentials::SharedLogin;
+use crate::state::credentials::{SharedLogin, Target};
 use crate::state::realm_policies::NamespaceAccess;
 use crate::state::realms::Realm;
 
@@ -27,20 +27,34 @@ pub(super) fn realms(context: &Context) -> BTreeSet<String> {
 /// The namespaces that need the credentials of a realm.
 pub(super) fn callers(context: &Context, realm: &str) -> BTreeSet<String> {
     let mut callers = context.realms.policies.namespaces_of(realm);
-    callers.retain(|namespace| needs(context, realm, namespace));
+    callers.retain(|namespace| {
+        needs(context, &Target { realm: realm.to_owned(), namespace: namespace.clone() })
+    });
     callers
 }
 
 /// Whether a namespace needs the credentials of a realm.
-pub(super) fn needs(context: &Context, realm: &str, namespace: &str) -> bool {
+pub(super) fn needs(context: &Context, target: &Target) -> bool {
+    may_have(context, target) && (target.realm != target.namespace || is_realm(context, target))
+}
+
+/// Whether the realm allows the namespace, and a pod there asks for credentials.
+pub(super) fn may_have(context: &Context, target: &Target) -> bool {
+    let Target { realm, namespace } = target;
     context.runtime.watched.includes(realm)
         && context.realms.policies.namespace(realm).is_some()
         && context.realms.policies.access(realm, namespace) == NamespaceAccess::Allowed
-        && (realm != namespace || context.users.usernames().has_users(realm))
+        && !context.services.excluded.contains(namespace)
+        && context.services.asking.is_asked(target)
 }
 
-/// The Redis users of a realm. The one for the realm's own namespace is kept after its last user is
-/// deleted, so that sidecars there can still answer "unknown user".
+/// Whether the namespace has users or a policy, or had a user in the lifetime of this process. Pods
+/// of other namespaces may only lack the name of their realm.
+fn is_realm(context: &Context, Target { realm, .. }: &Target) -> bool {
+    context.realms.is_realm(realm) || context.users.usernames().has_users(realm)
+}
+
+/// The Redis users of a realm.
 pub(super) fn users(context: &Context, realm: &str) -> Vec<AclUser> {
     let Some(id) =
         context.realms.policies.namespace(realm).and_then(|(uid, _)| uid.parse::<RealmId>().ok())
@@ -48,12 +62,9 @@ pub(super) fn users(context: &Context, realm: &str) -> Vec<AclUser> {
         return Vec::new();
     };
     let names = RealmNames::new(&context.realms.registry.installation, &id);
-    let mut callers = callers(context, realm);
-    if context.realms.registry.get(realm).is_some() {
-        callers.insert(realm.to_owned());
-    }
-    let uids =
-        callers.into_iter().filter_map(|name| Some(context.realms.policies.namespace(&name)?.0));
+    let uids = callers(context, realm)
+        .into_iter()
+        .filter_map(|name| Some(context.realms.policies.namespace(&name)?.0));
     let logins = uids.flat_map(|uid| context.realms.registry.keys.logins(&id, &uid));
     let user = |login: Login| AclUser {
         name: names.login(&login.tag),

@@ -1,9 +1,9 @@
 //! Gives services access to a realm: a login to Redis for each allowed namespace, and there the
 //! Secret `twofactor-<realm>` with everything that a sidecar needs.
 //!
-//! A namespace gets the credentials of its own users when it has some, and those of each realm that
-//! allows it. When a realm no longer allows a namespace, the login is removed first, which closes
-//! its connections, and then the Secret.
+//! A namespace gets the credentials of a realm that allows it, or that is its own, when a pod there
+//! asks for them. When a realm no longer allows a namespace, the login is removed first, which
+//! closes its connections, and then the Secret.
 //!
 //! [`grants`] says which namespace needs which login and Secret, and [`secret`] builds the Secret.
 
@@ -29,7 +29,7 @@ use twofactor_core::names::RealmId;
 use twofactor_core::secret::SecretText;
 use twofactor_store::acl::AclUser;
 
-use self::grants::{callers, login_url, needs, realms, redis_url, users};
+use self::grants::{callers, login_url, may_have, needs, realms, redis_url, users};
 use self::logins::RedisLogins;
 use self::secret::{difference, is_ours, newest_generation, secret, url_in};
 use super::key_states::{self, KeyStateError};
@@ -152,6 +152,18 @@ impl CredentialsController {
                 let known = self.known.entry(target.realm.clone()).or_default();
                 known.insert(target.namespace.clone());
                 self.pending.insert(target);
+            }
+            CredentialsRequest::Pods(target) => {
+                let known = self.known.get(&target.realm);
+                if known.is_some_and(|known| known.contains(&target.namespace))
+                    || needs(&self.context, &target)
+                {
+                    self.pending.insert(target);
+                    self.next_logins = Instant::now();
+                } else {
+                    // Pods can name any realm, which must not cost a request each.
+                    self.context.services.asking.forget(&target);
+                }
             }
             CredentialsRequest::All => {
                 let known: Vec<String> = self.known.keys().cloned().collect();
@@ -296,15 +308,20 @@ fn log_isolation(isolation: Isolation, shared_login: &SharedLogin) {
 
 /// Creates, updates or removes the credentials of a realm in a namespace. Returns whether they
 /// exist.
-async fn reconcile_secret(
-    context: &Context,
-    Target { realm, namespace }: &Target,
-) -> Result<bool, CredentialsError> {
+async fn reconcile_secret(context: &Context, target: &Target) -> Result<bool, CredentialsError> {
+    let Target { realm, namespace } = target;
     let secrets = Api::<Secret>::namespaced(context.runtime.client.clone(), namespace);
     let name = labels::credentials_name(realm);
     let known = context.realms.policies.namespace(namespace);
     let found = request::optional(request::within(secrets.get(&name)).await)?;
-    let Some((uid, ending)) = known.filter(|_| needs(context, realm, namespace)) else {
+    let asking = &context.services.asking;
+    let has_ours = found.as_ref().is_some_and(|found| is_ours(found, realm));
+    if has_ours {
+        asking.found(target, std::time::Instant::now());
+    }
+    // What is there stays as long as pods use it, also when the last user of their namespace goes.
+    let needed = needs(context, target) || (has_ours && may_have(context, target));
+    let Some((uid, ending)) = known.filter(|_| needed) else {
         if let Some(found) = found.filter(|found| is_ours(found, realm)) {
             if context.realms.policies.access(realm, namespace) == NamespaceAccess::NotAllowed {
                 // Before the Secret is removed, which shows after a crash that this is necessary.
@@ -313,9 +330,10 @@ async fn reconcile_secret(
             remove(&secrets, &found).await?;
             tracing::info!(realm, namespace, secret = name, "removed the credentials of services");
         }
+        asking.forget(target);
         return Ok(false);
     };
-    if found.is_none() && ending {
+    if found.is_none() && (ending || !asking.has_pods(target)) {
         // Nothing can be created in a namespace that is being deleted.
         return Ok(false);
     }

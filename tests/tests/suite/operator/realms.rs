@@ -71,6 +71,7 @@ async fn a_namespace_allowed_by_name_verifies_until_the_realm_withdraws_it() {
     let kms = cluster.another_namespace("kms");
     cluster.apply(&[app_user("carol"), allowing(&kms)].concat());
     cluster.wait_ready("carol").await;
+    cluster.ask_from(&cluster.namespace);
     let (sidecar, seed) = (cluster.sidecar_in(&kms).await, cluster.seed("carol"));
     let (url, code) = (cluster.credentials_in(&kms, "redis-url").unwrap(), code_of(&seed));
     // The record that allows the namespace is published shortly after its credentials.
@@ -115,6 +116,8 @@ async fn an_allowed_namespace_gets_its_own_credentials_and_the_realm_counts_it()
     let kms = cluster.another_namespace("kms");
     cluster.apply(&[app_user("carol"), allowing(&kms)].concat());
     cluster.wait_ready("carol").await;
+    cluster.ask_from(&kms);
+    cluster.ask_from(&cluster.namespace);
     // The credentials belong to that service, and contain none of the operator's.
     let in_namespace = async |namespace: &str| {
         eventually(BOUND, format_args!("credentials in {namespace}"), async || {
@@ -168,6 +171,7 @@ async fn a_namespace_is_allowed_while_its_label_matches() {
         wait_condition(&cluster, "NamespacesMatched", "False", "SelectorMatchesNothing").await;
     assert!(message.contains("matches no namespace"), "{message}");
     wait_condition(&cluster, "Ready", "True", "Ready").await;
+    cluster.ask_from(&kms);
     assert!(cluster.credentials_in(&kms, "caller").is_none());
 
     let _ = cluster.server.kubectl(&["label", "namespace", &kms, &label]);
@@ -199,15 +203,19 @@ async fn a_namespace_created_later_is_allowed_and_a_deleted_one_leaves_no_login(
     assert!(message.contains(&kms), "{message}");
     cluster.another_namespace("kms");
     cluster.wait_ready("carol").await;
+    cluster.ask_from(&cluster.namespace);
     let sidecar = cluster.sidecar_in(&kms).await;
     assert_eq!(sidecar.verify_seed("carol", &cluster.seed("carol")).await.status, 200);
+    cluster.stop_asking_from(&kms);
     let _ = cluster.server.kubectl(&["delete", "namespace", &kms]);
     eventually(BOUND, "the login to go", async || logins(&cluster.redis).await.len() == 1).await;
     // When the namespace of a realm is deleted, all its objects in other namespaces are deleted
     // too.
     let other = cluster.another_namespace("other");
     cluster.apply(&allowing(&other));
+    cluster.ask_from(&other);
     eventually(BOUND, "the credentials", async || cluster.credentials_in(&other, "caller")).await;
+    cluster.stop_asking_from(&cluster.namespace);
     let _ = cluster.server.kubectl(&["delete", "namespace", &cluster.namespace]);
     eventually(BOUND, "the credentials to go", async || {
         cluster.credentials_in(&other, "caller").is_none()
@@ -229,7 +237,7 @@ async fn services_have_access_again_after_a_restart_of_redis() {
     })
     .await;
     assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
-    assert_eq!(logins(&cluster.redis).await.len(), 2);
+    assert_eq!(logins(&cluster.redis).await.len(), 1);
 }
 
 #[tokio::test]
@@ -239,6 +247,7 @@ async fn a_services_login_reads_no_other_realm_and_writes_no_record() {
     let kms = cluster.another_namespace("kms");
     cluster.apply(&[app_user("carol"), allowing(&kms)].concat());
     cluster.wait_ready("carol").await;
+    cluster.ask_from(&kms);
     let url =
         eventually(BOUND, "the credentials", async || cluster.credentials_in(&kms, "redis-url"))
             .await;
@@ -570,6 +579,7 @@ async fn the_operator_reports_a_realm_of_another_name_that_an_older_crd_accepts(
     })
     .await;
     cluster.apply(&app_user("carol"));
+    cluster.ask_from(&kms);
     cluster.wait_ready("carol").await;
     let condition = eventually(BOUND, "the condition of the realm", async || {
         cluster.condition_of("tfr", "other", "Ready")
@@ -624,6 +634,7 @@ async fn the_operator_removes_its_own_leftovers_and_no_objects_of_others() {
         ]);
     }
     cluster.apply(&[app_user("carol"), allowing(&foreign)].concat());
+    cluster.ask_from(&foreign);
     let operator = cluster.operator().start().await;
     eventually(BOUND, "the leftover to go", async || {
         cluster.credentials_in(&kms, "caller").is_none()
@@ -700,6 +711,7 @@ async fn services_share_the_operators_login_if_an_administrator_allows_it_and_th
     cluster.wait_ready("carol").await;
     wait_condition(&cluster, "Isolated", "False", "AclNotPermitted").await;
     wait_condition(&cluster, "Ready", "True", "Ready").await;
+    cluster.ask_from(&kms);
     eventually(BOUND, "the operator's URL", async || {
         cluster.credentials_in(&kms, "redis-url").is_some_and(|url| url == cluster.redis.url())
     })
@@ -898,4 +910,51 @@ async fn the_operator_does_not_start_with_a_setting_that_it_cannot_use_and_names
         let stderr = process.stderr();
         assert!(stderr.contains(sentence) && !stderr.contains("a.secret"), "{stderr}");
     }
+}
+
+#[tokio::test]
+async fn credentials_are_written_where_a_pod_asks_and_in_no_excluded_namespace() {
+    let cluster = Cluster::start().await;
+    let kms = cluster.another_namespace("kms");
+    let (idle, excluded) =
+        (cluster.another_namespace("idle"), cluster.another_namespace("excluded"));
+    let arguments = ["--excluded-namespace", &excluded];
+    let _operator = cluster.operator().args(arguments).start().await;
+    let names = [&kms, &idle, &excluded, &cluster.home].map(String::as_str).join(", ");
+    cluster.apply(&[app_user("carol"), allowing(&names)].concat());
+    cluster.wait_ready("carol").await;
+    wait_condition(&cluster, "CredentialsReady", "True", "Written").await;
+    assert!(cluster.credentials_in(&kms, "caller").is_none());
+    for namespace in [&excluded, &cluster.home, &kms] {
+        cluster.ask_from(namespace);
+    }
+    let began = Instant::now();
+    eventually(BOUND, "the credentials", async || cluster.credentials_in(&kms, "caller")).await;
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+    for namespace in [&idle, &excluded, &cluster.home, &cluster.namespace] {
+        assert!(cluster.credentials_in(namespace, "caller").is_none(), "{namespace}");
+    }
+    assert_eq!(logins(&cluster.redis).await.len(), 1);
+    cluster.stop_asking_from(&cluster.home);
+}
+
+#[tokio::test]
+async fn credentials_stay_when_the_last_user_goes_and_over_a_restart_of_the_operator() {
+    let cluster = Cluster::start().await;
+    let operator = cluster.operator().start().await;
+    cluster.apply(&app_user("carol"));
+    cluster.wait_ready("carol").await;
+    let sidecar = cluster.sidecar().await;
+    assert_eq!(sidecar.verify_seed("carol", &cluster.seed("carol")).await.status, 200);
+    let _ = cluster.kubectl(&["delete", "tfu", "carol"]);
+    cluster.wait_for_no_user_keys().await;
+    let unknown = async || sidecar.api.verify("carol", "000000").await.status == 404;
+    eventually(BOUND, "the user to be unknown", unknown).await;
+    drop(operator);
+    let _operator = cluster.operator().start().await;
+    // The operator has compared everything once it serves a new user.
+    cluster.apply(&app_user("dora"));
+    cluster.wait_ready("dora").await;
+    eventually(BOUND, "the user to be unknown again", unknown).await;
+    assert!(cluster.credentials_in(&cluster.namespace, "caller").is_some());
 }

@@ -26,6 +26,7 @@ async fn services_get_the_certificate_authority_of_a_redis_with_tls() {
     let operator = cluster.operator().env("REDIS_CA_FILE", file.to_str().unwrap()).start().await;
     cluster.apply(&app_user("carol"));
     cluster.wait_ready("carol").await;
+    cluster.ask_from(&cluster.namespace);
     let authority = eventually(BOUND, "the authority", async || {
         cluster.credentials_in(&cluster.namespace, "redis-ca")
     })

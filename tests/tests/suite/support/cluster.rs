@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use data_encoding::BASE64;
 use redis::AsyncCommands;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::sync::OnceCell;
 use twofactor_tests::apiserver::ApiServer;
@@ -251,6 +251,7 @@ impl Cluster {
 
     /// A sidecar in another namespace, with the credentials that the operator wrote there.
     pub(crate) async fn sidecar_in(&self, namespace: &str) -> Sidecar {
+        self.ask_from(namespace);
         let folder = scratch::folder("credentials");
         let what = format!("the credentials in {namespace}");
         eventually(BOUND, what, async || self.credentials_in(namespace, "caller")).await;
@@ -280,6 +281,37 @@ impl Cluster {
                 fs::remove_file(file.path()).unwrap();
             }
         }
+    }
+
+    /// Lets a pod in a namespace ask for the credentials of this realm. No pod runs, because there
+    /// is no kubelet.
+    pub(crate) fn ask_from(&self, namespace: &str) {
+        let folder = scratch::folder("pod");
+        let path = folder.path().join("pod.json");
+        let pod = json!({
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {
+                "name": format!("asks-{}", self.namespace),
+                "labels": { "twofactor.fountainai.io/inject": "true" },
+                "annotations": {
+                    "twofactor.fountainai.io/realm": self.namespace,
+                    "twofactor.fountainai.io/injected": env!("CARGO_PKG_VERSION"),
+                },
+            },
+            "spec": { "containers": [{ "name": "app", "image": "app" }] },
+        });
+        fs::write(&path, pod.to_string()).unwrap();
+        let path = path.to_str().unwrap();
+        let _ = self.server.kubectl(&["apply", "--namespace", namespace, "-f", path]);
+    }
+
+    /// Removes the pod of [`Cluster::ask_from`].
+    pub(crate) fn stop_asking_from(&self, namespace: &str) {
+        let pod = format!("asks-{}", self.namespace);
+        let delete =
+            ["delete", "pod", &pod, "--namespace", namespace, "--grace-period=0", "--force"];
+        let _ = self.server.kubectl(&delete);
     }
 
     /// A value of the credentials of this realm in a namespace.
