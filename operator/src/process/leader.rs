@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::FutureExt;
+use futures_util::future::Shared;
 use kube::Client;
 use tokio_util::sync::CancellationToken;
 use twofactor_server::admin::{Check, NamedChecks};
@@ -102,34 +103,15 @@ impl Leader {
         let Self { configuration, policies_synced, leading, redis, redis_settings, .. } = self;
         let Prepared { context, credentials } = prepared;
         let watched = WatchedNamespaces(configuration.namespaces.clone());
-        let (users_synced, namespaces_synced) = (Synced::default(), Synced::default());
-        let (secrets_synced, imports_synced) = (Synced::default(), Synced::default());
-        let lists = {
-            let [realms, namespaces] = policies_synced;
-            let synced = [
-                users_synced.clone(),
-                namespaces_synced.clone(),
-                secrets_synced.clone(),
-                imports_synced.clone(),
-                realms,
-                namespaces,
-            ];
-            async move {
-                for list in synced {
-                    list.wait().await;
-                }
-            }
-            .shared()
-        };
-        let pods_synced = Synced::default();
-        let lists_with_pods = {
-            let (lists, pods) = (lists.clone(), pods_synced.clone());
-            async move {
-                lists.await;
-                pods.wait().await;
-            }
-            .shared()
-        };
+        let [users_synced, namespaces_synced, secrets_synced, imports_synced, pods_synced] =
+            std::array::from_fn(|_| Synced::default());
+        let mut synced = policies_synced.to_vec();
+        synced.extend(
+            [&users_synced, &namespaces_synced, &secrets_synced, &imports_synced].map(Clone::clone),
+        );
+        let lists = complete(synced.clone());
+        synced.push(pods_synced.clone());
+        let lists_with_pods = complete(synced);
         tasks.spawn(
             "user watch",
             watch::users::run(context.clone(), watched.clone(), users_synced.clone(), stop.clone()),
@@ -216,6 +198,16 @@ impl Leader {
             user::run::run(context.clone(), configuration.concurrency, stop.clone()),
         );
     }
+}
+
+/// Completes when all lists are complete.
+fn complete(lists: Vec<Synced>) -> Shared<impl Future<Output = ()>> {
+    let complete = async move {
+        for list in lists {
+            list.wait().await;
+        }
+    };
+    complete.shared()
 }
 
 /// Shows in `/readyz?verbose` whether Redis answers.

@@ -107,7 +107,7 @@ mod tests {
         assert!(!pods.has_pods(&target) && pods.is_asked(&target));
         let almost = (began + LINGER).checked_sub(Duration::from_secs(1)).unwrap();
         assert!(pods.take_expired(almost).is_empty());
-        assert_eq!(pods.take_expired(began + LINGER), [target.clone()]);
+        assert_eq!(pods.take_expired(began + LINGER), std::slice::from_ref(&target));
         assert!(pods.take_expired(began + LINGER).is_empty() && !pods.is_asked(&target));
         pods.forget(&target);
         assert!(pods.targets().is_empty());

@@ -30,7 +30,7 @@ impl Imports {
         }
         let mut sources = self.sources();
         if let Some(old) = old {
-            change(&mut sources, name(&user.namespace, old), |source| {
+            change(&mut sources, &name(&user.namespace, old), |source| {
                 source.users.remove(user);
             });
         }
@@ -43,7 +43,7 @@ impl Imports {
     /// users that import from it, if that has changed.
     pub fn offered(&self, namespace: &str, secret: &str, version: Option<&str>) -> Vec<UserRef> {
         let mut users = Vec::new();
-        change(&mut self.sources(), name(namespace, secret), |source| {
+        change(&mut self.sources(), &name(namespace, secret), |source| {
             if source.offered.as_deref() != version {
                 source.offered = version.map(str::to_owned);
                 users.extend(source.users.iter().cloned());
@@ -70,13 +70,13 @@ fn name(namespace: &str, secret: &str) -> SecretName {
 /// Changes a source, and forgets it if it is neither offered nor wanted.
 fn change(
     sources: &mut HashMap<SecretName, Source>,
-    name: SecretName,
+    name: &SecretName,
     work: impl FnOnce(&mut Source),
 ) {
     let source = sources.entry(name.clone()).or_default();
     work(source);
     if source.offered.is_none() && source.users.is_empty() {
-        sources.remove(&name);
+        sources.remove(name);
     }
 }
 
@@ -86,7 +86,7 @@ mod tests {
     use crate::state::user_ref::user_ref;
 
     #[test]
-    fn users_are_told_of_their_source_when_its_version_changes() {
+    fn users_are_returned_when_the_version_of_their_source_changes() {
         let (imports, alice, bob) =
             (Imports::default(), user_ref("people", "alice"), user_ref("people", "bob"));
         imports.set_source(&alice, None, Some("old"));

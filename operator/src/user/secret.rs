@@ -37,7 +37,8 @@ pub fn read_seed(secret: &Secret, key: &str) -> Result<Seed, UnusableSeed> {
     read(secret, key, |text| Ok(Seed::from_base32(text)?))
 }
 
-/// Whether seeds may be imported from a Secret: it says so itself, and the operator did not make it.
+/// Whether seeds may be imported from a Secret: it says so itself, and the operator did not make
+/// it.
 pub fn is_importable(secret: &Secret) -> bool {
     let label = |name: &str| secret.labels().get(name).map(String::as_str);
     label(labels::IMPORT_LABEL) == Some(labels::IMPORT_ALLOWED)

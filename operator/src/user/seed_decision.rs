@@ -51,8 +51,8 @@ pub enum UnusableSeed {
     },
 }
 
-/// Why no seed is imported, in one sentence for every reason. The author of a user may be allowed to
-/// read no Secret, and must not learn which Secrets there are, or what they contain.
+/// Why no seed is imported, in one sentence for every reason. The author of a user may be allowed
+/// to read no Secret, and must not learn which Secrets there are, or what they contain.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 #[error(
     "no seed can be imported from the key {key} of the Secret {secret}: the Secret must exist in this namespace \

@@ -92,7 +92,8 @@ impl Pods {
     }
 
     /// Evaluates all pods and returns the counts, and the problems that were not reported yet.
-    /// `access` takes a realm and a namespace, `has_users` a realm, which a policy makes one too; `version` is the operator's.
+    /// `access` takes a realm and a namespace, `has_users` a realm, which a policy makes one too;
+    /// `version` is the operator's.
     pub fn evaluate(
         &mut self,
         access: impl Fn(&str, &str) -> NamespaceAccess,

@@ -4,4 +4,5 @@ mod client_programs;
 mod known_flaws;
 mod metrics;
 mod outcomes;
+mod security;
 mod troubleshooting;

@@ -1,0 +1,81 @@
+//! Checks that each test that the threat model in `SECURITY.md` names exists, and that each threat
+//! has one.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+const FOLDERS: [&str; 8] = [
+    "api/src",
+    "core/src",
+    "operator/src",
+    "server/src",
+    "sidecar/src",
+    "store/src",
+    "tests/tests",
+    "tests/e2e",
+];
+
+fn project() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+/// The Rust files of a folder and of the folders in it.
+fn files(folder: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    entries.flat_map(|path| if path.is_dir() { files(&path) } else { vec![path] }).collect()
+}
+
+/// The names of all tests: functions that follow the attribute, and all those of the end-to-end
+/// tests, which have none.
+fn tests() -> BTreeSet<String> {
+    let mut tests = BTreeSet::new();
+    for folder in FOLDERS {
+        for file in files(&project().join(folder)) {
+            let text = fs::read_to_string(file).unwrap();
+            let mut is_test = false;
+            for line in text.lines().map(str::trim_start) {
+                is_test |= line.starts_with("#[test]")
+                    || line.starts_with("#[tokio::test")
+                    || folder == "tests/e2e";
+                if let Some((_, rest)) = line.split_once("fn ")
+                    && !line.starts_with("//")
+                {
+                    let name = rest.split('(').next().unwrap_or_default();
+                    if std::mem::take(&mut is_test) {
+                        tests.insert(name.to_owned());
+                    }
+                }
+            }
+        }
+    }
+    tests
+}
+
+/// The rows of the threat model: asset, attacker, control and tests.
+fn threats() -> Vec<[String; 4]> {
+    let page = fs::read_to_string(project().join("SECURITY.md")).unwrap();
+    let (_, section) = page.split_once("\n## Threat model\n").unwrap();
+    let table = section.split("\n## ").next().unwrap_or_default();
+    let rows = table.lines().filter(|line| line.starts_with('|')).skip(2);
+    rows.map(|row| {
+        let cells: Vec<_> =
+            row.trim_matches('|').split(" | ").map(|cell| cell.trim().to_owned()).collect();
+        cells.try_into().unwrap_or_else(|_| panic!("four cells: {row}"))
+    })
+    .collect()
+}
+
+#[test]
+fn each_threat_names_tests_that_exist() {
+    let (tests, threats) = (tests(), threats());
+    assert!(threats.len() > 10, "{threats:?}");
+    for [asset, attacker, control, named] in threats {
+        assert!(!asset.is_empty() && !attacker.is_empty() && !control.is_empty());
+        let named: Vec<_> = named.split('`').skip(1).step_by(2).collect();
+        assert!(!named.is_empty(), "{asset}, {attacker}: no test");
+        for name in named {
+            assert!(tests.contains(name), "{asset}, {attacker}: there is no test {name}");
+        }
+    }
+}
