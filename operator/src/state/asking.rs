@@ -1,89 +1,56 @@
-//! Counts the pods of each namespace that ask for the credentials of a realm.
+//! Knows in which namespaces pods ask for the credentials of a realm, or have asked for them.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
 
 use super::credentials::Target;
 
-/// Time for which credentials stay after the last pod that asked for them, so that a rollout or the
-/// next Job finds them.
-pub const LINGER: Duration = Duration::from_mins(10);
-
-/// The pods that ask for credentials, by what they ask for.
+/// The number of pods that ask, by what they ask for. It is 0 for credentials that exist although
+/// no pod asks for them any more.
 #[derive(Debug, Default)]
-pub struct AskingPods(Mutex<HashMap<Target, Asking>>);
-
-#[derive(Debug, PartialEq, Eq)]
-enum Asking {
-    /// This number of pods asks.
-    Pods(usize),
-    /// None has asked since this moment.
-    Idle(Instant),
-    /// None has asked for longer than [`LINGER`].
-    Expired,
-}
+pub struct AskingPods(Mutex<HashMap<Target, usize>>);
 
 impl AskingPods {
     /// Records a pod that asks. Returns whether it is the only one.
     pub fn appeared(&self, target: &Target) -> bool {
         let mut targets = self.targets();
-        let asking = targets.entry(target.clone()).or_insert(Asking::Pods(0));
-        let pods = if let Asking::Pods(pods) = asking { *pods } else { 0 };
-        *asking = Asking::Pods(pods + 1);
-        pods == 0
+        let pods = targets.entry(target.clone()).or_default();
+        *pods += 1;
+        *pods == 1
     }
 
-    /// Records that a pod asks no longer.
-    pub fn disappeared(&self, target: &Target, now: Instant) {
-        if let Some(asking) = self.targets().get_mut(target)
-            && let Asking::Pods(pods) = asking
-        {
-            *pods -= 1;
-            if *pods == 0 {
-                *asking = Asking::Idle(now);
-            }
-        }
+    /// Records that a pod asks no longer. Returns whether it was the only one.
+    pub fn disappeared(&self, target: &Target) -> bool {
+        let mut targets = self.targets();
+        let Some(pods) = targets.get_mut(target) else { return false };
+        *pods = pods.saturating_sub(1);
+        *pods == 0
     }
 
-    /// Records that credentials exist, which stay for a while although no pod may ask for them.
-    pub fn found(&self, target: &Target, now: Instant) {
-        self.targets().entry(target.clone()).or_insert(Asking::Idle(now));
+    /// Records that credentials exist.
+    pub fn found(&self, target: &Target) {
+        self.targets().entry(target.clone()).or_default();
     }
 
-    /// Whether a pod asks.
-    pub fn has_pods(&self, target: &Target) -> bool {
-        matches!(self.targets().get(target), Some(Asking::Pods(_)))
-    }
-
-    /// Whether a pod asks, or has asked a short while ago.
-    pub fn is_asked(&self, target: &Target) -> bool {
-        matches!(self.targets().get(target), Some(Asking::Pods(_) | Asking::Idle(_)))
-    }
-
-    /// Returns what no pod has asked for long enough. Each is returned once.
-    pub fn take_expired(&self, now: Instant) -> Vec<Target> {
-        let mut expired = Vec::new();
-        for (target, asking) in self.targets().iter_mut() {
-            if let Asking::Idle(since) = asking
-                && now.saturating_duration_since(*since) >= LINGER
-            {
-                *asking = Asking::Expired;
-                expired.push(target.clone());
-            }
-        }
-        expired
-    }
-
-    /// Forgets what no pod asks for any more, because there are no credentials.
+    /// Records that no credentials exist.
     pub fn forget(&self, target: &Target) {
         let mut targets = self.targets();
-        if targets.get(target) == Some(&Asking::Expired) {
+        if targets.get(target) == Some(&0) {
             targets.remove(target);
         }
     }
 
-    fn targets(&self) -> MutexGuard<'_, HashMap<Target, Asking>> {
+    /// Whether a pod asks.
+    pub fn has_pods(&self, target: &Target) -> bool {
+        self.targets().get(target).is_some_and(|pods| *pods > 0)
+    }
+
+    /// Whether a pod asks, or has asked and the credentials still exist.
+    pub fn is_asked(&self, target: &Target) -> bool {
+        self.targets().contains_key(target)
+    }
+
+    fn targets(&self) -> MutexGuard<'_, HashMap<Target, usize>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -92,45 +59,21 @@ impl AskingPods {
 mod tests {
     use super::*;
 
-    fn target() -> Target {
-        Target { realm: "people".to_owned(), namespace: "kms".to_owned() }
-    }
-
     #[test]
-    fn credentials_are_asked_for_until_a_while_after_the_last_pod() {
-        let (pods, target, began) = (AskingPods::default(), target(), Instant::now());
-        assert!(!pods.is_asked(&target));
+    fn credentials_are_asked_for_by_pods_and_afterwards_as_long_as_they_exist() {
+        let pods = AskingPods::default();
+        let target = Target { realm: "people".to_owned(), namespace: "kms".to_owned() };
+        assert!(!pods.is_asked(&target) && !pods.disappeared(&target));
         assert!(pods.appeared(&target) && !pods.appeared(&target));
-        pods.disappeared(&target, began);
-        assert!(pods.has_pods(&target));
-        pods.disappeared(&target, began);
-        assert!(!pods.has_pods(&target) && pods.is_asked(&target));
-        let almost = (began + LINGER).checked_sub(Duration::from_secs(1)).unwrap();
-        assert!(pods.take_expired(almost).is_empty());
-        assert_eq!(pods.take_expired(began + LINGER), std::slice::from_ref(&target));
-        assert!(pods.take_expired(began + LINGER).is_empty() && !pods.is_asked(&target));
+        assert!(!pods.disappeared(&target) && pods.has_pods(&target));
         pods.forget(&target);
-        assert!(pods.targets().is_empty());
-    }
-
-    #[test]
-    fn a_pod_that_comes_in_time_keeps_credentials_that_were_found() {
-        let (pods, target, began) = (AskingPods::default(), target(), Instant::now());
-        pods.found(&target, began);
-        assert!(pods.is_asked(&target) && !pods.has_pods(&target));
-        assert!(pods.appeared(&target));
-        pods.found(&target, began);
+        assert!(pods.is_asked(&target), "a pod still asks");
+        assert!(pods.disappeared(&target) && !pods.has_pods(&target));
+        assert!(pods.is_asked(&target), "the credentials may exist");
         pods.forget(&target);
-        assert!(pods.take_expired(began + LINGER * 2).is_empty() && pods.has_pods(&target));
-    }
-
-    #[test]
-    fn an_expired_target_is_asked_for_again_only_by_a_pod() {
-        let (pods, target, began) = (AskingPods::default(), target(), Instant::now());
-        pods.found(&target, began);
-        let _ = pods.take_expired(began + LINGER);
-        pods.found(&target, began + LINGER);
         assert!(!pods.is_asked(&target));
-        assert!(pods.appeared(&target) && pods.is_asked(&target));
+        pods.found(&target);
+        assert!(pods.is_asked(&target) && !pods.has_pods(&target));
+        assert!(pods.appeared(&target), "the first pod after a restart of the operator");
     }
 }

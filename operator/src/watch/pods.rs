@@ -2,7 +2,7 @@
 //! written where pods ask for them, emits Events for pods that have a problem, and sets metrics.
 
 use std::sync::{Arc, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{ObjectReference, Pod as CorePod};
 use kube::ResourceExt;
@@ -46,9 +46,6 @@ pub async fn run(context: Arc<Context>, synced: Synced, stop: CancellationToken)
             // An incomplete list would give wrong counts.
             _ = period.tick() => if !changes.is_listing() {
                 report(&context, &mut pods);
-                for target in context.services.asking.take_expired(Instant::now()) {
-                    context.services.credentials_queue.pods_changed(target);
-                }
             },
         }
     }
@@ -86,8 +83,10 @@ fn asks(context: &Context, namespace: &str, old: Option<&Pod>, new: Option<&Pod>
     {
         services.credentials_queue.pods_changed(new);
     }
-    if let Some(old) = old {
-        services.asking.disappeared(&old, Instant::now());
+    if let Some(old) = old
+        && services.asking.disappeared(&old)
+    {
+        services.credentials_queue.pods_changed(old);
     }
 }
 

@@ -317,10 +317,12 @@ async fn reconcile_secret(context: &Context, target: &Target) -> Result<bool, Cr
     let asking = &context.services.asking;
     let has_ours = found.as_ref().is_some_and(|found| is_ours(found, realm));
     if has_ours {
-        asking.found(target, std::time::Instant::now());
+        asking.found(target);
     }
     // What is there stays as long as pods use it, also when the last user of their namespace goes.
-    let needed = needs(context, target) || (has_ours && may_have(context, target));
+    // In other namespaces it stays until the realm withdraws it, which then replaces the keys.
+    let stays = has_ours && (realm != namespace || asking.has_pods(target));
+    let needed = needs(context, target) || (stays && may_have(context, target));
     let Some((uid, ending)) = known.filter(|_| needed) else {
         if let Some(found) = found.filter(|found| is_ours(found, realm)) {
             if context.realms.policies.access(realm, namespace) == NamespaceAccess::NotAllowed {
@@ -335,6 +337,7 @@ async fn reconcile_secret(context: &Context, target: &Target) -> Result<bool, Cr
     };
     if found.is_none() && (ending || !asking.has_pods(target)) {
         // Nothing can be created in a namespace that is being deleted.
+        asking.forget(target);
         return Ok(false);
     }
     let realm = context.realms.registry.get_or_create(realm).await?;

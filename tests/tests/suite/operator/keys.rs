@@ -197,7 +197,8 @@ async fn started(
         cluster.wait_ready(user).await;
     }
     wait_for_keys(&cluster, "Current", "Generation 1").await;
-    for name in &names {
+    for name in names.iter().chain([&cluster.namespace]) {
+        cluster.ask_from(name);
         eventually(BOUND, "credentials", async || cluster.credentials_in(name, "realm-keys")).await;
     }
     (cluster, operator, names)
