@@ -13,8 +13,8 @@ cargo run -q -p twofactor-tests --example configuration > docs/reference/configu
 Every flag has a variable, and a flag takes precedence over its variable. Passwords and keys have no
 flags, because every user of a machine can see command lines.
 
-The sidecar also reads variables from a file `.env` in the current directory. Those of the
-environment take precedence. In the file, a value with a `$` needs single quotes.
+With `dev`, the sidecar also reads variables from a file `.env` in the current directory. Those of
+the environment take precedence. In the file, a value with a `$` needs single quotes.
 
 The values of the Helm chart are described in
 [its values](../../charts/fountainai-2fa/values.yaml).
