@@ -27,17 +27,17 @@ fn files(folder: &Path) -> Vec<PathBuf> {
 }
 
 /// The names of all tests: functions that follow the attribute, and all those of the end-to-end
-/// tests, which have none.
+/// tests and of the conformance suite, which have none.
 fn tests() -> BTreeSet<String> {
     let mut tests = BTreeSet::new();
     for folder in FOLDERS {
         for file in files(&project().join(folder)) {
-            let text = fs::read_to_string(file).unwrap();
+            let text = fs::read_to_string(&file).unwrap();
+            let all = folder == "tests/e2e"
+                || file.components().any(|it| it.as_os_str() == "conformance");
             let mut is_test = false;
             for line in text.lines().map(str::trim_start) {
-                is_test |= line.starts_with("#[test]")
-                    || line.starts_with("#[tokio::test")
-                    || folder == "tests/e2e";
+                is_test |= all || line.starts_with("#[test]") || line.starts_with("#[tokio::test");
                 if let Some((_, rest)) = line.split_once("fn ")
                     && !line.starts_with("//")
                 {
