@@ -99,6 +99,13 @@ pub struct TwoFactorRealmSpec {
     #[schemars(with = "i32", range(min = *rules::EXPIRATION_MINUTES.start(), max = *rules::EXPIRATION_MINUTES.end()))]
     pub otp_expiration_minutes: Option<i32>,
 
+    /// Number of seconds, 30 to 86400, for which sidecars go on while no operator works. After that
+    /// they answer 503, because they would not learn that a user was disabled or a namespace is no
+    /// longer allowed. Without it, they go on for any time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "i32", range(min = *rules::STALENESS_SECONDS.start(), max = *rules::STALENESS_SECONDS.end()))]
+    pub max_staleness_seconds: Option<i32>,
+
     /// The namespaces whose services may verify the users of this one. The namespace itself is
     /// always allowed. Everyone who may read Secrets, create pods or run commands in pods there can
     /// verify these users too.

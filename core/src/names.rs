@@ -205,8 +205,14 @@ impl RealmNames {
     pub fn keys_to_read(&self) -> Vec<String> {
         // Neither the prefix nor a realm's id has characters that are special in a pattern, and
         // braces are not special.
-        let fill_id = self.node_fill_id(&"?".repeat(NODE_TAG));
-        vec![self.realm_record(), self.realm_meta(), fill_id, self.pattern_of_every("rec")]
+        let any_node = "?".repeat(NODE_TAG);
+        vec![
+            self.realm_record(),
+            self.realm_meta(),
+            self.node_fill_id(&any_node),
+            self.heartbeat(&any_node),
+            self.pattern_of_every("rec"),
+        ]
     }
 
     /// Returns the glob patterns of the keys that sidecars write.
@@ -259,6 +265,14 @@ impl RealmNames {
     #[must_use]
     pub fn node_fill_id(&self, tag: &str) -> String {
         format!("{}:{{{tag}}}:node", self.prefix)
+    }
+
+    /// The key that the operator writes while it works, on the node that has the slot of `tag`,
+    /// which has five characters. All realms of the installation share it.
+    #[must_use]
+    pub fn heartbeat(&self, tag: &str) -> String {
+        let installation = self.prefix.strip_suffix(self.realm.as_str()).unwrap_or_default();
+        format!("{installation}{{{tag}}}:heartbeat")
     }
 
     /// The number of the publisher's last write on one node: the node that has the slot of `tag`,
@@ -346,6 +360,8 @@ mod tests {
     fn the_realm_of_a_key_is_found_again() {
         let installation = "cluster".parse().unwrap();
         let user = names().user(&Pseudonym::from_bytes([7; 16]));
+        // It belongs to no realm.
+        assert_eq!(RealmNames::realm_of(&installation, &names().heartbeat("alive")), None);
         for key in [names().realm_meta(), names().realm_users(), user.state] {
             assert_eq!(RealmNames::realm_of(&installation, &key), Some("a-realm".parse().unwrap()));
             assert_eq!(RealmNames::realm_of(&"cluste".parse().unwrap(), &key), None);
@@ -380,6 +396,7 @@ mod tests {
                 names().realm_record(),
                 names().realm_meta(),
                 names().node_fill_id("?????"),
+                "2fa1:cluster:{?????}:heartbeat".to_owned(),
                 pattern(&user.record)
             ]
         );

@@ -96,6 +96,10 @@ pub struct RealmRecord {
     /// Limits on how often codes are issued and sent.
     #[serde(default)]
     pub limits: Limits,
+    /// Maximum time in seconds without an operator, after which sidecars answer 503; absent if they
+    /// go on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_staleness: Option<u32>,
     /// What is recorded of each request, and for how long it is kept.
     #[serde(default)]
     pub audit: AuditPolicy,
@@ -119,6 +123,7 @@ impl Default for RealmRecord {
             retired_keys: Vec::new(),
             uniform_answers: false,
             limits: Limits::default(),
+            max_staleness: None,
             audit: AuditPolicy::default(),
             redis_wait: 0,
         }

@@ -63,6 +63,7 @@ pub fn realm(lookup: impl Fn(&str) -> Option<String>) -> Result<RealmRecord, Set
         audit: limits::audit(variable)?,
         tokens: tokens::tokens(variable)?,
         retired_keys: Vec::new(),
+        max_staleness: None,
         uniform_answers: flag("UNIFORM_ANSWERS", variable)?,
         redis_wait: redis_wait(variable("REDIS_WAIT"))?,
     })

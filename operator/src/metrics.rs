@@ -48,6 +48,7 @@ pub struct Metrics {
     users: IntGaugeVec,
     users_not_ready: Reasons,
     realms: IntGaugeVec,
+    replacing_keys: IntGauge,
     realms_not_ready: Reasons,
     realm_states: IntGaugeVec,
     passes: IntGaugeVec,
@@ -155,6 +156,10 @@ impl Metrics {
                 "twofactor_realms",
                 &["ready"],
                 "TwoFactorRealm objects, by whether they are ready.",
+            )?,
+            replacing_keys: r.gauge(
+                "twofactor_realms_replacing_keys",
+                "Realms whose keys are being replaced. It takes some minutes; longer if a pod has a sidecar of another version.",
             )?,
             realms_not_ready: Reasons::new(r.gauges(
                 "twofactor_realms_not_ready",
@@ -302,6 +307,11 @@ impl Metrics {
     /// Shows whether the leader cannot begin to work, because it lacks what it needs.
     pub fn show_need(&self, need: &'static str, lacking: bool) {
         self.needs.with_label_values(&[need]).set(lacking.into());
+    }
+
+    /// Shows the number of realms whose keys are being replaced.
+    pub fn show_replacing_keys(&self, realms: usize) {
+        self.replacing_keys.set(i64::try_from(realms).unwrap_or(i64::MAX));
     }
 
     /// Shows the number of users, of which those that are not ready by reason.

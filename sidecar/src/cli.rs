@@ -146,7 +146,7 @@ struct ServeArguments {
     #[command(flatten)]
     common: CommonArguments,
 
-    /// Folder with the realm's credentials, mounted from a Secret: redis-url, realm-key,
+    /// Folder with the realm's credentials, mounted from a Secret: redis-url, realm-keys,
     /// installation, realm, caller. A change needs no restart
     #[arg(
         long,

@@ -16,10 +16,11 @@ pub use crate::url::{has_login, with_login};
 /// Commands that the store sends, and those that its deciding scripts call. Logging in requires no
 /// permission. There is no `EVAL`, `SCRIPT` or `FUNCTION`, because a service with a script of its
 /// own could stop Redis for every realm.
-const COMMANDS: [&str; 20] = [
+const COMMANDS: [&str; 21] = [
     "+get",
     "+getrange",
     "+exists",
+    "+pttl",
     "+hgetall",
     "+info",
     "+wait",
@@ -240,7 +241,7 @@ mod tests {
         let said = rules(&user, Separation::ReadAndWrite, false, false);
         assert_eq!(said[..6], ["reset", "on", "resetkeys", "resetchannels", "-@all", "#ab"]);
         assert!(said.iter().all(|rule| !rule.contains('*') && rule != "+select"), "{said:?}");
-        assert_eq!(said.iter().filter(|rule| rule.starts_with("%R~")).count(), 4);
+        assert_eq!(said.iter().filter(|rule| rule.starts_with("%R~")).count(), 5);
         assert!(
             rules(&user, Separation::ReadAndWrite, true, false).contains(&"+select".to_owned())
         );

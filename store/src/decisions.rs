@@ -109,6 +109,21 @@ impl Decisions {
         .await
     }
 
+    /// Reads how long ago an operator has last shown that it works. Returns nothing if that is not
+    /// known. The store in memory has its publisher in the same process.
+    ///
+    /// # Errors
+    /// If Redis does not answer.
+    pub async fn heartbeat_age(&self) -> Result<Option<Duration>, StoreError> {
+        self.observed("heartbeat", async {
+            match &self.store {
+                Store::Memory(_) => Ok(Some(Duration::ZERO)),
+                Store::Redis(store) => store.heartbeat_age().await,
+            }
+        })
+        .await
+    }
+
     /// Reads the realm's record, unless it begins with `beginning`, the first
     /// [`twofactor_core::seal::BEGINNING_BYTES`] of the record that was read last.
     ///

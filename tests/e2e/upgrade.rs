@@ -13,8 +13,9 @@ use crate::scene::Scene;
 use crate::{START, finally};
 
 /// Objects that stay after an uninstallation, as the notes say.
-const KEPT: [(&str, &str); 4] = [
+const KEPT: [(&str, &str); 5] = [
     ("secret", "twofactor-master-key"),
+    ("secret", "twofactor-keys"),
     ("secret", "twofactor-webhook-ca"),
     ("secret", "twofactor-redis"),
     ("persistentvolumeclaim", "data-twofactor-redis-0"),

@@ -15,6 +15,9 @@ use crate::labels;
 
 /// Allowed lifetimes of a delivered code, in minutes.
 pub(crate) const EXPIRATION_MINUTES: RangeInclusive<i32> = 1..=10;
+/// Maximum time without an operator, in seconds. It writes its heartbeat every five seconds, and
+/// sidecars read it every ten.
+pub(crate) const STALENESS_SECONDS: RangeInclusive<i32> = 30..=86_400;
 /// Maximum number of namespaces that can be named.
 pub(crate) const NAMES: usize = 256;
 /// Maximum number of requirements of a selector, of each kind.

@@ -20,7 +20,7 @@ use crate::realm::{
 use crate::rules::realm::{
     EMPTY_SELECTOR, EXPIRATION_MINUTES, LABEL_KEY_MESSAGE, LABEL_VALUE_CHARACTERS,
     LABEL_VALUE_MESSAGE, LANGUAGES, NAME_NOT_DEFAULT, NAMES, NAMESPACE_CHARACTERS,
-    NAMESPACE_MESSAGE, REQUIREMENTS, VALUES, VALUES_MESSAGE,
+    NAMESPACE_MESSAGE, REQUIREMENTS, STALENESS_SECONDS, VALUES, VALUES_MESSAGE,
 };
 use crate::rules::{NAME_MESSAGE, language_message};
 
@@ -31,6 +31,8 @@ pub struct RealmPolicy {
     pub issuer: Option<String>,
     /// Duration for which a delivered code is accepted. Defaults to the operator's.
     pub otp_lifetime: Option<OtpLifetime>,
+    /// Maximum time in seconds without an operator, if there is one.
+    pub max_staleness: Option<u32>,
     /// The names of allowed namespaces.
     pub names: BTreeSet<String>,
     /// Selects more allowed namespaces. It is never empty.
@@ -91,6 +93,16 @@ pub fn validate(realm: &TwoFactorRealm) -> Result<RealmPolicy, Vec<FieldError>> 
         }
         lifetime
     });
+    let max_staleness = spec.max_staleness_seconds.and_then(|seconds| {
+        if !STALENESS_SECONDS.contains(&seconds) {
+            let (first, last) = (STALENESS_SECONDS.start(), STALENESS_SECONDS.end());
+            findings.add(
+                "spec.maxStalenessSeconds",
+                format_args!("must be {first} to {last}, not {seconds}"),
+            );
+        }
+        u32::try_from(seconds).ok()
+    });
     let (names, selector) = match &spec.allowed_namespaces {
         Some(allowed) => check_allowed(allowed, &mut findings),
         None => (BTreeSet::new(), None),
@@ -113,6 +125,7 @@ pub fn validate(realm: &TwoFactorRealm) -> Result<RealmPolicy, Vec<FieldError>> 
         Ok(RealmPolicy {
             issuer: spec.issuer.clone(),
             otp_lifetime,
+            max_staleness,
             names,
             selector,
             delivery_secret,

@@ -37,16 +37,30 @@ pub enum KeyStateError {
 /// one than `known` already.
 pub async fn raise(context: &Context, namespace: &str, known: u32) -> Result<(), KeyStateError> {
     let realm = context.realms.registry.get_or_create(namespace).await?;
-    let mut state = context.realms.registry.keys.of(&realm.id);
-    if state.newest() > known {
-        return Ok(());
-    }
-    state.raise(context.runtime.clock.now().millis());
-    set(context, &realm, state).await
+    let now = context.runtime.clock.now().millis();
+    update(context, &realm, |state| {
+        if state.newest() <= known {
+            state.raise(now);
+        }
+    })
+    .await
 }
 
-/// Stores the state of a realm's keys, and uses it from now on.
-pub async fn set(context: &Context, realm: &Realm, state: KeyState) -> Result<(), KeyStateError> {
+/// Changes the state of a realm's keys: stores it, and uses it from now on.
+pub async fn update(
+    context: &Context,
+    realm: &Realm,
+    change: impl FnOnce(&mut KeyState),
+) -> Result<(), KeyStateError> {
+    let keys = &context.realms.registry.keys;
+    // A withdrawal and the task that replaces keys change the same state.
+    let _alone = keys.updates.lock().await;
+    let mut state = keys.of(&realm.id);
+    let before = state.clone();
+    change(&mut state);
+    if state == before {
+        return Ok(());
+    }
     let text = serde_json::to_vec(&state).unwrap_or_default();
     store(context, realm.id.as_str(), text).await?;
     tracing::info!(
@@ -55,8 +69,8 @@ pub async fn set(context: &Context, realm: &Realm, state: KeyState) -> Result<()
         phase = ?state.phase,
         "keys of a realm changed"
     );
-    context.realms.registry.keys.set(&realm.id, state);
-    realm.publisher.use_keys(context.realms.registry.keys.realm_keys(&realm.id));
+    keys.set(&realm.id, state);
+    realm.publisher.use_keys(keys.realm_keys(&realm.id));
     context.services.credentials_queue.realm_changed(realm.namespace.clone());
     Ok(())
 }

@@ -47,7 +47,13 @@ pub async fn run(context: Arc<Context>, overlap: Duration, stop: CancellationTok
         loop {
             ticks.tick().await;
             let requests = requests(&context);
-            for realm in context.realms.registry.all() {
+            let realms = context.realms.registry.all();
+            let is_replacing = |realm: &&Arc<Realm>| {
+                context.realms.registry.keys.of(&realm.id).phase != Phase::Steady
+            };
+            let replacing = realms.iter().filter(is_replacing).count();
+            context.runtime.metrics.show_replacing_keys(replacing);
+            for realm in realms {
                 let request = requests.get(&realm.namespace);
                 match step(&context, &realm, request, overlap).await {
                     Ok(()) => {
@@ -86,17 +92,18 @@ async fn step(
     overlap: Duration,
 ) -> Result<(), KeysError> {
     let keys = &context.realms.registry.keys;
-    let mut state = keys.of(&realm.id);
+    let state = keys.of(&realm.id);
     let now = context.runtime.clock.now().millis();
     if request.is_some() && state.request.as_ref() != request {
-        state.request = request.cloned();
-        state.raise(now);
-        return Ok(key_states::set(context, realm, state).await?);
+        let requested = key_states::update(context, realm, |state| {
+            state.request = request.cloned();
+            state.raise(now);
+        });
+        return Ok(requested.await?);
     }
     match state.phase {
         Phase::Steady if keys.is_of_previous_master(&state) => {
-            state.raise(now);
-            key_states::set(context, realm, state).await?;
+            key_states::update(context, realm, |state| state.raise(now)).await?;
         }
         Phase::Steady => {}
         Phase::Announced => {
@@ -105,14 +112,16 @@ async fn step(
                 return Ok(());
             }
             if !credentials::are_written(context, &realm.namespace).await? {
-                state.since = now;
-                return Ok(key_states::set(context, realm, state).await?);
+                let again = key_states::update(context, realm, |state| state.since = now);
+                return Ok(again.await?);
             }
-            if keys.is_of_previous_master(&state) && state.names.is_none() {
-                state.names = Some(keys.name_keys(&realm.id, &state).to_text());
-            }
-            state.reseal(now, keys.fingerprint());
-            key_states::set(context, realm, state).await?;
+            let resealing = key_states::update(context, realm, |state| {
+                if keys.is_of_previous_master(state) && state.names.is_none() {
+                    state.names = Some(keys.name_keys(&realm.id, state).to_text());
+                }
+                state.reseal(now, keys.fingerprint());
+            });
+            resealing.await?;
             // The key of tokens is another one too.
             read_secrets(&context.runtime, &context.realms, &realm.namespace).await?;
             context.realms.policy_changed(&realm.namespace);
@@ -122,8 +131,7 @@ async fn step(
                 return Ok(());
             }
             if reseal(context, realm).await? == 0 {
-                state.complete(now);
-                key_states::set(context, realm, state).await?;
+                key_states::update(context, realm, |state| state.complete(now)).await?;
             }
         }
     }

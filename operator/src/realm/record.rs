@@ -135,6 +135,7 @@ fn build(
         audit: policy.audit.over(defaults.audit),
         tokens: defaults.tokens.clone(),
         retired_keys: Vec::new(),
+        max_staleness: policy.max_staleness,
         uniform_answers: policy.uniform_answers.unwrap_or(defaults.uniform_answers),
         redis_wait: defaults.redis_wait,
     }

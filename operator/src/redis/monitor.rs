@@ -25,6 +25,8 @@ use crate::state::{Context, random};
 
 /// Interval between passes.
 const PERIOD: Duration = Duration::from_secs(1);
+/// Interval between the heartbeats that sidecars see.
+const HEARTBEAT: Duration = Duration::from_secs(5);
 /// Maximum number of realms that are filled at the same time.
 const CONCURRENT_REFILLS: usize = 8;
 /// Maximum number of these whose last refill failed, so that they do not delay a new realm.
@@ -40,6 +42,7 @@ pub async fn run(context: Arc<Context>, stop: CancellationToken) {
         retries: Arc::new(Semaphore::new(CONCURRENT_RETRIES)),
         schedule: Schedule::default(),
         up: None,
+        heartbeat_at: None,
         identity: String::new(),
         context,
     };
@@ -65,6 +68,8 @@ struct RedisMonitor {
     slots: Arc<Semaphore>,
     retries: Arc<Semaphore>,
     schedule: Schedule,
+    /// When sidecars were last shown that an operator works.
+    heartbeat_at: Option<Instant>,
     /// Whether Redis answered last time. Only a change is logged.
     up: Option<bool>,
     /// The identity of the nodes that answered last.
@@ -110,6 +115,13 @@ impl RedisMonitor {
             let nodes = registry.store().nodes().await?;
             // The logins of services are set while the realms are checked.
             let replaced = self.show_nodes(&nodes);
+            if self.heartbeat_at.is_none_or(|at| at.elapsed() >= HEARTBEAT) {
+                self.heartbeat_at = Some(Instant::now());
+                // A Redis without memory refuses it, and can still be checked.
+                if let Err(error) = registry.store().write_heartbeat(&nodes).await {
+                    tracing::debug!(%error, "failed to write the heartbeat");
+                }
+            }
             let stores: Vec<RedisStore> = realms.iter().map(|realm| realm.store.clone()).collect();
             let inspections = registry.store().check_realms(&nodes, &stores, &mut random()).await?;
             Ok::<_, StoreError>((replaced, inspections))
@@ -121,6 +133,9 @@ impl RedisMonitor {
                     realm.set_readiness(Readiness::Unavailable);
                 }
                 self.log_availability(false, Some(&error));
+                if error.is_busy() {
+                    end_scripts(registry.store()).await;
+                }
                 return false;
             }
         };
@@ -274,6 +289,15 @@ impl RedisMonitor {
         ]);
         let removals = realms.iter().map(|realm| realm.removals()).sum::<usize>();
         metrics.removals_pending.set(number(removals));
+    }
+}
+
+/// Ends a script that stops Redis for every realm.
+async fn end_scripts(store: &RedisStore) {
+    match store.kill_scripts().await {
+        Ok(0) => tracing::error!("failed to end a script that stops Redis, because it has written"),
+        Ok(_) => tracing::warn!("a script that stopped Redis was ended"),
+        Err(error) => tracing::debug!(%error, "failed to end a script that stops Redis"),
     }
 }
 

@@ -106,6 +106,8 @@ pub struct KeyRing {
     previous: Option<MasterKey>,
     fingerprint: String,
     state: Mutex<State>,
+    /// Held while a state is changed and stored.
+    pub updates: tokio::sync::Mutex<()>,
 }
 
 #[derive(Debug)]
@@ -136,7 +138,7 @@ impl KeyRing {
             return Err(missing.clone());
         }
         let state = Mutex::new(State { first_master, realms });
-        Ok(Self { current, previous, fingerprint, state })
+        Ok(Self { current, previous, fingerprint, state, updates: tokio::sync::Mutex::default() })
     }
 
     /// The fingerprint of the current master key.

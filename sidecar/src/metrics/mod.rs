@@ -6,7 +6,7 @@ pub mod store;
 use std::time::Duration;
 
 use http::StatusCode;
-use prometheus::{HistogramVec, IntCounterVec, IntGaugeVec, Registry};
+use prometheus::{GaugeVec, HistogramVec, IntCounterVec, IntGaugeVec, Registry};
 use twofactor_server::metrics::Registrar;
 use twofactor_store::redis::Strength;
 
@@ -25,6 +25,7 @@ pub struct Metrics {
     store_failures: IntCounterVec,
     store_answers: IntGaugeVec,
     namespace_allowed: IntGaugeVec,
+    heartbeat_age: GaugeVec,
     credentials: IntGaugeVec,
     credential_changes: IntCounterVec,
     codes_exposed: IntGaugeVec,
@@ -90,6 +91,11 @@ impl Metrics {
                 "twofactor_namespace_allowed",
                 &[],
                 "1 if the realm allows this sidecar's namespace, otherwise 0.",
+            )?,
+            heartbeat_age: r.fractions(
+                "twofactor_operator_heartbeat_age_seconds",
+                &[],
+                "Time since an operator has last shown in Redis that it works, which it does every five seconds; absent if it is not known.",
             )?,
             credentials: r.gauges(
                 "twofactor_credentials_current",
@@ -171,6 +177,13 @@ impl Metrics {
             self.redis_weakness
                 .with_label_values(&[setting])
                 .set((strength == Strength::Weak).into());
+        }
+    }
+
+    /// Sets the time since an operator has last shown that it works, if that is known.
+    pub fn heartbeat_age(&self, age: Option<Duration>) {
+        if let Some(age) = age {
+            self.heartbeat_age.with_label_values::<&str>(&[]).set(age.as_secs_f64());
         }
     }
 

@@ -37,6 +37,8 @@ const IDLE_AFTER: Duration = Duration::from_secs(10);
 /// Interval between two reads of an idle realm, for the metrics and the log. The next request reads
 /// the realm itself.
 const IDLE_REFRESH: Duration = Duration::from_secs(15);
+/// Minimum interval between two reads of the heartbeat by requests that find it too old.
+const HEARTBEAT_RETRY: Duration = Duration::from_secs(1);
 
 /// A user with their current record.
 #[derive(Clone, Debug)]
@@ -90,6 +92,10 @@ struct Uses {
     read_at: Option<Instant>,
     /// When a request last needed it.
     needed_at: Option<Instant>,
+    /// When the store was last asked for the heartbeat of the operator.
+    heartbeat_read_at: Option<Instant>,
+    /// The age that the heartbeat last had, and when.
+    heartbeat: Option<(Duration, Instant)>,
 }
 
 #[derive(Clone)]
@@ -347,6 +353,43 @@ impl Records {
                 self.known_realm().ok_or(Refusal::Unavailable)
             }
         }
+    }
+
+    /// Returns the time since an operator has last shown that it works, if that is known.
+    pub fn heartbeat_age(&self) -> Option<Duration> {
+        let heartbeat = self.with_uses(|uses| uses.heartbeat);
+        heartbeat.map(|(age, read_at)| age + read_at.elapsed())
+    }
+
+    /// Whether no operator has worked for longer than the realm allows.
+    pub async fn is_stale(&self, realm: &RealmRecord) -> bool {
+        let Some(maximum) = realm.max_staleness else { return false };
+        let maximum = Duration::from_secs(maximum.into());
+        let is_stale = || self.heartbeat_age().is_none_or(|age| age > maximum);
+        if is_stale() {
+            self.refresh_heartbeat(HEARTBEAT_RETRY).await;
+        }
+        is_stale()
+    }
+
+    /// Reads the heartbeat of the operator again if it was not read within `interval`.
+    pub async fn refresh_heartbeat(&self, interval: Duration) {
+        let now = Instant::now();
+        let is_due = self.with_uses(|uses| {
+            let is_due = uses.heartbeat_read_at.is_none_or(|at| now - at >= interval);
+            if is_due {
+                uses.heartbeat_read_at = Some(now);
+            }
+            is_due
+        });
+        if !is_due {
+            return;
+        }
+        // An operator of version 0.1 neither has a heartbeat nor lets sidecars read one.
+        if let Ok(Some(age)) = self.store.heartbeat_age().await {
+            self.with_uses(|uses| uses.heartbeat = Some((age, now)));
+        }
+        self.metrics.heartbeat_age(self.heartbeat_age());
     }
 
     /// Returns the realm as last read, however long ago.

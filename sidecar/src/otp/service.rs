@@ -58,11 +58,19 @@ impl Service {
         realm.callers.as_ref().is_none_or(|callers| callers.contains(self.caller.as_str()))
     }
 
-    /// Returns the realm if it allows this sidecar's namespace. Requests ask for it before anything
-    /// is looked up or decided.
+    /// Returns the realm if it allows this sidecar's namespace, and an operator has worked within
+    /// the time that the realm demands. Requests ask for it before anything is looked up or
+    /// decided.
     pub async fn realm(&self) -> Result<Arc<Realm>, Refusal> {
         let realm = self.records.realm().await?;
-        if self.is_allowed(&realm.record) { Ok(realm) } else { Err(Refusal::NamespaceNotAllowed) }
+        if !self.is_allowed(&realm.record) {
+            return Err(Refusal::NamespaceNotAllowed);
+        }
+        // A withdrawn namespace or a disabled user would not be known.
+        if self.records.is_stale(&realm.record).await {
+            return Err(Refusal::Unavailable);
+        }
+        Ok(realm)
     }
 
     /// Whether the user has a seed, and a way to get codes.

@@ -19,6 +19,9 @@ use crate::otp::service::{CurrentService, Service};
 /// realm themselves.
 const REFRESH: Duration = Duration::from_secs(1);
 
+/// Interval between two reads of the operator's heartbeat.
+const HEARTBEAT: Duration = Duration::from_secs(10);
+
 /// The checks of the store and the realm in `/readyz?verbose`. They do not affect readiness,
 /// because an outage of Redis would otherwise take every pod out of its Service.
 #[derive(Clone, Debug)]
@@ -43,7 +46,7 @@ type StoreState = Option<StoreFailure>;
 pub(crate) async fn refresh(current: CurrentService, checks: Checks, stop: CancellationToken) {
     let mut ticks = tokio::time::interval(REFRESH);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let (mut last, mut was_allowed) = (None, true);
+    let (mut last, mut was_allowed, mut was_stale) = (None, true, false);
     let work = async {
         loop {
             ticks.tick().await;
@@ -52,8 +55,10 @@ pub(crate) async fn refresh(current: CurrentService, checks: Checks, stop: Cance
                 continue;
             }
             let result = service.records.refresh_realm().await;
+            service.records.refresh_heartbeat(HEARTBEAT).await;
             last = Some(report_store(&service, &checks, result.as_ref(), last));
             was_allowed = report_access(&service, &checks, was_allowed);
+            was_stale = report_staleness(&service, was_stale).await;
             // The key is recorded with each read, so that after a replacement it is still published
             // for the services that check its last tokens.
             if let Some(realm) = service.records.known_realm() {
@@ -102,6 +107,22 @@ fn report_store(
     service.metrics.store_answers(state.is_none());
     checks.redis.set(state.is_none());
     state
+}
+
+/// Reports whether an operator has worked within the time that the realm demands.
+async fn report_staleness(service: &Service, was_stale: bool) -> bool {
+    let Some(realm) = service.records.known_realm() else { return was_stale };
+    let is_stale = service.records.is_stale(&realm.record).await;
+    if is_stale && !was_stale {
+        tracing::warn!(
+            age = ?service.records.heartbeat_age(),
+            "no operator has worked for longer than the realm allows; requests are answered with 503"
+        );
+    }
+    if was_stale && !is_stale {
+        tracing::info!("an operator works again");
+    }
+    is_stale
 }
 
 /// Reports whether the realm allows this namespace, if the realm is known.

@@ -10,10 +10,12 @@ use std::sync::atomic::{AtomicI64, AtomicU8, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+mod busy;
 mod checks;
 mod decide;
 #[cfg(test)]
 mod fuzz;
+mod heartbeat;
 mod history;
 mod load_scripts;
 mod node_status;

@@ -13,6 +13,11 @@ use twofactor_core::totp::LONGEST_PERIOD;
 
 pub use crate::connection::ScriptCommand;
 
+/// Maximum length of all texts in a call, in bytes: enough for the checked nodes of a cluster of
+/// 300 masters. A service can call the scripts with any text, and Redis serves no other client
+/// meanwhile.
+const LONGEST_TEXTS: usize = 32 * 1024;
+
 const PRELUDE: &str = include_str!("../scripts/lib/prelude.lua");
 const PRECONDITIONS: &str = include_str!("../scripts/lib/preconditions.lua");
 const HISTORY: &str = include_str!("../scripts/lib/history.lua");
@@ -178,6 +183,17 @@ pub trait ScriptCall: Sized {
                 Kind::Number => format!("local {name} = ARGV[{index}] + 0\n"),
                 Kind::Flag => format!("local {name} = ARGV[{index}] == '1'\n"),
             });
+        }
+        let texts = Self::ARGUMENTS.iter().filter(|(name, kind)| {
+            // The publisher's record, which may be long.
+            matches!(kind, Kind::Text) && *name != "sealed"
+        });
+        let lengths: Vec<String> = texts.map(|(name, _)| format!("#{name}")).collect();
+        if !lengths.is_empty() {
+            let lengths = lengths.join(" + ");
+            lines.push(format!(
+                "if {lengths} > {LONGEST_TEXTS} then return redis.error_reply('ERR too long') end\n"
+            ));
         }
         for (name, value) in Self::CONSTANTS {
             lines.push(format!("local {name} = {value}\n"));
@@ -427,6 +443,14 @@ mod tests {
             ["5", "", "7", "sealed", "1", "0", "0", "now"]
                 .map(|argument| argument.as_bytes().to_vec())
         );
+    }
+
+    #[test]
+    fn a_script_refuses_long_texts_before_it_does_anything_with_them() {
+        let text = Verify::text();
+        let bound = text.find("#matches + #details > 32768 then return").unwrap();
+        assert!(bound < text.find("redis.call").unwrap());
+        assert!(!Publish::text().contains("#sealed"));
     }
 
     #[test]

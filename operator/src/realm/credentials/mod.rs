@@ -386,16 +386,21 @@ fn wanted(
     found: Option<&Secret>,
 ) -> Option<Secret> {
     let registry = &context.realms.registry;
-    let login = registry.keys.logins(&realm.id, uid).into_iter().next()?;
+    let logins = registry.keys.logins(&realm.id, uid);
+    let login = logins.first()?;
     let isolation = *context.services.isolation.borrow();
     let kept = found.and_then(url_in).filter(|url| match isolation {
-        // The isolation is not known yet, but was known when the Secret was written.
-        Isolation::Unknown => true,
+        // The isolation is not known yet, but was known when the Secret was written; or no other
+        // login can be created.
+        Isolation::Unknown | Isolation::Frozen => true,
         // Another process of the operator has set this login: see `Isolation::after`.
-        Isolation::SharedLogin => url.expose_secret().contains(&HEXLOWER.encode(&login.tag)),
+        Isolation::SharedLogin => {
+            let url = url.expose_secret();
+            logins.iter().any(|login| url.contains(&HEXLOWER.encode(&login.tag)))
+        }
         _ => false,
     });
-    let url = kept.or_else(|| redis_url(context, realm, &login))?;
+    let url = kept.or_else(|| redis_url(context, realm, login))?;
     let authority = context.services.redis_authority.as_deref();
     Some(secret(realm, &registry.keys, &registry.installation, &url, authority, namespace))
 }
@@ -403,6 +408,9 @@ fn wanted(
 /// Whether every namespace that needs the credentials of a realm has the current ones.
 pub async fn are_written(context: &Context, realm: &str) -> Result<bool, ApiError> {
     let Some(known) = context.realms.registry.get(realm) else { return Ok(false) };
+    if *context.services.isolation.borrow() == Isolation::Unknown {
+        return Ok(false);
+    }
     for namespace in callers(context, realm) {
         let Some((uid, ending)) = context.realms.policies.namespace(&namespace) else { continue };
         let secrets = Api::<Secret>::namespaced(context.runtime.client.clone(), &namespace);

@@ -4,6 +4,7 @@ mod admission;
 mod certificates;
 mod crashes;
 mod failures;
+mod heartbeat;
 mod imports;
 mod keys;
 mod lease;

@@ -3,6 +3,7 @@
 mod acl;
 mod cluster;
 mod conformance;
+mod heartbeat;
 mod hostile;
 mod kept_writes;
 mod loaded_scripts;

@@ -259,7 +259,7 @@ impl Cluster {
         let path = folder.path().to_str().unwrap().to_owned();
         let process =
             SidecarProcess::builder().args(["serve", "--credentials", &path]).start().await;
-        Sidecar { api: process.api(), _process: process, folder }
+        Sidecar { api: process.api(), process, folder }
     }
 
     /// Writes the credentials of this realm in a namespace to a folder, as the kubelet does.
@@ -316,8 +316,12 @@ impl Cluster {
 
     /// A value of the credentials of this realm in a namespace.
     pub(crate) fn credentials_in(&self, namespace: &str, key: &str) -> Option<String> {
-        let name = format!("twofactor-{}", self.namespace);
-        let secret = self.get_in(namespace, "secret", &name)?;
+        self.credentials_of(&self.namespace, namespace, key)
+    }
+
+    /// A value of the credentials of any realm in a namespace.
+    pub(crate) fn credentials_of(&self, realm: &str, namespace: &str, key: &str) -> Option<String> {
+        let secret = self.get_in(namespace, "secret", &format!("twofactor-{realm}"))?;
         let bytes = BASE64.decode(secret["data"][key].as_str()?.as_bytes()).unwrap();
         Some(String::from_utf8(bytes).unwrap())
     }
@@ -352,11 +356,21 @@ fn prepare(server: &ApiServer) {
 /// A running sidecar.
 pub(crate) struct Sidecar {
     pub(crate) api: ApiClient,
-    _process: SidecarProcess,
+    process: SidecarProcess,
     folder: TempDir,
 }
 
 impl Sidecar {
+    /// Its health and metrics.
+    pub(crate) fn admin(&self) -> ApiClient {
+        self.process.admin()
+    }
+
+    /// What it has logged.
+    pub(crate) fn log(&self) -> String {
+        self.process.process().output()
+    }
+
     /// The folder with its credentials.
     pub(crate) fn folder(&self) -> &Path {
         self.folder.path()
