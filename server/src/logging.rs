@@ -36,12 +36,7 @@ pub fn start(format: Format, filter: &str) -> Result<(), ParseError> {
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match format {
         Format::Json => {
-            builder
-                .json()
-                .flatten_event(true)
-                .with_current_span(false)
-                .with_span_list(false)
-                .init();
+            builder.json().flatten_event(true).with_current_span(true).with_span_list(false).init();
         }
         Format::Text => builder.with_ansi(std::io::stderr().is_terminal()).init(),
     }

@@ -10,6 +10,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
+use tracing::Instrument;
 
 /// Maximum number of deliveries that are under way after their answers.
 const MOST_DELIVERIES: usize = 256;
@@ -61,7 +62,8 @@ impl Default for BackgroundWork {
 impl BackgroundWork {
     /// Starts work that goes on even if the client hangs up.
     pub fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
-        self.tasks.spawn(work);
+        // Its log lines belong to the request that causes it.
+        self.tasks.spawn(work.in_current_span());
     }
 
     /// Runs work that goes on even if the client hangs up, so that a decision that was made is in

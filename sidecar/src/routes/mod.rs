@@ -9,6 +9,7 @@ mod jwks;
 mod openapi;
 mod origin;
 mod reply;
+mod trace;
 mod verify;
 
 use std::sync::Arc;
@@ -16,6 +17,7 @@ use std::sync::Arc;
 use bytes::Buf;
 use futures_util::Stream;
 use http::{HeaderMap, Method, Version};
+use tracing::Instrument;
 use warp::Filter;
 use warp::filters::BoxedFilter;
 use warp::filters::path::FullPath;
@@ -71,15 +73,16 @@ async fn route(
         return refusal.into_response();
     }
     let service = current.load();
+    let span = trace::span(&headers);
     let path = path.as_str().strip_prefix('/').unwrap_or_default();
     match path.strip_suffix('/').filter(|path| !path.is_empty()).unwrap_or(path) {
         "auth/verify" => {
             let request = Request::read(method, query, headers, body, *trusted_proxies).await;
-            verify::verify_route(service, request).await
+            verify::verify_route(service, request).instrument(span).await
         }
         "auth/generate" => {
             let request = Request::read(method, query, headers, body, *trusted_proxies).await;
-            generate::generate_route(service, request).await
+            generate::generate_route(service, request).instrument(span).await
         }
         "" => health::health_route(service, method).await,
         ".well-known/jwks.json" => jwks::jwks_route(service, method).await,

@@ -89,3 +89,34 @@ async fn text_lines_quote_what_a_caller_chose() {
         assert!(line.contains(r#"user_agent="kms/1.0 (\"quoted\"; back\\slash)""#), "{line}");
     }
 }
+
+#[tokio::test]
+async fn the_lines_of_a_request_have_the_trace_or_the_request_id_of_its_caller() {
+    let folder = scratch::folder("manifests");
+    fs::write(folder.path().join("users.yaml"), USERS).unwrap();
+    let sidecar = SidecarProcess::builder()
+        .args(["dev", folder.path().to_str().unwrap()])
+        .env("TWOFACTOR_LOG_FORMAT", "json")
+        .start()
+        .await;
+    let trace = "4bf92f3577b34da6a3ce929d0e0e4736";
+    let parent = format!("00-{trace}-00f067aa0ba902b7-01");
+    let body = json!({ "username": "alice", "otp_code": "000000" }).to_string();
+    let json = ("content-type", "application/json");
+    for more in [("traceparent", parent.as_str()), ("x-request-id", "req-7"), ("accept", "*/*")] {
+        sidecar.api().raw("POST", "/auth/verify", &[json, more], body.clone()).await;
+    }
+    let spans = eventually(Duration::from_secs(5), "three audit lines", async || {
+        let log = sidecar.process().stderr();
+        let lines = log.lines().filter(|line| line.contains("\"audit\""));
+        let spans: Vec<Value> = lines
+            .map(|line| serde_json::from_str::<Value>(line).expect("a JSON object")["span"].take())
+            .collect();
+        if spans.len() == 3 { Ok(spans) } else { Err(log) }
+    })
+    .await;
+    assert_eq!(spans[0]["trace_id"], trace);
+    assert_eq!(spans[1]["request_id"], "req-7");
+    let own = spans[2]["request_id"].as_str().unwrap();
+    assert!(own.len() == 16 && own.bytes().all(|byte| byte.is_ascii_hexdigit()), "{own}");
+}
