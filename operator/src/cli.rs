@@ -22,8 +22,8 @@ use twofactor_store::redis::RedisStore;
 use crate::k8s::client;
 use crate::k8s::watch_signs::WatchSigns;
 use crate::process::config::{AdmissionConfiguration, Configuration, excluded_namespaces};
-use crate::process::error::StartError;
 use crate::process::{admission, controller};
+use crate::self_test;
 use crate::state::credentials::SharedLogin;
 use crate::webhook::cli::WebhookArguments;
 
@@ -57,6 +57,11 @@ enum Command {
     Admission(Box<AdmissionArguments>),
     /// Ask the same program in the same pod whether it is alive or ready, for a probe
     Probe(ProbeArguments),
+    /// Check an installation from inside the cluster: every part, and a user and a pod of its own
+    SelfTest(SelfTestArguments),
+    /// Verify a user's code at the sidecar of the same pod, as the pod of the self-test
+    #[command(hide = true)]
+    SelfTestVerify(SelfTestVerifyArguments),
     /// Print the custom resource definitions. Apply them before the first start
     Crd,
     /// Print the names of the crash points of debug builds
@@ -112,6 +117,38 @@ struct ProbeArguments {
         default_value = "127.0.0.1:18005"
     )]
     admin_listen: SocketAddr,
+}
+
+#[derive(Args)]
+struct SelfTestArguments {
+    /// Host and port of the controller's metrics; the name has the address of each replica
+    #[arg(
+        long,
+        value_name = "HOST:PORT",
+        default_value = "twofactor-operator-controller-metrics:18005"
+    )]
+    controller: String,
+
+    /// Host and port of admission's metrics; the name has the address of each replica
+    #[arg(long, value_name = "HOST:PORT", default_value = "twofactor-operator-metrics:18005")]
+    admission: String,
+
+    /// Namespace in which a user and a pod are made, and deleted again [default: neither is made]
+    #[arg(long, value_name = "NAME")]
+    namespace: Option<String>,
+
+    /// Image of the pod: that of the operator
+    #[arg(long, value_name = "IMAGE", default_value = "fountainai/twofactor-operator")]
+    image: String,
+}
+
+#[derive(Args)]
+struct SelfTestVerifyArguments {
+    #[arg(env = "TWOFACTOR_USERNAME")]
+    username: String,
+
+    #[arg(env = "TWOFACTOR_SEED", hide_env_values = true)]
+    seed: String,
 }
 
 #[derive(Args)]
@@ -250,6 +287,12 @@ pub fn start() -> Result<(), Box<dyn Error>> {
         Command::Probe(ProbeArguments { check, admin_listen }) => {
             Ok(probe::ask(&probe::own_addresses(admin_listen), check.path())?)
         }
+        Command::SelfTest(arguments) => start_self_test(arguments),
+        Command::SelfTestVerify(SelfTestVerifyArguments { username, seed }) => {
+            let seed = SecretText::new(seed);
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            Ok(runtime.block_on(self_test::verify(&username, seed.expose_secret()))?)
+        }
         Command::Crd => print_crds(),
         Command::CrashPoints => {
             print_crash_points();
@@ -317,6 +360,15 @@ fn start_admission(arguments: AdmissionArguments) -> Result<(), Box<dyn Error>> 
     in_runtime(async |client, signs, stop| admission::run(configuration, client, signs, stop).await)
 }
 
+fn start_self_test(arguments: SelfTestArguments) -> Result<(), Box<dyn Error>> {
+    let SelfTestArguments { controller, admission, namespace, image } = arguments;
+    let settings = self_test::Settings { controller, admission, namespace, image };
+    in_runtime(async |client, _, stop| {
+        let tested = stop.run_until_cancelled(Box::pin(self_test::run(client, settings))).await;
+        tested.unwrap_or(Ok(()))
+    })
+}
+
 impl CommonArguments {
     fn start_logging(&self) -> Result<(), String> {
         logging::start(self.log_format, &self.log).map_err(|error| format!("--log: {error}"))
@@ -338,8 +390,8 @@ fn named(names: Vec<String>) -> Vec<String> {
 }
 
 /// Runs a program with a client of the API server until a signal stops it.
-fn in_runtime(
-    run: impl AsyncFnOnce(Client, WatchSigns, CancellationToken) -> Result<(), StartError>,
+fn in_runtime<E: Error + 'static>(
+    run: impl AsyncFnOnce(Client, WatchSigns, CancellationToken) -> Result<(), E>,
 ) -> Result<(), Box<dyn Error>> {
     // Fails only if a provider was installed before, but this program installs no other.
     let _ = rustls::crypto::ring::default_provider().install_default();

@@ -8,7 +8,8 @@
 //!
 //! 1. `main` is the entry point; [`testing`] exports what the tests need.
 //! 2. [`cli`] reads flags.
-//! 3. `process` starts, supervises and ends the tasks of one replica.
+//! 3. `process` starts, supervises and ends the tasks of one replica; `self_test` checks an
+//!    installation.
 //! 4. `redis` keeps Redis complete and clean.
 //! 5. `user` reconciles one `TwoFactorUser`.
 //! 6. `realm` reconciles one `TwoFactorRealm`; `watch` follows the API server; `webhook` admits
@@ -35,6 +36,7 @@ mod metrics;
 mod process;
 mod realm;
 mod redis;
+mod self_test;
 mod state;
 mod user;
 mod watch;

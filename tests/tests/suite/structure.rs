@@ -19,7 +19,7 @@ const STRUCTURES: [Structure; 2] = [
         layers: &[
             &["main", "testing"],
             &["cli"],
-            &["process"],
+            &["process", "self_test"],
             &["redis"],
             &["user"],
             &["realm", "watch", "webhook"],
