@@ -4,7 +4,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help run test tools check advisories bench images e2e cluster own-target
+.PHONY: help run test tools check advisories bench images e2e cluster release-dry-run own-target
 
 # Downloads and builds go to one cache outside of the checkout, so that a second clone builds fast.
 TOOLS_BIN := $(shell tests/tools/install --print-bin)
@@ -20,7 +20,7 @@ LISTEN ?= 127.0.0.1:8004
 ARGS ?=
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo '  LISTEN=ADDRESS:PORT   address of `make run` (default: $(LISTEN))'
 	@echo '  ARGS=...              more arguments for run (see: make run ARGS=--help), test, images,'
@@ -86,6 +86,9 @@ e2e: own-target ## run the end-to-end tests on a one-node cluster, or on the one
 
 cluster: own-target ## start a one-node cluster with the chart installed, and leave it up
 	tests/cluster/play
+
+release-dry-run: own-target ## do what a release does, as far as it needs no registry
+	images/release dry-run
 
 bench: own-target ## measure verify rate and latency, compared with Redis alone
 	tests/tools/install verifier
