@@ -104,6 +104,18 @@ fn comparable(line: &str) -> String {
 pub(crate) fn the_charts_own_test_passes(_: &Scene<'_>) {
     let said = release::test();
     assert!(said.success, "{said}");
+    let text = said.to_string();
+    for finding in [
+        "one of 2 replicas of the controller leads",
+        "Redis answers the leader",
+        "trusts 2 replicas of the webhook",
+        "a user becomes ready",
+        "the webhook gives a labelled pod its sidecar",
+        "the pod verifies a code",
+        "everything is removed again",
+    ] {
+        assert!(text.contains(finding), "{finding}: {text}");
+    }
 }
 
 pub(crate) fn a_pod_without_the_label_is_not_changed(scene: &Scene<'_>) {

@@ -17,6 +17,7 @@ pub mod mail;
 pub mod operator;
 pub mod ports;
 pub mod process;
+pub mod prometheus;
 pub mod provider;
 pub mod redis;
 pub mod scratch;

@@ -9,6 +9,11 @@ app.kubernetes.io/part-of: fountainai-2fa
 {{- end }}
 {{- end }}
 
+{{/* Namespace of the objects. Takes the root. */}}
+{{- define "twofactor.namespace" -}}
+{{ .Values.namespaceOverride | default .Release.Namespace }}
+{{- end }}
+
 {{/* Labels that select the pods of admission. They are those of the one Deployment of the chart's first version, whose
 name admission keeps too: selectors are immutable, and during an upgrade or a rollback the Service must find the pods of
 both versions, so that no labelled pod is refused. */}}
@@ -43,7 +48,7 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 metadata:
   name: {{ .name }}
   {{- if .namespaced }}
-  namespace: {{ .root.Release.Namespace }}
+  namespace: {{ include "twofactor.namespace" .root }}
   {{- end }}
   labels:
     {{- with .labels }}
@@ -88,6 +93,29 @@ metadata:
   value: {{ .Values.operator.log.filter | quote }}
 {{- end }}
 
+{{/* Environment variables: those of the chart, of which later ones with the same name replace earlier ones. Takes own (text)
+and more (a list). */}}
+{{- define "twofactor.environment" -}}
+{{- $names := list }}
+{{- range .more }}{{ $names = append $names .name }}{{ end }}
+{{- $all := list }}
+{{- range .own | fromYamlArray }}
+{{- if not (has .name $names) }}{{ $all = append $all . }}{{ end }}
+{{- end }}
+{{- toYaml (concat $all (.more | default list)) }}
+{{- end }}
+
+{{/* What a pod's spec may have in addition. Takes program (a section of the values). */}}
+{{- define "twofactor.podExtras" -}}
+{{- with .program.hostAliases }}
+hostAliases:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .program.runtimeClassName }}
+runtimeClassName: {{ . }}
+{{- end }}
+{{- end }}
+
 {{/* Where the pods run: priority, nodes, and their distribution. Takes selector, program and common (two sections of the
 values, of which the first wins). */}}
 {{- define "twofactor.scheduling" -}}
@@ -128,11 +156,10 @@ topologySpreadConstraints:
   {{- end }}
 {{- end }}
 
-{{/* Security context of the pods of controller and admission. */}}
+{{/* Security context of the pods of controller and admission. Takes the root. No user is set, so OpenShift can choose one. */}}
 {{- define "twofactor.podSecurity" -}}
-runAsNonRoot: true
-seccompProfile:
-  type: RuntimeDefault
+{{- $default := dict "runAsNonRoot" true "seccompProfile" (dict "type" "RuntimeDefault") }}
+{{- toYaml (merge (deepCopy .Values.operator.podSecurityContext) $default) }}
 {{- end }}
 
 {{/* Name of the Secret with the providers, or nothing. */}}
@@ -160,7 +187,43 @@ capabilities:
 {{- dict "items" $items | toJson | replace "\"twofactor-operator\"" (.Values.name | toJson) | replace "\"twofactor-operator-admission\"" $admission }}
 {{- end }}
 
-{{- /* Name of the Secret with the certificate authority of an existing Redis, or nothing. */}}
+{{/* Name of the Secret with the certificate of the chart's own Redis, or nothing. */}}
+{{- define "twofactor.redis.tls" -}}
+{{- if .Values.redis.tls.certManager.enabled }}{{ .Values.redis.name }}-tls{{ else }}{{ .Values.redis.tls.existingSecret }}{{ end }}
+{{- end }}
+
+{{/* Name of the Secret with the certificate authority of Redis, or nothing. */}}
 {{- define "twofactor.redis.ca" -}}
-{{- if not .Values.redis.enabled }}{{ .Values.redis.existing.caSecretRef.name }}{{ end }}
+{{- if .Values.redis.enabled }}{{ include "twofactor.redis.tls" . }}{{ else }}{{ .Values.redis.existing.caSecretRef.name }}{{ end }}
+{{- end }}
+
+{{- /* IP families of a Service. Takes the root. */}}
+{{- define "twofactor.ipFamilies" -}}
+{{- with .Values.service.ipFamilyPolicy }}
+ipFamilyPolicy: {{ . }}
+{{- end }}
+{{- with .Values.service.ipFamilies }}
+ipFamilies:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end }}
+
+{{- /* Settings of a scrape. Takes a monitor's section of the values. */}}
+{{- define "twofactor.scrape" -}}
+path: /metrics
+interval: {{ .interval }}
+{{- with .scrapeTimeout }}
+scrapeTimeout: {{ . }}
+{{- end }}
+{{- if .honorLabels }}
+honorLabels: true
+{{- end }}
+{{- with .relabelings }}
+relabelings:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .metricRelabelings }}
+metricRelabelings:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
 {{- end }}

@@ -4,6 +4,7 @@
 mod delivery;
 mod docs;
 mod harness;
+mod monitoring;
 mod neighbour;
 mod operator;
 mod packaging;

@@ -22,7 +22,8 @@ address or any other value that a caller chooses, and only `twofactor_users_repa
 objects. The namespace of a sidecar, which is the caller, is a label that Prometheus adds.
 
 The chart's `metrics.serviceMonitor.enabled` and `metrics.podMonitor.enabled` create monitors for
-the Prometheus operator.
+the Prometheus operator, `metrics.rules.enabled` [alerts](../operations/alerts.md), and
+`metrics.dashboards.enabled` [dashboards](../operations/dashboards.md).
 
 The outcomes of decisions are those of [Outcomes](outcomes.md), those of deliveries are in
 [Delivery](../guides/delivery.md#when-a-delivery-is-refused), the settings of Redis in

@@ -17,14 +17,14 @@ use crate::support::neighbour::{CLIENT, Neighbour, SIEGES, probe};
 const CONFIGURATION: &str = "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations";
 
 /// A replica of admission.
-struct Replica {
-    process: OperatorProcess,
+pub(crate) struct Replica {
+    pub(crate) process: OperatorProcess,
     address: SocketAddr,
 }
 
 impl Cluster {
     /// Creates the webhook configuration of the chart, with rules that match no object.
-    fn configure_webhook(&self) {
+    pub(crate) fn configure_webhook(&self) {
         let service =
             json!({ "name": "twofactor-operator", "namespace": self.home, "path": "/inject" });
         let rule = json!({ "apiGroups": ["nowhere.example"], "apiVersions": ["v1"],
@@ -43,7 +43,7 @@ impl Cluster {
         let _ = self.server.kubectl(&["create", "-f", path.to_str().unwrap()]);
     }
 
-    async fn admission(&self) -> Replica {
+    pub(crate) async fn admission(&self) -> Replica {
         let account = self.server.kubeconfig_for_service_account(&self.home, ADMISSION_ACCOUNT);
         let port = ports::free_port();
         let process = OperatorProcess::admission(&account, SocketAddr::from(([0; 4], port)))

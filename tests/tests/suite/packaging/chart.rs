@@ -4,12 +4,16 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use data_encoding::BASE64;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
 use serde_json::{Value, json};
 use tokio::sync::OnceCell;
 use twofactor_tests::apiserver::ApiServer;
+use twofactor_tests::certificates::Authority;
 use twofactor_tests::process::{Launch, Process};
 use twofactor_tests::wait::eventually;
 use twofactor_tests::{ports, scratch, tools};
@@ -174,6 +178,21 @@ async fn values_that_cannot_work_are_refused_by_name() {
         ("redis.maxclients=10", "'/redis/maxclients'"),
         ("redis.maxmemory=lots", "'/redis/maxmemory'"),
         ("redis.user=0", "'/redis/user'"),
+        ("redis.revisionHistoryLimit=-1", "'/redis/revisionHistoryLimit'"),
+        ("namespaceOverride=Upper", "'/namespaceOverride'"),
+        ("service.ipFamilyPolicy=DualStack", "'/service/ipFamilyPolicy'"),
+        ("service.ipFamilies={IPv5}", "'/service/ipFamilies/0'"),
+        ("operator.extraArgs=--a", "'/operator/extraArgs'"),
+        ("operator.env[0].value=x", "'/operator/env/0'"),
+        ("admission.extraVolumes[0].emptyDir=x", "'/admission/extraVolumes/0'"),
+        ("admission.hostAliases[0].ip=10.0.0.1", "'/admission/hostAliases/0'"),
+        ("networkPolicy.metricsFrom[0].pods=x", "'/networkPolicy/metricsFrom/0'"),
+        ("networkPolicy.sidecarNamespaces={Upper}", "'/networkPolicy/sidecarNamespaces/0'"),
+        ("metrics.rules.disabled={NoLeader}", "'/metrics/rules/disabled/0'"),
+        ("metrics.rules.runbookUrl=wiki", "'/metrics/rules/runbookUrl'"),
+        ("metrics.dashboards.namespace=Upper", "'/metrics/dashboards/namespace'"),
+        ("test.namespace=Upper", "'/test/namespace'"),
+        ("metrics.podMonitor.scrapeTimeout=5", "'/metrics/podMonitor/scrapeTimeout'"),
         ("smtp.server=mail", "'/smtp/fromEmail'"),
         ("smtp.fromEmail=otp@example.org", "'/smtp/fromEmail'"),
         ("smtp.port=0", "'/smtp/port'"),
@@ -235,7 +254,7 @@ async fn the_chart_renders_the_same_each_time_and_no_secret_of_the_operator() {
             BASE64.encode(b"MG0123456789abcdef0123456789abcdef")
         ),
         format!("WEBHOOK_SECRET: {}\n", BASE64.encode(b"whsec_AAAA whsec_BBBB")),
-        "- name: MESSAGE_SMS\n              value: \"Code {{code}}!\"\n".to_owned(),
+        "- name: MESSAGE_SMS\n              value: Code {{code}}!\n".to_owned(),
     ] {
         assert!(more.contains(&expected), "{expected}: {more}");
     }
@@ -258,7 +277,7 @@ async fn an_existing_redis_may_be_of_any_kind_and_have_a_certificate_authority()
     ] {
         let text = render(&format!("redis.enabled=false,redis.existing.url={url}")).await.unwrap();
         let url = url.replace('\\', "");
-        assert!(text.contains(&format!("value: \"{url}\"\n")), "{url}");
+        assert!(text.contains(&format!("value: {url}\n")), "{url}");
         assert!(!text.contains("REDIS_CA_FILE") && !text.contains("REDIS_WAIT"));
     }
     let values = "redis.enabled=false,redis.wait=1,redis.existing.secretRef.name=mine,redis.existing.caSecretRef.name=own";
@@ -271,6 +290,136 @@ async fn an_existing_redis_may_be_of_any_kind_and_have_a_certificate_authority()
     ] {
         assert!(text.contains(expected), "{expected}");
     }
+}
+
+#[tokio::test]
+async fn every_object_fits_the_schemas_of_all_supported_versions_of_kubernetes() {
+    let all = project().join("tests/tools/chart-values.yaml").display().to_string();
+    let chart = chart();
+    let render = ["template", "trial", &chart, "--namespace", NAMESPACE];
+    for more in [&[][..], &["--values", &all]] {
+        let rendered = helm(&[&render[..], more].concat()).await;
+        let folder = scratch::folder("chart-objects");
+        let file = folder.path().join("objects.yaml");
+        fs::write(&file, rendered).unwrap();
+        let script = "exec \"$@\" < \"$0\"";
+        let validate = Launch::new("sh").args(["-c", script]).arg(&file);
+        let validate =
+            validate.arg(tools::find("tools-python")).arg(tools::file("validate-manifests"));
+        let said = run(validate.args((29..=36).map(|minor| format!("1.{minor}")))).await;
+        assert!(said.unwrap().stdout().contains("8 versions"));
+    }
+}
+
+/// The objects that the chart makes with every kind of value set.
+async fn with_all_values() -> Vec<Value> {
+    let all = project().join("tests/tools/chart-values.yaml").display().to_string();
+    let text =
+        helm(&["template", "trial", &chart(), "--namespace", NAMESPACE, "--values", &all]).await;
+    let documents = text.split("\n---\n").filter(|it| it.contains("kind: "));
+    documents.map(|document| serde_saphyr::from_str(document).unwrap()).collect()
+}
+
+fn of_kind<'a>(objects: &'a [Value], kind: &str, name: &str) -> &'a Value {
+    let found = objects.iter().find(|it| it["kind"] == kind && it["metadata"]["name"] == name);
+    found.unwrap_or_else(|| panic!("no {kind} {name}"))
+}
+
+#[tokio::test]
+async fn an_administrator_adds_arguments_variables_volumes_containers_and_objects() {
+    let objects = with_all_values().await;
+    for name in ["twofactor-operator", "twofactor-operator-controller"] {
+        let deployment = of_kind(&objects, "Deployment", name);
+        assert_eq!(deployment["metadata"]["namespace"], "elsewhere");
+        assert_eq!(deployment["metadata"]["annotations"]["a"], "b");
+        assert_eq!(deployment["spec"]["revisionHistoryLimit"], 2);
+        let pod = &deployment["spec"]["template"]["spec"];
+        assert_eq!(pod["runtimeClassName"], "gvisor");
+        assert_eq!(pod["hostAliases"][0]["hostnames"], json!(["redis.example"]));
+        assert_eq!(pod["securityContext"]["runAsUser"], 1_000_690_000);
+        assert_eq!(pod["securityContext"]["runAsNonRoot"], true);
+        assert_eq!(pod["containers"][1]["name"], "beside");
+        assert_eq!(pod["volumes"][0]["name"], "more");
+        let container = &pod["containers"][0];
+        assert_eq!(container["args"].as_array().unwrap().len(), 2);
+        assert_eq!(container["volumeMounts"][0]["mountPath"], "/more");
+        // A variable of the values replaces that of the chart.
+        let variables = container["env"].as_array().unwrap();
+        let levels = variables.iter().filter(|it| it["name"] == "TWOFACTOR_LOG");
+        assert_eq!(levels.map(|it| &it["value"]).collect::<Vec<_>>(), ["debug"]);
+    }
+    let controller = of_kind(&objects, "Deployment", "twofactor-operator-controller");
+    let resources = &controller["spec"]["template"]["spec"]["containers"][0]["resources"];
+    assert!(resources.get("limits").is_none() && resources["requests"]["cpu"] == "20m");
+    let redis = &of_kind(&objects, "StatefulSet", "twofactor-redis")["spec"]["template"]["spec"];
+    for identity in ["runAsUser", "runAsGroup", "fsGroup"] {
+        assert!(redis["securityContext"].get(identity).is_none(), "OpenShift chooses {identity}");
+    }
+    assert_eq!(of_kind(&objects, "ConfigMap", "more")["data"]["a"], "b");
+    let _ = of_kind(&objects, "ConfigMap", "trial-text");
+    for object in &objects {
+        if object["kind"] == "Service" {
+            assert_eq!(object["spec"]["ipFamilies"], json!(["IPv6", "IPv4"]));
+        }
+    }
+}
+
+#[tokio::test]
+async fn monitors_alerts_and_dashboards_are_as_the_values_say() {
+    let objects = with_all_values().await;
+    let rule = of_kind(&objects, "PrometheusRule", "twofactor-operator");
+    assert_eq!(rule["metadata"]["labels"]["release"], "prometheus");
+    let groups = rule["spec"]["groups"].as_array().unwrap();
+    let rules: Vec<&Value> =
+        groups.iter().flat_map(|group| group["rules"].as_array().unwrap()).collect();
+    let file: Value =
+        serde_saphyr::from_str(&read("charts/fountainai-2fa/files/alerts.yaml")).unwrap();
+    let groups = file["groups"].as_array().unwrap();
+    let all: usize = groups.iter().map(|group| group["rules"].as_array().unwrap().len()).sum();
+    assert_eq!(rules.len(), all - 1, "one is disabled");
+    for rule in rules {
+        let name = rule["alert"].as_str().unwrap();
+        assert_ne!(name, "TwoFactorPodsOutdated");
+        assert_eq!(rule["labels"]["team"], "platform");
+        let url = format!("https://wiki.example/runbooks/{name}.md");
+        assert_eq!(rule["annotations"]["runbook_url"], *url);
+    }
+    let monitor = of_kind(&objects, "ServiceMonitor", "twofactor-operator");
+    assert_eq!(monitor["spec"]["endpoints"][0]["scrapeTimeout"], "5s");
+    for name in ["operator", "service", "security"] {
+        let map = of_kind(&objects, "ConfigMap", &format!("twofactor-operator-{name}-dashboard"));
+        assert_eq!(map["metadata"]["namespace"], "monitoring");
+        assert_eq!(map["metadata"]["labels"]["grafana_dashboard"], "1");
+        let text = map["data"][format!("twofactor-{name}.json")].as_str().unwrap();
+        let original =
+            read(format!("charts/fountainai-2fa/files/dashboards/twofactor-{name}.json"));
+        assert_eq!(json_of(text), json_of(&original));
+    }
+}
+
+#[tokio::test]
+async fn policies_leave_metrics_to_the_scrapers_and_every_other_port_as_it_was() {
+    let objects = with_all_values().await;
+    let rules = |name: &str| {
+        of_kind(&objects, "NetworkPolicy", name)["spec"]["ingress"].as_array().unwrap().clone()
+    };
+    let scraper = json!({ "namespaceSelector": { "matchLabels": { "name": "monitoring" } } });
+    let controller = rules("twofactor-operator-controller");
+    assert_eq!((controller.len(), &controller[0]["from"][0]), (1, &scraper));
+    let admission = rules("twofactor-operator");
+    assert_eq!(admission[1]["ports"][0]["port"], "webhook");
+    assert!(admission[1].get("from").is_none(), "no policy can name the API server");
+    let sidecars = rules("twofactor-operator-sidecars");
+    let open = sidecars[0]["ports"].as_array().unwrap();
+    let tcp = open.iter().filter(|it| it["protocol"] == "TCP");
+    let range = |it: &Value| it["port"].as_u64().unwrap()..=it["endPort"].as_u64().unwrap();
+    let tcp: Vec<u64> = tcp.flat_map(range).collect();
+    let others: Vec<u64> = (1..=65535).filter(|port| *port != 18004).collect();
+    assert_eq!(tcp, others);
+    assert_eq!(
+        (&sidecars[1]["ports"][0]["port"], &sidecars[1]["from"][0]),
+        (&json!(18004), &scraper)
+    );
 }
 
 #[tokio::test]
@@ -303,9 +452,7 @@ async fn a_second_operator_may_have_another_name() {
         .skip(1)
         .map(|rest| rest.split("verbs:").next().unwrap_or_default());
     assert!(rules.into_iter().all(|names| !names.contains("twofactor-operator")));
-    assert!(
-        text.contains("value: people-operator\n") && text.contains("value: \"people,staff\"\n")
-    );
+    assert!(text.contains("value: people-operator\n") && text.contains("value: people,staff\n"));
     // The label that selects its pods does not change, because it names the program.
     let named =
         text.lines().filter(|line| line.trim_start().starts_with("name: twofactor-operator"));
@@ -339,9 +486,18 @@ async fn every_pod_of_the_chart_is_admitted_where_pod_security_is_restricted() {
         ("tests/test", "pod/"),
     ] {
         let show = format!("templates/{template}.yaml");
-        let text =
-            helm(&["template", "x", &chart(), "--namespace", "restricted", "--show-only", &show])
-                .await;
+        let text = helm(&[
+            "template",
+            "x",
+            &chart(),
+            "--namespace",
+            "restricted",
+            "--show-only",
+            &show,
+            "--set",
+            "test.namespace=",
+        ])
+        .await;
         let file = folder.path().join(template.replace('/', "-") + ".yaml");
         fs::write(&file, text).unwrap();
         let done =
@@ -476,35 +632,37 @@ async fn only_pods_that_asked_meet_the_webhook(server: &ApiServer) {
     }
 }
 
+/// Writes the files of Redis' `ConfigMap` with folders and a port that a test can use.
+fn lay_out(folder: &Path, port: u16, files: &Value) {
+    for name in ["data", "run", "config", "password", "tls"] {
+        fs::create_dir(folder.join(name)).unwrap();
+    }
+    let here = |name: &str| folder.join(name).display().to_string();
+    for (name, text) in files.as_object().unwrap() {
+        let text = text
+            .as_str()
+            .unwrap()
+            .replace("/var/run/secrets/redis-tls", &here("tls"))
+            .replace("/var/run/secrets/redis", &here("password"))
+            .replace("/run/redis", &here("run"))
+            .replace("/etc/redis", &here("config"))
+            .replace("dir /data", &format!("dir {}", here("data")))
+            .replace("bind * -::*", "bind 127.0.0.1")
+            .replace("port 6379", &format!("port {port}"))
+            .replace("redis-cli -h 127.0.0.1", &format!("redis-cli -h 127.0.0.1 -p {port}"));
+        fs::write(folder.join("config").join(name), text).unwrap();
+    }
+}
+
 /// The scripts of the `ConfigMap`, with other folders.
 async fn redis_runs_as_its_pod_would_run_it(server: &ApiServer) {
     let password = r#"pass "word\ #1"#;
     let folder = scratch::folder("chart-redis");
     let port = ports::free_port();
     let at = |name: &str| folder.path().join(name);
-    for name in ["data", "run", "config", "password"] {
-        fs::create_dir(at(name)).unwrap();
-    }
-    fs::write(at("password/password"), password).unwrap();
     let config = get(server, &["configmap", "twofactor-redis", "--namespace", NAMESPACE]);
-    for (name, text) in config["data"].as_object().unwrap() {
-        let mut text = text.as_str().unwrap().to_owned();
-        for (pod, here) in [
-            ("/var/run/secrets/redis", at("password")),
-            ("/run/redis", at("run")),
-            ("/etc/redis", at("config")),
-            ("dir /data", at("data")),
-        ] {
-            let here = here.display().to_string();
-            text = text
-                .replace(pod, &if pod.starts_with("dir") { format!("dir {here}") } else { here });
-        }
-        let text = text
-            .replace("bind * -::*", "bind 127.0.0.1")
-            .replace("port 6379", &format!("port {port}"))
-            .replace("redis-cli -h 127.0.0.1", &format!("redis-cli -h 127.0.0.1 -p {port}"));
-        fs::write(at("config").join(name), text).unwrap();
-    }
+    lay_out(folder.path(), port, &config["data"]);
+    fs::write(at("password/password"), password).unwrap();
     let script = |name: &str| Launch::new("sh").arg(at("config").join(name));
     let redis = script("start.sh").named("redis of the chart").start();
     eventually(BOUND, "Redis to answer the probe", async || {
@@ -546,6 +704,71 @@ async fn redis_runs_as_its_pod_would_run_it(server: &ApiServer) {
     })
     .await;
     assert_eq!(ask(&["get", "used"]).await, "this-code");
+}
+
+#[tokio::test]
+async fn redis_with_a_certificate_refuses_plain_connections_and_takes_over_a_renewed_one() {
+    for values in ["redis.tls.existingSecret=mine", "redis.tls.certManager.enabled=true"] {
+        let text = render(values).await.unwrap();
+        let secret = if values.contains("mine") { "mine" } else { "twofactor-redis-tls" };
+        let address = format!("value: rediss://twofactor-redis.{NAMESPACE}.svc:6379\n");
+        assert!(text.contains(&address) && text.contains("name: REDIS_CA_FILE\n"), "{values}");
+        assert_eq!(
+            text.matches(&format!("secretName: {secret}\n")).count(),
+            2 + usize::from(secret != "mine")
+        );
+    }
+    let both = "redis.tls.existingSecret=mine,redis.tls.certManager.enabled=true";
+    assert!(render(both).await.unwrap_err().contains("'/redis/tls/existingSecret'"));
+
+    let text = render("redis.tls.existingSecret=mine").await.unwrap();
+    let config = text.split("\n---\n").find(|it| it.contains("redis.conf: |")).unwrap();
+    let config: Value = serde_saphyr::from_str(config).unwrap();
+    let folder = scratch::folder("chart-redis-tls");
+    let (port, authority) = (ports::free_port(), Authority::new("redis"));
+    lay_out(folder.path(), port, &config["data"]);
+    let at = |name: &str| folder.path().join(name);
+    fs::write(at("password/password"), "secret").unwrap();
+    fs::write(at("tls/ca.crt"), authority.pem()).unwrap();
+    let certify = || {
+        let leaf = authority.server(&["localhost"]);
+        fs::write(at("tls/tls.key"), leaf.key).unwrap();
+        fs::write(at("tls/tls.crt"), &leaf.certificate).unwrap();
+        CertificateDer::from_pem_slice(leaf.certificate.as_bytes()).unwrap()
+    };
+    let before = certify();
+    let script = |name: &str| Launch::new("sh").arg(at("config").join(name));
+    let redis = script("start.sh").named("redis of the chart, with TLS").start();
+    let answers = async || run(script("ask.sh").arg("PONG")).await.map(|_| ());
+    eventually(BOUND, "Redis to answer the probe", async || {
+        redis.assert_running();
+        answers().await
+    })
+    .await;
+    let plain = Launch::new(tools::find("redis-cli")).env("REDISCLI_AUTH", "secret");
+    let plain = plain.args(["-h", "127.0.0.1", "-p", &port.to_string(), "ping"]);
+    let said = run(plain).await.map_or_else(|error| error, |it| it.output());
+    assert!(!said.contains("PONG"), "{said}");
+    assert_eq!(served(port, &authority).await, before);
+    let renewed = certify();
+    answers().await.unwrap();
+    assert_eq!(served(port, &authority).await, renewed);
+}
+
+/// The certificate with which a server of this authority answers.
+async fn served(port: u16, authority: &Authority) -> CertificateDer<'static> {
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_slice(authority.pem().as_bytes()).unwrap()).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let client = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let stream = tokio::net::TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+    let connector = tokio_rustls::TlsConnector::from(Arc::new(client));
+    let stream = connector.connect("localhost".try_into().unwrap(), stream).await.unwrap();
+    stream.get_ref().1.peer_certificates().unwrap()[0].clone().into_owned()
 }
 
 /// What the chart's first version had in place of controller and admission: one Deployment, behind

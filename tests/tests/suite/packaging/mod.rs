@@ -1,3 +1,4 @@
 //! Tests of the Helm chart.
 
 mod chart;
+mod readme;

@@ -77,12 +77,16 @@ impl Cluster {
 
     /// On a separate API server, which the test may kill and which may have controllers.
     pub(crate) async fn on_own_server(controllers: &[&str]) -> Self {
+        Self::on_own_server_with(RedisServer::start().await, controllers).await
+    }
+
+    pub(crate) async fn on_own_server_with(redis: RedisServer, controllers: &[&str]) -> Self {
         let server = ApiServer::start().await;
         prepare(&server);
         if !controllers.is_empty() {
             server.start_controllers(controllers.iter().copied()).await;
         }
-        Self::new(Server::Own(Box::new(server)), RedisServer::start().await)
+        Self::new(Server::Own(Box::new(server)), redis)
     }
 
     fn new(server: Server, redis: RedisServer) -> Self {
@@ -356,7 +360,7 @@ fn prepare(server: &ApiServer) {
 /// A running sidecar.
 pub(crate) struct Sidecar {
     pub(crate) api: ApiClient,
-    process: SidecarProcess,
+    pub(crate) process: SidecarProcess,
     folder: TempDir,
 }
 
