@@ -35,8 +35,8 @@ pub mod realms;
 pub mod secrets;
 pub mod users;
 
-/// Number of objects in a page of a list. Tenants can write annotations of 256 kB, and the text of a
-/// page is in memory as a whole, up to five times.
+/// Number of objects in a page of a list. Tenants can write annotations of 256 kB, and the text of
+/// a page is in memory as a whole, up to five times.
 const PAGE: u32 = 15;
 
 /// Whether the first list of a watch is complete.
