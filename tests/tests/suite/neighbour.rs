@@ -78,6 +78,7 @@ impl Street {
         ];
         cluster.apply_anywhere(&manifest.concat());
         cluster.wait_ready("carol").await;
+        cluster.ask_for(&realm_of_neighbour, &neighbour);
         let value = async |key: &str| {
             let what = format!("{key} of the neighbour's credentials");
             eventually(BOUND, what, async || {

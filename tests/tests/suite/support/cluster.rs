@@ -290,16 +290,21 @@ impl Cluster {
     /// Lets a pod in a namespace ask for the credentials of this realm. No pod runs, because there
     /// is no kubelet.
     pub(crate) fn ask_from(&self, namespace: &str) {
+        self.ask_for(&self.namespace, namespace);
+    }
+
+    /// Lets a pod in a namespace ask for the credentials of any realm.
+    pub(crate) fn ask_for(&self, realm: &str, namespace: &str) {
         let folder = scratch::folder("pod");
         let path = folder.path().join("pod.json");
         let pod = json!({
             "apiVersion": "v1",
             "kind": "Pod",
             "metadata": {
-                "name": format!("asks-{}", self.namespace),
+                "name": format!("asks-{realm}"),
                 "labels": { "twofactor.fountainai.io/inject": "true" },
                 "annotations": {
-                    "twofactor.fountainai.io/realm": self.namespace,
+                    "twofactor.fountainai.io/realm": realm,
                     "twofactor.fountainai.io/injected": env!("CARGO_PKG_VERSION"),
                 },
             },
