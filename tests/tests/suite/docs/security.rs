@@ -1,5 +1,5 @@
-//! Checks that each test that the threat model in `SECURITY.md` names exists, and that each threat
-//! has one.
+//! Checks that each test that the tables of threats and of keys in `SECURITY.md` name exists, and
+//! that each row has one.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -52,30 +52,33 @@ fn tests() -> BTreeSet<String> {
     tests
 }
 
-/// The rows of the threat model: asset, attacker, control and tests.
-fn threats() -> Vec<[String; 4]> {
+/// The rows of the table of a section, each with this number of cells, of which the last names
+/// tests.
+fn rows(title: &str, count: usize) -> Vec<Vec<String>> {
     let page = fs::read_to_string(project().join("SECURITY.md")).unwrap();
-    let (_, section) = page.split_once("\n## Threat model\n").unwrap();
+    let (_, section) = page.split_once(&format!("\n## {title}\n")).unwrap();
     let table = section.split("\n## ").next().unwrap_or_default();
     let rows = table.lines().filter(|line| line.starts_with('|')).skip(2);
     rows.map(|row| {
         let cells: Vec<_> =
             row.trim_matches('|').split(" | ").map(|cell| cell.trim().to_owned()).collect();
-        cells.try_into().unwrap_or_else(|_| panic!("four cells: {row}"))
+        assert_eq!(cells.len(), count, "cells: {row}");
+        cells
     })
     .collect()
 }
 
 #[test]
-fn each_threat_names_tests_that_exist() {
-    let (tests, threats) = (tests(), threats());
-    assert!(threats.len() > 10, "{threats:?}");
-    for [asset, attacker, control, named] in threats {
-        assert!(!asset.is_empty() && !attacker.is_empty() && !control.is_empty());
-        let named: Vec<_> = named.split('`').skip(1).step_by(2).collect();
-        assert!(!named.is_empty(), "{asset}, {attacker}: no test");
+fn each_threat_and_each_key_names_tests_that_exist() {
+    let (tests, threats) = (tests(), rows("Threat model", 4));
+    let keys = rows("Keys, and how each is revoked", 6);
+    assert!(threats.len() > 10 && keys.len() > 7, "{threats:?}, {keys:?}");
+    for row in threats.into_iter().chain(keys) {
+        assert!(row.iter().all(|cell| !cell.is_empty()), "{row:?}");
+        let named: Vec<_> = row.last().unwrap().split('`').skip(1).step_by(2).collect();
+        assert!(!named.is_empty(), "{row:?}: no test");
         for name in named {
-            assert!(tests.contains(name), "{asset}, {attacker}: there is no test {name}");
+            assert!(tests.contains(name), "{row:?}: there is no test {name}");
         }
     }
 }
