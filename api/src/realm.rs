@@ -223,6 +223,12 @@ pub struct LimitsSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "i32", range(min = *rules::DELIVERIES_PER_HOUR.start(), max = *rules::DELIVERIES_PER_HOUR.end()))]
     pub deliveries_per_hour: Option<i32>,
+
+    /// Maximum number of failed attempts for a user within a day from one namespace: 0 to 1000. A
+    /// success does not change it. 0 means no limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "i32", range(min = *rules::FAILURES_PER_DAY.start(), max = *rules::FAILURES_PER_DAY.end()))]
+    pub failures_per_day: Option<i32>,
 }
 
 /// What is recorded of each request.

@@ -19,13 +19,15 @@ const COUNTED_FOR: Duration = Duration::from_hours(1);
 
 /// Outcomes that nothing else bounds: a client can cause them again and again, and they change
 /// nothing.
-const UNBOUNDED: [&str; 8] = [
+const UNBOUNDED: [&str; 10] = [
     "blocked",
     "consumed",
     "delivery-limit-reached",
     "disabled-by-failures",
+    "failures-used-up",
     "no-delivery-method",
     "no-secret",
+    "share-used-up",
     "too-soon",
     "used",
 ];

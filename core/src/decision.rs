@@ -17,10 +17,11 @@
 //! 5. A success marks the step used for every caller, and all outstanding codes of its caller.
 //! 6. A wrong, expired or never issued code counts as a failure; a used one and a request while
 //!    blocked do not.
-//! 7. A hundred failures in a row, of all callers together, disable the user until an administrator
-//!    resets them. A success ends the run of its caller only.
+//! 7. A hundred failures in a row within 30 days, of all callers together, disable the user until
+//!    an administrator resets them. A success ends the run of its caller only. Each caller also has
+//!    a budget of failures a day, which a success does not change.
 //! 8. The limits on how often codes are requested are checked before a code is issued or sent
-//!    again; codes in flight are not changed.
+//!    again; codes in flight are not changed. One of several callers gets half of a user's codes.
 //! 9. A moment that is further ahead than two steps was written while the store's clock was ahead.
 //!    It is moved back, so that no user is locked out, and what was accepted then is used again
 //!    when that time comes.
@@ -63,6 +64,8 @@ pub struct Throttle {
     pub longest_block: Duration,
     /// Number of failures in a row, of all callers together, after which the user is disabled.
     pub disable_after: u32,
+    /// Number of days after which a failure does not count any more.
+    pub forget_after_days: u64,
 }
 
 /// The throttle of every realm: blocked for 30 seconds after five failures, doubling to an hour,
@@ -72,7 +75,11 @@ pub const THROTTLE: Throttle = Throttle {
     first_block: Duration::from_secs(30),
     longest_block: Duration::from_hours(1),
     disable_after: 100,
+    forget_after_days: 30,
 };
+
+/// Duration of the budget of failures of a user and caller. It begins with the first failure.
+pub const BUDGET: Duration = Duration::from_hours(24);
 
 impl Throttle {
     /// Returns how long the caller is blocked after this number of failures in a row.
@@ -135,6 +142,8 @@ pub struct Verification {
     pub period: u32,
     /// Number of accepted steps before and after the current one.
     pub skew: u8,
+    /// Maximum number of failures of this caller within a day. 0 means no limit.
+    pub failures_per_day: u16,
     /// What the history records beside the verdict.
     pub audit: AuditContext,
 }
@@ -157,6 +166,11 @@ pub enum Verdict {
         /// Time until the next attempt is checked.
         retry_after: Duration,
     },
+    /// The code was not checked, because this caller has used up the failures of a day.
+    FailuresUsedUp {
+        /// Time until the next attempt is checked.
+        retry_after: Duration,
+    },
     /// The code was not checked, because failures have disabled the user until an administrator
     /// resets them.
     Disabled,
@@ -173,6 +187,7 @@ impl Verdict {
             Self::Wrong => "wrong",
             Self::Expired => "expired",
             Self::Blocked { .. } => "blocked",
+            Self::FailuresUsedUp { .. } => "failures-used-up",
             Self::Disabled => "disabled-by-failures",
         }
     }
@@ -197,6 +212,9 @@ pub struct Issuance {
     pub lifetime: Duration,
     /// Limits on how often codes are issued.
     pub limits: Limits,
+    /// Maximum number of codes of this caller within an hour. It has no effect if it is 0 or that
+    /// of `limits`.
+    pub own_per_hour: u16,
     /// What the history records beside the outcome.
     pub audit: AuditContext,
 }
@@ -227,6 +245,12 @@ pub enum Issue {
         /// The moment until which this caller's last code is accepted, if it still is.
         in_flight: Option<UnixMillis>,
     },
+    /// This caller has used its share of the codes within the hour. Codes in flight have not
+    /// changed.
+    ShareUsedUp {
+        /// Time until this caller may request a code again.
+        retry_after: Duration,
+    },
     /// Failures have disabled the user until an administrator resets them.
     Disabled,
 }
@@ -239,6 +263,7 @@ impl Issue {
             Self::Issued { .. } => "issued",
             Self::Consumed { .. } => "consumed",
             Self::TooSoon { .. } => "too-soon",
+            Self::ShareUsedUp { .. } => "share-used-up",
             Self::Disabled => "disabled-by-failures",
         }
     }

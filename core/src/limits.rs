@@ -26,6 +26,8 @@ pub const MAXIMUM_GENERATES_PER_HOUR: u16 = 100;
 pub const MAXIMUM_CODES_IN_FLIGHT: usize = 64;
 /// Maximum number of deliveries within an hour for a realm that can be configured.
 pub const MAXIMUM_DELIVERIES_PER_HOUR: u32 = 1_000_000;
+/// Maximum number of failures within a day for a user and caller that can be configured.
+pub const MAXIMUM_FAILURES_PER_DAY: u16 = 1000;
 
 /// Limits on how often codes are issued and sent. 0 means no limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -38,18 +40,37 @@ pub struct Limits {
     /// Maximum number of deliveries for all users of a realm within an hour. It bounds the cost of
     /// a mistake, or of an attacker who knows many usernames.
     pub deliveries_per_hour: u32,
+    /// Maximum number of failures for a user within a day, of one caller. A success does not change
+    /// it.
+    pub failures_per_day: u16,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { generate_interval_seconds: 60, generates_per_hour: 10, deliveries_per_hour: 1000 }
+        Self {
+            generate_interval_seconds: 60,
+            generates_per_hour: 10,
+            deliveries_per_hour: 1000,
+            failures_per_day: 20,
+        }
     }
 }
 
 impl Limits {
     /// No limits.
-    pub const NONE: Self =
-        Self { generate_interval_seconds: 0, generates_per_hour: 0, deliveries_per_hour: 0 };
+    pub const NONE: Self = Self {
+        generate_interval_seconds: 0,
+        generates_per_hour: 0,
+        deliveries_per_hour: 0,
+        failures_per_day: 0,
+    };
+
+    /// Returns how many codes for a user within an hour one of several callers may request: half of
+    /// them, so that none of the callers can use up what all of them need.
+    #[must_use]
+    pub const fn share_of_generates(&self, callers: usize) -> u16 {
+        if callers > 1 { self.generates_per_hour.div_ceil(2) } else { self.generates_per_hour }
+    }
 
     /// Returns the minimum interval between two codes.
     #[must_use]
@@ -76,16 +97,20 @@ impl Asked {
             .last
             .filter(|last| counts(*last, interval, now))
             .map(|last| left(last, interval, now));
+        pause.max(self.wait_for_hour(limits.generates_per_hour, now))
+    }
+
+    /// Returns how long to wait until there are fewer than `most` moments within an hour.
+    pub(crate) fn wait_for_hour(&self, most: u16, now: UnixMillis) -> Option<Duration> {
         let mut within: Vec<UnixMillis> =
             self.moments.iter().copied().filter(|moment| counts(*moment, HOUR, now)).collect();
         within.sort_unstable();
-        let most = usize::from(limits.generates_per_hour);
+        let most = usize::from(most);
         // Enough moments must leave the window that one more does not exceed the limit.
-        let hour = match within.len().checked_sub(most) {
+        match within.len().checked_sub(most) {
             Some(surplus) if most > 0 => Some(left(within[surplus], HOUR, now)),
             _ => None,
-        };
-        pause.max(hour)
+        }
     }
 
     /// Records that a code is issued now.

@@ -138,6 +138,12 @@ impl RealmRecord {
         translation.unwrap_or(&self.message)
     }
 
+    /// Returns how many namespaces share what a user may request.
+    #[must_use]
+    pub fn number_of_callers(&self) -> usize {
+        self.callers.as_ref().map_or(1, BTreeSet::len)
+    }
+
     /// Seals the record with `revision`.
     pub fn seal(
         &self,

@@ -66,6 +66,18 @@ pub enum Refusal {
         /// Time until the next attempt is checked.
         retry_after: Duration,
     },
+    /// This service has used up the failures of a day for this user.
+    #[error("Too many failed attempts within a day. Try again in {} seconds.", whole_seconds(*retry_after))]
+    FailuresUsedUp {
+        /// Time until the next attempt is checked.
+        retry_after: Duration,
+    },
+    /// This service has used its share of the codes for this user.
+    #[error("This service has used its share of the codes of an hour. Ask again in {} seconds.", whole_seconds(*retry_after))]
+    ShareUsedUp {
+        /// Time until this service may request the next code.
+        retry_after: Duration,
+    },
     /// The provider did not accept the message; the text says why.
     #[error("The OTP could not be delivered: {0}")]
     NotDelivered(&'static str),
@@ -148,6 +160,8 @@ refusals! {
     TooSoon = "asked-too-soon", TOO_MANY_REQUESTS, "Code asked for too soon", User;
     DeliveryLimitReached = "delivery-limit-reached", TOO_MANY_REQUESTS, "Too many codes sent", User;
     Blocked = "throttled", TOO_MANY_REQUESTS, "Too many failed attempts", User;
+    FailuresUsedUp = "failures-used-up", TOO_MANY_REQUESTS, "Failures of a day used up", User;
+    ShareUsedUp = "share-used-up", TOO_MANY_REQUESTS, "Share of the codes used up", User;
     NotDelivered = "not-delivered", BAD_GATEWAY, "Delivery failed", User;
     Unavailable = "store-unavailable", SERVICE_UNAVAILABLE, "Store unavailable", Request;
     NamespaceNotAllowed = "namespace-not-allowed", SERVICE_UNAVAILABLE, "Namespace not allowed", Request;
@@ -230,6 +244,8 @@ impl Refusal {
             Self::CodeConsumed { retry_after }
             | Self::TooSoon { retry_after, .. }
             | Self::DeliveryLimitReached { retry_after }
+            | Self::FailuresUsedUp { retry_after }
+            | Self::ShareUsedUp { retry_after }
             | Self::Blocked { retry_after } => {
                 headers.insert(header::RETRY_AFTER, whole_seconds(retry_after).into());
             }

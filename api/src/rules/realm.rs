@@ -6,7 +6,8 @@ use kube::core::{Message, Rule};
 use twofactor_core::audit::MAXIMUM_RETENTION_DAYS;
 use twofactor_core::language::Language;
 use twofactor_core::limits::{
-    MAXIMUM_DELIVERIES_PER_HOUR, MAXIMUM_GENERATES_PER_HOUR, MAXIMUM_INTERVAL_SECONDS,
+    MAXIMUM_DELIVERIES_PER_HOUR, MAXIMUM_FAILURES_PER_DAY, MAXIMUM_GENERATES_PER_HOUR,
+    MAXIMUM_INTERVAL_SECONDS,
 };
 use twofactor_core::message::{Part, PartError};
 
@@ -48,6 +49,8 @@ pub(crate) const GENERATES_PER_HOUR: RangeInclusive<i32> = 0..=MAXIMUM_GENERATES
 /// Allowed numbers of codes that are sent for a realm within an hour.
 pub(crate) const DELIVERIES_PER_HOUR: RangeInclusive<i32> =
     0..=MAXIMUM_DELIVERIES_PER_HOUR.cast_signed();
+/// Allowed numbers of failures for a user within a day.
+pub(crate) const FAILURES_PER_DAY: RangeInclusive<i32> = 0..=MAXIMUM_FAILURES_PER_DAY as i32;
 /// Allowed numbers of days for which the users' histories are kept.
 pub(crate) const RETENTION_DAYS: RangeInclusive<i32> = 1..=MAXIMUM_RETENTION_DAYS as i32;
 

@@ -1,11 +1,11 @@
 //! Holds a user's state and the rules by which it changes.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 use super::{
-    BLOCK_MARGIN, CLOCK_TOLERANCE, DeliveryReport, Event, Factor, Issuance, Issue, LONGEST_AHEAD,
-    Throttle, Undecided, Verdict, Verification,
+    BLOCK_MARGIN, BUDGET, CLOCK_TOLERANCE, DeliveryReport, Event, Factor, Issuance, Issue,
+    LONGEST_AHEAD, Throttle, Undecided, Verdict, Verification,
 };
 use crate::audit::{Entry, History, Operation};
 use crate::limits::{Asked, MAXIMUM_CODES_IN_FLIGHT};
@@ -23,10 +23,34 @@ struct IssuedCode {
     consumed: bool,
 }
 
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct FailureRun {
-    count: u32,
+    /// The number of failures in a row by the day, counted from the epoch.
+    days: BTreeMap<u64, u32>,
     blocked_until: UnixMillis,
+}
+
+impl FailureRun {
+    /// The failures in a row that are not too old.
+    fn count(&self, throttle: &Throttle, now: UnixMillis) -> u32 {
+        let today = day_of(now);
+        let recent = self
+            .days
+            .iter()
+            .filter(|(day, _)| **day + throttle.forget_after_days > today && **day <= today + 1);
+        recent.fold(0_u32, |sum, (_, count)| sum.saturating_add(*count)).min(throttle.disable_after)
+    }
+}
+
+/// The failures of a caller since the first one of a day.
+#[derive(Clone, Copy, Debug)]
+struct Budget {
+    since: UnixMillis,
+    used: u32,
+}
+
+fn day_of(now: UnixMillis) -> u64 {
+    now.seconds() / 86_400
 }
 
 /// The state of a user between decisions.
@@ -42,12 +66,14 @@ pub struct UserState {
     /// clock was ahead.
     ahead: UnixMillis,
     failures: HashMap<Caller, FailureRun>,
+    budgets: HashMap<Caller, Budget>,
     /// Whether there were too many failures in a row.
     disabled: bool,
     /// The last request to reset the failures that was carried out.
     reset: Option<String>,
     issued: HashMap<(Caller, CodeTag), IssuedCode>,
     asked: Asked,
+    asked_by: HashMap<Caller, Asked>,
     history: History,
 }
 
@@ -93,10 +119,12 @@ impl UserState {
             accepted_until: UnixMillis::default(),
             ahead: UnixMillis::default(),
             failures: HashMap::new(),
+            budgets: HashMap::new(),
             disabled: false,
             reset: None,
             issued: HashMap::new(),
             asked: Asked::default(),
+            asked_by: HashMap::new(),
             history: History::default(),
         }
     }
@@ -147,8 +175,10 @@ impl UserState {
         if self.reset.as_deref() != Some(request) {
             self.reset = Some(request.to_owned());
             self.failures.clear();
+            self.budgets.clear();
             self.disabled = false;
             self.asked = Asked::default();
+            self.asked_by.clear();
             self.history.forget_counts();
         }
     }
@@ -217,9 +247,19 @@ impl UserState {
         if self.disabled {
             return Verdict::Disabled;
         }
-        let run = self.failures.get(&request.caller).copied().unwrap_or_default();
+        let budget = self.budgets.get(&request.caller).filter(|budget| {
+            budget.since <= later(now, BLOCK_MARGIN) && budget.since.until(now) < BUDGET
+        });
+        let budget = budget.copied().unwrap_or(Budget { since: now, used: 0 });
+        let most = u32::from(request.failures_per_day);
+        if most > 0 && budget.used >= most {
+            let retry_after = now.until(later(budget.since, BUDGET));
+            return Verdict::FailuresUsedUp { retry_after };
+        }
+        let run = self.failures.get(&request.caller).cloned().unwrap_or_default();
+        let known = run.count(throttle, now);
         // A block that lasts longer than these failures cause was set while the clock was ahead.
-        let longest = throttle.block_after(run.count.max(throttle.threshold)).unwrap_or_default();
+        let longest = throttle.block_after(known.max(throttle.threshold)).unwrap_or_default();
         let block = now.until(run.blocked_until);
         if block > Duration::ZERO && block <= longest + BLOCK_MARGIN {
             return Verdict::Blocked { retry_after: block };
@@ -233,16 +273,26 @@ impl UserState {
                 self.failures.remove(&request.caller);
             }
             Verdict::Wrong | Verdict::Expired | Verdict::NeverIssued => {
-                let count = run.count.saturating_add(1);
+                let count = known.saturating_add(1);
                 let blocked_until = throttle
                     .block_after(count)
                     .map_or(UnixMillis::default(), |block| later(now, block));
-                self.failures.insert(request.caller.clone(), FailureRun { count, blocked_until });
-                let all =
-                    self.failures.values().fold(0_u32, |sum, run| sum.saturating_add(run.count));
+                let mut days = run.days;
+                *days.entry(day_of(now)).or_default() += 1;
+                let run = FailureRun { days, blocked_until };
+                self.failures.insert(request.caller.clone(), run);
+                if most > 0 {
+                    let budget = Budget { used: budget.used.saturating_add(1), ..budget };
+                    self.budgets.insert(request.caller.clone(), budget);
+                }
+                let runs = self.failures.values();
+                let all = runs.fold(0_u32, |sum, run| sum.saturating_add(run.count(throttle, now)));
                 self.disabled = all >= throttle.disable_after;
             }
-            Verdict::Used | Verdict::Blocked { .. } | Verdict::Disabled => {}
+            Verdict::Used
+            | Verdict::Blocked { .. }
+            | Verdict::FailuresUsedUp { .. }
+            | Verdict::Disabled => {}
         }
         verdict
     }
@@ -300,12 +350,26 @@ impl UserState {
         if self.disabled {
             return Issue::Disabled;
         }
-        if let Some(retry_after) = self.asked.wait(request.limits, now) {
+        let wait = self.asked.wait(request.limits, now);
+        let own = self.asked_by.get(&request.caller);
+        let share = request.own_per_hour;
+        let is_shared = (1..request.limits.generates_per_hour).contains(&share);
+        let own = own.filter(|_| is_shared).and_then(|asked| asked.wait_for_hour(share, now));
+        if let Some(retry_after) = own
+            && own > wait
+        {
+            return Issue::ShareUsedUp { retry_after };
+        }
+        if let Some(retry_after) = wait {
             return Issue::TooSoon { retry_after, in_flight: self.in_flight(&request.caller, now) };
         }
         let issue = self.issue_now(request, now);
         if matches!(issue, Issue::Issued { .. }) {
             self.asked.add(request.limits, now);
+            if is_shared {
+                let own = self.asked_by.entry(request.caller.clone()).or_default();
+                own.add(request.limits, now);
+            }
         }
         issue
     }

@@ -7,7 +7,8 @@ use std::str::FromStr;
 use super::{SettingsError, wrong};
 use crate::audit::{AuditPolicy, MAXIMUM_RETENTION_DAYS};
 use crate::limits::{
-    Limits, MAXIMUM_DELIVERIES_PER_HOUR, MAXIMUM_GENERATES_PER_HOUR, MAXIMUM_INTERVAL_SECONDS,
+    Limits, MAXIMUM_DELIVERIES_PER_HOUR, MAXIMUM_FAILURES_PER_DAY, MAXIMUM_GENERATES_PER_HOUR,
+    MAXIMUM_INTERVAL_SECONDS,
 };
 
 /// Reads the limits on how often codes are issued and sent.
@@ -32,6 +33,8 @@ pub(super) fn limits(variable: impl Fn(&str) -> Option<String>) -> Result<Limits
             0..=MAXIMUM_DELIVERIES_PER_HOUR,
         )?
         .unwrap_or(defaults.deliveries_per_hour),
+        failures_per_day: number(&variable, "OTP_FAILURES_PER_DAY", 0..=MAXIMUM_FAILURES_PER_DAY)?
+            .unwrap_or(defaults.failures_per_day),
     })
 }
 

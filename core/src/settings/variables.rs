@@ -53,7 +53,7 @@ const fn variable(
 }
 
 /// All variables that [`realm`](super::realm) reads.
-pub const VARIABLES: [Variable; 39] = [
+pub const VARIABLES: [Variable; 40] = [
     variable(
         Group::Policy,
         "ISSUER",
@@ -84,6 +84,13 @@ pub const VARIABLES: [Variable; 39] = [
         "1000",
         "Maximum number of codes sent for all users of the realm within an hour, 0 to 1000000; 0 is \
          no limit",
+    ),
+    variable(
+        Group::Policy,
+        "OTP_FAILURES_PER_DAY",
+        "20",
+        "Maximum number of failed attempts for a user within a day from one namespace, 0 to 1000; 0 \
+         is no limit",
     ),
     variable(
         Group::Policy,

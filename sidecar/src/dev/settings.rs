@@ -54,6 +54,9 @@ realm_options! {
     /// Maximum number of codes that are sent to all users together within an hour, 0 to 1000000; 0
     /// is no limit [default: 1000]
     otp_deliveries_per_hour = "OTP_DELIVERIES_PER_HOUR" [value_name = "NUMBER"];
+    /// Maximum number of failed attempts for a user within a day, 0 to 1000; 0 is no limit
+    /// [default: 20]
+    otp_failures_per_day = "OTP_FAILURES_PER_DAY" [value_name = "NUMBER"];
     /// Days for which each user's history is kept, 1 to 365 [default: 30]
     audit_retention_days = "AUDIT_RETENTION_DAYS" [value_name = "DAYS"];
     /// Whether the end user's address and program are recorded, true or false [default: true]

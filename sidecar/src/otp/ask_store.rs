@@ -79,6 +79,7 @@ pub fn verification(
         matches: totp.map_or_else(Vec::new, |totp| totp.matching_steps(code, around, margin)),
         period: definition.totp.period(),
         skew: definition.totp.skew(),
+        failures_per_day: realm.record.limits.failures_per_day,
         audit: request.origin.audit_context(&realm.record, definition.delivery_method),
     }
 }
@@ -109,6 +110,9 @@ pub async fn issue(
             }
             Ok(Issue::TooSoon { retry_after, in_flight }) => {
                 return Err(Refusal::TooSoon { retry_after, in_flight });
+            }
+            Ok(Issue::ShareUsedUp { retry_after }) => {
+                return Err(Refusal::ShareUsedUp { retry_after });
             }
             Ok(Issue::Disabled) => return Err(Refusal::Disabled),
             Err(error) => user = refresh_after(service, user, error).await?,
@@ -143,6 +147,7 @@ pub fn issuance(
             Answers::Uniform => answer_time::lifetime(lifetime, definition.totp.period()),
         },
         limits: realm.record.limits,
+        own_per_hour: realm.record.limits.share_of_generates(realm.record.number_of_callers()),
         audit: request.origin.audit_context(&realm.record, definition.delivery_method),
     };
     Some((issuance, code))

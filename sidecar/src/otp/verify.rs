@@ -72,6 +72,7 @@ async fn decide_and_sign(
             Verdict::Wrong | Verdict::Expired => Err(Refusal::WrongCode),
             Verdict::Used | Verdict::NeverIssued => Err(Refusal::UsedCode),
             Verdict::Blocked { retry_after } => Err(Refusal::Blocked { retry_after }),
+            Verdict::FailuresUsedUp { retry_after } => Err(Refusal::FailuresUsedUp { retry_after }),
             Verdict::Disabled => Err(Refusal::Disabled),
         }
     })

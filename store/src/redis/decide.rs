@@ -94,6 +94,7 @@ impl RedisStore {
                 matches: matches.join(","),
                 period: request.period,
                 skew: request.skew,
+                most_failures: request.failures_per_day.into(),
                 retention: millis(request.audit.retention),
                 details: details(&request.audit),
             };
@@ -112,6 +113,7 @@ impl RedisStore {
             "wrong" => Ok(Verdict::Wrong),
             "expired" => Ok(Verdict::Expired),
             "blocked" => Ok(Verdict::Blocked { retry_after: duration(number) }),
+            "failures-used-up" => Ok(Verdict::FailuresUsedUp { retry_after: duration(number) }),
             "disabled-by-failures" => Ok(Verdict::Disabled),
             _ => Err(StoreError::Protocol),
         }
@@ -139,6 +141,7 @@ impl RedisStore {
                 lifetime: millis(request.lifetime),
                 interval: millis(request.limits.generate_interval()),
                 most_per_hour: request.limits.generates_per_hour.into(),
+                most_own: request.own_per_hour.into(),
                 retention: millis(request.audit.retention),
                 details: details(&request.audit),
             };
@@ -152,6 +155,7 @@ impl RedisStore {
                 retry_after: duration(first),
                 in_flight: (second > 0).then(|| moment(second)),
             }),
+            "share-used-up" => Ok(Issue::ShareUsedUp { retry_after: duration(first) }),
             "disabled-by-failures" => Ok(Issue::Disabled),
             _ => Err(StoreError::Protocol),
         }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use redis::{Cmd, ToRedisArgs};
 use twofactor_core::audit::MAXIMUM_ENTRIES;
-use twofactor_core::decision::{BLOCK_MARGIN, LONGEST_AHEAD, THROTTLE};
+use twofactor_core::decision::{BLOCK_MARGIN, BUDGET, LONGEST_AHEAD, THROTTLE};
 use twofactor_core::limits::MAXIMUM_CODES_IN_FLIGHT;
 use twofactor_core::realm::OtpLifetime;
 use twofactor_core::seal::BEGINNING_BYTES;
@@ -268,7 +268,9 @@ scripts! {
         first_block: millis(THROTTLE.first_block),
         longest_block: millis(THROTTLE.longest_block),
         disable_after: THROTTLE.disable_after as u64,
+        forget_after_days: THROTTLE.forget_after_days,
         block_margin: millis(BLOCK_MARGIN),
+        budget_length: millis(BUDGET),
         longest_lifetime: millis(OtpLifetime::LONGEST),
         longest_text: LONGEST_TEXT,
         most_entries: MAXIMUM_ENTRIES as u64,
@@ -284,6 +286,7 @@ scripts! {
         matches: String,
         period: u32,
         skew: u8,
+        most_failures: u32,
         retention: u64,
         details: String,
     }
@@ -310,6 +313,7 @@ scripts! {
         lifetime: u64,
         interval: u64,
         most_per_hour: u32,
+        most_own: u32,
         retention: u64,
         details: String,
     }

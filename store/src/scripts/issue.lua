@@ -11,6 +11,10 @@ if step ~= math.floor(now / 1000 / period) then return { 'clock-off', now } end
 local step_end = (step + 1) * period * 1000
 -- How long to wait until the next code may be issued, 0 if it may be issued now.
 local wait, moments = 0, {}
+-- The same for this caller's share, and the moments at which it got codes, in the field of the
+-- caller.
+local own_wait, own_moments, own_hour = 0, {}, 'hour:' .. caller
+local is_shared = most_own > 0 and most_own < most_per_hour
 
 if disabled then
   word = 'disabled-by-failures'
@@ -29,8 +33,20 @@ else
     end
   end
 
+  if is_shared then
+    local text = redis.call('HGET', state_key, own_hour)
+    if text and #text < longest_text then
+      for number in string.gmatch(text, '%d+') do
+        if math.abs(now - number) < 3600000 then own_moments[#own_moments + 1] = number + 0 end
+      end
+      table.sort(own_moments)
+      if #own_moments >= most_own then own_wait = own_moments[#own_moments - most_own + 1] + 3600000 - now end
+    end
+  end
+  if own_wait > wait then word, first = 'share-used-up', own_wait end
+
   local possibly_used = since > 0 and step <= math.floor(since / 1000 / period)
-  if wait == 0 and (possibly_used or step * period * 1000 < accepted_until) then
+  if not word and wait == 0 and (possibly_used or step * period * 1000 < accepted_until) then
     word, first = 'consumed', step_end - now
   end
 end
@@ -103,6 +119,11 @@ if not word then
       for index, moment in ipairs(moments) do moments[index] = string.format('%.0f', moment) end
       moments[#moments + 1] = asked
       redis.call('HSET', state_key, 'asked', asked, 'hour', table.concat(moments, ' '))
+      if is_shared then
+        for index, moment in ipairs(own_moments) do own_moments[index] = string.format('%.0f', moment) end
+        own_moments[#own_moments + 1] = asked
+        redis.call('HSET', state_key, own_hour, table.concat(own_moments, ' '))
+      end
     else
       -- Without a limit, nothing would bound the number of moments.
       redis.call('HSET', state_key, 'asked', asked)

@@ -9,12 +9,22 @@ if state[7] then
   local longest = math.min(first_block * 2 ^ math.max(0, failures - threshold), longest_block)
   if blocked > now + longest + block_margin then blocked = 0 end
 end
+-- The beginning of the day in which this caller's failures are counted, and their number.
+local day, day_failures = now, 0
+if state[11] and most_failures > 0 then
+  local began, count = string.match(state[11], '^(%d+) (%d+)$')
+  if began and began + 0 <= now + block_margin and now - began < budget_length then
+    day, day_failures = began + 0, math.min(most_failures, count + 0)
+  end
+end
 -- The moment up to which steps are used if the code is accepted, or the outcome of a failure and
 -- the moment up to which steps are used because of it.
 local used_until, failed, guessed_until
 
 if disabled then
   word = 'disabled-by-failures'
+elseif most_failures > 0 and day_failures >= most_failures then
+  word, first = 'failures-used-up', day + budget_length - now
 elseif blocked > now then
   word, first = 'blocked', blocked - now
 else
@@ -70,22 +80,50 @@ if used_until then
   -- The write that marks the code used comes before the reply: if Redis is out of memory, it fails
   -- and nothing is accepted.
   redis.call('HSET', state_key, 'until', string.format('%.0f', math.max(accepted_until, used_until)))
-  if state[6] then redis.call('HDEL', state_key, 'failures:' .. caller, 'blocked:' .. caller) end
+  if state[6] then redis.call('HDEL', state_key, 'failures:' .. caller, 'blocked:' .. caller, 'recent:' .. caller) end
 elseif failed then
   word = failed
-  -- The failures in a row of all callers together.
-  local all, fields = 1, redis.call('HGETALL', state_key)
+  -- The failures in a row of all callers together, and those of the last days, which `recent:` has
+  -- by the day. The release before writes `failures:` only.
+  local today, fields = math.floor(now / 86400000), redis.call('HGETALL', state_key)
+  local runs, sums, own_days = {}, {}, {}
   for index = 1, #fields, 2 do
-    if string.sub(fields[index], 1, 9) == 'failures:' then
-      all = all + math.min(disable_after, math.max(0, tonumber(fields[index + 1]) or 0))
+    local kind, name = string.match(fields[index], '^(%l+):(.*)$')
+    if kind == 'failures' then
+      runs[name] = math.min(disable_after, math.max(0, tonumber(fields[index + 1]) or 0))
+    elseif kind == 'recent' and #fields[index + 1] < longest_text then
+      local sum = 0
+      for number, count in string.gmatch(fields[index + 1], '(%d+)=(%d+)') do
+        if number + forget_after_days > today and number + 0 <= today + 1 then
+          sum = math.min(disable_after, sum + count)
+          if name == caller then own_days[#own_days + 1] = { number + 0, count + 0 } end
+        end
+      end
+      sums[name] = sum
     end
   end
-  failures = failures + 1
-  local changes = { 'failures:' .. caller, string.format('%.0f', failures) }
+  failures = math.min(failures, sums[caller] or failures) + 1
+  local all = failures
+  for name, run in pairs(runs) do
+    if name ~= caller then all = all + math.min(run, sums[name] or run) end
+  end
+  if #own_days == 0 and failures > 1 then own_days[1] = { today, failures - 1 } end
+  local last = own_days[#own_days]
+  if last and last[1] == today then
+    last[2] = last[2] + 1
+  else
+    own_days[#own_days + 1] = { today, 1 }
+  end
+  for index, known in ipairs(own_days) do own_days[index] = string.format('%.0f=%.0f', known[1], known[2]) end
+  local changes = { 'failures:' .. caller, string.format('%.0f', failures), 'recent:' .. caller,
+    table.concat(own_days, ' ') }
+  if most_failures > 0 then
+    changes[5], changes[6] = 'day:' .. caller, string.format('%.0f %.0f', day, day_failures + 1)
+  end
   local doublings = failures - threshold
   if doublings >= 0 then
     local block = math.min(first_block * 2 ^ doublings, longest_block)
-    changes[3], changes[4] = 'blocked:' .. caller, string.format('%.0f', now + block)
+    changes[#changes + 1], changes[#changes + 2] = 'blocked:' .. caller, string.format('%.0f', now + block)
   end
   if all >= disable_after then
     changes[#changes + 1], changes[#changes + 2] = 'disabled', string.format('%.0f', now)

@@ -9,7 +9,8 @@ use twofactor_core::limits::Limits;
 use super::super::Findings;
 use crate::realm::{AuditSpec, LimitsSpec};
 use crate::rules::realm::{
-    DELIVERIES_PER_HOUR, GENERATE_INTERVAL_SECONDS, GENERATES_PER_HOUR, RETENTION_DAYS,
+    DELIVERIES_PER_HOUR, FAILURES_PER_DAY, GENERATE_INTERVAL_SECONDS, GENERATES_PER_HOUR,
+    RETENTION_DAYS,
 };
 
 /// The limits of a realm. Absent ones default to the operator's.
@@ -21,6 +22,8 @@ pub struct LimitsPolicy {
     pub generates_per_hour: Option<u16>,
     /// Maximum number of deliveries for all users within an hour.
     pub deliveries_per_hour: Option<u32>,
+    /// Maximum number of failures for a user within a day from one namespace.
+    pub failures_per_day: Option<u16>,
 }
 
 /// What a realm records of requests. Absent fields default to the operator's settings.
@@ -42,6 +45,7 @@ impl LimitsPolicy {
                 .unwrap_or(defaults.generate_interval_seconds),
             generates_per_hour: self.generates_per_hour.unwrap_or(defaults.generates_per_hour),
             deliveries_per_hour: self.deliveries_per_hour.unwrap_or(defaults.deliveries_per_hour),
+            failures_per_day: self.failures_per_day.unwrap_or(defaults.failures_per_day),
         }
     }
 }
@@ -76,6 +80,12 @@ pub(super) fn check_limits(spec: Option<&LimitsSpec>, findings: &mut Findings) -
             "spec.limits.deliveriesPerHour",
             spec.deliveries_per_hour,
             &DELIVERIES_PER_HOUR,
+            findings,
+        ),
+        failures_per_day: number(
+            "spec.limits.failuresPerDay",
+            spec.failures_per_day,
+            &FAILURES_PER_DAY,
             findings,
         ),
     }

@@ -12,7 +12,7 @@ local history_failed = 0
 -- at most one hour.
 local unbounded = word == 'used' or word == 'too-soon' or word == 'blocked' or word == 'consumed'
   or word == 'disabled-by-failures' or word == 'delivery-limit-reached' or word == 'no-delivery-method'
-  or word == 'no-secret'
+  or word == 'no-secret' or word == 'failures-used-up' or word == 'share-used-up'
 local write_entry, repeated = true, ''
 if counted and #counted > longest_text then counted = false end
 

@@ -1,7 +1,7 @@
 -- Checks what must hold before a script decides anything, and declares what both deciding scripts
 -- use: now, since (the moment up to which codes may have been used before Redis lost data),
 -- accepted_until (the moment up to which steps are used), the user's state, and the reply. Uses the
--- script's arguments state_key, checked_nodes ("process.term=since", separated by spaces),
+-- script's arguments state_key, otp_key, checked_nodes ("process.term=since", separated by spaces),
 -- revision, asked_at, tolerance, caller and period.
 --
 -- Deciding scripts declare no functions, because Lua would build each of them in every call.
@@ -20,7 +20,14 @@ local checked_since = string.find(replication, 'role:master', 1, true)
 if not checked_since then return { 'unchecked-node', 0 } end
 
 local state = redis.pcall('HMGET', state_key, 'revision', 'since', 'until', 'disabled', 'counted:' .. caller,
-  'failures:' .. caller, 'blocked:' .. caller, 'asked', 'hour', 'ahead')
+  'failures:' .. caller, 'blocked:' .. caller, 'asked', 'hour', 'ahead', 'day:' .. caller)
+if revision == '0' and state[1] ~= revision then
+  -- The question is about a dummy record. A user's would have been written about, and with
+  -- `appendfsync always` a write delays the answer until the disk has it, so this writes as well.
+  local written = redis.pcall('HSET', otp_key, '-', '')
+  if type(written) == 'table' and string.find(written.err, 'OOM', 1, true) then return written end
+  if type(written) == 'number' then redis.call('HDEL', otp_key, '-') end
+end
 local since, accepted_until = tonumber(state[2]), tonumber(state[3])
 -- A comparison with a number that is not one is false.
 if not (state[1] and since and since >= 0 and since < 1e15)

@@ -198,6 +198,7 @@ impl Realm {
             matches: step.number().to_string(),
             period: 30,
             skew: 1,
+            most_failures: 20,
             retention: millis(AuditPolicy::default().retention()),
             details: " app\n\n".to_owned(),
         })
@@ -226,6 +227,7 @@ impl Realm {
             lifetime: millis(policy.otp_lifetime.duration()),
             interval: millis(policy.limits.generate_interval()),
             most_per_hour: policy.limits.generates_per_hour.into(),
+            most_own: policy.limits.generates_per_hour.into(),
             retention: millis(AuditPolicy::default().retention()),
             details: " webhook\n\n".to_owned(),
         })

@@ -84,9 +84,13 @@ struct Scene {
 
 impl Scene {
     async fn start(limits: Limits) -> Self {
+        Self::start_for(limits, &["kms"]).await
+    }
+
+    async fn start_for(limits: Limits, callers: &[&str]) -> Self {
         let world = World::in_redis_with_real_time(RedisServer::start().await).await;
         let mail = MailServer::builder().tls(MailTls::StartTls).start().await;
-        let callers = Some(["kms".to_owned()].into());
+        let callers = Some(callers.iter().map(|name| (*name).to_owned()).collect());
         world.fill_with(&RealmRecord { callers, limits, ..with_mail(&mail) }, &[]).await;
         let (sidecar, refused) =
             (Served::start(&world, "kms").await, Served::start(&world, "shop").await);
@@ -126,7 +130,7 @@ impl Scene {
                 self.disable(name, Email).await;
                 self.sidecar.generate(name).await
             }
-            "asked-too-soon" => {
+            "asked-too-soon" | "share-used-up" => {
                 self.world.person(name, Email).await;
                 assert_eq!(self.sidecar.generate(name).await.status, 200);
                 self.sidecar.generate(name).await
@@ -181,6 +185,11 @@ impl Scene {
                 for _ in 0..5 {
                     assert_eq!(self.sidecar.verify(name, "00000000").await.status, 401);
                 }
+                self.sidecar.verify(name, "00000000").await
+            }
+            "failures-used-up" => {
+                self.world.person(name, App).await;
+                assert_eq!(self.sidecar.verify(name, "00000000").await.status, 401);
                 self.sidecar.verify(name, "00000000").await
             }
             "store-unavailable" => {
@@ -303,11 +312,16 @@ async fn the_sidecar_does_what_every_line_of_the_table_says() {
     let free = Scene::start(Limits::NONE).await;
     let usual = Scene::start(Limits::default()).await;
     let one_delivery = Scene::start(Limits { deliveries_per_hour: 1, ..Limits::NONE }).await;
+    let one_failure = Scene::start(Limits { failures_per_day: 1, ..Limits::NONE }).await;
+    let two = Limits { generates_per_hour: 2, ..Limits::NONE };
+    let shared = Scene::start_for(two, &["kms", "bank"]).await;
     for (number, line) in table().iter().enumerate() {
         let name = format!("user{number}");
         let scene = match line.outcome.as_str() {
             "asked-too-soon" => &usual,
             "delivery-limit-reached" => &one_delivery,
+            "failures-used-up" => &one_failure,
+            "share-used-up" => &shared,
             _ => &free,
         };
         let Some(reply) = scene.bring_about(line, &name).await else { continue };

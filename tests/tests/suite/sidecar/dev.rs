@@ -351,6 +351,7 @@ async fn help_explains_every_flag_with_its_variable() {
         ("--otp-generate-interval-seconds", "OTP_GENERATE_INTERVAL_SECONDS"),
         ("--otp-generates-per-hour", "OTP_GENERATES_PER_HOUR"),
         ("--otp-deliveries-per-hour", "OTP_DELIVERIES_PER_HOUR"),
+        ("--otp-failures-per-day", "OTP_FAILURES_PER_DAY"),
         ("--audit-retention-days", "AUDIT_RETENTION_DAYS"),
         ("--audit-origin", "AUDIT_ORIGIN"),
         ("--smtp-server", "SMTP_SERVER"),

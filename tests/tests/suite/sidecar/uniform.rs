@@ -10,12 +10,12 @@ use twofactor_core::user::DeliveryMethod::{App, Email};
 use twofactor_tests::http::Reply;
 use twofactor_tests::mail::{MailServer, MailStage, MailTls};
 use twofactor_tests::process::{Launch, Process, Signal};
-use twofactor_tests::redis::RedisServer;
+use twofactor_tests::redis::{AppendFsync, RedisServer};
 use twofactor_tests::tools;
 use twofactor_tests::wait::eventually;
 
 use crate::support::sidecar::{Served, metrics, with_mail};
-use crate::support::world::{Person, START, World};
+use crate::support::world::{Person, START, World, record};
 
 const BOUND: Duration = Duration::from_secs(10);
 
@@ -50,12 +50,8 @@ impl Public {
     }
 
     async fn outcome(&self, operation: &str, outcome: &str) {
-        let line =
-            format!("twofactor_decisions_total{{operation=\"{operation}\",outcome=\"{outcome}\"}}");
-        eventually(BOUND, format_args!("{line} in the metrics"), async || {
-            metrics(&self.sidecar).await.contains(&line)
-        })
-        .await;
+        let line = format!("operation=\"{operation}\" outcome=\"{outcome}\"");
+        self.sidecar.process().wait_for_line(&line, BOUND).await;
     }
 
     /// Moves the clock of Redis, and makes requests from which the sidecar learns the new time.
@@ -260,4 +256,46 @@ async fn an_outage_gives_every_name_the_same_answer() {
     let expected = seen(&public.sidecar.generate("alice").await);
     assert_eq!(expected.0, 503);
     assert_eq!(seen(&public.sidecar.generate("unknown").await), expected);
+}
+
+/// The size of Redis' append-only file.
+async fn written(world: &World) -> u64 {
+    let information: String = world.redis().ask(&["INFO", "persistence"]).await;
+    let line = information.lines().find_map(|line| line.strip_prefix("aof_current_size:"));
+    line.unwrap().trim().parse().unwrap()
+}
+
+#[tokio::test]
+async fn redis_flushes_a_write_before_each_answer_whether_the_name_is_a_users_or_not() {
+    let builder = RedisServer::builder().append_only(AppendFsync::Always);
+    let world = World::in_redis_of(builder).await;
+    let mail = MailServer::builder().tls(MailTls::StartTls).start().await;
+    let user = world.person("user", Email).await;
+    let mut disabled = record("disabled", Email);
+    disabled.definition.enabled = false;
+    let disabled = world.publish(disabled, true).await;
+    let realm = RealmRecord { uniform_answers: true, ..with_mail(&mail) };
+    world.fill_with(&realm, &[&user, &disabled]).await;
+    let sidecar = Served::start(&world, "kms").await;
+    // The sidecar learns the time of Redis.
+    sidecar.verify("user", "000000").await;
+    for round in 0..50 {
+        for name in ["user", "disabled", "stranger", &format!("stranger{round}")] {
+            let before = written(&world).await;
+            assert_eq!(sidecar.verify(name, "000000").await.status, 401);
+            assert!(written(&world).await > before, "verify of {name} in round {round}");
+            let before = written(&world).await;
+            assert_eq!(sidecar.generate(name).await.status, 200);
+            assert!(written(&world).await > before, "generate of {name} in round {round}");
+        }
+    }
+    // Nothing is kept of names that are no users.
+    let keys: Vec<String> = world.redis().ask(&["KEYS", "*:otp"]).await;
+    assert!(keys.len() <= 1, "{keys:?}");
+    // The metrics tell apart only what answers do.
+    let shown = metrics(&sidecar).await;
+    for outcome in ["unknown-user", "invalid-code", "delivered", "throttled"] {
+        assert!(!shown.contains(&format!("outcome=\"{outcome}\"")), "{outcome}: {shown}");
+    }
+    assert!(shown.contains("operation=\"verify\",outcome=\"answered\""), "{shown}");
 }

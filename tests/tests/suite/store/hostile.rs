@@ -35,7 +35,7 @@ const VALUES: [&str; 14] = [
 ];
 
 /// Fields of a state that scripts read.
-const FIELDS: [&str; 11] = [
+const FIELDS: [&str; 14] = [
     "revision",
     "since",
     "until",
@@ -47,6 +47,9 @@ const FIELDS: [&str; 11] = [
     "asked",
     "hour",
     "ahead",
+    "recent:kms",
+    "day:kms",
+    "hour:kms",
 ];
 
 async fn send(world: &World, command: &Cmd) {

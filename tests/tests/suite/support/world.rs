@@ -332,6 +332,7 @@ impl World {
             lifetime,
             // The tests of limits set their own.
             limits: Limits::NONE,
+            own_per_hour: 0,
             audit: audit_context(person.record.definition.delivery_method),
         }
     }
@@ -361,6 +362,8 @@ impl World {
             caller,
             period: totp.period(),
             skew: totp.skew(),
+            // The tests of the budget set their own.
+            failures_per_day: 0,
             audit: audit_context(person.record.definition.delivery_method),
         }
     }

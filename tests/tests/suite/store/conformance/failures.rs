@@ -1,6 +1,8 @@
 //! Rules about a hundred failures in a row, and about their reset.
 
-use twofactor_core::decision::{Issue, Verdict};
+use std::time::Duration;
+
+use twofactor_core::decision::{Issue, Verdict, Verification};
 use twofactor_core::user::DeliveryMethod::{App, Email};
 use twofactor_store::publisher::DesiredUser;
 
@@ -11,6 +13,8 @@ for_every_store!(
     a_hundred_failures_of_all_callers_together_disable_the_user,
     a_success_resets_the_failures_of_its_caller_and_of_no_other,
     a_disabled_user_gets_no_code_and_a_correct_code_is_refused,
+    a_success_does_not_refill_the_failures_of_a_day,
+    failures_older_than_thirty_days_do_not_count,
     failures_are_reset_once_for_each_request_even_if_the_realm_is_filled_again,
 );
 
@@ -135,4 +139,65 @@ async fn failures_are_reset_once_for_each_request_even_if_the_realm_is_filled_ag
     let person = publish_with_reset(&world, &person, "2").await;
     let published = world.publisher.store().published(&[person.pseudonym]).await.unwrap();
     assert_eq!(published[0].reset.as_deref(), Some("2"));
+}
+
+async fn a_success_does_not_refill_the_failures_of_a_day(world: World) {
+    let person = world.person("carol", App).await;
+    let verify = async |from: &str, right: bool| {
+        let now = world.now();
+        let code = if right { person.code_at(now, 0) } else { person.wrong_code(now) };
+        let request = world.verification(&person, from, &code);
+        let request = Verification { failures_per_day: 6, ..request };
+        world.store.verify(&person.pseudonym, &request).await.unwrap()
+    };
+    let hour = 3_600_000;
+    for number in 0..6 {
+        world.set_time(START + number * hour).await;
+        assert_eq!(verify("kms", false).await, Verdict::Wrong);
+        world.set_time(START + number * hour + STEP).await;
+        let expected = if number < 5 {
+            Verdict::Accepted
+        } else {
+            Verdict::FailuresUsedUp { retry_after: Duration::from_millis(19 * hour - STEP) }
+        };
+        assert_eq!(verify("kms", true).await, expected, "{number}");
+    }
+    // Another service has failures of its own.
+    assert_eq!(verify("shop", true).await, Verdict::Accepted);
+    world.set_time(START + 24 * hour - 1).await;
+    let last = Verdict::FailuresUsedUp { retry_after: Duration::from_millis(1) };
+    assert_eq!(verify("kms", true).await, last);
+    world.set_time(START + 24 * hour).await;
+    assert_eq!(verify("kms", true).await, Verdict::Accepted);
+    // A reset gives them back.
+    for _ in 0..5 {
+        assert_eq!(verify("new", false).await, Verdict::Wrong);
+    }
+    world.set_time(START + 25 * hour).await;
+    assert_eq!(verify("new", false).await, Verdict::Wrong);
+    assert!(matches!(verify("new", false).await, Verdict::FailuresUsedUp { .. }));
+    let person = publish_with_reset(&world, &person, "1").await;
+    let code = person.wrong_code(world.now());
+    let request = world.verification(&person, "new", &code);
+    let request = Verification { failures_per_day: 6, ..request };
+    assert_eq!(world.store.verify(&person.pseudonym, &request).await.unwrap(), Verdict::Wrong);
+}
+
+async fn failures_older_than_thirty_days_do_not_count(world: World) {
+    let person = world.person("carol", App).await;
+    let day = 24 * 3_600_000;
+    for number in 0..19 {
+        fail(&world, &person, &format!("ns-{number}"), 5).await;
+    }
+    world.set_time(START + 29 * day).await;
+    fail(&world, &person, "later", 4).await;
+    assert!(!is_disabled(&world, &person).await);
+    // The first ninety-five are forgotten, those of the same services too.
+    world.set_time(START + 31 * day).await;
+    for number in 0..19 {
+        fail(&world, &person, &format!("ns-{number}"), 5).await;
+    }
+    assert!(!is_disabled(&world, &person).await);
+    fail(&world, &person, "later", 1).await;
+    assert!(is_disabled(&world, &person).await);
 }

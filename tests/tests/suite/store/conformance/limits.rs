@@ -16,6 +16,7 @@ use crate::support::world::{Person, START, STEP, World, audit_context, caller};
 for_every_store!(
     a_user_gets_one_code_a_minute_from_all_services_together,
     a_user_gets_ten_codes_within_any_hour,
+    no_caller_uses_more_than_its_share_of_a_users_codes,
     a_request_that_comes_too_soon_changes_nothing_about_the_code_in_flight,
     fifty_parallel_requests_for_a_code_are_one_code,
     a_refused_delivery_frees_the_minute_and_counts_for_the_hour,
@@ -214,4 +215,24 @@ async fn a_realm_sends_a_limited_number_of_codes_an_hour(world: World) {
         assert!(!there);
     }
     assert_eq!(take().await, Allowance::Granted);
+}
+
+async fn no_caller_uses_more_than_its_share_of_a_users_codes(world: World) {
+    let person = world.person("alice", Email).await;
+    let limits = Limits { generates_per_hour: 4, ..Limits::NONE };
+    let ask = async |from: &str, number: u64| {
+        world.set_time(START + number * STEP).await;
+        let mut request = world.issuance(&person, from, person.step(world.now()), LIFETIME);
+        (request.limits, request.own_per_hour) = (limits, limits.share_of_generates(2));
+        world.store.issue(&person.pseudonym, &request).await.unwrap()
+    };
+    until(ask("kms", 0).await);
+    until(ask("kms", 1).await);
+    let wait = Duration::from_millis(3_600_000 - 2 * STEP);
+    assert_eq!(ask("kms", 2).await, Issue::ShareUsedUp { retry_after: wait });
+    until(ask("shop", 3).await);
+    until(ask("shop", 4).await);
+    // All four are used now, so a third service waits for the limit of all.
+    assert!(matches!(ask("third", 5).await, Issue::TooSoon { .. }));
+    until(ask("kms", 3_600_000 / STEP).await);
 }
