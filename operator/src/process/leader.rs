@@ -103,14 +103,15 @@ impl Leader {
         let Self { configuration, policies_synced, leading, redis, redis_settings, .. } = self;
         let Prepared { context, credentials } = prepared;
         let watched = WatchedNamespaces(configuration.namespaces.clone());
-        let [users_synced, namespaces_synced, secrets_synced, imports_synced, pods_synced] =
+        let [users_synced, namespaces_synced, secrets_synced, imports_synced] =
             std::array::from_fn(|_| Synced::default());
+        let [pods_synced, credentials_synced] = std::array::from_fn(|_| Synced::default());
         let mut synced = policies_synced.to_vec();
         synced.extend(
             [&users_synced, &namespaces_synced, &secrets_synced, &imports_synced].map(Clone::clone),
         );
         let lists = complete(synced.clone());
-        synced.push(pods_synced.clone());
+        synced.extend([&pods_synced, &credentials_synced].map(Clone::clone));
         let lists_with_pods = complete(synced);
         tasks.spawn(
             "user watch",
@@ -136,7 +137,7 @@ impl Leader {
         );
         tasks.spawn(
             "credentials watch",
-            watch::secrets::credentials(context.clone(), watched, stop.clone()),
+            watch::secrets::credentials(context.clone(), watched, credentials_synced, stop.clone()),
         );
         tasks.spawn("redis check", show_store(context.clone(), redis, stop.clone()));
         let settings = settings::run(context.clone(), redis_settings, stop.clone());
@@ -184,7 +185,7 @@ impl Leader {
             "pod watch",
             watch::pods::run(context.clone(), pods_synced, stop.clone()),
         );
-        // Credentials for which no pod asks are removed.
+        // Logins for which no pod asks and no credentials exist are removed.
         tasks.spawn_after(
             &lists_with_pods,
             stop,

@@ -47,8 +47,8 @@ impl CredentialsQueue {
     }
 
     /// Requests one Secret with credentials, because it changed.
-    pub fn secret_changed(&self, realm: String, namespace: String) {
-        let _ = self.0.send(CredentialsRequest::Secret(Target { realm, namespace }));
+    pub fn secret_changed(&self, target: Target) {
+        let _ = self.0.send(CredentialsRequest::Secret(target));
     }
 
     /// Requests one Secret with credentials and its login, because pods began or ceased to ask for

@@ -17,6 +17,7 @@ use twofactor_api::labels;
 
 use super::{Events, Synced, watch, watch_all};
 use crate::state::Context;
+use crate::state::credentials::Target;
 use crate::state::own_writes::ListNumber;
 use crate::state::user_ref::{UserRef, user_ref};
 use crate::state::watched_namespaces::WatchedNamespaces;
@@ -93,8 +94,8 @@ impl UserSecrets {
     }
 }
 
-/// Watches credentials in every namespace until `stop`. It ignores credentials of realms that this
-/// operator does not reconcile.
+/// Watches credentials in every namespace until `stop`. Sets `synced` when all are listed. It
+/// ignores credentials of realms that this operator does not reconcile.
 ///
 /// Even if the operator reconciles only some namespaces, the watch covers the whole cluster,
 /// because realms can allow any namespace. It needs the same kind of permission as the watch of
@@ -102,6 +103,7 @@ impl UserSecrets {
 pub async fn credentials(
     context: Arc<Context>,
     watched: WatchedNamespaces,
+    synced: Synced,
     stop: CancellationToken,
 ) {
     let selector = format!(
@@ -113,6 +115,7 @@ pub async fn credentials(
     let mut events: Events<PartialObjectMeta<Secret>> =
         watch_all(&context.runtime.client, watcher::Config::default().labels(&selector));
     while let Some(Some((_, event))) = stop.run_until_cancelled(events.next()).await {
+        let exists = matches!(event, Event::InitApply(_) | Event::Apply(_));
         match event {
             Event::Init => {}
             Event::InitApply(secret) | Event::Apply(secret) | Event::Delete(secret) => {
@@ -120,11 +123,19 @@ pub async fn credentials(
                     secret.labels().get(labels::CREDENTIALS_LABEL).cloned().unwrap_or_default();
                 if watched.includes(&realm) {
                     let namespace = secret.namespace().unwrap_or_default();
-                    context.services.credentials_queue.secret_changed(realm, namespace);
+                    let target = Target { realm, namespace };
+                    if exists {
+                        // Before the logins are compared, which would otherwise remove this one.
+                        context.services.asking.found(&target);
+                    }
+                    context.services.credentials_queue.secret_changed(target);
                 }
             }
             // The list does not contain credentials that were deleted while the watch was broken.
-            Event::InitDone => context.services.credentials_queue.all_changed(),
+            Event::InitDone => {
+                context.services.credentials_queue.all_changed();
+                synced.set();
+            }
         }
     }
 }

@@ -958,3 +958,35 @@ async fn credentials_stay_when_the_last_user_goes_and_over_a_restart_of_the_oper
     eventually(BOUND, "the user to be unknown again", unknown).await;
     assert!(cluster.credentials_in(&cluster.namespace, "caller").is_some());
 }
+
+#[tokio::test]
+async fn a_login_without_a_pod_outlives_a_restart_of_the_operator_without_an_interruption() {
+    let cluster = Cluster::start().await;
+    let operator = cluster.operator().start().await;
+    let kms = cluster.another_namespace("kms");
+    cluster.apply(&[app_user("carol"), allowing(&kms)].concat());
+    cluster.ask_from(&kms);
+    cluster.wait_ready("carol").await;
+    let url =
+        eventually(BOUND, "the credentials", async || cluster.credentials_in(&kms, "redis-url"))
+            .await;
+    let client = redis::Client::open(url).unwrap();
+    let mut service = eventually(BOUND, "the login", async || {
+        client.get_multiplexed_async_connection().await.ok()
+    })
+    .await;
+    cluster.stop_asking_from(&kms);
+    drop(operator);
+    let _operator = cluster.operator().start().await;
+    cluster.apply(&app_user("dora"));
+    cluster.ask_from(&cluster.namespace);
+    // The logins have been compared once another one is there.
+    eventually(BOUND, "the login of the realm's own namespace", async || {
+        logins(&cluster.redis).await.len() == 2
+    })
+    .await;
+    // Removing a login closes its connections.
+    let time: Result<(u64, u64), _> = redis::cmd("TIME").query_async(&mut service).await;
+    assert!(time.is_ok(), "{time:?}");
+    assert!(cluster.credentials_in(&kms, "caller").is_some());
+}
