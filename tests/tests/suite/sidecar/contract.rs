@@ -536,7 +536,11 @@ async fn the_admin_port_serves_health_and_metrics_only() {
     let dev = dev().await;
     let admin = dev.sidecar.admin();
     assert_eq!((admin.get("/livez").await.status, admin.get("/readyz").await.status), (200, 200));
-    assert!(admin.get("/readyz?verbose").await.body.contains("redis ok"));
+    // Set by the first read of the realm, which the start does not wait for.
+    twofactor_tests::wait::eventually(Duration::from_secs(5), "the check of Redis", async || {
+        admin.get("/readyz?verbose").await.body.contains("redis ok")
+    })
+    .await;
     assert_eq!(admin.raw("POST", "/auth/verify", &[], "").await.status, 405);
     assert_eq!(admin.get("/auth/verify").await.status, 404);
     assert_eq!(dev.api.get("/metrics").await.status, 404);

@@ -185,7 +185,7 @@ async fn calls(world: &World, command: &str) -> u64 {
 }
 
 #[tokio::test]
-async fn an_idle_sidecar_reads_the_realm_every_five_seconds_and_only_what_has_changed() {
+async fn an_idle_sidecar_reads_the_realm_every_15_seconds_and_only_what_has_changed() {
     let world = world().await;
     let callers = (0..250).map(|number| format!("{}-{number}", "namespace".repeat(6)));
     let realm = RealmRecord {
@@ -197,10 +197,10 @@ async fn an_idle_sidecar_reads_the_realm_every_five_seconds_and_only_what_has_ch
     assert!(size > 14_000, "{size}");
     let sidecar = Served::start(&world, "kms").await;
     let parts = async || calls(&world, "getrange").await;
-    eventually(BOUND, "the first read of a part", async || parts().await == 1).await;
+    eventually(BOUND, "the first read", async || calls(&world, "get").await > 0).await;
     let (began, whole) = (Instant::now(), calls(&world, "get").await);
-    eventually(Duration::from_secs(20), "two more reads", async || parts().await == 3).await;
-    assert!(began.elapsed() > Duration::from_secs(8), "{:?}", began.elapsed());
+    eventually(Duration::from_secs(25), "the next read", async || parts().await == 1).await;
+    assert!(began.elapsed() > Duration::from_secs(12), "{:?}", began.elapsed());
     assert_eq!(calls(&world, "get").await, whole, "the whole record is read once");
 
     // A change is noticed by the next request, however long the sidecar was idle.
