@@ -148,7 +148,7 @@ async fn services_have_their_logins_after_each_of_two_failovers_by_sentinel() {
     assert_eq!(sidecar.api.verify("carol", &code).await.status, 200);
     let servers = [(&cluster.redis, &replica), (&replica, &cluster.redis)];
     for (failovers, (old, new)) in servers.into_iter().enumerate() {
-        // Logins are on the replica before it is promoted, scripts before it becomes a checked node.
+        // Logins are on the replica before it is promoted, scripts before it is a checked node.
         eventually(BOUND, "the login on the replica", async || {
             let users: Vec<String> = new.ask(&["ACL", "USERS"]).await;
             users.iter().any(|user| user.starts_with("2fa1:"))
