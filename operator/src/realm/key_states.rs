@@ -10,6 +10,7 @@ use kube::Api;
 use kube::api::{Patch, PatchParams, PostParams};
 use serde_json::json;
 use thiserror::Error;
+use twofactor_core::names::RealmId;
 
 use crate::k8s::owned_secret::owned_secret;
 use crate::k8s::request::{self, ApiError};
@@ -34,12 +35,13 @@ pub enum KeyStateError {
 }
 
 /// Announces the next generation of a realm's keys to its services, unless they are given a newer
-/// one than `known` already.
+/// one than `known` already, or `known` was never given: the Secret that holds it is then not the
+/// operator's.
 pub async fn raise(context: &Context, namespace: &str, known: u32) -> Result<(), KeyStateError> {
     let realm = context.realms.registry.get_or_create(namespace).await?;
     let now = context.runtime.clock.now().millis();
     update(context, &realm, |state| {
-        if state.newest() <= known {
+        if state.newest() == known {
             state.raise(now);
         }
     })
@@ -62,7 +64,7 @@ pub async fn update(
         return Ok(());
     }
     let text = serde_json::to_vec(&state).unwrap_or_default();
-    store(context, realm.id.as_str(), text).await?;
+    store(context, BTreeMap::from([(realm.id.as_str(), Some(text))])).await?;
     tracing::info!(
         namespace = realm.namespace,
         generation = state.generation,
@@ -75,11 +77,27 @@ pub async fn update(
     Ok(())
 }
 
-/// Stores a value. A Secret that was deleted is created again.
-pub async fn store(context: &Context, key: &str, value: Vec<u8>) -> Result<(), ApiError> {
+/// Forgets the keys of a realm whose namespace is gone. Its UID is never used again.
+pub async fn forget(context: &Context, realm: &RealmId) -> Result<(), ApiError> {
+    let keys = &context.realms.registry.keys;
+    let _alone = keys.updates.lock().await;
+    if keys.all().iter().any(|(id, _)| id == realm) {
+        store(context, BTreeMap::from([(realm.as_str(), None)])).await?;
+        keys.forget(realm);
+    }
+    Ok(())
+}
+
+/// Stores values, and removes those that are absent. A Secret that was deleted is created again.
+pub async fn store(
+    context: &Context,
+    changes: BTreeMap<&str, Option<Vec<u8>>>,
+) -> Result<(), ApiError> {
     let namespace = &context.realms.shared_key.namespace;
     let secrets = Api::<Secret>::namespaced(context.runtime.client.clone(), namespace);
-    let patch = Patch::Merge(json!({ "data": { key: ByteString(value.clone()) } }));
+    let changes: BTreeMap<&str, Option<ByteString>> =
+        changes.into_iter().map(|(key, value)| (key, value.map(ByteString))).collect();
+    let patch = Patch::Merge(json!({ "data": &changes }));
     let parameters = PatchParams::default();
     let patched = request::within(async { secrets.patch(SECRET, &parameters, &patch).await });
     if request::optional(patched.await)?.is_some() {
@@ -92,7 +110,12 @@ pub async fn store(context: &Context, key: &str, value: Vec<u8>) -> Result<(), A
         let text = serde_json::to_vec(&state).unwrap_or_default();
         data.insert(realm.to_string(), ByteString(text));
     }
-    data.insert(key.to_owned(), ByteString(value));
+    for (key, value) in changes {
+        match value {
+            Some(value) => drop(data.insert(key.to_owned(), value)),
+            None => drop(data.remove(key)),
+        }
+    }
     let secret = owned_secret(SECRET, data);
     request::within(secrets.create(&PostParams::default(), &secret)).await?;
     Ok(())

@@ -1,7 +1,7 @@
 //! Replaces the keys of realms: announces the next generation when it is requested, has it seal
 //! when every sidecar can know it, seals the records again, and forgets the old generation.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
@@ -10,6 +10,7 @@ use thiserror::Error;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 use twofactor_api::labels;
+use twofactor_core::names::RealmId;
 use twofactor_store::StoreError;
 
 use super::credentials;
@@ -17,13 +18,15 @@ use super::key_states::{self, FINGERPRINT, KeyStateError};
 use super::record::read_secrets;
 use crate::k8s::request::ApiError;
 use crate::state::realm_keys::Phase;
-use crate::state::realms::{Readiness, Realm};
+use crate::state::realms::{Readiness, Realm, RealmError};
 use crate::state::{Context, random};
 
 /// Interval between passes.
 const PERIOD: Duration = Duration::from_secs(1);
 /// Number of users whose records are sealed again at a time.
 const BATCH: usize = 200;
+/// Number of overlaps after which a generation seals although a namespace lacks it.
+const MOST_OVERLAPS: u64 = 10;
 /// Maximum number of characters of a request that are stored: an annotation can hold 256 KiB.
 const REQUEST_CHARACTERS: usize = 128;
 
@@ -111,7 +114,9 @@ async fn step(
             if now.saturating_sub(state.since) < overlap || has_outdated_sidecars(context, realm) {
                 return Ok(());
             }
-            if !credentials::are_written(context, &realm.namespace).await? {
+            // One namespace whose Secret cannot be written does not keep the old keys for ever.
+            let is_overdue = now.saturating_sub(state.announced) >= overlap * MOST_OVERLAPS;
+            if !is_overdue && !credentials::are_written(context, &realm.namespace).await? {
                 let again = key_states::update(context, realm, |state| state.since = now);
                 return Ok(again.await?);
             }
@@ -122,9 +127,11 @@ async fn step(
                 state.reseal(now, keys.fingerprint());
             });
             resealing.await?;
-            // The key of tokens is another one too.
-            read_secrets(&context.runtime, &context.realms, &realm.namespace).await?;
+            // The key of tokens is another one too. The realm's record is sealed again also if its
+            // Secrets cannot be read, because nothing else notices the new generation.
+            let read = read_secrets(&context.runtime, &context.realms, &realm.namespace).await;
             context.realms.policy_changed(&realm.namespace);
+            read?;
         }
         Phase::Resealing => {
             if realm.readiness() != Readiness::Ready || !realm.is_policy_published() {
@@ -157,13 +164,15 @@ async fn reseal(context: &Context, realm: &Realm) -> Result<usize, StoreError> {
     Ok(resealed)
 }
 
-/// Notes that no realm needs the previous master key any more, once that is so.
+/// Notes that no realm needs the previous master key any more, once that is so. Forgets the states
+/// of realms that are gone, for which the next start would ask for that key.
 async fn forget_previous_master(context: &Context) {
-    let keys = &context.realms.registry.keys;
-    if keys.first_master() == keys.fingerprint() {
+    let registry = &context.realms.registry;
+    let keys = &registry.keys;
+    if keys.first_master() == keys.fingerprint() || !has_all_realms(context).await {
         return;
     }
-    let realms = context.realms.registry.all();
+    let realms = registry.all();
     let needs_it = |realm: &Arc<Realm>| {
         let state = keys.of(&realm.id);
         state.phase != Phase::Steady || keys.is_of_previous_master(&state)
@@ -171,11 +180,32 @@ async fn forget_previous_master(context: &Context) {
     if realms.iter().any(needs_it) {
         return;
     }
+    let living: HashSet<&RealmId> = realms.iter().map(|realm| &realm.id).collect();
+    let states = keys.all().into_iter();
+    let gone: Vec<RealmId> = states.map(|(id, _)| id).filter(|id| !living.contains(id)).collect();
     let fingerprint = keys.fingerprint().as_bytes().to_vec();
-    if let Err(error) = key_states::store(context, FINGERPRINT, fingerprint).await {
+    let mut changes = BTreeMap::from([(FINGERPRINT, Some(fingerprint))]);
+    changes.extend(gone.iter().map(|id| (id.as_str(), None)));
+    if let Err(error) = key_states::store(context, changes).await {
         tracing::debug!(%error, "failed to store the fingerprint of the master key; trying again");
         return;
     }
+    for id in &gone {
+        keys.forget(id);
+    }
     keys.forget_previous_master();
     tracing::info!("the previous master key is no longer needed: remove it from its Secret");
+}
+
+/// Makes the realms of all users and policies known. Returns whether that succeeded.
+async fn has_all_realms(context: &Context) -> bool {
+    let mut namespaces = context.realms.policies.namespaces_with_policy();
+    namespaces.extend(context.users.usernames().namespaces());
+    for namespace in namespaces {
+        match context.realms.registry.get_or_create(&namespace).await {
+            Ok(_) | Err(RealmError::Gone) => {}
+            Err(_) => return false,
+        }
+    }
+    true
 }

@@ -12,6 +12,7 @@ use twofactor_store::StoreError;
 use twofactor_store::redis::FoundRealm;
 
 use crate::k8s::backoff::jittered;
+use crate::realm::key_states;
 use crate::state::{Context, random};
 
 /// Interval between searches without a reason.
@@ -64,6 +65,9 @@ async fn remove_deleted(context: &Context) -> Result<(), StoreError> {
     let registry = &context.realms.registry;
     for realm in registry.deleted() {
         remove_realm(context, &realm, &FoundRealm::default()).await?;
+        if let Err(error) = key_states::forget(context, &realm).await {
+            tracing::debug!(%realm, %error, "failed to forget the keys of a deleted realm");
+        }
         registry.forget(&realm);
     }
     Ok(())

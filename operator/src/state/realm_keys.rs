@@ -38,6 +38,9 @@ pub struct KeyState {
     /// Start of the phase, in milliseconds of Unix time.
     #[serde(default)]
     pub since: u64,
+    /// When the generation that is under way was announced, in milliseconds of Unix time.
+    #[serde(default)]
+    pub announced: u64,
     /// The last request of an administrator that was carried out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub request: Option<String>,
@@ -61,6 +64,7 @@ impl KeyState {
             generation: 1,
             phase: Phase::Steady,
             since: 0,
+            announced: 0,
             request: None,
             again: false,
             master: master.to_owned(),
@@ -77,7 +81,7 @@ impl KeyState {
     /// Announces the next generation, after the one that is under way if there is one.
     pub fn raise(&mut self, now: u64) {
         if self.phase == Phase::Steady {
-            (self.phase, self.since) = (Phase::Announced, now);
+            (self.phase, self.since, self.announced) = (Phase::Announced, now, now);
         } else {
             self.again = true;
         }
@@ -167,6 +171,11 @@ impl KeyRing {
     /// Sets the state of a realm's keys.
     pub fn set(&self, realm: &RealmId, state: KeyState) {
         self.state().realms.insert(realm.clone(), state);
+    }
+
+    /// Forgets the state of a realm that is gone.
+    pub fn forget(&self, realm: &RealmId) {
+        self.state().realms.remove(realm);
     }
 
     /// The states of all realms whose keys were replaced.

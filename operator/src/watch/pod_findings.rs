@@ -110,7 +110,8 @@ impl Pods {
                     PodProblem::NotInjected
                 }
                 Some(injected) => {
-                    if injected != version {
+                    // Pods of other namespaces have no keys of the realm and hold nothing up.
+                    if injected != version && access == NamespaceAccess::Allowed {
                         *counts.outdated.entry(pod.realm.clone()).or_default() += 1;
                     }
                     // Other realms' credentials exist before the realms have users.
@@ -191,6 +192,14 @@ mod tests {
 
     fn own_only(realm: &str, namespace: &str) -> NamespaceAccess {
         if realm == namespace { NamespaceAccess::Allowed } else { NamespaceAccess::NotAllowed }
+    }
+
+    #[test]
+    fn an_outdated_pod_of_a_namespace_that_is_not_allowed_does_not_count() {
+        let mut pods = Pods::default();
+        pods.applied("neighbour", "old", pod("1", Some("kms"), Some("1")));
+        let (counts, _) = pods.evaluate(own_only, |_| true, "2");
+        assert_eq!(counts.outdated, HashMap::new());
     }
 
     #[test]
