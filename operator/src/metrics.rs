@@ -84,6 +84,8 @@ pub struct Metrics {
     /// Users that failed attempts have disabled.
     pub disabled_by_failures: IntGauge,
     repaired: RepairedUsers,
+    /// Times that histories were shortened.
+    pub histories_shortened: IntCounter,
     /// Pods whose namespace is not allowed by the realm.
     pub pods_waiting: IntGauge,
     /// Pods whose sidecar has another version.
@@ -231,6 +233,10 @@ impl Metrics {
                 "Users that a hundred failed attempts in a row have disabled, until an administrator resets the failures.",
             )?,
             repaired: RepairedUsers::new(r)?,
+            histories_shortened: r.counter(
+                "twofactor_histories_shortened_total",
+                "Times that the histories of all users were shortened, because the memory of Redis was almost full.",
+            )?,
             pods_not_injected: r.gauge(
                 "twofactor_pods_not_injected",
                 "Labelled pods that run without the sidecar.",

@@ -87,6 +87,21 @@ impl Publishing {
         }
     }
 
+    /// Shortens the histories of these users to their last `keep` entries.
+    ///
+    /// # Errors
+    /// If Redis does not answer. A part may have been shortened.
+    pub async fn shorten_histories(
+        &self,
+        users: &[Pseudonym],
+        keep: u16,
+    ) -> Result<(), StoreError> {
+        match &self.store {
+            Store::Memory(_) => Ok(()),
+            Store::Redis(store) => store.shorten_histories(users, keep).await,
+        }
+    }
+
     /// Reads which nodes there are, and whether all of them are checked and the realm is complete.
     ///
     /// # Errors

@@ -2,6 +2,7 @@
 
 pub mod comparison;
 pub mod leftovers;
+mod memory;
 pub mod monitor;
 pub mod refill;
 pub mod removals;

@@ -8,6 +8,7 @@ use tokio_util::sync::CancellationToken;
 use twofactor_server::admin::NamedChecks;
 use twofactor_store::redis::{SettingsWatch, Usage};
 
+use crate::redis::memory;
 use crate::state::Context;
 
 /// Difference of the clocks of Redis and of the operator from which on there is a warning.
@@ -20,7 +21,7 @@ pub async fn run(context: Arc<Context>, checks: NamedChecks, stop: CancellationT
     let mut clock = ClockWatch::default();
     let store = context.realms.registry.store();
     loop {
-        let pause = watch
+        let mut pause = watch
             .check(store, |setting, strength, enough| {
                 context.runtime.metrics.show_setting(setting.name(), strength);
                 if let Some(enough) = enough {
@@ -32,6 +33,8 @@ pub async fn run(context: Arc<Context>, checks: NamedChecks, stop: CancellationT
         if let Ok(usage) = store.usage().await {
             context.runtime.metrics.redis_usage.show(&usage);
             clock.log_change(&usage);
+            memory::shorten_histories(&context, &usage).await;
+            pause = memory::pause(&usage, pause);
         }
         tokio::select! {
             () = stop.cancelled() => return,

@@ -29,6 +29,28 @@ impl RedisStore {
     }
 }
 
+impl RedisStore {
+    /// Shortens histories to their last `keep` entries.
+    pub(crate) async fn shorten_histories(
+        &self,
+        users: &[Pseudonym],
+        keep: u16,
+    ) -> Result<(), StoreError> {
+        // An empty range deletes the list.
+        let (first, last) = if keep == 0 { (1, 0) } else { (-i32::from(keep), -1) };
+        for (node, positions) in self.parts(users.iter()).await? {
+            let mut pipeline = redis::pipe();
+            for position in positions {
+                let UserNames { history, log, .. } = self.names.user(&users[position]);
+                pipeline.cmd("LTRIM").arg(history).arg(first).arg(last);
+                pipeline.cmd("XTRIM").arg(log).arg("MAXLEN").arg(keep);
+            }
+            self.send_to_spoilt_keys(&node, &mut pipeline).await?;
+        }
+        Ok(())
+    }
+}
+
 /// Parses the stream and the list of a history, and sorts the entries by time.
 pub(super) fn entries(stream: &Value, list: &Value) -> Vec<Entry> {
     let of_stream = values(stream).filter_map(|entry| {

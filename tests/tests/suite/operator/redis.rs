@@ -82,6 +82,34 @@ async fn the_operator_shows_what_redis_uses_and_that_its_clock_is_off() {
 }
 
 #[tokio::test]
+async fn histories_give_way_before_the_memory_of_redis_is_full() {
+    let cluster = Cluster::start().await;
+    let operator = cluster.operator().start().await;
+    cluster.apply(&app_user("carol"));
+    cluster.wait_ready("carol").await;
+    operator.process().kill();
+    let mut connection = cluster.redis.connect().await;
+    let states: Vec<String> = connection.keys("*:state").await.unwrap();
+    let history = states[0].replace(":state", ":hist");
+    let entry = format!("1798000000000 verify wrong kms app\n\n{}", "x".repeat(3000));
+    let entries = vec![entry; 500];
+    let () = connection.rpush(&history, &entries).await.unwrap();
+    let memory: String = cluster.redis.ask(&["INFO", "memory"]).await;
+    let used = memory.lines().find_map(|line| line.strip_prefix("used_memory:")).unwrap();
+    let limit = used.trim().parse::<u64>().unwrap() * 100 / 95;
+    let _: String = cluster.redis.ask(&["CONFIG", "SET", "maxmemory", &limit.to_string()]).await;
+    let operator = cluster.operator().start().await;
+    eventually(Duration::from_secs(75), "a shorter history", async || {
+        let length: u64 = connection.clone().llen(&history).await.unwrap();
+        if length <= 100 { Ok(()) } else { Err(length) }
+    })
+    .await;
+    let warning = "histories shortened, because the memory of Redis is almost full";
+    operator.process().wait_for_line(warning, BOUND).await;
+    cluster.wait_ready("carol").await;
+}
+
+#[tokio::test]
 async fn services_have_logins_on_a_cluster_and_a_flushed_master_is_filled() {
     let cluster = Cluster::start().await;
     let redis = RedisCluster::start().await;
