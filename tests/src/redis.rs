@@ -271,10 +271,17 @@ impl RedisServer {
 
     /// The answer to a command.
     pub async fn ask<T: FromRedisValue>(&self, words: &[&str]) -> T {
+        self.try_ask(words).await.unwrap_or_else(|error| panic!("{words:?}: {error}"))
+    }
+
+    /// The answer to a command of a server whose connections may be closed at any moment.
+    ///
+    /// # Errors
+    /// If Redis does not answer, or answers with an error.
+    pub async fn try_ask<T: FromRedisValue>(&self, words: &[&str]) -> Result<T, RedisError> {
         let mut command = redis::cmd(words[0]);
         command.arg(&words[1..]);
-        let answer = command.query_async(&mut self.connect().await).await;
-        answer.unwrap_or_else(|error| panic!("{words:?}: {error}"))
+        command.query_async(&mut self.try_connect().await?).await
     }
 
     /// How often each command was called since the server started, in scripts too.

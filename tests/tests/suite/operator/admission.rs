@@ -114,7 +114,7 @@ async fn admission_alone_gives_labelled_pods_their_sidecar() {
     })
     .await;
     let log = second.process.process().output();
-    assert!(!log.contains("403"), "{log}");
+    assert!(!log.contains("orbidden"), "{log}");
     let metrics = second.process.admin().get("/metrics").await.body;
     assert!(metrics.contains("twofactor_admission_total"), "{metrics}");
     for of_the_controller in ["twofactor_store_up", "twofactor_leader", "twofactor_users"] {

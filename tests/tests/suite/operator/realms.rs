@@ -801,12 +801,13 @@ async fn the_operator_reports_pods_without_a_sidecar_and_pods_that_wait() {
     };
     metric("twofactor_pods_not_injected 1").await;
     metric("twofactor_pods_waiting 1").await;
+    cluster.apply(&allowing(&kms));
+    metric("twofactor_pods_waiting 0").await;
+    // Only pods of allowed namespaces have keys of the realm.
     eventually(BOUND, "the outdated sidecar", async || {
         cluster.get("tfr", "default").is_some_and(|realm| realm["status"]["outdatedSidecars"] == 1)
     })
     .await;
-    cluster.apply(&allowing(&kms));
-    metric("twofactor_pods_waiting 0").await;
     let _ = cluster.server.kubectl(&[
         "--namespace",
         &kms,
