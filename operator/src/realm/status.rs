@@ -594,7 +594,9 @@ mod tests {
             ready(Report { foreign_secrets: vec!["kms".to_owned()], ..good.clone() }),
             "SecretNotOurs"
         );
-        assert_eq!(ready(Report { isolation: Isolation::SharedLogin, ..good.clone() }), "Ready");
+        let shared = Report { isolation: Isolation::SharedLogin, ..good.clone() };
+        assert_eq!(ready(shared.clone()), "NoLogin");
+        assert_eq!(ready(Report { shared_login: SharedLogin::Operators, ..shared }), "Ready");
         let status = build(&realm, None, &good, whole_seconds(0));
         assert_eq!(reasons(&status)["SmsReady"], ("True", "Available"));
         assert!(
