@@ -1,7 +1,10 @@
 //! Tests seeds that an administrator imports.
 
+use std::time::Duration;
+
+use twofactor_tests::wait::{eventually, eventually_every};
+
 use crate::support::cluster::{BOUND, Cluster, user};
-use twofactor_tests::wait::eventually;
 
 const SEED: &str = "GEZDGNBVGY3TQOJQGEZDGNBVGY3TQOJQ";
 const OTHER_SEED: &str = "MFRGGZDFMZTWQ2LKNNWG23TPOBYXE43U";
@@ -54,7 +57,13 @@ async fn an_imported_seed_is_served_and_a_change_of_it_followed_at_once() {
         if cluster.seed("dave") == OTHER_SEED { Ok(()) } else { Err("the old one is still there") }
     })
     .await;
-    sidecar.wait_accepted("dave", OTHER_SEED).await;
+    // The Secret is written before Redis, and the code of a new seed is of a later step.
+    let (pause, bound) = (Duration::from_secs(2), Duration::from_secs(100));
+    eventually_every(pause, bound, "a code of the new seed to be accepted", async || {
+        let reply = sidecar.verify_seed("dave", OTHER_SEED).await;
+        if reply.status == 200 { Ok(()) } else { Err(reply.body) }
+    })
+    .await;
     // The label can be withdrawn, and given again.
     label(&cluster, "old-system", "false");
     let _ = wait_refused(&cluster, "dave").await;
