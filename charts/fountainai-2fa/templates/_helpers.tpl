@@ -177,14 +177,68 @@ capabilities:
   drop: [ALL]
 {{- end }}
 
-{{/* Documents of the operator's RBAC file, as a list under "items", renamed for this release. Takes the root. */}}
-{{- define "twofactor.rbac" -}}
+{{/* Documents of a file with the operator's rules, as a list under "items", renamed for this release. Takes root and file. */}}
+{{- define "twofactor.rules" -}}
+{{- $root := .root }}
+{{- $text := $root.Files.Get .file }}
+{{- with $root.Values.tokens.existingSecret }}
+{{- $text = $text | replace "twofactor-secret-key" . }}
+{{- end }}
+{{- /* How the policies recognize the accounts. */}}
+{{- range list "controller" "admission" }}
+{{- $account := include (printf "twofactor.%s.serviceAccount" .) $root | replace "." "[.]" }}
+{{- $name := eq . "admission" | ternary "twofactor-operator-admission" "twofactor-operator" }}
+{{- $text = $text | replace (printf "[^:]+:%s$" $name) (printf "%s:%s$" (include "twofactor.namespace" $root) $account) }}
+{{- end }}
 {{- $items := list }}
-{{- range regexSplit "(?m)^---$" (.Files.Get "files/rbac.yaml") -1 }}
+{{- range regexSplit "(?m)^---$" $text -1 }}
 {{- $items = append $items (fromYaml .) }}
 {{- end }}
-{{- $admission := printf "%s-admission" .Values.name | toJson }}
-{{- dict "items" $items | toJson | replace "\"twofactor-operator\"" (.Values.name | toJson) | replace "\"twofactor-operator-admission\"" $admission }}
+{{- $admission := printf "%s-admission" $root.Values.name | toJson }}
+{{- dict "items" $items | toJson | replace "\"twofactor-operator\"" ($root.Values.name | toJson) | replace "\"twofactor-operator-admission\"" $admission }}
+{{- end }}
+
+{{/* A role and its binding to the account of its name. Takes root, kind, name, rules, namespace (empty for a ClusterRole), and
+optionally annotations. */}}
+{{- define "twofactor.role" -}}
+{{- $account := hasSuffix "-admission" .name | ternary "admission" "controller" }}
+{{- range list "" "Binding" }}
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: {{ $.kind }}{{ . }}
+metadata:
+  name: {{ $.name }}
+  {{- with $.namespace }}
+  namespace: {{ . }}
+  {{- end }}
+  labels:
+    {{- include "twofactor.labels" $.root | nindent 4 }}
+  {{- with merge (dict) ($.annotations | default dict) $.root.Values.annotations }}
+  annotations:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
+{{- if . }}
+roleRef:
+  apiGroup: rbac.authorization.k8s.io
+  kind: {{ $.kind }}
+  name: {{ $.name }}
+subjects:
+  - kind: ServiceAccount
+    name: {{ include (printf "twofactor.%s.serviceAccount" $account) $.root }}
+    namespace: {{ include "twofactor.namespace" $.root }}
+{{- else }}
+rules:
+  {{- toYaml $.rules | nindent 2 }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{/* Whether the cluster has ValidatingAdmissionPolicies. Without a cluster, its version says so. Takes the root. */}}
+{{- define "twofactor.hasPolicies" -}}
+{{- if .Capabilities.APIVersions.Has "v1/Secret" }}
+{{- if .Capabilities.APIVersions.Has "admissionregistration.k8s.io/v1/ValidatingAdmissionPolicy" }}true{{ end }}
+{{- else if semverCompare ">=1.30-0" .Capabilities.KubeVersion.Version }}true
+{{- end }}
 {{- end }}
 
 {{/* Name of the Secret with the certificate of the chart's own Redis, or nothing. */}}

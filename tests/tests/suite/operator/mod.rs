@@ -11,6 +11,7 @@ mod lease;
 mod many_realms;
 mod obstacles;
 mod outages;
+mod privileges;
 mod reads;
 mod realms;
 mod redis;

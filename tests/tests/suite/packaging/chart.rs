@@ -95,7 +95,9 @@ fn the_chart_has_the_projects_crds_rules_and_version() {
         );
     };
     let copies = "charts/fountainai-2fa/files";
-    same("operator/rbac.yaml".to_owned(), format!("{copies}/rbac.yaml"));
+    for name in ["rbac.yaml", "policy.yaml"] {
+        same(format!("operator/{name}"), format!("{copies}/{name}"));
+    }
     let names = |folder: &str| -> BTreeSet<String> {
         let entries = fs::read_dir(project().join(folder)).expect("a folder");
         entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
@@ -192,6 +194,9 @@ async fn values_that_cannot_work_are_refused_by_name() {
         ("metrics.rules.runbookUrl=wiki", "'/metrics/rules/runbookUrl'"),
         ("metrics.dashboards.namespace=Upper", "'/metrics/dashboards/namespace'"),
         ("test.namespace=Upper", "'/test/namespace'"),
+        ("rbac.aggregate=true", "'aggregate'"),
+        ("admissionPolicy.enabled=auto", "'/admissionPolicy/enabled'"),
+        ("admission.serviceAccount.create=no-thanks", "'/admission/serviceAccount/create'"),
         ("metrics.podMonitor.scrapeTimeout=5", "'/metrics/podMonitor/scrapeTimeout'"),
         ("smtp.server=mail", "'/smtp/fromEmail'"),
         ("smtp.fromEmail=otp@example.org", "'/smtp/fromEmail'"),
@@ -297,17 +302,63 @@ async fn every_object_fits_the_schemas_of_all_supported_versions_of_kubernetes()
     let all = project().join("tests/tools/chart-values.yaml").display().to_string();
     let chart = chart();
     let render = ["template", "trial", &chart, "--namespace", NAMESPACE];
-    for more in [&[][..], &["--values", &all]] {
-        let rendered = helm(&[&render[..], more].concat()).await;
-        let folder = scratch::folder("chart-objects");
-        let file = folder.path().join("objects.yaml");
-        fs::write(&file, rendered).unwrap();
-        let script = "exec \"$@\" < \"$0\"";
-        let validate = Launch::new("sh").args(["-c", script]).arg(&file);
-        let validate =
-            validate.arg(tools::find("tools-python")).arg(tools::file("validate-manifests"));
-        let said = run(validate.args((29..=36).map(|minor| format!("1.{minor}")))).await;
-        assert!(said.unwrap().stdout().contains("8 versions"));
+    // Version 1.29 has no ValidatingAdmissionPolicy of this version.
+    for (renders_for, versions) in [("1.29.0", 29..=29), ("1.30.0", 30..=36)] {
+        for more in [&[][..], &["--values", &all]] {
+            let version = ["--kube-version", renders_for];
+            let rendered = helm(&[&render[..], &version, more].concat()).await;
+            let folder = scratch::folder("chart-objects");
+            let file = folder.path().join("objects.yaml");
+            fs::write(&file, rendered).unwrap();
+            let script = "exec \"$@\" < \"$0\"";
+            let validate = Launch::new("sh").args(["-c", script]).arg(&file);
+            let validate =
+                validate.arg(tools::find("tools-python")).arg(tools::file("validate-manifests"));
+            let count = format!("{} versions", versions.clone().count());
+            let said = run(validate.args(versions.clone().map(|minor| format!("1.{minor}")))).await;
+            assert!(said.unwrap().stdout().contains(&count));
+        }
+    }
+}
+
+#[tokio::test]
+async fn policies_hold_the_accounts_where_the_cluster_has_policies() {
+    const KIND: &str = "kind: ValidatingAdmissionPolicy\n";
+    let on = async |values: &str, version: &str| {
+        let version = ["--kube-version", version, "--set", values];
+        helm(&[&["template", "trial", &chart(), "--namespace", NAMESPACE], &version[..]].concat())
+            .await
+    };
+    assert!(!on("", "1.29.9").await.contains(KIND));
+    assert!(!on("admissionPolicy.enabled=false", "1.31.0").await.contains(KIND));
+    let values =
+        "name=people-operator,operator.serviceAccount.name=a.b,tokens.existingSecret=shared";
+    let text = on(values, "1.30.0").await;
+    assert_eq!(text.matches(KIND).count(), 2);
+    for expected in [
+        format!("serviceaccount:{NAMESPACE}:a[.]b$"),
+        format!("serviceaccount:{NAMESPACE}:people-operator-admission$"),
+        "policyName: people-operator\n".to_owned(),
+        "orValue('') ==\n      'twofactor-operator'".to_owned(),
+    ] {
+        assert!(text.contains(&expected), "{expected}: {text}");
+    }
+    assert!(text.contains("'shared'") && !text.contains("twofactor-secret-key"));
+}
+
+#[tokio::test]
+async fn an_administrator_may_make_accounts_and_roles_themselves() {
+    let names = "operator.serviceAccount.name=mine,admission.serviceAccount.name=other";
+    let none = "operator.serviceAccount.create=false,admission.serviceAccount.create=false,rbac.create=false";
+    let text = render(&format!("{names},{none},test.namespace=")).await.unwrap();
+    for kind in ["ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding"] {
+        assert!(!text.contains(&format!("kind: {kind}\n")), "{kind}");
+    }
+    // That of the test.
+    assert_eq!(text.matches("kind: ServiceAccount\n").count(), 1);
+    for account in ["mine", "other"] {
+        assert!(text.contains(&format!("serviceAccountName: {account}\n")), "{account}");
+        assert!(!text.contains(&format!("  name: {account}\n")), "{account}");
     }
 }
 
@@ -520,6 +571,7 @@ async fn a_release_is_installed_upgraded_and_removed_and_users_stay() {
         server.kubectl(&["wait", "crd", "--all", "--for=condition=Established", "--timeout=60s"]);
 
     the_rules_are_those_that_the_operator_is_tested_with(server);
+    the_policies_are_those_that_the_operator_is_tested_with(server);
     definitions_are_those_of_the_project(server);
     people_get_what_their_role_says(server);
     only_pods_that_asked_meet_the_webhook(server).await;
@@ -550,6 +602,23 @@ fn the_rules_are_those_that_the_operator_is_tested_with(server: &ApiServer) {
             binding["subjects"],
             json!([{ "kind": "ServiceAccount", "name": name, "namespace": NAMESPACE }])
         );
+    }
+}
+
+fn the_policies_are_those_that_the_operator_is_tested_with(server: &ApiServer) {
+    let file = project().join("operator/policy.yaml");
+    let replace = ["replace", "--dry-run=server", "--output=json", "-f", file.to_str().unwrap()];
+    let tested = server.kubectl(&replace);
+    let tested = serde_json::Deserializer::from_str(&tested).into_iter::<Value>();
+    let tested: Vec<Value> = tested.collect::<Result<_, _>>().unwrap();
+    for name in ["twofactor-operator", "twofactor-operator-admission"] {
+        let tested = &of_kind(&tested, "ValidatingAdmissionPolicy", name)["spec"];
+        let mut installed = get(server, &["validatingadmissionpolicy", name])["spec"].take();
+        let condition = &mut installed["matchConditions"][0]["expression"];
+        *condition = condition.as_str().unwrap().replace(NAMESPACE, "[^:]+").into();
+        assert_eq!(installed, *tested);
+        let binding = get(server, &["validatingadmissionpolicybinding", name]);
+        assert_eq!(binding["spec"]["policyName"], name);
     }
 }
 
@@ -600,9 +669,14 @@ fn people_get_what_their_role_says(server: &ApiServer) {
         ]);
         assert_eq!(answer.is_ok(), expected, "{role} {verb} {what}: {answer:?}");
     }
-    let role = get(server, &["clusterrole", "twofactor-operator-viewer"]);
-    assert_eq!(role["metadata"]["labels"]["rbac.authorization.k8s.io/aggregate-to-view"], "true");
-    assert!(!role["rules"].to_string().contains("secrets"));
+    let aggregated = |role: &str, to: &str| {
+        let role = get(server, &["clusterrole", &format!("twofactor-operator-{role}")]);
+        assert!(!role["rules"].to_string().contains("secrets"));
+        let label = format!("rbac.authorization.k8s.io/aggregate-to-{to}");
+        role["metadata"]["labels"][label] == "true"
+    };
+    assert!(!aggregated("viewer", "view"), "users show addresses");
+    assert!(aggregated("editor", "edit") && aggregated("editor", "admin"));
 }
 
 /// There is no pod behind the webhook's Service, so a matching pod is refused.
@@ -905,7 +979,8 @@ async fn without_the_release_users_stay_and_pods_start(server: &ApiServer) {
     let left: Vec<&str> =
         left.lines().filter(|name| !name.ends_with("/kube-root-ca.crt")).collect();
     assert_eq!(left, ["secret/twofactor-master-key"]);
-    let cluster_wide = "mutatingwebhookconfigurations,clusterroles,clusterrolebindings";
+    let cluster_wide = "mutatingwebhookconfigurations,clusterroles,clusterrolebindings,\
+                        validatingadmissionpolicies,validatingadmissionpolicybindings";
     let left = server.kubectl(&[
         "get",
         cluster_wide,

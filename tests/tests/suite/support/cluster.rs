@@ -138,6 +138,11 @@ impl Cluster {
         self.server.try_kubectl(&[&["--namespace", &self.namespace], args].concat())
     }
 
+    /// Applies the policies for the operator's accounts, which a test has removed.
+    pub(crate) fn apply_policies(&self) {
+        let _ = self.server.kubectl(&["apply", "-f", &root("operator/policy.yaml")]);
+    }
+
     /// `kubectl apply` of a text.
     pub(crate) fn apply(&self, manifest: &str) {
         self.try_apply(manifest, &[]).unwrap_or_else(|error| panic!("{error}\n{manifest}"));
@@ -210,13 +215,21 @@ impl Cluster {
 
     /// Waits until a user is not ready for this reason, and returns the message.
     pub(crate) async fn wait_not_ready(&self, user: &str, reason: &str) -> String {
-        eventually(BOUND, format_args!("{user} not to be ready: {reason}"), async || {
-            match self.ready(user) {
-                Some((status, found, message)) if status == "False" && found == reason => {
-                    Ok(message)
-                }
-                other => Err(format!("{other:?}")),
-            }
+        self.wait_condition(user, "Ready", "False", reason).await
+    }
+
+    /// Waits until a condition of a user has this status and reason, and returns the message.
+    pub(crate) async fn wait_condition(
+        &self,
+        user: &str,
+        kind: &str,
+        status: &str,
+        reason: &str,
+    ) -> String {
+        let what = format_args!("{kind} of {user} to be {status}: {reason}");
+        eventually(BOUND, what, async || match self.condition(user, kind) {
+            Some((found, why, message)) if found == status && why == reason => Ok(message),
+            other => Err(format!("{other:?}")),
         })
         .await
     }
@@ -349,7 +362,7 @@ fn is_realm_record(key: &str) -> bool {
     !(tag.len() == 32 && tag.bytes().all(|byte| byte.is_ascii_hexdigit()))
 }
 
-/// Applies the CRDs and the operator's RBAC rules.
+/// Applies the CRDs, the operator's RBAC rules and its policies.
 fn prepare(server: &ApiServer) {
     let _ = server.kubectl(&["apply", "-f", &root("crds")]);
     let _ = server.kubectl(&[
@@ -360,6 +373,7 @@ fn prepare(server: &ApiServer) {
         &root("crds"),
     ]);
     let _ = server.kubectl(&["apply", "--namespace", "default", "-f", &root("operator/rbac.yaml")]);
+    let _ = server.kubectl(&["apply", "-f", &root("operator/policy.yaml")]);
 }
 
 /// A running sidecar.
