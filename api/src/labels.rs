@@ -48,8 +48,11 @@ pub const ROTATED_ANNOTATION: &str = "twofactor.fountainai.io/rotated";
 /// The name of the one realm of a namespace.
 pub const REALM_NAME: &str = "default";
 
-/// Condition: services can verify the user, or the realm's users. It summarizes the others.
+/// Condition: the user, or the realm, is as its object asks. It summarizes the others. A user that
+/// is disabled is ready too.
 pub const CONDITION_READY: &str = "Ready";
+/// Condition: the user is enabled, neither disabled by the object nor by failures.
+pub const CONDITION_ENABLED: &str = "Enabled";
 /// Condition: the user's Secret exists and the operator manages it.
 pub const CONDITION_SECRET_READY: &str = "SecretReady";
 /// Condition: sidecars can read the user's current record.

@@ -52,15 +52,15 @@ use crate::rules::{self as shared, user as rules};
     ),
     printcolumn(
         name = "Enabled",
-        type_ = "boolean",
-        json_path = ".spec.enabled",
-        description = "Whether services can verify the user"
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"Enabled\")].status",
+        description = "Whether neither the object nor failures disable the user"
     ),
     printcolumn(
         name = "Ready",
         type_ = "string",
         json_path = ".status.conditions[?(@.type==\"Ready\")].status",
-        description = "Whether services can verify the user"
+        description = "Whether the user is as the object says"
     ),
     printcolumn(
         name = "Reason",
@@ -83,6 +83,9 @@ use crate::rules::{self as shared, user as rules};
         description = "Details of the reason",
         priority = 1
     ),
+    selectable = ".spec.enabled",
+    selectable = ".spec.deliveryMethod",
+    selectable = ".status.disabledByFailures",
     validation = rules::name_rule(),
     validation = rules::own_secret_rule()
 )]
@@ -222,8 +225,8 @@ pub struct TwoFactorUserStatus {
     #[schemars(with = "i64")]
     pub observed_generation: Option<i64>,
 
-    /// The current conditions of the user. Ready summarizes the others: services can verify the
-    /// user.
+    /// The current conditions of the user. Ready summarizes the others: the user is as the object
+    /// says, and disabled if it says so. Enabled is False for every user that is disabled.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "conditions_schema")]
     pub conditions: Vec<Condition>,

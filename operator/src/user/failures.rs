@@ -112,7 +112,7 @@ async fn check_realm(context: &Context, realm: &Realm) -> Result<usize, StoreErr
         }
         let Some(status) = context.users.objects.summary(&reference) else { continue };
         // If the user is not ready for another reason, the status has that one.
-        let is_news = if disabled { status.ready } else { status.disabled_by_failures };
+        let is_news = disabled != status.disabled_by_failures && (!disabled || status.ready);
         if is_news {
             context.users.queue.push(reference);
         }

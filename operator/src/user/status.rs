@@ -83,8 +83,16 @@ pub async fn update(
 /// Builds the status from the report and the previous status.
 pub fn build(user: &TwoFactorUser, report: &Report, now: Timestamp) -> TwoFactorUserStatus {
     let old = user.status.clone().unwrap_or_default();
+    // What is not published is not known in Redis.
+    let disabled_by_failures = if report.published.is_met {
+        report.disabled_by_failures
+    } else {
+        old.disabled_by_failures
+    };
+    let enabled = enabled(report.enabled, disabled_by_failures);
     let conditions = [
-        (labels::CONDITION_READY, ready(report)),
+        (labels::CONDITION_READY, ready(report, &enabled)),
+        (labels::CONDITION_ENABLED, enabled),
         (labels::CONDITION_SECRET_READY, report.secret.clone()),
         (labels::CONDITION_PUBLISHED, report.published.clone()),
     ];
@@ -100,31 +108,35 @@ pub fn build(user: &TwoFactorUser, report: &Report, now: Timestamp) -> TwoFactor
         username: report.username.clone(),
         rotated: report.rotated.clone().or(old.rotated),
         failures_reset: report.failures_reset.clone().or(old.failures_reset),
-        // What is not published is not known in Redis.
-        disabled_by_failures: if report.published.is_met {
-            report.disabled_by_failures
-        } else {
-            old.disabled_by_failures
-        },
+        disabled_by_failures,
     }
 }
 
-/// Summarizes the other conditions.
-fn ready(report: &Report) -> ConditionState {
-    let first_unmet = [&report.secret, &report.published].into_iter().find(|state| !state.is_met);
-    match first_unmet {
-        Some(unmet) => unmet.clone(),
-        None if !report.enabled => {
-            ConditionState::unmet("Disabled", "The user is disabled (spec.enabled is false)")
-        }
-        None if report.disabled_by_failures => ConditionState::unmet(
+fn enabled(by_object: bool, disabled_by_failures: bool) -> ConditionState {
+    if !by_object {
+        ConditionState::unmet("Disabled", "The user is disabled (spec.enabled is false)")
+    } else if disabled_by_failures {
+        ConditionState::unmet(
             DISABLED_BY_FAILURES,
             format!(
                 "A hundred failed attempts in a row have disabled the user: find the cause, and then enable the user with a \
                  new value of the annotation {}",
                 labels::RESET_FAILURES_ANNOTATION
             ),
-        ),
+        )
+    } else {
+        ConditionState::met("Enabled", "The user is enabled")
+    }
+}
+
+/// Summarizes the other conditions. A disabled user is ready, and the reason says that services
+/// cannot verify it: otherwise every attacker with a hundred attempts would stop the deployments
+/// that wait for the objects of a repository.
+fn ready(report: &Report, enabled: &ConditionState) -> ConditionState {
+    let first_unmet = [&report.secret, &report.published].into_iter().find(|state| !state.is_met);
+    match first_unmet {
+        Some(unmet) => unmet.clone(),
+        None if !enabled.is_met => ConditionState { is_met: true, ..enabled.clone() },
         None => ConditionState::met("Ready", "Services can verify the user"),
     }
 }
@@ -144,7 +156,7 @@ pub fn notices(old: Option<&TwoFactorUserStatus>, new: &TwoFactorUserStatus) -> 
         let is_listed = notices.iter().any(|notice| notice.reason == *known);
         if before(&condition.type_) != Some(now) && !is_listed {
             notices.push(Notice {
-                warning: condition.status == "False" && *known != "Disabled",
+                warning: !["Disabled", "Published"].contains(known),
                 reason: known,
                 note: condition.message.clone(),
             });
@@ -247,9 +259,37 @@ mod tests {
             ready_of(&status(Report { published: unavailable, ..report() })),
             ("False", "StoreUnavailable")
         );
-        assert_eq!(ready_of(&status(Report { enabled: false, ..report() })), ("False", "Disabled"));
+    }
+
+    #[test]
+    fn a_disabled_user_is_ready_and_not_enabled() {
+        let enabled_of = |status: &TwoFactorUserStatus| {
+            let mut all = status.conditions.iter();
+            let enabled = all.find(|condition| condition.type_ == "Enabled").unwrap();
+            (enabled.status.clone(), enabled.reason.clone())
+        };
+        let check = |report: Report, ready: (&str, &str), enabled: (&str, &str)| {
+            let status = build(&user(None), &report, whole_seconds(0));
+            assert_eq!(ready_of(&status), ready);
+            assert_eq!(enabled_of(&status), (enabled.0.to_owned(), enabled.1.to_owned()));
+            notices(None, &status)
+        };
+        check(report(), ("True", "Ready"), ("True", "Enabled"));
+        let disabled = Report { enabled: false, ..report() };
+        let [notice, _] = &check(disabled.clone(), ("True", "Disabled"), ("False", "Disabled"))[..]
+        else {
+            panic!("one Event for Disabled, and one for Published")
+        };
+        assert!(!notice.warning);
         let failed = Report { disabled_by_failures: true, ..report() };
-        assert_eq!(ready_of(&status(failed)), ("False", "DisabledByFailures"));
+        let emitted =
+            check(failed.clone(), ("True", "DisabledByFailures"), ("False", "DisabledByFailures"));
+        assert!(emitted[0].warning, "an attack is a warning");
+        let both = Report { disabled_by_failures: true, ..disabled.clone() };
+        check(both, ("True", "Disabled"), ("False", "Disabled"));
+        let lost = ConditionState::unmet("SecretLost", "deleted");
+        let lost = Report { secret: lost, ..disabled };
+        check(lost, ("False", "SecretLost"), ("False", "Disabled"));
     }
 
     #[test]

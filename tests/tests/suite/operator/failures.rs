@@ -35,7 +35,7 @@ async fn fail_for_the_hundredth_time(
 
 async fn wait_disabled(cluster: &Cluster) {
     eventually(NOTICED, "carol to be disabled", async || match cluster.ready("carol") {
-        Some((status, reason, message)) if status == "False" && reason == "DisabledByFailures" => {
+        Some((status, reason, message)) if status == "True" && reason == "DisabledByFailures" => {
             assert!(message.contains("twofactor.fountainai.io/reset-failures"), "{message}");
             Ok(())
         }
@@ -66,7 +66,7 @@ async fn a_user_disabled_by_failures_is_reported_and_enabled_once_for_each_reque
         let _ = cluster.kubectl(&["annotate", "tfu", "carol", "--overwrite", &annotation]);
     };
     reset("ticket-1");
-    cluster.wait_ready("carol").await;
+    cluster.wait_condition("carol", "Enabled", "True", "Enabled").await;
     assert_eq!(cluster.get("tfu", "carol").unwrap()["status"]["failuresReset"], "ticket-1");
     sidecar.wait_accepted("carol", &seed).await;
     eventually(BOUND, "the Events", async || {
@@ -83,11 +83,11 @@ async fn a_user_disabled_by_failures_is_reported_and_enabled_once_for_each_reque
     // operator.
     fail_for_the_hundredth_time(&cluster, &sidecar).await;
     cluster.apply(&user("carol", "deliveryMethod: app\n  issuer: Another"));
-    cluster.wait_not_ready("carol", "DisabledByFailures").await;
+    cluster.wait_condition("carol", "Enabled", "False", "DisabledByFailures").await;
     operator.process().kill();
     let _operator = cluster.operator().start().await;
     cluster.apply(&user("carol", "deliveryMethod: app\n  issuer: A third one"));
-    cluster.wait_not_ready("carol", "DisabledByFailures").await;
+    cluster.wait_condition("carol", "Enabled", "False", "DisabledByFailures").await;
     assert_eq!(sidecar.api.verify("carol", &code_of(&seed)).await.status, 404);
     // A loss of Redis does not enable the user, although the request is published again.
     cluster.redis.flush_all().await;
@@ -101,7 +101,7 @@ async fn a_user_disabled_by_failures_is_reported_and_enabled_once_for_each_reque
     .await;
     assert_eq!(sidecar.api.verify("carol", &code_of(&seed)).await.status, 404);
     reset("ticket-2");
-    cluster.wait_ready("carol").await;
+    cluster.wait_condition("carol", "Enabled", "True", "Enabled").await;
     sidecar.wait_accepted("carol", &seed).await;
     // The text of the annotation is not stored in Redis.
     let keys: Vec<String> = cluster.redis.connect().await.keys("*:state").await.unwrap();

@@ -97,9 +97,68 @@ async fn kubectl_shows_delivery_state_and_reason_of_a_user_as_columns() {
         ["NAME", "USERNAME", "DELIVERY", "ENABLED", "READY", "REASON", "AGE"],
         "{table}"
     );
-    assert_eq!(lines[1][..5], ["alice", "alice", "email", "true", "True"], "{table}");
-    assert_eq!(lines[2][..4], ["zoe", "Zoë", "app", "false"], "{table}");
+    assert_eq!(lines[1][..6], ["alice", "alice", "email", "True", "True", "Ready"], "{table}");
+    assert_eq!(lines[2][..6], ["zoe", "Zoë", "app", "False", "True", "Disabled"], "{table}");
     assert_eq!(cluster.kubectl(&["get", "fountainai", "-o", "name"]).lines().count(), 2);
+}
+
+#[tokio::test]
+async fn tools_that_wait_for_ready_are_content_with_a_disabled_user() {
+    let cluster = Cluster::start().await;
+    let _operator = cluster.operator().start().await;
+    cluster.apply(&user("zoe", "deliveryMethod: app\n  enabled: false"));
+    let wait = |condition: &str| {
+        cluster.kubectl(&[
+            "wait",
+            &format!("--for=condition={condition}"),
+            "--timeout=30s",
+            "tfu/zoe",
+        ])
+    };
+    for condition in ["Ready", "Enabled=False", "Published", "SecretReady"] {
+        assert_eq!(
+            wait(condition).trim(),
+            "twofactoruser.twofactor.fountainai.io/zoe condition met"
+        );
+    }
+    cluster.apply(&user("zoe", "deliveryMethod: app"));
+    wait("Enabled");
+}
+
+#[tokio::test]
+async fn kubectl_selects_users_by_their_fields() {
+    let cluster = Cluster::start().await;
+    cluster.apply(
+        &[
+            user("alice", "email: alice@example.org"),
+            user("bob", "deliveryMethod: app"),
+            user("zoe", "deliveryMethod: app\n  enabled: false"),
+        ]
+        .concat(),
+    );
+    let status = r#"{"status":{"disabledByFailures":true}}"#;
+    let _ = cluster.kubectl(&[
+        "patch",
+        "tfu",
+        "bob",
+        "--subresource=status",
+        "--type=merge",
+        "-p",
+        status,
+    ]);
+    for (selector, expected) in [
+        ("spec.enabled=false", "zoe"),
+        ("spec.deliveryMethod=app", "bob zoe"),
+        ("spec.deliveryMethod=app,spec.enabled=true", "bob"),
+        ("status.disabledByFailures=true", "bob"),
+    ] {
+        let names = "-o=jsonpath={.items[*].metadata.name}";
+        let found = cluster.kubectl(&["get", "tfu", "--field-selector", selector, names]);
+        assert_eq!(found, expected, "{selector}");
+    }
+    // What a selector says is in logs of the API server, so nothing personal is selectable.
+    let address = ["get", "tfu", "--field-selector", "spec.email=alice@example.org"];
+    assert!(cluster.try_kubectl(&address).unwrap_err().contains("not supported"));
 }
 
 #[tokio::test]
