@@ -54,6 +54,11 @@ impl ApiError {
     pub const fn is_temporary(&self) -> bool {
         matches!(self, Self::Unwell { .. } | Self::Timeout | Self::Unreachable | Self::Conflict(_))
     }
+
+    /// Whether the object must not be changed like this, for example because it is immutable.
+    pub const fn is_invalid(&self) -> bool {
+        matches!(self, Self::Refused { code: 422, .. })
+    }
 }
 
 impl From<kube::Error> for ApiError {

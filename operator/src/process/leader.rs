@@ -172,13 +172,11 @@ impl Leader {
             "realm status",
             realm::status::run(context.clone(), stop.clone()),
         );
+        let given = realm::given::run(context.clone(), stop.clone());
+        tasks.spawn_after(&lists_with_pods, stop, "given keys", given);
         let overlap = configuration.key_overlap;
-        tasks.spawn_after(
-            &lists,
-            stop,
-            "realm keys",
-            realm::keys::run(context.clone(), overlap, stop.clone()),
-        );
+        let keys = realm::keys::run(context.clone(), overlap, stop.clone());
+        tasks.spawn_after(&lists, stop, "realm keys", keys);
         tasks.spawn_after(
             &lists,
             stop,

@@ -3,93 +3,106 @@
 //! key later.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
 use kube::Api;
 use kube::api::{Patch, PatchParams, PostParams};
 use serde_json::json;
-use thiserror::Error;
 use twofactor_core::names::RealmId;
 
 use crate::k8s::owned_secret::owned_secret;
 use crate::k8s::request::{self, ApiError};
 use crate::state::Context;
 use crate::state::realm_keys::KeyState;
-use crate::state::realms::{Realm, RealmError};
+use crate::state::realms::Realm;
 
 /// The Secret.
 pub const SECRET: &str = "twofactor-keys";
 /// Its key with the fingerprint of the master key. All other keys are the UIDs of realms.
 pub const FINGERPRINT: &str = "master-key-fingerprint";
 
-/// Why the keys of a realm could not be replaced.
-#[derive(Debug, Error)]
-pub enum KeyStateError {
-    /// The namespace has no realm.
-    #[error(transparent)]
-    Realm(#[from] RealmError),
-    /// The Secret cannot be written.
-    #[error("the Secret {SECRET} cannot be written: {0}")]
-    Api(#[from] ApiError),
-}
-
-/// Announces the next generation of a realm's keys to its services, unless they are given a newer
-/// one than `known` already, or `known` was never given: the Secret that holds it is then not the
-/// operator's.
-pub async fn raise(context: &Context, namespace: &str, known: u32) -> Result<(), KeyStateError> {
-    let realm = context.realms.registry.get_or_create(namespace).await?;
-    let now = context.runtime.clock.now().millis();
-    update(context, &realm, |state| {
-        if state.newest() == known {
-            state.raise(now);
-        }
-    })
-    .await
-}
-
 /// Changes the state of a realm's keys: stores it, and uses it from now on.
 pub async fn update(
     context: &Context,
-    realm: &Realm,
-    change: impl FnOnce(&mut KeyState),
-) -> Result<(), KeyStateError> {
+    realm: &Arc<Realm>,
+    change: impl FnMut(&Realm, &mut KeyState),
+) -> Result<(), ApiError> {
+    update_all(context, std::slice::from_ref(realm), change).await
+}
+
+/// Changes the states of several realms' keys in one write.
+pub async fn update_all(
+    context: &Context,
+    realms: &[Arc<Realm>],
+    mut change: impl FnMut(&Realm, &mut KeyState),
+) -> Result<(), ApiError> {
     let keys = &context.realms.registry.keys;
     // A withdrawal and the task that replaces keys change the same state.
     let _alone = keys.updates.lock().await;
-    let mut state = keys.of(&realm.id);
-    let before = state.clone();
-    change(&mut state);
-    if state == before {
+    let mut changed = Vec::new();
+    for realm in realms {
+        let before = keys.of(&realm.id);
+        let mut state = before.clone();
+        change(realm, &mut state);
+        if state != before {
+            changed.push((realm, before, state));
+        }
+    }
+    if changed.is_empty() {
         return Ok(());
     }
-    let text = serde_json::to_vec(&state).unwrap_or_default();
-    store(context, BTreeMap::from([(realm.id.as_str(), Some(text))])).await?;
-    tracing::info!(
-        namespace = realm.namespace,
-        generation = state.generation,
-        phase = ?state.phase,
-        "keys of a realm changed"
-    );
-    keys.set(&realm.id, state);
-    realm.publisher.use_keys(keys.realm_keys(&realm.id));
-    context.services.credentials_queue.realm_changed(realm.namespace.clone());
+    let text = |state| Some(serde_json::to_vec(state).unwrap_or_default());
+    let values = changed.iter().map(|(realm, _, state)| (realm.id.as_str(), text(state)));
+    store(context, values.collect()).await?;
+    for (realm, before, state) in changed {
+        keys.set(&realm.id, state.clone());
+        if (before.generation, before.phase) != (state.generation, state.phase) {
+            tracing::info!(
+                namespace = realm.namespace,
+                generation = state.generation,
+                phase = ?state.phase,
+                "keys of a realm changed"
+            );
+            realm.publisher.use_keys(keys.realm_keys(&realm.id));
+            context.services.credentials_queue.realm_changed(realm.namespace.clone());
+        }
+    }
     Ok(())
 }
 
-/// Forgets the keys of a realm whose namespace is gone. Its UID is never used again.
-pub async fn forget(context: &Context, realm: &RealmId) -> Result<(), ApiError> {
+/// Forgets the keys of realms whose namespaces are gone. Their UIDs are never used again.
+pub async fn forget(context: &Context, realms: &[RealmId]) -> Result<(), ApiError> {
     let keys = &context.realms.registry.keys;
     let _alone = keys.updates.lock().await;
-    if keys.all().iter().any(|(id, _)| id == realm) {
-        store(context, BTreeMap::from([(realm.as_str(), None)])).await?;
+    for realm in realms {
         keys.forget(realm);
+    }
+    remove_forgotten(context, None).await
+}
+
+/// Removes the states that were forgotten, and stores another fingerprint of the master key if
+/// there is one. `KeyRing::updates` must be held, so that no state is stored in between for a
+/// realm that exists again.
+pub async fn remove_forgotten(
+    context: &Context,
+    fingerprint: Option<Vec<u8>>,
+) -> Result<(), ApiError> {
+    let keys = &context.realms.registry.keys;
+    let forgotten = keys.forgotten();
+    let mut changes: BTreeMap<&str, Option<Vec<u8>>> =
+        forgotten.iter().map(|id| (id.as_str(), None)).collect();
+    changes.extend(fingerprint.map(|fingerprint| (FINGERPRINT, Some(fingerprint))));
+    if !changes.is_empty() {
+        store(context, changes).await?;
+        keys.removed(&forgotten);
     }
     Ok(())
 }
 
 /// Stores values, and removes those that are absent. A Secret that was deleted is created again.
-pub async fn store(
+async fn store(
     context: &Context,
     changes: BTreeMap<&str, Option<Vec<u8>>>,
 ) -> Result<(), ApiError> {

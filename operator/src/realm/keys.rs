@@ -1,7 +1,7 @@
 //! Replaces the keys of realms: announces the next generation when it is requested, has it seal
 //! when every sidecar can know it, seals the records again, and forgets the old generation.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
@@ -10,11 +10,10 @@ use thiserror::Error;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 use twofactor_api::labels;
-use twofactor_core::names::RealmId;
 use twofactor_store::StoreError;
 
 use super::credentials;
-use super::key_states::{self, FINGERPRINT, KeyStateError};
+use super::key_states;
 use super::record::read_secrets;
 use crate::k8s::request::ApiError;
 use crate::state::realm_keys::Phase;
@@ -25,15 +24,14 @@ use crate::state::{Context, random};
 const PERIOD: Duration = Duration::from_secs(1);
 /// Number of users whose records are sealed again at a time.
 const BATCH: usize = 200;
-/// Number of overlaps after which a generation seals although a namespace lacks it.
-const MOST_OVERLAPS: u64 = 10;
+/// Number of overlaps after which a generation seals although a namespace lacks it, or has pods
+/// with a sidecar of another version: a namespace must not keep the old keys for all.
+const MOST_OVERLAPS: u32 = 10;
 /// Maximum number of characters of a request that are stored: an annotation can hold 256 KiB.
 const REQUEST_CHARACTERS: usize = 128;
 
 #[derive(Debug, Error)]
 enum KeysError {
-    #[error(transparent)]
-    State(#[from] KeyStateError),
     #[error(transparent)]
     Api(#[from] ApiError),
     #[error(transparent)]
@@ -90,7 +88,7 @@ fn requests(context: &Context) -> HashMap<String, String> {
 /// Takes a realm one step further, if it is due.
 async fn step(
     context: &Context,
-    realm: &Realm,
+    realm: &Arc<Realm>,
     request: Option<&String>,
     overlap: Duration,
 ) -> Result<(), KeysError> {
@@ -98,7 +96,7 @@ async fn step(
     let state = keys.of(&realm.id);
     let now = context.runtime.clock.now().millis();
     if request.is_some() && state.request.as_ref() != request {
-        let requested = key_states::update(context, realm, |state| {
+        let requested = key_states::update(context, realm, |_, state| {
             state.request = request.cloned();
             state.raise(now);
         });
@@ -106,21 +104,22 @@ async fn step(
     }
     match state.phase {
         Phase::Steady if keys.is_of_previous_master(&state) => {
-            key_states::update(context, realm, |state| state.raise(now)).await?;
+            key_states::update(context, realm, |_, state| state.raise(now)).await?;
         }
         Phase::Steady => {}
         Phase::Announced => {
-            let overlap = u64::try_from(overlap.as_millis()).unwrap_or(u64::MAX);
-            if now.saturating_sub(state.since) < overlap || has_outdated_sidecars(context, realm) {
+            let past = |since: u64| Duration::from_millis(now.saturating_sub(since));
+            // The credentials that were written last need the overlap as well.
+            let age = past(state.since).min(realm.credentials_unchanged_for());
+            let is_overdue = past(state.announced) >= overlap * MOST_OVERLAPS;
+            if !is_overdue && (age < overlap || has_outdated_sidecars(context, realm)) {
                 return Ok(());
             }
-            // One namespace whose Secret cannot be written does not keep the old keys for ever.
-            let is_overdue = now.saturating_sub(state.announced) >= overlap * MOST_OVERLAPS;
             if !is_overdue && !credentials::are_written(context, &realm.namespace).await? {
-                let again = key_states::update(context, realm, |state| state.since = now);
-                return Ok(again.await?);
+                realm.credentials_changed();
+                return Ok(());
             }
-            let resealing = key_states::update(context, realm, |state| {
+            let resealing = key_states::update(context, realm, |_, state| {
                 if keys.is_of_previous_master(state) && state.names.is_none() {
                     state.names = Some(keys.name_keys(&realm.id, state).to_text());
                 }
@@ -138,7 +137,7 @@ async fn step(
                 return Ok(());
             }
             if reseal(context, realm).await? == 0 {
-                key_states::update(context, realm, |state| state.complete(now)).await?;
+                key_states::update(context, realm, |_, state| state.complete(now)).await?;
             }
         }
     }
@@ -165,33 +164,27 @@ async fn reseal(context: &Context, realm: &Realm) -> Result<usize, StoreError> {
 }
 
 /// Notes that no realm needs the previous master key any more, once that is so. Forgets the states
-/// of realms that are gone, for which the next start would ask for that key.
+/// that need it of realms without users and policy, because the next start would ask for it.
 async fn forget_previous_master(context: &Context) {
     let registry = &context.realms.registry;
     let keys = &registry.keys;
     if keys.first_master() == keys.fingerprint() || !has_all_realms(context).await {
         return;
     }
-    let realms = registry.all();
+    // No state changes in between.
+    let _alone = keys.updates.lock().await;
     let needs_it = |realm: &Arc<Realm>| {
         let state = keys.of(&realm.id);
-        state.phase != Phase::Steady || keys.is_of_previous_master(&state)
+        state.phase != Phase::Steady || keys.needs_previous_master(&state)
     };
-    if realms.iter().any(needs_it) {
+    if registry.all().iter().any(needs_it) {
         return;
     }
-    let living: HashSet<&RealmId> = realms.iter().map(|realm| &realm.id).collect();
-    let states = keys.all().into_iter();
-    let gone: Vec<RealmId> = states.map(|(id, _)| id).filter(|id| !living.contains(id)).collect();
+    registry.forget_keys(|state| keys.needs_previous_master(state));
     let fingerprint = keys.fingerprint().as_bytes().to_vec();
-    let mut changes = BTreeMap::from([(FINGERPRINT, Some(fingerprint))]);
-    changes.extend(gone.iter().map(|id| (id.as_str(), None)));
-    if let Err(error) = key_states::store(context, changes).await {
+    if let Err(error) = key_states::remove_forgotten(context, Some(fingerprint)).await {
         tracing::debug!(%error, "failed to store the fingerprint of the master key; trying again");
         return;
-    }
-    for id in &gone {
-        keys.forget(id);
     }
     keys.forget_previous_master();
     tracing::info!("the previous master key is no longer needed: remove it from its Secret");

@@ -2,6 +2,7 @@
 //! the credentials reconciled, and users requeued whose issuer has changed.
 
 pub mod credentials;
+pub mod given;
 pub mod key_states;
 pub mod keys;
 pub mod providers;
@@ -107,6 +108,8 @@ impl RealmController {
                 let _ = context.realms.registry.get_or_create(realm).await;
             }
             context.services.credentials_queue.realm_changed(realm.clone());
+            // A withdrawn namespace costs a generation.
+            context.realms.registry.keys.note(realm);
             context.realms.policy_changed(realm);
             self.renew_issuer(realm);
         }

@@ -351,7 +351,8 @@ fn keys(report: &Report) -> Option<ConditionState> {
         ),
         Phase::Announced if report.outdated > 0 => ConditionState::unmet(
             "SidecarsOutdated",
-            "New keys wait for pods whose sidecar has another version than the operator: recreate these pods",
+            "New keys wait for pods whose sidecar has another version than the operator, but for ten overlaps at \
+             most: recreate these pods",
         ),
         Phase::Announced => ConditionState::unmet(
             "KeysAnnounced",

@@ -63,14 +63,20 @@ pub async fn run(context: Arc<Context>, stop: CancellationToken) {
 /// Removes the realms of deleted namespaces.
 async fn remove_deleted(context: &Context) -> Result<(), StoreError> {
     let registry = &context.realms.registry;
-    for realm in registry.deleted() {
-        remove_realm(context, &realm, &FoundRealm::default()).await?;
-        if let Err(error) = key_states::forget(context, &realm).await {
-            tracing::debug!(%realm, %error, "failed to forget the keys of a deleted realm");
-        }
-        registry.forget(&realm);
+    let deleted = registry.deleted();
+    for realm in &deleted {
+        remove_realm(context, realm, &FoundRealm::default()).await?;
+        registry.forget(realm);
     }
+    forget_keys(context, &deleted).await;
     Ok(())
+}
+
+/// Forgets the keys of realms without a namespace.
+async fn forget_keys(context: &Context, realms: &[RealmId]) {
+    if let Err(error) = key_states::forget(context, realms).await {
+        tracing::debug!(%error, "failed to forget the keys of deleted realms; trying again with the next one");
+    }
 }
 
 /// Searches all of Redis, removes realms without a namespace, and has realms compared in which
@@ -100,6 +106,11 @@ async fn search(context: &Context) -> Result<(), StoreError> {
     context.runtime.comparisons.notify_one();
     for id in registry.orphaned(found.keys().cloned()) {
         remove_realm(context, &id, &found[&id]).await?;
+    }
+    if context.runtime.watched.0.is_empty() {
+        // Of an operator that watches some namespaces, the others may only be out of sight.
+        let known = registry.keys.all().into_iter().map(|(id, _)| id);
+        forget_keys(context, &registry.orphaned(known)).await;
     }
     tracing::info!(realms = found.len(), took = ?begun.elapsed(), "Redis searched for orphaned keys");
     Ok(())

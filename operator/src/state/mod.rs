@@ -24,6 +24,7 @@ use kube::Client;
 use rand::rngs::SysRng;
 use rand_core::UnwrapErr;
 use tokio::sync::{Notify, watch};
+use twofactor_core::names::RealmId;
 use twofactor_core::realm::RealmRecord;
 use twofactor_core::secret::SecretText;
 use twofactor_core::user::Username;
@@ -138,6 +139,21 @@ impl RealmsState {
     /// Whether the namespace has a policy, or this process has used it as a realm.
     pub fn is_realm(&self, namespace: &str) -> bool {
         self.policies.has_policy(namespace) || self.registry.get(namespace).is_some()
+    }
+
+    /// Has what services of a realm can write in Redis checked at once, if that realm was requested
+    /// before. In Redis 6.2, that includes records.
+    pub fn check_realm(&self, realm: &RealmId, with_records: bool) {
+        let namespace = self.registry.namespace_of(realm);
+        if let Some(realm) = namespace.and_then(|namespace| self.registry.get(&namespace)) {
+            realm.request_check();
+            self.registry.check_requested.notify_one();
+            if with_records {
+                realm.compare_next(None);
+                realm.policy_changed();
+                self.registry.changed.notify_one();
+            }
+        }
     }
 
     /// Has the record of a realm published again, if that realm was requested before.

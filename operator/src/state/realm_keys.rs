@@ -4,10 +4,11 @@
 //! services, which then have both, and then it seals. What the generation before has sealed is
 //! sealed again.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
+use tokio::sync::Notify;
 use twofactor_core::key::{Login, MasterKey, NameKeys, RealmKey, RealmKeys};
 use twofactor_core::names::RealmId;
 use twofactor_core::secret::SecretText;
@@ -27,25 +28,26 @@ pub enum Phase {
     Resealing,
 }
 
-/// The generation of a realm's keys.
+/// The generation of a realm's keys. What is as in [`KeyState::first`] is not stored, because one
+/// Secret holds the states of all realms.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KeyState {
     /// The generation that seals records.
     pub generation: u32,
     /// Where the realm is on the way to the next one.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "is_default")]
     pub phase: Phase,
     /// Start of the phase, in milliseconds of Unix time.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "is_default")]
     pub since: u64,
     /// When the generation that is under way was announced, in milliseconds of Unix time.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "is_default")]
     pub announced: u64,
     /// The last request of an administrator that was carried out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub request: Option<String>,
     /// Whether another generation was requested in the meantime.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "is_default")]
     pub again: bool,
     /// The fingerprint of the master key that the generation is derived from.
     pub master: String,
@@ -55,6 +57,16 @@ pub struct KeyState {
     /// The keys of names, if they were derived from a master key that was replaced.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub names: Option<SecretText>,
+    /// The newest generation that each allowed namespace may have been given, by its UID. It is
+    /// stored before the namespace gets it, so that a withdrawal depends on nothing that an editor
+    /// of the namespace can change. The realm's own namespace is not in it, because it cannot be
+    /// withdrawn.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub given: BTreeMap<String, u32>,
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 impl KeyState {
@@ -70,6 +82,7 @@ impl KeyState {
             master: master.to_owned(),
             previous_master: None,
             names: None,
+            given: BTreeMap::new(),
         }
     }
 
@@ -87,6 +100,36 @@ impl KeyState {
         }
     }
 
+    /// Records that the namespace with this UID gets the newest generation.
+    pub fn give(&mut self, namespace: String) {
+        self.given.insert(namespace, self.newest());
+    }
+
+    /// Whether it is recorded that a namespace gets the newest generation.
+    pub fn has_given(&self, namespace: &str) -> bool {
+        self.given.get(namespace) == Some(&self.newest())
+    }
+
+    /// Forgets the namespaces that are not `allowed`. Announces the next generation if one of them
+    /// exists and may have the newest one; without a namespace, its Secrets are gone too.
+    pub fn withdraw(
+        &mut self,
+        allowed: &BTreeSet<String>,
+        exists: impl Fn(&str) -> bool,
+        now: u64,
+    ) {
+        let newest = self.newest();
+        let mut is_known = false;
+        self.given.retain(|namespace, generation| {
+            let stays = allowed.contains(namespace);
+            is_known |= !stays && *generation == newest && exists(namespace);
+            stays
+        });
+        if is_known {
+            self.raise(now);
+        }
+    }
+
     /// Makes the announced generation the one that seals. It is derived from `master`.
     pub fn reseal(&mut self, now: u64, master: &str) {
         self.generation += 1;
@@ -97,6 +140,7 @@ impl KeyState {
     /// Forgets the generation before, because nothing is sealed with it.
     pub fn complete(&mut self, now: u64) {
         (self.phase, self.since, self.previous_master) = (Phase::Steady, now, None);
+        self.given.retain(|_, generation| *generation >= self.generation);
         if std::mem::take(&mut self.again) {
             self.raise(now);
         }
@@ -112,6 +156,10 @@ pub struct KeyRing {
     state: Mutex<State>,
     /// Held while a state is changed and stored.
     pub updates: tokio::sync::Mutex<()>,
+    /// Realms whose record of given generations may have to change.
+    noted: Mutex<HashSet<String>>,
+    /// Wakes the task that changes it.
+    pub is_noted: Notify,
 }
 
 #[derive(Debug)]
@@ -119,6 +167,8 @@ struct State {
     /// The fingerprint of the master key of realms whose keys were never replaced.
     first_master: String,
     realms: HashMap<RealmId, KeyState>,
+    /// Realms whose state was forgotten, and may still be stored.
+    forgotten: HashSet<RealmId>,
 }
 
 impl KeyRing {
@@ -141,8 +191,16 @@ impl KeyRing {
         if let Some(missing) = missing {
             return Err(missing.clone());
         }
-        let state = Mutex::new(State { first_master, realms });
-        Ok(Self { current, previous, fingerprint, state, updates: tokio::sync::Mutex::default() })
+        let state = Mutex::new(State { first_master, realms, forgotten: HashSet::new() });
+        Ok(Self {
+            current,
+            previous,
+            fingerprint,
+            state,
+            updates: tokio::sync::Mutex::default(),
+            noted: Mutex::default(),
+            is_noted: Notify::new(),
+        })
     }
 
     /// The fingerprint of the current master key.
@@ -175,10 +233,45 @@ impl KeyRing {
 
     /// Forgets the state of a realm that is gone.
     pub fn forget(&self, realm: &RealmId) {
-        self.state().realms.remove(realm);
+        let mut state = self.state();
+        if state.realms.remove(realm).is_some() {
+            state.forgotten.insert(realm.clone());
+        }
     }
 
-    /// The states of all realms whose keys were replaced.
+    /// Realms whose state was forgotten and may still be stored, and that have no other since.
+    pub fn forgotten(&self) -> Vec<RealmId> {
+        let state = self.state();
+        let forgotten = state.forgotten.iter();
+        forgotten.filter(|realm| !state.realms.contains_key(*realm)).cloned().collect()
+    }
+
+    /// Records that the states of realms are stored no longer.
+    pub fn removed(&self, realms: &[RealmId]) {
+        let mut state = self.state();
+        for realm in realms {
+            state.forgotten.remove(realm);
+        }
+    }
+
+    /// Records that a realm's record of given generations may have to change, because other
+    /// namespaces are allowed, or ask for credentials.
+    pub fn note(&self, realm: &str) {
+        self.noted().insert(realm.to_owned());
+        self.is_noted.notify_one();
+    }
+
+    /// Takes the realms of [`KeyRing::note`].
+    pub fn take_noted(&self) -> HashSet<String> {
+        std::mem::take(&mut self.noted())
+    }
+
+    fn noted(&self) -> MutexGuard<'_, HashSet<String>> {
+        self.noted.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The states of all realms that have one: their keys were replaced, or given to another
+    /// namespace.
     pub fn all(&self) -> Vec<(RealmId, KeyState)> {
         let realms = self.state().realms.clone();
         realms.into_iter().collect()
@@ -187,6 +280,12 @@ impl KeyRing {
     /// Whether a realm's keys are derived from the master key before this one.
     pub fn is_of_previous_master(&self, state: &KeyState) -> bool {
         state.master != self.fingerprint
+    }
+
+    /// Whether a generation that is in use is derived from the master key before this one.
+    pub fn needs_previous_master(&self, state: &KeyState) -> bool {
+        let before = state.previous_master.as_ref();
+        self.is_of_previous_master(state) || before.is_some_and(|key| *key != self.fingerprint)
     }
 
     /// The keys of a realm, of every generation that is in use.
@@ -311,6 +410,57 @@ mod tests {
     }
 
     #[test]
+    fn a_withdrawn_namespace_costs_a_generation_only_if_it_may_have_the_newest_one() {
+        let allowed = |names: &[&str]| -> BTreeSet<String> {
+            names.iter().map(|name| (*name).to_owned()).collect()
+        };
+        let give = |state: &mut KeyState, names: &[&str]| {
+            for name in names {
+                state.give((*name).to_owned());
+            }
+        };
+        let mut state = KeyState::first("a");
+        give(&mut state, &["kms", "vault", "short-lived"]);
+        assert!(state.has_given("kms") && !state.has_given("forged"));
+        // It is deleted, and its Secrets with it.
+        state.withdraw(&allowed(&["kms", "vault"]), |uid| uid != "short-lived", 1);
+        assert_eq!((state.phase, state.given.len()), (Phase::Steady, 2));
+        state.withdraw(&allowed(&["vault"]), |_| true, 2);
+        assert_eq!((state.phase, state.newest(), state.given.len()), (Phase::Announced, 2, 1));
+        // The next one has not been given yet, so that it needs no other.
+        assert!(!state.has_given("vault"));
+        state.withdraw(&allowed(&[]), |_| true, 3);
+        assert_eq!((state.again, state.given.len()), (false, 0));
+        give(&mut state, &["vault", "kms"]);
+        state.withdraw(&allowed(&["kms"]), |_| true, 4);
+        assert!(state.again, "it has what was announced");
+        state.given.insert("late".to_owned(), 1);
+        state.reseal(5, "a");
+        state.complete(6);
+        // What is retired is forgotten.
+        assert_eq!((state.newest(), state.given.get("kms"), state.given.len()), (3, Some(&2), 1));
+    }
+
+    #[test]
+    fn a_realm_is_noted_until_it_is_taken_and_a_forgotten_state_until_it_is_removed() {
+        let master = generate();
+        let keys = ring(&master, None, &KeyState::first(&master.fingerprint()));
+        keys.note("people");
+        keys.note("people");
+        assert_eq!(keys.take_noted(), HashSet::from(["people".to_owned()]));
+        assert!(keys.take_noted().is_empty());
+        keys.forget(&id());
+        keys.forget(&id());
+        assert_eq!(keys.forgotten(), [id()]);
+        // A state that was set since must not be removed with the old one.
+        keys.set(&id(), KeyState::first("b"));
+        assert!(keys.forgotten().is_empty());
+        keys.forget(&id());
+        keys.removed(&keys.forgotten());
+        assert!(keys.forgotten().is_empty() && keys.all().is_empty());
+    }
+
+    #[test]
     fn names_stay_and_logins_and_token_keys_do_not() {
         let master = generate();
         let mut state = KeyState::first(&master.fingerprint());
@@ -374,8 +524,14 @@ mod tests {
         let mut state = KeyState::first("a");
         (state.request, state.again) = (Some("now".to_owned()), true);
         state.names = Some(SecretText::new("secret".to_owned()));
+        state.give("kms".to_owned());
         let text = serde_json::to_string(&state).unwrap();
         assert_eq!(serde_json::from_str::<KeyState>(&text).unwrap(), state);
         assert!(!format!("{state:?}").contains("secret\""));
+        // One Secret holds the states of thousands of realms.
+        let mut state = KeyState::first(&"f".repeat(32));
+        state.give("u".repeat(36));
+        let length = serde_json::to_string(&state).unwrap().len();
+        assert!(length <= 120, "{length}");
     }
 }

@@ -97,6 +97,11 @@ impl Policies {
         self.state().namespaces.get(name).map(|namespace| (namespace.uid.clone(), namespace.ending))
     }
 
+    /// Whether there is a namespace with this UID.
+    pub fn has_namespace(&self, uid: &str) -> bool {
+        self.state().namespaces.values().any(|namespace| namespace.uid == uid)
+    }
+
     /// Every `TwoFactorRealm`.
     pub fn realms(&self) -> Vec<Arc<KnownRealm>> {
         self.state().realms.values().flat_map(BTreeMap::values).cloned().collect()

@@ -15,7 +15,7 @@ use twofactor_store::Store;
 use twofactor_store::publisher::Publisher;
 use twofactor_store::redis::RedisStore;
 
-use super::realm_keys::KeyRing;
+use super::realm_keys::{KeyRing, KeyState};
 use crate::k8s::request::{self, ApiError};
 
 /// The state of a realm in Redis.
@@ -50,6 +50,8 @@ pub struct Realm {
     pub removal_lock: RwLock<()>,
     /// The state in Redis, and since when.
     readiness: Mutex<(Readiness, Instant)>,
+    /// When credentials of this realm were changed last, as far as this process knows.
+    credentials_changed: Mutex<Instant>,
     /// Wakes the task that requeues users of realms that are ready.
     became_ready: Arc<Notify>,
     state: Mutex<RealmState>,
@@ -64,6 +66,8 @@ struct RealmState {
     published: HashSet<String>,
     /// Whether a refill is running.
     refilling: bool,
+    /// Whether the users in Redis have to be checked at once.
+    is_check_requested: bool,
     /// When the users in Redis are compared next; at once if nothing is set.
     next_comparison: Option<Instant>,
     /// Counts the changes of the realm's record.
@@ -93,6 +97,21 @@ impl Realm {
             self.became_ready.notify_one();
         }
         changed
+    }
+
+    /// Records that credentials of this realm were changed, which sidecars read only when the
+    /// kubelet has updated them.
+    pub fn credentials_changed(&self) {
+        *self.last_change() = Instant::now();
+    }
+
+    /// For how long no credentials of this realm have changed.
+    pub fn credentials_unchanged_for(&self) -> Duration {
+        self.last_change().elapsed()
+    }
+
+    fn last_change(&self) -> MutexGuard<'_, Instant> {
+        self.credentials_changed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Schedules the removal of the keys of a username without an owner.
@@ -163,6 +182,16 @@ impl Realm {
         self.state().published_version = Some(version);
     }
 
+    /// Requests a check of the users at once, for spoilt data.
+    pub fn request_check(&self) {
+        self.state().is_check_requested = true;
+    }
+
+    /// Takes the request of [`Realm::request_check`].
+    pub fn take_check_request(&self) -> bool {
+        std::mem::take(&mut self.state().is_check_requested)
+    }
+
     /// When the users in Redis are compared next; nothing if at once.
     pub fn next_comparison(&self) -> Option<Instant> {
         self.state().next_comparison
@@ -220,6 +249,8 @@ pub struct Realms {
     pub changed: Notify,
     /// Wakes the task that requeues parked users, because a realm may have become ready.
     pub became_ready: Arc<Notify>,
+    /// Wakes the task that checks the users of realms for which that was requested.
+    pub check_requested: Notify,
 }
 
 #[derive(Default)]
@@ -249,6 +280,7 @@ impl Realms {
             state: Mutex::default(),
             changed: Notify::new(),
             became_ready: Arc::default(),
+            check_requested: Notify::new(),
         }
     }
 
@@ -292,6 +324,8 @@ impl Realms {
             publish_lock: RwLock::default(),
             removal_lock: RwLock::default(),
             readiness: Mutex::new((Readiness::Pending, Instant::now())),
+            // An earlier process may have changed them.
+            credentials_changed: Mutex::new(Instant::now()),
             became_ready: self.became_ready.clone(),
             state: Mutex::default(),
         }
@@ -319,6 +353,18 @@ impl Realms {
     /// All requested realms.
     pub fn all(&self) -> Vec<Arc<Realm>> {
         self.state().realms.values().cloned().collect()
+    }
+
+    /// Forgets the keys of realms that were not requested, if `is_unneeded` says so. A realm that
+    /// is requested meanwhile was created either before, and keeps its keys, or after.
+    pub fn forget_keys(&self, is_unneeded: impl Fn(&KeyState) -> bool) {
+        let state = self.state();
+        let used: HashSet<&RealmId> = state.realms.values().map(|realm| &realm.id).collect();
+        for (id, keys) in self.keys.all() {
+            if !used.contains(&id) && is_unneeded(&keys) {
+                self.keys.forget(&id);
+            }
+        }
     }
 
     /// Records a namespace. Returns whether it replaces another one of the same name whose realm
@@ -389,5 +435,42 @@ impl State {
 impl std::fmt::Debug for Realms {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(formatter, "Realms({})", self.installation)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rand::rngs::SysRng;
+    use rand_core::UnwrapErr;
+    use twofactor_core::key::MasterKey;
+    use twofactor_store::clock::Clock;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn the_keys_of_a_realm_that_is_requested_meanwhile_are_not_forgotten() {
+        let mut random = UnwrapErr(SysRng);
+        let (old, new) = (MasterKey::generate(&mut random), MasterKey::generate(&mut random));
+        let first = old.fingerprint();
+        let ids = ["requested", "unused", "current"].map(|id| id.parse::<RealmId>().unwrap());
+        let masters = [&first, &first, &new.fingerprint()];
+        let states = ids.iter().cloned().zip(masters.map(|master| KeyState::first(master)));
+        let keys = KeyRing::new(new, Some(old), first, states.collect()).unwrap();
+        let installation: Installation = "here".parse().unwrap();
+        let names = RealmNames::new(&installation, &ids[0]);
+        let store = RedisStore::new("redis://127.0.0.1:1/", names, Clock::System).unwrap();
+        let nowhere = kube::Config::new("http://127.0.0.1:1".parse().unwrap());
+        let realms = Realms::new(Client::try_from(nowhere).unwrap(), keys, installation, store);
+        assert!(!realms.namespace_seen("people", "requested"));
+        let realm = realms.get_or_create("people").await.unwrap();
+        let before = realms.keys.of(&realm.id);
+
+        realms.forget_keys(|state| realms.keys.needs_previous_master(state));
+        assert_eq!(realms.keys.forgotten(), [ids[1].clone()]);
+        assert_eq!(realms.keys.of(&realm.id), before);
+        assert_eq!(realms.keys.all().len(), 2, "the current master key derives the others");
+        // Requested before the old state is removed from the Secret, it has another one.
+        realms.keys.set(&ids[1], KeyState::first("new"));
+        assert!(realms.keys.forgotten().is_empty());
     }
 }

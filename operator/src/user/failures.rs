@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kube::ResourceExt;
+use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 use twofactor_api::{TwoFactorUser, labels};
 use twofactor_core::names::Pseudonym;
@@ -61,16 +62,23 @@ pub fn notice(user: &TwoFactorUser, newcomer: bool) -> Option<Notice> {
     })
 }
 
-/// Checks all realms until `stop`. The lists must be complete.
+/// Checks all realms until `stop`, and one at once where that is requested. The lists must be
+/// complete.
 pub async fn run(context: Arc<Context>, stop: CancellationToken) {
-    let pause = || tokio::time::sleep(jittered(PERIOD, &mut random()));
+    let next = || Instant::now() + jittered(PERIOD, &mut random());
+    let mut next_round = next();
     // Disabled users by realm. A realm that does not answer keeps its last number.
     let mut counts: HashMap<String, usize> = HashMap::new();
-    while stop.run_until_cancelled(pause()).await.is_some() {
+    loop {
+        let is_round = tokio::select! {
+            () = stop.cancelled() => return,
+            () = sleep_until(next_round) => true,
+            () = context.realms.registry.check_requested.notified() => false,
+        };
         let realms = context.realms.registry.all();
         counts.retain(|namespace, _| realms.iter().any(|realm| realm.namespace == *namespace));
         for realm in realms {
-            if realm.readiness() != Readiness::Ready {
+            if realm.readiness() != Readiness::Ready || !(realm.take_check_request() || is_round) {
                 continue;
             }
             match check_realm(&context, &realm).await {
@@ -79,6 +87,9 @@ pub async fn run(context: Arc<Context>, stop: CancellationToken) {
                     tracing::debug!(namespace = realm.namespace, %error, "failed to ask Redis which users failed attempts have disabled");
                 }
             }
+        }
+        if is_round {
+            next_round = next();
         }
         let all: usize = counts.values().sum();
         context.runtime.metrics.disabled_by_failures.set(number(all));

@@ -33,6 +33,24 @@ pub(super) fn callers(context: &Context, realm: &str) -> BTreeSet<String> {
     callers
 }
 
+/// The UIDs of the namespaces that a realm allows, and may give credentials to.
+pub fn allowed_uids(context: &Context, realm: &str) -> BTreeSet<String> {
+    let mut allowed = context.realms.policies.namespaces_of(realm);
+    allowed.retain(|namespace| !context.services.excluded.contains(namespace));
+    let uid = |namespace: String| Some(context.realms.policies.namespace(&namespace)?.0);
+    allowed.into_iter().filter_map(uid).collect()
+}
+
+/// The namespaces that get the credentials of a realm, without its own, and their UIDs.
+pub fn given(context: &Context, realm: &str) -> Vec<(String, String)> {
+    let others = callers(context, realm).into_iter().filter(|namespace| *namespace != realm);
+    let with_uid = |namespace: String| {
+        let (uid, _) = context.realms.policies.namespace(&namespace)?;
+        Some((namespace, uid))
+    };
+    others.filter_map(with_uid).collect()
+}
+
 /// Whether a namespace needs the credentials of a realm.
 pub(super) fn needs(context: &Context, target: &Target) -> bool {
     may_have(context, target) && (target.realm != target.namespace || is_realm(context, target))

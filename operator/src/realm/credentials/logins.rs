@@ -4,7 +4,7 @@
 //! All users are compared each time, because Redis loses its users when it restarts and other
 //! programs can change them.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use twofactor_core::names::{Installation, RealmId, RealmNames};
 use twofactor_store::acl::{AclError, AclUser, Separation};
@@ -20,11 +20,24 @@ pub struct RedisLogins {
     separation: Separation,
     /// Users that this process has set and that have existed since then.
     applied: HashMap<String, AclUser>,
+    /// Realms whose logins were removed since they were taken last.
+    removed_from: HashSet<RealmId>,
 }
 
 impl RedisLogins {
     pub fn new(store: RedisStore, installation: Installation) -> Self {
-        Self { store, installation, separation: Separation::ReadAndWrite, applied: HashMap::new() }
+        Self {
+            store,
+            installation,
+            separation: Separation::ReadAndWrite,
+            applied: HashMap::new(),
+            removed_from: HashSet::new(),
+        }
+    }
+
+    /// Takes the realms of which [`RedisLogins::apply`] has removed logins.
+    pub fn take_removed_from(&mut self) -> HashSet<RealmId> {
+        std::mem::take(&mut self.removed_from)
     }
 
     /// Forgets the known users, because another Redis process may have other ones.
@@ -57,18 +70,16 @@ impl RedisLogins {
         is_ours: impl Fn(&RealmId) -> bool,
     ) -> Result<(), AclError> {
         let known = self.store.acl_users().await?;
-        let orphaned: Vec<String> = known
-            .anywhere
-            .iter()
-            .filter(|name| !wanted.contains_key(*name))
-            .filter(|name| {
-                RealmNames::realm_of_login(&self.installation, name)
-                    .is_some_and(|realm| is_ours(&realm))
+        let not_wanted = known.anywhere.iter().filter(|name| !wanted.contains_key(*name));
+        let (orphaned, realms): (Vec<String>, Vec<RealmId>) = not_wanted
+            .filter_map(|name| {
+                let realm = RealmNames::realm_of_login(&self.installation, name)?;
+                is_ours(&realm).then(|| (name.clone(), realm))
             })
-            .cloned()
-            .collect();
+            .unzip();
         // Logins that are no longer allowed are removed first, because a withdrawal must not wait.
         self.store.acl_delete(&orphaned).await?;
+        self.removed_from.extend(realms);
         if !orphaned.is_empty() {
             tracing::info!(
                 logins = orphaned.len(),

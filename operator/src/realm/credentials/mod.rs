@@ -2,8 +2,8 @@
 //! Secret `twofactor-<realm>` with everything that a sidecar needs.
 //!
 //! A namespace gets the credentials of a realm that allows it, or that is its own, when a pod there
-//! asks for them. When a realm no longer allows a namespace, the login is removed first, which
-//! closes its connections, and then the Secret.
+//! asks for them, and after `given` has recorded that it gets them. When a realm no longer allows a
+//! namespace, the login is removed, which closes its connections, and the Secret.
 //!
 //! [`grants`] says which namespace needs which login and Secret, and [`secret`] builds the Secret.
 
@@ -29,14 +29,13 @@ use twofactor_core::names::RealmId;
 use twofactor_core::secret::SecretText;
 use twofactor_store::acl::AclUser;
 
+pub use self::grants::{allowed_uids, given};
 use self::grants::{callers, login_url, may_have, needs, realms, redis_url, users};
 use self::logins::RedisLogins;
-use self::secret::{difference, is_ours, newest_generation, secret, url_in};
-use super::key_states::{self, KeyStateError};
+use self::secret::{difference, is_ours, secret, url_in};
 use crate::k8s::backoff::jittered;
 use crate::k8s::request::{self, ApiError};
 use crate::state::credentials::{CredentialsRequest, Isolation, SharedLogin, Target};
-use crate::state::realm_policies::NamespaceAccess;
 use crate::state::realms::{Realm, RealmError};
 use crate::state::{Context, random};
 
@@ -54,8 +53,6 @@ const CONCURRENT: usize = 8;
 enum CredentialsError {
     #[error(transparent)]
     Realm(#[from] RealmError),
-    #[error(transparent)]
-    Keys(#[from] KeyStateError),
     #[error("the Secret {0} exists and is not ours: delete or rename it")]
     NotOurs(String),
     #[error(transparent)]
@@ -210,6 +207,11 @@ impl CredentialsController {
         } else {
             Ok(Isolation::SharedLogin)
         };
+        for realm in self.logins.take_removed_from() {
+            // A withdrawn namespace can write no more, and what it has spoilt is repaired at once.
+            context.realms.check_realm(&realm, before == Isolation::PerRealm);
+            context.runtime.comparisons.notify_one();
+        }
         match isolation {
             Ok(isolation) => {
                 let isolation = isolation.after(before);
@@ -325,10 +327,6 @@ async fn reconcile_secret(context: &Context, target: &Target) -> Result<bool, Cr
     let needed = needs(context, target) || (stays && may_have(context, target));
     let Some((uid, ending)) = known.filter(|_| needed) else {
         if let Some(found) = found.filter(|found| is_ours(found, realm)) {
-            if context.realms.policies.access(realm, namespace) == NamespaceAccess::NotAllowed {
-                // Before the Secret is removed, which shows after a crash that this is necessary.
-                key_states::raise(context, realm, newest_generation(&found)).await?;
-            }
             remove(&secrets, &found).await?;
             tracing::info!(realm, namespace, secret = name, "removed the credentials of services");
         }
@@ -345,6 +343,12 @@ async fn reconcile_secret(context: &Context, target: &Target) -> Result<bool, Cr
     let Some(wanted) = wanted(context, &realm, namespace, &uid, found.as_ref()) else {
         return Ok(found.is_some());
     };
+    let keys = &context.realms.registry.keys;
+    // After the Secret is built, because a generation may be announced in between.
+    if *namespace != realm.namespace && !keys.of(&realm.id).has_given(&uid) {
+        keys.note(&realm.namespace);
+        return Ok(found.is_some());
+    }
     match found {
         None => {
             request::within(secrets.create(&PostParams::default(), &wanted)).await?;
@@ -363,7 +367,15 @@ async fn reconcile_secret(context: &Context, target: &Target) -> Result<bool, Cr
                 let parameters = PatchParams::default();
                 let request =
                     async { secrets.patch(&name, &parameters, &Patch::Merge(&patch)).await };
-                request::within(request).await?;
+                match request::within(request).await {
+                    Err(error) if error.is_invalid() => {
+                        // It is immutable, or of a type with rules of its own.
+                        remove(&secrets, &found).await?;
+                        request::within(secrets.create(&PostParams::default(), &wanted)).await?;
+                    }
+                    patched => drop(patched?),
+                }
+                realm.credentials_changed();
                 tracing::info!(
                     realm = realm.namespace,
                     namespace,

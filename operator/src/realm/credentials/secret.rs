@@ -21,16 +21,6 @@ pub(super) fn url_in(secret: &Secret) -> Option<SecretText> {
     Some(SecretText::new(text.to_owned()))
 }
 
-/// Returns the newest generation of a realm's keys in a Secret with credentials.
-pub(super) fn newest_generation(secret: &Secret) -> u32 {
-    let data = secret.data.as_ref();
-    let keys = data.and_then(|data| data.get(labels::CREDENTIALS_KEY_REALM_KEYS));
-    let text = keys.and_then(|keys| std::str::from_utf8(&keys.0).ok()).unwrap_or_default();
-    let generations = text.lines().filter_map(|line| line.split_once(' ')?.0.parse().ok());
-    // Version 0.1 knew only the first one.
-    generations.max().unwrap_or(1)
-}
-
 /// Whether the Secret holds credentials of the realm of `namespace`. A label says so, because an
 /// owner in another namespace is not possible.
 pub(super) fn is_ours(secret: &Secret, namespace: &str) -> bool {
@@ -121,12 +111,6 @@ mod tests {
         assert_eq!(difference(&wanted, &wanted), None);
         let patch = difference(&with(&[("realm", "x"), ("more", "y")]), &wanted).unwrap();
         assert_eq!(patch["data"], json!({ "realm": "YQ==", "caller": "Yg==", "more": null }));
-    }
-
-    #[test]
-    fn the_newest_generation_is_read_from_the_keys() {
-        assert_eq!(newest_generation(&with(&[("realm-key", "1:abc")])), 1);
-        assert_eq!(newest_generation(&with(&[("realm-keys", "names a\n2 b\n3 c\n")])), 3);
     }
 
     #[test]

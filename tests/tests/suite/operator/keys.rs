@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -77,7 +78,7 @@ fn totp(seed: &str) -> Totp {
     Totp::new(&twofactor_core::seed::Seed::from_base32(seed).unwrap(), TotpParameters::default())
 }
 
-fn realm(spec: &str) -> String {
+pub(super) fn realm(spec: &str) -> String {
     format!(
         "apiVersion: twofactor.fountainai.io/v1alpha1\nkind: TwoFactorRealm\nmetadata:\n  name: default\nspec:\n  \
          tokens: {{audiences: [kms], algorithm: EdDSA}}\n  {spec}\n---\n"
@@ -162,7 +163,7 @@ fn arguments(mut file: &[u8]) -> Vec<Vec<u8>> {
     found
 }
 
-async fn wait_for_keys(cluster: &Cluster, reason: &str, part: &str) {
+pub(super) async fn wait_for_keys(cluster: &Cluster, reason: &str, part: &str) {
     let what = format_args!("KeysCurrent with {reason}: {part}");
     eventually_every(Duration::from_millis(200), BOUND * 2, what, async || {
         match cluster.condition_of("tfr", "default", "KeysCurrent") {
@@ -173,8 +174,12 @@ async fn wait_for_keys(cluster: &Cluster, reason: &str, part: &str) {
     .await;
 }
 
-fn operator(cluster: &Cluster, seconds: u32) -> twofactor_tests::operator::OperatorBuilder {
-    cluster.operator().env("TWOFACTOR_KEY_OVERLAP_SECONDS", &seconds.to_string())
+pub(super) fn operator(
+    cluster: &Cluster,
+    kubeconfig: &Path,
+    seconds: u32,
+) -> twofactor_tests::operator::OperatorBuilder {
+    cluster.operator_with(kubeconfig).env("TWOFACTOR_KEY_OVERLAP_SECONDS", &seconds.to_string())
 }
 
 /// A realm with users, whose services have their credentials.
@@ -185,7 +190,7 @@ async fn started(
 ) -> (Arc<Cluster>, OperatorProcess, Vec<String>) {
     let redis = RedisServer::builder().append_only(AppendFsync::Always).start().await;
     let cluster = Arc::new(Cluster::with_redis(redis).await);
-    let operator = operator(&cluster, seconds).start().await;
+    let operator = operator(&cluster, &cluster.kubeconfig, seconds).start().await;
     let names: Vec<String> =
         namespaces.iter().map(|prefix| cluster.another_namespace(prefix)).collect();
     let mut spec = spec.to_owned();
@@ -204,7 +209,7 @@ async fn started(
     (cluster, operator, names)
 }
 
-async fn serving(cluster: &Cluster, namespace: &str) -> (String, Sidecar) {
+pub(super) async fn serving(cluster: &Cluster, namespace: &str) -> (String, Sidecar) {
     let sidecar = cluster.sidecar_in(namespace).await;
     eventually(BOUND, "the sidecar to serve", async || {
         let reply = sidecar.api.verify("unknown", "000000").await;
@@ -214,7 +219,7 @@ async fn serving(cluster: &Cluster, namespace: &str) -> (String, Sidecar) {
     (namespace.to_owned(), sidecar)
 }
 
-async fn may_log_in(url: &str) -> bool {
+pub(super) async fn may_log_in(url: &str) -> bool {
     let client = redis::Client::open(url).unwrap();
     client.get_multiplexed_async_connection().await.is_ok()
 }
@@ -300,7 +305,7 @@ async fn an_annotation_replaces_the_keys_once_also_if_the_operator_is_restarted_
     wait_for_keys(&cluster, "KeysAnnounced", "Generation 2").await;
     assert!(records(&cluster.redis).await.iter().all(|sealed| copied.opens(sealed)));
     drop(operator_process);
-    let restarted = operator(&cluster, 2).start().await;
+    let restarted = operator(&cluster, &cluster.kubeconfig, 2).start().await;
     wait_for_keys(&cluster, "Current", "Generation 2").await;
     assert!(records(&cluster.redis).await.iter().all(|sealed| !copied.opens(sealed)));
     // The same request is carried out once.
@@ -337,7 +342,7 @@ async fn a_new_master_key_replaces_the_old_one_without_a_failed_verify() {
     drop(operator_process);
     // A realm without a TwoFactorRealm is known only when its first user is reconciled.
     let _ = cluster.kubectl(&["delete", "tfr", "default"]);
-    let restarted = operator(&cluster, 3).start().await;
+    let restarted = operator(&cluster, &cluster.kubeconfig, 3).start().await;
     eventually(BOUND, "the old key to be unused", async || {
         restarted.process().output().contains("the previous master key is no longer needed")
     })
@@ -355,7 +360,7 @@ async fn a_new_master_key_replaces_the_old_one_without_a_failed_verify() {
     let remove = json!([{ "op": "remove", "path": "/data/previous-master-key" }]).to_string();
     let _ = in_home(&["patch", "secret", "twofactor-master-key", "--type=json", "-p", &remove]);
     drop(restarted);
-    let _restarted = operator(&cluster, 3).start().await;
+    let _restarted = operator(&cluster, &cluster.kubeconfig, 3).start().await;
     cluster.apply(&app_user("dora"));
     cluster.wait_ready("dora").await;
     let (_, sidecar) = serving(&cluster, &cluster.namespace).await;

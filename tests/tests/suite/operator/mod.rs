@@ -20,3 +20,4 @@ mod schema;
 mod seeds;
 mod tokens;
 mod users;
+mod withdrawals;

@@ -1,0 +1,76 @@
+//! Records which namespaces are given a realm's keys before they get them, and announces the next
+//! generation when a realm withdraws a namespace that may have the newest one.
+//!
+//! The record is in the operator's own Secret. The credentials of a namespace are no proof of what
+//! it has, because its editors can delete and forge them.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+
+use super::credentials::{allowed_uids, given};
+use super::key_states;
+use crate::k8s::request::ApiError;
+use crate::state::Context;
+use crate::state::credentials::Target;
+use crate::state::realms::Realm;
+
+/// Delay before a record is written again after a failure.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// Keeps the record of all realms until `stop`. The lists of realms and namespaces must be
+/// complete.
+pub async fn run(context: Arc<Context>, stop: CancellationToken) {
+    let keys = &context.realms.registry.keys;
+    let mut has_failed = false;
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = keys.is_noted.notified(), if !has_failed => {}
+            () = tokio::time::sleep(RETRY), if has_failed => {}
+        }
+        // What is noted during a write is written together afterwards.
+        let noted = keys.take_noted();
+        let Some(recorded) = stop.run_until_cancelled(record(&context, &noted)).await else {
+            return;
+        };
+        if let Err(error) = &recorded {
+            if !has_failed {
+                tracing::warn!(%error, "failed to record which namespaces are given keys; trying again");
+            }
+            for realm in noted {
+                keys.note(&realm);
+            }
+        }
+        has_failed = recorded.is_err();
+    }
+}
+
+/// Writes the records of some realms.
+async fn record(
+    context: &Context,
+    namespaces: impl IntoIterator<Item = &String>,
+) -> Result<(), ApiError> {
+    let registry = &context.realms.registry;
+    let realms: Vec<Arc<Realm>> =
+        namespaces.into_iter().filter_map(|namespace| registry.get(namespace)).collect();
+    let now = context.runtime.clock.now().millis();
+    let policies = &context.realms.policies;
+    let mut targets = Vec::new();
+    key_states::update_all(context, &realms, |realm, state| {
+        let allowed = allowed_uids(context, &realm.namespace);
+        state.withdraw(&allowed, |uid| policies.has_namespace(uid), now);
+        for (namespace, uid) in given(context, &realm.namespace) {
+            if !state.has_given(&uid) {
+                state.give(uid);
+                targets.push(Target { realm: realm.namespace.clone(), namespace });
+            }
+        }
+    })
+    .await?;
+    for target in targets {
+        context.services.credentials_queue.secret_changed(target);
+    }
+    Ok(())
+}
