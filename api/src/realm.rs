@@ -240,6 +240,11 @@ pub struct AuditSpec {
     #[schemars(with = "i32", range(min = *rules::RETENTION_DAYS.start(), max = *rules::RETENTION_DAYS.end()))]
     pub retention_days: Option<i32>,
 
+    /// Maximum number of entries of each user's history: 10 to 500. Older ones are removed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "i32", range(min = *rules::ENTRIES.start(), max = *rules::ENTRIES.end()))]
+    pub entries: Option<i32>,
+
     /// Whether the end user's address and user agent are recorded, in the history and in the
     /// sidecars' log, if services pass them on.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -32,11 +32,17 @@ const UNBOUNDED: [&str; 10] = [
     "used",
 ];
 
+/// Outcome of a request for a code that was issued, and is to be delivered.
+pub(crate) const ISSUED: &str = "issued";
+
 /// Maximum retention of entries, in days.
 pub const MAXIMUM_RETENTION_DAYS: u16 = 365;
 
-/// Maximum number of entries of a history. Older ones are removed.
-pub const MAXIMUM_ENTRIES: usize = 500;
+/// Maximum number of entries of a history that can be configured. Older ones are removed.
+pub const MAXIMUM_ENTRIES: u16 = 500;
+/// Minimum number of entries of a history that can be configured: some failures in a row, and what
+/// was before them.
+pub const MINIMUM_ENTRIES: u16 = 10;
 
 /// What is recorded, and for how long it is kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -44,13 +50,15 @@ pub const MAXIMUM_ENTRIES: usize = 500;
 pub struct AuditPolicy {
     /// Number of days for which entries are kept.
     pub retention_days: u16,
+    /// Maximum number of entries of a user's history.
+    pub entries: u16,
     /// Whether the end user's address and user agent are recorded, if services pass them on.
     pub origin: bool,
 }
 
 impl Default for AuditPolicy {
     fn default() -> Self {
-        Self { retention_days: 30, origin: true }
+        Self { retention_days: 30, entries: MAXIMUM_ENTRIES, origin: true }
     }
 }
 
@@ -63,7 +71,7 @@ impl AuditPolicy {
 }
 
 /// What the history records beside an outcome.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct AuditContext {
     /// How the user gets codes.
     pub channel: DeliveryMethod,
@@ -73,6 +81,17 @@ pub struct AuditContext {
     pub user_agent: Option<String>,
     /// How long entries are kept.
     pub retention: Duration,
+    /// Maximum number of entries of the history.
+    pub most_entries: u16,
+}
+
+impl AuditContext {
+    /// Returns what the policy wants of a request, without the end user's address and user agent.
+    #[must_use]
+    pub const fn new(policy: AuditPolicy, channel: DeliveryMethod) -> Self {
+        let (retention, most_entries) = (policy.retention(), policy.entries);
+        Self { channel, address: None, user_agent: None, retention, most_entries }
+    }
 }
 
 /// What the calling service requested.
@@ -158,7 +177,9 @@ impl History {
     ) {
         let kind = format!("{}/{outcome}", operation.name());
         let unbounded = UNBOUNDED.contains(&outcome);
-        let mut counted = self.counted.remove(caller);
+        // What becomes of an issued code is the next entry, which has the counts. Otherwise a limit
+        // of deliveries would leave an entry each time.
+        let mut counted = if outcome == ISSUED { None } else { self.counted.remove(caller) };
         let fresh =
             counted.as_ref().is_some_and(|counted| counted.since.distance(now) < COUNTED_FOR);
         if let Some(known) = &mut counted
@@ -187,7 +208,7 @@ impl History {
             repeated: (!repeated.is_empty()).then(|| repeated.join(" ")),
         });
         let oldest = now.offset(-i64::try_from(audit.retention.as_millis()).unwrap_or(i64::MAX));
-        while self.entries.len() > MAXIMUM_ENTRIES
+        while self.entries.len() > usize::from(audit.most_entries)
             || self.entries.front().is_some_and(|entry| entry.at < oldest)
         {
             self.entries.pop_front();
@@ -209,7 +230,7 @@ mod tests {
     use super::*;
 
     fn audit() -> AuditContext {
-        AuditContext { retention: AuditPolicy::default().retention(), ..AuditContext::default() }
+        AuditContext::new(AuditPolicy::default(), DeliveryMethod::Email)
     }
 
     fn outcomes(history: &History) -> Vec<(String, Option<String>)> {
@@ -234,6 +255,33 @@ mod tests {
         assert_eq!(outcomes(&history)[2], ("accepted".to_owned(), Some(repeated)));
         history.add(Operation::Verify, "used", &kms, &audit(), UnixMillis::new(1_003_000));
         assert_eq!(history.entries.len(), 4, "after another entry the first one is written again");
+    }
+
+    #[test]
+    fn deliveries_that_a_limit_stops_leave_one_entry_beside_those_of_the_issued_codes() {
+        let (mut history, kms) = (History::default(), "kms".parse().unwrap());
+        for minute in 0..5 {
+            let at = UnixMillis::from_seconds(minute * 60);
+            history.add(Operation::Generate, ISSUED, &kms, &audit(), at);
+            history.add(Operation::Delivery, "delivery-limit-reached", &kms, &audit(), at);
+        }
+        let stopped = history.entries.iter().filter(|entry| entry.outcome != ISSUED).count();
+        assert_eq!((stopped, history.entries.len()), (1, 6));
+        history.add(Operation::Delivery, "sent", &kms, &audit(), UnixMillis::from_seconds(600));
+        let repeated = "delivery/delivery-limit-reached=4".to_owned();
+        assert_eq!(outcomes(&history)[6], ("sent".to_owned(), Some(repeated)));
+    }
+
+    #[test]
+    fn a_realm_can_have_shorter_histories() {
+        let (mut history, kms) = (History::default(), "kms".parse().unwrap());
+        let policy = AuditPolicy { entries: 10, ..AuditPolicy::default() };
+        let audit = AuditContext::new(policy, DeliveryMethod::App);
+        for second in 0..20 {
+            let at = UnixMillis::from_seconds(second);
+            history.add(Operation::Verify, "accepted", &kms, &audit, at);
+        }
+        assert_eq!((history.entries.len(), history.entries[0].at.seconds()), (10, 10));
     }
 
     #[test]

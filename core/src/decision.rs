@@ -295,6 +295,8 @@ pub enum Event {
     /// The code was not sent, because the realm has reached its limit. It counts as if it was sent,
     /// because otherwise nothing would bound the requests to such a realm.
     DeliveryLimitReached,
+    /// The same, because the caller has used its share of the limit.
+    DeliveryShareUsedUp,
     /// A code was requested for a user without a seed.
     NoSecret,
     /// A code was requested for a user who has no delivery method.
@@ -306,7 +308,10 @@ impl Event {
     #[must_use]
     pub const fn operation(self) -> Operation {
         match self {
-            Self::Sent | Self::Refused { .. } | Self::DeliveryLimitReached => Operation::Delivery,
+            Self::Sent
+            | Self::Refused { .. }
+            | Self::DeliveryLimitReached
+            | Self::DeliveryShareUsedUp => Operation::Delivery,
             Self::NoSecret | Self::NoDeliveryMethod => Operation::Generate,
         }
     }
@@ -318,6 +323,7 @@ impl Event {
             Self::Sent => "sent",
             Self::Refused { .. } => "refused",
             Self::DeliveryLimitReached => "delivery-limit-reached",
+            Self::DeliveryShareUsedUp => "share-used-up",
             Self::NoSecret => "no-secret",
             Self::NoDeliveryMethod => "no-delivery-method",
         }

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::names::Caller;
 use crate::time::UnixMillis;
 
 const HOUR: Duration = Duration::from_hours(1);
@@ -70,6 +71,13 @@ impl Limits {
     #[must_use]
     pub const fn share_of_generates(&self, callers: usize) -> u16 {
         if callers > 1 { self.generates_per_hour.div_ceil(2) } else { self.generates_per_hour }
+    }
+
+    /// Returns how many deliveries within an hour one of several callers may cause: half of the
+    /// realm's.
+    #[must_use]
+    pub const fn share_of_deliveries(&self, callers: usize) -> u32 {
+        if callers > 1 { self.deliveries_per_hour.div_ceil(2) } else { self.deliveries_per_hour }
     }
 
     /// Returns the minimum interval between two codes.
@@ -152,28 +160,77 @@ pub enum Allowance {
         /// Time until the next code may be sent.
         retry_after: Duration,
     },
+    /// The caller has used its share of the realm's hourly limit.
+    ShareUsedUp {
+        /// Time until the next code of this caller may be sent.
+        retry_after: Duration,
+    },
 }
 
-/// How many codes of a realm were sent in each minute of the last hour.
+/// How many codes of a realm were sent in each minute of the last hour, for each caller.
 #[derive(Clone, Debug, Default)]
-pub struct Deliveries(BTreeMap<u64, u32>);
+pub struct Deliveries(BTreeMap<u64, BTreeMap<String, u64>>);
 
 impl Deliveries {
-    /// Counts one more, unless there were `most` within the hour.
-    pub fn take(&mut self, most: u32, now: UnixMillis) -> Allowance {
+    /// Counts one more of `caller`, unless there were `most` within the hour, or `most_own` of this
+    /// caller. `most_own` has no effect unless it is between 0 and `most`.
+    pub fn take(
+        &mut self,
+        caller: &Caller,
+        most: u32,
+        most_own: u32,
+        now: UnixMillis,
+    ) -> Allowance {
         let current = now.millis() / MINUTE_MILLIS;
         self.0.retain(|minute, _| minute.abs_diff(current) < MINUTES_OF_AN_HOUR);
-        let mut left: u64 = self.0.values().copied().map(u64::from).sum();
-        if left < u64::from(most) {
-            *self.0.entry(current).or_default() += 1;
-            return Allowance::Granted;
+        // What was counted while the clock was ahead leaves the hour as if it was counted now.
+        for (_, counts) in self.0.split_off(&(current + 2)) {
+            for (caller, count) in counts {
+                *self.0.entry(current).or_default().entry(caller).or_default() += count;
+            }
         }
-        let freed = self.0.iter().find(|(_, count)| {
-            left -= u64::from(**count);
-            left < u64::from(most)
-        });
-        let next = freed.map_or(current, |(minute, _)| *minute) + MINUTES_OF_AN_HOUR;
-        Allowance::LimitReached { retry_after: now.until(UnixMillis::new(next * MINUTE_MILLIS)) }
+        let all = |counts: &BTreeMap<String, u64>| counts.values().sum();
+        let own = |counts: &BTreeMap<String, u64>| {
+            counts.get(caller.as_str()).copied().unwrap_or_default()
+        };
+        let last = self.last_minute_over(most, all);
+        let is_shared = (1..most).contains(&most_own);
+        let own_last = is_shared.then(|| self.last_minute_over(most_own, own)).flatten();
+        let retry_after =
+            |minute: u64| now.until(UnixMillis::new((minute + MINUTES_OF_AN_HOUR) * MINUTE_MILLIS));
+        match (last, own_last) {
+            (None, None) => {
+                let counts = self.0.entry(current).or_default();
+                *counts.entry(caller.as_str().to_owned()).or_default() += 1;
+                Allowance::Granted
+            }
+            (last, Some(own)) if last.is_none_or(|last| own > last) => {
+                Allowance::ShareUsedUp { retry_after: retry_after(own) }
+            }
+            (last, _) => {
+                Allowance::LimitReached { retry_after: retry_after(last.unwrap_or(current)) }
+            }
+        }
+    }
+
+    /// Returns the last minute that has to leave the hour until fewer than `most` are left, or
+    /// nothing if there are fewer.
+    fn last_minute_over(
+        &self,
+        most: u32,
+        count: impl Fn(&BTreeMap<String, u64>) -> u64,
+    ) -> Option<u64> {
+        let mut left: u64 = self.0.values().map(&count).sum();
+        let mut last = None;
+        for (minute, counts) in &self.0 {
+            if left < u64::from(most) {
+                break;
+            }
+            last = Some(*minute);
+            left -= count(counts);
+        }
+        // A limit of 0 is reached at any time.
+        last.or((left >= u64::from(most)).then_some(0))
     }
 }
 
@@ -249,15 +306,26 @@ mod tests {
 
     #[test]
     fn a_realm_reaches_its_hourly_limit_and_learns_how_long_to_wait() {
-        let mut deliveries = Deliveries::default();
+        let (mut deliveries, kms) = (Deliveries::default(), "kms".parse().unwrap());
+        let mut take = |most, at| deliveries.take(&kms, most, most, seconds(at));
         for minute in [0, 0, 10] {
-            assert_eq!(deliveries.take(3, seconds(minute * 60)), Allowance::Granted);
+            assert_eq!(take(3, minute * 60), Allowance::Granted);
         }
         let used_up =
             |seconds| Allowance::LimitReached { retry_after: Duration::from_secs(seconds) };
         // NOW is the beginning of a minute.
-        assert_eq!(deliveries.take(3, seconds(600)), used_up(3000));
-        assert_eq!(deliveries.take(3, seconds(3600)), Allowance::Granted);
-        assert_eq!(deliveries.take(1, seconds(3600)), used_up(3600));
+        assert_eq!(take(3, 600), used_up(3000));
+        assert_eq!(take(3, 3600), Allowance::Granted);
+        assert_eq!(take(1, 3600), used_up(3600));
+    }
+
+    #[test]
+    fn deliveries_that_were_counted_while_the_clock_was_ahead_count_for_an_hour_from_now_on() {
+        let (mut deliveries, kms) = (Deliveries::default(), "kms".parse().unwrap());
+        let mut take = |at| deliveries.take(&kms, 1, 0, seconds(at));
+        assert_eq!(take(59 * 60), Allowance::Granted);
+        let hour = Duration::from_hours(1);
+        assert_eq!(take(0), Allowance::LimitReached { retry_after: hour });
+        assert_eq!(take(3600), Allowance::Granted);
     }
 }

@@ -210,9 +210,15 @@ impl RealmNames {
             self.realm_record(),
             self.realm_meta(),
             self.node_fill_id(&any_node),
-            self.heartbeat(&any_node),
+            self.realm_heartbeat(),
             self.pattern_of_every("rec"),
         ]
+    }
+
+    /// Returns the glob patterns of the keys of all realms that sidecars only read.
+    #[must_use]
+    pub fn shared_keys_to_read(&self) -> Vec<String> {
+        vec![self.heartbeat(&"?".repeat(NODE_TAG))]
     }
 
     /// Returns the glob patterns of the keys that sidecars write.
@@ -273,6 +279,13 @@ impl RealmNames {
     pub fn heartbeat(&self, tag: &str) -> String {
         let installation = self.prefix.strip_suffix(self.realm.as_str()).unwrap_or_default();
         format!("{installation}{{{tag}}}:heartbeat")
+    }
+
+    /// The same for one realm, where sidecars could write a key that they only read: in Redis
+    /// before version 7, and for realms in which the age matters.
+    #[must_use]
+    pub fn realm_heartbeat(&self) -> String {
+        format!("{}:{{{}}}:heartbeat", self.prefix, self.realm)
     }
 
     /// The number of the publisher's last write on one node: the node that has the slot of `tag`,
@@ -362,7 +375,9 @@ mod tests {
         let user = names().user(&Pseudonym::from_bytes([7; 16]));
         // It belongs to no realm.
         assert_eq!(RealmNames::realm_of(&installation, &names().heartbeat("alive")), None);
-        for key in [names().realm_meta(), names().realm_users(), user.state] {
+        for key in
+            [names().realm_meta(), names().realm_users(), names().realm_heartbeat(), user.state]
+        {
             assert_eq!(RealmNames::realm_of(&installation, &key), Some("a-realm".parse().unwrap()));
             assert_eq!(RealmNames::realm_of(&"cluste".parse().unwrap(), &key), None);
         }
@@ -396,10 +411,11 @@ mod tests {
                 names().realm_record(),
                 names().realm_meta(),
                 names().node_fill_id("?????"),
-                "2fa1:cluster:{?????}:heartbeat".to_owned(),
+                "2fa1:cluster:a-realm:{a-realm}:heartbeat".to_owned(),
                 pattern(&user.record)
             ]
         );
+        assert_eq!(names().shared_keys_to_read(), ["2fa1:cluster:{?????}:heartbeat"]);
         let mut written =
             [&user.state, &user.otp, &user.history, &user.log].map(|key| pattern(key)).to_vec();
         written.push(names().realm_deliveries());

@@ -156,6 +156,7 @@ mod tests {
             (&[("OTP_GENERATES_PER_HOUR", "101")], "OTP_GENERATES_PER_HOUR"),
             (&[("OTP_DELIVERIES_PER_HOUR", "-1")], "OTP_DELIVERIES_PER_HOUR"),
             (&[("AUDIT_RETENTION_DAYS", "0")], "AUDIT_RETENTION_DAYS"),
+            (&[("AUDIT_ENTRIES", "501")], "AUDIT_ENTRIES"),
             (&[("AUDIT_ORIGIN", "no")], "AUDIT_ORIGIN"),
             (&[("ISSUER", "a:b")], "ISSUER"),
             (&[("SMTP_SERVER", "mail.example.org")], "SMTP_FROM_EMAIL"),

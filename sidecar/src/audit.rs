@@ -31,9 +31,9 @@ pub struct Event<'a> {
 impl Origin {
     /// Returns what the history of a user of `realm` says beside an outcome.
     pub fn audit_context(&self, realm: &RealmRecord, channel: DeliveryMethod) -> AuditContext {
-        let retention = realm.audit.retention();
         let kept = if realm.audit.origin { self.clone() } else { Self::default() };
-        AuditContext { channel, address: kept.address, user_agent: kept.user_agent, retention }
+        let (address, user_agent) = (kept.address, kept.user_agent);
+        AuditContext { address, user_agent, ..AuditContext::new(realm.audit, channel) }
     }
 }
 

@@ -72,7 +72,7 @@ pub enum Refusal {
         /// Time until the next attempt is checked.
         retry_after: Duration,
     },
-    /// This service has used its share of the codes for this user.
+    /// This service has used its share of the codes for this user, or of the realm's.
     #[error("This service has used its share of the codes of an hour. Ask again in {} seconds.", whole_seconds(*retry_after))]
     ShareUsedUp {
         /// Time until this service may request the next code.

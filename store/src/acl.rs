@@ -198,6 +198,10 @@ fn rules(
     rules.push(format!("#{}", user.password_hash));
     let read = if separation == Separation::ReadAndWrite { "%R~" } else { "~" };
     rules.extend(user.realm.keys_to_read().into_iter().map(|pattern| format!("{read}{pattern}")));
+    if separation == Separation::ReadAndWrite {
+        let shared = user.realm.shared_keys_to_read().into_iter();
+        rules.extend(shared.map(|pattern| format!("%R~{pattern}")));
+    }
     rules.extend(user.realm.keys_to_write().into_iter().map(|pattern| format!("~{pattern}")));
     rules.extend(COMMANDS.map(str::to_owned));
     if selects_database {
@@ -241,7 +245,7 @@ mod tests {
         let said = rules(&user, Separation::ReadAndWrite, false, false);
         assert_eq!(said[..6], ["reset", "on", "resetkeys", "resetchannels", "-@all", "#ab"]);
         assert!(said.iter().all(|rule| !rule.contains('*') && rule != "+select"), "{said:?}");
-        assert_eq!(said.iter().filter(|rule| rule.starts_with("%R~")).count(), 5);
+        assert_eq!(said.iter().filter(|rule| rule.starts_with("%R~")).count(), 6);
         assert!(
             rules(&user, Separation::ReadAndWrite, true, false).contains(&"+select".to_owned())
         );
@@ -249,10 +253,10 @@ mod tests {
             rules(&user, Separation::ReadAndWrite, false, true)
                 .contains(&"+cluster|slots".to_owned())
         );
-        assert!(
-            !rules(&user, Separation::RealmsOnly, false, false)
-                .iter()
-                .any(|rule| rule.starts_with('%'))
-        );
+        let said = rules(&user, Separation::RealmsOnly, false, false);
+        // No key that other realms use too.
+        let is_of_realm = |rule: &String| rule.starts_with("~2fa1:cluster:a-realm:");
+        assert_eq!(said.iter().filter(|rule| is_of_realm(rule)).count(), 10);
+        assert!(!said.iter().any(|rule| rule.contains('~') && !is_of_realm(rule)), "{said:?}");
     }
 }

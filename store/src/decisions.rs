@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use twofactor_core::decision::{DeliveryReport, Issuance, Issue, Verdict, Verification};
 use twofactor_core::limits::Allowance;
-use twofactor_core::names::Pseudonym;
+use twofactor_core::names::{Caller, Pseudonym};
 use twofactor_core::time::UnixMillis;
 
 use crate::redis::RedisStore;
@@ -54,6 +54,12 @@ impl Decisions {
     #[must_use]
     pub fn unobserved(store: Store) -> Self {
         Self::new(store, Arc::new(Unobserved))
+    }
+
+    /// The same store, whose operations are reported to no observer.
+    #[must_use]
+    pub fn without_observer(&self) -> Self {
+        Self::unobserved(self.store.clone())
     }
 
     /// The Redis store, unless the store is in memory. Its public methods answer no requests, so
@@ -192,15 +198,21 @@ impl Decisions {
         .await
     }
 
-    /// Counts one delivery of the realm, unless the hourly limit `most` is reached.
+    /// Counts one delivery of the realm for `caller`, unless the hourly limit `most` or the
+    /// caller's share `most_own` of it is used up.
     ///
     /// # Errors
     /// If Redis does not answer.
-    pub async fn count_delivery(&self, most: u32) -> Result<Allowance, StoreError> {
+    pub async fn count_delivery(
+        &self,
+        caller: &Caller,
+        most: u32,
+        most_own: u32,
+    ) -> Result<Allowance, StoreError> {
         self.observed("count-delivery", async {
             match &self.store {
-                Store::Memory(store) => Ok(store.count_delivery(most)),
-                Store::Redis(store) => store.count_delivery(most).await,
+                Store::Memory(store) => Ok(store.count_delivery(caller, most, most_own)),
+                Store::Redis(store) => store.count_delivery(caller, most, most_own).await,
             }
         })
         .await

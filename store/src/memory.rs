@@ -11,7 +11,7 @@ use twofactor_core::decision::{
     DeliveryReport, Issuance, Issue, THROTTLE, Undecided, UserState, Verdict, Verification,
 };
 use twofactor_core::limits::{Allowance, Deliveries};
-use twofactor_core::names::Pseudonym;
+use twofactor_core::names::{Caller, Pseudonym};
 use twofactor_core::time::UnixMillis;
 
 use crate::clock::Clock;
@@ -100,8 +100,8 @@ impl MemoryStore {
         Ok(())
     }
 
-    pub(crate) fn count_delivery(&self, most: u32) -> Allowance {
-        self.content().deliveries.take(most, self.clock.now())
+    pub(crate) fn count_delivery(&self, caller: &Caller, most: u32, most_own: u32) -> Allowance {
+        self.content().deliveries.take(caller, most, most_own, self.clock.now())
     }
 
     pub(crate) fn history(&self, user: &Pseudonym) -> Vec<Entry> {

@@ -3,7 +3,7 @@
 use std::ops::RangeInclusive;
 
 use kube::core::{Message, Rule};
-use twofactor_core::audit::MAXIMUM_RETENTION_DAYS;
+use twofactor_core::audit::{MAXIMUM_ENTRIES, MAXIMUM_RETENTION_DAYS, MINIMUM_ENTRIES};
 use twofactor_core::language::Language;
 use twofactor_core::limits::{
     MAXIMUM_DELIVERIES_PER_HOUR, MAXIMUM_FAILURES_PER_DAY, MAXIMUM_GENERATES_PER_HOUR,
@@ -53,6 +53,8 @@ pub(crate) const DELIVERIES_PER_HOUR: RangeInclusive<i32> =
 pub(crate) const FAILURES_PER_DAY: RangeInclusive<i32> = 0..=MAXIMUM_FAILURES_PER_DAY as i32;
 /// Allowed numbers of days for which the users' histories are kept.
 pub(crate) const RETENTION_DAYS: RangeInclusive<i32> = 1..=MAXIMUM_RETENTION_DAYS as i32;
+/// Allowed numbers of entries of the users' histories.
+pub(crate) const ENTRIES: RangeInclusive<i32> = MINIMUM_ENTRIES as i32..=MAXIMUM_ENTRIES as i32;
 
 pub(crate) const NAMESPACE_PATTERN: &str = "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$";
 pub(crate) const LABEL_KEY_PATTERN: &str = r"^([a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*/)?([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]$";

@@ -447,6 +447,7 @@ impl UserState {
             // The interval still applies, so that a realm at its limit is not asked more often than
             // one that sends codes.
             Event::DeliveryLimitReached
+            | Event::DeliveryShareUsedUp
             | Event::Sent
             | Event::NoSecret
             | Event::NoDeliveryMethod => {}

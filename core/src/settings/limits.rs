@@ -5,7 +5,7 @@ use std::ops::RangeInclusive;
 use std::str::FromStr;
 
 use super::{SettingsError, wrong};
-use crate::audit::{AuditPolicy, MAXIMUM_RETENTION_DAYS};
+use crate::audit::{AuditPolicy, MAXIMUM_ENTRIES, MAXIMUM_RETENTION_DAYS, MINIMUM_ENTRIES};
 use crate::limits::{
     Limits, MAXIMUM_DELIVERIES_PER_HOUR, MAXIMUM_FAILURES_PER_DAY, MAXIMUM_GENERATES_PER_HOUR,
     MAXIMUM_INTERVAL_SECONDS,
@@ -46,6 +46,8 @@ pub(super) fn audit(
     Ok(AuditPolicy {
         retention_days: number(&variable, "AUDIT_RETENTION_DAYS", 1..=MAXIMUM_RETENTION_DAYS)?
             .unwrap_or(defaults.retention_days),
+        entries: number(&variable, "AUDIT_ENTRIES", MINIMUM_ENTRIES..=MAXIMUM_ENTRIES)?
+            .unwrap_or(defaults.entries),
         origin: match variable("AUDIT_ORIGIN").as_deref() {
             None => defaults.origin,
             Some("true") => true,

@@ -53,7 +53,7 @@ const fn variable(
 }
 
 /// All variables that [`realm`](super::realm) reads.
-pub const VARIABLES: [Variable; 40] = [
+pub const VARIABLES: [Variable; 41] = [
     variable(
         Group::Policy,
         "ISSUER",
@@ -97,6 +97,12 @@ pub const VARIABLES: [Variable; 40] = [
         "AUDIT_RETENTION_DAYS",
         "30",
         "Days for which each user's history is kept, 1 to 365",
+    ),
+    variable(
+        Group::Policy,
+        "AUDIT_ENTRIES",
+        "500",
+        "Maximum number of entries of each user's history, 10 to 500",
     ),
     variable(
         Group::Policy,

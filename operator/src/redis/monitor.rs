@@ -20,6 +20,7 @@ use crate::realm::record;
 use crate::redis::comparison;
 use crate::redis::refill::refill;
 use crate::redis::schedule::Schedule;
+use crate::state::credentials::Isolation;
 use crate::state::realms::{Readiness, Realm};
 use crate::state::{Context, random};
 
@@ -118,7 +119,7 @@ impl RedisMonitor {
             if self.heartbeat_at.is_none_or(|at| at.elapsed() >= HEARTBEAT) {
                 self.heartbeat_at = Some(Instant::now());
                 // A Redis without memory refuses it, and can still be checked.
-                if let Err(error) = registry.store().write_heartbeat(&nodes).await {
+                if let Err(error) = write_heartbeats(&context, &nodes).await {
                     tracing::debug!(%error, "failed to write the heartbeat");
                 }
             }
@@ -290,6 +291,23 @@ impl RedisMonitor {
         let removals = realms.iter().map(|realm| realm.removals()).sum::<usize>();
         metrics.removals_pending.set(number(removals));
     }
+}
+
+/// Writes the heartbeat that all realms share. Where every service could write it, realms in which
+/// its age matters have one of their own.
+async fn write_heartbeats(context: &Context, nodes: &Nodes) -> Result<(), StoreError> {
+    let registry = &context.realms.registry;
+    registry.store().write_heartbeat(nodes).await?;
+    if *context.services.isolation.borrow() != Isolation::PerRealm {
+        return Ok(());
+    }
+    let has_maximum = |realm: &Arc<Realm>| {
+        let policy = context.realms.policies.policy(&realm.namespace);
+        policy.is_some_and(|policy| policy.max_staleness.is_some())
+    };
+    let realms = registry.all().into_iter().filter(has_maximum);
+    let stores: Vec<RedisStore> = realms.map(|realm| realm.store.clone()).collect();
+    registry.store().write_realm_heartbeats(&stores).await
 }
 
 /// Ends a script that stops Redis for every realm.

@@ -59,6 +59,8 @@ realm_options! {
     otp_failures_per_day = "OTP_FAILURES_PER_DAY" [value_name = "NUMBER"];
     /// Days for which each user's history is kept, 1 to 365 [default: 30]
     audit_retention_days = "AUDIT_RETENTION_DAYS" [value_name = "DAYS"];
+    /// Maximum number of entries of each user's history, 10 to 500 [default: 500]
+    audit_entries = "AUDIT_ENTRIES" [value_name = "NUMBER"];
     /// Whether the end user's address and program are recorded, true or false [default: true]
     audit_origin = "AUDIT_ORIGIN" [value_name = "true|false"];
     /// Mail server; without one, codes are shown on the console

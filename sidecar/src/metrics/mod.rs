@@ -61,7 +61,7 @@ impl Metrics {
             deliveries: r.counters(
                 "twofactor_deliveries_total",
                 &["channel", "outcome"],
-                "Deliveries of codes: email, sms or webhook, and the outcome.",
+                "Deliveries of codes: email, sms or webhook, and the outcome. With uniform answers, each request counts as channel any and outcome answered, whether or not the name is that of a user.",
             )?,
             delivery_durations: r.histograms(
                 "twofactor_delivery_duration_seconds",
@@ -146,9 +146,11 @@ impl Metrics {
     }
 
     /// Counts a delivery, sent or not.
-    pub fn delivery(&self, channel: &'static str, outcome: &'static str, took: Duration) {
+    pub fn delivery(&self, channel: &'static str, outcome: &'static str, took: Option<Duration>) {
         self.deliveries.with_label_values(&[channel, outcome]).inc();
-        self.delivery_durations.with_label_values(&[channel]).observe(took.as_secs_f64());
+        if let Some(took) = took {
+            self.delivery_durations.with_label_values(&[channel]).observe(took.as_secs_f64());
+        }
     }
 
     /// Counts a record that was not used.

@@ -190,7 +190,8 @@ pub async fn report_event(
 ) {
     let audit = origin.audit_context(&realm.record, user.record.definition.delivery_method);
     let report = DeliveryReport { caller: service.caller.clone(), event, audit };
-    if let Err(error) = service.store.record_delivery(&user.pseudonym, &report).await {
+    let store = service.store_of_users(realm);
+    if let Err(error) = store.record_delivery(&user.pseudonym, &report).await {
         let cause = std::error::Error::source(&error).map(ToString::to_string);
         tracing::warn!(event = event.name(), %error, cause, "failed to report an event to the store");
     }

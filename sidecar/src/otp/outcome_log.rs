@@ -24,7 +24,10 @@ pub fn record_generate(
     let channel = result.ok().map(|generated| generated.channel.name());
     let username = request.username.as_str();
     let is_shown = result.is_err_and(Refusal::is_same_for_every_name);
-    count(service, "generate", outcome, is_shown);
+    let is_uniform = count(service, "generate", outcome, is_shown);
+    if is_uniform && !is_shown {
+        service.metrics.delivery("any", ANSWERED, None);
+    }
     record_outcome(service, "generate", outcome, username, channel, &request.origin);
 }
 
@@ -38,12 +41,19 @@ pub fn record_verify<T>(service: &Service, request: &VerifyRequest, result: &Res
 }
 
 /// Counts an outcome. With uniform answers, the metrics tell apart only what answers do
-/// (`is_shown`), because more programs may read metrics than logs.
-fn count(service: &Service, operation: &'static str, outcome: &'static str, is_shown: bool) {
+/// (`is_shown`), because more programs may read metrics than logs. Returns whether answers are
+/// uniform.
+fn count(
+    service: &Service,
+    operation: &'static str,
+    outcome: &'static str,
+    is_shown: bool,
+) -> bool {
     let realm = service.records.known_realm();
     let is_uniform = realm.is_some_and(|realm| realm.answers == Answers::Uniform);
     let outcome = if is_uniform && !is_shown { ANSWERED } else { outcome };
     service.metrics.decision(operation, outcome);
+    is_uniform
 }
 
 fn record_outcome(

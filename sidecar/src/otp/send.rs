@@ -26,12 +26,22 @@ async fn count(service: &Service, issued: &Issued, request: &CodeRequest) -> Res
     if most == 0 {
         return Ok(());
     }
-    match service.store.count_delivery(most).await {
+    let most_own = realm.record.limits.share_of_deliveries(realm.record.number_of_callers());
+    let store = service.store_of_users(realm);
+    match store.count_delivery(&service.caller, most, most_own).await {
         Ok(Allowance::Granted) => Ok(()),
         Ok(Allowance::LimitReached { retry_after }) => {
             tracing::warn!(most, "code not sent: the realm's hourly limit is reached");
             report_event(service, user, realm, &request.origin, Event::DeliveryLimitReached).await;
             Err(Refusal::DeliveryLimitReached { retry_after })
+        }
+        Ok(Allowance::ShareUsedUp { retry_after }) => {
+            tracing::warn!(
+                share = most_own,
+                "code not sent: this service has used its share of the realm's hourly limit"
+            );
+            report_event(service, user, realm, &request.origin, Event::DeliveryShareUsedUp).await;
+            Err(Refusal::ShareUsedUp { retry_after })
         }
         // The store has just decided, so the login lacks the permission for this key only: the
         // operator that created the login is of the version before.
@@ -62,7 +72,7 @@ async fn deliver(
         context: request.context.as_ref().map(Context::as_str),
         now: service.store.now(),
     };
-    let result = service.deliver(definition, &realm.record, &message).await;
+    let result = service.deliver(definition, realm, &message).await;
     let event = match result {
         Ok(()) => Event::Sent,
         Err(_) => Event::Refused { asked_at: issued.asked_at },

@@ -13,7 +13,7 @@ use twofactor_store::Decisions;
 use crate::delivery::{Delivery, DeliveryError, Message};
 use crate::metrics::Metrics;
 use crate::otp::background::BackgroundWork;
-use crate::otp::records::{Realm, Records};
+use crate::otp::records::{Answers, Realm, Records};
 use crate::otp::tokens::PublicKeys;
 use crate::refusal::Refusal;
 
@@ -79,16 +79,36 @@ impl Service {
     }
 
     /// Sends a message to a user who can get it ([`Service::can_send`]), and counts the delivery.
+    /// With uniform answers, only what fails for every user is counted here.
     pub async fn deliver(
         &self,
         user: &UserDefinition,
-        realm: &RealmRecord,
+        realm: &Realm,
         message: &Message<'_>,
     ) -> Result<(), DeliveryError> {
         let began = Instant::now();
-        let result = self.delivery.deliver(user, realm, message).await;
-        let outcome = result.as_ref().map_or_else(DeliveryError::outcome, |()| "sent");
-        self.metrics.delivery(user.delivery_method.name(), outcome, began.elapsed());
+        let result = self.delivery.deliver(user, &realm.record, message).await;
+        let (channel, is_uniform) =
+            (user.delivery_method.name(), realm.answers == Answers::Uniform);
+        match &result {
+            Ok(()) if !is_uniform => self.metrics.delivery(channel, "sent", Some(began.elapsed())),
+            Err(error) if !is_uniform => {
+                self.metrics.delivery(channel, error.outcome(), Some(began.elapsed()));
+            }
+            Err(error) if !matches!(error, DeliveryError::Refused(_)) => {
+                self.metrics.delivery(channel, error.outcome(), None);
+            }
+            _ => {}
+        }
         result
+    }
+
+    /// The store for what only users cause. With uniform answers, its operations are not counted,
+    /// because the metrics would show who is a user.
+    pub fn store_of_users(&self, realm: &Realm) -> Decisions {
+        match realm.answers {
+            Answers::Precise => self.store.clone(),
+            Answers::Uniform => self.store.without_observer(),
+        }
     }
 }

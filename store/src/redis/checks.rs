@@ -40,7 +40,12 @@ impl RedisStore {
         // A node that becomes a checked one decides, and sidecars cannot load what it lacks.
         self.load_scripts(nodes.0.iter().map(|found| &found.master.node)).await?;
         let names: Vec<&RealmNames> = realms.iter().map(|realm| &realm.names).collect();
-        let mut inspections = self.inspect_realms(nodes, &names).await?;
+        let found = self.inspect_realms(nodes, &names).await?;
+        for (realm, (_, meta)) in realms.iter().zip(&found) {
+            realm.clean_meta(nodes, *meta).await?;
+        }
+        let mut inspections: Vec<Inspection> =
+            found.into_iter().map(|(inspection, _)| inspection).collect();
         let (mut asked, mut unnumbered) = (Vec::new(), Vec::new());
         for (position, (realm, inspection)) in realms.iter().zip(&mut inspections).enumerate() {
             if !inspection.complete {

@@ -10,7 +10,7 @@ use twofactor_core::decision::{
     Verification,
 };
 use twofactor_core::limits::Allowance;
-use twofactor_core::names::{Pseudonym, UserNames};
+use twofactor_core::names::{Caller, Pseudonym, UserNames};
 use twofactor_core::seal::Revision;
 use twofactor_core::time::UnixMillis;
 
@@ -96,6 +96,7 @@ impl RedisStore {
                 skew: request.skew,
                 most_failures: request.failures_per_day.into(),
                 retention: millis(request.audit.retention),
+                most_entries: request.audit.most_entries.into(),
                 details: details(&request.audit),
             };
             call.of(&self.scripts.verify)
@@ -143,6 +144,7 @@ impl RedisStore {
                 most_per_hour: request.limits.generates_per_hour.into(),
                 most_own: request.own_per_hour.into(),
                 retention: millis(request.audit.retention),
+                most_entries: request.audit.most_entries.into(),
                 details: details(&request.audit),
             };
             call.of(&self.scripts.issue)
@@ -170,6 +172,7 @@ impl RedisStore {
         let (give_back, asked_at) = match report.event {
             Event::Refused { asked_at } => ("pause", asked_at),
             Event::DeliveryLimitReached
+            | Event::DeliveryShareUsedUp
             | Event::Sent
             | Event::NoSecret
             | Event::NoDeliveryMethod => ("nothing", UnixMillis::default()),
@@ -183,6 +186,7 @@ impl RedisStore {
             give_back,
             asked_at: asked_at.millis(),
             retention: millis(report.audit.retention),
+            most_entries: report.audit.most_entries.into(),
             details: details(&report.audit),
         };
         let call = call.of(&self.scripts.record_delivery);
@@ -198,9 +202,15 @@ impl RedisStore {
         }
     }
 
-    pub(crate) async fn count_delivery(&self, most: u32) -> Result<Allowance, StoreError> {
+    pub(crate) async fn count_delivery(
+        &self,
+        caller: &Caller,
+        most: u32,
+        most_own: u32,
+    ) -> Result<Allowance, StoreError> {
         let deliveries = self.names.realm_deliveries();
-        let call = scripts::CountDelivery { deliveries_key: &deliveries, most };
+        let caller = caller.as_str();
+        let call = scripts::CountDelivery { deliveries_key: &deliveries, caller, most, most_own };
         let call = call.of(&self.scripts.count_delivery);
         let answer: Answer =
             self.connection.run(&deliveries, OPERATION_TIMEOUT, Operation::Script(&call)).await?;
@@ -208,6 +218,9 @@ impl RedisStore {
             "granted" => Ok(Allowance::Granted),
             "limit-reached" => {
                 Ok(Allowance::LimitReached { retry_after: duration(answer.numbers[0]) })
+            }
+            "share-used-up" => {
+                Ok(Allowance::ShareUsedUp { retry_after: duration(answer.numbers[0]) })
             }
             _ => Err(StoreError::Protocol),
         }

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use super::{Nodes, OPERATION_TIMEOUT, RedisStore};
+use super::{BATCH_TIMEOUT, Nodes, OPERATION_TIMEOUT, RedisStore};
 use crate::StoreError;
 use crate::connection::Operation;
 
@@ -32,19 +32,45 @@ impl RedisStore {
         Ok(())
     }
 
-    /// Reads the age of the key on the master that has the realm.
+    /// Writes a key for each of `realms` whose services may not read the one of all realms.
+    ///
+    /// # Errors
+    /// If a master does not answer.
+    pub async fn write_realm_heartbeats(&self, realms: &[Self]) -> Result<(), StoreError> {
+        let keys: Vec<String> = realms.iter().map(|realm| realm.names.realm_heartbeat()).collect();
+        for (node, positions) in
+            self.connection.grouped(keys.iter().map(String::as_str), BATCH_TIMEOUT).await?
+        {
+            let mut pipeline = redis::pipe();
+            for position in positions {
+                pipeline.cmd("SET").arg(&keys[position]).arg(1).arg("PX").arg(lifetime()).ignore();
+            }
+            let operation = Operation::Pipeline(&pipeline);
+            self.connection.run_on::<()>(&node, BATCH_TIMEOUT, operation).await?;
+        }
+        Ok(())
+    }
+
+    /// Reads the age of the key on the master that has the realm, or of the realm's own key.
     pub(crate) async fn heartbeat_age(&self) -> Result<Option<Duration>, StoreError> {
         let meta = self.names.realm_meta();
         let beside = self.connection.tag_beside(&meta, OPERATION_TIMEOUT).await?;
         let key = self.names.heartbeat(beside.as_ref().map_or(TAG, |(_, tag)| tag));
         let mut command = redis::cmd("PTTL");
         command.arg(&key);
-        let left: i64 = match beside {
+        let shared: Result<i64, StoreError> = match beside {
             Some((node, _)) => {
                 let operation = Operation::Command(&command);
-                self.connection.run_on(&node, OPERATION_TIMEOUT, operation).await?
+                self.connection.run_on(&node, OPERATION_TIMEOUT, operation).await
             }
-            None => self.query(&key, &command).await?,
+            None => self.query(&key, &command).await,
+        };
+        let left = match shared {
+            Err(error) if error.is_access_refused() => {
+                let key = self.names.realm_heartbeat();
+                self.query(&key, redis::cmd("PTTL").arg(&key)).await?
+            }
+            left => left?,
         };
         // Negative if there is no key, or it has no expiry.
         let left = u64::try_from(left).ok();

@@ -123,8 +123,17 @@ struct RealmView {
 
 /// Reply of a publisher's script: a word and a number.
 type Answer = (String, i64);
-/// The fields of a hash.
-type Fields = HashMap<String, String>;
+/// The fields of a realm's `meta`. What is no text is replaced, because in Redis 6.2 sidecars may
+/// write anything.
+struct Fields(HashMap<String, String>);
+
+impl FromRedisValue for Fields {
+    fn from_redis_value(value: redis::Value) -> Result<Self, redis::ParsingError> {
+        let fields = HashMap::<Vec<u8>, Vec<u8>>::from_redis_value(value)?;
+        let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+        Ok(Self(fields.into_iter().map(|(name, value)| (text(name), text(value))).collect()))
+    }
+}
 
 impl RedisStore {
     /// Checks that this is a URL of Redis, without connecting.
@@ -209,7 +218,7 @@ impl RedisStore {
         let (sealed, meta): (Option<Vec<u8>>, Fields) =
             self.query_pipeline(&meta, &pipeline, OPERATION_TIMEOUT).await?;
         self.learn_checked_nodes(&meta);
-        Ok(RealmSnapshot { sealed, complete: meta.contains_key("complete") })
+        Ok(RealmSnapshot { sealed, complete: meta.0.contains_key("complete") })
     }
 
     /// Reads the realm's record if it does not begin with `beginning`, because most of the time it
@@ -234,7 +243,7 @@ impl RedisStore {
 
     fn learn_checked_nodes(&self, meta: &Fields) {
         let checked_nodes: Vec<String> =
-            meta.iter().filter_map(|(field, since)| checked_node(field, since)).collect();
+            meta.0.iter().filter_map(|(field, since)| checked_node(field, since)).collect();
         self.view.checked_nodes.store(Arc::new(checked_nodes.join(" ")));
     }
 
@@ -280,8 +289,14 @@ fn checked_node(field: &str, since: &str) -> Option<String> {
     let identity = field.strip_prefix("guard:")?;
     let is_identity = identity.len() <= LONGEST_IDENTITY
         && identity.bytes().all(|byte| byte.is_ascii_hexdigit() || byte == b'.');
-    let is_moment = since.len() <= 15 && since.bytes().all(|byte| byte.is_ascii_digit());
-    (is_identity && is_moment).then(|| format!("{identity}={since}"))
+    (is_identity && moment(since).is_some()).then(|| format!("{identity}={since}"))
+}
+
+/// Parses a moment as the publisher writes it. The publisher repairs every other one, so sidecars
+/// must not be stricter.
+fn moment(text: &str) -> Option<u64> {
+    let is_written_so = text.len() <= 15 && text.bytes().all(|byte| byte.is_ascii_digit());
+    text.parse().ok().filter(|_| is_written_so)
 }
 
 /// The error of a script that found that the clocks of Redis and of this process differ.

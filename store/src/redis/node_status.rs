@@ -9,12 +9,30 @@ use twofactor_core::names::{Pseudonym, RealmNames, UserNames};
 
 use super::publish::WRONG_TYPE;
 use super::scripts::{self, ScriptCall};
-use super::{Answer, BATCH, BATCH_TIMEOUT, Fields, OPERATION_TIMEOUT, RedisStore, clock_off, read};
+use super::{
+    Answer, BATCH, BATCH_TIMEOUT, Fields, OPERATION_TIMEOUT, RedisStore, clock_off, moment, read,
+};
 use crate::connection::{Master, Node, Operation, replicas_in};
 use crate::{Inspection, NodeInspection, StoreError};
 
 /// The masters of Redis, as they were when they were asked.
 pub struct Nodes(pub(super) Vec<FoundMaster>);
+
+/// What a realm's `meta` is, which sidecars may write in Redis 6.2.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Meta {
+    /// As the publisher writes it.
+    Fine,
+    /// It has other fields too, such as those of nodes that are gone.
+    HasOthers,
+    /// The publisher never writes it like this.
+    Spoilt,
+}
+
+/// Maximum length of the id of a fill.
+const LONGEST_FILL_ID: usize = 64;
+/// Maximum number of fields of a `meta` that are looked at.
+const MOST_FIELDS: usize = 1000;
 
 /// A master that has answered.
 pub(super) struct FoundMaster {
@@ -51,7 +69,8 @@ impl RedisStore {
     pub(crate) async fn inspect(&self) -> Result<Inspection, StoreError> {
         let nodes = self.nodes().await?;
         let inspections = self.inspect_realms(&nodes, &[&self.names]).await?;
-        inspections.into_iter().next().ok_or(StoreError::Protocol)
+        let (inspection, _) = inspections.into_iter().next().ok_or(StoreError::Protocol)?;
+        Ok(inspection)
     }
 
     /// Asks every master for its identity.
@@ -72,38 +91,41 @@ impl RedisStore {
         &self,
         nodes: &Nodes,
         realms: &[&RealmNames],
-    ) -> Result<Vec<Inspection>, StoreError> {
+    ) -> Result<Vec<(Inspection, Meta)>, StoreError> {
         let mut found: Vec<NodeInspection> =
             nodes.0.iter().map(|node| node.found.clone()).collect();
         found.sort_by(|one, other| one.identity.cmp(&other.identity));
         let fill_ids = self.fill_ids(nodes, realms).await?;
         let metas: Vec<String> = realms.iter().map(|realm| realm.realm_meta()).collect();
-        let mut inspections: Vec<Option<Inspection>> = vec![None; realms.len()];
+        let mut inspections: Vec<Option<(Inspection, Meta)>> = vec![None; realms.len()];
         for (node, positions) in
             self.connection.grouped(metas.iter().map(String::as_str), BATCH_TIMEOUT).await?
         {
             for part in positions.chunks(BATCH) {
                 let mut pipeline = redis::pipe();
                 for position in part {
-                    pipeline.cmd("HMGET").arg(&metas[*position]).arg("complete").arg("filled");
+                    let meta = &metas[*position];
+                    pipeline.cmd("HMGET").arg(meta).arg("complete").arg("filled").arg("filling");
                     for node in &found {
                         pipeline.arg(format!("guard:{}", node.identity));
                     }
-                    pipeline.exists(realms[*position].realm_record());
+                    pipeline.exists(realms[*position].realm_record()).hlen(meta);
                 }
                 // In Redis 6.2, sidecars may write the keys of their realm.
                 let answers = self.send_to_spoilt_keys(&node, &mut pipeline).await?;
-                for (position, pair) in part.iter().zip(answers.chunks_exact(2)) {
-                    let fields: Vec<Option<Vec<u8>>> = read(&pair[0]).unwrap_or_default();
+                for (position, answers) in part.iter().zip(answers.chunks_exact(3)) {
+                    let fields: Vec<Option<Vec<u8>>> = read(&answers[0]).unwrap_or_default();
+                    let number: usize = read(&answers[2]).unwrap_or_default();
+                    let meta = evaluate(&fields, number);
                     let (complete, ready) = match fields.as_slice() {
-                        [Some(_), filled, checked_nodes @ ..] => {
+                        [Some(_), filled, _, checked_nodes @ ..] if meta != Meta::Spoilt => {
                             let filled = filled.as_deref();
                             let same_fill = fill_ids[*position]
                                 .iter()
                                 .all(|fill_id| fill_id.is_some() && fill_id.as_deref() == filled);
                             // A realm that was declared complete after a flush has no record of its
                             // own.
-                            let complete = same_fill && read(&pair[1])?;
+                            let complete = same_fill && read(&answers[1])?;
                             let is_checked = |(since, node): (&Option<Vec<u8>>, &_)| {
                                 is_plausible(since.as_deref(), latest_of(nodes, node))
                             };
@@ -111,17 +133,45 @@ impl RedisStore {
                         }
                         _ => (false, false),
                     };
-                    inspections[*position] = Some(Inspection {
+                    let inspection = Inspection {
                         nodes: found.clone(),
                         ready,
                         complete,
                         kept: false,
                         fill_id: String::new(),
-                    });
+                    };
+                    inspections[*position] = Some((inspection, meta));
                 }
             }
         }
         inspections.into_iter().collect::<Option<Vec<_>>>().ok_or(StoreError::Protocol)
+    }
+
+    /// Removes from the realm's `meta` what the publisher does not write. One that is spoilt is
+    /// deleted, so that the realm is filled again.
+    pub(super) async fn clean_meta(&self, nodes: &Nodes, meta: Meta) -> Result<(), StoreError> {
+        let key = self.names.realm_meta();
+        match meta {
+            Meta::Fine => Ok(()),
+            Meta::Spoilt => self.query(&key, redis::cmd("UNLINK").arg(&key)).await,
+            Meta::HasOthers => {
+                let fields: Vec<Vec<u8>> = self.query(&key, redis::cmd("HKEYS").arg(&key)).await?;
+                let guards = nodes.0.iter().map(|node| format!("guard:{}", node.found.identity));
+                let mut known: Vec<String> = guards.collect();
+                known.extend(["complete", "filled", "filling"].map(str::to_owned));
+                let is_known = |field: &[u8]| known.iter().any(|known| known.as_bytes() == field);
+                let mut remove = redis::cmd("HDEL");
+                remove.arg(&key);
+                let others = fields.iter().filter(|field| !is_known(field));
+                for field in others.clone() {
+                    remove.arg(field);
+                }
+                if others.count() == 0 {
+                    return Ok(());
+                }
+                self.query(&key, &remove).await
+            }
+        }
     }
 
     async fn inspect_node(&self, node: &Node) -> Result<NodeInspection, StoreError> {
@@ -312,10 +362,26 @@ impl RedisStore {
         if identity != identity_before {
             return Err(Undecided::UncheckedNode.into());
         }
-        if fill_id.is_none() || fill_id != fill_before || fill_id.as_ref() != meta.get("filled") {
+        if fill_id.is_none() || fill_id != fill_before || fill_id.as_ref() != meta.0.get("filled") {
             return Err(Undecided::NoState.into());
         }
         absent(&meta, &identity, read(record)?, read(state)?)
+    }
+}
+
+/// Evaluates what was read of a `meta`: the fields `complete`, `filled`, `filling` and those of the
+/// nodes, and the number of all fields. A key of another type has none.
+fn evaluate(fields: &[Option<Vec<u8>>], number: usize) -> Meta {
+    let [complete, ids @ ..] = fields else { return Meta::Spoilt };
+    let ids = &ids[..ids.len().min(2)];
+    let is_complete = complete.as_deref().is_none_or(|complete| complete == b"1");
+    let are_ids = ids.iter().flatten().all(|id| id.len() <= LONGEST_FILL_ID);
+    if !is_complete || !are_ids || number > MOST_FIELDS {
+        Meta::Spoilt
+    } else if number > fields.iter().flatten().count() {
+        Meta::HasOthers
+    } else {
+        Meta::Fine
     }
 }
 
@@ -330,7 +396,7 @@ fn latest_of(nodes: &Nodes, node: &NodeInspection) -> u64 {
 /// code refused until then.
 fn is_plausible(since: Option<&[u8]>, latest: u64) -> bool {
     let text = since.and_then(|since| std::str::from_utf8(since).ok());
-    text.and_then(|text| text.parse::<u64>().ok()).is_some_and(|since| since <= latest)
+    text.and_then(moment).is_some_and(|since| since <= latest)
 }
 
 /// Parses a node's replies about its fill id and its identity.
@@ -341,11 +407,11 @@ fn fill_and_identity(answers: &[redis::Value]) -> Result<(Option<String>, String
 
 /// Decides whether the absence of a user's keys means that there is no such user.
 fn absent(meta: &Fields, node: &str, record: bool, state: bool) -> Result<bool, StoreError> {
-    if !meta.contains_key(&format!("guard:{node}")) {
+    if !meta.0.contains_key(&format!("guard:{node}")) {
         return Err(Undecided::UncheckedNode.into());
     }
     // Half a user, or an incomplete realm, is a loss and not an absence.
-    if !meta.contains_key("complete") || record != state {
+    if !meta.0.contains_key("complete") || record != state {
         return Err(Undecided::NoState.into());
     }
     Ok(!record)
@@ -377,6 +443,22 @@ pub(super) fn node_identity(server: &str, replication: &str) -> Result<String, S
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_meta_that_the_publisher_does_not_write_is_found() {
+        let fields = |texts: &[&str]| -> Vec<Option<Vec<u8>>> {
+            let bytes = |text: &&str| (!text.is_empty()).then(|| text.as_bytes().to_vec());
+            texts.iter().map(bytes).collect()
+        };
+        assert_eq!(evaluate(&fields(&["1", "ab", "", "5"]), 3), Meta::Fine);
+        assert_eq!(evaluate(&fields(&["", "", "", ""]), 0), Meta::Fine, "it does not exist");
+        assert_eq!(evaluate(&fields(&["1", "ab", "cd", "5"]), 5), Meta::HasOthers);
+        assert_eq!(evaluate(&fields(&["1", "ab", "", "5"]), 1001), Meta::Spoilt);
+        assert_eq!(evaluate(&fields(&["yes", "ab", "", "5"]), 3), Meta::Spoilt);
+        assert_eq!(evaluate(&fields(&["1", &"a".repeat(65), "", "5"]), 3), Meta::Spoilt);
+        assert_eq!(evaluate(&fields(&["1", "ab", &"a".repeat(65), "5"]), 4), Meta::Spoilt);
+        assert_eq!(evaluate(&[], 0), Meta::Spoilt, "it is no hash");
+    }
 
     #[test]
     fn a_nodes_identity_is_its_process_and_its_term_as_a_master() {

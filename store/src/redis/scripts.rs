@@ -4,7 +4,6 @@
 use std::time::Duration;
 
 use redis::{Cmd, ToRedisArgs};
-use twofactor_core::audit::MAXIMUM_ENTRIES;
 use twofactor_core::decision::{BLOCK_MARGIN, BUDGET, LONGEST_AHEAD, THROTTLE};
 use twofactor_core::limits::MAXIMUM_CODES_IN_FLIGHT;
 use twofactor_core::realm::OtpLifetime;
@@ -33,6 +32,8 @@ const LONGEST_TEXT: u64 = 2000;
 /// Maximum number of fields of a state and of an OTP log: some for each allowed namespace, and the
 /// codes in flight.
 const MOST_FIELDS: u64 = 4096;
+/// Number of fields of a realm's counts from which no more are counted for their caller.
+const MOST_COUNTS: u64 = 2048;
 /// Maximum size of a key that sidecars write.
 const MOST_BYTES: u64 = 2 * 1024 * 1024;
 
@@ -273,7 +274,6 @@ scripts! {
         budget_length: millis(BUDGET),
         longest_lifetime: millis(OtpLifetime::LONGEST),
         longest_text: LONGEST_TEXT,
-        most_entries: MAXIMUM_ENTRIES as u64,
     }
     arguments {
         checked_nodes: &'a str,
@@ -288,6 +288,7 @@ scripts! {
         skew: u8,
         most_failures: u32,
         retention: u64,
+        most_entries: u32,
         details: String,
     }
 
@@ -299,7 +300,6 @@ scripts! {
         longest_lifetime: millis(OtpLifetime::LONGEST),
         longest_period: LONGEST_PERIOD as u64,
         longest_text: LONGEST_TEXT,
-        most_entries: MAXIMUM_ENTRIES as u64,
     }
     arguments {
         checked_nodes: &'a str,
@@ -315,13 +315,14 @@ scripts! {
         most_per_hour: u32,
         most_own: u32,
         retention: u64,
+        most_entries: u32,
         details: String,
     }
 
     /// Records what became of a delivery.
     RecordDelivery: [include_str!("../scripts/record_delivery.lua"), HISTORY];
     keys { state_key, history_key }
-    constants { longest_text: LONGEST_TEXT, most_entries: MAXIMUM_ENTRIES as u64 }
+    constants { longest_text: LONGEST_TEXT }
     arguments {
         caller: &'a str,
         operation: &'a str,
@@ -329,13 +330,15 @@ scripts! {
         give_back: &'a str,
         asked_at: u64,
         retention: u64,
+        most_entries: u32,
         details: String,
     }
 
     /// Counts one delivery of a realm.
     CountDelivery: [include_str!("../scripts/count_delivery.lua")];
     keys { deliveries_key }
-    arguments { most: u32 }
+    constants { most_fields: MOST_COUNTS }
+    arguments { caller: &'a str, most: u32, most_own: u32 }
 
     /// Makes a user's record current.
     Publish: [PRELUDE, CLOCK_CHECK, include_str!("../scripts/publish.lua")];

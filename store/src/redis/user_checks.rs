@@ -14,8 +14,8 @@ use crate::{Found, StoreError, UserCheck};
 /// Maximum number of entries of a history that sidecars write. They remove a bounded number at a
 /// time.
 const MOST_ENTRIES: u64 = MAXIMUM_ENTRIES as u64 + 100;
-/// Maximum number of minutes that deliveries are counted for.
-const MOST_MINUTES: u64 = 1024;
+/// Maximum number of fields of a realm's counts of deliveries: more than sidecars write.
+const MOST_COUNTS: u64 = 4096;
 
 /// Reply of the script: a word, whether failures have disabled the user, the revision in the state,
 /// and the beginning of the record.
@@ -53,7 +53,7 @@ impl RedisStore {
 
     pub(crate) async fn check_counts(&self) -> Result<bool, StoreError> {
         let deliveries = self.names.realm_deliveries();
-        let call = scripts::CheckCounts { deliveries_key: &deliveries, most_fields: MOST_MINUTES };
+        let call = scripts::CheckCounts { deliveries_key: &deliveries, most_fields: MOST_COUNTS };
         let call = call.of(&self.scripts.check_counts);
         let (word, _): Answer =
             self.connection.run(&deliveries, OPERATION_TIMEOUT, Operation::Script(&call)).await?;

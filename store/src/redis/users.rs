@@ -113,7 +113,12 @@ impl RedisStore {
         // The keys that make the realm complete are deleted first, because half a realm is a loss
         // and not an absence.
         let meta = self.names.realm_meta();
-        let own = [meta.clone(), self.names.realm_record(), self.names.realm_deliveries()];
+        let own = [
+            meta.clone(),
+            self.names.realm_record(),
+            self.names.realm_deliveries(),
+            self.names.realm_heartbeat(),
+        ];
         self.query::<()>(&meta, redis::cmd("UNLINK").arg(&own)).await?;
         self.remove(&self.users().await?).await?;
         let tags = self.connection.tags(BATCH_TIMEOUT).await?;

@@ -1,18 +1,35 @@
--- Counts one delivery of a realm, unless the hourly limit is reached. The rules are those of
--- `twofactor_core::limits`. What cannot be parsed is deleted, because sidecars may write it.
+-- Counts one delivery of a realm, unless the hourly limit or the caller's share of it is used up.
+-- The rules are those of `twofactor_core::limits`. What cannot be parsed is deleted, because
+-- sidecars may write it.
+--
+-- A field is a minute and, after a point, digits that stand for the caller. The script of the
+-- previous release reads such a field as a number, and writes minutes without a caller.
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local current, minutes, outdated, left = math.floor(now / 60000), {}, {}, 0
+local current = math.floor(now / 60000)
+local this_caller = string.format('.%.0f', tonumber(string.sub(redis.sha1hex(caller), 1, 12), 16))
 local counts = redis.pcall('HGETALL', deliveries_key)
-local current_count = 0
+-- The counts of each minute, of all callers and of this one; of the current minute by caller.
+local minutes, left, own_left, of_current = {}, 0, 0, {}
+local outdated, moved = {}, {}
 for index = 1, #counts, 2 do
-  local minute, count = tonumber(counts[index]), tonumber(counts[index + 1])
+  local field, count = counts[index], tonumber(counts[index + 1])
+  local minute, of_caller = string.match(field, '^(%d+)(%.?%d*)$')
+  minute = tonumber(minute)
   if minute and count and math.abs(current - minute) < 60 and count >= 0 and count < 1e9 then
-    minutes[#minutes + 1] = { minute = minute, count = count }
-    left = left + count
-    if minute == current then current_count = count end
+    if minute > current + 1 then
+      -- It was counted while the clock was ahead, and leaves the hour as if it was counted now.
+      outdated[#outdated + 1] = field
+      moved[of_caller] = (moved[of_caller] or 0) + count
+      minute = current
+    elseif minute == current then
+      of_current[of_caller] = count
+    end
+    local own = of_caller == this_caller and count or 0
+    minutes[#minutes + 1] = { minute = minute, count = count, own = own }
+    left, own_left = left + count, own_left + own
   else
-    outdated[#outdated + 1] = counts[index]
+    outdated[#outdated + 1] = field
   end
 end
 if counts.err then
@@ -22,18 +39,33 @@ else
   for index = 1, #outdated do redis.call('HDEL', deliveries_key, outdated[index]) end
 end
 
-if left < most then
-  redis.call('HSET', deliveries_key, string.format('%.0f', current), string.format('%.0f', current_count + 1))
-  -- The first count of a minute sets the expiry, because it is the same for the whole minute.
-  if current_count == 0 then
+-- The first count of a minute sets the expiry, because it is the same for the whole minute.
+local is_new_minute = next(of_current) == nil
+local function count_now(of_caller, more)
+  of_current[of_caller] = (of_current[of_caller] or 0) + more
+  redis.call('HSET', deliveries_key, string.format('%.0f', current) .. of_caller,
+    string.format('%.0f', of_current[of_caller]))
+  if is_new_minute then
     redis.call('PEXPIREAT', deliveries_key, string.format('%.0f', (current + 60) * 60000))
+    is_new_minute = false
   end
+end
+for of_caller, count in pairs(moved) do count_now(of_caller, count) end
+
+local is_shared = most_own > 0 and most_own < most
+if left < most and not (is_shared and own_left >= most_own) then
+  -- A service can invent callers.
+  count_now(#counts < 2 * most_fields and this_caller or '', 1)
   return { 'granted', 0 }
 end
 table.sort(minutes, function(one, other) return one.minute < other.minute end)
-local next_free = current
+-- The minutes that have to leave the hour, for the limit and for the share.
+local last, own_last
 for _, known in ipairs(minutes) do
-  left, next_free = left - known.count, known.minute
-  if left < most then break end
+  if left >= most then last = known.minute end
+  if is_shared and own_left >= most_own then own_last = known.minute end
+  left, own_left = left - known.count, own_left - known.own
 end
-return { 'limit-reached', (next_free + 60) * 60000 - now }
+local word, until_minute = 'limit-reached', last or current
+if own_last and own_last > (last or 0) then word, until_minute = 'share-used-up', own_last end
+return { word, (until_minute + 60) * 60000 - now }

@@ -9,7 +9,7 @@ use twofactor_core::limits::Limits;
 use super::super::Findings;
 use crate::realm::{AuditSpec, LimitsSpec};
 use crate::rules::realm::{
-    DELIVERIES_PER_HOUR, FAILURES_PER_DAY, GENERATE_INTERVAL_SECONDS, GENERATES_PER_HOUR,
+    DELIVERIES_PER_HOUR, ENTRIES, FAILURES_PER_DAY, GENERATE_INTERVAL_SECONDS, GENERATES_PER_HOUR,
     RETENTION_DAYS,
 };
 
@@ -31,6 +31,8 @@ pub struct LimitsPolicy {
 pub struct AuditOverrides {
     /// Number of days for which entries are kept.
     pub retention_days: Option<u16>,
+    /// Maximum number of entries of a user's history.
+    pub entries: Option<u16>,
     /// Whether the end user's address and user agent are recorded.
     pub origin: Option<bool>,
 }
@@ -56,6 +58,7 @@ impl AuditOverrides {
     pub fn over(&self, defaults: AuditPolicy) -> AuditPolicy {
         AuditPolicy {
             retention_days: self.retention_days.unwrap_or(defaults.retention_days),
+            entries: self.entries.unwrap_or(defaults.entries),
             origin: self.origin.unwrap_or(defaults.origin),
         }
     }
@@ -95,7 +98,8 @@ pub(super) fn check_audit(spec: Option<&AuditSpec>, findings: &mut Findings) -> 
     let Some(spec) = spec else { return AuditOverrides::default() };
     let retention_days =
         number("spec.audit.retentionDays", spec.retention_days, &RETENTION_DAYS, findings);
-    AuditOverrides { retention_days, origin: spec.origin }
+    let entries = number("spec.audit.entries", spec.entries, &ENTRIES, findings);
+    AuditOverrides { retention_days, entries, origin: spec.origin }
 }
 
 fn number<T: TryFrom<i32>>(

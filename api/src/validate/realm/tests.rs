@@ -29,7 +29,7 @@ fn a_valid_realm_becomes_a_policy() {
         "allowedNamespaces": { "names": ["kms"], "selector": { "matchLabels": { "team": "payments" } } },
         "delivery": { "secretRef": { "name": "providers" } },
         "limits": { "generatesPerHour": 0 },
-        "audit": { "retentionDays": 7, "origin": false }
+        "audit": { "retentionDays": 7, "entries": 50, "origin": false }
     })))
     .unwrap();
     assert_eq!(policy.issuer.as_deref(), Some("FountainAI"));
@@ -39,7 +39,7 @@ fn a_valid_realm_becomes_a_policy() {
     let limits = policy.limits.over(defaults);
     assert_eq!(limits, twofactor_core::limits::Limits { generates_per_hour: 0, ..defaults });
     let audit = policy.audit.over(twofactor_core::audit::AuditPolicy::default());
-    assert_eq!((audit.retention_days, audit.origin), (7, false));
+    assert_eq!((audit.retention_days, audit.entries, audit.origin), (7, 50, false));
     assert!(policy.allows("kms", &BTreeMap::new()));
     assert!(policy.allows("x", &labels_of(&[("team", "payments")])));
     assert!(!policy.allows("x", &labels_of(&[("team", "other")])));
@@ -110,6 +110,7 @@ fn each_wrong_field_is_named() {
         (json!({ "limits": { "generatesPerHour": -1 } }), "spec.limits.generatesPerHour"),
         (json!({ "limits": { "deliveriesPerHour": 1_000_001 } }), "spec.limits.deliveriesPerHour"),
         (json!({ "audit": { "retentionDays": 0 } }), "spec.audit.retentionDays"),
+        (json!({ "audit": { "entries": 9 } }), "spec.audit.entries"),
         (
             json!({ "allowedNamespaces": { "names": ["kms", "K"] } }),
             "spec.allowedNamespaces.names[1]",

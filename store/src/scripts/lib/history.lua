@@ -15,6 +15,9 @@ local unbounded = word == 'used' or word == 'too-soon' or word == 'blocked' or w
   or word == 'no-secret' or word == 'failures-used-up' or word == 'share-used-up'
 local write_entry, repeated = true, ''
 if counted and #counted > longest_text then counted = false end
+-- What becomes of an issued code is the next entry, which has the counts. Otherwise a limit of
+-- deliveries would leave an entry each time.
+if word == 'issued' then counted = false end
 
 if unbounded or counted then
   local kind = operation .. '/' .. word

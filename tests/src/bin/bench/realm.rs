@@ -200,6 +200,7 @@ impl Realm {
             skew: 1,
             most_failures: 20,
             retention: millis(AuditPolicy::default().retention()),
+            most_entries: AuditPolicy::default().entries.into(),
             details: " app\n\n".to_owned(),
         })
     }
@@ -229,6 +230,7 @@ impl Realm {
             most_per_hour: policy.limits.generates_per_hour.into(),
             most_own: policy.limits.generates_per_hour.into(),
             retention: millis(AuditPolicy::default().retention()),
+            most_entries: AuditPolicy::default().entries.into(),
             details: " webhook\n\n".to_owned(),
         })
     }

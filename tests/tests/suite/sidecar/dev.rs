@@ -353,6 +353,7 @@ async fn help_explains_every_flag_with_its_variable() {
         ("--otp-deliveries-per-hour", "OTP_DELIVERIES_PER_HOUR"),
         ("--otp-failures-per-day", "OTP_FAILURES_PER_DAY"),
         ("--audit-retention-days", "AUDIT_RETENTION_DAYS"),
+        ("--audit-entries", "AUDIT_ENTRIES"),
         ("--audit-origin", "AUDIT_ORIGIN"),
         ("--smtp-server", "SMTP_SERVER"),
         ("--smtp-port", "SMTP_PORT"),

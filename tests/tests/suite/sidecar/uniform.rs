@@ -1,6 +1,7 @@
 //! Tests uniform answers: a calling service learns neither which names are users nor why a code was
 //! refused; the log says so.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde_json::Value;
@@ -298,4 +299,42 @@ async fn redis_flushes_a_write_before_each_answer_whether_the_name_is_a_users_or
         assert!(!shown.contains(&format!("outcome=\"{outcome}\"")), "{outcome}: {shown}");
     }
     assert!(shown.contains("operation=\"verify\",outcome=\"answered\""), "{shown}");
+}
+
+/// The counters of requests, without what a sidecar does by itself.
+async fn counters(sidecar: &Served) -> BTreeMap<String, u64> {
+    let shown = metrics(sidecar).await;
+    let counters = shown.lines().filter_map(|line| {
+        let (name, value) = line.rsplit_once(' ')?;
+        let is_counter = name.contains("_total") || name.contains("_count");
+        let is_of_requests = is_counter && !name.contains("operation=\"realm\"");
+        Some((name.to_owned(), value.parse().ok()?)).filter(|_| is_of_requests)
+    });
+    counters.collect()
+}
+
+#[tokio::test]
+async fn no_metric_tells_users_from_strangers() {
+    let (public, _) = public(&["first", "user"]).await;
+    // The first requests open connections and learn the time of Redis.
+    public.set_time(START).await;
+    let _ = public.mailed("first").await;
+    public.sidecar.process().wait_for_line("outcome=\"delivered\"", BOUND).await;
+    let mut seen = Vec::new();
+    for (name, outcome) in [("user", "delivered"), ("stranger", "unknown-user")] {
+        let before = counters(&public.sidecar).await;
+        assert_eq!(public.sidecar.generate(name).await.status, 200);
+        let line = format!("outcome=\"{outcome}\" username=\"{name}\"");
+        public.sidecar.process().wait_for_line(&line, BOUND).await;
+        assert_eq!(public.sidecar.verify(name, "000000").await.status, 401);
+        let after = counters(&public.sidecar).await;
+        let changed = after.into_iter().filter_map(|(name, value)| {
+            let more = value - before.get(&name).copied().unwrap_or_default();
+            (more > 0).then_some((name, more))
+        });
+        seen.push(changed.collect::<BTreeMap<_, _>>());
+    }
+    assert_eq!(seen[0], seen[1]);
+    let delivery = "twofactor_deliveries_total{channel=\"any\",outcome=\"answered\"}";
+    assert_eq!(seen[0][delivery], 1, "{seen:?}");
 }

@@ -3,18 +3,20 @@
 
 use std::time::Duration;
 
-use redis::Cmd;
+use redis::aio::MultiplexedConnection;
+use redis::{Client, Cmd};
 use twofactor_core::decision::{Issue, Verdict};
 use twofactor_core::limits::{Allowance, Limits};
-use twofactor_core::names::UserNames;
+use twofactor_core::names::{RealmNames, UserNames};
 use twofactor_core::seal::Revision;
 use twofactor_core::time::UnixMillis;
 use twofactor_core::user::DeliveryMethod::{App, Email};
+use twofactor_store::acl::Separation;
 use twofactor_store::publisher::{DesiredUser, PublishOutcome};
 use twofactor_store::redis::scripts::{Issue as IssueScript, RecordDelivery, ScriptCall, Verify};
-use twofactor_store::{Found, StoreError};
+use twofactor_store::{Found, Store, StoreError};
 
-use crate::support::world::{Person, START, STEP, World, names, random};
+use crate::support::world::{Person, START, STEP, World, caller, installation, names, random};
 
 /// Values that no script writes.
 const VALUES: [&str; 14] = [
@@ -330,14 +332,139 @@ async fn spoilt_counts_of_deliveries_stop_no_delivery_after_the_next_check() {
         send(&world, &command(&["DEL", &key])).await;
         send(&world, &command(words)).await;
         for number in 0..3 {
-            let granted = world.store.count_delivery(3).await.unwrap();
+            let granted = world.store.count_delivery(&caller("kms"), 3, 0).await.unwrap();
             assert_eq!(granted, Allowance::Granted, "{what:?} {number}");
         }
-        let full = world.store.count_delivery(3).await.unwrap();
+        let full = world.store.count_delivery(&caller("kms"), 3, 0).await.unwrap();
         assert!(matches!(full, Allowance::LimitReached { .. }), "{what:?}: {full:?}");
     }
     send(&world, &command(&["SET", &key, "x"])).await;
     assert!(world.publisher.store().check_counts().await.unwrap());
+    assert!(!world.publisher.store().check_counts().await.unwrap());
+}
+
+/// Does what the operator does when it checks a realm, and fills the realm if it is incomplete.
+async fn check_realm(world: &World, people: &[&Person]) {
+    let store = world.publisher.store().redis().unwrap().clone();
+    for _ in 0..3 {
+        let nodes = store.nodes().await.unwrap();
+        let realms = std::slice::from_ref(&store);
+        if store.check_realms(&nodes, realms, &mut random()).await.unwrap()[0].ready {
+            return;
+        }
+        world.fill(people).await;
+    }
+    panic!("the realm is not ready after three checks");
+}
+
+#[tokio::test]
+async fn a_realms_meta_that_a_service_of_redis_6_2_has_spoilt_affects_its_realm_only() {
+    let world = World::in_redis().await;
+    let neighbour = RealmNames::new(&installation(), &"another-realm".parse().unwrap());
+    let store = world.publisher.store().redis().unwrap().for_realm(neighbour);
+    let other = World::of(&world, Store::Redis(store));
+    other.fill(&[]).await;
+    let unharmed = other.person("bob", App).await;
+    let mut person = world.person("alice", App).await;
+    // In Redis 6.2, a login that may read a key may write it.
+    let login = world.service_url_in(names(), Separation::RealmsOnly).await;
+    let mut hostile =
+        Client::open(login).unwrap().get_multiplexed_async_connection().await.unwrap();
+    let meta = names().realm_meta();
+    check_realm(&world, &[&person]).await;
+    let fields: Vec<String> = world.redis().ask(&["HKEYS", &meta]).await;
+    let guard = fields.iter().find(|field| field.starts_with("guard:")).unwrap().clone();
+    let term = guard.rsplit('.').next().unwrap();
+
+    let mut attacks: Vec<Vec<Vec<u8>>> = Vec::new();
+    let mut attack = |words: &[&str]| {
+        attacks.push(words.iter().map(|word| word.as_bytes().to_vec()).collect());
+    };
+    attack(&["HDEL", &meta, "complete"]);
+    attack(&["HDEL", &meta, &guard]);
+    let future = (START + (1 << 41)).to_string();
+    for field in ["complete", "filled", "filling", &guard, "guard:x", "junk"] {
+        for value in VALUES.iter().chain(&["+5", "0000000000000005", &future]) {
+            attack(&["HSET", &meta, field, value]);
+        }
+        attack(&["HSET", &meta, field, &"x".repeat(100_000)]);
+    }
+    // A node with the term of the real one, and more nodes than a script reads.
+    attack(&["HSET", &meta, &format!("guard:{}.{term}", "a".repeat(40)), "0"]);
+    for (count, prefix) in [(200, "guard:"), (5000, "guard:"), (5000, "")] {
+        let mut words = vec!["HSET".to_owned(), meta.clone()];
+        for number in 0..count {
+            words.extend([format!("{prefix}{number:040x}.{number:040x}"), START.to_string()]);
+        }
+        attack(&words.iter().map(String::as_str).collect::<Vec<_>>());
+    }
+    attacks.push(vec![b"HSET".to_vec(), meta.clone().into(), vec![0xff, 0xfe], vec![0xff]]);
+    attacks.push(vec![b"HSET".to_vec(), meta.clone().into(), guard.clone().into(), vec![0xff]]);
+    // Of another type, and gone.
+    for words in [&["RPUSH", "x"][..], &["XADD", "*", "x", "y"], &["PEXPIREAT", "1"]] {
+        let mut words: Vec<Vec<u8>> = words.iter().map(|word| word.as_bytes().to_vec()).collect();
+        words.insert(1, meta.clone().into());
+        attacks.push(words);
+    }
+
+    for words in attacks {
+        let shown: Vec<_> =
+            words.iter().take(4).map(|word| String::from_utf8_lossy(word).into_owned()).collect();
+        let what = format!("{:.200}", shown.join(" "));
+        if [b"RPUSH".as_slice(), b"XADD"].contains(&words[0].as_slice()) {
+            // A moment in the past deletes the key.
+            let delete = [b"PEXPIREAT".to_vec(), meta.clone().into(), b"1".to_vec()];
+            send_as(&mut hostile, &delete).await;
+        }
+        send_as(&mut hostile, &words).await;
+        // Its own realm may be unavailable until the next check.
+        let _ = world.store.realm(None).await;
+        check_realm(&world, &[&person]).await;
+        let fields: Vec<String> = world.redis().ask(&["HKEYS", &meta]).await;
+        let is_known = |field: &String| {
+            ["complete", "filled", "filling"].contains(&field.as_str()) || *field == guard
+        };
+        assert!(fields.iter().all(is_known), "{what}: {fields:?}");
+        world.set_time(world.now().millis() + STEP).await;
+        person = world.current(&person).await;
+        world.store.realm(None).await.unwrap_or_else(|error| panic!("{what}: {error:?}"));
+        verifies_again(&world, &person, &what).await;
+        let code = unharmed.code_at(other.now(), 0);
+        other.store.realm(None).await.unwrap();
+        let verdict = other.verify(&unharmed, "kms", &code).await.unwrap();
+        assert!([Verdict::Accepted, Verdict::Used].contains(&verdict), "{what}: {verdict:?}");
+    }
+}
+
+async fn send_as(connection: &mut MultiplexedConnection, words: &[Vec<u8>]) {
+    let mut command = redis::cmd(std::str::from_utf8(&words[0]).unwrap());
+    // A key of another type refuses it.
+    let _ = command.arg(&words[1..]).exec_async(connection).await;
+}
+
+#[tokio::test]
+async fn counts_of_deliveries_that_are_ahead_leave_the_hour_after_an_hour() {
+    let world = World::in_redis_as_a_service().await;
+    let key = names().realm_deliveries();
+    let ahead = (START / 60_000 + 59).to_string();
+    send(&world, &command(&["HSET", &key, &ahead, "1000000"])).await;
+    let take = async || world.store.count_delivery(&caller("kms"), 10, 0).await.unwrap();
+    let reached = |minutes| Allowance::LimitReached { retry_after: Duration::from_mins(minutes) };
+    assert_eq!(take().await, reached(60));
+    world.set_time(START + 1_800_000).await;
+    assert_eq!(take().await, reached(30));
+    world.set_time(START + 3_600_000).await;
+    assert_eq!(take().await, Allowance::Granted);
+    // A service can invent callers, but no more fields than are deleted at the next check.
+    let minute = (START / 60_000 + 60).to_string();
+    let mut fields = vec!["HSET".to_owned(), key.clone()];
+    for number in 0..5000 {
+        fields.extend([format!("{minute}.{number}"), "0".to_owned()]);
+    }
+    send(&world, &command(&fields.iter().map(String::as_str).collect::<Vec<_>>())).await;
+    assert_eq!(take().await, Allowance::Granted);
+    assert!(world.publisher.store().check_counts().await.unwrap());
+    assert_eq!(take().await, Allowance::Granted);
     assert!(!world.publisher.store().check_counts().await.unwrap());
 }
 

@@ -14,7 +14,7 @@ use twofactor_store::clock::Clock;
 use twofactor_store::{Decisions, RealmRead, Store, StoreError};
 use twofactor_tests::redis::{AppendFsync, RedisServer};
 
-use crate::support::world::{Person, START, STEP, World, names, random};
+use crate::support::world::{Person, START, STEP, World, caller, names, random};
 
 const LIFETIME: Duration = Duration::from_mins(5);
 /// Duration of races.
@@ -32,7 +32,7 @@ async fn keys_contain_no_username_and_all_but_record_and_state_expire() {
     let person = world.person("alice{x}", Email).await;
     world.issue(&person, "kms", LIFETIME).await.unwrap();
     world.verify(&person, "kms", &person.wrong_code(world.now())).await.unwrap();
-    world.store.count_delivery(10).await.unwrap();
+    world.store.count_delivery(&caller("kms"), 10, 5).await.unwrap();
     let mut connection = world.redis().connect().await;
     let mut seen = Vec::new();
     for key in keys(world.redis()).await {
@@ -277,7 +277,7 @@ async fn a_login_of_the_previous_version_still_gets_decisions() {
             acl(&format!("~{pattern}")).await;
         }
     }
-    assert!(store.count_delivery(1).await.unwrap_err().is_access_refused());
+    assert!(store.count_delivery(&caller("kms"), 1, 0).await.unwrap_err().is_access_refused());
     let right = person.code_at(world.now(), 0);
     let verify = async |code: &Code| {
         let request = world.verification(&person, "kms", code);

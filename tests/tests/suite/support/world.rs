@@ -163,11 +163,16 @@ impl World {
 
     /// Creates a login for a realm, and returns the URL of Redis with it.
     pub(crate) async fn service_url(&self, realm: RealmNames) -> String {
+        self.service_url_in(realm, Separation::ReadAndWrite).await
+    }
+
+    /// As [`World::service_url`], in a Redis that separates keys so far.
+    pub(crate) async fn service_url_in(&self, realm: RealmNames, separation: Separation) -> String {
         let login = MasterKey::generate(&mut random()).login(&realm_id(), 1, "a-namespace");
         let name = realm.login(&login.tag);
         let user = AclUser { name: name.clone(), password_hash: login.password_hash(), realm };
         let store = self.publisher.store().redis().expect("a world in Redis");
-        store.acl_set(&user, Separation::ReadAndWrite).await.unwrap();
+        store.acl_set(&user, separation).await.unwrap();
         acl::with_login(&self.url(), &name, &login.password).unwrap().expose_secret().to_owned()
     }
 
@@ -383,11 +388,7 @@ impl World {
 
 /// The history's context of a request without forwarded details.
 pub(crate) fn audit_context(channel: DeliveryMethod) -> AuditContext {
-    AuditContext {
-        channel,
-        retention: AuditPolicy::default().retention(),
-        ..AuditContext::default()
-    }
+    AuditContext::new(AuditPolicy::default(), channel)
 }
 
 pub(crate) fn names() -> RealmNames {

@@ -167,7 +167,7 @@ async fn a_history_has_a_maximum_length(world: World) {
     world.set_time(START + 1).await;
     conclude(&world, &person, Event::NoSecret).await;
     let entries = history(&world, &person).await;
-    assert_eq!(entries.len(), MAXIMUM_ENTRIES);
+    assert_eq!(entries.len(), usize::from(MAXIMUM_ENTRIES));
     assert_eq!(entries.last().unwrap().outcome, "no-secret");
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::task::JoinSet;
 use twofactor_core::decision::{DeliveryReport, Event, Issue, Verdict};
 use twofactor_core::limits::{Allowance, Limits, MAXIMUM_CODES_IN_FLIGHT};
-use twofactor_core::names::CodeTag;
+use twofactor_core::names::{Caller, CodeTag};
 use twofactor_core::time::UnixMillis;
 use twofactor_core::user::DeliveryMethod::Email;
 
@@ -17,6 +17,7 @@ for_every_store!(
     a_user_gets_one_code_a_minute_from_all_services_together,
     a_user_gets_ten_codes_within_any_hour,
     no_caller_uses_more_than_its_share_of_a_users_codes,
+    no_caller_uses_more_than_its_share_of_a_realms_deliveries,
     a_request_that_comes_too_soon_changes_nothing_about_the_code_in_flight,
     fifty_parallel_requests_for_a_code_are_one_code,
     a_refused_delivery_frees_the_minute_and_counts_for_the_hour,
@@ -194,7 +195,8 @@ async fn a_clock_set_back_locks_no_user_out_permanently(world: World) {
 }
 
 async fn a_realm_sends_a_limited_number_of_codes_an_hour(world: World) {
-    let take = async || world.store.count_delivery(3).await.unwrap();
+    let kms = caller("kms");
+    let take = async || world.store.count_delivery(&kms, 3, 0).await.unwrap();
     let used_up = |seconds| Allowance::LimitReached { retry_after: Duration::from_secs(seconds) };
     for minutes in [0, 0, 10] {
         world.set_time(START + minutes * 60_000).await;
@@ -205,7 +207,7 @@ async fn a_realm_sends_a_limited_number_of_codes_an_hour(world: World) {
     assert_eq!(take().await, used_up(1));
     world.set_time(START + 3_600_000).await;
     assert_eq!(take().await, Allowance::Granted);
-    assert_eq!(world.store.count_delivery(1).await.unwrap(), used_up(3600));
+    assert_eq!(world.store.count_delivery(&kms, 1, 0).await.unwrap(), used_up(3600));
     // The count expires when it has no more effect.
     world.set_time(START + 3 * 3_600_000).await;
     if let Some(redis) = &world.redis {
@@ -215,6 +217,33 @@ async fn a_realm_sends_a_limited_number_of_codes_an_hour(world: World) {
         assert!(!there);
     }
     assert_eq!(take().await, Allowance::Granted);
+}
+
+async fn no_caller_uses_more_than_its_share_of_a_realms_deliveries(world: World) {
+    let (kms, shop, vault) = (caller("kms"), caller("shop"), caller("vault"));
+    let limits = Limits { deliveries_per_hour: 5, ..Limits::NONE };
+    let (all, share) = (limits.deliveries_per_hour, limits.share_of_deliveries(2));
+    let take = async |caller: &Caller, minute: u64| {
+        world.set_time(START + minute * 60_000).await;
+        world.store.count_delivery(caller, all, share).await.unwrap()
+    };
+    for minute in [0, 0, 1] {
+        assert_eq!(take(&kms, minute).await, Allowance::Granted);
+    }
+    let share_used_up = Allowance::ShareUsedUp { retry_after: Duration::from_mins(58) };
+    assert_eq!(take(&kms, 2).await, share_used_up);
+    for minute in [2, 3] {
+        assert_eq!(take(&shop, minute).await, Allowance::Granted);
+    }
+    // All five are used, so that the limit of all decides for a third service.
+    let limit_reached =
+        |minutes| Allowance::LimitReached { retry_after: Duration::from_mins(minutes) };
+    assert_eq!(take(&vault, 4).await, limit_reached(56));
+    assert_eq!(take(&kms, 4).await, limit_reached(56));
+    for caller in [&kms, &vault] {
+        assert_eq!(take(caller, 60).await, Allowance::Granted);
+    }
+    assert_eq!(limits.share_of_deliveries(1), 5);
 }
 
 async fn no_caller_uses_more_than_its_share_of_a_users_codes(world: World) {
