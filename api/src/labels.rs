@@ -44,6 +44,9 @@ pub const RESET_FAILURES_ANNOTATION: &str = "twofactor.fountainai.io/reset-failu
 pub const ROTATE_KEYS_ANNOTATION: &str = "twofactor.fountainai.io/rotate-keys";
 /// On a user's Secret: the value of [`ROTATE_ANNOTATION`] that its seed was created for.
 pub const ROTATED_ANNOTATION: &str = "twofactor.fountainai.io/rotated";
+/// On a user's Secret: the proof that an operator with this master key has written its seed for
+/// this user.
+pub const PROOF_ANNOTATION: &str = "twofactor.fountainai.io/proof";
 
 /// The name of the one realm of a namespace.
 pub const REALM_NAME: &str = "default";

@@ -16,12 +16,13 @@ use zeroize::{Zeroize, Zeroizing};
 use crate::code::Code;
 use crate::context::Context;
 use crate::names::{Caller, CodeTag, Pseudonym, RealmId};
+use crate::proof::ProofKey;
 use crate::secret::SecretText;
 use crate::token::Ed25519Key;
 use crate::user::Username;
 
 const KEY_BYTES: usize = 32;
-type KeyBytes = Zeroizing<[u8; KEY_BYTES]>;
+pub(crate) type KeyBytes = Zeroizing<[u8; KEY_BYTES]>;
 
 /// The key from which the keys of all realms are derived. It never leaves the operator.
 pub struct MasterKey(KeyBytes);
@@ -197,6 +198,14 @@ impl MasterKey {
             &self.0,
             &[b"token-ed25519", realm.as_str().as_bytes(), &generation],
         ))
+    }
+
+    /// Derives the key that proves that an operator with this master key has written a Secret.
+    #[must_use]
+    pub fn proof_key(&self) -> ProofKey {
+        let mut id = [0; 8];
+        id.copy_from_slice(&derive(&self.0, &[b"secret-proof-id"])[..8]);
+        ProofKey::new(id, derive(&self.0, &[b"secret-proof"]))
     }
 }
 

@@ -27,7 +27,6 @@ use crate::state::{Context, random};
 use crate::user::failures;
 use crate::user::fetch::{self, FetchError};
 use crate::user::secret;
-use crate::user::seed_decision::SecretState;
 use crate::user::unchanged;
 
 /// Why a realm could not be filled.
@@ -94,7 +93,8 @@ async fn fill_from_secrets(
             if user.spec.secret_ref.is_none()
                 && let Some(mut record) = record(context, realm, &user, seed)
             {
-                record.source = unchanged::source_of(secret, &user, &record, &issuer);
+                record.source =
+                    unchanged::source_of(secret, &user, &record, &issuer, &realm.proofs);
                 done.insert(user.uid().unwrap_or_default());
                 let reset = failures::request(realm, &user);
                 let disabled = failures::had_disabled(&user);
@@ -134,10 +134,10 @@ fn owner_of(context: &Context, secret: &Secret) -> Option<(TwoFactorUser, UserSe
     let (namespace, name) = (secret.namespace()?, secret.name_any());
     let reference = user_ref(&namespace, name.strip_suffix(labels::SECRET_SUFFIX)?);
     let user = context.users.objects.get(&reference)?;
-    match secret::ownership(secret, &user) {
-        SecretState::Ours { seed, rotated } => Some((user, UserSeed { seed: seed.ok(), rotated })),
-        _ => None,
-    }
+    let seed = secret::read_seed(secret, labels::SECRET_KEY_SEED).ok();
+    let rotated = secret::rotated_in(secret).map(str::to_owned);
+    // One without an owner is adopted by the user's reconciliation.
+    secret::is_owned(secret, &user).then_some((user, UserSeed { seed, rotated }))
 }
 
 /// Returns the record of a user that is valid, owns its username, and has been published before.

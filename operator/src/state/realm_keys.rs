@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 use twofactor_core::key::{Login, MasterKey, NameKeys, RealmKey, RealmKeys};
 use twofactor_core::names::RealmId;
+use twofactor_core::proof::ProofKeys;
 use twofactor_core::secret::SecretText;
 use twofactor_core::token::Ed25519Key;
 
@@ -206,6 +207,12 @@ impl KeyRing {
     /// The fingerprint of the current master key.
     pub fn fingerprint(&self) -> &str {
         &self.fingerprint
+    }
+
+    /// The keys that prove the Secrets of users.
+    pub fn proofs(&self) -> ProofKeys {
+        let previous = self.previous.as_ref().map(MasterKey::proof_key);
+        ProofKeys::new(self.current.proof_key(), previous)
     }
 
     /// The master key of realms whose keys were never replaced.

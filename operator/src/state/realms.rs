@@ -11,6 +11,7 @@ use kube::{Api, Client, ResourceExt};
 use thiserror::Error;
 use tokio::sync::{Notify, RwLock};
 use twofactor_core::names::{Installation, Pseudonym, RealmId, RealmNames};
+use twofactor_core::proof::ProofKeys;
 use twofactor_store::Store;
 use twofactor_store::publisher::Publisher;
 use twofactor_store::redis::RedisStore;
@@ -40,6 +41,8 @@ pub struct Realm {
     pub publisher: Publisher,
     /// The store that `publisher` writes to.
     pub store: RedisStore,
+    /// The keys that prove the Secrets of users.
+    pub proofs: Arc<ProofKeys>,
     /// Held shared to publish one user, and exclusively to publish from a list. An exclusive holder
     /// reads and writes without a change in between, so that a list never overwrites what a
     /// reconciliation has just published.
@@ -241,6 +244,7 @@ pub struct Realms {
     client: Client,
     /// The keys of realms.
     pub keys: KeyRing,
+    proofs: Arc<ProofKeys>,
     /// The name of the installation.
     pub installation: Installation,
     store: RedisStore,
@@ -274,6 +278,7 @@ impl Realms {
     ) -> Self {
         Self {
             client,
+            proofs: Arc::new(keys.proofs()),
             keys,
             installation,
             store,
@@ -320,6 +325,7 @@ impl Realms {
             namespace: namespace.to_owned(),
             publisher: Publisher::new(Store::Redis(store.clone()), self.keys.realm_keys(&id)),
             store,
+            proofs: self.proofs.clone(),
             id,
             publish_lock: RwLock::default(),
             removal_lock: RwLock::default(),

@@ -90,7 +90,7 @@ pub const DISABLED_BY_FAILURES: &str = "DisabledByFailures";
 
 /// The reasons of the condition `Ready`, in one byte for each user. Only the operator writes them;
 /// another one counts as the last of the list.
-const REASONS: [&str; 17] = [
+const REASONS: [&str; 18] = [
     NOT_RECONCILED,
     "Ready",
     "Disabled",
@@ -100,6 +100,7 @@ const REASONS: [&str; 17] = [
     "SecretInvalid",
     "SecretLost",
     "SecretNotOurs",
+    "SecretNotProven",
     "SecretRefused",
     "ImportRefused",
     "WaitingForPredecessor",

@@ -10,6 +10,7 @@ use twofactor_core::record::Provenance;
 use twofactor_core::seed::Seed;
 
 use super::fetch::{self, FetchError, Fetched, Own};
+use super::ownership;
 use super::secret::{self, SecretInputs};
 use super::seed_decision::{Decision, SecretState, SeedInputs, SeedProblem, SeedSource, decide};
 use super::subject::Subject;
@@ -72,16 +73,33 @@ pub struct Applied {
     pub notices: Vec<Notice>,
     /// Version of the Secret that holds the seed, for the driver to remember as an own write.
     pub secret_version: Option<String>,
+    /// Whether a Secret without a living owner has proved itself and belongs to the user now.
+    pub adopted: bool,
+    /// What the record was made from, if another version of the operator or another master key
+    /// has written the Secret, which is to be written again.
+    pub outdated: Option<String>,
 }
 
 impl Applied {
     fn nothing(outcome: SeedOutcome) -> Self {
-        Self { outcome, newcomer: false, notices: Vec::new(), secret_version: None }
+        Self {
+            outcome,
+            newcomer: false,
+            notices: Vec::new(),
+            secret_version: None,
+            adopted: false,
+            outdated: None,
+        }
     }
 
-    /// Nothing has to be done, because the Secret of this version holds what it should.
-    pub fn unchanged(outcome: SeedOutcome, secret_version: String) -> Self {
-        Self { secret_version: Some(secret_version), ..Self::nothing(outcome) }
+    /// Nothing has to be done now, because the Secret of this version holds what it should, or
+    /// what it should have held before, if that is `outdated`.
+    pub fn unchanged(
+        outcome: SeedOutcome,
+        secret_version: String,
+        outdated: Option<String>,
+    ) -> Self {
+        Self { secret_version: Some(secret_version), outdated, ..Self::nothing(outcome) }
     }
 
     /// The seed to publish.
@@ -136,7 +154,10 @@ pub async fn apply(
             }
             (
                 Decision::Keep(seed),
-                Some(Own { secret: Some(secret), found: SecretState::Ours { rotated, .. } }),
+                Some(Own {
+                    secret: Some(secret),
+                    found: SecretState::Ours { rotated, .. } | SecretState::Proven { rotated, .. },
+                }),
             ) => {
                 let rotated = if fetched.import.is_some() {
                     applying.rotate().map(str::to_owned)
@@ -190,6 +211,7 @@ impl Applying<'_> {
             issuer: self.issuer,
             seed,
             rotated,
+            proofs: &self.subject.realm.proofs,
         }
     }
 
@@ -293,11 +315,13 @@ impl Applying<'_> {
         match request::within(self.secrets().create(&PostParams::default(), &secret)).await {
             Ok(created) => {
                 failpoint::hit(Step::SecretCreated);
+                let outcome =
+                    SeedOutcome::Seed { seed, fresh, rotated: rotated.map(str::to_owned) };
                 Ok(Some(Applied {
-                    outcome: SeedOutcome::Seed { seed, fresh, rotated: rotated.map(str::to_owned) },
                     newcomer,
                     notices: vec![notice],
                     secret_version: created.resource_version(),
+                    ..Applied::nothing(outcome)
                 }))
             }
             Err(ApiError::AlreadyExists(_)) => Ok(None),
@@ -314,15 +338,34 @@ impl Applying<'_> {
     ) -> Result<Applied, ApplyError> {
         let mut secret_version = secret.resource_version();
         let mut notices = Vec::new();
+        let name = &self.subject.secret_name;
         if let Some(patch) = secret::patch(secret, &self.wanted(&seed, rotated.as_deref())) {
             secret_version = self.patch(&patch).await?;
-            notices.push(Notice::normal(
-                "SecretUpdated",
-                format!("The Secret {} was updated", self.subject.secret_name),
-            ));
+            notices.push(self.changed(secret));
         }
         let outcome = SeedOutcome::Seed { seed, fresh: false, rotated };
-        Ok(Applied { notices, secret_version, ..Applied::nothing(outcome) })
+        let adopted = !secret::is_owned(secret, self.subject.user);
+        if adopted {
+            tracing::info!(user = %self.subject.reference, secret = name, "secret without an owner adopted with its seed");
+        }
+        Ok(Applied { notices, secret_version, adopted, ..Applied::nothing(outcome) })
+    }
+
+    /// Returns the Event about a Secret that was repaired.
+    fn changed(&self, secret: &Secret) -> Notice {
+        let (name, user) = (&self.subject.secret_name, self.subject.user);
+        if !secret::is_owned(secret, user) {
+            let note = format!(
+                "The Secret {name} had no living owner and proved itself; it was adopted with its seed"
+            );
+            return Notice::normal("SecretAdopted", note);
+        }
+        if ownership::is_edited(secret, user, &self.subject.realm.proofs) {
+            let note =
+                format!("The Secret {name} was edited by another client; the seed in it is used");
+            return Notice::warning("SecretEdited", note);
+        }
+        Notice::normal("SecretUpdated", format!("The Secret {name} was updated"))
     }
 
     /// Replaces the seed with a new one.

@@ -11,6 +11,7 @@ use twofactor_api::{TwoFactorUser, labels};
 use twofactor_core::seed::Seed;
 use twofactor_core::user::UserDefinition;
 
+use super::ownership::ownership;
 use super::secret;
 use super::seed_decision::{ImportRefused, SecretState, UnusableSeed};
 use super::subject::Subject;
@@ -72,9 +73,10 @@ pub async fn fetch(
 /// Reads the user's own Secret.
 pub async fn own(client: &Client, subject: &Subject<'_>) -> Result<Own, FetchError> {
     let secret = get(client, subject.user, &subject.secret_name).await?;
-    let found = secret
-        .as_ref()
-        .map_or(SecretState::Absent, |secret| secret::ownership(secret, subject.user));
+    let state = |secret| {
+        ownership(secret, subject.user, &subject.definition.username, &subject.realm.proofs)
+    };
+    let found = secret.as_ref().map_or(SecretState::Absent, state);
     Ok(Own { found, secret })
 }
 

@@ -8,6 +8,7 @@ pub mod apply;
 pub mod disable;
 pub mod failures;
 pub mod fetch;
+pub mod ownership;
 pub mod parking;
 pub mod publish;
 pub mod report;
@@ -21,6 +22,7 @@ pub mod unchanged;
 use std::time::{Duration, Instant};
 
 use kube::ResourceExt;
+use rand_core::Rng;
 use thiserror::Error;
 use twofactor_api::{TwoFactorUser, labels};
 use twofactor_core::record::{Provenance, UserRecord};
@@ -53,6 +55,9 @@ const SOON: Duration = Duration::from_secs(1);
 const UNWATCHED: Duration = Duration::from_secs(45);
 /// Interval between reconciliations of a user without changes, in case the watches missed one.
 const SAFETY_NET: Duration = Duration::from_hours(2);
+/// Time over which the Secrets are written again that an earlier version or another master key has
+/// written, so that a new leader does not write them all at once.
+const REWRITES: Duration = Duration::from_mins(30);
 
 /// Why a reconciliation failed, by step.
 #[derive(Debug, Error)]
@@ -237,7 +242,9 @@ fn desired(subject: &Subject<'_>, applied: &Applied, issuer: &str) -> DesiredUse
             definition: subject.definition.clone(),
             seed: applied.seed().cloned(),
             provenance: Some(Provenance::new(&subject.uid, applied.rotated())),
-            source: version.map(|version| unchanged::source(version, issuer)),
+            source: applied.outdated.clone().or_else(|| {
+                version.map(|version| unchanged::source(version, issuer, &subject.realm.proofs))
+            }),
         },
         fresh: matches!(applied.outcome, SeedOutcome::Seed { fresh: true, .. }),
         reset: failures::request(subject.realm, subject.user),
@@ -260,7 +267,13 @@ async fn report_rejected_secret(context: &Context, subject: &Subject<'_>, error:
 fn next_reconciliation(applied: &Applied) -> Next {
     match &applied.outcome {
         SeedOutcome::WaitingForPredecessor => after(SOON, Urgency::Now),
-        SeedOutcome::Unusable(SeedProblem::NotOurs { .. }) => after(UNWATCHED, Urgency::Now),
+        SeedOutcome::Unusable(SeedProblem::NotOurs { .. } | SeedProblem::NotProven { .. }) => {
+            after(UNWATCHED, Urgency::Now)
+        }
+        _ if applied.outdated.is_some() => {
+            let share = random().next_u32();
+            Next::After(REWRITES.mul_f64(f64::from(share) / f64::from(u32::MAX)), Urgency::Later)
+        }
         _ => after(SAFETY_NET, Urgency::Later),
     }
 }

@@ -1,5 +1,7 @@
 //! Turns the result of a reconciliation into conditions of the user.
 
+use twofactor_api::labels;
+
 use super::apply::{Applied, ApplyError, SeedOutcome};
 use super::publish::{PublishError, Published};
 use super::seed_decision::SeedProblem;
@@ -21,7 +23,7 @@ pub fn report(
         rotated: applied.rotated().map(str::to_owned),
         failures_reset: None,
         disabled_by_failures: false,
-        secret: secret(subject, &applied.outcome),
+        secret: secret(subject, applied),
         published: match published {
             Ok(_) => ConditionState::met("Published", "Sidecars can read the user's record"),
             Err(PublishError::RealmNotReady) => {
@@ -41,10 +43,14 @@ pub fn report(
     }
 }
 
-fn secret(subject: &Subject<'_>, outcome: &SeedOutcome) -> ConditionState {
+fn secret(subject: &Subject<'_>, applied: &Applied) -> ConditionState {
     let name = &subject.secret_name;
-    match outcome {
-        SeedOutcome::Seed { .. } => match &subject.user.spec.secret_ref {
+    match &applied.outcome {
+        SeedOutcome::Seed { fresh, .. } => match &subject.user.spec.secret_ref {
+            None if applied.adopted || was_adopted(subject) && !fresh => ConditionState::met(
+                ADOPTED,
+                format!("The seed is in the Secret {name}, which this user has adopted"),
+            ),
             None => ConditionState::met("Available", format!("The seed is in the Secret {name}")),
             Some(reference) => ConditionState::met(
                 "Imported",
@@ -83,11 +89,22 @@ pub fn rejected_secret(subject: &Subject<'_>, error: &ApplyError) -> Option<Repo
     Some(Report::refused(definition.username.to_string(), state, definition.enabled))
 }
 
+/// The reason of the condition `SecretReady` of a user whose Secret is older than the user.
+const ADOPTED: &str = "Adopted";
+
+/// Whether the status says that the Secret was adopted. That stays true until the seed is another.
+fn was_adopted(subject: &Subject<'_>) -> bool {
+    let conditions = subject.user.status.iter().flat_map(|status| &status.conditions);
+    let mut of_secret = conditions.filter(|it| it.type_ == labels::CONDITION_SECRET_READY);
+    of_secret.any(|condition| condition.reason == ADOPTED)
+}
+
 const fn reason(problem: &SeedProblem) -> &'static str {
     match problem {
         SeedProblem::Import(_) => "ImportRefused",
         SeedProblem::Invalid(_) => "SecretInvalid",
         SeedProblem::NotOurs { .. } => "SecretNotOurs",
+        SeedProblem::NotProven { .. } => "SecretNotProven",
         SeedProblem::Lost { .. } => "SecretLost",
     }
 }

@@ -1,4 +1,4 @@
-//! Builds the user's Secret, and the patch for one that differs. No I/O.
+//! Builds the user's Secret, and the patch for one that differs or has another owner. No I/O.
 
 use std::collections::BTreeMap;
 
@@ -10,12 +10,13 @@ use serde_json::{Value, json};
 use twofactor_api::{TwoFactorUser, labels};
 use twofactor_core::import::{self, ImportError};
 use twofactor_core::otpauth;
+use twofactor_core::proof::{ProofKeys, ProvenBy, Statement};
 use twofactor_core::qr::QrPicture;
 use twofactor_core::secret::SecretText;
 use twofactor_core::seed::Seed;
 use twofactor_core::user::UserDefinition;
 
-use crate::user::seed_decision::{SecretState, UnusableSeed};
+use crate::user::seed_decision::UnusableSeed;
 
 /// Everything that the user's Secret depends on.
 #[derive(Clone, Debug)]
@@ -30,6 +31,27 @@ pub struct SecretInputs<'a> {
     pub seed: &'a Seed,
     /// The request for a new seed that this one answers.
     pub rotated: Option<&'a str>,
+    /// The keys that prove Secrets.
+    pub proofs: &'a ProofKeys,
+}
+
+impl<'a> SecretInputs<'a> {
+    /// What the Secret proves.
+    fn statement(&self) -> Statement<'a> {
+        statement(self.user, self.definition.username.as_str(), self.seed, self.rotated)
+    }
+}
+
+/// Returns what a Secret of `user` with this content proves.
+pub fn statement<'a>(
+    user: &'a TwoFactorUser,
+    username: &'a str,
+    seed: &'a Seed,
+    rotation: Option<&'a str>,
+) -> Statement<'a> {
+    let text = |field: &'a Option<String>| field.as_deref().unwrap_or_default();
+    let (namespace, name) = (text(&user.metadata.namespace), text(&user.metadata.name));
+    Statement { namespace, user: name, username, seed, rotation }
 }
 
 /// Reads the seed from a key of the user's own Secret.
@@ -69,29 +91,21 @@ fn read(
         .map_err(|error| UnusableSeed::NotASeed { secret: name, key: key.to_owned(), error })
 }
 
-/// Returns who owns the Secret, from the point of view of `user`.
-pub fn ownership(secret: &Secret, user: &TwoFactorUser) -> SecretState {
-    let owner = controller(secret.metadata.owner_references.as_deref().unwrap_or_default());
-    let is_user = |owner: &OwnerReference| {
-        owner.kind == TwoFactorUser::kind(&())
-            && owner.api_version.split('/').next() == Some(labels::GROUP)
-            && owner.name == user.name_any()
-    };
-    match owner {
-        Some(owner) if Some(&owner.uid) == user.metadata.uid.as_ref() => {
-            // A Secret that is being deleted still holds the seed, and is restored afterwards.
-            SecretState::Ours {
-                seed: read_seed(secret, labels::SECRET_KEY_SEED),
-                rotated: secret.annotations().get(labels::ROTATED_ANNOTATION).cloned(),
-            }
-        }
-        Some(owner) if is_user(owner) => SecretState::Predecessors,
-        _ => SecretState::NotOurs,
-    }
+/// The owner that controls the Secret.
+pub fn controller(secret: &Secret) -> Option<&OwnerReference> {
+    let mut owners = secret.metadata.owner_references.iter().flatten();
+    owners.find(|owner| owner.controller == Some(true))
 }
 
-fn controller(owners: &[OwnerReference]) -> Option<&OwnerReference> {
-    owners.iter().find(|owner| owner.controller == Some(true))
+/// Whether this user, and not an earlier one of the same name, owns the Secret.
+pub fn is_owned(secret: &Secret, user: &TwoFactorUser) -> bool {
+    controller(secret).is_some_and(|owner| Some(&owner.uid) == user.metadata.uid.as_ref())
+}
+
+/// Whether the owner is a user.
+pub fn is_user(owner: &OwnerReference) -> bool {
+    owner.kind == TwoFactorUser::kind(&())
+        && owner.api_version.split('/').next() == Some(labels::GROUP)
 }
 
 /// Builds the Secret.
@@ -109,9 +123,7 @@ pub fn secret(wanted: &SecretInputs<'_>) -> Secret {
                 labels::MANAGED_BY_LABEL.to_owned(),
                 labels::MANAGED_BY.to_owned(),
             )])),
-            annotations: wanted.rotated.map(|value| {
-                BTreeMap::from([(labels::ROTATED_ANNOTATION.to_owned(), value.to_owned())])
-            }),
+            annotations: Some(annotations(wanted)),
             owner_references: Some(vec![owner_reference(user)]),
             ..ObjectMeta::default()
         },
@@ -119,6 +131,20 @@ pub fn secret(wanted: &SecretInputs<'_>) -> Secret {
         type_: Some("Opaque".to_owned()),
         ..Secret::default()
     }
+}
+
+fn annotations(wanted: &SecretInputs<'_>) -> BTreeMap<String, String> {
+    let proof = (labels::PROOF_ANNOTATION.to_owned(), wanted.proofs.prove(&wanted.statement()));
+    let rotated =
+        wanted.rotated.map(|value| (labels::ROTATED_ANNOTATION.to_owned(), value.to_owned()));
+    [proof].into_iter().chain(rotated).collect()
+}
+
+/// The owners of a Secret that `user` takes over. Users that owned it before are deleted, and with
+/// their references the garbage collector would look for them.
+fn owners(found: &Secret, user: &TwoFactorUser) -> Vec<OwnerReference> {
+    let others = found.owner_references().iter().filter(|owner| !is_user(owner)).cloned();
+    [owner_reference(user)].into_iter().chain(others).collect()
 }
 
 /// `blockOwnerDeletion` is not set, because it would need an additional permission.
@@ -167,13 +193,23 @@ pub fn is_current(found: &Secret, wanted: &SecretInputs<'_>) -> bool {
         && value(labels::SECRET_KEY_QR).is_some_and(|picture| !picture.is_empty())
         && is_labelled(found)
         && rotated_in(found) == wanted.rotated
+        && is_proven(found, wanted)
 }
 
-fn is_labelled(found: &Secret) -> bool {
+/// Whether the Secret has the proof that the operator would write now.
+fn is_proven(found: &Secret, wanted: &SecretInputs<'_>) -> bool {
+    let proof = found.annotations().get(labels::PROOF_ANNOTATION);
+    let check = |proof: &String| wanted.proofs.check(proof, &wanted.statement());
+    proof.map(check) == Some(Ok(ProvenBy::Current))
+}
+
+/// Whether the Secret has the label of what the operator manages.
+pub fn is_labelled(found: &Secret) -> bool {
     found.labels().get(labels::MANAGED_BY_LABEL).map(String::as_str) == Some(labels::MANAGED_BY)
 }
 
-fn rotated_in(found: &Secret) -> Option<&str> {
+/// The request for a new seed that the one in the Secret answers.
+pub fn rotated_in(found: &Secret) -> Option<&str> {
     found.annotations().get(labels::ROTATED_ANNOTATION).map(String::as_str)
 }
 
@@ -199,11 +235,19 @@ pub fn patch(found: &Secret, wanted: &SecretInputs<'_>) -> Option<Value> {
     if !is_labelled(found) {
         metadata.insert("labels".to_owned(), json!(should.metadata.labels));
     }
+    let mut annotations = serde_json::Map::new();
     if rotated_in(found) != wanted.rotated {
-        metadata.insert(
-            "annotations".to_owned(),
-            json!({ labels::ROTATED_ANNOTATION: wanted.rotated }),
-        );
+        annotations.insert(labels::ROTATED_ANNOTATION.to_owned(), json!(wanted.rotated));
+    }
+    if !is_proven(found, wanted) {
+        let proof = should.annotations().get(labels::PROOF_ANNOTATION);
+        annotations.insert(labels::PROOF_ANNOTATION.to_owned(), json!(proof));
+    }
+    if !annotations.is_empty() {
+        metadata.insert("annotations".to_owned(), Value::Object(annotations));
+    }
+    if !is_owned(found, wanted.user) {
+        metadata.insert("ownerReferences".to_owned(), json!(owners(found, wanted.user)));
     }
     if data.is_empty() && metadata.is_empty() {
         return None;
@@ -220,6 +264,7 @@ pub fn patch(found: &Secret, wanted: &SecretInputs<'_>) -> Option<Value> {
 #[cfg(test)]
 mod tests {
     use twofactor_api::validate::validate;
+    use twofactor_core::key::MasterKey;
 
     use super::*;
 
@@ -233,6 +278,11 @@ mod tests {
         .unwrap()
     }
 
+    fn proofs(byte: u8) -> ProofKeys {
+        let key = MasterKey::from_base64(&data_encoding::BASE64.encode(&[byte; 32])).unwrap();
+        ProofKeys::new(key.proof_key(), None)
+    }
+
     fn with<T>(rotated: Option<&str>, work: impl FnOnce(&SecretInputs<'_>) -> T) -> T {
         let user = alice();
         let definition = validate(&user).unwrap();
@@ -243,11 +293,12 @@ mod tests {
             issuer: "FountainAI",
             seed: &seed,
             rotated,
+            proofs: &proofs(1),
         })
     }
 
     #[test]
-    fn the_secret_holds_everything_that_the_contract_promises_and_is_found_to_be_ours() {
+    fn the_secret_holds_everything_that_the_contract_promises_and_proves_itself() {
         let secret = with(Some("1"), secret);
         assert_eq!(secret.metadata.name.as_deref(), Some("alice-totp"));
         let data = secret.data.as_ref().unwrap();
@@ -258,41 +309,12 @@ mod tests {
                 .0
                 .starts_with(b"otpauth://totp/FountainAI:alice%40example.org?secret=")
         );
-        let seed = Seed::from_bytes(vec![7; 20]).unwrap();
+        assert!(is_owned(&secret, &alice()));
+        let statement = |proof: &str| with(Some("1"), |it| it.proofs.check(proof, &it.statement()));
         assert_eq!(
-            ownership(&secret, &alice()),
-            SecretState::Ours { seed: Ok(seed), rotated: Some("1".to_owned()) }
+            statement(&secret.annotations()[labels::PROOF_ANNOTATION]),
+            Ok(ProvenBy::Current)
         );
-    }
-
-    #[test]
-    fn a_secret_is_classified_by_the_uid_of_its_controller() {
-        let change = |change: &dyn Fn(&mut ObjectMeta)| {
-            let mut secret = with(None, secret);
-            change(&mut secret.metadata);
-            ownership(&secret, &alice())
-        };
-        let owner =
-            |metadata: &mut ObjectMeta| metadata.owner_references.as_mut().unwrap().remove(0);
-        let put = |metadata: &mut ObjectMeta, owner| metadata.owner_references = Some(vec![owner]);
-        assert_eq!(change(&|metadata| metadata.owner_references = None), SecretState::NotOurs);
-        let set = |set: &dyn Fn(&mut OwnerReference)| {
-            change(&|metadata| {
-                let mut reference = owner(metadata);
-                set(&mut reference);
-                put(metadata, reference);
-            })
-        };
-        assert_eq!(set(&|owner| owner.uid = "uid-0".to_owned()), SecretState::Predecessors);
-        assert_eq!(
-            set(&|owner| (owner.uid, owner.name) = ("uid-9".to_owned(), "bob".to_owned())),
-            SecretState::NotOurs
-        );
-        assert_eq!(
-            set(&|owner| (owner.uid, owner.kind) = ("uid-9".to_owned(), "Pod".to_owned())),
-            SecretState::NotOurs
-        );
-        assert_eq!(set(&|owner| owner.controller = None), SecretState::NotOurs);
     }
 
     #[test]
@@ -327,6 +349,42 @@ mod tests {
             with(Some("2"), |wanted| patch(&found, wanted)).unwrap()
         });
         assert_eq!(patch["metadata"]["annotations"][labels::ROTATED_ANNOTATION], "2");
+    }
+
+    #[test]
+    fn a_secret_without_the_current_proof_gets_it_and_nothing_else_is_written() {
+        for proof in [None, Some("1:damaged".to_owned())] {
+            with(None, |wanted| {
+                let mut found = secret(wanted);
+                let annotations = found.annotations_mut();
+                let right = annotations.remove(labels::PROOF_ANNOTATION).unwrap();
+                annotations.extend(
+                    proof.clone().map(|proof| (labels::PROOF_ANNOTATION.to_owned(), proof)),
+                );
+                assert!(!is_current(&found, wanted));
+                let patch = patch(&found, wanted).unwrap();
+                assert_eq!(patch["metadata"]["annotations"][labels::PROOF_ANNOTATION], right);
+                let fields: Vec<_> = patch["metadata"].as_object().unwrap().keys().collect();
+                assert_eq!(fields, ["annotations", "resourceVersion", "uid"]);
+                assert!(patch.get("data").is_none());
+            });
+        }
+    }
+
+    #[test]
+    fn a_secret_that_is_taken_over_gets_this_owner_and_keeps_those_that_are_no_users() {
+        with(None, |wanted| {
+            let mut found = secret(wanted);
+            let owners = found.owner_references_mut();
+            owners[0].uid = "uid-0".to_owned();
+            let other =
+                OwnerReference { kind: "Backup".to_owned(), controller: None, ..owners[0].clone() };
+            owners.push(other.clone());
+            let patch = patch(&found, wanted).unwrap();
+            let expected = json!([owner_reference(wanted.user), other]);
+            assert_eq!(patch["metadata"]["ownerReferences"], expected);
+            assert!(patch.get("data").is_none() && patch["metadata"].get("annotations").is_none());
+        });
     }
 
     #[test]

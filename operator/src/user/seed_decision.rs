@@ -22,10 +22,41 @@ pub enum SecretState {
         /// The request for a new seed that this one answers.
         rotated: Option<String>,
     },
+    /// It has no living owner, and proves that its seed is the one of this user.
+    Proven {
+        /// The seed in it.
+        seed: Seed,
+        /// The request for a new seed that this one answers.
+        rotated: Option<String>,
+    },
     /// A deleted user of the same name owns it, or it is being deleted, so it will disappear soon.
     Predecessors,
+    /// An operator has written it, it has no owner, and it does not prove itself.
+    NotProven(Doubt),
     /// Another owner has it.
     NotOurs,
+}
+
+/// Why a Secret without an owner does not prove itself.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+pub enum Doubt {
+    /// The annotation is missing or no proof.
+    #[error("its annotation {} is missing or damaged", labels::PROOF_ANNOTATION)]
+    NoProof,
+    /// Neither of the operator's master keys has made the proof.
+    #[error("its proof was made with another master key")]
+    OtherKey,
+    /// The proof is about something else, or the Secret was edited.
+    #[error(
+        "its proof is of another namespace or user, or the Secret was edited after it was proved"
+    )]
+    Wrong,
+    /// Without an owner, only the label shows that the operator may change it.
+    #[error("its label {}: {} is missing", labels::MANAGED_BY_LABEL, labels::MANAGED_BY)]
+    NotLabelled,
+    /// The operator writes only Secrets of the type Opaque.
+    #[error("its type is not Opaque")]
+    NotOpaque,
 }
 
 /// Why a key of a Secret holds no seed. The message never contains the value.
@@ -128,6 +159,19 @@ pub enum SeedProblem {
         /// Name of the Secret.
         secret: String,
     },
+    /// The Secret has no owner, and does not prove that its seed is the one of this user.
+    #[error(
+        "there is a Secret {secret} without an owner, and {doubt}: restore another one, delete it, or import its seed \
+         from a copy under another name with the label {}: \"{}\"",
+        labels::IMPORT_LABEL,
+        labels::IMPORT_ALLOWED
+    )]
+    NotProven {
+        /// Name of the Secret.
+        secret: String,
+        /// What is wrong with it.
+        doubt: Doubt,
+    },
     /// The Secret was deleted, and the seed cannot be restored.
     #[error(
         "the Secret {secret} was deleted and its seed cannot be restored: ask for a new one with the annotation \
@@ -151,6 +195,9 @@ pub fn decide(inputs: &SeedInputs<'_>, secret: &str) -> Decision {
         Some(SecretState::NotOurs) => {
             Decision::Refuse(SeedProblem::NotOurs { secret: secret.to_owned() })
         }
+        Some(SecretState::NotProven(doubt)) => {
+            Decision::Refuse(SeedProblem::NotProven { secret: secret.to_owned(), doubt: *doubt })
+        }
         None | Some(SecretState::Absent) => Decision::Create(match imported {
             Some(seed) => SeedSource::Imported(seed),
             None if inputs.had_secret && !asked(inputs.rotate, inputs.rotated) => {
@@ -158,12 +205,29 @@ pub fn decide(inputs: &SeedInputs<'_>, secret: &str) -> Decision {
             }
             None => SeedSource::New,
         }),
-        Some(SecretState::Ours { seed, rotated }) => match (imported, seed) {
-            (Some(seed), _) => Decision::Keep(seed),
-            (None, _) if asked(inputs.rotate, rotated.as_deref()) => Decision::Rotate,
-            (None, Ok(seed)) => Decision::Keep(seed.clone()),
-            (None, Err(unusable)) => Decision::Refuse(SeedProblem::Invalid(unusable.clone())),
-        },
+        Some(SecretState::Ours { seed, rotated }) => {
+            keep_or_rotate(inputs, imported, seed.clone(), rotated.as_deref())
+        }
+        Some(SecretState::Proven { seed, rotated }) => {
+            keep_or_rotate(inputs, imported, Ok(seed.clone()), rotated.as_deref())
+        }
+    }
+}
+
+/// Decides about a Secret that belongs to the user.
+fn keep_or_rotate(
+    inputs: &SeedInputs<'_>,
+    imported: Option<Seed>,
+    seed: Result<Seed, UnusableSeed>,
+    rotated: Option<&str>,
+) -> Decision {
+    if let Some(seed) = imported {
+        return Decision::Keep(seed);
+    }
+    match seed {
+        _ if asked(inputs.rotate, rotated) => Decision::Rotate,
+        Ok(seed) => Decision::Keep(seed),
+        Err(unusable) => Decision::Refuse(SeedProblem::Invalid(unusable)),
     }
 }
 
@@ -255,6 +319,22 @@ mod tests {
                 Decision::Refuse(SeedProblem::NotOurs { .. })
             ));
             assert_eq!(with(&SecretState::Predecessors), Decision::Wait);
+            assert!(matches!(
+                with(&SecretState::NotProven(Doubt::Wrong)),
+                Decision::Refuse(SeedProblem::NotProven { doubt: Doubt::Wrong, .. })
+            ));
+        }
+    }
+
+    #[test]
+    fn a_secret_that_proves_itself_is_kept_unless_a_new_seed_is_requested() {
+        let found = SecretState::Proven { seed: seed(1), rotated: Some("1".to_owned()) };
+        for had_secret in [true, false] {
+            let inputs = SeedInputs { found: Some(&found), had_secret, ..NEW };
+            assert_eq!(decide_on(&inputs), Decision::Keep(seed(1)));
+            let answered = SeedInputs { rotate: Some("1"), ..inputs.clone() };
+            assert_eq!(decide_on(&answered), Decision::Keep(seed(1)));
+            assert_eq!(decide_on(&SeedInputs { rotate: Some("2"), ..inputs }), Decision::Rotate);
         }
     }
 

@@ -166,7 +166,7 @@ pub fn notices(old: Option<&TwoFactorUserStatus>, new: &TwoFactorUserStatus) -> 
 }
 
 /// Reasons that emit an Event when they occur.
-const KNOWN_REASONS: [&str; 13] = [
+const KNOWN_REASONS: [&str; 14] = [
     "ClockDiffers",
     "Conflict",
     "Disabled",
@@ -177,6 +177,7 @@ const KNOWN_REASONS: [&str; 13] = [
     "SecretInvalid",
     "SecretLost",
     "SecretNotOurs",
+    "SecretNotProven",
     "SecretRefused",
     "StoreUnavailable",
     "WaitingForPredecessor",

@@ -16,6 +16,7 @@ mod reads;
 mod realms;
 mod redis;
 mod replicas;
+mod restore;
 mod schema;
 mod seeds;
 mod tokens;

@@ -306,25 +306,6 @@ async fn a_namespace_deleted_while_no_operator_runs_leaves_no_key() {
 }
 
 #[tokio::test]
-async fn a_recreated_user_gets_a_new_seed_under_a_garbage_collector() {
-    let cluster = Cluster::on_own_server(&["garbage-collector-controller"]).await;
-    let _operator = cluster.operator().start().await;
-    cluster.apply(&app_user("carol"));
-    cluster.wait_ready("carol").await;
-    let seed = cluster.seed("carol");
-    let _ = cluster.kubectl(&["delete", "tfu", "carol"]);
-    cluster.apply(&app_user("carol"));
-    // The collector looks for new kinds of objects every 30 seconds.
-    let new = eventually(Duration::from_mins(2), "a new seed", async || {
-        let found = String::from_utf8(cluster.secret("carol-totp", "secret")?).unwrap();
-        (found != seed).then_some(found)
-    })
-    .await;
-    cluster.wait_ready("carol").await;
-    cluster.sidecar().await.wait_accepted("carol", &new).await;
-}
-
-#[tokio::test]
 async fn an_unreadable_object_does_not_stop_the_other_users() {
     let cluster = Cluster::on_own_server(&[]).await;
     let operator = cluster.operator().start().await;

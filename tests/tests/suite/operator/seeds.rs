@@ -139,19 +139,21 @@ async fn a_secret_of_another_owner_is_neither_used_nor_changed() {
 }
 
 #[tokio::test]
-async fn a_recreated_user_waits_for_the_predecessors_secret_and_gets_a_new_seed() {
+async fn a_recreated_user_waits_for_a_predecessors_secret_that_was_edited_and_gets_a_new_seed() {
     // Without a garbage collector the old Secret stays until the test deletes it.
     let (cluster, _operator, seed) = with_carol().await;
     let _ = cluster.kubectl(&["delete", "tfu", "carol"]);
+    let edited = format!(r#"{{"stringData":{{"secret":"{OTHER_SEED}"}}}}"#);
+    let _ = cluster.kubectl(&["patch", "secret", "carol-totp", "-p", &edited]);
     cluster.apply(&app_user("carol"));
     cluster.wait_not_ready("carol", "WaitingForPredecessor").await;
-    assert_eq!(cluster.seed("carol"), seed, "the predecessor's is not touched");
+    assert_eq!(cluster.seed("carol"), OTHER_SEED, "the predecessor's is not touched");
     let sidecar = cluster.sidecar().await;
-    assert_ne!(sidecar.verify_seed("carol", &seed).await.status, 200, "and not used");
+    assert_ne!(sidecar.verify_seed("carol", OTHER_SEED).await.status, 200, "and not used");
     let _ = cluster.kubectl(&["delete", "secret", "carol-totp"]);
     cluster.wait_ready("carol").await;
     let new = cluster.seed("carol");
-    assert_ne!(new, seed);
+    assert!(new != seed && new != OTHER_SEED);
     sidecar.wait_accepted("carol", &new).await;
 }
 
