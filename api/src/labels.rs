@@ -47,6 +47,10 @@ pub const ROTATED_ANNOTATION: &str = "twofactor.fountainai.io/rotated";
 /// On a user's Secret: the proof that an operator with this master key has written its seed for
 /// this user.
 pub const PROOF_ANNOTATION: &str = "twofactor.fountainai.io/proof";
+/// On the operator's Lease: the mark with which the operator owns its data in Redis.
+pub const OWNER_ANNOTATION: &str = "twofactor.fountainai.io/redis-owner";
+/// On the operator's Lease: the lineage of another owner, which the operator replaces at once.
+pub const REPLACE_OWNER_ANNOTATION: &str = "twofactor.fountainai.io/replace-redis-owner";
 
 /// The name of the one realm of a namespace.
 pub const REALM_NAME: &str = "default";

@@ -23,6 +23,7 @@ pub mod links;
 pub mod message;
 pub mod names;
 pub mod otpauth;
+pub mod owner;
 pub mod proof;
 pub mod provider;
 pub mod qr;

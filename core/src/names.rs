@@ -288,6 +288,14 @@ impl RealmNames {
         format!("{}:{{{}}}:heartbeat", self.prefix, self.realm)
     }
 
+    /// The mark of the operator that owns the installation's data, among those with the same Lease
+    /// (`NAMESPACE/NAME`). Sidecars may not use it.
+    #[must_use]
+    pub fn owner(&self, lease: &str) -> String {
+        let installation = self.prefix.strip_suffix(self.realm.as_str()).unwrap_or_default();
+        format!("{installation}{{owner}}:{lease}")
+    }
+
     /// The number of the publisher's last write on one node: the node that has the slot of `tag`,
     /// which is the realm's id if there is only one node.
     #[must_use]
@@ -375,6 +383,7 @@ mod tests {
         let user = names().user(&Pseudonym::from_bytes([7; 16]));
         // It belongs to no realm.
         assert_eq!(RealmNames::realm_of(&installation, &names().heartbeat("alive")), None);
+        assert_eq!(RealmNames::realm_of(&installation, &names().owner("system/operator")), None);
         for key in
             [names().realm_meta(), names().realm_users(), names().realm_heartbeat(), user.state]
         {

@@ -171,7 +171,7 @@ impl Metrics {
             realm_states: r.gauges(
                 "twofactor_realm_states",
                 &["state"],
-                "Namespaces with users by the state of their realm in Redis: ready, filling, unavailable.",
+                "Namespaces with users by the state of their realm in Redis: ready, filling, unavailable, owned-by-another.",
             )?,
             queue_depth: depth.with_label_values(&[CONTROLLER]),
             parked: r.gauge(
@@ -226,7 +226,7 @@ impl Metrics {
             needs: r.gauges(
                 "twofactor_leader_blocked",
                 &["need"],
-                "1 while the leader cannot begin to work, because it lacks installation, master-key or redis-password; the log and an Event say why.",
+                "1 while the leader cannot begin to work, because it lacks installation, master-key, redis-password or redis-owner; the log and an Event say why.",
             )?,
             disabled_by_failures: r.gauge(
                 "twofactor_users_disabled_by_failures",
@@ -333,7 +333,7 @@ impl Metrics {
     }
 
     /// Shows the number of realms in each state.
-    pub fn show_realm_states(&self, states: [(&'static str, usize); 3]) {
+    pub fn show_realm_states(&self, states: [(&'static str, usize); 4]) {
         for (state, realms) in states {
             self.realm_states.with_label_values(&[state]).set(number(realms));
         }

@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::Duration;
 
@@ -24,7 +25,7 @@ const START: Duration = Duration::from_mins(2);
 const SERVICE_ACCOUNT_CONTROLLER: &str = "serviceaccount-controller";
 
 /// Options for a server that is about to start.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct ApiServerBuilder {
     controllers: Vec<String>,
     args: Vec<String>,
@@ -52,10 +53,19 @@ impl ApiServerBuilder {
     /// Starts everything, and returns when the server is ready and has its first namespaces.
     pub async fn start(self) -> ApiServer {
         let folder = scratch::folder("apiserver");
-        let files = Files::write(folder.path());
-        let ports =
-            Ports { etcd: ports::free_port(), peer: ports::free_port(), api: ports::free_port() };
-        let etcd = etcd(folder.path(), &ports).start();
+        let files = Arc::new(Files::write(folder.path()));
+        let ports = Ports::free();
+        let etcd = etcd(folder.path().join(ETCD), &ports).start();
+        self.start_with(etcd, ports, files, folder).await
+    }
+
+    async fn start_with(
+        self,
+        etcd: Process,
+        ports: Ports,
+        files: Arc<Files>,
+        folder: TempDir,
+    ) -> ApiServer {
         let apiserver = Mutex::new(Arc::new(self.launch(&files, &ports).start()));
         let server = ApiServer {
             controllers: Mutex::default(),
@@ -112,13 +122,13 @@ impl ApiServerBuilder {
     }
 }
 
-fn etcd(folder: &Path, ports: &Ports) -> Launch {
+fn etcd(data: PathBuf, ports: &Ports) -> Launch {
     let (client, peer) =
         (format!("http://127.0.0.1:{}", ports.etcd), format!("http://127.0.0.1:{}", ports.peer));
     Launch::new(tools::find_kubernetes("etcd"))
         .patience(Duration::ZERO)
         .arg("--data-dir")
-        .arg(folder.join("etcd"))
+        .arg(data)
         .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
         .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
         .args(["--initial-cluster", &format!("default={peer}")])
@@ -133,6 +143,14 @@ struct Ports {
     api: u16,
 }
 
+impl Ports {
+    fn free() -> Self {
+        Self { etcd: ports::free_port(), peer: ports::free_port(), api: ports::free_port() }
+    }
+}
+
+/// The folder with the data of etcd.
+const ETCD: &str = "etcd";
 const ADMIN: &str = "admin";
 const CA: &str = "ca.pem";
 const SERVER_CERTIFICATE: &str = "server.pem";
@@ -214,7 +232,7 @@ pub struct ApiServer {
     reader: reqwest::Client,
     options: ApiServerBuilder,
     ports: Ports,
-    files: Files,
+    files: Arc<Files>,
     folder: TempDir,
 }
 
@@ -235,6 +253,23 @@ impl ApiServer {
     pub async fn shared() -> &'static Self {
         static SHARED: OnceCell<ApiServer> = OnceCell::const_new();
         SHARED.get_or_init(Self::start).await
+    }
+
+    /// Starts a copy of this server beside it, from a snapshot of the volume of its etcd, as a
+    /// restored backup is: with the same objects, UIDs, certificates and service accounts. Both go
+    /// on independently.
+    pub async fn start_copy(&self) -> Self {
+        let folder = scratch::folder("apiserver-copy");
+        let data = folder.path().join(ETCD);
+        self.etcd.pause().await;
+        let copied =
+            Command::new("cp").arg("-a").arg(self.folder.path().join(ETCD)).arg(&data).status();
+        self.etcd.resume();
+        assert!(copied.expect("cp").success(), "cannot copy the data of etcd");
+        let ports = Ports::free();
+        let etcd = etcd(data, &ports).arg("--force-new-cluster").start();
+        let files = Arc::clone(&self.files);
+        self.options.clone().start_with(etcd, ports, files, folder).await
     }
 
     /// `https://…`.

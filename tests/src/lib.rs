@@ -20,6 +20,7 @@ pub mod process;
 pub mod prometheus;
 pub mod provider;
 pub mod redis;
+pub mod runbook;
 pub mod scratch;
 pub mod scripted_mail;
 pub mod sidecar;

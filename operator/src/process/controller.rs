@@ -16,6 +16,7 @@ use super::tasks::Tasks;
 use super::{DRAIN, redis_password};
 use crate::k8s::watch_signs::WatchSigns;
 use crate::metrics::{self, Metrics};
+use crate::redis::ownership;
 
 /// Runs the controller until `stop`, and then finishes what is in progress.
 pub async fn run(
@@ -38,6 +39,7 @@ pub async fn run(
     for need in Need::ALL {
         metrics.show_need(need.name(), false);
     }
+    metrics.show_need(ownership::NEED, false);
     let replica = Replica::new(signs);
     let mut tasks = Tasks::default();
     let (leading, redis) = (Check::informational("leading"), Check::informational("redis"));

@@ -30,6 +30,9 @@ pub enum StartError {
     /// Another replica may lead now.
     #[error("leadership lost")]
     LeadershipLost,
+    /// Another operator writes to Redis now.
+    #[error("another operator of this installation has taken over the data in Redis")]
+    RedisLost,
     /// TLS cannot be configured, which is a defect.
     #[error("TLS: {0}")]
     Tls(#[from] rustls::Error),

@@ -22,6 +22,7 @@ use crate::realm::{self, credentials};
 use crate::redis::{comparison, leftovers, monitor, removals, settings};
 use crate::state::Context;
 use crate::state::realm_policies::Policies;
+use crate::state::redis_owner::RedisOwner;
 use crate::state::watched_namespaces::WatchedNamespaces;
 use crate::user::{self, failures};
 use crate::watch::{self, Synced};
@@ -53,15 +54,15 @@ impl Leader {
     pub async fn run(self, stop: CancellationToken) -> Result<(), StartError> {
         let Configuration { operator_namespace, lease, instance, .. } = &self.configuration;
         let settings = lease::Settings::new(operator_namespace, lease, instance);
-        let Some(leadership) = lease::acquire(&self.client, settings, Clock::System, &stop).await
-        else {
-            return Ok(());
-        };
+        let owner = Arc::new(RedisOwner::new(operator_namespace, lease));
+        let acquired =
+            lease::acquire(&self.client, settings, owner.clone(), Clock::System, &stop).await;
+        let Some(leadership) = acquired else { return Ok(()) };
         self.metrics.leader.set(1);
         let metrics = self.metrics.clone();
         // The leader's tasks have to end before the leadership is released.
         let work = stop.child_token();
-        let result = self.work(&leadership, &work).await;
+        let result = self.work(&leadership, owner, &work).await;
         metrics.leader.set(0);
         leadership.release().await;
         result
@@ -70,13 +71,15 @@ impl Leader {
     async fn work(
         self,
         leadership: &Leadership,
+        owner: Arc<RedisOwner>,
         stop: &CancellationToken,
     ) -> Result<(), StartError> {
         let mut tasks = Tasks::default();
-        let (lost, stopped) = (leadership.lost(), stop.clone());
+        let (lost, redis_lost, stopped) = (leadership.lost(), owner.lost(), stop.clone());
         tasks.spawn_fallible("leadership", async move {
             tokio::select! {
                 () = lost => Err(StartError::LeadershipLost),
+                () = redis_lost => Err(StartError::RedisLost),
                 () = stopped.cancelled() => Ok(()),
             }
         });
@@ -89,7 +92,7 @@ impl Leader {
             tokio::select! {
                 () = leadership.lost() => None,
                 prepared = startup::prepare(
-                    &self.configuration, &self.client, &self.metrics, &self.policies, &events,
+                    &self.configuration, &self.client, &self.metrics, &self.policies, &events, owner,
                 ) => Some(prepared),
             }
         };
@@ -111,8 +114,11 @@ impl Leader {
             [&users_synced, &namespaces_synced, &secrets_synced, &imports_synced].map(Clone::clone),
         );
         let lists = complete(synced.clone());
+        // What writes to Redis and does not wait for a realm to be ready waits for this.
+        let owned = owned(lists.clone(), context.runtime.owner.clone());
         synced.extend([&pods_synced, &credentials_synced].map(Clone::clone));
         let lists_with_pods = complete(synced);
+        let owned_with_pods = self::owned(lists_with_pods.clone(), context.runtime.owner.clone());
         tasks.spawn(
             "user watch",
             watch::users::run(context.clone(), watched.clone(), users_synced.clone(), stop.clone()),
@@ -156,14 +162,14 @@ impl Leader {
             "parked users",
             user::parking::run(context.clone(), stop.clone()),
         );
-        tasks.spawn_after(&lists, stop, "removals", removals::run(context.clone(), stop.clone()));
+        tasks.spawn_after(&owned, stop, "removals", removals::run(context.clone(), stop.clone()));
         tasks.spawn_after(
-            &lists,
+            &owned,
             stop,
             "comparison",
             comparison::run(context.clone(), stop.clone()),
         );
-        tasks.spawn_after(&lists, stop, "leftovers", leftovers::run(context.clone(), stop.clone()));
+        tasks.spawn_after(&owned, stop, "leftovers", leftovers::run(context.clone(), stop.clone()));
         tasks.spawn_after(&lists, stop, "failures", failures::run(context.clone(), stop.clone()));
         tasks.spawn_after(&lists, stop, "realm records", realm::run(context.clone(), stop.clone()));
         tasks.spawn_after(
@@ -176,7 +182,7 @@ impl Leader {
         tasks.spawn_after(&lists_with_pods, stop, "given keys", given);
         let overlap = configuration.key_overlap;
         let keys = realm::keys::run(context.clone(), overlap, stop.clone());
-        tasks.spawn_after(&lists, stop, "realm keys", keys);
+        tasks.spawn_after(&owned, stop, "realm keys", keys);
         tasks.spawn_after(
             &lists,
             stop,
@@ -185,7 +191,7 @@ impl Leader {
         );
         // Logins for which no pod asks and no credentials exist are removed.
         tasks.spawn_after(
-            &lists_with_pods,
+            &owned_with_pods,
             stop,
             "credentials",
             credentials::run(context.clone(), credentials, stop.clone()),
@@ -207,6 +213,18 @@ fn complete(lists: Vec<Synced>) -> Shared<impl Future<Output = ()>> {
         }
     };
     complete.shared()
+}
+
+/// Completes when all lists are complete and this operator owns the data in Redis.
+fn owned(
+    lists: Shared<impl Future<Output = ()> + Send + 'static>,
+    owner: Arc<RedisOwner>,
+) -> Shared<impl Future<Output = ()>> {
+    let both = async move {
+        lists.await;
+        owner.wait_owned().await;
+    };
+    both.shared()
 }
 
 /// Shows in `/readyz?verbose` whether Redis answers.

@@ -23,10 +23,13 @@ use rand_core::UnwrapErr;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
+use twofactor_api::labels;
+use twofactor_core::owner::OwnerMark;
 use twofactor_store::clock::Clock;
 
 use crate::k8s::backoff::jittered;
 use crate::k8s::request::{self, ApiError};
+pub use crate::state::redis_owner::RedisOwner;
 
 /// Minimum interval between two reads of the Lease by a candidate.
 const SHORTEST_WAIT: Duration = Duration::from_millis(50);
@@ -77,15 +80,17 @@ impl Settings {
 }
 
 /// Waits until this process leads, or until `stop`. `stop` is checked only between two requests, so
-/// that no Lease is left without a holder. Failed requests are repeated.
+/// that no Lease is left without a holder. Failed requests are repeated. The Lease also holds the
+/// mark of `owner`.
 pub async fn acquire(
     client: &Client,
     settings: Settings,
+    owner: Arc<RedisOwner>,
     clock: Clock,
     stop: &CancellationToken,
 ) -> Option<Leadership> {
-    let holder =
-        LeaseHolder { api: Api::namespaced(client.clone(), &settings.namespace), settings, clock };
+    let api = Api::namespaced(client.clone(), &settings.namespace);
+    let holder = LeaseHolder { api, settings, owner, clock };
     let (mut observed, mut logged) = (Observation::default(), String::new());
     loop {
         let asked = Instant::now();
@@ -198,12 +203,23 @@ fn attempt(written: Result<Lease, ApiError>) -> Result<Attempt, ApiError> {
 struct LeaseHolder {
     api: Api<Lease>,
     settings: Settings,
+    owner: Arc<RedisOwner>,
     clock: Clock,
+}
+
+/// Returns the mark of the owner of Redis in the Lease, or a new one.
+fn mark_in(lease: Option<&Lease>) -> OwnerMark {
+    let annotations = lease.and_then(|lease| lease.metadata.annotations.as_ref());
+    let mark = annotations.and_then(|annotations| annotations.get(labels::OWNER_ANNOTATION));
+    let mark = mark.and_then(|mark| mark.parse().ok());
+    mark.unwrap_or_else(|| OwnerMark::generate(&mut UnwrapErr(SysRng)))
 }
 
 impl LeaseHolder {
     async fn try_to_take(&self, observed: &mut Observation) -> Result<Attempt, ApiError> {
-        let Some(mut lease) = self.read().await? else { return self.create().await };
+        let found = self.read().await?;
+        self.owner.found(mark_in(found.as_ref()));
+        let Some(mut lease) = found else { return self.create().await };
         let spec = lease.spec.take().unwrap_or_default();
         match observed.evaluate(&spec, &self.settings, Instant::now()) {
             Decision::Wait { holder, left } => Ok(Attempt::Held { by: holder, left }),
@@ -295,17 +311,42 @@ impl LeaseHolder {
     async fn create(&self) -> Result<Attempt, ApiError> {
         let metadata =
             ObjectMeta { name: Some(self.settings.name.clone()), ..ObjectMeta::default() };
-        let lease = Lease { metadata, spec: Some(self.next(&LeaseSpec::default())) };
-        attempt(self.within(self.api.create(&PostParams::default(), &lease)).await)
+        let mut lease = Lease { metadata, spec: Some(self.next(&LeaseSpec::default())) };
+        let mark = self.put_mark(&mut lease);
+        let parameters = PostParams::default();
+        self.stored(mark, attempt(self.within(self.api.create(&parameters, &lease)).await))
     }
 
     /// Writes the Lease, with the version that was read as the precondition.
     async fn write(&self, mut lease: Lease, spec: LeaseSpec) -> Result<Attempt, ApiError> {
         lease.spec = Some(spec);
-        attempt(
-            self.within(self.api.replace(&self.settings.name, &PostParams::default(), &lease))
-                .await,
-        )
+        let annotations = lease.metadata.annotations.as_ref();
+        let replaced = annotations.and_then(|it| it.get(labels::REPLACE_OWNER_ANNOTATION));
+        self.owner.replace(replaced.cloned());
+        let mark = self.put_mark(&mut lease);
+        let parameters = PostParams::default();
+        let written = self.api.replace(&self.settings.name, &parameters, &lease);
+        self.stored(mark, attempt(self.within(written).await))
+    }
+
+    /// Puts the mark of the owner of Redis into the Lease that is about to be written.
+    fn put_mark(&self, lease: &mut Lease) -> Option<OwnerMark> {
+        let mark = self.owner.to_store()?;
+        let annotations = lease.metadata.annotations.get_or_insert_default();
+        annotations.insert(labels::OWNER_ANNOTATION.to_owned(), mark.to_string());
+        Some(mark)
+    }
+
+    /// Remembers the mark that was written.
+    fn stored(
+        &self,
+        mark: Option<OwnerMark>,
+        written: Result<Attempt, ApiError>,
+    ) -> Result<Attempt, ApiError> {
+        if let (Some(mark), Ok(Attempt::Won)) = (mark, &written) {
+            self.owner.stored(mark);
+        }
+        written
     }
 
     /// The spec of the Lease after taking or renewing it.

@@ -31,6 +31,7 @@ use crate::state::realm_keys::KeyRing;
 use crate::state::realm_policies::Policies;
 use crate::state::realm_secrets::{Records, SharedKey};
 use crate::state::realms::Realms;
+use crate::state::redis_owner::RedisOwner;
 use crate::state::user_objects::UserObjects;
 use crate::state::watched_namespaces::WatchedNamespaces;
 use crate::state::{Context, RealmsState, Runtime, ServicesState, UserState};
@@ -47,6 +48,7 @@ pub async fn prepare(
     metrics: &Metrics,
     policies: &Arc<Policies>,
     events: &Events,
+    owner: Arc<RedisOwner>,
 ) -> Prepared {
     let preparation = Preparation {
         namespace: &configuration.operator_namespace,
@@ -69,6 +71,7 @@ pub async fn prepare(
             events: events.clone(),
             metrics: metrics.clone(),
             watched: WatchedNamespaces(configuration.namespaces.clone()),
+            owner,
             started: i64::try_from(Clock::System.now().millis()).unwrap_or(i64::MAX),
             node: watch::Sender::new(String::new()),
             removals: Notify::new(),

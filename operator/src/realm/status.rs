@@ -25,7 +25,7 @@ use crate::state::realm_keys::{KeyState, Phase};
 use crate::state::realm_policies::KnownRealm;
 use crate::state::realm_secrets::Delivery;
 use crate::state::realm_secrets::TokenKey;
-use crate::state::realms::Readiness;
+use crate::state::realms::{OWNED_BY_ANOTHER, Readiness};
 
 /// Interval between checks for changes.
 const PERIOD: Duration = Duration::from_secs(2);
@@ -270,6 +270,9 @@ fn ready(
         }
         Some(Readiness::Pending) | None => {
             ConditionState::unmet("StoreFilling", "Redis is being filled")
+        }
+        Some(Readiness::OwnedByAnother) => {
+            ConditionState::unmet("RedisOwnedByAnother", OWNED_BY_ANOTHER)
         }
         Some(Readiness::Unavailable) => ConditionState::unmet(
             "StoreUnavailable",
@@ -590,6 +593,10 @@ mod tests {
         assert_eq!(
             ready(Report { readiness: Some(Readiness::Unavailable), ..good.clone() }),
             "StoreUnavailable"
+        );
+        assert_eq!(
+            ready(Report { readiness: Some(Readiness::OwnedByAnother), ..good.clone() }),
+            "RedisOwnedByAnother"
         );
         assert_eq!(
             ready(Report { foreign_secrets: vec!["kms".to_owned()], ..good.clone() }),

@@ -4,6 +4,7 @@ pub mod comparison;
 pub mod leftovers;
 mod memory;
 pub mod monitor;
+pub mod ownership;
 pub mod refill;
 pub mod removals;
 mod schedule;

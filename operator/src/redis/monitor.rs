@@ -18,6 +18,7 @@ use twofactor_store::{Inspection, StoreError, StoreFailure};
 use crate::metrics::{Metrics, Pass, number};
 use crate::realm::record;
 use crate::redis::comparison;
+use crate::redis::ownership::{Owner, Ownership};
 use crate::redis::refill::refill;
 use crate::redis::schedule::Schedule;
 use crate::state::credentials::Isolation;
@@ -44,6 +45,7 @@ pub async fn run(context: Arc<Context>, stop: CancellationToken) {
         schedule: Schedule::default(),
         up: None,
         heartbeat_at: None,
+        ownership: Ownership::default(),
         identity: String::new(),
         context,
     };
@@ -71,6 +73,7 @@ struct RedisMonitor {
     schedule: Schedule,
     /// When sidecars were last shown that an operator works.
     heartbeat_at: Option<Instant>,
+    ownership: Ownership,
     /// Whether Redis answered last time. Only a change is logged.
     up: Option<bool>,
     /// The identity of the nodes that answered last.
@@ -114,6 +117,10 @@ impl RedisMonitor {
         let registry = &context.realms.registry;
         let checked = async {
             let nodes = registry.store().nodes().await?;
+            // Before anything is written, also by the tasks that a new node wakes.
+            if self.ownership.check(&context.runtime, registry.store()).await? == Owner::Another {
+                return Ok(None);
+            }
             // The logins of services are set while the realms are checked.
             let replaced = self.show_nodes(&nodes);
             if self.heartbeat_at.is_none_or(|at| at.elapsed() >= HEARTBEAT) {
@@ -125,10 +132,17 @@ impl RedisMonitor {
             }
             let stores: Vec<RedisStore> = realms.iter().map(|realm| realm.store.clone()).collect();
             let inspections = registry.store().check_realms(&nodes, &stores, &mut random()).await?;
-            Ok::<_, StoreError>((replaced, inspections))
+            Ok::<_, StoreError>(Some((replaced, inspections)))
         };
         let (mut lost, inspections) = match checked.await {
-            Ok(checked) => checked,
+            Ok(Some(checked)) => checked,
+            Ok(None) => {
+                for realm in registry.all() {
+                    realm.set_readiness(Readiness::OwnedByAnother);
+                }
+                self.log_availability(true, None);
+                return false;
+            }
             Err(error) => {
                 for realm in registry.all() {
                     realm.set_readiness(Readiness::Unavailable);
@@ -287,6 +301,7 @@ impl RedisMonitor {
             ("ready", of(Readiness::Ready)),
             ("filling", of(Readiness::Pending)),
             ("unavailable", of(Readiness::Unavailable)),
+            ("owned-by-another", of(Readiness::OwnedByAnother)),
         ]);
         let removals = realms.iter().map(|realm| realm.removals()).sum::<usize>();
         metrics.removals_pending.set(number(removals));

@@ -11,6 +11,7 @@ pub mod realm_keys;
 pub mod realm_policies;
 pub mod realm_secrets;
 pub mod realms;
+pub mod redis_owner;
 pub mod user_objects;
 pub mod user_ref;
 pub mod usernames;
@@ -38,6 +39,7 @@ use self::queue::Queue;
 use self::realm_policies::Policies;
 use self::realm_secrets::{Records, SharedKey};
 use self::realms::Realms;
+use self::redis_owner::RedisOwner;
 use self::user_objects::UserObjects;
 use self::user_ref::UserRef;
 use self::usernames::Usernames;
@@ -61,6 +63,8 @@ pub struct Runtime {
     pub events: Events,
     pub metrics: Metrics,
     pub watched: WatchedNamespaces,
+    /// Whether this operator owns the installation's data in Redis.
+    pub owner: Arc<RedisOwner>,
     /// Start of this process, in milliseconds of Unix time.
     pub started: i64,
     /// The Redis nodes that answered last, and their replicas; empty before the first answer.

@@ -28,7 +28,13 @@ pub enum Readiness {
     Ready,
     /// Redis does not answer.
     Unavailable,
+    /// Another operator owns the data in Redis.
+    OwnedByAnother,
 }
+
+/// What users and realms report while another operator owns the data in Redis.
+pub const OWNED_BY_ANOTHER: &str =
+    "Another operator of this installation owns the data in Redis, so nothing is published";
 
 /// One realm.
 #[derive(Debug)]

@@ -131,8 +131,9 @@ pub async fn reconcile(context: &Context, reference: &UserRef) {
 
 /// Returns when a user whose reconciliation failed is reconciled again.
 fn after_error(context: &Context, reference: &UserRef, error: &ReconcileError) -> Next {
-    if let ReconcileError::Publish(PublishError::RedisUnavailable | PublishError::RealmNotReady) =
-        error
+    if let ReconcileError::Publish(
+        PublishError::RedisUnavailable | PublishError::RealmNotReady | PublishError::OwnedByAnother,
+    ) = error
     {
         // The monitor logs this once instead of once for each user.
         tracing::debug!(user = %reference, %error, "user parked until its realm is ready");

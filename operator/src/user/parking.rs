@@ -35,7 +35,7 @@ pub fn gate(readiness: Readiness, elapsed: Duration, is_reported: bool) -> Gate 
             Duration::ZERO => Gate::Open,
             rest => Gate::Closed(Some(rest)),
         },
-        Readiness::Unavailable => Gate::Open,
+        Readiness::Unavailable | Readiness::OwnedByAnother => Gate::Open,
     }
 }
 

@@ -17,6 +17,9 @@ pub enum PublishError {
     /// Redis does not answer.
     #[error("Redis does not answer")]
     RedisUnavailable,
+    /// Another operator owns the data in Redis.
+    #[error("another operator of this installation owns the data in Redis")]
+    OwnedByAnother,
     /// The realm is being checked or filled.
     #[error("Redis is being filled")]
     RealmNotReady,
@@ -68,6 +71,7 @@ pub async fn publish(
         Readiness::Ready => {}
         Readiness::Pending => return Err(PublishError::RealmNotReady),
         Readiness::Unavailable => return Err(PublishError::RedisUnavailable),
+        Readiness::OwnedByAnother => return Err(PublishError::OwnedByAnother),
     }
     let _shared = realm.publish_lock.read().await;
     let _kept = realm.removal_lock.read().await;

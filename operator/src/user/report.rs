@@ -8,6 +8,7 @@ use super::seed_decision::SeedProblem;
 use super::status::Report;
 use super::subject::Subject;
 use crate::k8s::conditions::ConditionState;
+use crate::state::realms::OWNED_BY_ANOTHER;
 
 /// Returns the report of a user whose seed was applied and whose record was published or not.
 pub fn report(
@@ -28,6 +29,9 @@ pub fn report(
             Ok(_) => ConditionState::met("Published", "Sidecars can read the user's record"),
             Err(PublishError::RealmNotReady) => {
                 ConditionState::unmet("StoreFilling", "Redis is being filled")
+            }
+            Err(PublishError::OwnedByAnother) => {
+                ConditionState::unmet("RedisOwnedByAnother", OWNED_BY_ANOTHER)
             }
             Err(PublishError::ClockDiffers) => ConditionState::unmet(
                 "ClockDiffers",

@@ -166,7 +166,7 @@ pub fn notices(old: Option<&TwoFactorUserStatus>, new: &TwoFactorUserStatus) -> 
 }
 
 /// Reasons that emit an Event when they occur.
-const KNOWN_REASONS: [&str; 14] = [
+const KNOWN_REASONS: [&str; 15] = [
     "ClockDiffers",
     "Conflict",
     "Disabled",
@@ -174,6 +174,7 @@ const KNOWN_REASONS: [&str; 14] = [
     "ImportRefused",
     "Invalid",
     "Published",
+    "RedisOwnedByAnother",
     "SecretInvalid",
     "SecretLost",
     "SecretNotOurs",

@@ -20,6 +20,7 @@ mod history;
 mod load_scripts;
 mod node_status;
 mod numbers;
+mod owner;
 mod publish;
 pub mod scripts;
 mod search;
@@ -89,6 +90,7 @@ struct Scripts {
     number_write: Script,
     confirm_number: Script,
     accept_nodes: Script,
+    claim_owner: Script,
 }
 
 impl Scripts {
@@ -106,6 +108,7 @@ impl Scripts {
             number_write: scripts::NumberWrite::script(source),
             confirm_number: scripts::ConfirmNumber::script(source),
             accept_nodes: scripts::AcceptNodes::script(source),
+            claim_owner: scripts::ClaimOwner::script(source),
         }
     }
 }

@@ -27,6 +27,8 @@ const SPOILT: &str = include_str!("../scripts/lib/spoilt.lua");
 /// Maximum difference between the clocks of Redis and of the publisher with which moments of Redis
 /// are published.
 const PUBLISHERS_CLOCK_TOLERANCE: Duration = Duration::from_mins(1);
+/// Lifetime of an owner's mark, after the last operator of the installation has ended.
+const OWNER_LIFETIME: Duration = Duration::from_hours(30 * 24);
 /// Maximum length of a text in the state. The longest is that of a hundred moments.
 const LONGEST_TEXT: u64 = 2000;
 /// Maximum number of fields of a state and of an OTP log: some for each allowed namespace, and the
@@ -412,6 +414,12 @@ scripts! {
     keys { meta_key }
     constants { longest_ahead: millis(LONGEST_AHEAD) }
     arguments { node: &'a str, checked_nodes: String }
+
+    /// Writes the mark of the operator that owns the installation's data.
+    ClaimOwner: [PRELUDE, include_str!("../scripts/claim_owner.lua")];
+    keys { owner_key }
+    constants { lifetime: millis(OWNER_LIFETIME) }
+    arguments { lineage: &'a str, number: u64, replaced: &'a str }
 }
 
 #[cfg(test)]
@@ -490,6 +498,7 @@ mod tests {
             NumberWrite::CODE,
             ConfirmNumber::CODE,
             AcceptNodes::CODE,
+            ClaimOwner::CODE,
         ] {
             assert!(!code.concat().contains("ARGV") && !code.concat().contains("KEYS["));
         }

@@ -1,10 +1,11 @@
 //! Tests that one replica leads at a time, and that leadership is handed over, taken over and given
 //! up in time.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
-use twofactor_operator::testing::lease::{Leadership, Settings, acquire};
+use twofactor_operator::testing::lease::{Leadership, RedisOwner, Settings, acquire};
 use twofactor_store::clock::Clock;
 use twofactor_tests::apiserver::ApiServer;
 
@@ -14,7 +15,8 @@ const NAME: &str = "twofactor-operator";
 
 async fn candidate(client: &kube::Client, namespace: &str, identity: &str) -> Leadership {
     let settings = Settings::new(namespace, NAME, identity);
-    acquire(client, settings, Clock::System, &CancellationToken::new()).await.unwrap()
+    let owner = Arc::new(RedisOwner::new(&settings.namespace, &settings.name));
+    acquire(client, settings, owner, Clock::System, &CancellationToken::new()).await.unwrap()
 }
 
 /// Waits for the leadership within a bound.

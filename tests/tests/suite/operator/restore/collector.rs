@@ -9,7 +9,8 @@ use twofactor_tests::wait::eventually;
 use crate::support::cluster::{BOUND, Cluster, app_user, code_of};
 
 const GARBAGE_COLLECTOR: &str = "garbage-collector-controller";
-const NAMESPACES: &str = "namespace-controller";
+/// The controllers that delete what belongs to something deleted.
+pub(super) const CONTROLLERS: &[&str] = &[GARBAGE_COLLECTOR, "namespace-controller"];
 
 impl Cluster {
     /// A user and their Secret with its owner, as `kubectl get --output=json` prints it.
@@ -101,7 +102,7 @@ async fn the_garbage_collector_deletes_a_secret_of_an_old_owner_and_never_an_ado
 }
 
 /// Brings a user into the state in which only the status says that there was a seed.
-async fn operator_forgets(cluster: &Cluster, user: &str) {
+pub(super) async fn operator_forgets(cluster: &Cluster, user: &str) {
     // The record goes first, so that the Secret is not restored from it.
     cluster.redis.flush_all().await;
     let _ = cluster.kubectl(&["delete", "secret", &format!("{user}-totp")]);
@@ -118,7 +119,7 @@ async fn operator_forgets(cluster: &Cluster, user: &str) {
 
 #[tokio::test]
 async fn a_namespace_that_is_deleted_and_restored_has_the_same_seeds_and_accepts_no_code_twice() {
-    let cluster = Cluster::on_own_server(&[GARBAGE_COLLECTOR, NAMESPACES]).await;
+    let cluster = Cluster::on_own_server(CONTROLLERS).await;
     let _operator = cluster.operator().start().await;
     let mut saved = Vec::new();
     for name in ["carol", "dora"] {

@@ -3,14 +3,19 @@
 
 mod adoption;
 mod collector;
+mod fencing;
+
+use std::path::Path;
 
 use serde_json::{Value, json};
+use twofactor_tests::runbook::Shell;
 use twofactor_tests::wait::eventually;
 
 use crate::support::cluster::{BOUND, Cluster, app_user};
 
 const PROOF: &str = "twofactor.fountainai.io/proof";
 const MASTER_KEY: &str = "twofactor-master-key";
+const DISASTERS: &str = "disaster-recovery.md";
 
 impl Cluster {
     /// The Secret of a user as a backup tool like Velero restores it: without what the API server
@@ -33,7 +38,8 @@ impl Cluster {
     /// Deletes a user with their Secret, as the garbage collector of a complete cluster does.
     fn lose(&self, user: &str) {
         let _ = self.kubectl(&["delete", "tfu", user]);
-        let _ = self.kubectl(&["delete", "secret", &format!("{user}-totp")]);
+        let secret = format!("{user}-totp");
+        let _ = self.kubectl(&["delete", "secret", &secret, "--ignore-not-found"]);
     }
 
     /// Creates an object that was saved.
@@ -94,5 +100,12 @@ impl Cluster {
             "stringData": data,
         });
         self.apply_anywhere(&secret.to_string());
+    }
+
+    /// A shell in which the names of the operations manual are those of this cluster.
+    fn shell(&self, kubeconfig: &Path) -> Shell {
+        let moved = format!("staff-{}", self.namespace);
+        let (home, people) = (self.home.as_str(), self.namespace.as_str());
+        Shell::new(kubeconfig, &[("twofactor-system", home), ("people", people), ("staff", &moved)])
     }
 }
