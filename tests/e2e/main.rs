@@ -20,6 +20,7 @@ mod load;
 mod manifests;
 mod metrics;
 mod release;
+mod restore;
 mod scene;
 mod story;
 mod upgrade;
@@ -107,6 +108,10 @@ const TESTS: &[Entry] = entries![
     Alone Nothing: chaos::a_killed_operator_changes_no_answer,
     Alone Nothing: chaos::a_killed_redis_is_an_outage_and_nothing_else,
     Alone ClusterControl: chaos::a_killed_kubelet_changes_no_answer,
+    Alone Nothing: restore::a_deleted_namespace_is_restored_and_its_services_go_on,
+    Alone Nothing: restore::a_lost_redis_is_filled_again,
+    Alone OwnRelease: restore::a_lost_master_key_is_reported_and_restored_or_replaced,
+    Alone OwnRelease: restore::a_lost_cluster_is_built_again_from_the_backup,
     Alone Nothing: upgrade::an_upgrade_keeps_seeds_and_fails_no_verify,
     Alone OwnRelease: upgrade::users_survive_an_uninstallation_and_verify_after_the_next_installation,
 ];

@@ -95,14 +95,21 @@ impl Cluster {
         for name in [&namespace, &home] {
             let _ = server.kubectl(&["create", "namespace", name]);
         }
-        // The rules of a real installation, bound in the two namespaces and for cluster-wide
-        // objects.
+        let mut cluster = Self { server, redis, namespace, home, kubeconfig: PathBuf::new() };
+        cluster.bind_accounts();
+        cluster
+    }
+
+    /// Creates the accounts of the operator in its namespace, with the rules of a real
+    /// installation, bound there and for cluster-wide objects.
+    pub(crate) fn bind_accounts(&mut self) {
+        let (server, home) = (&self.server, &self.home);
         let role =
-            server.kubectl(&["apply", "--namespace", &home, "-f", &root("operator/rbac.yaml")]);
+            server.kubectl(&["apply", "--namespace", home, "-f", &root("operator/rbac.yaml")]);
         assert!(role.contains("role"), "{role}");
         for account in [ACCOUNT, ADMISSION_ACCOUNT] {
             let in_home = |args: &[&str]| {
-                let _ = server.kubectl(&[&["--namespace", &home, "create"], args].concat());
+                let _ = server.kubectl(&[&["--namespace", home, "create"], args].concat());
             };
             in_home(&["serviceaccount", account]);
             let name = format!("{home}-{account}");
@@ -111,8 +118,7 @@ impl Cluster {
             in_home(&["clusterrolebinding", &name, &role, &subject]);
             in_home(&["rolebinding", account, &format!("--role={account}"), &subject]);
         }
-        let kubeconfig = server.kubeconfig_for_service_account(&home, ACCOUNT);
-        Self { server, redis, namespace, home, kubeconfig }
+        self.kubeconfig = server.kubeconfig_for_service_account(home, ACCOUNT);
     }
 
     /// An operator for this namespace only.

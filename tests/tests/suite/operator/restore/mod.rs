@@ -4,6 +4,7 @@
 mod adoption;
 mod collector;
 mod fencing;
+mod runbooks;
 
 use std::path::Path;
 
@@ -15,6 +16,7 @@ use crate::support::cluster::{BOUND, Cluster, app_user};
 
 const PROOF: &str = "twofactor.fountainai.io/proof";
 const MASTER_KEY: &str = "twofactor-master-key";
+const BACKUP: &str = "backup-and-restore.md";
 const DISASTERS: &str = "disaster-recovery.md";
 
 impl Cluster {
