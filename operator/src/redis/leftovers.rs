@@ -65,8 +65,12 @@ async fn remove_deleted(context: &Context) -> Result<(), StoreError> {
     let registry = &context.realms.registry;
     let deleted = registry.deleted();
     for realm in &deleted {
-        remove_realm(context, realm, &FoundRealm::default()).await?;
+        // Before the removal, because a write that ends during it has to be noticed.
         registry.forget(realm);
+        if let Err(error) = remove_realm(context, realm, &FoundRealm::default()).await {
+            registry.not_removed(realm);
+            return Err(error);
+        }
     }
     forget_keys(context, &deleted).await;
     Ok(())

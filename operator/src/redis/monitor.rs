@@ -200,7 +200,9 @@ impl RedisMonitor {
         let Some(record) = record::known(&self.context.realms, &realm.namespace) else {
             return true;
         };
-        match record::publish(realm, &record, now).await {
+        let published = record::publish(realm, &record, now).await;
+        self.context.realm_written(realm);
+        match published {
             Ok(written) => {
                 if written {
                     tracing::info!(namespace = realm.namespace, "policy of a realm published");
@@ -338,6 +340,7 @@ async fn fill(context: &Context, realm: &Realm, slots: &Semaphore) -> bool {
     let Ok(_slot) = slots.acquire().await else { return false };
     let begun = Instant::now();
     let result = refill(context, realm).await;
+    context.realm_written(realm);
     Metrics::count(&context.runtime.metrics.refills, result.is_ok());
     match result {
         Ok(users) => {

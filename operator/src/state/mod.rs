@@ -38,7 +38,7 @@ use self::own_writes::OwnWrites;
 use self::queue::Queue;
 use self::realm_policies::Policies;
 use self::realm_secrets::{Records, SharedKey};
-use self::realms::Realms;
+use self::realms::{Realm, Realms};
 use self::redis_owner::RedisOwner;
 use self::user_objects::UserObjects;
 use self::user_ref::UserRef;
@@ -121,6 +121,16 @@ pub struct ServicesState {
     pub shared_login: SharedLogin,
     /// The certificate authorities of Redis (PEM) that services get.
     pub redis_authority: Option<String>,
+}
+
+impl Context {
+    /// Has the keys of a realm removed again that this process has written to, if its namespace was
+    /// deleted meanwhile.
+    pub fn realm_written(&self, realm: &Realm) {
+        if realm.written() {
+            self.runtime.realm_removals.notify_one();
+        }
+    }
 }
 
 impl UserState {

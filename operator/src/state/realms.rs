@@ -3,6 +3,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::str::FromStr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -63,8 +64,14 @@ pub struct Realm {
     credentials_changed: Mutex<Instant>,
     /// Wakes the task that requeues users of realms that are ready.
     became_ready: Arc<Notify>,
+    /// Whether the namespace was deleted.
+    is_deleted: AtomicBool,
+    deleted: Arc<DeletedRealms>,
     state: Mutex<RealmState>,
 }
+
+/// Realms whose namespace was deleted, but not yet their keys.
+type DeletedRealms = Mutex<HashSet<RealmId>>;
 
 #[derive(Debug, Default)]
 struct RealmState {
@@ -121,6 +128,16 @@ impl Realm {
 
     fn last_change(&self) -> MutexGuard<'_, Instant> {
         self.credentials_changed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Records that this process has written to the realm. Returns whether its keys have to be
+    /// removed again, because the namespace was deleted meanwhile.
+    pub fn written(&self) -> bool {
+        let is_deleted = self.is_deleted.load(Ordering::SeqCst);
+        if is_deleted {
+            locked(&self.deleted).insert(self.id.clone());
+        }
+        is_deleted
     }
 
     /// Schedules the removal of the keys of a username without an owner.
@@ -254,6 +271,7 @@ pub struct Realms {
     /// The name of the installation.
     pub installation: Installation,
     store: RedisStore,
+    deleted: Arc<DeletedRealms>,
     state: Mutex<State>,
     /// Wakes the monitor, because a realm is new or its record has changed.
     pub changed: Notify,
@@ -268,8 +286,6 @@ struct State {
     /// The UID of each namespace that is known.
     namespaces: HashMap<String, String>,
     realms: HashMap<String, Arc<Realm>>,
-    /// Realms whose namespace was deleted, but not yet their keys.
-    deleted: HashSet<RealmId>,
     /// Namespaces whose realm was requested once.
     asked_for: HashSet<String>,
 }
@@ -288,6 +304,7 @@ impl Realms {
             keys,
             installation,
             store,
+            deleted: Arc::default(),
             state: Mutex::default(),
             changed: Notify::new(),
             became_ready: Arc::default(),
@@ -339,6 +356,8 @@ impl Realms {
             // An earlier process may have changed them.
             credentials_changed: Mutex::new(Instant::now()),
             became_ready: self.became_ready.clone(),
+            is_deleted: AtomicBool::new(false),
+            deleted: self.deleted.clone(),
             state: Mutex::default(),
         }
     }
@@ -420,12 +439,17 @@ impl Realms {
 
     /// The realms whose namespace was deleted, but not yet their keys.
     pub fn deleted(&self) -> Vec<RealmId> {
-        self.state().deleted.iter().cloned().collect()
+        locked(&self.deleted).iter().cloned().collect()
     }
 
-    /// Records that the keys of a deleted realm were removed.
+    /// Records that the keys of a deleted realm are being removed.
     pub fn forget(&self, realm: &RealmId) {
-        self.state().deleted.remove(realm);
+        locked(&self.deleted).remove(realm);
+    }
+
+    /// Records that the keys of a deleted realm could not be removed.
+    pub fn not_removed(&self, realm: &RealmId) {
+        locked(&self.deleted).insert(realm.clone());
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -434,14 +458,19 @@ impl Realms {
 }
 
 impl State {
-    /// Deletes the realm of a namespace, unless it has this UID. Returns whether there was one.
-    fn delete(&mut self, namespace: &str, except: Option<&str>) -> bool {
+    /// Deletes the realm of a namespace, unless it has this UID.
+    fn delete(&mut self, namespace: &str, except: Option<&str>) {
         let other =
             self.realms.get(namespace).is_some_and(|realm| except != Some(realm.id.as_str()));
-        let realm = if other { self.realms.remove(namespace) } else { None };
-        let deleted = realm.map(|realm| self.deleted.insert(realm.id.clone()));
-        deleted.is_some()
+        if other && let Some(realm) = self.realms.remove(namespace) {
+            realm.is_deleted.store(true, Ordering::SeqCst);
+            realm.written();
+        }
     }
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl std::fmt::Debug for Realms {

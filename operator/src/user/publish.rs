@@ -84,7 +84,11 @@ pub async fn publish(
         failpoint::hit(Step::PredecessorRemoved);
     }
     let random = &mut random();
-    realm.publisher.publish_with_retry(&[desired], &runtime.clock, random).await?;
+    let published = realm.publisher.publish_with_retry(&[desired], &runtime.clock, random).await;
+    if realm.written() {
+        runtime.realm_removals.notify_one();
+    }
+    published?;
     failpoint::hit(Step::Published);
     if users.owns(&realm.namespace, &username, uid) {
         realm.remember_published(uid);
