@@ -259,6 +259,11 @@ struct ControllerArguments {
     )]
     key_overlap_seconds: u32,
 
+    /// Whether no new seeds are made, during a restore: users without a Secret wait until it is
+    /// restored
+    #[arg(long, env = "TWOFACTOR_HOLD_NEW_SEEDS")]
+    hold_new_seeds: bool,
+
     /// Maximum number of users that are reconciled at the same time
     #[arg(
         long,
@@ -338,6 +343,7 @@ fn start_controller(arguments: ControllerArguments) -> Result<(), Box<dyn Error>
         instance: arguments.instance.filter(|name| !name.is_empty()).unwrap_or_else(new_instance),
         installation: arguments.installation,
         admin_listen: common.admin_listen,
+        hold_new_seeds: arguments.hold_new_seeds,
         concurrency: arguments.concurrency,
         realm: settings::realm(|name| std::env::var(name).ok())?,
         key_overlap: Duration::from_secs(arguments.key_overlap_seconds.into()),

@@ -54,6 +54,8 @@ pub struct Configuration {
     pub installation: Option<Installation>,
     /// Address of the admin port, with health and metrics.
     pub admin_listen: SocketAddr,
+    /// Whether no new seeds are made, because Secrets are being restored.
+    pub hold_new_seeds: bool,
     /// Maximum number of users that are reconciled at the same time.
     pub concurrency: u16,
     /// Policy and providers of realms that set none.

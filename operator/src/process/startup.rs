@@ -72,6 +72,7 @@ pub async fn prepare(
             metrics: metrics.clone(),
             watched: WatchedNamespaces(configuration.namespaces.clone()),
             owner,
+            hold_new_seeds: configuration.hold_new_seeds,
             started: i64::try_from(Clock::System.now().millis()).unwrap_or(i64::MAX),
             node: watch::Sender::new(String::new()),
             removals: Notify::new(),

@@ -65,6 +65,8 @@ pub struct Runtime {
     pub watched: WatchedNamespaces,
     /// Whether this operator owns the installation's data in Redis.
     pub owner: Arc<RedisOwner>,
+    /// Whether no new seeds are made, because Secrets are being restored.
+    pub hold_new_seeds: bool,
     /// Start of this process, in milliseconds of Unix time.
     pub started: i64,
     /// The Redis nodes that answered last, and their replicas; empty before the first answer.

@@ -90,7 +90,7 @@ pub const DISABLED_BY_FAILURES: &str = "DisabledByFailures";
 
 /// The reasons of the condition `Ready`, in one byte for each user. Only the operator writes them;
 /// another one counts as the last of the list.
-const REASONS: [&str; 19] = [
+const REASONS: [&str; 20] = [
     NOT_RECONCILED,
     "Ready",
     "Disabled",
@@ -106,6 +106,7 @@ const REASONS: [&str; 19] = [
     "WaitingForPredecessor",
     "WaitingForStore",
     "ClockDiffers",
+    "NewSeedsHeld",
     "RedisOwnedByAnother",
     "StoreFilling",
     "StoreUnavailable",

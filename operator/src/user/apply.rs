@@ -136,6 +136,7 @@ pub async fn apply(
             found: own.as_ref().map(|own| &own.found),
             import: fetched.import.as_ref(),
             had_secret,
+            hold: runtime.hold_new_seeds,
             rotate: applying.rotate(),
             rotated,
         };

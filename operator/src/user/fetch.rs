@@ -16,6 +16,7 @@ use super::secret;
 use super::seed_decision::{ImportRefused, SecretState, UnusableSeed};
 use super::subject::Subject;
 use crate::k8s::request::{self, ApiError};
+use crate::state::Runtime;
 use crate::state::imports::Imports;
 
 /// A Secret could not be read.
@@ -53,16 +54,19 @@ pub fn had_secret(user: &TwoFactorUser) -> bool {
 }
 
 /// Reads the Secrets of the user. The Secret of a new user is not looked up, because an attempt to
-/// create it shows whether it exists. `known_to_have_seed` is what this process remembers, because
-/// the status write may have failed, or the watch may not have delivered it yet.
+/// create it shows whether it exists, unless none is created while new seeds are held.
+/// `known_to_have_seed` is what this process remembers, because the status write may have failed,
+/// or the watch may not have delivered it yet.
 pub async fn fetch(
-    client: &Client,
+    runtime: &Runtime,
     imports: &Imports,
     subject: &Subject<'_>,
     known_to_have_seed: bool,
 ) -> Result<Fetched, FetchError> {
+    let client = &runtime.client;
     let had_secret = had_secret(subject.user) || known_to_have_seed;
-    let own = if had_secret { Some(own(client, subject).await?) } else { None };
+    let own =
+        if had_secret || runtime.hold_new_seeds { Some(own(client, subject).await?) } else { None };
     Ok(Fetched {
         own,
         import: import(client, imports, subject.user, &subject.definition).await?,

@@ -211,14 +211,13 @@ async fn read_and_apply(
 ) -> Result<Applied, ReconcileError> {
     let Context { runtime, users, .. } = context;
     let known_to_have_seed = users.own_writes.has_seed(&subject.reference);
-    let fetched =
-        match fetch::fetch(&runtime.client, &users.imports, subject, known_to_have_seed).await {
-            Ok(fetched) => fetched,
-            Err(error) => {
-                disable(runtime, users, subject).await;
-                return Err(error.into());
-            }
-        };
+    let fetched = match fetch::fetch(runtime, &users.imports, subject, known_to_have_seed).await {
+        Ok(fetched) => fetched,
+        Err(error) => {
+            disable(runtime, users, subject).await;
+            return Err(error.into());
+        }
+    };
     if let Some(own) = &fetched.own {
         let version = own.secret.as_ref().and_then(ResourceExt::resource_version);
         users.own_writes.secret_written(&subject.reference, version);
@@ -268,9 +267,9 @@ async fn report_rejected_secret(context: &Context, subject: &Subject<'_>, error:
 fn next_reconciliation(applied: &Applied) -> Next {
     match &applied.outcome {
         SeedOutcome::WaitingForPredecessor => after(SOON, Urgency::Now),
-        SeedOutcome::Unusable(SeedProblem::NotOurs { .. } | SeedProblem::NotProven { .. }) => {
-            after(UNWATCHED, Urgency::Now)
-        }
+        SeedOutcome::Unusable(
+            SeedProblem::NotOurs { .. } | SeedProblem::NotProven { .. } | SeedProblem::Held { .. },
+        ) => after(UNWATCHED, Urgency::Now),
         _ if applied.outdated.is_some() => {
             let share = random().next_u32();
             Next::After(REWRITES.mul_f64(f64::from(share) / f64::from(u32::MAX)), Urgency::Later)

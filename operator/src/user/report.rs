@@ -109,6 +109,7 @@ const fn reason(problem: &SeedProblem) -> &'static str {
         SeedProblem::Invalid(_) => "SecretInvalid",
         SeedProblem::NotOurs { .. } => "SecretNotOurs",
         SeedProblem::NotProven { .. } => "SecretNotProven",
+        SeedProblem::Held { .. } => "NewSeedsHeld",
         SeedProblem::Lost { .. } => "SecretLost",
     }
 }

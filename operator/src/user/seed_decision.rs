@@ -108,6 +108,8 @@ pub struct SeedInputs<'a> {
     pub import: Option<&'a Result<Seed, ImportRefused>>,
     /// Whether this user has had a Secret before.
     pub had_secret: bool,
+    /// Whether no new seeds are made, because Secrets are being restored.
+    pub hold: bool,
     /// The requested rotation.
     pub rotate: Option<&'a str>,
     /// The last rotation that was carried out, according to the user's status.
@@ -172,6 +174,15 @@ pub enum SeedProblem {
         /// What is wrong with it.
         doubt: Doubt,
     },
+    /// There is no Secret, and the administrator is restoring Secrets.
+    #[error(
+        "there is no Secret {secret} yet, and the operator makes no new seeds while --hold-new-seeds is set: restore \
+         it, or ask for a new seed with the annotation twofactor.fountainai.io/rotate on the user"
+    )]
+    Held {
+        /// Name of the Secret.
+        secret: String,
+    },
     /// The Secret was deleted, and the seed cannot be restored.
     #[error(
         "the Secret {secret} was deleted and its seed cannot be restored: ask for a new one with the annotation \
@@ -198,13 +209,15 @@ pub fn decide(inputs: &SeedInputs<'_>, secret: &str) -> Decision {
         Some(SecretState::NotProven(doubt)) => {
             Decision::Refuse(SeedProblem::NotProven { secret: secret.to_owned(), doubt: *doubt })
         }
-        None | Some(SecretState::Absent) => Decision::Create(match imported {
-            Some(seed) => SeedSource::Imported(seed),
-            None if inputs.had_secret && !asked(inputs.rotate, inputs.rotated) => {
-                SeedSource::Record
+        None | Some(SecretState::Absent) => match imported {
+            Some(seed) => Decision::Create(SeedSource::Imported(seed)),
+            None if asked(inputs.rotate, inputs.rotated) => Decision::Create(SeedSource::New),
+            None if inputs.had_secret => Decision::Create(SeedSource::Record),
+            None if inputs.hold => {
+                Decision::Refuse(SeedProblem::Held { secret: secret.to_owned() })
             }
-            None => SeedSource::New,
-        }),
+            None => Decision::Create(SeedSource::New),
+        },
         Some(SecretState::Ours { seed, rotated }) => {
             keep_or_rotate(inputs, imported, seed.clone(), rotated.as_deref())
         }
@@ -252,8 +265,14 @@ mod tests {
         UnusableSeed::NoKey { secret: "alice-totp".to_owned(), key: "secret".to_owned() }
     }
 
-    const NEW: SeedInputs<'_> =
-        SeedInputs { found: None, import: None, had_secret: false, rotate: None, rotated: None };
+    const NEW: SeedInputs<'_> = SeedInputs {
+        found: None,
+        import: None,
+        had_secret: false,
+        hold: false,
+        rotate: None,
+        rotated: None,
+    };
 
     fn decide_on(inputs: &SeedInputs<'_>) -> Decision {
         decide(inputs, "alice-totp")
@@ -287,6 +306,21 @@ mod tests {
         assert_eq!(decide_on(&handled), Decision::Create(SeedSource::Record));
         let asked = SeedInputs { rotate: Some("2"), rotated: Some("1"), ..lost };
         assert_eq!(decide_on(&asked), Decision::Create(SeedSource::New));
+    }
+
+    #[test]
+    fn while_new_seeds_are_held_only_a_request_makes_one() {
+        let held = SeedInputs { found: Some(&SecretState::Absent), hold: true, ..NEW };
+        assert!(matches!(decide_on(&held), Decision::Refuse(SeedProblem::Held { .. })));
+        let lost = SeedInputs { had_secret: true, ..held.clone() };
+        assert_eq!(decide_on(&lost), Decision::Create(SeedSource::Record));
+        let asked = SeedInputs { rotate: Some("1"), ..held.clone() };
+        assert_eq!(decide_on(&asked), Decision::Create(SeedSource::New));
+        let proven = SecretState::Proven { seed: seed(1), rotated: None };
+        assert_eq!(
+            decide_on(&SeedInputs { found: Some(&proven), ..held }),
+            Decision::Keep(seed(1))
+        );
     }
 
     #[test]

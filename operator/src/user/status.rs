@@ -166,13 +166,14 @@ pub fn notices(old: Option<&TwoFactorUserStatus>, new: &TwoFactorUserStatus) -> 
 }
 
 /// Reasons that emit an Event when they occur.
-const KNOWN_REASONS: [&str; 15] = [
+const KNOWN_REASONS: [&str; 16] = [
     "ClockDiffers",
     "Conflict",
     "Disabled",
     DISABLED_BY_FAILURES,
     "ImportRefused",
     "Invalid",
+    "NewSeedsHeld",
     "Published",
     "RedisOwnedByAnother",
     "SecretInvalid",

@@ -272,3 +272,27 @@ async fn a_proof_of_the_previous_master_key_is_accepted_and_replaced() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn while_new_seeds_are_held_users_wait_for_their_secrets_in_any_order() {
+    let cluster = Cluster::start().await;
+    let operator = cluster.operator().start().await;
+    let saved = cluster.saved_user("carol").await;
+    let seed = cluster.seed("carol");
+    cluster.lose("carol");
+    cluster.wait_for_no_user_keys().await;
+    drop(operator);
+    let operator = cluster.operator().args(["--hold-new-seeds"]).start().await;
+    // A tool applies the users before the Secrets are restored.
+    cluster.apply(&[app_user("carol"), app_user("dora")].concat());
+    for user in ["carol", "dora"] {
+        let message = cluster.wait_not_ready(user, "NewSeedsHeld").await;
+        assert!(message.contains(&format!("{user}-totp")), "{message}");
+        assert!(cluster.get("secret", &format!("{user}-totp")).is_none());
+    }
+    cluster.restore(&saved);
+    cluster.wait_adopted("carol", &seed).await;
+    drop(operator);
+    let _operator = cluster.operator().start().await;
+    cluster.wait_ready("dora").await;
+}

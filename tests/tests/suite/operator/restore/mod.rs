@@ -85,7 +85,7 @@ impl Cluster {
     }
 
     /// The master key of the operator in base64.
-    fn master_key(&self) -> String {
+    pub(super) fn master_key(&self) -> String {
         let path = format!("/api/v1/namespaces/{}/secrets/{MASTER_KEY}", self.home);
         let secret = self.server.read(&path).unwrap();
         let encoded = secret["data"]["master-key"].as_str().unwrap();
@@ -94,7 +94,7 @@ impl Cluster {
     }
 
     /// Writes the Secret with the master key of a backup.
-    fn restore_master_key(&self, data: &Value) {
+    pub(super) fn restore_master_key(&self, data: &Value) {
         let secret = json!({
             "apiVersion": "v1",
             "kind": "Secret",
