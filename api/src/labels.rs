@@ -109,6 +109,10 @@ pub const CREDENTIALS_KEY_CALLER: &str = "caller";
 /// Key of a realm's credentials: the certificate authorities of Redis in PEM. Absent if the
 /// system's are used.
 pub const CREDENTIALS_KEY_REDIS_CA: &str = "redis-ca";
+/// Key of a realm's credentials: the client certificate for Redis in PEM. Absent if there is none.
+pub const CREDENTIALS_KEY_REDIS_CLIENT_CERTIFICATE: &str = "redis-client-certificate";
+/// Key of a realm's credentials: the private key of that certificate.
+pub const CREDENTIALS_KEY_REDIS_CLIENT_KEY: &str = "redis-client-key";
 /// Key of a realm's credentials: who loads the scripts of sidecars into Redis. Absent if an
 /// operator of version 0.1 has written the credentials.
 pub const CREDENTIALS_KEY_SCRIPTS: &str = "scripts";

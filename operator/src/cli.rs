@@ -16,13 +16,14 @@ use twofactor_core::secret::SecretText;
 use twofactor_core::settings;
 use twofactor_server::logging::{self, Format};
 use twofactor_server::probe::{self, Check};
-use twofactor_server::startup::{read_certificate_authority, stop_on_signals};
+use twofactor_server::startup::stop_on_signals;
 use twofactor_store::redis::RedisStore;
 
 use crate::k8s::client;
 use crate::k8s::watch_signs::WatchSigns;
 use crate::process::config::{AdmissionConfiguration, Configuration, excluded_namespaces};
 use crate::process::{admission, controller};
+use crate::redis::access::{AccessSource, CertificateFiles};
 use crate::self_test;
 use crate::state::credentials::SharedLogin;
 use crate::webhook::cli::WebhookArguments;
@@ -175,6 +176,15 @@ struct ControllerArguments {
     #[arg(long, env = "REDIS_CA_FILE", value_name = "FILE")]
     redis_ca_file: Option<PathBuf>,
 
+    /// File with the certificate (PEM) that Redis asks clients for, for the operator and the
+    /// sidecars
+    #[arg(long, env = "REDIS_CLIENT_CERTIFICATE_FILE", value_name = "FILE")]
+    redis_client_certificate_file: Option<PathBuf>,
+
+    /// File with the private key (PEM) of that certificate
+    #[arg(long, env = "REDIS_CLIENT_KEY_FILE", value_name = "FILE")]
+    redis_client_key_file: Option<PathBuf>,
+
     /// URL of Redis for the sidecars if Redis does not allow the operator to create users, with a
     /// login that may do less than the operator's
     #[arg(
@@ -326,13 +336,17 @@ fn start_controller(arguments: ControllerArguments) -> Result<(), Box<dyn Error>
     common.start_logging()?;
     let configuration = Configuration {
         namespaces: named(common.namespaces),
-        redis_url: SecretText::new(arguments.redis_url),
-        redis_authority: read_certificate_authority(
-            "--redis-ca-file",
-            arguments.redis_ca_file.as_deref(),
-        )?,
+        redis: AccessSource {
+            url: SecretText::new(arguments.redis_url),
+            password_secret: arguments.redis_password_secret.filter(|name| !name.is_empty()),
+            namespace: common.operator_namespace.clone(),
+            files: CertificateFiles {
+                authority: path(arguments.redis_ca_file),
+                certificate: path(arguments.redis_client_certificate_file),
+                key: path(arguments.redis_client_key_file),
+            },
+        },
         shared_login: shared_login(arguments.sidecar_redis_url, arguments.allow_shared_login)?,
-        redis_password_secret: arguments.redis_password_secret.filter(|name| !name.is_empty()),
         secret_key_secret: arguments.secret_key_secret,
         secret_key_namespaces: named(arguments.secret_key_namespaces).into_iter().collect(),
         excluded_namespaces: excluded_namespaces(
@@ -388,6 +402,11 @@ fn shared_login(url: Option<String>, allowed: bool) -> Result<SharedLogin, Strin
     };
     RedisStore::check_url(&url).map_err(|error| format!("--sidecar-redis-url {error}"))?;
     Ok(SharedLogin::OfServices(SecretText::new(url)))
+}
+
+/// An empty path counts as unset, because an environment variable may be set to nothing.
+fn path(path: Option<PathBuf>) -> Option<PathBuf> {
+    path.filter(|path| !path.as_os_str().is_empty())
 }
 
 /// Removes the empty name that an empty environment variable gives.

@@ -76,6 +76,9 @@ pub struct Metrics {
     redis_weakness: IntGaugeVec,
     /// What Redis uses of its memory and clients, and its clock.
     pub redis_usage: RedisUsage,
+    /// Whether the configured access to Redis is in use.
+    pub redis_access_current: IntGauge,
+    redis_certificates: IntGaugeVec,
     needs: IntGaugeVec,
     /// `TwoFactorRealm`s that could not be read.
     pub realms_unreadable: IntCounter,
@@ -223,6 +226,15 @@ impl Metrics {
             )?,
             redis_usage: RedisUsage::new(r)?,
             realms_unreadable: realms_unreadable(r)?,
+            redis_access_current: r.gauge(
+                "twofactor_redis_access_current",
+                "1 if the password and the certificates that are configured for Redis are in use, 0 if Redis does not accept them (yet), or they cannot be read.",
+            )?,
+            redis_certificates: r.gauges(
+                "twofactor_redis_certificate_end_timestamp_seconds",
+                &["certificate"],
+                "When the first certificate ends of those that connections to Redis use: authority or client; absent without one.",
+            )?,
             needs: r.gauges(
                 "twofactor_leader_blocked",
                 &["need"],
@@ -260,6 +272,8 @@ impl Metrics {
 
     /// Creates the counters with 0, so that a rate is right from the first event on.
     fn show_outcomes(&self) {
+        // The leader alone follows it.
+        self.redis_access_current.set(1);
         for outcome in [Outcome::Success, Outcome::RequeueAfter, Outcome::Error] {
             self.reconciles.with_label_values(&[CONTROLLER, outcome.name()]);
         }
@@ -267,6 +281,16 @@ impl Metrics {
             for result in ["success", "error"] {
                 counter.with_label_values(&[result]);
             }
+        }
+    }
+
+    /// Shows when a certificate for Redis ends.
+    pub fn show_redis_certificate(&self, kind: &str, end: Option<UnixMillis>) {
+        match end {
+            Some(end) => {
+                self.redis_certificates.with_label_values(&[kind]).set(number(end.seconds()));
+            }
+            None => drop(self.redis_certificates.remove_label_values(&[kind])),
         }
     }
 

@@ -9,8 +9,8 @@ use std::fmt;
 
 use percent_encoding::percent_decode_str;
 use redis::{
-    Client, ConnectionAddr, ConnectionInfo, IntoConnectionInfo, RedisConnectionInfo,
-    TlsCertificates,
+    Client, ClientTlsConfig, ConnectionAddr, ConnectionInfo, IntoConnectionInfo,
+    RedisConnectionInfo, TlsCertificates,
 };
 use twofactor_core::secret::SecretText;
 use twofactor_core::settings::certificates;
@@ -53,6 +53,17 @@ pub enum RedisAuthorityError {
     NoTls,
 }
 
+/// Reason why a client certificate is invalid.
+#[derive(Clone, Copy, Debug, thiserror::Error, PartialEq, Eq)]
+pub enum RedisIdentityError {
+    /// Certificate and key cannot be read, or do not belong together.
+    #[error("cannot be read, or does not fit its key: both must be in PEM")]
+    Unreadable,
+    /// It would be unused, because connections are not encrypted.
+    #[error("is set, although the URL of Redis does not use TLS: it must begin with rediss")]
+    NoTls,
+}
+
 /// Reason why Redis cannot be connected to.
 #[derive(Clone, Copy, Debug, thiserror::Error, PartialEq, Eq)]
 pub enum RedisTargetError {
@@ -62,6 +73,45 @@ pub enum RedisTargetError {
     /// The certificate authority is invalid.
     #[error("the certificate authority of Redis {0}")]
     Authority(#[from] RedisAuthorityError),
+    /// The client certificate is invalid.
+    #[error("the client certificate for Redis {0}")]
+    Identity(#[from] RedisIdentityError),
+}
+
+/// A client certificate and its private key, in PEM.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClientIdentity {
+    /// The certificate, followed by those that lead to its authority.
+    pub certificate: String,
+    /// The private key.
+    pub key: SecretText,
+}
+
+/// What a connection to Redis is made with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RedisAccess {
+    /// The URL. Can contain a password.
+    pub url: SecretText,
+    /// The certificate authorities (PEM) in place of the system's.
+    pub authority: Option<String>,
+    /// The client certificate, if Redis asks for one.
+    pub identity: Option<ClientIdentity>,
+}
+
+impl RedisAccess {
+    /// Returns access by a URL alone.
+    #[must_use]
+    pub const fn by_url(url: SecretText) -> Self {
+        Self { url, authority: None, identity: None }
+    }
+
+    /// Checks that it can be used, without connecting.
+    ///
+    /// # Errors
+    /// If a part of it is invalid.
+    pub fn check(&self) -> Result<(), RedisTargetError> {
+        Target::parse(self).map(drop)
+    }
 }
 
 /// The address of a server.
@@ -109,9 +159,13 @@ impl fmt::Display for Address {
 #[derive(Clone)]
 pub(crate) struct Endpoint {
     tls: bool,
-    authority: Option<Vec<u8>>,
+    certificates: Certificates,
     settings: RedisConnectionInfo,
 }
+
+/// The certificates of connections; the system's authorities if there are none.
+#[derive(Clone, Default)]
+struct Certificates(Option<TlsCertificates>);
 
 impl Endpoint {
     /// Creates a client for the server at `address`.
@@ -124,22 +178,17 @@ impl Endpoint {
         };
         open(
             address.into_connection_info()?.set_redis_settings(self.settings.clone()),
-            self.authority.as_deref(),
+            &self.certificates,
         )
     }
 }
 
 fn open(
     information: ConnectionInfo,
-    authority: Option<&[u8]>,
+    certificates: &Certificates,
 ) -> Result<Client, redis::RedisError> {
-    match authority {
-        Some(authority) => {
-            // These certificates replace those of the system, and are not added to them.
-            let certificates =
-                TlsCertificates { client_tls: None, root_cert: Some(authority.to_vec()) };
-            Client::build_with_tls(information, certificates)
-        }
+    match &certificates.0 {
+        Some(certificates) => Client::build_with_tls(information, certificates.clone()),
         None => Client::open(information),
     }
 }
@@ -164,10 +213,10 @@ pub(crate) struct Target {
 }
 
 impl Target {
-    /// Parses a URL, and the certificate authority (PEM) that replaces the system's.
-    pub(crate) fn parse(url: &str, authority: Option<&str>) -> Result<Self, RedisTargetError> {
+    /// Parses what a connection is made with.
+    pub(crate) fn parse(access: &RedisAccess) -> Result<Self, RedisTargetError> {
         // A Secret that was created from a file ends with a line break.
-        let url = url.trim_end_matches(['\r', '\n']);
+        let url = access.url.expose_secret().trim_end_matches(['\r', '\n']);
         let (scheme, _) = url.split_once("://").ok_or(RedisUrlError::NotAUrl)?;
         let tls = ["rediss", "valkeys"].iter().any(|known| scheme.split('+').next() == Some(known));
         if url.contains('#') {
@@ -176,32 +225,55 @@ impl Target {
                 if insecure { RedisUrlError::Insecure } else { RedisUrlError::NotAUrl }.into()
             );
         }
-        let authority = authority.map(|pem| authority_of(pem, tls)).transpose()?;
+        let certificates = Certificates::of(access, tls)?;
         let target = match Multiple::parse(url)? {
-            None => standalone(url, authority.as_deref())?,
-            Some(urls) if urls.kind == CLUSTER => cluster(&urls, tls, authority)?,
-            Some(urls) => sentinel(&urls, tls, authority)?,
+            None => standalone(url, &certificates)?,
+            Some(urls) if urls.kind == CLUSTER => cluster(&urls, tls, certificates)?,
+            Some(urls) => sentinel(&urls, tls, certificates)?,
         };
         Ok(target)
     }
 }
 
-fn authority_of(pem: &str, tls: bool) -> Result<Vec<u8>, RedisAuthorityError> {
-    if !tls {
-        return Err(RedisAuthorityError::NoTls);
+impl Certificates {
+    /// Checks the certificates of connections.
+    fn of(access: &RedisAccess, tls: bool) -> Result<Self, RedisTargetError> {
+        // These authorities replace those of the system, and are not added to them.
+        let mut found = TlsCertificates { client_tls: None, root_cert: None };
+        if let Some(pem) = &access.authority {
+            if !tls {
+                return Err(RedisAuthorityError::NoTls.into());
+            }
+            certificates::check(pem).map_err(RedisAuthorityError::NotACertificate)?;
+            found.root_cert = Some(pem.clone().into_bytes());
+            let unreadable = "contains a certificate that cannot be read";
+            try_certificates(&found)
+                .map_err(|_| RedisAuthorityError::NotACertificate(unreadable))?;
+        }
+        if let Some(ClientIdentity { certificate, key }) = &access.identity {
+            if !tls {
+                return Err(RedisIdentityError::NoTls.into());
+            }
+            found.client_tls = Some(ClientTlsConfig {
+                client_cert: certificate.clone().into_bytes(),
+                client_key: key.expose_secret().to_owned().into_bytes(),
+            });
+            try_certificates(&found).map_err(|_| RedisIdentityError::Unreadable)?;
+        }
+        let is_used = found.root_cert.is_some() || found.client_tls.is_some();
+        Ok(Self(is_used.then_some(found)))
     }
-    certificates::check(pem).map_err(RedisAuthorityError::NotACertificate)?;
-    let unreadable =
-        || RedisAuthorityError::NotACertificate("contains a certificate that cannot be read");
+}
+
+/// Reads certificates as a connection does, without connecting.
+fn try_certificates(certificates: &TlsCertificates) -> Result<(), redis::RedisError> {
     let nowhere = ConnectionAddr::TcpTls {
         host: "host".to_owned(),
         port: 1,
         insecure: false,
         tls_params: None,
     };
-    let nowhere = nowhere.into_connection_info().map_err(|_| unreadable())?;
-    open(nowhere, Some(pem.as_bytes())).map_err(|_| unreadable())?;
-    Ok(pem.as_bytes().to_vec())
+    Client::build_with_tls(nowhere.into_connection_info()?, certificates.clone()).map(drop)
 }
 
 /// Does not send the client's name, because Redis does not need it and sending it requires a
@@ -210,11 +282,11 @@ fn quiet(settings: &RedisConnectionInfo) -> RedisConnectionInfo {
     settings.clone().set_skip_set_lib_name()
 }
 
-fn standalone(url: &str, authority: Option<&[u8]>) -> Result<Target, RedisUrlError> {
+fn standalone(url: &str, certificates: &Certificates) -> Result<Target, RedisUrlError> {
     let information = url.into_connection_info().map_err(|_| RedisUrlError::NotAUrl)?;
     let settings = quiet(information.redis_settings());
     let selects_database = settings.db() != 0;
-    let client = open(information.set_redis_settings(settings), authority);
+    let client = open(information.set_redis_settings(settings), certificates);
     let client = client.map_err(|_| RedisUrlError::NotAUrl)?;
     Ok(Target { kind: Kind::Standalone(client), selects_database })
 }
@@ -222,20 +294,20 @@ fn standalone(url: &str, authority: Option<&[u8]>) -> Result<Target, RedisUrlErr
 fn cluster(
     urls: &Multiple<'_>,
     tls: bool,
-    authority: Option<Vec<u8>>,
+    certificates: Certificates,
 ) -> Result<Target, RedisUrlError> {
     let seeds = urls.addresses(PORT)?;
     if !matches!(urls.path.trim_matches('/'), "" | "0") {
         return Err(RedisUrlError::DatabaseOfCluster);
     }
-    let endpoint = Endpoint { tls, authority, settings: urls.settings("")? };
+    let endpoint = Endpoint { tls, certificates, settings: urls.settings("")? };
     Ok(Target { kind: Kind::Cluster { seeds, endpoint }, selects_database: false })
 }
 
 fn sentinel(
     urls: &Multiple<'_>,
     tls: bool,
-    authority: Option<Vec<u8>>,
+    certificates: Certificates,
 ) -> Result<Target, RedisUrlError> {
     let sentinels = urls.addresses(SENTINEL_PORT)?;
     let path = urls.path.trim_matches('/');
@@ -253,8 +325,8 @@ fn sentinel(
     if let Some(password) = urls.parameter("sentinelPassword")? {
         own = own.set_password(password);
     }
-    let of_sentinels = Endpoint { tls, authority: authority.clone(), settings: own };
-    let of_data = Endpoint { tls, authority, settings };
+    let of_sentinels = Endpoint { tls, certificates: certificates.clone(), settings: own };
+    let of_data = Endpoint { tls, certificates, settings };
     Ok(Target {
         kind: Kind::Sentinel { sentinels, of_sentinels, master, of_data },
         selects_database,
@@ -360,6 +432,12 @@ fn encoded(text: &str) -> String {
 mod tests {
     use super::*;
 
+    fn parse(url: &str, authority: Option<&str>) -> Result<Target, RedisTargetError> {
+        let url = SecretText::new(url.to_owned());
+        let authority = authority.map(str::to_owned);
+        Target::parse(&RedisAccess { url, authority, identity: None })
+    }
+
     #[test]
     fn with_login_changes_only_the_login_of_a_url() {
         let password = SecretText::new("p:@/w".to_owned());
@@ -380,7 +458,7 @@ mod tests {
         ] {
             let changed = with_login(url, "a:b", &password).unwrap();
             assert_eq!(changed.expose_secret(), expected);
-            Target::parse(changed.expose_secret(), None).unwrap();
+            parse(changed.expose_secret(), None).unwrap();
         }
         for url in ["unix:///run/redis.sock", "redis+unix:///run/redis.sock?db=1", "host"] {
             assert_eq!(with_login(url, "a", &password), None, "{url}");
@@ -398,7 +476,7 @@ mod tests {
     #[test]
     fn sentinels_have_their_own_login() {
         let url = "redis+sentinel://u:p%40@a,[::1]:7/main/2?sentinelUser=s&sentinelPassword=t%2F";
-        let target = Target::parse(url, None).unwrap_or_else(|error| panic!("{error}"));
+        let target = parse(url, None).unwrap_or_else(|error| panic!("{error}"));
         assert!(target.selects_database);
         let Kind::Sentinel { sentinels, of_sentinels, master, of_data } = target.kind else {
             panic!()
@@ -421,7 +499,7 @@ mod tests {
 
     #[test]
     fn invalid_urls_are_rejected_with_a_valid_example() {
-        let error = |url: &str| match Target::parse(url, None) {
+        let error = |url: &str| match parse(url, None) {
             Err(RedisTargetError::Url(error)) => error,
             _ => panic!("{url}"),
         };
@@ -440,7 +518,7 @@ mod tests {
 
     #[test]
     fn a_certificate_authority_requires_tls() {
-        let error = |url: &str, pem: &str| match Target::parse(url, Some(pem)) {
+        let error = |url: &str, pem: &str| match parse(url, Some(pem)) {
             Err(RedisTargetError::Authority(error)) => error,
             _ => panic!("{url}"),
         };

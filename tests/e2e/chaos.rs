@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use twofactor_tests::wait::eventually_blocking;
 
 use crate::load::{Load, now};
@@ -91,6 +91,48 @@ pub(crate) fn a_killed_redis_is_an_outage_and_nothing_else(scene: &Scene<'_>) {
         refused.len()
     );
     scene.world.figure("outage when the pod of Redis is killed", value);
+}
+
+/// The administrator edits the Secret twice within a minute, and restarts nothing.
+pub(crate) fn another_password_of_redis_is_an_outage_of_seconds_at_most(scene: &Scene<'_>) {
+    let load = Load::start(scene);
+    let kubectl = scene.kubectl();
+    let restarts = load.restarts();
+    let from = now().saturating_sub(1);
+    let password = format!("another-{}", now());
+    for password in ["soon-replaced", &password] {
+        let patch = json!({ "stringData": { "password": password } }).to_string();
+        kubectl.run(&[
+            "patch",
+            "secret",
+            "twofactor-redis",
+            "--namespace",
+            NAMESPACE,
+            "--patch",
+            &patch,
+        ]);
+    }
+    let in_redis = |command: &str| {
+        let command = format!("REDISCLI_AUTH={password} redis-cli {command}");
+        let exec =
+            ["exec", "twofactor-redis-0", "--namespace", NAMESPACE, "--", "sh", "-c", &command];
+        kubectl.try_run(&exec)
+    };
+    eventually_blocking(START, "Redis to have the new password", || match in_redis("ping") {
+        Ok(reply) if reply.contains("PONG") => Ok(()),
+        other => Err(format!("{other:?}")),
+    });
+    // Everything logs in again, as after a restart.
+    in_redis("client kill type normal").expect("to close all connections");
+    load.wait_until_accepted_after(now());
+    scene.users(&load.people, &[("after-the-change", json!({ "deliveryMethod": "app" }))]);
+    let (answers, refused) = load.check(&[(from, now())]);
+    assert_eq!(load.restarts(), restarts, "another password restarted something");
+    let first = refused.iter().map(|answer| answer.second).min().unwrap_or_default();
+    let last = refused.iter().map(|answer| answer.second).max().unwrap_or_default();
+    assert!(last - first <= 10, "{refused:?}");
+    let value = format!("{} s ({} of {answers} answers were 503)", last - first, refused.len());
+    scene.world.figure("outage when the password of Redis is changed", value);
 }
 
 pub(crate) fn a_killed_kubelet_changes_no_answer(scene: &Scene<'_>) {

@@ -107,6 +107,7 @@ const TESTS: &[Entry] = entries![
     Alone Nothing: admission::a_controller_killed_for_memory_fails_no_creation,
     Alone Nothing: chaos::a_killed_operator_changes_no_answer,
     Alone Nothing: chaos::a_killed_redis_is_an_outage_and_nothing_else,
+    Alone Nothing: chaos::another_password_of_redis_is_an_outage_of_seconds_at_most,
     Alone ClusterControl: chaos::a_killed_kubelet_changes_no_answer,
     Alone Nothing: restore::a_deleted_namespace_is_restored_and_its_services_go_on,
     Alone Nothing: restore::a_lost_redis_is_filled_again,

@@ -251,6 +251,11 @@ rules:
 {{- if .Values.redis.enabled }}{{ include "twofactor.redis.tls" . }}{{ else }}{{ .Values.redis.existing.caSecretRef.name }}{{ end }}
 {{- end }}
 
+{{/* Name of the Secret with the client certificate for Redis, or nothing. */}}
+{{- define "twofactor.redis.client" -}}
+{{- if not .Values.redis.enabled }}{{ .Values.redis.existing.clientCertificateSecretRef.name }}{{ end }}
+{{- end }}
+
 {{- /* IP families of a Service. Takes the root. */}}
 {{- define "twofactor.ipFamilies" -}}
 {{- with .Values.service.ipFamilyPolicy }}

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use twofactor_core::names::Installation;
 use twofactor_core::realm::RealmRecord;
-use twofactor_core::secret::SecretText;
 
+use crate::redis::access::AccessSource;
 use crate::state::credentials::SharedLogin;
 use crate::webhook::config::WebhookConfiguration;
 
@@ -30,16 +30,10 @@ pub fn excluded_namespaces(operator: &str, others: Vec<String>) -> BTreeSet<Stri
 pub struct Configuration {
     /// The watched namespaces; all if empty.
     pub namespaces: Vec<String>,
-    /// URL of Redis. Can contain a password.
-    pub redis_url: SecretText,
-    /// Certificate authorities of Redis (PEM), for the operator and for services; the system's
-    /// authorities if absent.
-    pub redis_authority: Option<String>,
+    /// Where the access to Redis is, for the operator and for services.
+    pub redis: AccessSource,
     /// What services get if the operator may not create logins in Redis.
     pub shared_login: SharedLogin,
-    /// The Secret with the password of Redis, in the operator's namespace; if absent, the URL
-    /// contains it.
-    pub redis_password_secret: Option<String>,
     /// The Secret with the ecosystem's shared key of tokens, in the operator's namespace.
     pub secret_key_secret: String,
     /// Namespaces whose realms may sign with the shared key.

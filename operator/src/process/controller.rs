@@ -3,17 +3,16 @@
 
 use kube::Client;
 use tokio_util::sync::CancellationToken;
-use twofactor_core::secret::SecretText;
 use twofactor_server::admin::{Check, NamedChecks};
-use twofactor_store::redis::{RedisStore, SettingsWatch};
+use twofactor_store::redis::SettingsWatch;
 
+use super::DRAIN;
 use super::config::Configuration;
 use super::error::StartError;
 use super::leader::Leader;
 use super::obstacle::Need;
 use super::replica::Replica;
 use super::tasks::Tasks;
-use super::{DRAIN, redis_password};
 use crate::k8s::watch_signs::WatchSigns;
 use crate::metrics::{self, Metrics};
 use crate::redis::ownership;
@@ -27,13 +26,7 @@ pub async fn run(
 ) -> Result<(), StartError> {
     // The URL is checked now and not when this replica leads for the first time, so that a new
     // version with an invalid one does not become ready.
-    RedisStore::check_target(
-        configuration.redis_url.expose_secret(),
-        configuration.redis_authority.as_deref(),
-    )?;
-    if configuration.redis_password_secret.is_some() {
-        redis_password::put_into(&configuration.redis_url, &SecretText::new("any".to_owned()))?;
-    }
+    configuration.redis.check()?;
     let mut registrar = metrics::registrar()?;
     let metrics = Metrics::new(&mut registrar)?;
     for need in Need::ALL {

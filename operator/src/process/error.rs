@@ -4,9 +4,8 @@ use std::io;
 use std::net::SocketAddr;
 
 use thiserror::Error;
-use twofactor_store::redis::RedisTargetError;
 
-use super::redis_password::RedisPasswordError;
+use crate::redis::access::AccessError;
 
 /// Why the operator did not start, or ended early.
 #[derive(Debug, Error)]
@@ -21,12 +20,9 @@ pub enum StartError {
         /// The error.
         source: io::Error,
     },
-    /// The URL or the certificate authority of Redis is invalid.
-    #[error("{}", redis_target(*.0))]
-    RedisTarget(#[from] RedisTargetError),
-    /// The URL of Redis does not fit the Secret with its password.
+    /// The access to Redis is invalid.
     #[error(transparent)]
-    RedisPassword(#[from] RedisPasswordError),
+    RedisAccess(#[from] AccessError),
     /// Another replica may lead now.
     #[error("leadership lost")]
     LeadershipLost,
@@ -42,12 +38,4 @@ pub enum StartError {
     /// A task ended before the signal to stop.
     #[error("the task {0} ended")]
     TaskEnded(&'static str),
-}
-
-/// Names the flag of an invalid target.
-pub fn redis_target(error: RedisTargetError) -> String {
-    match error {
-        RedisTargetError::Url(error) => format!("--redis-url {error}"),
-        RedisTargetError::Authority(error) => format!("--redis-ca-file {error}"),
-    }
 }

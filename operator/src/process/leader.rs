@@ -19,7 +19,7 @@ use super::tasks::Tasks;
 use crate::k8s::events::{self, Events};
 use crate::metrics::Metrics;
 use crate::realm::{self, credentials};
-use crate::redis::{comparison, leftovers, monitor, removals, settings};
+use crate::redis::{access, comparison, leftovers, monitor, removals, settings};
 use crate::state::Context;
 use crate::state::realm_policies::Policies;
 use crate::state::redis_owner::RedisOwner;
@@ -62,7 +62,7 @@ impl Leader {
         let metrics = self.metrics.clone();
         // The leader's tasks have to end before the leadership is released.
         let work = stop.child_token();
-        let result = self.work(&leadership, owner, &work).await;
+        let result = Box::pin(self.work(&leadership, owner, &work)).await;
         metrics.leader.set(0);
         leadership.release().await;
         result
@@ -117,8 +117,7 @@ impl Leader {
         // What writes to Redis and does not wait for a realm to be ready waits for this.
         let owned = owned(lists.clone(), context.runtime.owner.clone());
         synced.extend([&pods_synced, &credentials_synced].map(Clone::clone));
-        let lists_with_pods = complete(synced);
-        let owned_with_pods = self::owned(lists_with_pods.clone(), context.runtime.owner.clone());
+        let owned_with_pods = self::owned(complete(synced), context.runtime.owner.clone());
         tasks.spawn(
             "user watch",
             watch::users::run(context.clone(), watched.clone(), users_synced.clone(), stop.clone()),
@@ -148,14 +147,12 @@ impl Leader {
         tasks.spawn("redis check", show_store(context.clone(), redis, stop.clone()));
         let settings = settings::run(context.clone(), redis_settings, stop.clone());
         tasks.spawn("redis settings", settings);
+        let access = access::run(context.clone(), configuration.redis.clone(), stop.clone());
+        tasks.spawn("redis access", access);
         // These tasks need complete lists, because the owner of a username is not known before.
         tasks.spawn_after(&lists, stop, "leading", show_leading(leading, stop.clone()));
-        tasks.spawn_after(
-            &lists,
-            stop,
-            "redis monitor",
-            monitor::run(context.clone(), stop.clone()),
-        );
+        let monitor = monitor::run(context.clone(), stop.clone());
+        tasks.spawn_after(&lists, stop, "redis monitor", monitor);
         tasks.spawn_after(
             &lists,
             stop,
@@ -163,12 +160,8 @@ impl Leader {
             user::parking::run(context.clone(), stop.clone()),
         );
         tasks.spawn_after(&owned, stop, "removals", removals::run(context.clone(), stop.clone()));
-        tasks.spawn_after(
-            &owned,
-            stop,
-            "comparison",
-            comparison::run(context.clone(), stop.clone()),
-        );
+        let comparison = comparison::run(context.clone(), stop.clone());
+        tasks.spawn_after(&owned, stop, "comparison", comparison);
         tasks.spawn_after(&owned, stop, "leftovers", leftovers::run(context.clone(), stop.clone()));
         tasks.spawn_after(&lists, stop, "failures", failures::run(context.clone(), stop.clone()));
         tasks.spawn_after(&lists, stop, "realm records", realm::run(context.clone(), stop.clone()));
@@ -179,7 +172,7 @@ impl Leader {
             realm::status::run(context.clone(), stop.clone()),
         );
         let given = realm::given::run(context.clone(), stop.clone());
-        tasks.spawn_after(&lists_with_pods, stop, "given keys", given);
+        tasks.spawn_after(&owned_with_pods, stop, "given keys", given);
         let overlap = configuration.key_overlap;
         let keys = realm::keys::run(context.clone(), overlap, stop.clone());
         tasks.spawn_after(&owned, stop, "realm keys", keys);

@@ -14,7 +14,6 @@ pub mod leader;
 pub mod lease;
 pub mod master_key;
 pub mod obstacle;
-pub mod redis_password;
 pub mod replica;
 pub mod startup;
 pub mod tasks;

@@ -8,16 +8,14 @@ use k8s_openapi::api::core::v1::ObjectReference;
 use rand::rngs::SysRng;
 use rand_core::UnwrapErr;
 use thiserror::Error;
-use twofactor_store::redis::RedisTargetError;
 
 use super::config::CLUSTER_NAMESPACE;
-use super::error::redis_target;
 use super::master_key::{self, MasterKeyError};
-use super::redis_password::RedisPasswordError;
 use crate::k8s::backoff::{Backoff, LONGEST_UNAVAILABLE};
 use crate::k8s::events::{Events, Notice};
 use crate::k8s::request::ApiError;
 use crate::metrics::Metrics;
+use crate::redis::access::AccessError;
 
 /// Interval after which an unchanged obstacle is reported again, because Events expire within an
 /// hour.
@@ -70,12 +68,9 @@ pub enum Obstacle {
     /// The master key is not available.
     #[error(transparent)]
     MasterKey(#[from] MasterKeyError),
-    /// The password of Redis is not available.
+    /// The access to Redis is not available, or invalid.
     #[error(transparent)]
-    RedisPassword(#[from] RedisPasswordError),
-    /// The URL with the password is invalid.
-    #[error("{}", redis_target(*.0))]
-    RedisTarget(#[from] RedisTargetError),
+    RedisAccess(#[from] AccessError),
 }
 
 /// Repeats the steps of the preparation until they succeed.

@@ -11,17 +11,17 @@ use rand_core::UnwrapErr;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::{Notify, watch};
 use twofactor_core::names::{Installation, RealmId, RealmNames};
-use twofactor_core::secret::SecretText;
 use twofactor_store::clock::Clock;
-use twofactor_store::redis::RedisStore;
+use twofactor_store::redis::{RedisAccess, RedisStore};
 
 use super::config::{CLUSTER_NAMESPACE, Configuration};
+use super::master_key;
 use super::obstacle::{Need, Obstacle, Preparation};
-use super::{master_key, redis_password};
 use crate::k8s::backoff::Backoff;
 use crate::k8s::events::Events;
 use crate::k8s::request;
 use crate::metrics::Metrics;
+use crate::redis::access::AccessError;
 use crate::state::asking::AskingPods;
 use crate::state::credentials::{CredentialsQueue, CredentialsRequest, ForeignSecrets, Isolation};
 use crate::state::imports::Imports;
@@ -52,15 +52,15 @@ pub async fn prepare(
 ) -> Prepared {
     let preparation = Preparation {
         namespace: &configuration.operator_namespace,
-        redis_password: configuration.redis_password_secret.as_deref(),
+        redis_password: configuration.redis.password_secret.as_deref(),
         metrics,
         events,
     };
     let installation =
         preparation.wait_for(Need::Installation, || installation(configuration, client)).await;
     let keys = preparation.wait_for(Need::MasterKey, || master_key(configuration, client)).await;
-    let (redis_url, store) = preparation
-        .wait_for(Need::RedisPassword, || redis(configuration, client, &installation))
+    let (redis, store) = preparation
+        .wait_for(Need::RedisPassword, || connect(configuration, client, &installation))
         .await;
     let (credentials_queue, credentials) = CredentialsQueue::new();
     tracing::info!(%installation, "leader starting");
@@ -80,6 +80,8 @@ pub async fn prepare(
             // What an earlier version has published is not in the sets of users.
             is_search_due: AtomicBool::new(true),
             comparisons: Notify::new(),
+            redis_failed: Notify::new(),
+            is_login_refused: AtomicBool::new(false),
         },
         users: UserState {
             objects: UserObjects::default(),
@@ -107,9 +109,8 @@ pub async fn prepare(
             asking: AskingPods::default(),
             excluded: configuration.excluded_namespaces.clone(),
             outdated_pods: Mutex::default(),
-            redis_url,
+            redis: watch::Sender::new(redis),
             shared_login: configuration.shared_login.clone(),
-            redis_authority: configuration.redis_authority.clone(),
         },
     };
     Prepared { context: Arc::new(context), credentials }
@@ -136,22 +137,16 @@ async fn master_key(configuration: &Configuration, client: &Client) -> Result<Ke
     Ok(master_key::load_or_create(client, namespace, &watched, now, random).await?)
 }
 
-/// Returns the URL of Redis with its password, and a store of no realm in particular, whose
-/// connections all realms share. Services get the same URL, with another login if possible.
-async fn redis(
+/// Returns the access to Redis, and a store of no realm in particular, whose connections all realms
+/// share.
+async fn connect(
     configuration: &Configuration,
     client: &Client,
     installation: &Installation,
-) -> Result<(SecretText, RedisStore), Obstacle> {
-    let mut url = configuration.redis_url.clone();
-    if let Some(secret) = &configuration.redis_password_secret {
-        let (namespace, random) = (&configuration.operator_namespace, &mut UnwrapErr(SysRng));
-        let password = redis_password::load_or_create(client, namespace, secret, random).await?;
-        url = redis_password::put_into(&url, &password)?;
-    }
+) -> Result<(RedisAccess, RedisStore), Obstacle> {
+    let access = configuration.redis.load_or_create(client, &mut UnwrapErr(SysRng)).await?;
     let no_realm: RealmId = "none".parse().map_err(|_| Obstacle::InstallationName)?;
     let names = RealmNames::new(installation, &no_realm);
-    let authority = configuration.redis_authority.as_deref();
-    let store = RedisStore::with_authority(url.expose_secret(), authority, names, Clock::System)?;
-    Ok((url, store))
+    let store = RedisStore::with_access(&access, names, Clock::System);
+    Ok((access, store.map_err(AccessError::Target)?))
 }

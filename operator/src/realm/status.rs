@@ -2,6 +2,7 @@
 //! can change by the thousand.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -49,6 +50,8 @@ pub struct Report {
     pub operator_delivers: bool,
     /// The state of the realm in Redis.
     pub readiness: Option<Readiness>,
+    /// Whether Redis refuses the operator's login.
+    pub is_login_refused: bool,
     /// How well Redis isolates services.
     pub isolation: Isolation,
     /// What services get if the operator may not create logins.
@@ -174,6 +177,7 @@ fn report(context: &Context, realm: &KnownRealm) -> Report {
         readiness: context.realms.registry.get(&namespace).map(|realm| {
             if realm.is_policy_published() { realm.readiness() } else { Readiness::Pending }
         }),
+        is_login_refused: context.runtime.is_login_refused.load(Ordering::Relaxed),
         isolation: *context.services.isolation.borrow(),
         shared_login: context.services.shared_login.clone(),
         keys: context
@@ -217,10 +221,7 @@ pub fn build(
     let (delivery, credentials) = (delivery(policy, report), credentials(report));
     let tokens = tokens(policy, report);
     let conditions: Vec<Condition> = [
-        (
-            labels::CONDITION_READY,
-            ready(policy, &delivery, tokens.as_ref(), &credentials, report.readiness),
-        ),
+        (labels::CONDITION_READY, ready(policy, &delivery, tokens.as_ref(), &credentials, report)),
         (labels::CONDITION_DELIVERY_READY, delivery),
         (labels::CONDITION_CREDENTIALS_READY, credentials),
         (labels::CONDITION_NAMESPACES_MATCHED, matched(realm, policy, &report.namespaces)),
@@ -253,7 +254,7 @@ fn ready(
     delivery: &ConditionState,
     tokens: Option<&ConditionState>,
     credentials: &ConditionState,
-    readiness: Option<Readiness>,
+    report: &Report,
 ) -> ConditionState {
     if policy.delivery_secret.is_some() && !delivery.is_met {
         return delivery.clone();
@@ -264,7 +265,7 @@ fn ready(
     if !credentials.is_met {
         return credentials.clone();
     }
-    match readiness {
+    match report.readiness {
         Some(Readiness::Ready) => {
             ConditionState::met("Ready", "Services can verify the users of this realm")
         }
@@ -274,6 +275,10 @@ fn ready(
         Some(Readiness::OwnedByAnother) => {
             ConditionState::unmet("RedisOwnedByAnother", OWNED_BY_ANOTHER)
         }
+        Some(Readiness::Unavailable) if report.is_login_refused => ConditionState::unmet(
+            "StoreUnavailable",
+            "Redis refuses the operator's login: its password must be that of the operator",
+        ),
         Some(Readiness::Unavailable) => ConditionState::unmet(
             "StoreUnavailable",
             "Redis does not answer: the policy of this realm will be published when it does",
@@ -509,6 +514,7 @@ mod tests {
             token_key: None,
             operator_delivers: false,
             readiness: Some(Readiness::Ready),
+            is_login_refused: false,
             isolation: Isolation::Full,
             shared_login: SharedLogin::Refused,
             keys: Some(KeyState::first("a")),

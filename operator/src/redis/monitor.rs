@@ -233,10 +233,16 @@ impl RedisMonitor {
     fn log_availability(&mut self, up: bool, error: Option<&StoreError>) {
         self.context.runtime.metrics.store_up.set(i64::from(up));
         let failure = error.map(StoreError::failure);
+        let is_refused = failure == Some(StoreFailure::AccessRefused);
+        let was_refused = self.context.runtime.is_login_refused.swap(is_refused, Ordering::Relaxed);
         if let Some(failure) = failure {
             self.context.runtime.metrics.store_failed(failure);
+            // Its password or its certificate may be another one by now.
+            self.context.runtime.redis_failed.notify_one();
         }
-        if self.up == Some(up) {
+        // A closed connection may be the first sign of another password.
+        let is_news = self.up != Some(up) || (is_refused && !was_refused);
+        if !is_news {
             return;
         }
         if up {
@@ -246,6 +252,10 @@ impl RedisMonitor {
         } else if failure == Some(StoreFailure::TooManyClients) {
             tracing::warn!(
                 "failed to reach Redis, because it has too many clients; users are published when it accepts the operator"
+            );
+        } else if is_refused {
+            tracing::warn!(
+                "failed to reach Redis, because it refuses the operator's login; its password is read again"
             );
         } else if let Some(StoreError::Undecided(Undecided::ClockOff { .. })) = error {
             tracing::warn!(

@@ -27,9 +27,9 @@ use rand_core::UnwrapErr;
 use tokio::sync::{Notify, watch};
 use twofactor_core::names::RealmId;
 use twofactor_core::realm::RealmRecord;
-use twofactor_core::secret::SecretText;
 use twofactor_core::user::Username;
 use twofactor_store::clock::Clock;
+use twofactor_store::redis::RedisAccess;
 
 use self::asking::AskingPods;
 use self::credentials::{CredentialsQueue, ForeignSecrets, Isolation, SharedLogin};
@@ -79,6 +79,10 @@ pub struct Runtime {
     pub is_search_due: AtomicBool,
     /// Wakes the task that compares the users in Redis.
     pub comparisons: Notify,
+    /// Wakes the task that follows the access to Redis, because Redis does not answer.
+    pub redis_failed: Notify,
+    /// Whether Redis refuses the operator's login.
+    pub is_login_refused: AtomicBool,
 }
 
 /// What is known of users.
@@ -117,12 +121,11 @@ pub struct ServicesState {
     pub excluded: BTreeSet<String>,
     /// Number of pods whose sidecar has another version, by realm.
     pub outdated_pods: Mutex<HashMap<String, usize>>,
-    /// The URL of Redis that services get, with another login where there can be one.
-    pub redis_url: SecretText,
+    /// What connections to Redis are made with. Services get the same, with another login where
+    /// there can be one.
+    pub redis: watch::Sender<RedisAccess>,
     /// What they get where there can be none.
     pub shared_login: SharedLogin,
-    /// The certificate authorities of Redis (PEM) that services get.
-    pub redis_authority: Option<String>,
 }
 
 impl Context {

@@ -371,6 +371,11 @@ impl Realms {
         self.store.for_realm(self.names(id))
     }
 
+    /// Names of no realm in particular.
+    pub fn names_of_no_realm(&self) -> RealmNames {
+        self.store.names().clone()
+    }
+
     /// The store of no realm in particular.
     pub fn store(&self) -> &RedisStore {
         &self.store

@@ -20,12 +20,13 @@ use twofactor_core::key::{MasterKey, RealmKeys};
 use twofactor_core::names::{Caller, Installation, RealmId, RealmNames};
 use twofactor_core::otpauth;
 use twofactor_core::realm::RealmRecord;
+use twofactor_core::secret::SecretText;
 use twofactor_core::user::DeliveryMethod;
 use twofactor_server::startup::read_certificate_authority;
 use twofactor_store::clock::Clock;
 use twofactor_store::memory::MemoryStore;
 use twofactor_store::publisher::Publisher;
-use twofactor_store::redis::{RedisStore, RedisTargetError};
+use twofactor_store::redis::{RedisAccess, RedisStore, RedisTargetError};
 use twofactor_store::{Decisions, Store, StoreError};
 
 use self::manifests::{SeedBook, Users};
@@ -90,11 +91,14 @@ pub async fn dev(
             let authority =
                 read_certificate_authority("--redis-ca-file", options.redis_ca_file.as_deref())
                     .map_err(RunError::Configuration)?;
-            let store = RedisStore::with_authority(url, authority.as_deref(), names, Clock::System);
+            let url = SecretText::new(url.clone());
+            let access = RedisAccess { url, authority, identity: None };
+            let store = RedisStore::with_access(&access, names, Clock::System);
             let store = store.map_err(|error| {
                 RunError::Configuration(match error {
                     RedisTargetError::Url(error) => format!("--redis-url {error}"),
                     RedisTargetError::Authority(error) => format!("--redis-ca-file {error}"),
+                    RedisTargetError::Identity(error) => error.to_string(),
                 })
             })?;
             Store::Redis(store)

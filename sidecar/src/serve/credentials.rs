@@ -11,6 +11,7 @@ use thiserror::Error;
 use twofactor_core::key::{RealmKey, RealmKeys};
 use twofactor_core::names::{Caller, RealmNames};
 use twofactor_core::secret::SecretText;
+use twofactor_store::redis::{ClientIdentity, RedisAccess};
 
 /// The file with the URL of Redis.
 pub const REDIS_URL: &str = "redis-url";
@@ -28,14 +29,29 @@ pub const CALLER: &str = "caller";
 
 /// The file with the CA certificates of Redis, in PEM. It may be missing.
 pub const REDIS_CA: &str = "redis-ca";
+/// The file with the client certificate for Redis, in PEM. It may be missing.
+pub const REDIS_CLIENT_CERTIFICATE: &str = "redis-client-certificate";
+/// The file with the private key of that certificate. It may be missing.
+pub const REDIS_CLIENT_KEY: &str = "redis-client-key";
 /// The file that says that the operator loads the scripts into Redis. It may be missing.
 pub const SCRIPTS: &str = "scripts";
 
 /// The files that may be missing. The first key may be, if there are the keys.
-const OPTIONAL: [&str; 3] = [REALM_KEYS, REDIS_CA, SCRIPTS];
+const OPTIONAL: [&str; 5] =
+    [REALM_KEYS, REDIS_CA, REDIS_CLIENT_CERTIFICATE, REDIS_CLIENT_KEY, SCRIPTS];
 /// The files, in the order in which they are read.
-const FILES: [&str; 8] =
-    [REDIS_URL, REALM_KEYS, REALM_KEY, INSTALLATION, REALM, CALLER, REDIS_CA, SCRIPTS];
+const FILES: [&str; 10] = [
+    REDIS_URL,
+    REALM_KEYS,
+    REALM_KEY,
+    INSTALLATION,
+    REALM,
+    CALLER,
+    REDIS_CA,
+    REDIS_CLIENT_CERTIFICATE,
+    REDIS_CLIENT_KEY,
+    SCRIPTS,
+];
 /// The link that the kubelet swaps if a mounted Secret changes. Each file is a link through it, so
 /// files belong together only if they were read through the same target.
 const DATA: &str = "..data";
@@ -53,10 +69,8 @@ pub struct CredentialsError {
 /// The credentials of a realm.
 #[derive(Debug)]
 pub struct Credentials {
-    /// May contain a password.
-    pub redis_url: SecretText,
-    /// The CA certificates of Redis (PEM), in place of those that the system trusts.
-    pub redis_authority: Option<String>,
+    /// What connections to Redis are made with.
+    pub redis: RedisAccess,
     pub keys: RealmKeys,
     /// The realm's names in Redis.
     pub names: RealmNames,
@@ -143,9 +157,20 @@ impl CredentialFiles {
 
     /// Parses the files. An error names the invalid file and the reason.
     pub fn parse(&self) -> Result<Credentials, CredentialsError> {
-        let [redis_url, keys, first_key, installation, realm, caller, authority, scripts] =
-            &self.texts;
+        let [
+            redis_url,
+            keys,
+            first_key,
+            installation,
+            realm,
+            caller,
+            authority,
+            certificate,
+            certificate_key,
+            scripts,
+        ] = &self.texts;
         let authority = authority.expose_secret().trim();
+        let certificate = certificate.expose_secret();
         let realm = self.parsed(REALM, realm)?;
         let installation = self.parsed(INSTALLATION, installation)?;
         let keys = if keys.expose_secret().is_empty() {
@@ -157,8 +182,14 @@ impl CredentialFiles {
                 .map_err(|error| self.wrong(REALM_KEYS, &error))?
         };
         Ok(Credentials {
-            redis_url: SecretText::new(redis_url.expose_secret().trim().to_owned()),
-            redis_authority: (!authority.is_empty()).then(|| authority.to_owned()),
+            redis: RedisAccess {
+                url: SecretText::new(redis_url.expose_secret().trim().to_owned()),
+                authority: (!authority.is_empty()).then(|| authority.to_owned()),
+                identity: (!certificate.is_empty()).then(|| ClientIdentity {
+                    certificate: certificate.to_owned(),
+                    key: certificate_key.clone(),
+                }),
+            },
             keys,
             names: RealmNames::new(&installation, &realm),
             caller: self.parsed(CALLER, caller)?,

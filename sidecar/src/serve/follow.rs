@@ -20,7 +20,9 @@ use crate::delivery::Delivery;
 use crate::metrics::Metrics;
 use crate::otp::records::Records;
 use crate::otp::service::{CurrentService, Service};
-use crate::serve::credentials::{CredentialFiles, CredentialsError, REDIS_CA, REDIS_URL, Version};
+use crate::serve::credentials::{
+    CredentialFiles, CredentialsError, REDIS_CA, REDIS_CLIENT_CERTIFICATE, REDIS_URL, Version,
+};
 
 /// Interval between two checks of the folder.
 const INTERVAL: Duration = Duration::from_secs(2);
@@ -128,15 +130,12 @@ fn service(
     before: Option<&Service>,
 ) -> Result<Service, CredentialsError> {
     let credentials = files.parse()?;
-    let store = RedisStore::with_authority(
-        credentials.redis_url.expose_secret(),
-        credentials.redis_authority.as_deref(),
-        credentials.names.clone(),
-        Clock::System,
-    )
-    .map_err(|error| match error {
+    let store =
+        RedisStore::with_access(&credentials.redis, credentials.names.clone(), Clock::System);
+    let store = store.map_err(|error| match error {
         RedisTargetError::Url(error) => files.wrong(REDIS_URL, &error),
         RedisTargetError::Authority(error) => files.wrong(REDIS_CA, &error),
+        RedisTargetError::Identity(error) => files.wrong(REDIS_CLIENT_CERTIFICATE, &error),
     })?;
     let store =
         if credentials.loads_scripts { store } else { store.with_scripts_of_the_publisher() };

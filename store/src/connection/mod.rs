@@ -14,6 +14,7 @@ mod slots;
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use redis::{ErrorKind, FromRedisValue, RedisError, RedisResult, ServerErrorKind, Value};
 
 use self::cluster::Cluster;
@@ -57,7 +58,7 @@ pub(crate) struct Master {
 
 /// The connection to a Redis of any kind. Many operations share it.
 pub(crate) struct Connection {
-    topology: Topology,
+    topology: ArcSwap<Topology>,
 }
 
 enum Topology {
@@ -66,15 +67,13 @@ enum Topology {
     Cluster(Arc<Cluster>),
 }
 
-impl Connection {
-    /// Prepares the connection; it is opened when it is needed. Must be called within a tokio
-    /// runtime.
-    pub(crate) fn new(target: &Target) -> RedisResult<Self> {
-        let topology = match &target.kind {
+impl Topology {
+    fn new(target: &Target) -> RedisResult<Self> {
+        Ok(match &target.kind {
             Kind::Standalone(client) => {
                 // The address appears only in messages, and a socket has none.
                 let address = Address { host: "redis".to_owned(), port: 0 };
-                Topology::Standalone(Arc::new(Node::new(address, client.clone())?))
+                Self::Standalone(Arc::new(Node::new(address, client.clone())?))
             }
             Kind::Sentinel { sentinels, of_sentinels, master, of_data } => {
                 let sentinels = Sentinels::new(
@@ -83,23 +82,36 @@ impl Connection {
                     master.clone(),
                     of_data.clone(),
                 )?;
-                Topology::Sentinel(Arc::new(sentinels))
+                Self::Sentinel(Arc::new(sentinels))
             }
             Kind::Cluster { seeds, endpoint } => {
-                Topology::Cluster(Arc::new(Cluster::new(seeds, endpoint.clone())?))
+                Self::Cluster(Arc::new(Cluster::new(seeds, endpoint.clone())?))
             }
-        };
-        Ok(Self { topology })
+        })
+    }
+}
+
+impl Connection {
+    /// Prepares the connection; it is opened when it is needed. Must be called within a tokio
+    /// runtime.
+    pub(crate) fn new(target: &Target) -> RedisResult<Self> {
+        Ok(Self { topology: ArcSwap::from_pointee(Topology::new(target)?) })
+    }
+
+    /// Replaces the connection. Operations under way end with the previous one.
+    pub(crate) fn change(&self, target: &Target) -> RedisResult<()> {
+        self.topology.store(Arc::new(Topology::new(target)?));
+        Ok(())
     }
 
     /// Returns whether keys are spread over several masters.
     pub(crate) fn is_cluster(&self) -> bool {
-        matches!(self.topology, Topology::Cluster(_))
+        matches!(**self.topology.load(), Topology::Cluster(_))
     }
 
     /// Returns whether Sentinels monitor the master, so that a replica replaces it after a failure.
     pub(crate) fn has_sentinels(&self) -> bool {
-        matches!(self.topology, Topology::Sentinel(_))
+        matches!(**self.topology.load(), Topology::Sentinel(_))
     }
 
     /// Performs an operation on the node that has `key`, within `bound`.
@@ -183,7 +195,7 @@ impl Connection {
 
     /// Returns the node that has a key.
     async fn node_of(&self, key: &str) -> RedisResult<Arc<Node>> {
-        match &self.topology {
+        match &*self.topology.load_full() {
             Topology::Standalone(node) => Ok(node.clone()),
             Topology::Sentinel(sentinels) => sentinels.value().await,
             Topology::Cluster(cluster) => cluster.value().await?.owner(key).cloned(),
@@ -192,8 +204,8 @@ impl Connection {
 
     /// Returns the node that an error redirects to, if it does.
     fn redirected(&self, node: &Node, error: &RedisError) -> RedisResult<Option<Arc<Node>>> {
-        let (Topology::Cluster(cluster), Some((address, _))) =
-            (&self.topology, error.redirect_node())
+        let topology = self.topology.load();
+        let (Topology::Cluster(cluster), Some((address, _))) = (&**topology, error.redirect_node())
         else {
             return Ok(None);
         };
@@ -220,7 +232,7 @@ impl Connection {
 
     /// Looks up the nodes again, because another node may have replaced the one that answered.
     fn schedule_refresh(&self) {
-        match &self.topology {
+        match &*self.topology.load_full() {
             Topology::Standalone(_) => {}
             Topology::Sentinel(sentinels) => sentinels.schedule_refresh(),
             Topology::Cluster(cluster) => cluster.schedule_refresh(),
@@ -240,7 +252,7 @@ impl Connection {
     pub(crate) async fn servers(&self, bound: Duration) -> Result<Servers, StoreError> {
         let one = |master| Servers { masters: vec![master], replicas: Vec::new() };
         let found = async {
-            match &self.topology {
+            match &*self.topology.load_full() {
                 Topology::Standalone(node) => Ok(one(node.clone())),
                 Topology::Sentinel(sentinels) => {
                     let master = sentinels.value().await?;
@@ -262,7 +274,8 @@ impl Connection {
         keys: impl Iterator<Item = &'a str>,
         bound: Duration,
     ) -> Result<Vec<(Arc<Node>, Vec<usize>)>, StoreError> {
-        let Topology::Cluster(cluster) = &self.topology else {
+        let topology = self.topology.load_full();
+        let Topology::Cluster(cluster) = &*topology else {
             let node = self.bounded(bound, self.node_of("")).await?;
             return Ok(vec![(node, keys.enumerate().map(|(position, _)| position).collect())]);
         };
@@ -280,7 +293,8 @@ impl Connection {
 
     /// Returns the masters.
     pub(crate) async fn masters(&self, bound: Duration) -> Result<Vec<Master>, StoreError> {
-        let Topology::Cluster(cluster) = &self.topology else {
+        let topology = self.topology.load_full();
+        let Topology::Cluster(cluster) = &*topology else {
             let node = self.bounded(bound, self.node_of("")).await?;
             return Ok(vec![Master { node, tag: None, slots: String::new() }]);
         };
@@ -314,7 +328,8 @@ impl Connection {
         key: &str,
         bound: Duration,
     ) -> Result<Option<(Arc<Node>, String)>, StoreError> {
-        let Topology::Cluster(cluster) = &self.topology else { return Ok(None) };
+        let topology = self.topology.load_full();
+        let Topology::Cluster(cluster) = &*topology else { return Ok(None) };
         let map = self.bounded(bound, cluster.value()).await?;
         let owner = map.owner(key)?;
         Ok(Some((owner.clone(), map.tag_on(owner)?)))

@@ -34,6 +34,7 @@ use redis::{FromRedisValue, Pipeline};
 use twofactor_core::decision::Undecided;
 use twofactor_core::names::{Pseudonym, RealmNames};
 use twofactor_core::seal::BEGINNING_BYTES;
+use twofactor_core::secret::SecretText;
 use twofactor_core::time::UnixMillis;
 
 pub use self::node_status::Nodes;
@@ -46,7 +47,10 @@ use crate::clock::Clock;
 use crate::connection::{Connection, Operation};
 use crate::decisions::compare;
 use crate::url::Target;
-pub use crate::url::{RedisAuthorityError, RedisTargetError, RedisUrlError};
+pub use crate::url::{
+    ClientIdentity, RedisAccess, RedisAuthorityError, RedisIdentityError, RedisTargetError,
+    RedisUrlError,
+};
 use crate::{RealmRead, RealmSnapshot, StoreError};
 
 /// Timeout for one operation, retries included. A calling service gets its answer within a second.
@@ -144,19 +148,10 @@ impl RedisStore {
     /// # Errors
     /// If it is not one.
     pub fn check_url(url: &str) -> Result<(), RedisUrlError> {
-        match Target::parse(url, None) {
+        match RedisAccess::by_url(SecretText::new(url.to_owned())).check() {
             Err(RedisTargetError::Url(error)) => Err(error),
-            Ok(_) | Err(RedisTargetError::Authority(_)) => Ok(()),
+            Ok(()) | Err(RedisTargetError::Authority(_) | RedisTargetError::Identity(_)) => Ok(()),
         }
-    }
-
-    /// Checks a URL of Redis and the certificate authority (PEM) of its servers, without
-    /// connecting.
-    ///
-    /// # Errors
-    /// If one of them is invalid.
-    pub fn check_target(url: &str, authority: Option<&str>) -> Result<(), RedisTargetError> {
-        Target::parse(url, authority).map(drop)
     }
 
     /// Prepares the connection to `url`; it is opened, and opened again, when it is needed. Must be
@@ -165,21 +160,19 @@ impl RedisStore {
     /// # Errors
     /// If `url` is not a Redis URL.
     pub fn new(url: &str, names: RealmNames, clock: Clock) -> Result<Self, RedisTargetError> {
-        Self::with_authority(url, None, names, clock)
+        Self::with_access(&RedisAccess::by_url(SecretText::new(url.to_owned())), names, clock)
     }
 
-    /// [`RedisStore::new`], with `authority` (PEM) in place of the system's certificate
-    /// authorities.
+    /// [`RedisStore::new`], with certificates.
     ///
     /// # Errors
-    /// If `url` is not a Redis URL, or `authority` contains no certificate.
-    pub fn with_authority(
-        url: &str,
-        authority: Option<&str>,
+    /// If a part of `access` is invalid.
+    pub fn with_access(
+        access: &RedisAccess,
         names: RealmNames,
         clock: Clock,
     ) -> Result<Self, RedisTargetError> {
-        let target = Target::parse(url, authority)?;
+        let target = Target::parse(access)?;
         let connection = Arc::new(Connection::new(&target).map_err(|_| RedisUrlError::NotAUrl)?);
         let selects_database = target.selects_database;
         let scripts = Arc::new(Scripts::new(Source::Own));
@@ -197,6 +190,23 @@ impl RedisStore {
     #[must_use]
     pub fn for_realm(&self, names: RealmNames) -> Self {
         Self { names, view: Arc::default(), numbers: Arc::default(), ..self.clone() }
+    }
+
+    /// The names of this store's realm.
+    #[must_use]
+    pub const fn names(&self) -> &RealmNames {
+        &self.names
+    }
+
+    /// Connects with other access from now on, in all stores that share the connection. Operations
+    /// under way end with the previous one. It must be that of the same Redis.
+    ///
+    /// # Errors
+    /// If a part of `access` is invalid.
+    pub fn change_access(&self, access: &RedisAccess) -> Result<(), RedisTargetError> {
+        let target = Target::parse(access)?;
+        self.connection.change(&target).map_err(|_| RedisUrlError::NotAUrl)?;
+        Ok(())
     }
 
     /// From now on, a code is accepted only after this number of replicas has acknowledged the

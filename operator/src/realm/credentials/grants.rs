@@ -97,7 +97,7 @@ pub(super) fn login_url(
     name: &str,
     password: &SecretText,
 ) -> Option<SecretText> {
-    acl::with_login(context.services.redis_url.expose_secret(), name, password)
+    acl::with_login(context.services.redis.borrow().url.expose_secret(), name, password)
 }
 
 /// Returns the URL of Redis for services, or nothing if there is no login that they may have.
@@ -111,7 +111,7 @@ pub(super) fn redis_url(context: &Context, realm: &Realm, login: &Login) -> Opti
         .then(|| login_url(context, &name, &login.password));
     own.flatten().or_else(|| match &context.services.shared_login {
         SharedLogin::Refused => None,
-        SharedLogin::Operators => Some(context.services.redis_url.clone()),
+        SharedLogin::Operators => Some(context.services.redis.borrow().url.clone()),
         SharedLogin::OfServices(url) => Some(url.clone()),
     })
 }

@@ -28,6 +28,7 @@ use twofactor_api::labels;
 use twofactor_core::names::RealmId;
 use twofactor_core::secret::SecretText;
 use twofactor_store::acl::AclUser;
+use twofactor_store::redis::RedisAccess;
 
 pub use self::grants::{allowed_uids, given};
 use self::grants::{callers, login_url, may_have, needs, realms, redis_url, users};
@@ -413,8 +414,8 @@ fn wanted(
         _ => false,
     });
     let url = kept.or_else(|| redis_url(context, realm, login))?;
-    let authority = context.services.redis_authority.as_deref();
-    Some(secret(realm, &registry.keys, &registry.installation, &url, authority, namespace))
+    let redis = RedisAccess { url, ..context.services.redis.borrow().clone() };
+    Some(secret(realm, &registry.keys, &registry.installation, &redis, namespace))
 }
 
 /// Whether every namespace that needs the credentials of a realm has the current ones.

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use twofactor_api::labels;
 use twofactor_core::names::Installation;
 use twofactor_core::secret::SecretText;
+use twofactor_store::redis::RedisAccess;
 
 use crate::state::realm_keys::KeyRing;
 use crate::state::realms::Realm;
@@ -34,14 +35,13 @@ pub(super) fn secret(
     realm: &Realm,
     keys: &KeyRing,
     installation: &Installation,
-    redis_url: &SecretText,
-    redis_authority: Option<&str>,
+    redis: &RedisAccess,
     caller: &str,
 ) -> Secret {
     let keys_text = keys.realm_keys(&realm.id).to_text();
     let first_key = keys.first_key(&realm.id).map(|key| key.to_text());
     let data = [
-        (labels::CREDENTIALS_KEY_REDIS_URL, redis_url.expose_secret()),
+        (labels::CREDENTIALS_KEY_REDIS_URL, redis.url.expose_secret()),
         (labels::CREDENTIALS_KEY_REALM_KEYS, keys_text.expose_secret()),
         (labels::CREDENTIALS_KEY_INSTALLATION, installation.as_str()),
         (labels::CREDENTIALS_KEY_REALM, realm.id.as_str()),
@@ -50,7 +50,14 @@ pub(super) fn secret(
     ];
     let first_key =
         first_key.as_ref().map(|key| (labels::CREDENTIALS_KEY_REALM_KEY, key.expose_secret()));
-    let authority = redis_authority.map(|authority| (labels::CREDENTIALS_KEY_REDIS_CA, authority));
+    let authority =
+        redis.authority.as_deref().map(|authority| (labels::CREDENTIALS_KEY_REDIS_CA, authority));
+    let identity = redis.identity.iter().flat_map(|identity| {
+        [
+            (labels::CREDENTIALS_KEY_REDIS_CLIENT_CERTIFICATE, identity.certificate.as_str()),
+            (labels::CREDENTIALS_KEY_REDIS_CLIENT_KEY, identity.key.expose_secret()),
+        ]
+    });
     let bytes = |text: &str| ByteString(text.as_bytes().to_vec());
     Secret {
         metadata: ObjectMeta {
@@ -66,6 +73,7 @@ pub(super) fn secret(
             data.into_iter()
                 .chain(first_key)
                 .chain(authority)
+                .chain(identity)
                 .map(|(key, value)| (key.to_owned(), bytes(value)))
                 .collect(),
         ),

@@ -15,6 +15,7 @@ mod privileges;
 mod reads;
 mod realms;
 mod redis;
+mod redis_access;
 mod replicas;
 mod restore;
 mod schema;

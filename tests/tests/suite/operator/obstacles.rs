@@ -11,7 +11,7 @@ use crate::support::cluster::{BOUND, Cluster, app_user};
 const PASSWORD_SECRET: &str = "twofactor-redis";
 
 impl Cluster {
-    fn in_home(&self, args: &[&str]) -> String {
+    pub(super) fn in_home(&self, args: &[&str]) -> String {
         self.server.kubectl(&[&["--namespace", &self.home], args].concat())
     }
 
@@ -21,7 +21,7 @@ impl Cluster {
     }
 
     /// Starts a controller that gets the password of Redis from a Secret with this value.
-    async fn operator_with_password(&self, password: &str) -> OperatorProcess {
+    pub(super) async fn operator_with_password(&self, password: &str) -> OperatorProcess {
         self.secret_in_home(PASSWORD_SECRET, "password", password);
         let url = format!("redis://127.0.0.1:{}", self.redis.port());
         let operator = self.operator().args(["--redis-password-secret", PASSWORD_SECRET]);
@@ -113,7 +113,10 @@ async fn a_controller_with_a_wrong_redis_password_works_as_soon_as_redis_accepts
     let metrics = operator.admin().get("/metrics").await.body;
     assert!(metrics.contains("\ntwofactor_store_up 0\n"), "{metrics}");
     let log = operator.process().output();
-    assert!(log.contains("failed to reach Redis"), "{log}");
+    assert!(
+        log.contains("failed to reach Redis, because it refuses the operator's login"),
+        "{log}"
+    );
     let () = cluster.redis.ask(&["CONFIG", "SET", "requirepass", "wrong"]).await;
     cluster.wait_for_work(&operator, "dora").await;
     cluster.wait_ready("carol").await;

@@ -741,11 +741,10 @@ async fn redis_runs_as_its_pod_would_run_it(server: &ApiServer) {
     let redis = script("start.sh").named("redis of the chart").start();
     eventually(BOUND, "Redis to answer the probe", async || {
         redis.assert_running();
-        run(script("ask.sh").arg("PONG")).await.map(|_| ())
+        run(script("ready.sh")).await.map(|_| ())
     })
     .await;
-    let refused = run(script("ask.sh").arg("LOADING")).await.expect_err("it is not loading");
-    assert!(refused.contains("PONG"), "{refused}");
+    run(script("live.sh")).await.unwrap();
     for file in ["cmdline", "environ"] {
         let seen = fs::read(format!("/proc/{}/{file}", redis.id())).unwrap_or_default();
         assert!(!String::from_utf8_lossy(&seen).contains("word"), "the password is in {file}");
@@ -770,14 +769,46 @@ async fn redis_runs_as_its_pod_would_run_it(server: &ApiServer) {
     let user = ask(&["acl", "setuser", "someone", "on", ">secret", "~twofactor:*", "+get"]).await;
     assert_eq!(user, "OK");
     assert_eq!(ask(&["set", "used", "this-code"]).await, "OK");
+    redis_follows_its_password(&at, port, password).await;
     redis.kill();
+    run(script("live.sh")).await.expect_err("it is dead");
     let redis = script("start.sh").named("redis of the chart, again").start();
     eventually(BOUND, "Redis to be back", async || {
         redis.assert_running();
-        run(script("ask.sh").arg("PONG")).await.map(|_| ())
+        run(script("ready.sh")).await.map(|_| ())
     })
     .await;
     assert_eq!(ask(&["get", "used"]).await, "this-code");
+}
+
+/// Changes the password in the mounted Secret, also twice before a probe sees it, and back.
+async fn redis_follows_its_password(at: &impl Fn(&str) -> PathBuf, port: u16, password: &str) {
+    let script = |name: &str| Launch::new("sh").arg(at("config").join(name));
+    let accepts = async |password: &str| {
+        let cli = Launch::new(tools::find("redis-cli")).env("REDISCLI_AUTH", password);
+        let cli = cli.args(["-h", "127.0.0.1", "-p", &port.to_string(), "ping"]);
+        run(cli).await.is_ok_and(|it| it.stdout().contains("PONG"))
+    };
+    let write = |password: &str| fs::write(at("password/password"), password).unwrap();
+    write("second 'word\"\n");
+    // Redis is alive whatever the Secret says.
+    run(script("live.sh")).await.unwrap();
+    assert!(accepts(password).await && !accepts("second 'word\"").await);
+    run(script("ready.sh")).await.unwrap();
+    assert!(!accepts(password).await && accepts("second 'word\"").await);
+    write("third");
+    write("fourth");
+    run(script("ready.sh")).await.unwrap();
+    assert!(accepts("fourth").await);
+    // An empty password would open Redis.
+    write("\n");
+    run(script("ready.sh")).await.unwrap();
+    assert!(accepts("fourth").await && !accepts("").await);
+    let refused = run(script("start.sh")).await.expect_err("no password");
+    assert!(refused.contains("the password of Redis is empty"), "{refused}");
+    write(password);
+    run(script("ready.sh")).await.unwrap();
+    assert!(accepts(password).await);
 }
 
 #[tokio::test]
@@ -813,7 +844,7 @@ async fn redis_with_a_certificate_refuses_plain_connections_and_takes_over_a_ren
     let before = certify();
     let script = |name: &str| Launch::new("sh").arg(at("config").join(name));
     let redis = script("start.sh").named("redis of the chart, with TLS").start();
-    let answers = async || run(script("ask.sh").arg("PONG")).await.map(|_| ());
+    let answers = async || run(script("ready.sh")).await.map(|_| ());
     eventually(BOUND, "Redis to answer the probe", async || {
         redis.assert_running();
         answers().await
@@ -827,6 +858,7 @@ async fn redis_with_a_certificate_refuses_plain_connections_and_takes_over_a_ren
     let renewed = certify();
     answers().await.unwrap();
     assert_eq!(served(port, &authority).await, renewed);
+    run(script("live.sh")).await.unwrap();
 }
 
 /// The certificate with which a server of this authority answers.

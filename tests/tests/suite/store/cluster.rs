@@ -250,9 +250,12 @@ async fn a_removed_realm_leaves_no_key_on_any_node() {
 async fn a_cluster_is_reached_over_tls_with_an_authority_of_its_own() {
     let tls = Tls::new();
     let cluster = RedisCluster::builder().tls(tls.clone()).start().await;
-    let store =
-        RedisStore::with_authority(&cluster.url(), Some(&tls.authority), names(), Clock::System)
-            .unwrap();
+    let store = RedisStore::with_access(
+        &super::outages::trusting(&cluster.url(), &tls),
+        names(),
+        Clock::System,
+    )
+    .unwrap();
     let world = World::around(Store::Redis(store), Clock::System).await;
     let person = world.person("alice", Email).await;
     world.issue(&person, "kms", LIFETIME).await.unwrap();

@@ -5,10 +5,11 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use twofactor_core::decision::{Undecided, Verdict};
+use twofactor_core::secret::SecretText;
 use twofactor_core::user::DeliveryMethod::{App, Email};
 use twofactor_store::clock::Clock;
-use twofactor_store::redis::RedisStore;
-use twofactor_store::{Store, StoreError};
+use twofactor_store::redis::{RedisAccess, RedisStore};
+use twofactor_store::{Publishing, Store, StoreError};
 use twofactor_tests::redis::{AppendFsync, RedisServer, Tls};
 use twofactor_tests::wait::eventually;
 
@@ -18,14 +19,44 @@ use crate::support::world::{World, names};
 const BOUND: Duration = Duration::from_secs(20);
 const LIFETIME: Duration = Duration::from_mins(5);
 
+/// Access by a URL with the authority of a test's Redis.
+pub(super) fn trusting(url: &str, tls: &Tls) -> RedisAccess {
+    let authority = Some(tls.authority.clone());
+    RedisAccess { authority, ..RedisAccess::by_url(SecretText::new(url.to_owned())) }
+}
+
+#[tokio::test]
+async fn the_stores_of_all_realms_follow_another_password() {
+    let redis = RedisServer::builder().password("first").start().await;
+    let store = RedisStore::new(&redis.url(), names(), Clock::System).unwrap();
+    let realm = Publishing::new(Store::Redis(store.for_realm(names())));
+    assert_eq!(realm.users().await.unwrap(), []);
+    let mut administrator = redis.connect().await;
+    for words in
+        [&["CONFIG", "SET", "requirepass", "second"][..], &["CLIENT", "KILL", "TYPE", "normal"]]
+    {
+        let mut command = redis::cmd(words[0]);
+        command.arg(&words[1..]).exec_async(&mut administrator).await.unwrap();
+    }
+    eventually(BOUND, "the login to be refused", async || {
+        realm.users().await.is_err_and(|error| error.is_access_refused())
+    })
+    .await;
+    let url = redis.url().replace("first", "second");
+    store.change_access(&RedisAccess::by_url(SecretText::new(url))).unwrap();
+    assert_eq!(realm.users().await.unwrap(), []);
+    let invalid = RedisAccess::by_url(SecretText::new("redis+sentinel://host".to_owned()));
+    assert!(store.change_access(&invalid).is_err());
+    assert_eq!(realm.users().await.unwrap(), []);
+}
+
 #[tokio::test]
 async fn redis_is_reached_over_tls_and_an_untrusted_server_is_refused() {
     let tls = Tls::new();
     let redis = RedisServer::builder().tls(tls.clone()).password("first").start().await;
     let _: () = redis.ask(&["ACL", "SETUSER", "another", "on", ">p:w", "~*", "+@all"]).await;
     let url = redis.url().replace("rediss://:first@", "rediss://another:p%3Aw@");
-    let store =
-        RedisStore::with_authority(&url, Some(&tls.authority), names(), Clock::System).unwrap();
+    let store = RedisStore::with_access(&trusting(&url, &tls), names(), Clock::System).unwrap();
     let world = World::around(Store::Redis(store), Clock::System).await;
     let person = world.person("carol", App).await;
     let credentials = world.credentials_for(&url, "kms");

@@ -10,7 +10,7 @@ use twofactor_core::secret::SecretText;
 use twofactor_store::acl;
 
 use crate::k8s::owned_secret::{get_or_create, with_key};
-use crate::k8s::request::ApiError;
+use crate::k8s::request::{self, ApiError};
 
 /// The key of the Secret.
 pub const KEY: &str = "password";
@@ -68,6 +68,20 @@ pub async fn load_or_create(
         tracing::info!(namespace, secret = name, "created the password of Redis");
     }
     read(&secret).ok_or_else(wrong)
+}
+
+/// Reads the password in the Secret `name`, which the operator has made before.
+pub async fn read_again(
+    client: &Client,
+    namespace: &str,
+    name: &str,
+) -> Result<SecretText, RedisPasswordError> {
+    let secrets = Api::<Secret>::namespaced(client.clone(), namespace);
+    let (secret, namespace) = (name.to_owned(), namespace.to_owned());
+    match request::within(secrets.get(name)).await {
+        Ok(found) => read(&found).ok_or(RedisPasswordError::NotAPassword { secret, namespace }),
+        Err(source) => Err(RedisPasswordError::Api { secret, namespace, source }),
+    }
 }
 
 /// Returns the URL with the password.
