@@ -13,7 +13,6 @@ use tokio_util::sync::CancellationToken;
 use twofactor_api::crds;
 use twofactor_core::names::Installation;
 use twofactor_core::secret::SecretText;
-use twofactor_core::settings;
 use twofactor_server::logging::{self, Format};
 use twofactor_server::probe::{self, Check};
 use twofactor_server::startup::stop_on_signals;
@@ -23,6 +22,7 @@ use crate::k8s::client;
 use crate::k8s::watch_signs::WatchSigns;
 use crate::process::config::{AdmissionConfiguration, Configuration, excluded_namespaces};
 use crate::process::{admission, controller};
+use crate::realm::defaults;
 use crate::redis::access::{AccessSource, CertificateFiles};
 use crate::self_test;
 use crate::state::credentials::SharedLogin;
@@ -207,6 +207,11 @@ struct ControllerArguments {
     #[arg(long, env = "TWOFACTOR_REDIS_PASSWORD_SECRET", value_name = "NAME")]
     redis_password_secret: Option<String>,
 
+    /// Folder with a file for each variable of providers and policy. It is followed. A variable of
+    /// the environment takes precedence
+    #[arg(long, env = "TWOFACTOR_PROVIDERS_DIRECTORY", value_name = "DIRECTORY")]
+    providers_directory: Option<PathBuf>,
+
     /// Secret in the operator's namespace with the ecosystem's shared key of tokens. The operator
     /// creates it if a realm needs it and it is missing
     #[arg(
@@ -334,6 +339,7 @@ fn print_crash_points() {
 fn start_controller(arguments: ControllerArguments) -> Result<(), Box<dyn Error>> {
     let ControllerArguments { common, .. } = arguments;
     common.start_logging()?;
+    let providers = path(arguments.providers_directory);
     let configuration = Configuration {
         namespaces: named(common.namespaces),
         redis: AccessSource {
@@ -359,7 +365,8 @@ fn start_controller(arguments: ControllerArguments) -> Result<(), Box<dyn Error>
         admin_listen: common.admin_listen,
         hold_new_seeds: arguments.hold_new_seeds,
         concurrency: arguments.concurrency,
-        realm: settings::realm(|name| std::env::var(name).ok())?,
+        realm: defaults::read(providers.as_deref())?,
+        providers,
         key_overlap: Duration::from_secs(arguments.key_overlap_seconds.into()),
         lease: arguments.lease,
     };

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use twofactor_core::names::Installation;
@@ -54,6 +55,8 @@ pub struct Configuration {
     pub concurrency: u16,
     /// Policy and providers of realms that set none.
     pub realm: RealmRecord,
+    /// The folder with variables of these, which is followed.
+    pub providers: Option<PathBuf>,
     /// Time in which every sidecar gets what was written to its credentials.
     pub key_overlap: Duration,
     /// The Lease of the leader, in the operator's namespace.

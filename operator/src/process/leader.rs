@@ -149,28 +149,24 @@ impl Leader {
         tasks.spawn("redis settings", settings);
         let access = access::run(context.clone(), configuration.redis.clone(), stop.clone());
         tasks.spawn("redis access", access);
+        if let Some(folder) = configuration.providers {
+            let providers = realm::defaults::run(context.clone(), folder, stop.clone());
+            tasks.spawn("providers", providers);
+        }
         // These tasks need complete lists, because the owner of a username is not known before.
         tasks.spawn_after(&lists, stop, "leading", show_leading(leading, stop.clone()));
         let monitor = monitor::run(context.clone(), stop.clone());
         tasks.spawn_after(&lists, stop, "redis monitor", monitor);
-        tasks.spawn_after(
-            &lists,
-            stop,
-            "parked users",
-            user::parking::run(context.clone(), stop.clone()),
-        );
+        let parking = user::parking::run(context.clone(), stop.clone());
+        tasks.spawn_after(&lists, stop, "parked users", parking);
         tasks.spawn_after(&owned, stop, "removals", removals::run(context.clone(), stop.clone()));
         let comparison = comparison::run(context.clone(), stop.clone());
         tasks.spawn_after(&owned, stop, "comparison", comparison);
         tasks.spawn_after(&owned, stop, "leftovers", leftovers::run(context.clone(), stop.clone()));
         tasks.spawn_after(&lists, stop, "failures", failures::run(context.clone(), stop.clone()));
         tasks.spawn_after(&lists, stop, "realm records", realm::run(context.clone(), stop.clone()));
-        tasks.spawn_after(
-            &lists,
-            stop,
-            "realm status",
-            realm::status::run(context.clone(), stop.clone()),
-        );
+        let status = realm::status::run(context.clone(), stop.clone());
+        tasks.spawn_after(&lists, stop, "realm status", status);
         let given = realm::given::run(context.clone(), stop.clone());
         tasks.spawn_after(&owned_with_pods, stop, "given keys", given);
         let overlap = configuration.key_overlap;

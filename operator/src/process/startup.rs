@@ -95,7 +95,7 @@ pub async fn prepare(
             registry: Realms::new(client.clone(), keys, installation, store),
             policies: policies.clone(),
             secrets: Records::default(),
-            defaults: configuration.realm.clone(),
+            defaults: watch::Sender::new(configuration.realm.clone()),
             shared_key: SharedKey {
                 namespace: configuration.operator_namespace.clone(),
                 secret: configuration.secret_key_secret.clone(),

@@ -2,6 +2,7 @@
 //! the credentials reconciled, and users requeued whose issuer has changed.
 
 pub mod credentials;
+pub mod defaults;
 pub mod given;
 pub mod key_states;
 pub mod keys;
@@ -44,15 +45,8 @@ pub async fn run(context: Arc<Context>, stop: CancellationToken) {
     };
     // Changes before this process led are covered, because all realms are updated now.
     let _ = controller.context.realms.policies.take_changes();
-    let everything: HashSet<String> = controller
-        .context
-        .users
-        .usernames()
-        .namespaces()
-        .into_iter()
-        .chain(controller.context.realms.policies.namespaces_with_policy())
-        .collect();
-    controller.update(everything).await;
+    let mut defaults = controller.context.realms.defaults.subscribe();
+    controller.update(everything(&controller.context)).await;
     let mut next_look = Instant::now() + READ_AGAIN;
     loop {
         let patience = if controller.failed.is_empty() {
@@ -63,6 +57,9 @@ pub async fn run(context: Arc<Context>, stop: CancellationToken) {
         tokio::select! {
             () = stop.cancelled() => return,
             () = controller.context.realms.policies.changed() => {}
+            Ok(()) = defaults.changed() => {
+                controller.update(everything(&controller.context)).await;
+            }
             Some(read) = controller.reads.join_next(), if !controller.reads.is_empty() => controller.secrets_read(read),
             () = tokio::time::sleep_until(patience) => {
                 let failed = std::mem::take(&mut controller.failed);
@@ -76,6 +73,12 @@ pub async fn run(context: Arc<Context>, stop: CancellationToken) {
             next_look = Instant::now() + jittered(READ_AGAIN, &mut random());
         }
     }
+}
+
+/// All realms: namespaces with users or with a policy.
+fn everything(context: &Context) -> HashSet<String> {
+    let with_users = context.users.usernames().namespaces().into_iter();
+    with_users.chain(context.realms.policies.namespaces_with_policy()).collect()
 }
 
 struct RealmController {
@@ -175,7 +178,7 @@ impl RealmController {
         let old = self.issuers.insert(realm.to_owned(), issuer.clone());
         // Before the policy of a realm was known, its users were reconciled with the default
         // issuer.
-        if old.unwrap_or_else(|| self.context.realms.defaults.issuer.clone()) != issuer {
+        if old.unwrap_or_else(|| self.context.realms.defaults.borrow().issuer.clone()) != issuer {
             for user in self.context.users.usernames().names(realm) {
                 self.context.users.queue.push(user_ref(realm, &user));
             }

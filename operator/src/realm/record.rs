@@ -34,8 +34,9 @@ pub fn known(realms: &RealmsState, realm: &str) -> Option<RealmRecord> {
         None => None,
     };
     let callers = realms.policies.namespaces_of(realm);
-    let record = build(&realms.defaults, &policy, delivery.as_ref(), callers);
-    Some(RealmRecord { tokens: tokens(&realms.defaults, &policy, key), ..record })
+    let defaults = realms.defaults.borrow();
+    let record = build(&defaults, &policy, delivery.as_ref(), callers);
+    Some(RealmRecord { tokens: tokens(&defaults, &policy, key), ..record })
 }
 
 /// Returns the token settings. A realm that configures tokens signs them with its own key, and
@@ -104,7 +105,9 @@ fn public_key(tokens: Option<&TokenSettings>) -> Option<String> {
 /// Returns the issuer of users that set none.
 pub fn issuer(realms: &RealmsState, realm: &str) -> String {
     let policy = realms.policies.policy(realm);
-    policy.and_then(|policy| policy.issuer).unwrap_or_else(|| realms.defaults.issuer.clone())
+    policy
+        .and_then(|policy| policy.issuer)
+        .unwrap_or_else(|| realms.defaults.borrow().issuer.clone())
 }
 
 /// Builds the record. A realm that refers to a Secret has only the providers of that Secret.

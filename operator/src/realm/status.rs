@@ -173,7 +173,7 @@ fn report(context: &Context, realm: &KnownRealm) -> Report {
     Report {
         delivery: secret.and_then(|secret| context.realms.secrets.delivery(&namespace, secret)),
         token_key: tokens.and_then(|tokens| context.realms.secrets.token_key(&namespace, tokens)),
-        operator_delivers: !context.realms.defaults.providers.methods().is_empty(),
+        operator_delivers: !context.realms.defaults.borrow().providers.methods().is_empty(),
         readiness: context.realms.registry.get(&namespace).map(|realm| {
             if realm.is_policy_published() { realm.readiness() } else { Readiness::Pending }
         }),

@@ -106,7 +106,7 @@ pub struct RealmsState {
     /// What was read of the Secrets that realms refer to.
     pub secrets: Records,
     /// Policy and providers of realms that set none.
-    pub defaults: RealmRecord,
+    pub defaults: watch::Sender<RealmRecord>,
     pub shared_key: SharedKey,
 }
 

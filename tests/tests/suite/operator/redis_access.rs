@@ -1,5 +1,5 @@
-//! Tests that the operator and its services follow another password and other certificates of Redis
-//! without a restart.
+//! Tests that the operator and its services follow another password and other certificates of
+//! Redis, and other providers, without a restart.
 
 use std::fs;
 use std::sync::Arc;
@@ -11,6 +11,7 @@ use redis::aio::MultiplexedConnection;
 use serde_json::json;
 use tokio::task::JoinHandle;
 use twofactor_tests::certificates::{Authority, Leaf};
+use twofactor_tests::mail::MailServer;
 use twofactor_tests::operator::OperatorProcess;
 use twofactor_tests::redis::{RedisServer, Tls};
 use twofactor_tests::scratch;
@@ -275,4 +276,48 @@ async fn the_authority_of_redis_and_the_client_certificate_are_followed_and_give
     assert!(log.contains("failed to use the changed access to Redis"), "{log}");
     cluster.apply(&app_user("erin"));
     cluster.wait_ready("erin").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_operators_own_providers_are_followed_and_an_invalid_one_is_not_used() {
+    let cluster = Cluster::start().await;
+    let (before, after) = (MailServer::start().await, MailServer::start().await);
+    let folder = scratch::folder("providers");
+    let write = |name: &str, value: &str| fs::write(folder.path().join(name), value).unwrap();
+    write("SMTP_SERVER", "localhost");
+    write("SMTP_SECURITY", "plain\n");
+    write("SMTP_FROM_EMAIL", "otp@example.org");
+    write("SMTP_PORT", &before.port().to_string());
+    let operator = cluster
+        .operator()
+        .env("TWOFACTOR_PROVIDERS_DIRECTORY", folder.path().to_str().unwrap())
+        .env("OTP_GENERATE_INTERVAL_SECONDS", "0")
+        .env("OTP_GENERATES_PER_HOUR", "0")
+        .start()
+        .await;
+    let carol = "deliveryMethod: email\n  email: carol@example.org";
+    cluster.apply(&crate::support::cluster::user("carol", carol));
+    cluster.wait_ready("carol").await;
+    let sidecar = cluster.sidecar().await;
+    let mailed = async |server: &MailServer| {
+        eventually(BOUND * 2, "a code at the mail server", async || {
+            let reply = sidecar.api.generate("carol").await;
+            if server.messages().await.is_empty() { Err(reply.body) } else { Ok(()) }
+        })
+        .await;
+    };
+    mailed(&before).await;
+    write("SMTP_PORT", &after.port().to_string());
+    mailed(&after).await;
+    write("SMTP_PORT", "none");
+    let warning = "failed to read the operator's changed providers; the previous ones stay in use";
+    operator.process().wait_for_line(warning, BOUND).await;
+    let sent = after.messages().await.len();
+    eventually(BOUND, "another code", async || {
+        let reply = sidecar.api.generate("carol").await;
+        if after.messages().await.len() > sent { Ok(()) } else { Err(reply.body) }
+    })
+    .await;
+    cluster.apply(&app_user("dora"));
+    cluster.wait_ready("dora").await;
 }
