@@ -14,6 +14,8 @@ pub const INJECT_LABEL: &str = "twofactor.fountainai.io/inject";
 pub const REALM_ANNOTATION: &str = "twofactor.fountainai.io/realm";
 /// On a pod with the sidecar: the version of the operator that injected it.
 pub const INJECTED_ANNOTATION: &str = "twofactor.fountainai.io/injected";
+/// On a pod with the sidecar: the image of the sidecar's container when it was injected.
+pub const INJECTED_IMAGE_ANNOTATION: &str = "twofactor.fountainai.io/injected-image";
 /// The name of the sidecar's container.
 pub const SIDECAR_CONTAINER: &str = "twofactor-sidecar";
 /// The name of the sidecar's port with health and metrics.

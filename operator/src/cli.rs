@@ -234,6 +234,18 @@ struct ControllerArguments {
     )]
     secret_key_namespaces: Vec<String>,
 
+    /// Namespace of services that may get the credentials of a realm, beside the namespaces of
+    /// --namespace. The operator then needs no right on Secrets and pods of other namespaces. Can
+    /// be given more than once [default: all namespaces]
+    #[arg(
+        long = "service-namespace",
+        env = "TWOFACTOR_SERVICE_NAMESPACES",
+        value_name = "NAME",
+        value_delimiter = ',',
+        requires = "namespaces"
+    )]
+    service_namespaces: Vec<String>,
+
     /// Namespace that never gets a realm's credentials, even if the realm allows it, beside the
     /// operator's own, kube-system, kube-public and kube-node-lease. Can be given more than once
     #[arg(
@@ -342,6 +354,7 @@ fn start_controller(arguments: ControllerArguments) -> Result<(), Box<dyn Error>
     let providers = path(arguments.providers_directory);
     let configuration = Configuration {
         namespaces: named(common.namespaces),
+        service_namespaces: named(arguments.service_namespaces),
         redis: AccessSource {
             url: SecretText::new(arguments.redis_url),
             password_secret: arguments.redis_password_secret.filter(|name| !name.is_empty()),

@@ -5,6 +5,7 @@ use twofactor_server::metrics::Metric;
 use crate::k8s::watch_signs::{SignAges, WatchSigns};
 use crate::metrics::{self, Metrics};
 pub use crate::process::lease;
+use crate::state::refused_watches::{ForbiddenWatches, RefusedWatches};
 pub use crate::webhook::certificates;
 use crate::webhook::metrics::AdmissionMetrics;
 pub use crate::webhook::metrics::CertificateMetrics;
@@ -17,6 +18,7 @@ pub fn controller_metrics() -> Vec<Metric> {
     let mut registrar = metrics::registrar().expect("a name");
     Metrics::new(&mut registrar).expect("names");
     SignAges::register(&mut registrar, WatchSigns::default()).expect("a name");
+    ForbiddenWatches::register(&mut registrar, RefusedWatches::default()).expect("a name");
     registrar.into_metrics()
 }
 
@@ -30,5 +32,6 @@ pub fn admission_metrics() -> Vec<Metric> {
     AdmissionMetrics::new(&mut registrar).expect("names");
     CertificateMetrics::new(&mut registrar).expect("names");
     SignAges::register(&mut registrar, WatchSigns::default()).expect("a name");
+    ForbiddenWatches::register(&mut registrar, RefusedWatches::default()).expect("a name");
     registrar.into_metrics()
 }

@@ -198,10 +198,19 @@ capabilities:
 {{- dict "items" $items | toJson | replace "\"twofactor-operator\"" ($root.Values.name | toJson) | replace "\"twofactor-operator-admission\"" $admission }}
 {{- end }}
 
-{{/* A role and its binding to the account of its name. Takes root, kind, name, rules, namespace (empty for a ClusterRole), and
-optionally annotations. */}}
+{{/* Those of the rules (a list) that are about objects of the whole cluster, as JSON. */}}
+{{- define "twofactor.clusterRules" -}}
+{{- $rules := list }}
+{{- range . }}
+{{- if or (has "namespaces" .resources) (has "limitranges" .resources) (has "mutatingwebhookconfigurations" .resources) }}{{ $rules = append $rules . }}{{ end }}
+{{- end }}
+{{- $rules | toJson }}
+{{- end }}
+
+{{/* A role and its binding to the account of `for`, the name of the role in the file. Takes root, kind, name, for, rules,
+namespace (empty for a ClusterRole), and optionally annotations. */}}
 {{- define "twofactor.role" -}}
-{{- $account := hasSuffix "-admission" .name | ternary "admission" "controller" }}
+{{- $account := eq .for .root.Values.name | ternary "controller" "admission" }}
 {{- range list "" "Binding" }}
 ---
 apiVersion: rbac.authorization.k8s.io/v1
@@ -229,6 +238,24 @@ subjects:
 {{- else }}
 rules:
   {{- toYaml $.rules | nindent 2 }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{/* The operator's roles in one of the namespaces to which it is limited: all rules of a namespace's objects where it has users,
+and those for credentials where it has services only. Takes root, namespace, and optionally annotations. */}}
+{{- define "twofactor.namespacedRoles" -}}
+{{- $users := has .namespace .root.Values.operator.namespaces }}
+{{- range (include "twofactor.rules" (dict "root" .root "file" "files/rbac.yaml") | fromJson).items }}
+{{- if eq .kind "ClusterRole" }}
+{{- $cluster := include "twofactor.clusterRules" .rules | fromJsonArray }}
+{{- $rules := list }}
+{{- range .rules }}
+{{- if and (not (has . $cluster)) (or $users (not (has "twofactor.fountainai.io" .apiGroups))) }}{{ $rules = append $rules . }}{{ end }}
+{{- end }}
+{{- if $rules }}
+{{- include "twofactor.role" (dict "root" $.root "kind" "Role" "name" (printf "%s-namespace" .metadata.name) "for" .metadata.name "rules" $rules "namespace" $.namespace "annotations" $.annotations) }}
+{{- end }}
 {{- end }}
 {{- end }}
 {{- end }}

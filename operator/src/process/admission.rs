@@ -18,8 +18,10 @@ use super::replica::{Replica, listen};
 use super::tasks::Tasks;
 use crate::k8s::watch_signs::WatchSigns;
 use crate::metrics;
+use crate::state::limit_ranges::LimitRanges;
+use crate::watch;
 use crate::webhook::metrics::{AdmissionMetrics, CertificateMetrics};
-use crate::webhook::{AccessLookup, certificates, routes};
+use crate::webhook::{AccessLookup, LimitLookup, certificates, routes};
 
 /// Time for which the webhook still answers after the signal to stop, until the API servers have
 /// noticed. A request without an answer is a rejected pod.
@@ -61,6 +63,7 @@ pub async fn run(
     replica.serve_admin(&mut tasks, admin_listen, [certificate.clone()], registrar, &stop).await?;
     replica.watch(&mut tasks, &client, &namespaces, &unreadable, &stop);
 
+    let limit_client = client.clone();
     let settings = webhook.certificates(&operator_namespace);
     let current = Arc::new(CurrentCertificate::default());
     let tls = tls::configuration(current.clone())?;
@@ -76,7 +79,13 @@ pub async fn run(
     tasks.spawn("webhook certificates", certificates);
     let policies = replica.policies;
     let access: AccessLookup = Arc::new(move |realm, namespace| policies.access(realm, namespace));
-    let routes = routes::routes(Arc::new(webhook.sidecar), access, admission);
+    let ranges = Arc::new(LimitRanges::default());
+    tasks.spawn(
+        "limit ranges",
+        watch::limit_ranges::run(limit_client, ranges.clone(), stop.clone()),
+    );
+    let sizes: LimitLookup = Arc::new(move |namespace| ranges.of(namespace));
+    let routes = routes::routes(Arc::new(webhook.sidecar), access, sizes, admission);
     tasks.spawn("webhook", http::serve_tls(listener, tls, routes, limits(), stop.clone()));
     tasks.supervise(&stop, FAREWELL + DRAIN).await
 }

@@ -31,6 +31,8 @@ pub fn excluded_namespaces(operator: &str, others: Vec<String>) -> BTreeSet<Stri
 pub struct Configuration {
     /// The watched namespaces; all if empty.
     pub namespaces: Vec<String>,
+    /// Namespaces of services beside these; all if empty.
+    pub service_namespaces: Vec<String>,
     /// Where the access to Redis is, for the operator and for services.
     pub redis: AccessSource,
     /// What services get if the operator may not create logins in Redis.

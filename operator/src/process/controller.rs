@@ -52,6 +52,7 @@ pub async fn run(
         metrics,
         policies: replica.policies,
         policies_synced: replica.synced,
+        refused: replica.refused,
         leading,
         redis,
         redis_settings,

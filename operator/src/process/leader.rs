@@ -23,6 +23,7 @@ use crate::redis::{access, comparison, leftovers, monitor, removals, settings};
 use crate::state::Context;
 use crate::state::realm_policies::Policies;
 use crate::state::redis_owner::RedisOwner;
+use crate::state::refused_watches::RefusedWatches;
 use crate::state::watched_namespaces::WatchedNamespaces;
 use crate::user::{self, failures};
 use crate::watch::{self, Synced};
@@ -40,6 +41,8 @@ pub struct Leader {
     pub policies: Arc<Policies>,
     /// Whether `policies` is complete.
     pub policies_synced: [Synced; 2],
+    /// Watches that the API server refuses.
+    pub refused: RefusedWatches,
     /// Passes while this replica leads and knows all users.
     pub leading: Check,
     /// Passes while Redis answers.
@@ -92,7 +95,7 @@ impl Leader {
             tokio::select! {
                 () = leadership.lost() => None,
                 prepared = startup::prepare(
-                    &self.configuration, &self.client, &self.metrics, &self.policies, &events, owner,
+                    &self.configuration, &self.client, &self.metrics, &self.policies, &self.refused, &events, owner,
                 ) => Some(prepared),
             }
         };
@@ -153,6 +156,7 @@ impl Leader {
             let providers = realm::defaults::run(context.clone(), folder, stop.clone());
             tasks.spawn("providers", providers);
         }
+        tasks.spawn("recovery", watch::recovery::run(context.clone(), stop.clone()));
         // These tasks need complete lists, because the owner of a username is not known before.
         tasks.spawn_after(&lists, stop, "leading", show_leading(leading, stop.clone()));
         let monitor = monitor::run(context.clone(), stop.clone());

@@ -18,6 +18,7 @@ use super::error::StartError;
 use super::tasks::Tasks;
 use crate::k8s::watch_signs::{SignAges, WatchSigns};
 use crate::state::realm_policies::Policies;
+use crate::state::refused_watches::{ForbiddenWatches, RefusedWatches};
 use crate::state::watched_namespaces::WatchedNamespaces;
 use crate::watch::{self, Synced};
 
@@ -29,6 +30,8 @@ pub struct Replica {
     pub policies: Arc<Policies>,
     /// Whether `policies` is complete: realms and namespaces.
     pub synced: [Synced; 2],
+    /// Watches that the API server refuses.
+    pub refused: RefusedWatches,
     checks: [Check; 2],
     signs: WatchSigns,
 }
@@ -38,7 +41,7 @@ impl Replica {
     pub fn new(signs: WatchSigns) -> Self {
         let checks = ["realms", "namespaces"].map(Check::required);
         let synced = [Synced::default(), Synced::default()];
-        Self { policies: Arc::default(), synced, checks, signs }
+        Self { policies: Arc::default(), synced, refused: RefusedWatches::default(), checks, signs }
     }
 
     /// Serves the admin port with the checks of every replica and `more`. It is called first, so
@@ -55,6 +58,7 @@ impl Replica {
         let checks = self.checks.iter().cloned().chain(more).collect();
         let limits = Limits { idle: Some(ADMIN_IDLE), drain: DRAIN, ..admin::limits() };
         SignAges::register(&mut registrar, self.signs.clone())?;
+        ForbiddenWatches::register(&mut registrar, self.refused.clone())?;
         let signs = self.signs.clone();
         let routes =
             admin::routes_while(move || watches_live(&signs), checks, registrar.registry());
@@ -78,6 +82,7 @@ impl Replica {
                 client.clone(),
                 self.policies.clone(),
                 WatchedNamespaces(namespaces.to_owned()),
+                self.refused.clone(),
                 unreadable.clone(),
                 realms,
                 stop.clone(),
@@ -88,6 +93,7 @@ impl Replica {
             watch::realms::namespaces(
                 client.clone(),
                 self.policies.clone(),
+                self.refused.clone(),
                 all_namespaces,
                 stop.clone(),
             ),

@@ -32,6 +32,7 @@ use crate::state::realm_policies::Policies;
 use crate::state::realm_secrets::{Records, SharedKey};
 use crate::state::realms::Realms;
 use crate::state::redis_owner::RedisOwner;
+use crate::state::refused_watches::RefusedWatches;
 use crate::state::user_objects::UserObjects;
 use crate::state::watched_namespaces::WatchedNamespaces;
 use crate::state::{Context, RealmsState, Runtime, ServicesState, UserState};
@@ -47,6 +48,7 @@ pub async fn prepare(
     client: &Client,
     metrics: &Metrics,
     policies: &Arc<Policies>,
+    refused: &RefusedWatches,
     events: &Events,
     owner: Arc<RedisOwner>,
 ) -> Prepared {
@@ -73,6 +75,7 @@ pub async fn prepare(
             watched: WatchedNamespaces(configuration.namespaces.clone()),
             owner,
             hold_new_seeds: configuration.hold_new_seeds,
+            refused: refused.clone(),
             started: i64::try_from(Clock::System.now().millis()).unwrap_or(i64::MAX),
             node: watch::Sender::new(String::new()),
             removals: Notify::new(),
@@ -108,6 +111,10 @@ pub async fn prepare(
             foreign_secrets: ForeignSecrets::default(),
             asking: AskingPods::default(),
             excluded: configuration.excluded_namespaces.clone(),
+            within_reach: WatchedNamespaces::of_services(
+                &configuration.service_namespaces,
+                &configuration.namespaces,
+            ),
             outdated_pods: Mutex::default(),
             redis: watch::Sender::new(redis),
             shared_login: configuration.shared_login.clone(),

@@ -62,6 +62,12 @@ pub struct Report {
     pub namespaces: Vec<String>,
     /// Namespaces where a Secret of another owner blocks the credentials.
     pub foreign_secrets: Vec<String>,
+    /// Allowed namespaces in which this operator writes no credentials.
+    pub out_of_reach: Vec<String>,
+    /// Resources of the realm's namespace that the operator may not list.
+    pub forbidden: Vec<String>,
+    /// Allowed namespaces in which the operator may not list something.
+    pub forbidden_callers: Vec<String>,
     /// Number of users.
     pub users: usize,
     /// Number of ready users.
@@ -170,7 +176,16 @@ fn report(context: &Context, realm: &KnownRealm) -> Report {
     let tokens = policy.as_ref().ok().and_then(|policy| policy.tokens.as_ref());
     let (users, users_ready) = context.users.objects.count(&namespace);
     let outdated = context.services.outdated_pods.lock().unwrap_or_else(PoisonError::into_inner);
+    let namespaces: Vec<String> =
+        context.realms.policies.namespaces_of(&namespace).into_iter().collect();
+    let refused = &context.runtime.refused;
+    let among = |fits: &dyn Fn(&String) -> bool| {
+        namespaces.iter().filter(|name| **name != namespace && fits(name)).cloned().collect()
+    };
     Report {
+        out_of_reach: among(&|name| !context.services.within_reach.includes(name)),
+        forbidden: refused.resources(&namespace),
+        forbidden_callers: among(&|name| !refused.resources(name).is_empty()),
         delivery: secret.and_then(|secret| context.realms.secrets.delivery(&namespace, secret)),
         token_key: tokens.and_then(|tokens| context.realms.secrets.token_key(&namespace, tokens)),
         operator_delivers: !context.realms.defaults.borrow().providers.methods().is_empty(),
@@ -185,7 +200,7 @@ fn report(context: &Context, realm: &KnownRealm) -> Report {
             .registry
             .get(&namespace)
             .map(|realm| context.realms.registry.keys.of(&realm.id)),
-        namespaces: context.realms.policies.namespaces_of(&namespace).into_iter().collect(),
+        namespaces,
         foreign_secrets: context.services.foreign_secrets.namespaces_of(&namespace),
         users,
         users_ready,
@@ -220,8 +235,10 @@ pub fn build(
     };
     let (delivery, credentials) = (delivery(policy, report), credentials(report));
     let tokens = tokens(policy, report);
+    let ready = forbidden(report)
+        .unwrap_or_else(|| ready(policy, &delivery, tokens.as_ref(), &credentials, report));
     let conditions: Vec<Condition> = [
-        (labels::CONDITION_READY, ready(policy, &delivery, tokens.as_ref(), &credentials, report)),
+        (labels::CONDITION_READY, ready),
         (labels::CONDITION_DELIVERY_READY, delivery),
         (labels::CONDITION_CREDENTIALS_READY, credentials),
         (labels::CONDITION_NAMESPACES_MATCHED, matched(realm, policy, &report.namespaces)),
@@ -245,6 +262,19 @@ pub fn build(
         users_ready: count(report.users_ready),
         outdated_sidecars: count(report.outdated),
     }
+}
+
+fn forbidden(report: &Report) -> Option<ConditionState> {
+    let resources = report.forbidden.join(", ");
+    (!resources.is_empty()).then(|| {
+        ConditionState::unmet(
+            "NamespaceForbidden",
+            format!(
+                "The API server does not let the operator list {resources} in this namespace, so changes have no effect: \
+                 give it the rights of operator/rbac.yaml here"
+            ),
+        )
+    })
 }
 
 /// Summarizes what services need. A realm may have no providers at all, but configured ones must be
@@ -332,6 +362,26 @@ fn credentials(report: &Report) -> ConditionState {
             "NoLogin",
             "The operator's login may not use ACL in Redis, so services get no credentials: allow it ACL, set \
              --sidecar-redis-url, or accept with --allow-shared-login that every service gets the operator's login",
+        );
+    }
+    if !report.out_of_reach.is_empty() {
+        return ConditionState::unmet(
+            "NamespaceOutOfReach",
+            format!(
+                "The operator writes no credentials in {}: add these namespaces to --service-namespace \
+                 (operator.serviceNamespaces in the chart), or do not allow them",
+                named(&report.out_of_reach)
+            ),
+        );
+    }
+    if !report.forbidden_callers.is_empty() {
+        return ConditionState::unmet(
+            "NamespaceForbidden",
+            format!(
+                "The API server does not let the operator list pods or Secrets in {}: give it the rights of \
+                 operator/rbac.yaml there",
+                named(&report.forbidden_callers)
+            ),
         );
     }
     let foreign_secrets = report.foreign_secrets.as_slice();
@@ -520,6 +570,9 @@ mod tests {
             keys: Some(KeyState::first("a")),
             namespaces: namespaces.iter().map(|name| (*name).to_owned()).collect(),
             foreign_secrets: Vec::new(),
+            out_of_reach: Vec::new(),
+            forbidden: Vec::new(),
+            forbidden_callers: Vec::new(),
             users: 3,
             users_ready: 2,
             outdated: 1,

@@ -89,6 +89,10 @@ pub async fn compare(context: &Context, realm: &Realm) -> Result<(), StoreError>
 
 /// Schedules the removal of orphaned users of `realm`.
 pub async fn schedule_removals(context: &Context, realm: &Realm) -> Result<(), StoreError> {
+    if context.runtime.refused.is_unlisted(&realm.namespace) {
+        // The users of the realm are not known.
+        return Ok(());
+    }
     let known = realm.publisher.store().users().await?;
     let orphaned = {
         // The usernames stay locked until the removal is scheduled. A user that claims one of them

@@ -279,6 +279,11 @@ impl RedisMonitor {
             }
             return;
         }
+        if self.context.runtime.refused.is_unlisted(&realm.namespace) {
+            // The users of the realm are not known, so it cannot be declared complete.
+            realm.set_readiness(Readiness::Pending);
+            return;
+        }
         if !realm.begin_refill() {
             return;
         }

@@ -210,7 +210,7 @@ async fn fill_others(
                 .await?;
         let own = UserSeed {
             seed: imported.clone().and_then(Result::ok),
-            rotated: user.annotations().get(labels::ROTATE_ANNOTATION).cloned(),
+            rotated: user.status.as_ref().and_then(|status| status.rotated.clone()),
         };
         let Some(record) = record(context, realm, &user, own) else { continue };
         let pseudonym = realm.publisher.keys().pseudonym(&record.definition.username);

@@ -5,6 +5,7 @@
 pub mod asking;
 pub mod credentials;
 pub mod imports;
+pub mod limit_ranges;
 pub mod own_writes;
 pub mod queue;
 pub mod realm_keys;
@@ -12,6 +13,7 @@ pub mod realm_policies;
 pub mod realm_secrets;
 pub mod realms;
 pub mod redis_owner;
+pub mod refused_watches;
 pub mod user_objects;
 pub mod user_ref;
 pub mod usernames;
@@ -40,6 +42,7 @@ use self::realm_policies::Policies;
 use self::realm_secrets::{Records, SharedKey};
 use self::realms::{Realm, Realms};
 use self::redis_owner::RedisOwner;
+use self::refused_watches::RefusedWatches;
 use self::user_objects::UserObjects;
 use self::user_ref::UserRef;
 use self::usernames::Usernames;
@@ -67,6 +70,8 @@ pub struct Runtime {
     pub owner: Arc<RedisOwner>,
     /// Whether no new seeds are made, because Secrets are being restored.
     pub hold_new_seeds: bool,
+    /// Watches that the API server refuses.
+    pub refused: RefusedWatches,
     /// Start of this process, in milliseconds of Unix time.
     pub started: i64,
     /// The Redis nodes that answered last, and their replicas; empty before the first answer.
@@ -119,6 +124,8 @@ pub struct ServicesState {
     pub asking: AskingPods,
     /// Namespaces that never get credentials.
     pub excluded: BTreeSet<String>,
+    /// The namespaces in which the operator has rights on credentials and pods.
+    pub within_reach: WatchedNamespaces,
     /// Number of pods whose sidecar has another version, by realm.
     pub outdated_pods: Mutex<HashMap<String, usize>>,
     /// What connections to Redis are made with. Services get the same, with another login where

@@ -1,6 +1,6 @@
 //! Says which namespaces this operator watches.
 
-/// The watched namespaces; all if empty.
+/// Watched namespaces; all if empty.
 #[derive(Clone, Debug, Default)]
 pub struct WatchedNamespaces(pub Vec<String>);
 
@@ -13,6 +13,16 @@ impl WatchedNamespaces {
     /// Whether the namespace is watched.
     pub fn includes(&self, namespace: &str) -> bool {
         self.0.is_empty() || self.0.iter().any(|name| name == namespace)
+    }
+
+    /// The namespaces of services, `services` and those of users, `users`; all if none of services
+    /// is named.
+    pub fn of_services(services: &[String], users: &[String]) -> Self {
+        let mut all = services.to_vec();
+        if !services.is_empty() {
+            all.extend(users.iter().filter(|name| !services.contains(name)).cloned());
+        }
+        Self(all)
     }
 
     pub(crate) fn contains(&self, number: usize, namespace: &str) -> bool {

@@ -142,12 +142,13 @@ pub async fn apply(
         };
         match (decide(&inputs, &subject.secret_name), own) {
             (Decision::Create(origin), _) => {
-                let record = origin == SeedSource::Record;
+                // Only a new seed answers the request for one.
+                let is_new = origin == SeedSource::New;
                 let seed = match applying.origin(origin, rotated).await {
                     Ok(seed) => seed,
                     Err(outcome) => return Ok(Applied::nothing(outcome)),
                 };
-                let rotated = if record { rotated } else { applying.rotate() };
+                let rotated = if is_new { applying.rotate() } else { rotated };
                 if let Some(applied) = applying.create(seed, rotated, !had_secret).await? {
                     return Ok(applied);
                 }
@@ -160,11 +161,6 @@ pub async fn apply(
                     found: SecretState::Ours { rotated, .. } | SecretState::Proven { rotated, .. },
                 }),
             ) => {
-                let rotated = if fetched.import.is_some() {
-                    applying.rotate().map(str::to_owned)
-                } else {
-                    rotated
-                };
                 return applying.keep(&secret, seed, rotated).await;
             }
             (Decision::Rotate, Some(Own { secret: Some(secret), .. })) => {

@@ -101,6 +101,10 @@ pub async fn reconcile(context: &Context, reference: &UserRef) {
     let Some(user) = users.objects.get(reference) else {
         return users.queue.finished(reference, Next::Never);
     };
+    if context.runtime.refused.is_unlisted(&reference.namespace) {
+        // Another user may own the username. All are requeued when all are known.
+        return users.queue.finished(reference, Next::Never);
+    }
     let begun = Instant::now();
     users.own_writes.begin(reference);
     failpoint::hit(Step::Started);

@@ -50,7 +50,17 @@ pub fn report(
 fn secret(subject: &Subject<'_>, applied: &Applied) -> ConditionState {
     let name = &subject.secret_name;
     match &applied.outcome {
-        SeedOutcome::Seed { fresh, .. } => match &subject.user.spec.secret_ref {
+        SeedOutcome::Seed { fresh, rotated, .. } => match &subject.user.spec.secret_ref {
+            // The seed is as the object asks, so this does not make the user unready.
+            Some(reference) if is_refused(subject, rotated.as_deref()) => ConditionState::met(
+                "RotationRefused",
+                format!(
+                    "The seed is imported from the Secret {}, so the annotation {} does not rotate it: write another seed \
+                     there, or remove spec.secretRef",
+                    reference.name,
+                    labels::ROTATE_ANNOTATION
+                ),
+            ),
             None if applied.adopted || was_adopted(subject) && !fresh => ConditionState::met(
                 ADOPTED,
                 format!("The seed is in the Secret {name}, which this user has adopted"),
@@ -79,6 +89,12 @@ fn secret(subject: &Subject<'_>, applied: &Applied) -> ConditionState {
             ),
         ),
     }
+}
+
+/// Whether a rotation is requested that was not carried out.
+fn is_refused(subject: &Subject<'_>, rotated: Option<&str>) -> bool {
+    let rotate = subject.annotation(labels::ROTATE_ANNOTATION);
+    rotate.is_some() && rotate != rotated
 }
 
 /// Returns the report of a user whose Secret the API server rejects, because of a quota for

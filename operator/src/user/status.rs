@@ -166,7 +166,7 @@ pub fn notices(old: Option<&TwoFactorUserStatus>, new: &TwoFactorUserStatus) -> 
 }
 
 /// Reasons that emit an Event when they occur.
-const KNOWN_REASONS: [&str; 16] = [
+const KNOWN_REASONS: [&str; 17] = [
     "ClockDiffers",
     "Conflict",
     "Disabled",
@@ -176,6 +176,7 @@ const KNOWN_REASONS: [&str; 16] = [
     "NewSeedsHeld",
     "Published",
     "RedisOwnedByAnother",
+    "RotationRefused",
     "SecretInvalid",
     "SecretLost",
     "SecretNotOurs",

@@ -12,7 +12,7 @@ use std::hash::Hash;
 use futures_util::StreamExt;
 use kube::runtime::watcher::Event;
 
-use super::Events;
+use super::{Events, Seen};
 
 /// A change that a watch has to handle.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,7 +22,7 @@ pub enum Change<O, K> {
     Applied(K, O),
     /// The object with this key was deleted.
     Deleted(K),
-    /// Every list has been complete at least once, and one has just been completed.
+    /// Every list has been complete or refused at least once, and one has just been so.
     Synced,
 }
 
@@ -49,8 +49,12 @@ impl<O, K: Clone + Eq + Hash> Changes<O, K> {
             if let Some(change) = self.pending.pop_front() {
                 return Some(change);
             }
-            let (list, event) = self.events.next().await?;
-            self.pending.extend(self.lists.changes(list, event, self.key));
+            match self.events.next().await? {
+                (list, Seen::Event(event)) => {
+                    self.pending.extend(self.lists.changes(list, event, self.key));
+                }
+                (list, Seen::Refused) => self.pending.extend(self.lists.refused(list)),
+            }
         }
     }
 
@@ -73,7 +77,7 @@ struct List<K> {
     known: HashSet<K>,
     /// Keys that the list in progress has contained so far.
     listing: Option<HashSet<K>>,
-    /// Whether the list has been complete once.
+    /// Whether the list has been complete or refused once.
     complete: bool,
 }
 
@@ -81,6 +85,15 @@ impl<K: Clone + Eq + Hash> Lists<K> {
     fn new(lists: usize) -> Self {
         let list = || List { known: HashSet::new(), listing: None, complete: false };
         Self(std::iter::repeat_with(list).take(lists).collect())
+    }
+
+    /// Records that a list is refused. Nothing waits for it any longer, and what is known of its
+    /// objects stays.
+    fn refused<O>(&mut self, list: usize) -> Option<Change<O, K>> {
+        let List { listing, complete, .. } = self.0.get_mut(list)?;
+        *listing = None;
+        let was_complete = std::mem::replace(complete, true);
+        (!was_complete && self.0.iter().all(|list| list.complete)).then_some(Change::Synced)
     }
 
     /// Records an event of a list and returns the changes that follow from it.
@@ -136,13 +149,17 @@ mod tests {
     use super::*;
 
     /// Feeds events to `lists` and returns the changes as texts. An event is `LIST init`,
-    /// `LIST listed KEY`, `LIST done`, `LIST applied KEY` or `LIST deleted KEY`.
+    /// `LIST listed KEY`, `LIST done`, `LIST applied KEY`, `LIST deleted KEY` or `LIST refused`.
     fn changes(lists: usize, events: &[&str]) -> Vec<String> {
         let mut lists = Lists::new(lists);
         let mut found = Vec::new();
         for text in events {
             let mut words = text.split(' ');
             let list = words.next().unwrap().parse().unwrap();
+            if text.ends_with("refused") {
+                found.extend(lists.refused::<&str>(list).map(|_| "synced".to_owned()));
+                continue;
+            }
             let event = match (words.next().unwrap(), words.next().unwrap_or_default()) {
                 ("init", _) => Event::Init,
                 ("done", _) => Event::InitDone,
@@ -221,6 +238,15 @@ mod tests {
         let again = ["0 init", "0 done"];
         let all: Vec<&str> = events.iter().chain(&again).copied().collect();
         assert_eq!(changes(2, &all)[3..], ["-a", "synced"], "the other list keeps its objects");
+    }
+
+    #[test]
+    fn nothing_waits_for_a_refused_list_and_its_objects_stay() {
+        let refused = ["0 init", "0 listed a", "0 done", "1 init", "1 refused", "1 refused"];
+        assert_eq!(changes(2, &refused), ["+a", "synced"]);
+        let later = ["0 init", "0 refused", "1 init", "1 listed b", "1 done"];
+        let all: Vec<&str> = refused.iter().chain(&later).copied().collect();
+        assert_eq!(changes(2, &all)[2..], ["+b", "synced"]);
     }
 
     #[test]

@@ -12,8 +12,8 @@ use twofactor_api::labels;
 
 use super::changes::{Change, Changes};
 use super::{Synced, watch};
-use crate::state::Context;
 use crate::state::watched_namespaces::WatchedNamespaces;
+use crate::state::{Context, Runtime};
 
 /// Watches Secrets until `stop`. Sets `synced` when all are listed.
 pub async fn run(
@@ -24,8 +24,9 @@ pub async fn run(
 ) {
     let selector = format!("{}={}", labels::IMPORT_LABEL, labels::IMPORT_ALLOWED);
     let configuration = watcher::Config::default().labels(&selector);
-    let mut changes =
-        Changes::new(watch(&context.runtime.client, &watched, &configuration), reference);
+    let Runtime { client, refused, .. } = &context.runtime;
+    let events = watch(client, &watched, refused, &configuration);
+    let mut changes = Changes::new(events, reference);
     while let Some(Some(change)) = stop.run_until_cancelled(changes.next()).await {
         let ((namespace, name), version) = match change {
             Change::Applied(secret, object) => (secret, object.resource_version()),

@@ -23,15 +23,18 @@ use self::kept::Kept;
 use crate::k8s::backoff::jittered;
 use crate::k8s::request::ApiError;
 use crate::k8s::watch_signs::WATCH_TIMEOUT;
+use crate::state::refused_watches::{RefusedWatches, WatchId};
 use crate::state::watched_namespaces::WatchedNamespaces;
 
 mod changes;
 pub mod imports;
 mod kept;
+pub mod limit_ranges;
 pub mod namespaces;
 pub mod pod_findings;
 pub mod pods;
 pub mod realms;
+pub mod recovery;
 pub mod secrets;
 pub mod users;
 
@@ -68,27 +71,102 @@ impl Synced {
     }
 }
 
-/// Events of one or more lists, each with the number of its list.
-pub(crate) type Events<K> = SelectAll<BoxStream<'static, (usize, Event<K>)>>;
+/// What a watch has learned about its list.
+#[derive(Clone, Debug)]
+pub(crate) enum Seen<O> {
+    Event(Event<O>),
+    /// The operator may not list the objects of this namespace. What is known of them stays.
+    Refused,
+}
+
+/// What was seen of one or more lists, each with the number of its list.
+pub(crate) type Events<K> = SelectAll<BoxStream<'static, (usize, Seen<K>)>>;
 
 /// Watches the objects in the watched namespaces, with one list for each of them, or one for all.
+/// A list of a namespace that the API server refuses is recorded in `refused`.
 pub(crate) fn watch<K>(
     client: &Client,
     watched: &WatchedNamespaces,
+    refused: &RefusedWatches,
     configuration: &watcher::Config,
 ) -> Events<K>
 where
     K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + 'static,
     K: Resource<Scope = kube::core::NamespaceResourceScope>,
 {
-    let apis = match watched.0.as_slice() {
-        [] => vec![Api::<Kept<K>>::all(client.clone())],
-        names => names.iter().map(|name| Api::namespaced(client.clone(), name)).collect(),
-    };
-    let streams = apis.into_iter().enumerate().map(|(number, api)| {
-        events(api, configuration.clone()).map(move |event| (number, event)).boxed()
+    if watched.0.is_empty() {
+        return watch_all(client, configuration.clone());
+    }
+    let streams = watched.0.iter().enumerate().map(|(number, name)| {
+        let list = NamespaceList {
+            namespace: name.clone(),
+            watch: WatchId {
+                resource: K::plural(&()).into_owned(),
+                selector: configuration.label_selector.clone().unwrap_or_default(),
+            },
+            refused: refused.clone(),
+            listed: false,
+            gone: false,
+        };
+        let api = Api::<Kept<K>>::namespaced(client.clone(), name);
+        events(api, configuration.clone())
+            .scan(list, |list, result| std::future::ready(Some(list.seen(result))))
+            .flat_map(futures_util::stream::iter)
+            .map(move |seen| (number, seen))
+            .boxed()
     });
     futures_util::stream::select_all(streams)
+}
+
+/// The list of one namespace.
+struct NamespaceList {
+    namespace: String,
+    watch: WatchId,
+    refused: RefusedWatches,
+    /// Whether the list was complete once.
+    listed: bool,
+    /// Whether an empty list was reported, because the namespace was deleted.
+    gone: bool,
+}
+
+impl NamespaceList {
+    fn seen<K>(&mut self, result: Result<Event<K>, watcher::Error>) -> Vec<Seen<K>> {
+        let Self { namespace, watch, refused, listed, gone } = self;
+        let resource = watch.resource.as_str();
+        match result {
+            Ok(event) => {
+                // A first list counts when all of its objects are known.
+                *listed |= matches!(event, Event::InitDone);
+                *gone = false;
+                if *listed && refused.allow(namespace, watch) {
+                    tracing::info!(namespace, resource, "the operator may list objects again");
+                }
+                vec![Seen::Event(event)]
+            }
+            // The roles in a namespace are deleted with it.
+            Err(error) if is_forbidden(&error) && refused.is_deleted(namespace) => {
+                if std::mem::replace(gone, true) {
+                    return Vec::new();
+                }
+                refused.allow(namespace, watch);
+                vec![Seen::Event(Event::Init), Seen::Event(Event::InitDone)]
+            }
+            Err(error) if is_forbidden(&error) => {
+                if refused.refuse(namespace, watch, *listed) {
+                    tracing::warn!(
+                        namespace,
+                        resource,
+                        "watch forbidden: the operator lacks rights in a namespace, which is left as it is"
+                    );
+                }
+                vec![Seen::Refused]
+            }
+            Err(error) => {
+                log_broken(error, resource);
+                Vec::new()
+            }
+        }
+    }
 }
 
 /// Watches the objects in the whole cluster, with one list.
@@ -96,28 +174,39 @@ pub(crate) fn watch_all<K>(client: &Client, configuration: watcher::Config) -> E
 where
     K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + 'static,
 {
-    let events = events(Api::all(client.clone()), configuration);
-    futures_util::stream::select_all([events.map(|event| (0, event)).boxed()])
+    let kind = K::plural(&()).into_owned();
+    let events = events(Api::all(client.clone()), configuration).filter_map(move |result| {
+        let event = result.map_err(|error| log_broken(error, &kind)).ok();
+        std::future::ready(event.map(|event| (0, Seen::Event(event))))
+    });
+    futures_util::stream::select_all([events.boxed()])
 }
 
 fn events<K>(
     api: Api<Kept<K>>,
     configuration: watcher::Config,
-) -> impl Stream<Item = Event<K>> + Send + 'static
+) -> impl Stream<Item = Result<Event<K>, watcher::Error>> + Send + 'static
 where
     K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + 'static,
 {
-    let kind = K::kind(&()).into_owned();
     let configuration = configuration.page_size(PAGE).timeout(WATCH_TIMEOUT);
-    kube::runtime::watcher(api, configuration).backoff(Pauses::default()).filter_map(move |event| {
-        let event = event
-            .map_err(|error| {
-                tracing::warn!(error = describe(error), kind, "watch broken, starting it again");
-            })
-            .ok()
-            .map(kept::unwrap);
-        std::future::ready(event)
-    })
+    let events = kube::runtime::watcher(api, configuration).backoff(Pauses::default());
+    events.map(|result| result.map(kept::unwrap))
+}
+
+fn log_broken(error: watcher::Error, resource: &str) {
+    tracing::warn!(error = describe(error), resource, "watch broken, starting it again");
+}
+
+/// Whether the API server says that the operator has no right to list or watch.
+fn is_forbidden(error: &watcher::Error) -> bool {
+    match error {
+        watcher::Error::InitialListFailed(kube::Error::Api(status))
+        | watcher::Error::WatchStartFailed(kube::Error::Api(status))
+        | watcher::Error::WatchFailed(kube::Error::Api(status))
+        | watcher::Error::WatchError(status) => status.code == 403,
+        _ => false,
+    }
 }
 
 /// Describes the error of a watch without the object that the API server's answer may quote.

@@ -1,5 +1,6 @@
-//! Watches the metadata of pods that ask for the sidecar, in every namespace. It has credentials
-//! written where pods ask for them, emits Events for pods that have a problem, and sets metrics.
+//! Watches the metadata of pods that ask for the sidecar, in the namespaces of services. It has
+//! credentials written where pods ask for them, emits Events for pods that have a problem, and sets
+//! metrics.
 
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
@@ -12,10 +13,10 @@ use tokio_util::sync::CancellationToken;
 use twofactor_api::labels;
 
 use super::changes::{Change, Changes};
-use super::{Synced, watch_all};
+use super::{Synced, watch};
 use crate::metrics::number;
-use crate::state::Context;
 use crate::state::credentials::Target;
+use crate::state::{Context, Runtime};
 use crate::watch::pod_findings::{Pod, PodFinding, PodProblem, Pods};
 
 /// Interval between two evaluations of all pods. Many pods change at the same time, so an
@@ -28,7 +29,9 @@ pub async fn run(context: Arc<Context>, synced: Synced, stop: CancellationToken)
     // Pods that have ended need no check.
     let running = "status.phase!=Succeeded,status.phase!=Failed";
     let watched = watcher::Config::default().labels(&selector).fields(running);
-    let mut changes = Changes::new(watch_all(&context.runtime.client, watched), reference);
+    let Runtime { client, refused, .. } = &context.runtime;
+    let events = watch(client, &context.services.within_reach, refused, &watched);
+    let mut changes = Changes::new(events, reference);
     let mut pods = Pods::default();
     let mut period = tokio::time::interval(PERIOD);
     loop {
@@ -61,8 +64,13 @@ fn applied(context: &Context, pods: &mut Pods, object: &PartialObjectMeta<CorePo
         ending: object.metadata.deletion_timestamp.is_some(),
         ..Pod::of(&namespace, object.uid().unwrap_or_default(), object.annotations())
     };
-    // Another operator takes care of pods of other realms.
-    let pod = Some(pod).filter(|pod| context.runtime.watched.includes(&pod.realm));
+    // Another operator takes care of pods of other realms, and in excluded namespaces a pod gets
+    // neither a sidecar nor credentials.
+    let concerns_us = |pod: &Pod| {
+        context.runtime.watched.includes(&pod.realm)
+            && !context.services.excluded.contains(&namespace)
+    };
+    let pod = Some(pod).filter(concerns_us);
     let old = match pod.clone() {
         Some(pod) => pods.applied(&namespace, &name, pod),
         None => pods.deleted(&namespace, &name),
@@ -93,8 +101,11 @@ fn asks(context: &Context, namespace: &str, old: Option<&Pod>, new: Option<&Pod>
 /// Sets the metrics, and emits an Event and a log line for each new problem.
 fn report(context: &Context, pods: &mut Pods) {
     let access = |realm: &str, namespace: &str| context.realms.policies.access(realm, namespace);
-    let has_users =
-        |realm: &str| context.realms.is_realm(realm) || context.users.usernames().has_users(realm);
+    let has_users = |realm: &str| {
+        context.realms.is_realm(realm)
+            || context.users.usernames().has_users(realm)
+            || context.runtime.refused.is_unlisted(realm)
+    };
     let (counts, findings) = pods.evaluate(access, has_users, env!("CARGO_PKG_VERSION"));
     let metrics = &context.runtime.metrics;
     metrics.pods_not_injected.set(number(counts.not_injected));

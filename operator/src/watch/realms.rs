@@ -14,12 +14,14 @@ use twofactor_api::TwoFactorRealm;
 use super::changes::{Change, Changes};
 use super::{Synced, watch, watch_all};
 use crate::state::realm_policies::Policies;
+use crate::state::refused_watches::RefusedWatches;
 use crate::state::watched_namespaces::WatchedNamespaces;
 
 /// Watches namespaces and their labels until `stop`.
 pub async fn namespaces(
     client: Client,
     policies: Arc<Policies>,
+    refused: RefusedWatches,
     synced: Synced,
     stop: CancellationToken,
 ) {
@@ -27,8 +29,14 @@ pub async fn namespaces(
     let mut changes = Changes::new(events, PartialObjectMeta::<Namespace>::name_any);
     while let Some(Some(change)) = stop.run_until_cancelled(changes.next()).await {
         match change {
-            Change::Applied(_, namespace) => namespace_applied(&policies, &namespace),
-            Change::Deleted(name) => policies.namespace_deleted(&name),
+            Change::Applied(name, namespace) => {
+                refused.namespace_deleted(&name, false);
+                namespace_applied(&policies, &namespace);
+            }
+            Change::Deleted(name) => {
+                refused.namespace_deleted(&name, true);
+                policies.namespace_deleted(&name);
+            }
             Change::Synced => synced.set(),
         }
     }
@@ -45,11 +53,12 @@ pub async fn realms(
     client: Client,
     policies: Arc<Policies>,
     watched: WatchedNamespaces,
+    refused: RefusedWatches,
     unreadable: IntCounter,
     synced: Synced,
     stop: CancellationToken,
 ) {
-    let events = watch(&client, &watched, &watcher::Config::default());
+    let events = watch(&client, &watched, &refused, &watcher::Config::default());
     let mut changes = Changes::new(events, reference);
     let apply = |object: DeserializeGuard<TwoFactorRealm>| match object.0 {
         Ok(realm) => policies.realm_applied(realm),

@@ -5,6 +5,7 @@
 //! to remember keys: the versions of users' Secrets are kept beside the operator's own writes, and
 //! after a new list all credentials are reconciled anyway.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use futures_util::StreamExt;
@@ -15,12 +16,12 @@ use kube::runtime::watcher::{self, Event};
 use tokio_util::sync::CancellationToken;
 use twofactor_api::labels;
 
-use super::{Events, Synced, watch, watch_all};
-use crate::state::Context;
+use super::{Events, Seen, Synced, watch};
 use crate::state::credentials::Target;
 use crate::state::own_writes::ListNumber;
 use crate::state::user_ref::{UserRef, user_ref};
 use crate::state::watched_namespaces::WatchedNamespaces;
+use crate::state::{Context, Runtime};
 
 /// Watches users' Secrets until `stop`. Sets `synced` when all are listed, and keeps only those of
 /// users from when `users_synced` is set.
@@ -38,20 +39,30 @@ pub async fn users(
         labels::MANAGED_BY,
         labels::CREDENTIALS_LABEL
     );
+    let Runtime { client, refused, .. } = &context.runtime;
+    let configuration = watcher::Config::default().labels(&selector);
     let mut events: Events<PartialObjectMeta<Secret>> =
-        watch(&context.runtime.client, &watched, &watcher::Config::default().labels(&selector));
+        watch(client, &watched, refused, &configuration);
     let secrets = UserSecrets { context, users_synced };
     let mut lists = vec![ListNumber::default(); watched.lists()];
-    let mut incomplete = lists.len();
-    while let Some(Some((list, event))) = stop.run_until_cancelled(events.next()).await {
+    let mut incomplete: HashSet<usize> = (0..lists.len()).collect();
+    while let Some(Some((list, seen))) = stop.run_until_cancelled(events.next()).await {
         let number = &mut lists[list];
+        if matches!(seen, Seen::Refused | Seen::Event(Event::InitDone)) {
+            incomplete.remove(&list);
+        }
+        let Seen::Event(event) = seen else {
+            if incomplete.is_empty() {
+                synced.set();
+            }
+            continue;
+        };
         match event {
             Event::Init => *number = number.next(),
             Event::InitDone => {
                 let within = |user: &UserRef| watched.contains(list, &user.namespace);
                 secrets.listed(within, *number);
-                incomplete = incomplete.saturating_sub(1);
-                if incomplete == 0 {
+                if incomplete.is_empty() {
                     synced.set();
                 }
             }
@@ -94,12 +105,11 @@ impl UserSecrets {
     }
 }
 
-/// Watches credentials in every namespace until `stop`. Sets `synced` when all are listed. It
-/// ignores credentials of realms that this operator does not reconcile.
+/// Watches credentials in the namespaces of services until `stop`. Sets `synced` when all are
+/// listed. It ignores credentials of realms that this operator does not reconcile.
 ///
-/// Even if the operator reconciles only some namespaces, the watch covers the whole cluster,
-/// because realms can allow any namespace. It needs the same kind of permission as the watch of
-/// namespaces.
+/// If no namespaces of services are named, the watch covers the whole cluster, even if the operator
+/// reconciles only some namespaces, because realms can allow any namespace.
 pub async fn credentials(
     context: Arc<Context>,
     watched: WatchedNamespaces,
@@ -112,9 +122,20 @@ pub async fn credentials(
         labels::MANAGED_BY,
         labels::CREDENTIALS_LABEL
     );
+    let configuration = watcher::Config::default().labels(&selector);
+    let Runtime { client, refused, .. } = &context.runtime;
+    let within_reach = &context.services.within_reach;
     let mut events: Events<PartialObjectMeta<Secret>> =
-        watch_all(&context.runtime.client, watcher::Config::default().labels(&selector));
-    while let Some(Some((_, event))) = stop.run_until_cancelled(events.next()).await {
+        watch(client, within_reach, refused, &configuration);
+    let mut incomplete: HashSet<usize> = (0..within_reach.lists()).collect();
+    while let Some(Some((list, seen))) = stop.run_until_cancelled(events.next()).await {
+        if matches!(seen, Seen::Refused | Seen::Event(Event::InitDone)) {
+            incomplete.remove(&list);
+            if incomplete.is_empty() {
+                synced.set();
+            }
+        }
+        let Seen::Event(event) = seen else { continue };
         let exists = matches!(event, Event::InitApply(_) | Event::Apply(_));
         match event {
             Event::Init => {}
@@ -132,10 +153,7 @@ pub async fn credentials(
                 }
             }
             // The list does not contain credentials that were deleted while the watch was broken.
-            Event::InitDone => {
-                context.services.credentials_queue.all_changed();
-                synced.set();
-            }
+            Event::InitDone => context.services.credentials_queue.all_changed(),
         }
     }
 }

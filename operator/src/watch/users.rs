@@ -16,7 +16,7 @@ use crate::state::queue::Urgency;
 use crate::state::user_ref::{UserRef, user_ref};
 use crate::state::usernames::UsernameClaim;
 use crate::state::watched_namespaces::WatchedNamespaces;
-use crate::state::{Context, UserState};
+use crate::state::{Context, Runtime, UserState};
 
 /// Watches users until `stop`.
 pub async fn run(
@@ -25,7 +25,8 @@ pub async fn run(
     synced: Synced,
     stop: CancellationToken,
 ) {
-    let events = watch(&context.runtime.client, &watched, &watcher::Config::default());
+    let Runtime { client, refused, .. } = &context.runtime;
+    let events = watch(client, &watched, refused, &watcher::Config::default());
     // The keys include objects that this version cannot read.
     let mut changes = Changes::new(events, reference);
     let users = Users { context };

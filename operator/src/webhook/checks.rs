@@ -2,7 +2,8 @@
 //! refusal that names the field and what it must be.
 
 use k8s_openapi::api::core::v1::{
-    Container, ContainerPort, EphemeralContainer, Lifecycle, LifecycleHandler, PodSpec, Probe,
+    Container, ContainerPort, EphemeralContainer, Lifecycle, LifecycleHandler, NodeSelectorTerm,
+    PodSpec, Probe,
 };
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
@@ -42,17 +43,49 @@ fn must_be_false(reason: Reason, field: &str, why: &str) -> Refusal {
 /// # Errors
 /// Names the field.
 pub fn operating_system(spec: &PodSpec) -> Result<(), Refusal> {
-    let named = spec.os.as_ref().map(|os| ("spec.os.name", os.name.as_str()));
-    let label = "kubernetes.io/os";
-    let selected = spec.node_selector.as_ref().and_then(|labels| labels.get(label));
-    let selected = selected.map(|name| ("spec.nodeSelector[kubernetes.io/os]", name.as_str()));
-    match named.into_iter().chain(selected).find(|(_, name)| *name != "linux") {
-        None => Ok(()),
-        Some((field, name)) => Err(Refusal::new(
+    let named = spec.os.as_ref().map(|os| ("spec.os.name".to_owned(), os.name.as_str()));
+    let selected = OS_LABELS.into_iter().filter_map(|label| {
+        let name = spec.node_selector.as_ref()?.get(label)?;
+        Some((format!("spec.nodeSelector[{label}]"), name.as_str()))
+    });
+    let other = named.into_iter().chain(selected).find(|(_, name)| *name != "linux");
+    if let Some((field, name)) = other {
+        return Err(Refusal::new(
             Reason::OperatingSystem,
             format!("{field}: must be \"linux\" in a pod with the sidecar, not {}", quoted(name)),
-        )),
+        ));
     }
+    let affinity = spec.affinity.as_ref().and_then(|affinity| affinity.node_affinity.as_ref());
+    let required =
+        affinity.and_then(|it| it.required_during_scheduling_ignored_during_execution.as_ref());
+    // The pod runs on a node that one of the terms matches.
+    let terms =
+        required.map(|selector| selector.node_selector_terms.as_slice()).unwrap_or_default();
+    if !terms.is_empty() && terms.iter().all(excludes_linux) {
+        return Err(Refusal::new(
+            Reason::OperatingSystem,
+            "spec.affinity.nodeAffinity.requiredDuringSchedulingIgnoredDuringExecution: must match nodes with \
+             the label kubernetes.io/os: linux in a pod with the sidecar, which runs on Linux only",
+        ));
+    }
+    Ok(())
+}
+
+/// The labels of nodes with their operating system: the present one, and the former one, which
+/// nodes still have.
+const OS_LABELS: [&str; 2] = ["kubernetes.io/os", "beta.kubernetes.io/os"];
+
+fn excludes_linux(term: &NodeSelectorTerm) -> bool {
+    term.match_expressions.iter().flatten().any(|expression| {
+        let has_linux = expression.values.iter().flatten().any(|value| value == "linux");
+        OS_LABELS.contains(&expression.key.as_str())
+            && match expression.operator.as_str() {
+                "In" => !has_linux,
+                "NotIn" => has_linux,
+                "DoesNotExist" => true,
+                _ => false,
+            }
+    })
 }
 
 /// Refuses pods in which another container declares or probes one of the sidecar's ports.
@@ -69,11 +102,11 @@ pub fn ports<'a>(
     ];
     for container in others {
         for (port, what, annotation) in mine {
-            if let Some(field) = container.uses(port) {
+            if container.declares(port) {
                 return Err(Refusal::new(
                     Reason::PortTaken,
                     format!(
-                        "{}: {field} is port {port}, which the sidecar uses for its {what}; use another port, or \
+                        "{}: a containerPort is port {port}, which the sidecar uses for its {what}; use another port, or \
                          give the sidecar another one with the annotation {annotation}",
                         container.place()
                     ),
@@ -159,21 +192,15 @@ impl ContainerView<'_> {
         format!("{}[{}]", self.list, quoted(self.name))
     }
 
-    fn uses(&self, port: u16) -> Option<&'static str> {
-        let port = i32::from(port);
+    /// Whether the container listens on the port. A hostPort is one of the node, which leads to the
+    /// containerPort beside it.
+    fn declares(&self, port: u16) -> bool {
         // The sidecar listens on TCP only. An absent protocol means TCP.
         let tcp = |declared: &&ContainerPort| {
             declared.protocol.as_deref().is_none_or(|name| name == "TCP")
         };
-        self.ports.into_iter().flatten().filter(tcp).find_map(|declared| {
-            if declared.container_port == port {
-                Some("a containerPort")
-            } else if declared.host_port == Some(port) {
-                Some("a hostPort")
-            } else {
-                None
-            }
-        })
+        let mut ports = self.ports.into_iter().flatten().filter(tcp);
+        ports.any(|declared| declared.container_port == i32::from(port))
     }
 
     /// The ports of the pod that the node probes.

@@ -8,7 +8,7 @@
 use std::collections::HashSet;
 
 use k8s_openapi::api::core::v1::{PodSpec, Volume};
-use twofactor_api::labels::CREDENTIALS_VOLUME;
+use twofactor_api::labels::{CREDENTIALS_VOLUME, SIDECAR_CONTAINER};
 
 use super::checks::ContainerView;
 use super::quoted;
@@ -45,6 +45,26 @@ pub fn check<'a>(
         }
     }
     Ok(())
+}
+
+/// Refuses ephemeral containers that share the processes of the sidecar.
+///
+/// # Errors
+/// Names the container.
+pub fn targets(spec: &PodSpec) -> Result<(), Refusal> {
+    let mut debuggers = spec.ephemeral_containers.iter().flatten();
+    let sharing =
+        debuggers.find(|it| it.target_container_name.as_deref() == Some(SIDECAR_CONTAINER));
+    sharing.map_or(Ok(()), |container| {
+        Err(Refusal::new(
+            Reason::CredentialsExposed,
+            format!(
+                "spec.ephemeralContainers[{}]: targetContainerName must not be {SIDECAR_CONTAINER}, whose keys the \
+                 container could read under /proc; choose another one",
+                quoted(&container.name)
+            ),
+        ))
+    })
 }
 
 /// Names of the Secrets in a volume.

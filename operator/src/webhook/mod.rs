@@ -6,7 +6,7 @@
 //! (without I/O), and the answer goes back. The decision reads the [`annotations`], makes the
 //! [`checks`] and refuses the [`exposure`] of credentials; then comes the [`patch`] with the
 //! container that [`sidecar`] builds. The webhook sends no request to the API server, which waits
-//! for the answer: what is known of realms comes from a lookup of [`NamespaceAccess`].
+//! for the answer: what is known of realms and `LimitRanges` comes from lookups in memory.
 
 pub mod annotations;
 pub mod certificates;
@@ -15,6 +15,7 @@ pub mod cli;
 pub mod config;
 pub mod defaults;
 pub mod exposure;
+pub mod limit_range;
 pub mod metrics;
 pub mod patch;
 pub mod pod;
@@ -32,11 +33,15 @@ mod tests;
 
 use std::sync::Arc;
 
+use crate::state::limit_ranges::ContainerLimit;
 use crate::state::realm_policies::NamespaceAccess;
 
 /// Looks up in memory whether a realm (first argument) allows the namespace of a pod (second
 /// argument).
 pub type AccessLookup = Arc<dyn Fn(&str, &str) -> NamespaceAccess + Send + Sync>;
+
+/// Looks up in memory what `LimitRanges` demand of each container of a namespace.
+pub type LimitLookup = Arc<dyn Fn(&str) -> Vec<ContainerLimit> + Send + Sync>;
 
 /// Quotes a text from a pod for a sentence: on one line, and cut after 64 characters.
 fn quoted(text: &str) -> String {

@@ -7,8 +7,8 @@ use std::collections::BTreeMap;
 use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
 use serde_json::Value;
 use twofactor_api::labels::{
-    CREDENTIALS_PATH, CREDENTIALS_VOLUME, INJECT_LABEL, INJECTED_ANNOTATION, SIDECAR_CONTAINER,
-    credentials_name,
+    CREDENTIALS_PATH, CREDENTIALS_VOLUME, INJECT_LABEL, INJECTED_ANNOTATION, REALM_ANNOTATION,
+    SIDECAR_CONTAINER, credentials_name,
 };
 
 use super::annotations::{Settings, settings};
@@ -16,10 +16,11 @@ use super::checks::{self, ContainerView};
 use super::defaults::{SidecarDefaults, is_dns_label};
 use super::exposure;
 use super::patch::{Additions, patch};
-use super::pod_resources;
 use super::quoted;
 use super::reason::{Reason, Refusal};
 use super::sidecar;
+use super::{limit_range, pod_resources};
+use crate::state::limit_ranges::ContainerLimit;
 use crate::state::realm_policies::NamespaceAccess;
 
 /// Annotation on the pod that the API server shows for a static pod.
@@ -84,8 +85,9 @@ pub fn inject(
     namespace: &str,
     defaults: &SidecarDefaults,
     access: &dyn Fn(&str, &str) -> NamespaceAccess,
+    limits: &dyn Fn(&str) -> Vec<ContainerLimit>,
 ) -> Decision {
-    decide(pod, namespace, defaults, access).unwrap_or_else(Decision::Refuse)
+    decide(pod, namespace, defaults, access, limits).unwrap_or_else(Decision::Refuse)
 }
 
 fn decide(
@@ -93,6 +95,7 @@ fn decide(
     namespace: &str,
     defaults: &SidecarDefaults,
     access: &dyn Fn(&str, &str) -> NamespaceAccess,
+    limits: &dyn Fn(&str) -> Vec<ContainerLimit>,
 ) -> Result<Decision, Refusal> {
     match pod
         .metadata
@@ -140,18 +143,55 @@ fn decide(
     let others =
         || checks::containers(spec).filter(|container| container.name != SIDECAR_CONTAINER);
     checks::ports(others(), &settings)?;
-    let own = credentials_name(&settings.realm);
-    let is_credentials = |secret: &str| {
-        let of = secret.strip_prefix(credentials_name("").as_str());
-        secret == own
-            || of.is_some_and(|realm| access(realm, namespace) == NamespaceAccess::Allowed)
-    };
+    let is_credentials = |secret: &str| is_credentials(secret, &settings.realm, namespace, access);
     exposure::check(spec, others(), &is_credentials)?;
     if present {
         return Ok(Decision::Skip { reason: Reason::AlreadyInjected, realm: Some(settings.realm) });
     }
     pod_resources::check(spec, &settings)?;
+    limit_range::check(&limits(namespace), &settings)?;
     Ok(Decision::Inject(injection(pod, spec, settings, defaults, namespace, access)))
+}
+
+/// Whether a Secret of this name holds the credentials of the pod's realm, or of another one that
+/// allows the namespace.
+fn is_credentials(
+    secret: &str,
+    realm: &str,
+    namespace: &str,
+    access: &dyn Fn(&str, &str) -> NamespaceAccess,
+) -> bool {
+    let of = secret.strip_prefix(credentials_name("").as_str());
+    secret == credentials_name(realm)
+        || of.is_some_and(|realm| access(realm, namespace) == NamespaceAccess::Allowed)
+}
+
+/// Decides about a pod to which ephemeral containers are added: they must not see the credentials.
+/// The pod is never changed.
+#[must_use]
+pub fn debug(
+    pod: &Pod,
+    namespace: &str,
+    access: &dyn Fn(&str, &str) -> NamespaceAccess,
+) -> Decision {
+    let metadata = &pod.metadata;
+    let label = metadata.labels.as_ref().and_then(|labels| labels.get(INJECT_LABEL));
+    if label.is_none_or(|label| label == "false") {
+        return Decision::Skip { reason: Reason::NotAsked, realm: None };
+    }
+    let named = metadata.annotations.as_ref().and_then(|it| it.get(REALM_ANNOTATION));
+    let realm = named.map_or(namespace, String::as_str);
+    let Some(spec) = &pod.spec else {
+        return Decision::Refuse(Refusal::new(Reason::Unreadable, "spec: is missing in the pod"));
+    };
+    let others = checks::containers(spec).filter(|container| container.name != SIDECAR_CONTAINER);
+    let is_credentials = |secret: &str| is_credentials(secret, realm, namespace, access);
+    let checked =
+        exposure::check(spec, others, &is_credentials).and_then(|()| exposure::targets(spec));
+    match checked {
+        Ok(()) => Decision::Skip { reason: Reason::AlreadyInjected, realm: Some(realm.to_owned()) },
+        Err(refusal) => Decision::Refuse(refusal),
+    }
 }
 
 /// Whether an earlier call of this webhook gave the pod its sidecar. Later changes by other
@@ -223,7 +263,7 @@ fn injection(
     access: &dyn Fn(&str, &str) -> NamespaceAccess,
 ) -> Injection {
     let additions = Additions {
-        annotations: sidecar::annotations(&settings.realm),
+        annotations: sidecar::annotations(&settings),
         container: sidecar::container(spec, &settings, defaults),
         volume: sidecar::volume(&settings.realm),
         image_pull_secrets: defaults.image_pull_secrets.clone(),

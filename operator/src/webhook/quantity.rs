@@ -100,6 +100,12 @@ impl Quantity {
     pub const fn exceeds(&self, other: &Self) -> bool {
         self.nanos > other.nanos
     }
+
+    /// Whether the quantity is larger than `factor` times `other`.
+    #[must_use]
+    pub const fn exceeds_multiple(&self, other: &Self, factor: &Self) -> bool {
+        self.nanos.saturating_mul(NANO) > other.nanos.saturating_mul(factor.nanos)
+    }
 }
 
 /// Writes a number of nanos of cores or bytes.

@@ -77,6 +77,8 @@ reasons! {
     CredentialsExposed = Refuse, "credentials_exposed";
     /// The pod-level requests leave no space for the sidecar.
     PodResources = Refuse, "pod_resources";
+    /// A `LimitRange` of the namespace does not allow the sidecar's resources.
+    LimitRange = Refuse, "limit_range";
     /// The object is not a pod that an API server would create.
     Unreadable = Refuse, "unreadable_pod";
     /// The review is about something else than the creation of a pod.

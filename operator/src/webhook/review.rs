@@ -26,7 +26,9 @@ pub struct Request {
     pub name: Option<String>,
     /// Whether this is a dry run, so that nothing will be stored.
     pub dry_run: bool,
-    /// The pod that is to be created, or the refusal.
+    /// Whether ephemeral containers are added to a pod that exists.
+    pub is_debugging: bool,
+    /// The pod that is to be created or debugged, or the refusal.
     pub pod: Result<Box<Pod>, Refusal>,
 }
 
@@ -106,8 +108,10 @@ pub fn read(body: &[u8]) -> Result<Request, ReviewError> {
     if !(1..=LONGEST_UID).contains(&request.uid.len()) {
         return Err(ReviewError::Uid);
     }
-    let pod = pod(&request);
+    let is_debugging = is(&request, "UPDATE", "ephemeralcontainers");
+    let pod = pod(&request, is_debugging || is(&request, "CREATE", ""));
     Ok(Request {
+        is_debugging,
         uid: request.uid,
         namespace: request.namespace.unwrap_or_default(),
         name: request.name.filter(|name| !name.is_empty()),
@@ -116,15 +120,20 @@ pub fn read(body: &[u8]) -> Result<Request, ReviewError> {
     })
 }
 
-fn pod(request: &BodyRequest<'_>) -> Result<Box<Pod>, Refusal> {
+/// Whether the request is this operation on pods or on a subresource of them.
+fn is(request: &BodyRequest<'_>, operation: &str, sub_resource: &str) -> bool {
+    request.operation.as_deref() == Some(operation)
+        && request.sub_resource.as_deref().unwrap_or_default() == sub_resource
+}
+
+fn pod(request: &BodyRequest<'_>, is_known: bool) -> Result<Box<Pod>, Refusal> {
     let kind = &request.kind;
     let is_pod = kind.group.is_empty() && kind.version == "v1" && kind.name == "Pod";
-    let whole = request.sub_resource.as_deref().unwrap_or_default().is_empty();
-    if !is_pod || !whole || request.operation.as_deref() != Some("CREATE") {
+    if !is_pod || !is_known {
         // Refused and not skipped, so that the administrator notices a webhook configuration that
         // names too much.
-        let sentence = "this webhook decides about the creation of pods (v1) only; its \
-                        MutatingWebhookConfiguration must name nothing else";
+        let sentence = "this webhook decides about the creation of pods (v1) and about ephemeral \
+                        containers only; its MutatingWebhookConfiguration must name nothing else";
         return Err(Refusal::new(Reason::NotAPod, sentence));
     }
     let object = request.object.ok_or_else(|| {
@@ -172,9 +181,13 @@ mod tests {
     fn response(review: &Value) -> Value {
         let request = read_value(review).unwrap();
         let decision = match &request.pod {
-            Ok(pod) => {
-                inject(pod, &request.namespace, &defaults(), &|_, _| NamespaceAccess::NotAllowed)
-            }
+            Ok(pod) => inject(
+                pod,
+                &request.namespace,
+                &defaults(),
+                &|_, _| NamespaceAccess::NotAllowed,
+                &|_| Vec::new(),
+            ),
             Err(refusal) => Decision::Refuse(refusal.clone()),
         };
         serde_json::from_str(&answer(&request.uid, &decision)).unwrap()
@@ -229,6 +242,16 @@ mod tests {
             (request.namespace.as_str(), request.name, request.dry_run),
             ("kms", None, true)
         );
+    }
+
+    #[test]
+    fn a_review_of_ephemeral_containers_is_read() {
+        let mut review = samples::review(&samples::pod());
+        assert!(!read_value(&review).unwrap().is_debugging);
+        review["request"]["operation"] = "UPDATE".into();
+        review["request"]["subResource"] = "ephemeralcontainers".into();
+        let request = read_value(&review).unwrap();
+        assert!(request.is_debugging && request.pod.is_ok());
     }
 
     #[test]

@@ -16,12 +16,12 @@ use warp::Filter;
 use warp::filters::BoxedFilter;
 use warp::reply::{Reply, Response};
 
-use super::AccessLookup;
 use super::defaults::SidecarDefaults;
 use super::metrics::AdmissionMetrics;
-use super::pod::{Decision, inject};
+use super::pod::{Decision, debug, inject};
 use super::reason::{Reason, Verdict};
 use super::review::{self, Request, ReviewError};
+use super::{AccessLookup, LimitLookup};
 
 /// Maximum size of a body in bytes: the largest object that an API server accepts, and the review
 /// around it.
@@ -39,6 +39,7 @@ const LONGEST_NAME: usize = 253;
 struct Webhook {
     defaults: Arc<SidecarDefaults>,
     access: AccessLookup,
+    limits: LimitLookup,
     metrics: AdmissionMetrics,
     large_bodies: Semaphore,
 }
@@ -57,10 +58,16 @@ enum Failure {
 pub fn routes(
     defaults: Arc<SidecarDefaults>,
     access: AccessLookup,
+    limits: LimitLookup,
     metrics: AdmissionMetrics,
 ) -> BoxedFilter<(Response,)> {
-    let webhook =
-        Arc::new(Webhook { defaults, access, metrics, large_bodies: Semaphore::new(LARGE_BODIES) });
+    let webhook = Arc::new(Webhook {
+        defaults,
+        access,
+        limits,
+        metrics,
+        large_bodies: Semaphore::new(LARGE_BODIES),
+    });
     warp::path!("inject")
         .and(warp::any().map(move || webhook.clone()))
         .and(warp::method())
@@ -107,7 +114,11 @@ impl Webhook {
 
     fn decide(&self, request: &Request) -> Decision {
         match &request.pod {
-            Ok(pod) => inject(pod, &request.namespace, &self.defaults, &*self.access),
+            Ok(pod) if request.is_debugging => debug(pod, &request.namespace, &*self.access),
+            Ok(pod) => {
+                let (access, limits) = (&*self.access, &*self.limits);
+                inject(pod, &request.namespace, &self.defaults, access, limits)
+            }
             Err(refusal) => Decision::Refuse(refusal.clone()),
         }
     }
@@ -265,7 +276,10 @@ mod tests {
             if realm == namespace { NamespaceAccess::Allowed } else { NamespaceAccess::NotAllowed }
         });
         let registry = registrar.registry();
-        Served { routes: routes(Arc::new(defaults()), access, metrics), registry }
+        Served {
+            routes: routes(Arc::new(defaults()), access, Arc::new(|_| Vec::new()), metrics),
+            registry,
+        }
     }
 
     fn post(body: impl AsRef<[u8]>) -> RequestBuilder {
@@ -341,6 +355,7 @@ mod tests {
         let webhook = Webhook {
             defaults: Arc::new(defaults()),
             access: Arc::new(|_, _| NamespaceAccess::Allowed),
+            limits: Arc::new(|_| Vec::new()),
             metrics: AdmissionMetrics::new(&mut Registrar::default()).unwrap(),
             large_bodies: Semaphore::new(LARGE_BODIES),
         };

@@ -3,7 +3,8 @@
 use k8s_openapi::api::core::v1::PodSpec;
 use serde_json::{Map, Value, json};
 use twofactor_api::labels::{
-    CREDENTIALS_PATH, CREDENTIALS_VOLUME, SIDECAR_ADMIN_PORT, SIDECAR_CONTAINER, credentials_name,
+    CREDENTIALS_PATH, CREDENTIALS_VOLUME, INJECTED_ANNOTATION, INJECTED_IMAGE_ANNOTATION,
+    REALM_ANNOTATION, SIDECAR_ADMIN_PORT, SIDECAR_CONTAINER, credentials_name,
 };
 
 use super::annotations::Settings;
@@ -101,12 +102,14 @@ pub fn volume(realm: &str) -> Value {
     })
 }
 
-/// Builds the annotations that record the injection.
+/// Builds the annotations that record the injection. The image is recorded beside the operator's
+/// version, because it can be of another one.
 #[must_use]
-pub fn annotations(realm: &str) -> Map<String, Value> {
+pub fn annotations(settings: &Settings) -> Map<String, Value> {
     [
-        (twofactor_api::labels::INJECTED_ANNOTATION.to_owned(), env!("CARGO_PKG_VERSION").into()),
-        (twofactor_api::labels::REALM_ANNOTATION.to_owned(), realm.into()),
+        (INJECTED_ANNOTATION.to_owned(), env!("CARGO_PKG_VERSION").into()),
+        (INJECTED_IMAGE_ANNOTATION.to_owned(), settings.image.as_str().into()),
+        (REALM_ANNOTATION.to_owned(), settings.realm.as_str().into()),
     ]
     .into_iter()
     .collect()

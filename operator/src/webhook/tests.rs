@@ -4,11 +4,12 @@ use json_patch::Patch;
 use k8s_openapi::api::core::v1::{Container, Pod};
 use serde_json::{Value, json};
 use twofactor_api::labels::{
-    CREDENTIALS_VOLUME, INJECT_LABEL, INJECTED_ANNOTATION, REALM_ANNOTATION, SIDECAR_CONTAINER,
+    CREDENTIALS_VOLUME, INJECT_LABEL, INJECTED_ANNOTATION, INJECTED_IMAGE_ANNOTATION,
+    REALM_ANNOTATION, SIDECAR_CONTAINER,
 };
 
 use super::defaults::SidecarDefaults;
-use super::pod::{Decision, Injection, inject};
+use super::pod::{Decision, Injection, debug, inject};
 use super::reason::Reason;
 use super::samples::{defaults, options, pod, review};
 use super::{annotations, review as reviews};
@@ -29,7 +30,7 @@ fn typed(pod: &Value) -> Pod {
 }
 
 fn decide(pod: &Value) -> Decision {
-    inject(&typed(pod), "kms", &defaults(), &access)
+    inject(&typed(pod), "kms", &defaults(), &access, &|_| Vec::new())
 }
 
 fn with(change: impl FnOnce(&mut Value)) -> Value {
@@ -43,7 +44,9 @@ fn annotated(pairs: &[(&str, &str)]) -> Value {
 }
 
 fn injected_with(pod: &Value, defaults: &SidecarDefaults) -> (Value, Injection) {
-    let Decision::Inject(injection) = inject(&typed(pod), "kms", defaults, &access) else {
+    let Decision::Inject(injection) =
+        inject(&typed(pod), "kms", defaults, &access, &|_| Vec::new())
+    else {
         panic!("it is not injected: {:?}", decide(pod));
     };
     let patch: Patch = serde_json::from_value(injection.patch.clone()).unwrap();
@@ -168,7 +171,11 @@ fn the_sidecar_is_a_native_one_with_everything_that_restricted_asks_for() {
     );
     assert_eq!(
         pod["metadata"]["annotations"],
-        json!({INJECTED_ANNOTATION: env!("CARGO_PKG_VERSION"), REALM_ANNOTATION: "kms"})
+        json!({
+            INJECTED_ANNOTATION: env!("CARGO_PKG_VERSION"),
+            INJECTED_IMAGE_ANNOTATION: "fountainai/twofactor-sidecar:0.1.0",
+            REALM_ANNOTATION: "kms",
+        })
     );
     assert!(pod["spec"].get("imagePullSecrets").is_none());
 }
@@ -283,6 +290,67 @@ fn pods_for_windows_are_refused() {
 }
 
 #[test]
+fn pods_that_only_nodes_of_windows_match_are_refused() {
+    let os = |operator: &str, values: &[&str]| json!({"matchExpressions": [{"key": "kubernetes.io/os", "operator": operator, "values": values}]});
+    let former = json!({"matchExpressions": [{"key": "beta.kubernetes.io/os", "operator": "In", "values": ["windows"]}]});
+    let zone = json!({"matchExpressions": [{"key": "zone", "operator": "In", "values": ["a"]}]});
+    let on = |terms: &[Value]| {
+        with(|pod| {
+            pod["spec"]["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"] =
+                json!({"nodeSelectorTerms": terms});
+        })
+    };
+    for terms in [
+        vec![os("In", &["windows"])],
+        vec![os("NotIn", &["linux"]), former],
+        vec![os("DoesNotExist", &[])],
+    ] {
+        let words = ["spec.affinity.nodeAffinity", "kubernetes.io/os: linux"];
+        refused(&on(&terms), Reason::OperatingSystem, &words);
+    }
+    for terms in [
+        vec![os("In", &["windows", "linux"])],
+        vec![os("In", &["windows"]), zone.clone()],
+        vec![os("NotIn", &["windows"])],
+        vec![os("Exists", &[])],
+        vec![zone],
+        Vec::new(),
+    ] {
+        assert!(matches!(decide(&on(&terms)), Decision::Inject(_)), "{terms:?}");
+    }
+}
+
+#[test]
+fn ephemeral_containers_must_not_see_the_credentials_or_the_sidecars_processes() {
+    let decide = |pod: &Value| debug(&typed(pod), "kms", &access);
+    let debugged = |container: Value| {
+        let mut pod = injected(&pod());
+        pod["spec"]["ephemeralContainers"] = json!([{"name": "earlier", "image": "x"}, container]);
+        pod
+    };
+    let mount = json!([{"name": CREDENTIALS_VOLUME, "mountPath": "/x"}]);
+    let from = json!([{"secretRef": {"name": "twofactor-kms"}}]);
+    for (container, words) in [
+        (
+            json!({"name": "debug", "image": "x", "volumeMounts": mount}),
+            "only the sidecar may have",
+        ),
+        (json!({"name": "debug", "image": "x", "envFrom": from}), "only the sidecar may have"),
+        (json!({"name": "debug", "image": "x", "targetContainerName": SIDECAR_CONTAINER}), "/proc"),
+    ] {
+        let Decision::Refuse(refusal) = decide(&debugged(container)) else { panic!("{words}") };
+        assert_eq!(refusal.reason, Reason::CredentialsExposed);
+        assert!(refusal.sentence.starts_with("spec.ephemeralContainers[\"debug\"]"));
+        assert!(refusal.sentence.contains(words), "{}", refusal.sentence);
+    }
+    let harmless = json!({"name": "debug", "image": "x", "targetContainerName": "app"});
+    assert!(matches!(decide(&debugged(harmless.clone())), Decision::Skip { .. }));
+    let mut unlabelled = debugged(harmless);
+    unlabelled["metadata"]["labels"] = json!({});
+    assert_eq!(decide(&unlabelled).reason(), Reason::NotAsked);
+}
+
+#[test]
 fn the_mirror_of_a_static_pod_is_refused() {
     refused(
         &annotated(&[("kubernetes.io/config.mirror", "abc")]),
@@ -300,7 +368,7 @@ fn a_port_of_the_sidecar_must_not_be_another_containers() {
             ["spec.containers[\"app\"]", &port.to_string(), "annotation twofactor.fountainai.io/"];
         refused(&containers, Reason::PortTaken, &words);
         let on_host = app(json!([{"containerPort": 80, "hostPort": port, "protocol": "TCP"}]));
-        refused(&on_host, Reason::PortTaken, &["a hostPort"]);
+        assert!(matches!(decide(&on_host), Decision::Inject(_)), "it leads to another port");
         let datagrams = app(json!([{"containerPort": port, "protocol": "UDP"}]));
         assert!(matches!(decide(&datagrams), Decision::Inject(_)));
         let init = with(|pod| {
@@ -510,7 +578,10 @@ fn pull_secrets_are_added_to_those_of_the_pod_and_none_twice() {
 #[test]
 fn a_pod_without_a_spec_or_from_no_namespace_is_refused() {
     let mut pod = pod();
-    assert!(matches!(inject(&typed(&pod), "", &defaults(), &access), Decision::Refuse(_)));
+    assert!(matches!(
+        inject(&typed(&pod), "", &defaults(), &access, &|_| Vec::new()),
+        Decision::Refuse(_)
+    ));
     pod.as_object_mut().unwrap().remove("spec");
     refused(&pod, Reason::Unreadable, &["spec: is missing"]);
 }
@@ -690,7 +761,7 @@ fn every_json_body_is_answered_or_refused_without_a_panic() {
         }
         if let Ok(request) = reviews::read(&body) {
             let decision = match &request.pod {
-                Ok(pod) => inject(pod, &request.namespace, &defaults, &access),
+                Ok(pod) => inject(pod, &request.namespace, &defaults, &access, &|_| Vec::new()),
                 Err(refusal) => Decision::Refuse(refusal.clone()),
             };
             let answer: Value =

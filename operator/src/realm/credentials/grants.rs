@@ -63,7 +63,9 @@ pub(super) fn may_have(context: &Context, target: &Target) -> bool {
         && context.realms.policies.namespace(realm).is_some()
         && context.realms.policies.access(realm, namespace) == NamespaceAccess::Allowed
         && !context.services.excluded.contains(namespace)
-        && context.services.asking.is_asked(target)
+        && context.services.within_reach.includes(namespace)
+        // Pods may ask in a namespace that the operator may not list, and their login has to stay.
+        && (context.services.asking.is_asked(target) || context.runtime.refused.is_unlisted(namespace))
 }
 
 /// Whether the namespace has users or a policy, or had a user in the lifetime of this process. Pods

@@ -196,13 +196,12 @@ impl CredentialsController {
             let users = realms(&context).into_iter().flat_map(|realm| users(&context, &realm));
             let wanted: HashMap<String, AclUser> =
                 users.map(|user| (user.name.clone(), user)).collect();
-            // Realms of other namespaces belong to another operator.
+            // Realms of other namespaces belong to another operator, or cannot be listed.
             let is_ours = |realm: &RealmId| {
-                context
-                    .realms
-                    .registry
-                    .namespace_of(realm)
-                    .is_none_or(|namespace| context.runtime.watched.includes(&namespace))
+                context.realms.registry.namespace_of(realm).is_none_or(|namespace| {
+                    context.runtime.watched.includes(&namespace)
+                        && !context.runtime.refused.is_unlisted(&namespace)
+                })
             };
             self.logins.apply(&wanted, is_ours).await
         } else {
@@ -313,6 +312,10 @@ fn log_isolation(isolation: Isolation, shared_login: &SharedLogin) {
 /// exist.
 async fn reconcile_secret(context: &Context, target: &Target) -> Result<bool, CredentialsError> {
     let Target { realm, namespace } = target;
+    if [realm, namespace].iter().any(|it| context.runtime.refused.is_unlisted(it)) {
+        // It is not known what should be there.
+        return Ok(true);
+    }
     let secrets = Api::<Secret>::namespaced(context.runtime.client.clone(), namespace);
     let name = labels::credentials_name(realm);
     let known = context.realms.policies.namespace(namespace);

@@ -123,6 +123,31 @@ async fn admission_alone_gives_labelled_pods_their_sidecar() {
 }
 
 #[tokio::test]
+async fn a_pod_whose_sidecar_a_limit_range_would_refuse_is_refused_with_the_rule() {
+    let cluster = Cluster::on_own_server(&[]).await;
+    cluster.configure_webhook();
+    let replica = cluster.admission().await;
+    let limits = "apiVersion: v1\nkind: LimitRange\nmetadata: {name: sizes}\nspec:\n  limits:\n    - \
+                  {type: Container, min: {memory: 32Mi}}\n";
+    cluster.apply(limits);
+    let message = eventually(BOUND, "the LimitRange to be known", async || {
+        let answer = cluster.review(&replica).await.unwrap();
+        answer["response"]["status"]["message"].as_str().map(str::to_owned)
+    })
+    .await;
+    assert!(
+        message.starts_with("the LimitRange \"sizes\" demands at least 32Mi of memory"),
+        "{message}"
+    );
+    let _ = cluster.kubectl(&["delete", "limitrange", "sizes"]);
+    eventually(BOUND, "the LimitRange to be forgotten", async || {
+        let answer = cluster.review(&replica).await.unwrap();
+        if answer["response"]["allowed"] == true { Ok(()) } else { Err(answer) }
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn admission_may_read_neither_users_nor_secrets() {
     let cluster = Cluster::start().await;
     let (users, realms) =

@@ -158,3 +158,32 @@ async fn seeds_are_imported_in_the_forms_that_apps_export() {
         assert_eq!(cluster.seed(name), *seed, "{name}");
     }
 }
+
+#[tokio::test]
+async fn a_rotation_of_an_imported_seed_is_refused_and_carried_out_once_it_is_the_operators() {
+    let cluster = Cluster::start().await;
+    let _operator = cluster.operator().start().await;
+    offer(&cluster, "old-system", SEED);
+    cluster.apply(&importing("dave", "old-system"));
+    cluster.wait_ready("dave").await;
+    let _ = cluster.kubectl(&["annotate", "tfu", "dave", "twofactor.fountainai.io/rotate=1"]);
+    let refused = cluster.wait_condition("dave", "SecretReady", "True", "RotationRefused").await;
+    assert!(refused.contains("old-system") && refused.contains("spec.secretRef"), "{refused}");
+    let user_object = cluster.get("tfu", "dave").unwrap();
+    assert!(user_object["status"].get("rotated").is_none(), "{user_object}");
+    assert_eq!(cluster.seed("dave"), SEED);
+    cluster.wait_ready("dave").await;
+    let _ = cluster.kubectl(&[
+        "patch",
+        "tfu",
+        "dave",
+        "--type=json",
+        "-p",
+        r#"[{"op":"remove","path":"/spec/secretRef"}]"#,
+    ]);
+    cluster.wait_condition("dave", "SecretReady", "True", "Available").await;
+    eventually(BOUND, "a new seed", async || {
+        if cluster.seed("dave") == SEED { Err("the imported one") } else { Ok(()) }
+    })
+    .await;
+}

@@ -242,7 +242,12 @@ impl Cluster {
 
     /// A value of a Secret.
     pub(crate) fn secret(&self, name: &str, key: &str) -> Option<Vec<u8>> {
-        let secret = self.get("secret", name)?;
+        self.secret_in(&self.namespace, name, key)
+    }
+
+    /// A value of a Secret in any namespace.
+    pub(crate) fn secret_in(&self, namespace: &str, name: &str, key: &str) -> Option<Vec<u8>> {
+        let secret = self.get_in(namespace, "secret", name)?;
         Some(BASE64.decode(secret["data"][key].as_str()?.as_bytes()).unwrap())
     }
 
@@ -274,11 +279,16 @@ impl Cluster {
 
     /// A sidecar in another namespace, with the credentials that the operator wrote there.
     pub(crate) async fn sidecar_in(&self, namespace: &str) -> Sidecar {
-        self.ask_from(namespace);
+        self.sidecar_of(&self.namespace, namespace).await
+    }
+
+    /// A sidecar of any realm in a namespace, with the credentials that the operator wrote there.
+    pub(crate) async fn sidecar_of(&self, realm: &str, namespace: &str) -> Sidecar {
+        self.ask_for(realm, namespace);
         let folder = scratch::folder("credentials");
         let what = format!("the credentials in {namespace}");
-        eventually(BOUND, what, async || self.credentials_in(namespace, "caller")).await;
-        self.mount(namespace, folder.path());
+        eventually(BOUND, what, async || self.credentials_of(realm, namespace, "caller")).await;
+        self.mount_of(realm, namespace, folder.path());
         let path = folder.path().to_str().unwrap().to_owned();
         let process =
             SidecarProcess::builder().args(["serve", "--credentials", &path]).start().await;
@@ -287,7 +297,11 @@ impl Cluster {
 
     /// Writes the credentials of this realm in a namespace to a folder, as the kubelet does.
     pub(crate) fn mount(&self, namespace: &str, folder: &Path) {
-        let name = format!("twofactor-{}", self.namespace);
+        self.mount_of(&self.namespace, namespace, folder);
+    }
+
+    fn mount_of(&self, realm: &str, namespace: &str, folder: &Path) {
+        let name = format!("twofactor-{realm}");
         let secret = self.get_in(namespace, "secret", &name).unwrap();
         let data = secret["data"].as_object().unwrap();
         for (key, value) in data {
