@@ -14,7 +14,7 @@ use super::key_states;
 use crate::k8s::request::ApiError;
 use crate::state::Context;
 use crate::state::credentials::Target;
-use crate::state::realms::Realm;
+use crate::state::realms::{Realm, RealmError};
 
 /// Delay before a record is written again after a failure.
 const RETRY: Duration = Duration::from_secs(1);
@@ -52,9 +52,10 @@ async fn record(
     context: &Context,
     namespaces: impl IntoIterator<Item = &String>,
 ) -> Result<(), ApiError> {
-    let registry = &context.realms.registry;
-    let realms: Vec<Arc<Realm>> =
-        namespaces.into_iter().filter_map(|namespace| registry.get(namespace)).collect();
+    let mut realms = Vec::new();
+    for namespace in namespaces {
+        realms.extend(with_keys(context, namespace).await?);
+    }
     let now = context.runtime.clock.now().millis();
     let policies = &context.realms.policies;
     let mut targets = Vec::new();
@@ -73,4 +74,22 @@ async fn record(
         context.services.credentials_queue.secret_changed(target);
     }
     Ok(())
+}
+
+/// Returns a realm that was requested, or whose keys other namespaces have. After a start, the
+/// latter may have lost its policy before any task has requested it.
+async fn with_keys(context: &Context, namespace: &str) -> Result<Option<Arc<Realm>>, ApiError> {
+    let registry = &context.realms.registry;
+    if let Some(realm) = registry.get(namespace) {
+        return Ok(Some(realm));
+    }
+    let uid = context.realms.policies.namespace(namespace).and_then(|(uid, _)| uid.parse().ok());
+    if uid.is_none_or(|id| registry.keys.of(&id).given.is_empty()) {
+        return Ok(None);
+    }
+    match registry.get_or_create(namespace).await {
+        Ok(realm) => Ok(Some(realm)),
+        Err(RealmError::Api(error)) => Err(error),
+        Err(RealmError::Gone | RealmError::Identifier) => Ok(None),
+    }
 }

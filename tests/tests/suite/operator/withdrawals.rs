@@ -344,3 +344,19 @@ async fn what_a_withdrawn_namespace_has_spoilt_is_repaired_at_once() {
     let sidecar = realm.cluster.sidecar().await;
     sidecar.wait_accepted("alice", &realm.cluster.seed("alice")).await;
 }
+
+#[tokio::test]
+async fn a_realm_that_is_deleted_while_no_operator_runs_gets_new_keys() {
+    let realm = Allowing::start(&["left"], 1).await;
+    let url = realm.cluster.credentials_in(&realm.names[0], "redis-url").unwrap();
+    let _ = realm.operator.process().kill();
+    let _ = realm.cluster.kubectl(&["delete", "tfr", "default"]);
+    let kubeconfig = realm.proxy.kubeconfig(&realm.cluster.server, &realm.cluster.kubeconfig);
+    let _again = operator(&realm.cluster, &kubeconfig, 1).start().await;
+    eventually(BOUND * 2, "the next generation", async || {
+        let stored = realm.stored();
+        if stored["generation"] == 2 { Ok(()) } else { Err(stored.to_string()) }
+    })
+    .await;
+    assert!(realm.given().is_empty() && !may_log_in(&url).await);
+}
