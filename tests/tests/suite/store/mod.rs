@@ -8,6 +8,7 @@ mod hostile;
 mod kept_writes;
 mod loaded_scripts;
 mod outages;
+mod owner;
 mod races;
 mod redis;
 mod sentinel;
