@@ -112,6 +112,8 @@ pub struct Records {
     known: Arc<Known>,
     realm_uses: Mutex<Uses>,
     metrics: Metrics,
+    /// Whether the operator shows that it works.
+    has_heartbeat: bool,
 }
 
 /// The keys that records are opened with.
@@ -196,7 +198,13 @@ impl Records {
 
     fn with(store: Decisions, keys: RealmKeys, known: Arc<Known>, metrics: Metrics) -> Self {
         let keys = Arc::new(Keys { dummy: DummyRecord::new(&keys), realm: keys });
-        Self { store, keys, known, realm_uses: Mutex::default(), metrics }
+        Self { store, keys, known, realm_uses: Mutex::default(), metrics, has_heartbeat: true }
+    }
+
+    /// The same records, published by an operator of version 0.1, which does not show that it
+    /// works. A rollback to it must fail no verify, so the time that the realm demands is ignored.
+    pub fn without_heartbeat(self) -> Self {
+        Self { has_heartbeat: false, ..self }
     }
 
     /// Returns the same realm's records, read from another store and with other keys from now on.
@@ -363,7 +371,9 @@ impl Records {
 
     /// Whether no operator has worked for longer than the realm allows.
     pub async fn is_stale(&self, realm: &RealmRecord) -> bool {
-        let Some(maximum) = realm.max_staleness else { return false };
+        let Some(maximum) = realm.max_staleness.filter(|_| self.has_heartbeat) else {
+            return false;
+        };
         let maximum = Duration::from_secs(maximum.into());
         let is_stale = || self.heartbeat_age().is_none_or(|age| age > maximum);
         if is_stale() {

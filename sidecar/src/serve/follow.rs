@@ -148,6 +148,7 @@ fn service(
             Records::new(store.clone(), credentials.keys, Some(credentials.names), metrics.clone())
         }
     };
+    let records = if credentials.loads_scripts { records.without_heartbeat() } else { records };
     let (background, public_keys) = match before {
         // Also for another realm, because work under way goes on.
         Some(before) => (before.background.clone(), before.public_keys.clone()),

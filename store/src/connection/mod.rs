@@ -384,6 +384,11 @@ impl StoreError {
             || matches!(error.code(), Some("NOAUTH" | "NOPERM" | "WRONGPASS"))
     }
 
+    /// Returns whether the login lacks the permission for a command or a key.
+    pub(crate) fn is_permission_missing(&self) -> bool {
+        matches!(self, Self::Unavailable(error) if error.code() == Some("NOPERM"))
+    }
+
     /// Returns why Redis does not serve.
     #[must_use]
     pub fn failure(&self) -> StoreFailure {

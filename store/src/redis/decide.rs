@@ -19,6 +19,9 @@ use super::{ACKNOWLEDGED_TIMEOUT, OPERATION_TIMEOUT, RedisStore};
 use crate::StoreError;
 use crate::connection::{Acknowledgement, Operation, ScriptCommand};
 
+/// Interval after which a login that may not use the keys of histories is tried again.
+const HISTORY_PAUSE: Duration = Duration::from_mins(1);
+
 /// Reply of a script: a word and up to three numbers. The last one is 1 if the history could not be
 /// written.
 pub(super) struct Answer {
@@ -83,7 +86,7 @@ impl RedisStore {
             let call = scripts::Verify {
                 state_key: &state,
                 otp_key: &otp,
-                history_key: &history,
+                history_key: self.history_key(&history),
                 checked_nodes,
                 revision: request.revision.0.to_string(),
                 asked_at: request.asked_at.millis(),
@@ -130,7 +133,7 @@ impl RedisStore {
             let call = scripts::Issue {
                 state_key: &state,
                 otp_key: &otp,
-                history_key: &history,
+                history_key: self.history_key(&history),
                 checked_nodes,
                 revision: request.revision.0.to_string(),
                 asked_at: request.asked_at.millis(),
@@ -177,9 +180,9 @@ impl RedisStore {
             | Event::NoSecret
             | Event::NoDeliveryMethod => ("nothing", UnixMillis::default()),
         };
-        let call = scripts::RecordDelivery {
+        let call = || scripts::RecordDelivery {
             state_key: &state,
-            history_key: &history,
+            history_key: self.history_key(&history),
             caller: report.caller.as_str(),
             operation: report.event.operation().name(),
             outcome: report.event.name(),
@@ -189,9 +192,16 @@ impl RedisStore {
             most_entries: report.audit.most_entries.into(),
             details: details(&report.audit),
         };
-        let call = call.of(&self.scripts.record_delivery);
-        let answer: Answer =
-            self.connection.run(&state, OPERATION_TIMEOUT, Operation::Script(&call)).await?;
+        let run = async || {
+            let call = call().of(&self.scripts.record_delivery);
+            self.connection.run(&state, OPERATION_TIMEOUT, Operation::Script(&call)).await
+        };
+        let writes_history = self.writes_history();
+        let mut answer = run().await;
+        if writes_history && self.leaves_history_out(&answer) {
+            answer = run().await;
+        }
+        let answer: Answer = answer?;
         match answer.word.as_str() {
             "no-state" => Err(Undecided::NoState.into()),
             word if word == report.event.name() => {
@@ -226,6 +236,27 @@ impl RedisStore {
         }
     }
 
+    /// The key of a history, or no key while the login may not use it.
+    fn history_key<'k>(&self, key: &'k str) -> &'k str {
+        if self.writes_history() { key } else { "" }
+    }
+
+    fn writes_history(&self) -> bool {
+        self.view.without_history_until.load(Ordering::Relaxed) <= self.clock.now().millis()
+    }
+
+    /// Whether a script that wrote a history has to be run again without one. An operator of
+    /// version 0.1 gives no permission for its key, and Redis then refuses the whole script; a
+    /// rollback of the operator must fail no verify.
+    fn leaves_history_out(&self, answer: &Result<Answer, StoreError>) -> bool {
+        let is_refused = answer.as_ref().is_err_and(StoreError::is_permission_missing);
+        if is_refused {
+            let until = self.clock.now().millis() + millis(HISTORY_PAUSE);
+            self.view.without_history_until.store(until, Ordering::Relaxed);
+        }
+        is_refused
+    }
+
     /// Runs a deciding script. A node that this process does not know as checked may have been
     /// checked in the meantime, so the checked nodes are read again once.
     async fn decide<'s>(
@@ -247,7 +278,12 @@ impl RedisStore {
                 .run_acknowledged(state_key, ACKNOWLEDGED_TIMEOUT, operation, acknowledgement)
                 .await
         };
-        let mut answer = run().await?;
+        let writes_history = self.writes_history();
+        let mut answer = run().await;
+        if writes_history && self.leaves_history_out(&answer) {
+            answer = run().await;
+        }
+        let mut answer = answer?;
         if answer.word == "unchecked-node" {
             self.realm().await?;
             answer = run().await?;

@@ -6,7 +6,7 @@
 //! kept in the same way.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicI64, AtomicU8, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -126,6 +126,9 @@ struct RealmView {
     checked_nodes: ArcSwap<String>,
     /// Number of replicas that must acknowledge an accepted code.
     replicas: AtomicU8,
+    /// Until when histories are not written, because the login may not use their keys, in
+    /// milliseconds.
+    without_history_until: AtomicU64,
 }
 
 /// Reply of a publisher's script: a word and a number.

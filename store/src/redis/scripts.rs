@@ -154,7 +154,8 @@ impl Argument for bool {
 /// A call of a script. The struct has one field for each key and argument, so a call that leaves
 /// one out, or passes one that the script does not have, does not compile.
 pub trait ScriptCall: Sized {
-    /// The names of the keys, in the order of `KEYS`.
+    /// The names of the keys, in the order of `KEYS`. A history is always the last one, and is left
+    /// out if it is empty: the script then writes none, and says so.
     const KEYS: &'static [&'static str];
     /// The names of the arguments, in the order of `ARGV`.
     const ARGUMENTS: &'static [(&'static str, Kind)];
@@ -248,8 +249,11 @@ macro_rules! scripts {
             }
 
             fn of(self, script: &Script) -> ScriptCommand<'_> {
-                let mut command = script.call(Self::KEYS.len());
-                $(command.arg(self.$key);)*
+                let keys = [$(self.$key),*];
+                // Only the last key may be empty, and is then left out.
+                let keys = keys.strip_suffix(&[""]).unwrap_or(&keys);
+                let mut command = script.call(keys.len());
+                command.arg(keys);
                 $(command.arg(self.$argument);)*
                 script.command(command)
             }

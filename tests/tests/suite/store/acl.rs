@@ -2,6 +2,7 @@
 //! tests that it allows everything that a sidecar does.
 
 use redis::{Client, ErrorKind, RedisResult, ServerErrorKind, Value};
+use twofactor_core::decision::Verdict;
 use twofactor_core::names::{Pseudonym, RealmNames};
 use twofactor_core::user::DeliveryMethod::App;
 use twofactor_store::acl::AclError;
@@ -200,4 +201,40 @@ async fn a_login_may_select_the_database_of_its_url() {
         .unwrap();
     let commands = format!("{:?}", rules.remove(5));
     assert!(commands.contains("+select") && commands.contains("-@all"), "{commands}");
+}
+
+#[tokio::test]
+async fn a_login_of_the_previous_release_decides_without_histories_until_it_may_write_them() {
+    let world = World::in_redis_as_a_service().await;
+    let carol = world.person("carol", App).await;
+    let admin = world.publisher.store().redis().unwrap().clone();
+    let users = admin.acl_users().await.unwrap().everywhere;
+    let name = users.into_iter().find(|name| name != "default").unwrap();
+    let allow = async |histories: bool| {
+        let mut rules = vec!["ACL".to_owned(), "SETUSER".to_owned(), name.clone()];
+        rules.push("resetkeys".to_owned());
+        rules.extend(names().keys_to_read().iter().map(|pattern| format!("%R~{pattern}")));
+        let written = names().keys_to_write();
+        let written = written.iter().filter(|pattern| histories || !pattern.ends_with(":hist"));
+        rules.extend(written.map(|pattern| format!("~{pattern}")));
+        let rules: Vec<&str> = rules.iter().map(String::as_str).collect();
+        let _: () = world.redis().ask(&rules).await;
+    };
+    let history = names().user(&carol.pseudonym).history;
+    let entries = async || world.redis().ask::<u64>(&["LLEN", &history]).await;
+    let accepted = async || {
+        let code = carol.code_at(world.now(), 0);
+        assert_eq!(world.verify(&carol, "kms", &code).await.unwrap(), Verdict::Accepted);
+    };
+    allow(false).await;
+    accepted().await;
+    assert_eq!(entries().await, 0);
+    allow(true).await;
+    world.set_time(world.now().millis() + 61_000).await;
+    accepted().await;
+    assert_eq!(entries().await, 1);
+    allow(false).await;
+    world.set_time(world.now().millis() + 30_000).await;
+    accepted().await;
+    assert_eq!(entries().await, 1);
 }
