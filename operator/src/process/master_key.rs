@@ -159,13 +159,22 @@ async fn evidence(
     if states.is_some() {
         return Ok(Some(format!("the Secret {} has its fingerprint", key_states::SECRET)));
     }
+    let ours = format!("{}={}", labels::MANAGED_BY_LABEL, labels::MANAGED_BY);
+    // Credentials of other realms are those of another installation.
+    let selectors = if watched.0.is_empty() {
+        vec![ours]
+    } else {
+        let credentials = labels::CREDENTIALS_LABEL;
+        let realms = watched.0.join(",");
+        vec![format!("{ours},!{credentials}"), format!("{ours},{credentials} in ({realms})")]
+    };
     let everywhere = watched.0.is_empty().then(|| Api::<Secret>::all(client.clone()));
     let named = watched.0.iter().map(|name| Api::namespaced(client.clone(), name));
-    let label = format!("{}={}", labels::MANAGED_BY_LABEL, labels::MANAGED_BY);
-    let parameters = ListParams::default().labels(&label).limit(1);
     for secrets in everywhere.into_iter().chain(named) {
-        let found = request::within(secrets.list_metadata(&parameters)).await?;
-        if let Some(secret) = found.items.first() {
+        for selector in &selectors {
+            let parameters = ListParams::default().labels(selector).limit(1);
+            let found = request::within(secrets.list_metadata(&parameters)).await?;
+            let Some(secret) = found.items.first() else { continue };
             let metadata = &secret.metadata;
             let (namespace, name) = (metadata.namespace.as_deref(), metadata.name.as_deref());
             return Ok(Some(format!(

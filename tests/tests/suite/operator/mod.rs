@@ -23,5 +23,6 @@ mod restore;
 mod schema;
 mod seeds;
 mod tokens;
+mod two_installations;
 mod users;
 mod withdrawals;

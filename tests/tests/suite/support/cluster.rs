@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
@@ -33,7 +34,7 @@ static NEXT: AtomicU32 = AtomicU32::new(0);
 /// An API server that the tests share, or one for a single test.
 pub(crate) enum Server {
     Shared(&'static ApiServer),
-    Own(Box<ApiServer>),
+    Own(Arc<ApiServer>),
 }
 
 impl std::ops::Deref for Server {
@@ -86,7 +87,16 @@ impl Cluster {
         if !controllers.is_empty() {
             server.start_controllers(controllers.iter().copied()).await;
         }
-        Self::new(Server::Own(Box::new(server)), redis)
+        Self::new(Server::Own(Arc::new(server)), redis)
+    }
+
+    /// Another namespace of users with another installation, on the same API server.
+    pub(crate) async fn beside(&self) -> Self {
+        let server = match &self.server {
+            Server::Shared(server) => Server::Shared(server),
+            Server::Own(server) => Server::Own(server.clone()),
+        };
+        Self::new(server, RedisServer::start().await)
     }
 
     fn new(server: Server, redis: RedisServer) -> Self {
