@@ -34,7 +34,7 @@ test: own-target ## install what the tests need, build the programs and run all 
 	@echo 'make test: installs the programs that the tests need, builds the project, and runs all'
 	@echo 'tests against real Redis, mail and Kubernetes API servers. It usually takes 5 minutes on'
 	@echo 'two cores; the first run also compiles the dependencies and the API server (some 30 more).'
-	tests/tools/install verifier clients cluster
+	tests/tools/install verifier clients cluster previous
 	cargo build --workspace --bins
 	@# --tests leaves out the example that generates a page, and doc tests, of which there are none.
 	cargo test --workspace --tests $(ARGS)

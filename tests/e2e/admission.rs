@@ -300,7 +300,7 @@ pub(crate) fn a_controller_killed_for_memory_fails_no_creation(scene: &Scene<'_>
 
 /// Creates labelled pods one after the other while `disturb` runs and for some time afterwards.
 /// Panics if one is refused.
-fn creations_during(scene: &Scene<'_>, disturb: impl FnOnce()) -> u32 {
+pub(crate) fn creations_during(scene: &Scene<'_>, disturb: impl FnOnce()) -> u32 {
     let namespace = scene.namespace("stream");
     let pod = manifests::client_with_sidecar(&namespace, "stream", &namespace);
     let (over, created) = (AtomicBool::new(false), AtomicU32::new(0));

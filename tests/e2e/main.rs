@@ -44,6 +44,9 @@ enum Needs {
     Nothing,
     /// `TWOFACTOR_CLUSTER_CONTROL`.
     ClusterControl,
+    /// The images of the previous release, which only the node of the tests has, and a release that
+    /// may be uninstalled.
+    PreviousImages,
     /// A release that this run installed, or a cluster that the tests control.
     OwnRelease,
 }
@@ -114,6 +117,7 @@ const TESTS: &[Entry] = entries![
     Alone OwnRelease: restore::a_lost_master_key_is_reported_and_restored_or_replaced,
     Alone OwnRelease: restore::a_lost_cluster_is_built_again_from_the_backup,
     Alone Nothing: upgrade::an_upgrade_keeps_seeds_and_fails_no_verify,
+    Alone PreviousImages: upgrade::an_upgrade_from_the_previous_release_and_back_fails_no_verify,
     Alone OwnRelease: upgrade::users_survive_an_uninstallation_and_verify_after_the_next_installation,
 ];
 
@@ -207,6 +211,9 @@ fn why_not(needs: Needs, world: &World) -> Option<&'static str> {
     match needs {
         Needs::ClusterControl if world.control().is_none() => {
             Some("TWOFACTOR_CLUSTER_CONTROL is not set, so nothing of the node can be killed")
+        }
+        Needs::PreviousImages if world.control().is_none() => {
+            Some("TWOFACTOR_CLUSTER_CONTROL is not set, so the previous release has no images here")
         }
         Needs::OwnRelease if world.was_installed() && world.control().is_none() => {
             Some("the release was there before this run, which does not uninstall it")

@@ -9,6 +9,8 @@ const MAIL_IMAGE: &str = "twofactor-test/mail:dev";
 /// Debian's Prometheus, at the paths of the official image.
 pub(crate) const PROMETHEUS_IMAGE: &str = "twofactor-test/prometheus:dev";
 
+const REDIS_IMAGE: &str = "docker.io/library/redis:7.2";
+
 /// The container of a pod that is not the sidecar.
 pub(crate) const APP: &str = "app";
 /// The sidecar's container.
@@ -117,6 +119,27 @@ pub(crate) fn mail_service(namespace: &str) -> Value {
                 { "name": "http", "port": 8025, "targetPort": "http" },
             ],
         },
+    })
+}
+
+/// A Redis without a password, apart from the chart's own.
+pub(crate) fn redis(namespace: &str) -> Value {
+    let mut pod = client(namespace, "redis");
+    let command = ["redis-server", "--save", "", "--protected-mode", "no", "--dir", "/tmp"];
+    pod["spec"] = pod_spec(REDIS_IMAGE, &command);
+    let container = &mut pod["spec"]["containers"][0];
+    container["ports"] = json!([{ "name": "redis", "containerPort": 6379 }]);
+    container["readinessProbe"] = json!({ "tcpSocket": { "port": "redis" }, "periodSeconds": 1 });
+    pod
+}
+
+/// Its Service.
+pub(crate) fn redis_service(namespace: &str) -> Value {
+    json!({
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": { "namespace": namespace, "name": "redis" },
+        "spec": { "selector": { "app": "redis" }, "ports": [{ "port": 6379, "targetPort": "redis" }] },
     })
 }
 

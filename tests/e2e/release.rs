@@ -3,7 +3,9 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use serde_json::Value;
 use twofactor_tests::kubernetes::{Said, helm};
+use twofactor_tests::previous;
 
 /// The release's name.
 pub(crate) const NAME: &str = "twofactor";
@@ -23,7 +25,8 @@ pub(crate) const REDIS_LABEL: &str = "app.kubernetes.io/name=twofactor-redis";
 pub(crate) const CRDS: [&str; 2] =
     ["twofactorusers.twofactor.fountainai.io", "twofactorrealms.twofactor.fountainai.io"];
 
-const BOUND: Duration = Duration::from_secs(330);
+/// Timeout for an installation, an upgrade or a rollback.
+pub(crate) const BOUND: Duration = Duration::from_secs(330);
 
 /// The top of the checkout.
 pub(crate) fn checkout() -> PathBuf {
@@ -46,6 +49,60 @@ pub(crate) fn install(values: &[&str]) {
     }
     let said = helm(BOUND, &args);
     assert!(said.success, "helm {} failed: {said}", args.join(" "));
+}
+
+/// A chart, and the values with which a test installs it.
+pub(crate) struct Chart {
+    folder: PathBuf,
+    values: Vec<String>,
+}
+
+impl Chart {
+    /// The chart of this checkout.
+    pub(crate) fn present() -> Self {
+        Self { folder: checkout().join("charts/fountainai-2fa"), values: Vec::new() }
+    }
+
+    /// The chart of the previous release, with the images that the node has of it.
+    pub(crate) fn previous() -> Self {
+        let values = ["operator.image.tag=previous", "sidecar.image.tag=previous"];
+        let folder = previous::source().join("charts/fountainai-2fa");
+        Self { folder, values: values.map(str::to_owned).into() }
+    }
+
+    /// With a Redis that is not the chart's own.
+    pub(crate) fn with_redis(mut self, url: &str) -> Self {
+        self.values.push("redis.enabled=false".to_owned());
+        self.values.push(format!("redis.existing.url={url}"));
+        self
+    }
+
+    /// Installs the chart, or upgrades the release to it, with no other values than these. Helm is
+    /// killed after `bound`.
+    pub(crate) fn upgrade(&self, bound: Duration) -> Said {
+        let chart = self.folder.to_str().expect("a path in UTF-8");
+        let mut args = vec!["upgrade", "--install", NAME, chart, "--reset-values"];
+        args.extend(["--namespace", NAMESPACE, "--create-namespace", "--wait", "--timeout", "5m"]);
+        for value in &self.values {
+            args.extend(["--set", value]);
+        }
+        helm(bound, &args)
+    }
+}
+
+/// Number of the release's last revision that was deployed.
+pub(crate) fn deployed_revision() -> String {
+    let said = helm(BOUND, &["status", NAME, "--namespace", NAMESPACE, "--output", "json"]);
+    let said = said.into_result().unwrap_or_else(|error| panic!("helm status failed: {error}"));
+    let status: Value = serde_json::from_str(&said).expect("JSON of helm");
+    status["version"].to_string()
+}
+
+/// Returns the release to a revision.
+pub(crate) fn roll_back(revision: &str) {
+    let args = ["rollback", NAME, revision, "--namespace", NAMESPACE, "--wait", "--timeout", "5m"];
+    let said = helm(BOUND, &args);
+    assert!(said.success, "helm rollback to {revision} failed: {said}");
 }
 
 /// Runs the chart's own tests, and returns helm's output.

@@ -6,9 +6,10 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use twofactor_tests::wait::eventually_blocking;
 
+use crate::admission::creations_during;
 use crate::load::{Load, now};
 use crate::manifests;
-use crate::release::{self, ADMISSION_LABEL, CONTROLLER_LABEL, CRDS, NAMESPACE};
+use crate::release::{self, ADMISSION_LABEL, CONTROLLER_LABEL, CRDS, Chart, NAMESPACE};
 use crate::scene::Scene;
 use crate::{START, finally};
 
@@ -20,6 +21,8 @@ const KEPT: [(&str, &str); 5] = [
     ("secret", "twofactor-redis"),
     ("persistentvolumeclaim", "data-twofactor-redis-0"),
 ];
+/// Timeout for a code to be accepted: some steps, because a code of a former one may be used.
+const VERIFIED: Duration = Duration::from_mins(2);
 /// Objects that are removed.
 const NAMESPACED: &str = "deployments,statefulsets,services,serviceaccounts,configmaps,poddisruptionbudgets,networkpolicies,roles,rolebindings";
 const CLUSTER_WIDE: &str = "mutatingwebhookconfigurations,clusterroles,clusterrolebindings";
@@ -63,6 +66,89 @@ pub(crate) fn an_upgrade_keeps_seeds_and_fails_no_verify(scene: &Scene<'_>) {
     assert_eq!(load.restarts(), restarts, "an upgrade restarted a service");
     scene.users(&load.people, &[("late", json!({ "deliveryMethod": "app" }))]);
     println!("          {answers} answers meanwhile, none failed");
+}
+
+/// Time after which helm is killed in the middle of an upgrade.
+const INTERRUPTED: Duration = Duration::from_secs(4);
+
+/// Installs the previous release, upgrades it with an interruption, and rolls it back, under load.
+/// Redis is not the chart's own, which an upgrade restarts.
+pub(crate) fn an_upgrade_from_the_previous_release_and_back_fails_no_verify(scene: &Scene<'_>) {
+    release::uninstall();
+    finally(|| upgrade_and_back(scene), || installed(&Chart::present()));
+}
+
+fn installed(chart: &Chart) {
+    let said = chart.upgrade(release::BOUND);
+    assert!(said.success, "helm upgrade failed: {said}");
+}
+
+fn upgrade_and_back(scene: &Scene<'_>) {
+    let redis = scene.namespace("redis");
+    scene.kubectl().apply(&manifests::redis_service(&redis));
+    scene.start(&manifests::redis(&redis));
+    let url = format!("redis://redis.{redis}.svc:6379");
+    let (previous_chart, present_chart) =
+        (Chart::previous().with_redis(&url), Chart::present().with_redis(&url));
+    installed(&previous_chart);
+    let previous = release::deployed_revision();
+    let load = Load::start(scene);
+    let (before, restarts) = (seeds(scene, &load.people), load.restarts());
+    let created = creations_during(scene, || {
+        let killed = present_chart.upgrade(INTERRUPTED);
+        assert!(!killed.success, "helm was faster than its interruption: {killed}");
+        load.wait_until_answered_after(now());
+        // Helm itself refuses to go on, and says what is the matter.
+        let refused = present_chart.upgrade(release::BOUND);
+        if !refused.success {
+            let why = refused.to_string();
+            assert!(why.contains("another operation"), "{why}");
+            release::roll_back(&previous);
+            installed(&present_chart);
+        }
+    });
+    println!("          {created} creations during an interrupted upgrade");
+    load.wait_until_accepted_after(now());
+    assert_eq!(seeds(scene, &load.people), before, "the upgrade changed a seed");
+    scene.users(&load.people, &[("late", json!({ "deliveryMethod": "app", "locale": "de" }))]);
+    let app = "present";
+    scene.start(&manifests::client_with_sidecar(&load.namespace, app, &load.people));
+    verified(scene, &load, app, "late");
+
+    let created = creations_during(scene, || release::roll_back(&previous));
+    println!("          {created} creations during a rollback");
+    load.wait_until_accepted_after(now());
+    assert_eq!(seeds(scene, &load.people).len(), before.len() + 1, "the rollback lost a user");
+    verified(scene, &load, app, "late");
+    scene.users(&load.people, &[("later", json!({ "deliveryMethod": "app" }))]);
+    let app = "previous";
+    scene.start(&manifests::client_with_sidecar(&load.namespace, app, &load.people));
+    verified(scene, &load, app, "later");
+
+    let created = creations_during(scene, || installed(&present_chart));
+    println!("          {created} creations during the next upgrade");
+    load.wait_until_accepted_after(now());
+    let after = seeds(scene, &load.people);
+    assert!(before.iter().all(|(name, seed)| after.get(name) == Some(seed)), "a seed has changed");
+    assert_eq!(load.restarts(), restarts, "a service was restarted");
+    let (answers, _) = load.check(&[]);
+    println!("          {answers} answers meanwhile, none failed");
+}
+
+/// Waits until the sidecar of a pod has accepted a code of a user.
+fn verified(scene: &Scene<'_>, load: &Load<'_>, pod: &str, user: &str) {
+    let seed = scene.seed(&load.people, user);
+    let mut last_step = None;
+    eventually_blocking(VERIFIED, format_args!("a code of {user} to be accepted by {pod}"), || {
+        // The code of a step is accepted once.
+        let step = now() / 30;
+        if last_step.replace(step) == Some(step) {
+            return Err("waiting for the next code".to_owned());
+        }
+        let code = scene.app_code(&load.namespace, pod, &seed);
+        let reply = scene.verify(&load.namespace, pod, user, &code);
+        if reply.status == 200 { Ok(()) } else { Err(reply.body) }
+    });
 }
 
 pub(crate) fn users_survive_an_uninstallation_and_verify_after_the_next_installation(

@@ -16,6 +16,7 @@ pub mod kubernetes;
 pub mod mail;
 pub mod operator;
 pub mod ports;
+pub mod previous;
 pub mod process;
 pub mod prometheus;
 pub mod provider;

@@ -2,12 +2,12 @@
 //! options, and gives access to its health port and its log.
 
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::http::ApiClient;
 use crate::process::{Launch, Process};
-use crate::{ports, tools};
+use crate::{ports, previous, tools};
 
 const START: Duration = Duration::from_secs(30);
 
@@ -86,11 +86,18 @@ impl OperatorProcess {
         ])
     }
 
+    /// The operator of the previous release, which is one program.
+    #[must_use]
+    pub fn of_previous_release(kubeconfig: &Path) -> OperatorBuilder {
+        Self::launch_of(previous::program("twofactor-operator"), "run", kubeconfig)
+    }
+
     fn program(name: &str, kubeconfig: &Path) -> OperatorBuilder {
-        let launch = Launch::new(tools::project_binary("twofactor-operator"))
-            .isolated()
-            .env("KUBECONFIG", kubeconfig)
-            .arg(name);
+        Self::launch_of(tools::project_binary("twofactor-operator"), name, kubeconfig)
+    }
+
+    fn launch_of(binary: PathBuf, name: &str, kubeconfig: &Path) -> OperatorBuilder {
+        let launch = Launch::new(binary).isolated().env("KUBECONFIG", kubeconfig).arg(name);
         OperatorBuilder { launch, admin_host: "127.0.0.1" }
     }
 

@@ -1,11 +1,12 @@
 //! Starts the sidecar's binary with arguments and environment, and gives clients for its two ports.
 
 use std::net::Ipv4Addr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::http::ApiClient;
 use crate::process::{Launch, Process};
-use crate::{ports, tools};
+use crate::{ports, previous, tools};
 
 const START: Duration = Duration::from_secs(20);
 
@@ -78,8 +79,18 @@ impl SidecarProcess {
     /// A sidecar with options.
     #[must_use]
     pub fn builder() -> SidecarBuilder {
+        Self::builder_of(tools::project_binary("twofactor-sidecar"))
+    }
+
+    /// A sidecar of the previous release with options.
+    #[must_use]
+    pub fn of_previous_release() -> SidecarBuilder {
+        Self::builder_of(previous::program("twofactor-sidecar"))
+    }
+
+    fn builder_of(binary: PathBuf) -> SidecarBuilder {
         SidecarBuilder {
-            launch: Launch::new(tools::project_binary("twofactor-sidecar")).isolated(),
+            launch: Launch::new(binary).isolated(),
             in_pod: false,
             ip: Ipv4Addr::LOCALHOST,
         }

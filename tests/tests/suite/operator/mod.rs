@@ -24,5 +24,6 @@ mod schema;
 mod seeds;
 mod tokens;
 mod two_installations;
+mod upgrade;
 mod users;
 mod withdrawals;

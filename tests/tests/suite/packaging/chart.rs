@@ -16,7 +16,7 @@ use twofactor_tests::apiserver::ApiServer;
 use twofactor_tests::certificates::Authority;
 use twofactor_tests::process::{Launch, Process};
 use twofactor_tests::wait::eventually;
-use twofactor_tests::{ports, scratch, tools};
+use twofactor_tests::{ports, previous, scratch, tools};
 
 const NAMESPACE: &str = "twofactor-system";
 const WEBHOOK: &str = "mutatingwebhookconfiguration/twofactor-operator";
@@ -1031,4 +1031,94 @@ async fn without_the_release_users_stay_and_pods_start(server: &ApiServer) {
     let _ = helm_on(server, &["install", "trial", &chart()]).await;
     assert_eq!(get(server, &["twofactoruser", "alice"])["metadata"]["uid"], uid);
     let _ = helm_on(server, &["uninstall", "trial"]).await;
+}
+
+#[tokio::test]
+async fn two_releases_share_the_crds_and_no_other_object() {
+    let server = ApiServer::start().await;
+    let kubeconfig = server.kubeconfig_path().display().to_string();
+    let chart = chart();
+    for namespace in ["first-people", "second-people", "kms"] {
+        let _ = server.kubectl(&["create", "namespace", namespace]);
+    }
+    let install = async |name: &str, more: &[&str]| {
+        let users = format!("operator.namespaces={{{name}-people}}");
+        let set = format!("name={name},{users},operator.serviceNamespaces={{kms}}");
+        let install = ["install", name, &chart, "--kubeconfig", &kubeconfig, "--set", &set];
+        let namespace = format!("{name}-system");
+        let namespaced = ["--namespace", namespace.as_str(), "--create-namespace"];
+        try_helm(&[&install[..], &namespaced[..], more].concat()).await
+    };
+    install("first", &[]).await.unwrap();
+    let refused = install("second", &[]).await.unwrap_err();
+    assert!(refused.contains("invalid ownership metadata"), "{refused}");
+    let _ = try_helm(&[
+        "uninstall",
+        "second",
+        "--kubeconfig",
+        &kubeconfig,
+        "--namespace",
+        "second-system",
+    ])
+    .await;
+    let kinds = "clusterroles,clusterrolebindings,mutatingwebhookconfigurations,crds,\
+        validatingadmissionpolicies,validatingadmissionpolicybindings";
+    let objects = || {
+        let list = get(&server, &[kinds, "--selector", "app.kubernetes.io/part-of=fountainai-2fa"]);
+        let name = |it: &Value| (it["kind"].to_string(), it["metadata"]["name"].to_string());
+        list["items"].as_array().unwrap().iter().map(name).collect::<BTreeSet<_>>()
+    };
+    let of_first = objects();
+    assert!(of_first.len() > 6, "{of_first:?}");
+    install("second", &["--set", "crds.enabled=false"]).await.unwrap();
+    let of_second: BTreeSet<_> = objects().difference(&of_first).cloned().collect();
+    assert_eq!(of_second.len() + 2, of_first.len(), "{of_first:?} {of_second:?}");
+    assert!(of_second.iter().all(|(_, name)| name.contains("second")), "{of_second:?}");
+    helm(&["uninstall", "second", "--kubeconfig", &kubeconfig, "--namespace", "second-system"])
+        .await;
+    assert_eq!(objects(), of_first, "the second release has taken an object of the first with it");
+}
+
+#[tokio::test]
+async fn helm_3_and_4_upgrade_the_previous_chart_and_roll_back() {
+    let previous = previous::source().join("charts/fountainai-2fa").display().to_string();
+    for program in ["helm3", "helm"] {
+        let server = ApiServer::start().await;
+        let kubeconfig = server.kubeconfig_path().display().to_string();
+        let helm = async |args: &[&str]| {
+            let common = ["--kubeconfig", &kubeconfig, "--namespace", NAMESPACE];
+            let launch = Launch::new(tools::find(program)).isolated().args(args).args(common);
+            run(launch).await.unwrap_or_else(|error| panic!("{program} {args:?} failed: {error}"));
+        };
+        let deployments = || {
+            let list = get(&server, &["deployments", "--namespace", NAMESPACE]);
+            let names = list["items"].as_array().unwrap().iter();
+            let name = |it: &Value| it["metadata"]["name"].as_str().unwrap().to_owned();
+            names.map(name).collect::<Vec<_>>()
+        };
+        let has_new_fields = || {
+            let crd = get(&server, &["crd", "twofactorusers.twofactor.fountainai.io"]);
+            crd.to_string().contains("locale")
+        };
+        let of_previous = || {
+            assert_eq!(deployments(), ["twofactor-operator"], "{program}");
+            assert!(!has_new_fields(), "{program}");
+        };
+        let of_present = || {
+            let both = ["twofactor-operator", "twofactor-operator-controller"];
+            assert_eq!(deployments(), both, "{program}");
+            assert!(has_new_fields(), "{program}");
+        };
+        helm(&["install", "twofactor", &previous, "--create-namespace"]).await;
+        of_previous();
+        helm(&["upgrade", "twofactor", &chart()]).await;
+        of_present();
+        helm(&["rollback", "twofactor", "1"]).await;
+        of_previous();
+        helm(&["upgrade", "twofactor", &chart()]).await;
+        of_present();
+        helm(&["uninstall", "twofactor"]).await;
+        assert_eq!(deployments(), [""; 0], "{program}");
+        assert!(has_new_fields(), "{program} removed the CRDs");
+    }
 }
