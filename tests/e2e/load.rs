@@ -13,7 +13,7 @@ use twofactor_store::clock::Clock;
 use twofactor_tests::wait::eventually_blocking;
 
 use crate::START;
-use crate::manifests::{self, APP, CLIENT_IMAGE};
+use crate::manifests::{self, APP, CLIENT_IMAGE, SIDECAR};
 use crate::scene::Scene;
 
 /// Users whose right codes are submitted.
@@ -105,18 +105,23 @@ impl<'a> Load<'a> {
 
     /// All answers so far, of both replicas.
     pub(crate) fn answers(&self) -> Result<Vec<Answer>, String> {
-        let args = [
-            "logs",
-            "--selector",
-            SELECTOR,
-            "--container",
-            APP,
-            "--tail=-1",
-            "--namespace",
-            &self.namespace,
-        ];
-        let log = self.scene.kubectl().try_run(&args)?;
-        Ok(log.lines().filter_map(answer).collect())
+        Ok(self.logs(APP)?.lines().filter_map(answer).collect())
+    }
+
+    /// The whole logs of a container of both replicas.
+    fn logs(&self, container: &str) -> Result<String, String> {
+        let selected = ["--selector", SELECTOR, "--namespace", &self.namespace];
+        let args = [&["logs", "--tail=-1", "--container", container], &selected[..]].concat();
+        self.scene.kubectl().try_run(&args)
+    }
+
+    /// What the sidecars say of requests without a decision.
+    fn warnings(&self) -> String {
+        let logs = self.logs(SIDECAR).unwrap_or_else(|error| error);
+        let is_shown = |line: &&str| {
+            !line.contains("\"level\":\"INFO\"") || line.contains("store-unavailable")
+        };
+        logs.lines().filter(is_shown).take(50).collect::<Vec<_>>().join("\n")
     }
 
     /// Waits until a code of each user has been accepted after this second.
@@ -171,7 +176,8 @@ impl<'a> Load<'a> {
         let beyond: Vec<_> = refused.iter().filter(|answer| !is_allowed(answer)).collect();
         assert!(
             beyond.is_empty(),
-            "outages were expected at {outages:?}, but there were {beyond:?}"
+            "outages were expected at {outages:?}, but there were {beyond:?}:\n{}",
+            self.warnings()
         );
         (answers.len(), refused)
     }
