@@ -1,7 +1,7 @@
 //! Starts an API server for a benchmark, and calls it as a bare client: without a cache, a library
 //! for Kubernetes or retries.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -42,6 +42,22 @@ pub(crate) async fn start() -> (ApiServer, Arc<BareClient>) {
     let _ = server.kubectl(&binding);
     let api = Arc::new(BareClient::new(&server));
     (server, api)
+}
+
+/// The requests that the API server has answered so far, by verb and resource.
+pub(crate) fn requests(server: &ApiServer) -> BTreeMap<String, f64> {
+    let mut counts = BTreeMap::new();
+    for line in server.kubectl(&["get", "--raw", "/metrics"]).lines() {
+        let Some(line) = line.strip_prefix("apiserver_request_total{") else { continue };
+        let label = |name: &str| {
+            let (_, rest) = line.split_once(&format!("{name}=\""))?;
+            rest.split('"').next()
+        };
+        let name = ["verb", "resource", "subresource"].map(|name| label(name).unwrap_or_default());
+        let count = line.rsplit(' ').next().and_then(|count| count.parse::<f64>().ok());
+        *counts.entry(name.join(" ")).or_default() += count.unwrap_or_default();
+    }
+    counts
 }
 
 /// The creation of a user.

@@ -14,7 +14,7 @@ use twofactor_tests::redis::RedisServer;
 use twofactor_tests::wait::eventually;
 
 use crate::api::{self, CONCURRENCY, Call, USERS, create_user, name};
-use crate::usage::{peak_mebibytes, resident_mebibytes};
+use crate::usage::{peak_mebibytes, processor_time, resident_mebibytes};
 
 const BOUND: Duration = Duration::from_mins(10);
 
@@ -29,11 +29,17 @@ pub(crate) async fn run(users: usize) {
     for namespace in ["bare", "people"] {
         api.each(users, move |number| create_user(namespace, number)).await;
     }
+    let spent = || {
+        [server.apiserver().id(), i32::try_from(std::process::id()).unwrap_or_default()]
+            .map(processor_time)
+    };
+    let start = spent();
     let began = Instant::now();
     api.each(users, |number| create_secret("bare", number)).await;
     api.each(users, |number| patch_status("bare", number)).await;
     let bare = began.elapsed();
 
+    let (after_bare, before) = (spent(), api::requests(&server));
     let began = Instant::now();
     let operator = OperatorProcess::builder(&server.kubeconfig_path())
         .args(["--namespace", "people", "--operator-namespace", "home", "--log", "warn"])
@@ -53,11 +59,15 @@ pub(crate) async fn run(users: usize) {
     };
     let looked =
         "controller_runtime_reconcile_total{controller=\"twofactoruser\",result=\"success\"}";
+    eventually(BOUND, "the first user to be looked at", async || count(looked).await > 0).await;
+    let listed = began.elapsed();
     eventually(BOUND, "all users to be looked at", async || count(looked).await >= users).await;
     let took = began.elapsed();
     let ready = async || count("twofactor_users{ready=\"true\"}").await == users;
     eventually(Duration::from_secs(5), "all users to be ready", ready).await;
     let pid = operator.process().id();
+    let (time, after) = (processor_time(pid), spent());
+    let requests = api::requests(&server);
 
     let mut connection = redis.connect().await;
     let meta: Vec<String> = connection.keys("*:meta").await.expect("the realm's key");
@@ -80,6 +90,26 @@ pub(crate) async fn run(users: usize) {
         peak_mebibytes(pid),
         refill.as_secs_f64(),
     );
+    #[expect(clippy::cast_precision_loss, reason = "numbers of users and requests")]
+    let per_user = |number: f64| number / users as f64;
+    let micros = |time: Duration| per_user(time.as_secs_f64()) * 1e6;
+    println!(
+        "        processor time a user: bare client {:.0} us, the API server for it {:.0} us",
+        micros(after_bare[1] - start[1]),
+        micros(after_bare[0] - start[0]),
+    );
+    println!(
+        "        processor time a user: operator {:.0} us, the API server for it {:.0} us",
+        micros(time),
+        micros(after[0] - after_bare[0]),
+    );
+    println!("        the first of them is reconciled after {:.1} s", listed.as_secs_f64());
+    for (name, count) in requests {
+        let count = count - before.get(&name).copied().unwrap_or_default();
+        if per_user(count) >= 0.005 {
+            println!("        {name}: {:.2} a user", per_user(count));
+        }
+    }
 }
 
 /// Prints the table's header.

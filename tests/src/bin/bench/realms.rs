@@ -33,6 +33,7 @@ pub(crate) async fn run() {
         create_user(&realm(number / USERS_OF_A_REALM), number % USERS_OF_A_REALM)
     })
     .await;
+    api.each(REALMS, create_pod).await;
     println!("\n{REALMS} realms with {USERS_OF_A_REALM} users each.\n");
 
     let began = Instant::now();
@@ -234,6 +235,21 @@ fn create_namespace(number: usize) -> Call {
         "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": realm(number) },
     });
     (Method::POST, "/api/v1/namespaces".to_owned(), "application/json", body)
+}
+
+/// A pod that asks for the credentials of its own realm.
+fn create_pod(number: usize) -> Call {
+    let body = json!({
+        "apiVersion": "v1", "kind": "Pod",
+        "metadata": {
+            "name": "asks",
+            "labels": { "twofactor.fountainai.io/inject": "true" },
+            "annotations": { "twofactor.fountainai.io/injected": env!("CARGO_PKG_VERSION") },
+        },
+        "spec": { "containers": [{ "name": "app", "image": "app" }] },
+    });
+    let path = format!("/api/v1/namespaces/{}/pods", realm(number));
+    (Method::POST, path, "application/json", body)
 }
 
 fn change_user(number: usize) -> Call {
