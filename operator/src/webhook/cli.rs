@@ -15,6 +15,7 @@ use twofactor_server::logging::Format;
 use super::certificates::rotation::Lifetimes;
 use super::config::WebhookConfiguration;
 use super::defaults::{SidecarDefaults, SidecarOptions};
+use super::mesh::{MeshKind, Position};
 
 /// Flags of the webhook and of the sidecars that it adds to pods.
 #[derive(Args, Debug)]
@@ -126,6 +127,27 @@ pub struct WebhookArguments {
     /// Format of the sidecars' log lines: json or text
     #[arg(long, env = "TWOFACTOR_SIDECAR_LOG_FORMAT", default_value = "json")]
     sidecar_log_format: Format,
+
+    /// Place of the sidecar among the init containers that a pod has when it reaches the webhook.
+    /// first: all of them can verify users. last: after those of a mesh, for example
+    #[arg(long, env = "TWOFACTOR_SIDECAR_POSITION", value_name = "PLACE", default_value = "first")]
+    sidecar_position: Position,
+
+    /// Service mesh that leaves the connections to the ports of --sidecar-direct-ports alone: istio
+    /// or linkerd. Its injector has to see the pod after this webhook
+    #[arg(long, env = "TWOFACTOR_SIDECAR_MESH", value_name = "MESH")]
+    sidecar_mesh: Option<MeshKind>,
+
+    /// Port of Redis or of a Sentinel to which sidecars connect without the mesh. Can be given more
+    /// than once
+    #[arg(
+        long,
+        env = "TWOFACTOR_SIDECAR_DIRECT_PORTS",
+        value_name = "PORT",
+        value_delimiter = ',',
+        value_parser = clap::value_parser!(u16).range(1..)
+    )]
+    sidecar_direct_ports: Vec<u16>,
 }
 
 /// Parses a lifetime such as `90s`, `24h` or `1h 30m`.
@@ -164,6 +186,9 @@ impl WebhookArguments {
             memory_request: self.sidecar_memory_request,
             memory_limit: self.sidecar_memory_limit,
             log_format: self.sidecar_log_format,
+            position: self.sidecar_position,
+            mesh: self.sidecar_mesh,
+            direct_ports: self.sidecar_direct_ports,
         })?;
         Ok(WebhookConfiguration {
             listen: self.webhook_listen,

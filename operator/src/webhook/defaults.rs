@@ -4,6 +4,7 @@
 use thiserror::Error;
 use twofactor_server::logging::Format;
 
+use super::mesh::{Mesh, MeshKind, Position};
 use super::quantity::{Quantity, QuantityError, Resource};
 
 /// The port of the sidecar's API on the pod's loopback addresses.
@@ -35,6 +36,12 @@ pub struct SidecarOptions {
     pub memory_limit: String,
     /// `--sidecar-log-format`
     pub log_format: Format,
+    /// `--sidecar-position`
+    pub position: Position,
+    /// `--sidecar-mesh`
+    pub mesh: Option<MeshKind>,
+    /// `--sidecar-direct-ports`: ports of Redis, 1 to 65535.
+    pub direct_ports: Vec<u16>,
 }
 
 /// The defaults of a sidecar, which its pod's annotations can override.
@@ -46,6 +53,8 @@ pub struct SidecarDefaults {
     pub(super) cpu: Range,
     pub(super) memory: Range,
     pub(super) log_format: &'static str,
+    pub(super) position: Position,
+    pub(super) mesh: Option<Mesh>,
 }
 
 /// Request and limit of a resource. The limit is above 0, and the request is not above the limit.
@@ -75,6 +84,9 @@ pub enum DefaultsError {
         /// The error.
         problem: QuantityError,
     },
+    /// The mesh and the ports that it should leave alone come together.
+    #[error("--sidecar-mesh and --sidecar-direct-ports: set both or none")]
+    Mesh,
     /// The limit is 0, which Kubernetes would read as no limit.
     #[error("{0}: must be more than 0")]
     NoLimit(&'static str),
@@ -119,6 +131,11 @@ impl SidecarDefaults {
             Format::Json => "json",
             Format::Text => "text",
         };
+        let mesh = match (options.mesh, options.direct_ports) {
+            (None, ports) if ports.is_empty() => None,
+            (Some(kind), ports) if !ports.is_empty() => Some(Mesh::new(kind, ports)),
+            _ => return Err(DefaultsError::Mesh),
+        };
         Ok(Self {
             image: options.image,
             image_pull_policy,
@@ -126,6 +143,8 @@ impl SidecarDefaults {
             cpu,
             memory,
             log_format,
+            position: options.position,
+            mesh,
         })
     }
 }
@@ -225,6 +244,15 @@ mod tests {
             message(|o| o.memory_request = "1Gi".into()),
             "--sidecar-memory-request: must not be more than --sidecar-memory-limit"
         );
+        for change in [
+            |o: &mut SidecarOptions| o.mesh = Some(MeshKind::Istio),
+            |o: &mut SidecarOptions| o.direct_ports = vec![6379],
+        ] {
+            assert_eq!(
+                message(change),
+                "--sidecar-mesh and --sidecar-direct-ports: set both or none"
+            );
+        }
     }
 
     #[test]

@@ -16,6 +16,7 @@ pub mod config;
 pub mod defaults;
 pub mod exposure;
 pub mod limit_range;
+pub mod mesh;
 pub mod metrics;
 pub mod patch;
 pub mod pod;

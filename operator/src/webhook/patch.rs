@@ -4,13 +4,17 @@
 use k8s_openapi::api::core::v1::Pod;
 use serde_json::{Map, Value, json};
 
+use super::mesh::Position;
+
 /// What the patch adds to a pod.
 #[derive(Clone, Debug)]
 pub struct Additions {
     /// Annotations, which replace existing ones of the same name.
     pub annotations: Map<String, Value>,
-    /// The first init container.
+    /// An init container.
     pub container: Value,
+    /// Its place among the pod's own init containers.
+    pub position: Position,
     /// A volume.
     pub volume: Value,
     /// Image pull Secrets, without those that the pod has already.
@@ -30,8 +34,11 @@ pub fn patch(pod: &Pod, additions: Additions) -> Value {
         operations.push(add(&["metadata", "annotations"], additions.annotations));
     }
     if spec.is_some_and(|spec| spec.init_containers.is_some()) {
-        // First, because the init containers after it may verify users too.
-        operations.push(add(&["spec", "initContainers", "0"], additions.container));
+        let place = match additions.position {
+            Position::First => "0",
+            Position::Last => "-",
+        };
+        operations.push(add(&["spec", "initContainers", place], additions.container));
     } else {
         operations.push(add(&["spec", "initContainers"], json!([additions.container])));
     }

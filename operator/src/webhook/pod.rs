@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
+use kube::ResourceExt;
 use serde_json::Value;
 use twofactor_api::labels::{
     CREDENTIALS_PATH, CREDENTIALS_VOLUME, INJECT_LABEL, INJECTED_ANNOTATION, REALM_ANNOTATION,
@@ -262,9 +263,11 @@ fn injection(
     namespace: &str,
     access: &dyn Fn(&str, &str) -> NamespaceAccess,
 ) -> Injection {
+    let mesh = defaults.mesh.as_ref().map(|mesh| mesh.annotation(pod.annotations()));
     let additions = Additions {
-        annotations: sidecar::annotations(&settings),
+        annotations: sidecar::annotations(&settings).into_iter().chain(mesh).collect(),
         container: sidecar::container(spec, &settings, defaults),
+        position: defaults.position,
         volume: sidecar::volume(&settings.realm),
         image_pull_secrets: defaults.image_pull_secrets.clone(),
     };

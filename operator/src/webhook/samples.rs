@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 use twofactor_server::logging::Format;
 
 use super::defaults::{SidecarDefaults, SidecarOptions};
+use super::mesh::Position;
 
 pub(super) fn options() -> SidecarOptions {
     SidecarOptions {
@@ -17,6 +18,9 @@ pub(super) fn options() -> SidecarOptions {
         memory_request: "16Mi".to_owned(),
         memory_limit: "64Mi".to_owned(),
         log_format: Format::Json,
+        position: Position::First,
+        mesh: None,
+        direct_ports: Vec::new(),
     }
 }
 

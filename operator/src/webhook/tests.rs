@@ -9,6 +9,7 @@ use twofactor_api::labels::{
 };
 
 use super::defaults::SidecarDefaults;
+use super::mesh::{MeshKind, Position};
 use super::pod::{Decision, Injection, debug, inject};
 use super::reason::Reason;
 use super::samples::{defaults, options, pod, review};
@@ -771,4 +772,25 @@ fn every_json_body_is_answered_or_refused_without_a_panic() {
         }
     }
     assert!(answered > 1000, "{answered} of 5000 could be read at all");
+}
+
+#[test]
+fn a_mesh_leaves_redis_alone_and_the_sidecar_starts_after_its_init_containers() {
+    let mut options = options();
+    (options.mesh, options.direct_ports) = (Some(MeshKind::Istio), vec![6379]);
+    options.position = Position::Last;
+    let defaults = SidecarDefaults::parse(options).unwrap();
+    let name = "traffic.sidecar.istio.io/excludeOutboundPorts";
+    let meshed = with(|pod| {
+        pod["metadata"]["annotations"] = json!({ name: "5432" });
+        pod["spec"]["initContainers"] = json!([{ "name": "istio-init", "image": "proxy:1" }]);
+    });
+    let (patched, _) = injected_with(&meshed, &defaults);
+    assert_eq!(patched["metadata"]["annotations"][name], "5432,6379");
+    assert_eq!(patched["spec"]["initContainers"][0]["name"], "istio-init");
+    assert_eq!(patched["spec"]["initContainers"][1]["name"], SIDECAR_CONTAINER);
+    // A pod without annotations and init containers.
+    let (patched, _) = injected_with(&pod(), &defaults);
+    assert_eq!(patched["metadata"]["annotations"][name], "6379");
+    assert_eq!(sidecar(&patched)["name"], SIDECAR_CONTAINER);
 }

@@ -92,16 +92,17 @@ pub(crate) async fn run(users: usize) {
     );
     #[expect(clippy::cast_precision_loss, reason = "numbers of users and requests")]
     let per_user = |number: f64| number / users as f64;
-    let micros = |time: Duration| per_user(time.as_secs_f64()) * 1e6;
+    let micros =
+        |to: Duration, from: Duration| per_user(to.as_secs_f64() - from.as_secs_f64()) * 1e6;
     println!(
         "        processor time a user: bare client {:.0} us, the API server for it {:.0} us",
-        micros(after_bare[1] - start[1]),
-        micros(after_bare[0] - start[0]),
+        micros(after_bare[1], start[1]),
+        micros(after_bare[0], start[0]),
     );
     println!(
         "        processor time a user: operator {:.0} us, the API server for it {:.0} us",
-        micros(time),
-        micros(after[0] - after_bare[0]),
+        micros(time, Duration::ZERO),
+        micros(after[0], after_bare[0]),
     );
     println!("        the first of them is reconciled after {:.1} s", listed.as_secs_f64());
     for (name, count) in requests {
