@@ -314,7 +314,7 @@ async fn an_unreadable_object_does_not_stop_the_other_users() {
     cluster.apply(&app_user("carol"));
     cluster.wait_ready("carol").await;
     // A CRD of another version may accept objects that this operator cannot read.
-    let patch = r#"[{"op":"replace","path":"/spec/versions/0/schema/openAPIV3Schema","value":{"type":"object","x-kubernetes-preserve-unknown-fields":true}}]"#;
+    let patch = r#"[{"op":"remove","path":"/spec/versions/0/selectableFields"},{"op":"replace","path":"/spec/versions/0/schema/openAPIV3Schema","value":{"type":"object","x-kubernetes-preserve-unknown-fields":true}}]"#;
     let _ = cluster.server.kubectl(&[
         "patch",
         "crd",
