@@ -230,3 +230,27 @@ async fn the_account_of_admission_changes_only_its_ca_and_the_ca_bundle() {
         assert_refused(what, patch(&json!([operation])));
     }
 }
+
+#[tokio::test]
+async fn every_write_of_the_operator_has_its_field_manager() {
+    let cluster = Cluster::start().await;
+    let _operator = cluster.operator().start().await;
+    cluster.apply(&app_user("carol"));
+    cluster.wait_ready("carol").await;
+    // The API server takes the name from the User-Agent, which is twofactor-operator/VERSION.
+    let managers = |object: &Value| -> Vec<String> {
+        let fields = object["metadata"]["managedFields"].as_array().unwrap().iter();
+        fields.map(|entry| entry["manager"].as_str().unwrap().to_owned()).collect()
+    };
+    let secret = cluster.get("secret", "carol-totp").unwrap();
+    assert_eq!(managers(&secret), ["twofactor-operator"]);
+    let user = cluster.get("tfu", "carol").unwrap();
+    let of_status = user["metadata"]["managedFields"].as_array().unwrap().iter();
+    let mut of_status = of_status.filter(|entry| entry["subresource"] == "status");
+    assert!(of_status.all(|entry| entry["manager"] == "twofactor-operator"), "{user}");
+    let lease = format!(
+        "/apis/coordination.k8s.io/v1/namespaces/{}/leases/twofactor-operator",
+        cluster.home
+    );
+    assert_eq!(managers(&cluster.server.read(&lease).unwrap()), ["twofactor-operator"]);
+}
