@@ -16,7 +16,7 @@ use redis::{AsyncConnectionConfig, Client, FromRedisValue, RedisError, TlsCertif
 use tempfile::TempDir;
 
 use crate::certificates::{Authority, Leaf};
-use crate::process::{Launch, Process};
+use crate::process::{Launch, Process, run as run_program};
 use crate::wait::eventually;
 use crate::{ports, scratch, tools};
 
@@ -48,6 +48,8 @@ pub struct RedisBuilder {
     port: Option<u16>,
     files: Vec<(&'static str, String)>,
     args: Vec<String>,
+    /// Time that a flush to the disk takes.
+    flush: Option<Duration>,
 }
 
 /// A certificate that is served, and the authority that clients check it against.
@@ -119,6 +121,13 @@ impl RedisBuilder {
     #[must_use]
     pub fn args<'a>(mut self, args: impl IntoIterator<Item = &'a str>) -> Self {
         self.args.extend(args.into_iter().map(str::to_owned));
+        self
+    }
+
+    /// Makes each flush to the disk take this long, as on a slow disk.
+    #[must_use]
+    pub fn slow_flushes(mut self, flush: Duration) -> Self {
+        self.flush = Some(flush);
         self
     }
 
@@ -198,10 +207,27 @@ fn launch(
         .args(append_only)
         .arg("--dir")
         .arg(folder.path());
+    if let Some(flush) = options.flush {
+        launch = launch.env("LD_PRELOAD", slow_flushes(folder.path(), flush));
+    }
     if let Some(password) = &options.password {
         launch = launch.args(["--requirepass", password]);
     }
     launch.args(&options.args)
+}
+
+/// Builds a library in whose presence each flush to the disk takes this long.
+fn slow_flushes(folder: &Path, flush: Duration) -> PathBuf {
+    let (source, library) = (folder.join("flush.c"), folder.join("flush.so"));
+    let pause = flush.as_micros();
+    let code = format!(
+        "#include <unistd.h>\nint fdatasync(int file) {{ usleep({pause}); return 0; }}\n\
+         int fsync(int file) {{ usleep({pause}); return 0; }}\n"
+    );
+    fs::write(&source, code).expect("to write the source of a library");
+    let [source, output] = [&source, &library].map(|path| path.display().to_string());
+    let _ = run_program("cc", &["-shared", "-fPIC", "-O1", "-o", &output, &source]);
+    library
 }
 
 /// A Redis server on a loopback port.

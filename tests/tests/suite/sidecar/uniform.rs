@@ -1,8 +1,9 @@
 //! Tests uniform answers: a calling service learns neither which names are users nor why a code was
 //! refused; the log says so.
 
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use twofactor_core::realm::RealmRecord;
@@ -299,6 +300,57 @@ async fn redis_flushes_a_write_before_each_answer_whether_the_name_is_a_users_or
         assert!(!shown.contains(&format!("outcome=\"{outcome}\"")), "{outcome}: {shown}");
     }
     assert!(shown.contains("operation=\"verify\",outcome=\"answered\""), "{shown}");
+}
+
+/// Of two series of equal length, the share of pairs in which the first one is the shorter: one half
+/// if nothing distinguishes them.
+fn share_of_shorter(first: &[Duration], second: &[Duration]) -> f64 {
+    let halves = first.iter().flat_map(|one| {
+        second.iter().map(move |other| match one.cmp(other) {
+            Ordering::Less => 2_u32,
+            Ordering::Equal => 1,
+            Ordering::Greater => 0,
+        })
+    });
+    f64::from(halves.sum::<u32>()) / 2.0 / f64::from(PAIRS * PAIRS)
+}
+
+/// Number of requests for a user, and for a stranger.
+const PAIRS: u32 = 500;
+
+#[tokio::test]
+async fn a_thousand_answers_over_a_slow_disk_do_not_tell_users_from_strangers() {
+    let builder = RedisServer::builder()
+        .append_only(AppendFsync::Always)
+        .slow_flushes(Duration::from_millis(8));
+    let world = World::in_redis_of(builder).await;
+    let user = world.person("user", App).await;
+    let realm = RealmRecord { uniform_answers: true, ..RealmRecord::default() };
+    world.fill_with(&realm, &[&user]).await;
+    let sidecar = Served::start(&world, "kms").await;
+    for name in ["user", "stranger"] {
+        assert_eq!(sidecar.verify(name, "000000").await.status, 401);
+    }
+    let began = written(&world).await;
+    let mut took = [Vec::new(), Vec::new()];
+    for round in 0..PAIRS {
+        // Each of the two comes first as often as the other.
+        for turn in 0..2 {
+            let series = usize::from((round + turn) % 2 == 1);
+            let asked = Instant::now();
+            let reply = sidecar.verify(["user", "stranger"][series], "000000").await;
+            took[series].push(asked.elapsed());
+            assert_eq!(reply.status, 401, "{}", reply.body);
+        }
+    }
+    assert!(written(&world).await > began);
+    let [users, strangers] = &took;
+    let fastest = users.iter().chain(strangers).min().unwrap();
+    assert!(*fastest > Duration::from_millis(8), "a flush does not take long: {fastest:?}");
+    // By chance alone the share is within 0.41 and 0.59 in all but one of a million runs.
+    let share = share_of_shorter(users, strangers);
+    println!("an answer about the user is the faster one in {share:.3} of pairs");
+    assert!((0.41..0.59).contains(&share), "{share}");
 }
 
 /// The counters of requests, without what a sidecar does by itself.
