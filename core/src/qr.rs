@@ -18,8 +18,8 @@ const SCALE: usize = 4;
 /// fewer than 700 bytes.
 const LARGEST_M: usize = 49;
 
-/// Type of a row whose bytes are the pixels themselves. Any other would give the rows more than four
-/// values of bytes, which compress worse.
+/// Type of a row whose bytes are the pixels themselves. Any other would give the rows more than
+/// four values of bytes, which compress worse.
 const NO_FILTER: u8 = 0;
 /// The lowest level that searches for matches lazily. Higher ones need twice the time, and do not
 /// make this picture smaller.

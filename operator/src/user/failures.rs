@@ -32,8 +32,8 @@ const PERIOD: Duration = Duration::from_secs(30);
 /// Number of users that are asked for in one request.
 const CHUNK: u32 = 100;
 /// Interval between two such requests, so that Redis runs at most 1,000 of these scripts a second,
-/// which is about 1 % of its time. With more than 30,000 users, the interval between two checks of a
-/// user is longer than [`PERIOD`].
+/// which is about 1 % of its time. With more than 30,000 users, the interval between two checks of
+/// a user is longer than [`PERIOD`].
 const PAUSE: Duration = Duration::from_millis(100);
 
 /// The request to reset the user's failures, as Redis stores it.
@@ -107,7 +107,8 @@ async fn check_at_once(context: &Context) -> Infallible {
     }
 }
 
-/// Checks a realm that is ready. Returns the number of disabled users, unless Redis does not answer.
+/// Checks a realm that is ready. Returns the number of disabled users, unless Redis does not
+/// answer.
 async fn check_realm(context: &Context, realm: &Realm) -> Option<usize> {
     if realm.readiness() != Readiness::Ready {
         return None;

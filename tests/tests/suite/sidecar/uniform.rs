@@ -302,8 +302,8 @@ async fn redis_flushes_a_write_before_each_answer_whether_the_name_is_a_users_or
     assert!(shown.contains("operation=\"verify\",outcome=\"answered\""), "{shown}");
 }
 
-/// Of two series of equal length, the share of pairs in which the first one is the shorter: one half
-/// if nothing distinguishes them.
+/// Of two series of equal length, the share of pairs in which the first one is the shorter: one
+/// half if nothing distinguishes them.
 fn share_of_shorter(first: &[Duration], second: &[Duration]) -> f64 {
     let halves = first.iter().flat_map(|one| {
         second.iter().map(move |other| match one.cmp(other) {
