@@ -11,8 +11,9 @@ use crate::scene::Scene;
 
 const PORTS: &str = "traffic.sidecar.istio.io/excludeOutboundPorts";
 /// Forbids what a mesh would redirect. Loopback is routed before these rules apply.
-const REDIRECT: &str = "for port in ${PORTS//,/ }; do ip rule add priority 100 ipproto tcp dport $port lookup main; done
-ip rule add priority 200 ipproto tcp prohibit";
+const REDIRECT: &str =
+    "for port in ${PORTS//,/ }; do ip rule add priority 100 ipproto 6 dport $port lookup main; done
+ip rule add priority 200 ipproto 6 prohibit";
 /// What the start of the proxy changes.
 const PROXY: [&str; 5] = ["ip", "rule", "del", "priority", "200"];
 
