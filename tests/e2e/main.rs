@@ -18,6 +18,7 @@ mod figures;
 mod isolation;
 mod load;
 mod manifests;
+mod mesh;
 mod metrics;
 mod release;
 mod restore;
@@ -98,6 +99,7 @@ const TESTS: &[Entry] = entries![
     Together Nothing: story::a_job_with_the_sidecar_completes,
     Together Nothing: story::the_charts_own_test_passes,
     Together Nothing: story::a_pod_without_the_label_is_not_changed,
+    Together Nothing: mesh::a_mesh_delays_the_first_verify_and_restarts_no_sidecar,
     Together Nothing: admission::the_restricted_level_admits_pods_with_the_sidecar,
     Together Nothing: admission::an_invalid_pod_is_refused_with_a_sentence_that_names_the_mistake,
     Alone Nothing: figures::pod_start_with_and_without_the_sidecar,
