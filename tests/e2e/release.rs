@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde_json::Value;
-use twofactor_tests::kubernetes::{Said, helm};
+use twofactor_tests::kubernetes::{Said, helm, helm_unless};
 use twofactor_tests::previous;
 
 /// The release's name.
@@ -77,16 +77,20 @@ impl Chart {
         self
     }
 
-    /// Installs the chart, or upgrades the release to it, with no other values than these. Helm is
-    /// killed after `bound`.
-    pub(crate) fn upgrade(&self, bound: Duration) -> Said {
+    /// Installs the chart, or upgrades the release to it, with no other values than these.
+    pub(crate) fn upgrade(&self) -> Said {
+        self.upgrade_unless(|| false)
+    }
+
+    /// [`Self::upgrade`], but kills helm as soon as `stop` returns `true`.
+    pub(crate) fn upgrade_unless(&self, stop: impl FnMut() -> bool) -> Said {
         let chart = self.folder.to_str().expect("a path in UTF-8");
         let mut args = vec!["upgrade", "--install", NAME, chart, "--reset-values"];
         args.extend(["--namespace", NAMESPACE, "--create-namespace", "--wait", "--timeout", "5m"]);
         for value in &self.values {
             args.extend(["--set", value]);
         }
-        helm(bound, &args)
+        helm_unless(BOUND, &args, stop)
     }
 }
 

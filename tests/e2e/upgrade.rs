@@ -68,9 +68,6 @@ pub(crate) fn an_upgrade_keeps_seeds_and_fails_no_verify(scene: &Scene<'_>) {
     println!("          {answers} answers meanwhile, none failed");
 }
 
-/// Time after which helm is killed in the middle of an upgrade.
-const INTERRUPTED: Duration = Duration::from_secs(4);
-
 /// Installs the previous release, upgrades it with an interruption, and rolls it back, under load.
 /// Redis is not the chart's own, which an upgrade restarts.
 pub(crate) fn an_upgrade_from_the_previous_release_and_back_fails_no_verify(scene: &Scene<'_>) {
@@ -79,7 +76,7 @@ pub(crate) fn an_upgrade_from_the_previous_release_and_back_fails_no_verify(scen
 }
 
 fn installed(chart: &Chart) {
-    let said = chart.upgrade(release::BOUND);
+    let said = chart.upgrade();
     assert!(said.success, "helm upgrade failed: {said}");
 }
 
@@ -95,11 +92,13 @@ fn upgrade_and_back(scene: &Scene<'_>) {
     let load = Load::start(scene);
     let (before, restarts) = (seeds(scene, &load.people), load.restarts());
     let created = creations_during(scene, || {
-        let killed = present_chart.upgrade(INTERRUPTED);
+        // The previous release has no such Deployment, and helm waits for its pods.
+        let get = ["get", release::CONTROLLER, "--namespace", NAMESPACE];
+        let killed = present_chart.upgrade_unless(|| scene.kubectl().try_run(&get).is_ok());
         assert!(!killed.success, "helm was faster than its interruption: {killed}");
         load.wait_until_answered_after(now());
         // Helm itself refuses to go on, and says what is the matter.
-        let refused = present_chart.upgrade(release::BOUND);
+        let refused = present_chart.upgrade();
         if !refused.success {
             let why = refused.to_string();
             assert!(why.contains("another operation"), "{why}");

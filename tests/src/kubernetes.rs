@@ -50,7 +50,17 @@ impl Display for Said {
 /// Runs a program to its end. After `bound` it is killed together with all processes that it
 /// started.
 #[must_use]
-pub fn finish(mut command: Command, input: &str, bound: Duration) -> Said {
+pub fn finish(command: Command, input: &str, bound: Duration) -> Said {
+    finish_unless(command, input, bound, || false)
+}
+
+/// [`finish`], but kills the program as soon as `stop` returns `true`.
+fn finish_unless(
+    mut command: Command,
+    input: &str,
+    bound: Duration,
+    mut stop: impl FnMut() -> bool,
+) -> Said {
     let program = command.get_program().to_owned();
     let mut child = command
         .stdin(Stdio::piped())
@@ -67,13 +77,17 @@ pub fn finish(mut command: Command, input: &str, bound: Duration) -> Said {
         });
         let stdout = scope.spawn(move || all_of(stdout.expect("a pipe")));
         let stderr = scope.spawn(move || all_of(stderr.expect("a pipe")));
-        let ended = try_blocking(bound, || child.try_wait().expect("the state of a child process"));
+        let ended = try_blocking(bound, || {
+            let ended = child.try_wait().expect("the state of a child process");
+            ended.map(Ok).or_else(|| stop().then_some(Err("it was to be interrupted")))
+        });
+        let ended = ended.unwrap_or(Err("it took too long"));
         if ended.is_err() {
             end_group(&mut child);
         }
         let mut stderr = stderr.join().expect("the error output");
-        if ended.is_err() {
-            stderr.push_str("\n(killed: it took too long)");
+        if let Err(why) = ended {
+            stderr = format!("{stderr}\n(killed: {why})");
         }
         let success = ended.is_ok_and(|status| status.success());
         Said { success, stdout: stdout.join().expect("the output"), stderr }
@@ -217,6 +231,12 @@ impl Kubectl {
 #[must_use]
 pub fn helm(bound: Duration, args: &[&str]) -> Said {
     finish(command(tools::find("helm"), args), "", bound)
+}
+
+/// [`helm`], but kills it as soon as `stop` returns `true`.
+#[must_use]
+pub fn helm_unless(bound: Duration, args: &[&str], stop: impl FnMut() -> bool) -> Said {
+    finish_unless(command(tools::find("helm"), args), "", bound, stop)
 }
 
 fn command(program: impl AsRef<OsStr>, args: &[&str]) -> Command {
