@@ -2,6 +2,7 @@
 //! for Kubernetes or retries.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -42,6 +43,12 @@ pub(crate) async fn start() -> (ApiServer, Arc<BareClient>) {
     let _ = server.kubectl(&binding);
     let api = Arc::new(BareClient::new(&server));
     (server, api)
+}
+
+/// The operator logs in with a token, like the bare client and like a pod. The API server checks a
+/// client certificate again for every request, which takes a tenth of its time for a user.
+pub(crate) fn kubeconfig(server: &ApiServer) -> PathBuf {
+    server.kubeconfig_for_service_account("home", "bench")
 }
 
 /// The requests that the API server has answered so far, by verb and resource.

@@ -14,7 +14,7 @@ use twofactor_tests::redis::RedisServer;
 use twofactor_tests::wait::eventually;
 
 use crate::api::{self, BareClient, CONCURRENCY, Call, create_user};
-use crate::operator::{create_secret, patch_status};
+use crate::sample::Sample;
 use crate::usage::{peak_mebibytes, resident_mebibytes};
 
 /// Number of users without an argument, all in one namespace.
@@ -36,7 +36,8 @@ pub(crate) async fn run(users: usize) {
     println!("\n{users} users in {namespaces} namespaces");
     client.each(namespaces, |number| create_namespace(&namespace(number))).await;
     client.each(users, |number| create_user(&namespace(number % namespaces), number)).await;
-    let bare = bare_client(&client, users).await;
+    let sample = Sample::take(&server, &client).await;
+    let bare = bare_client(&client, &sample, users).await;
 
     let began = Instant::now();
     let first = Leader::start(&server, &redis).await;
@@ -83,13 +84,13 @@ fn create_namespace(name: &str) -> Call {
 }
 
 /// Makes the operator's two writes for each user with a bare client, and returns the time for all.
-async fn bare_client(client: &Arc<BareClient>, users: usize) -> Duration {
+async fn bare_client(client: &Arc<BareClient>, sample: &Sample, users: usize) -> Duration {
     let count = users.min(BARE_USERS);
     client.each(1, |_| create_namespace("bare")).await;
     client.each(count, |number| create_user("bare", number)).await;
     let began = Instant::now();
-    client.each(count, |number| create_secret("bare", number)).await;
-    client.each(count, |number| patch_status("bare", number)).await;
+    client.each(count, |number| sample.create_secret("bare", number)).await;
+    client.each(count, |number| sample.patch_status("bare", number)).await;
     #[expect(clippy::cast_precision_loss, reason = "numbers of users")]
     let factor = users as f64 / count as f64;
     let took = began.elapsed().mul_f64(factor);
@@ -146,7 +147,7 @@ struct Leader(OperatorProcess);
 
 impl Leader {
     async fn start(server: &ApiServer, redis: &RedisServer) -> Self {
-        let operator = OperatorProcess::builder(&server.kubeconfig_path())
+        let operator = OperatorProcess::builder(&api::kubeconfig(server))
             .args(["--operator-namespace", "home", "--log", "warn"])
             .args(["--concurrency", &CONCURRENCY.to_string()])
             .env("REDIS_URL", &redis.url())

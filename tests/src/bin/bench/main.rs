@@ -17,6 +17,7 @@ mod operator;
 mod realm;
 mod realms;
 mod receiver;
+mod sample;
 mod uniform;
 mod usage;
 mod verify;

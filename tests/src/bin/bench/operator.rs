@@ -7,13 +7,12 @@
 use std::time::{Duration, Instant};
 
 use redis::AsyncCommands;
-use reqwest::Method;
-use serde_json::json;
 use twofactor_tests::operator::OperatorProcess;
 use twofactor_tests::redis::RedisServer;
 use twofactor_tests::wait::eventually;
 
-use crate::api::{self, CONCURRENCY, Call, USERS, create_user, name};
+use crate::api::{self, CONCURRENCY, create_user};
+use crate::sample::Sample;
 use crate::usage::{peak_mebibytes, processor_time, resident_mebibytes};
 
 const BOUND: Duration = Duration::from_mins(10);
@@ -26,6 +25,7 @@ pub(crate) async fn run(users: usize) {
         let _ = server.kubectl(&["create", "namespace", namespace]);
     }
 
+    let sample = Sample::take(&server, &api).await;
     for namespace in ["bare", "people"] {
         api.each(users, move |number| create_user(namespace, number)).await;
     }
@@ -35,13 +35,13 @@ pub(crate) async fn run(users: usize) {
     };
     let start = spent();
     let began = Instant::now();
-    api.each(users, |number| create_secret("bare", number)).await;
-    api.each(users, |number| patch_status("bare", number)).await;
+    api.each(users, |number| sample.create_secret("bare", number)).await;
+    api.each(users, |number| sample.patch_status("bare", number)).await;
     let bare = began.elapsed();
 
     let (after_bare, before) = (spent(), api::requests(&server));
     let began = Instant::now();
-    let operator = OperatorProcess::builder(&server.kubeconfig_path())
+    let operator = OperatorProcess::builder(&api::kubeconfig(&server))
         .args(["--namespace", "people", "--operator-namespace", "home", "--log", "warn"])
         .args(["--concurrency", &CONCURRENCY.to_string()])
         .env("REDIS_URL", &redis.url())
@@ -122,32 +122,4 @@ pub(crate) fn print_head() {
         "the same two writes per user, {CONCURRENCY} at a time. Then Redis is flushed: time until the realm is complete again.\n"
     );
     println!("  users | all ready   | bare client   | ratio | memory now    | peak      | refill");
-}
-
-/// A Secret as large as the one that the operator writes, including the QR picture.
-pub(crate) fn create_secret(namespace: &str, number: usize) -> Call {
-    let body = json!({
-        "apiVersion": "v1", "kind": "Secret", "type": "Opaque",
-        "metadata": { "name": format!("{}-totp", name(number)) },
-        "stringData": {
-            "secret": "GEZDGNBVGY3TQOJQGEZDGNBVGY3TQOJQ", "username": name(number),
-            "otpauth-uri": "x".repeat(130), "qr.png": "x".repeat(650),
-        },
-    });
-    (Method::POST, format!("/api/v1/namespaces/{namespace}/secrets"), "application/json", body)
-}
-
-pub(crate) fn patch_status(namespace: &str, number: usize) -> Call {
-    let condition = |kind: &str| {
-        json!({
-            "type": kind, "status": "True", "reason": "Ready", "message": "Sidecars can verify this user's codes",
-            "lastTransitionTime": "2026-01-01T00:00:00Z", "observedGeneration": 1,
-        })
-    };
-    let body = json!({ "status": {
-        "observedGeneration": 1, "username": name(number), "secretName": format!("{}-totp", name(number)),
-        "conditions": [condition("Ready"), condition("SecretReady"), condition("Published")],
-    } });
-    let path = format!("{USERS}/namespaces/{namespace}/twofactorusers/{}/status", name(number));
-    (Method::PATCH, path, "application/merge-patch+json", body)
 }

@@ -37,7 +37,7 @@ pub(crate) async fn run() {
     println!("\n{REALMS} realms with {USERS_OF_A_REALM} users each.\n");
 
     let began = Instant::now();
-    let operator = OperatorProcess::builder(&server.kubeconfig_path())
+    let operator = OperatorProcess::builder(&api::kubeconfig(&server))
         .args(["--operator-namespace", "home", "--log", "warn"])
         .args(["--concurrency", &CONCURRENCY.to_string()])
         .env("REDIS_URL", &redis.url())
