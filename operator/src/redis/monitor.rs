@@ -27,6 +27,9 @@ use crate::state::{Context, random};
 
 /// Interval between passes.
 const PERIOD: Duration = Duration::from_secs(1);
+/// Interval between passes while Redis does not answer. Sidecars refuse all codes until a pass has
+/// found that a restarted Redis lost nothing.
+const PERIOD_AWAY: Duration = Duration::from_millis(250);
 /// Interval between the heartbeats that sidecars see.
 const HEARTBEAT: Duration = Duration::from_secs(5);
 /// Maximum number of realms that are filled at the same time.
@@ -57,6 +60,9 @@ pub async fn run(context: Arc<Context>, stop: CancellationToken) {
             _ = ticks.tick() => {
                 monitor.check(true).await;
                 monitor.count();
+            }
+            () = tokio::time::sleep(PERIOD_AWAY), if monitor.up == Some(false) => {
+                monitor.check(true).await;
             }
             // A new realm is checked at once, because its first user waits.
             () = monitor.context.realms.registry.changed.notified() => monitor.check(false).await,
