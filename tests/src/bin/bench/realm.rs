@@ -29,6 +29,7 @@ use twofactor_store::redis::scripts::{self, ScriptCall, Source};
 use twofactor_store::{Decisions, Publishing, Store};
 use twofactor_tests::redis::RedisServer;
 use twofactor_tests::scratch;
+use twofactor_tests::wait::eventually;
 
 use crate::load::Asked;
 
@@ -233,6 +234,13 @@ impl Realm {
             most_entries: AuditPolicy::default().entries.into(),
             details: " webhook\n\n".to_owned(),
         })
+    }
+
+    /// Waits for the beginning of a time step, because a step's code is issued within it only.
+    pub(crate) async fn wait_for_step(&self) {
+        let period = 1000 * u64::from(self.users[0].definition.totp.period());
+        let has_begun = async || Clock::System.now().millis() % period < 1000;
+        eventually(Duration::from_millis(2 * period), "a new step", has_begun).await;
     }
 
     /// Loads the scripts, and makes the states of `count` users for them.

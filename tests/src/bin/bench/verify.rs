@@ -58,6 +58,7 @@ pub(crate) async fn generate() {
             || realm.generates(),
             async || {
                 realm.prepare(&redis, floor::USERS + 2).await;
+                realm.wait_for_step().await;
                 floor::run(&redis, &realm.issue_arguments(&policy), "issued", connections).await
             },
         )
