@@ -17,8 +17,9 @@ use super::error::{DeliveryError, cause, is_about_trust};
 /// Maximum idle time of a connection. Some servers close connections after five seconds, and a
 /// request that is sent at that moment may or may not be carried out.
 const IDLE: Duration = Duration::from_secs(4);
-/// Maximum number of idle connections.
-const MOST_IDLE: usize = 8;
+/// Maximum number of idle connections: as many as deliveries at the same time in a rush of logins,
+/// because each further one pays for a new connection and its handshake.
+const MOST_IDLE: usize = 64;
 /// Timeout for a body that is not needed.
 const LATE: Duration = Duration::from_millis(250);
 /// Maximum size of an answer in bytes.
