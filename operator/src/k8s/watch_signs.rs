@@ -19,7 +19,7 @@ const STUCK: Duration = Duration::from_mins(3);
 #[derive(Clone, Debug, Default)]
 pub struct WatchSigns(Arc<Mutex<HashMap<WatchKey, Times>>>);
 
-/// A watch: its path, and its selector.
+/// A watch: its path, and its selectors.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct WatchKey {
     path: String,
@@ -59,7 +59,9 @@ impl WatchSigns {
         let value = |name: &str| {
             query.split('&').find_map(|pair| pair.strip_prefix(name)?.strip_prefix('='))
         };
-        let selector = value("labelSelector").unwrap_or_default().to_owned();
+        let selectors =
+            ["labelSelector", "fieldSelector"].map(|name| value(name).unwrap_or_default());
+        let selector = selectors.concat();
         let key = WatchKey { path: uri.path().to_owned(), selector };
         let is_watch = value("watch") == Some("true");
         if !is_watch && !self.watches().contains_key(&key) {

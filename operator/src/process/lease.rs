@@ -2,8 +2,8 @@
 //! leadership notices it before another replica can lead.
 //!
 //! The protocol is that of client-go. Clocks of machines are not compared: a candidate waits until
-//! the Lease has not changed for as long as it is valid. Every write has the version that was read
-//! as its precondition.
+//! the Lease has not changed for as long as it is valid. Every write has the version that was read,
+//! or that this process wrote last, as its precondition.
 //!
 //! This is not a library, because `kube-lease-manager` (0.13) compares the holder's clock with its
 //! own and takes an expired Lease without a precondition, so that two replicas may believe that
@@ -57,13 +57,15 @@ pub struct Settings {
     pub give_up: Duration,
     /// Interval between two reads by a candidate.
     pub poll: Duration,
+    /// Pause of the leader after a failed renewal.
+    pub retry: Duration,
     /// Timeout for one request.
     pub request: Duration,
 }
 
 impl Settings {
     /// Settings with the default times: valid for 15 s, renewed every 3 s, given up after 10 s,
-    /// read every second.
+    /// read every 2 s by candidates.
     #[must_use]
     pub fn new(namespace: &str, name: &str, identity: &str) -> Self {
         Self {
@@ -73,7 +75,8 @@ impl Settings {
             duration: Duration::from_secs(15),
             renew: Duration::from_secs(3),
             give_up: Duration::from_secs(10),
-            poll: Duration::from_secs(1),
+            poll: Duration::from_secs(2),
+            retry: Duration::from_secs(1),
             request: Duration::from_secs(3),
         }
     }
@@ -95,7 +98,7 @@ pub async fn acquire(
     loop {
         let asked = Instant::now();
         let (wait, reason) = match holder.try_to_take(&mut observed).await {
-            Ok(Attempt::Won) => return Some(Leadership::new(holder, asked)),
+            Ok(Attempt::Won(lease)) => return Some(Leadership::new(holder, *lease, asked)),
             Ok(Attempt::Held { by, left }) => {
                 let reason = format!("{by} holds the lease");
                 (holder.settings.poll.min(left.max(SHORTEST_WAIT)), reason)
@@ -124,7 +127,7 @@ pub struct Leadership {
 }
 
 impl Leadership {
-    fn new(holder: LeaseHolder, asked: Instant) -> Self {
+    fn new(holder: LeaseHolder, lease: Lease, asked: Instant) -> Self {
         let Settings { name, identity, .. } = &holder.settings;
         tracing::info!(lease = name, identity, "leading");
         let (lost, released) = (CancellationToken::new(), CancellationToken::new());
@@ -134,7 +137,7 @@ impl Leadership {
             async move {
                 // A panic counts as a loss too.
                 let lost = lost.drop_guard();
-                if holder.renew_until_lost(asked, &released).await.is_none() {
+                if holder.renew_until_lost(lease, asked, &released).await.is_none() {
                     lost.disarm();
                 }
             }
@@ -180,8 +183,8 @@ impl Drop for Leadership {
 
 /// The result of an attempt to take or renew the Lease.
 enum Attempt {
-    /// This process holds the Lease.
-    Won,
+    /// This process holds the Lease, which now is as given.
+    Won(Box<Lease>),
     /// Another process holds the Lease, for that long at least.
     Held { by: String, left: Duration },
     /// Another process has written at the same time.
@@ -191,7 +194,7 @@ enum Attempt {
 /// Maps the result of a write. A failed precondition is not an error.
 fn attempt(written: Result<Lease, ApiError>) -> Result<Attempt, ApiError> {
     match written {
-        Ok(_) => Ok(Attempt::Won),
+        Ok(lease) => Ok(Attempt::Won(Box::new(lease))),
         Err(ApiError::AlreadyExists(_) | ApiError::Conflict(_) | ApiError::NotFound(_)) => {
             Ok(Attempt::Conflict)
         }
@@ -230,10 +233,12 @@ impl LeaseHolder {
     /// Renews the Lease until the leadership is lost, or returns nothing if it is released.
     async fn renew_until_lost(
         &self,
+        lease: Lease,
         mut renewed: Instant,
         released: &CancellationToken,
     ) -> Option<()> {
-        let Settings { name, renew, give_up, poll, .. } = &self.settings;
+        let Settings { name, renew, give_up, retry, .. } = &self.settings;
+        let mut written = Some(lease);
         let mut due = Instant::now() + *renew;
         loop {
             let end = renewed + *give_up;
@@ -241,7 +246,7 @@ impl LeaseHolder {
             let asked = Instant::now();
             // Candidates count from the moment at which they see the change, which is later than
             // the beginning of this request.
-            match timeout_at(end, self.renew()).await {
+            match timeout_at(end, self.renew(&mut written)).await {
                 // If this process stood still for too long, even a successful answer is too late.
                 _ if asked >= end => {
                     tracing::error!(lease = name, after = ?give_up, "leadership lost: the lease was not renewed in time");
@@ -261,7 +266,7 @@ impl LeaseHolder {
                         error = self.explain(&error),
                         "failed to renew the lease"
                     );
-                    due = Instant::now() + *poll;
+                    due = Instant::now() + *retry;
                 }
                 // The next round reports the loss.
                 Err(_) => due = end,
@@ -269,11 +274,17 @@ impl LeaseHolder {
         }
     }
 
-    /// Renews the Lease once and returns whether this process still holds it.
-    async fn renew(&self) -> Result<bool, ApiError> {
-        // A second attempt, because another process may have changed another field of the Lease.
-        for _ in 0..2 {
-            let written = match self.read().await? {
+    /// Renews the Lease once and returns whether this process still holds it. `written` is the
+    /// Lease as this process wrote it last. It is read only if another client has changed it since,
+    /// or if it is not known whether the last write was stored.
+    async fn renew(&self, written: &mut Option<Lease>) -> Result<bool, ApiError> {
+        // An administrator may have changed another field of the Lease, or deleted it.
+        for _ in 0..3 {
+            let known = match written.take() {
+                Some(lease) => Some(lease),
+                None => self.read().await?,
+            };
+            let attempt = match known {
                 Some(mut lease) => {
                     let spec = lease.spec.take().unwrap_or_default();
                     if holder(&spec) != Some(self.settings.identity.as_str()) {
@@ -284,7 +295,8 @@ impl LeaseHolder {
                 // If the Lease was deleted by hand, the replica that creates it again holds it.
                 None => self.create().await?,
             };
-            if matches!(written, Attempt::Won) {
+            if let Attempt::Won(lease) = attempt {
+                *written = Some(*lease);
                 return Ok(true);
             }
         }
@@ -343,7 +355,7 @@ impl LeaseHolder {
         mark: Option<OwnerMark>,
         written: Result<Attempt, ApiError>,
     ) -> Result<Attempt, ApiError> {
-        if let (Some(mark), Ok(Attempt::Won)) = (mark, &written) {
+        if let (Some(mark), Ok(Attempt::Won(_))) = (mark, &written) {
             self.owner.stored(mark);
         }
         written
@@ -495,8 +507,9 @@ mod tests {
 
     #[test]
     fn with_the_default_times_a_leader_gives_up_before_another_can_lead() {
-        let Settings { duration, renew, give_up, request, .. } =
+        let Settings { duration, renew, give_up, retry, request, .. } =
             Settings::new("system", "operator", "b");
         assert!(renew + 2 * request < give_up && give_up < duration);
+        assert!(renew + request + retry + request <= give_up, "one lost answer is borne");
     }
 }

@@ -1,12 +1,14 @@
-//! Follows what the connection to Redis is made with: the password in its Secret, and the files
-//! with certificates. A change is used when Redis accepts it, and until then the previous one stays
-//! in use, because Redis may follow later than the operator.
+//! Follows what the connection to Redis is made with: the password in its Secret, which is watched,
+//! and the files with certificates. A change is used when Redis accepts it, and until then the
+//! previous one stays in use, because Redis may follow later than the operator.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use kube::Client;
+use k8s_openapi::api::core::v1::Secret;
+use kube::core::PartialObjectMeta;
+use kube::{Api, Client};
 use rand_core::CryptoRng;
 use thiserror::Error;
 use tokio_util::sync::CancellationToken;
@@ -17,10 +19,14 @@ use twofactor_store::redis::{ClientIdentity, RedisAccess, RedisStore, RedisTarge
 
 use super::certificate_end;
 use super::password::{self, RedisPasswordError};
+use crate::k8s::named_object::NamedObject;
 use crate::state::Context;
 
-/// Interval between reads without a reason.
+/// Interval between reads of the files, and of the Secret if it is not watched or Redis does not
+/// answer.
 const PERIOD: Duration = Duration::from_secs(10);
+/// Interval between reads of a Secret that is watched.
+const REST: Duration = Duration::from_mins(1);
 /// Minimum interval between reads, also if Redis refuses every login.
 const PAUSE: Duration = Duration::from_secs(1);
 /// Time after which a change that Redis does not accept is reported: longer than the kubelet takes
@@ -103,14 +109,6 @@ impl AccessSource {
         self.with(password)
     }
 
-    async fn read_again(&self, client: &Client) -> Result<RedisAccess, AccessError> {
-        let password = match &self.password_secret {
-            Some(secret) => Some(password::read_again(client, &self.namespace, secret).await?),
-            None => None,
-        };
-        self.with(password)
-    }
-
     /// Checks everything but the password, before there is a connection to the API server.
     pub fn check(&self) -> Result<(), AccessError> {
         let any = self.password_secret.as_ref().map(|_| SecretText::new("any".to_owned()));
@@ -151,19 +149,30 @@ impl CertificateFiles {
 
 /// Follows the access until `stop`.
 pub async fn run(context: Arc<Context>, source: AccessSource, stop: CancellationToken) {
-    let mut follower = AccessFollower { context, source, differs: None, reported: None };
-    let refused = follower.context.clone();
+    let secret = NamedObject::default();
+    let watch = async {
+        let Some(name) = source.password_secret.as_deref() else { return };
+        let client = context.runtime.client.clone();
+        let api = Api::<PartialObjectMeta<Secret>>::namespaced(client, &source.namespace);
+        secret.watch(api, name).await;
+    };
+    let follow = follow(context.clone(), source.clone(), &secret);
+    stop.run_until_cancelled(Box::pin(async { tokio::join!(watch, follow) })).await;
+}
+
+async fn follow(context: Arc<Context>, source: AccessSource, secret: &NamedObject) {
+    let refused = context.clone();
+    let mut follower =
+        AccessFollower { context, source, password: None, differs: None, reported: None };
     loop {
-        let next = async {
-            follower.follow().await;
-            tokio::time::sleep(PAUSE).await;
-            tokio::select! {
-                () = tokio::time::sleep(PERIOD) => {}
-                () = refused.runtime.redis_failed.notified() => {}
+        follower.follow().await;
+        tokio::time::sleep(PAUSE).await;
+        tokio::select! {
+            () = tokio::time::sleep(PERIOD) => {
+                follower.forget_after(if secret.is_watched() { REST } else { PERIOD });
             }
-        };
-        if stop.run_until_cancelled(next).await.is_none() {
-            return;
+            () = refused.runtime.redis_failed.notified() => follower.forget_after(PERIOD),
+            () = secret.changed() => follower.password = None,
         }
     }
 }
@@ -171,6 +180,8 @@ pub async fn run(context: Arc<Context>, source: AccessSource, stop: Cancellation
 struct AccessFollower {
     context: Arc<Context>,
     source: AccessSource,
+    /// The password as it was read last, and when. It is read again if absent.
+    password: Option<(SecretText, Instant)>,
     /// Since when there is another access than the one in use.
     differs: Option<Instant>,
     /// The problem that was reported last.
@@ -180,7 +191,11 @@ struct AccessFollower {
 impl AccessFollower {
     async fn follow(&mut self) {
         let current = self.context.services.redis.borrow().clone();
-        let result = match self.source.read_again(&self.context.runtime.client).await {
+        let found = match self.password().await {
+            Ok(password) => self.source.with(password),
+            Err(error) => Err(error),
+        };
+        let result = match found {
             Ok(access) if access == current => Ok(()),
             Ok(access) => self.adopt(access).await,
             Err(error) => Err(error),
@@ -199,6 +214,24 @@ impl AccessFollower {
             tracing::warn!(%error, "failed to use the changed access to Redis; the previous one stays in use");
             self.reported = Some(text);
         }
+    }
+
+    /// Returns the password, unless the URL contains it.
+    async fn password(&mut self) -> Result<Option<SecretText>, AccessError> {
+        let AccessSource { password_secret, namespace, .. } = &self.source;
+        let Some(secret) = password_secret else { return Ok(None) };
+        if let Some((password, _)) = &self.password {
+            return Ok(Some(password.clone()));
+        }
+        let client = &self.context.runtime.client;
+        let password = password::read_again(client, namespace, secret).await?;
+        self.password = Some((password.clone(), Instant::now()));
+        Ok(Some(password))
+    }
+
+    /// Lets the password be read again if it was read that long ago.
+    fn forget_after(&mut self, age: Duration) {
+        self.password.take_if(|(_, read)| read.elapsed() >= age);
     }
 
     /// Uses other access, if Redis accepts it.

@@ -6,22 +6,17 @@
 //! into changes.
 
 use std::fmt::Debug;
-use std::time::Duration;
 
 use futures_util::stream::{BoxStream, SelectAll};
 use futures_util::{Stream, StreamExt};
 use kube::runtime::WatchStreamExt;
-use kube::runtime::utils::Backoff;
 use kube::runtime::watcher::{self, Event};
 use kube::{Api, Client, Resource};
-use rand::rngs::SysRng;
-use rand_core::UnwrapErr;
 use serde::de::DeserializeOwned;
 use tokio::sync::watch as channel;
 
 use self::kept::Kept;
-use crate::k8s::backoff::jittered;
-use crate::k8s::request::ApiError;
+use crate::k8s::broken_watch::{Pauses, is_forbidden, log_broken};
 use crate::k8s::watch_signs::WATCH_TIMEOUT;
 use crate::state::refused_watches::{RefusedWatches, WatchId};
 use crate::state::watched_namespaces::WatchedNamespaces;
@@ -192,56 +187,4 @@ where
     let configuration = configuration.page_size(PAGE).timeout(WATCH_TIMEOUT);
     let events = kube::runtime::watcher(api, configuration).backoff(Pauses::default());
     events.map(|result| result.map(kept::unwrap))
-}
-
-fn log_broken(error: watcher::Error, resource: &str) {
-    tracing::warn!(error = describe(error), resource, "watch broken, starting it again");
-}
-
-/// Whether the API server says that the operator has no right to list or watch.
-fn is_forbidden(error: &watcher::Error) -> bool {
-    match error {
-        watcher::Error::InitialListFailed(kube::Error::Api(status))
-        | watcher::Error::WatchStartFailed(kube::Error::Api(status))
-        | watcher::Error::WatchFailed(kube::Error::Api(status))
-        | watcher::Error::WatchError(status) => status.code == 403,
-        _ => false,
-    }
-}
-
-/// Describes the error of a watch without the object that the API server's answer may quote.
-fn describe(error: watcher::Error) -> String {
-    match error {
-        watcher::Error::InitialListFailed(error)
-        | watcher::Error::WatchStartFailed(error)
-        | watcher::Error::WatchFailed(error) => ApiError::from(error).to_string(),
-        watcher::Error::WatchError(status) => ApiError::from(kube::Error::Api(status)).to_string(),
-        error @ watcher::Error::NoResourceVersion => error.to_string(),
-    }
-}
-
-/// Pauses before a broken watch starts again, from 200 ms to 5 s. kube's default pauses grow to
-/// 30 s, during which a deleted user could still be verified.
-struct Pauses(Duration);
-
-impl Default for Pauses {
-    fn default() -> Self {
-        Self(Duration::from_millis(200))
-    }
-}
-
-impl Iterator for Pauses {
-    type Item = Duration;
-
-    fn next(&mut self) -> Option<Duration> {
-        let pause = self.0;
-        self.0 = (pause * 2).min(Duration::from_secs(5));
-        Some(jittered(pause, &mut UnwrapErr(SysRng)))
-    }
-}
-
-impl Backoff for Pauses {
-    fn reset(&mut self) {
-        *self = Self::default();
-    }
 }

@@ -1,12 +1,14 @@
 //! Manages the webhook's certificates, so that every replica always has one that the API servers
 //! trust.
 //!
-//! Each replica does the same every few seconds: it manages the authority, which all replicas share
-//! in a Secret, publishes the authority's certificate in the webhook configuration, and signs its
-//! own short-lived certificate. No replica leads, because every write has the version that was read
-//! as its precondition, so that a step is taken once. [`rotation`] decides the next step without
-//! I/O, and [`authority`] signs. The objects are read instead of watched, because they are few and
-//! small, and a failed read is followed by the next one.
+//! Each replica does the same in rounds: it manages the authority, which all replicas share in a
+//! Secret, publishes the authority's certificate in the webhook configuration, and signs its own
+//! short-lived certificate. No replica leads, because every write has the version that was read as
+//! its precondition, so that a step is taken once. [`rotation`] decides the next step without I/O,
+//! and [`authority`] signs.
+//!
+//! Watches of the two objects only tell when a round is due. A round reads both itself, one after
+//! the other, because what two watches have reported has no order.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -15,6 +17,7 @@ use std::time::Duration;
 use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
 use k8s_openapi::api::core::v1::Secret;
 use kube::api::{Patch, PatchParams, PostParams};
+use kube::core::PartialObjectMeta;
 use kube::{Api, Client};
 use rand::rngs::SysRng;
 use rand_core::UnwrapErr;
@@ -27,6 +30,7 @@ use twofactor_server::tls::CurrentCertificate;
 use twofactor_store::clock::Clock;
 
 use crate::k8s::backoff::jittered;
+use crate::k8s::named_object::NamedObject;
 use crate::k8s::owned_secret::owned_secret;
 use crate::k8s::request::{self, ApiError};
 
@@ -42,6 +46,9 @@ pub const SECRET: &str = "twofactor-webhook-ca";
 /// Time for which a replica stays ready although the configuration lacks its authority. If the
 /// caBundle was emptied, a replica fills it again sooner than a pod would become ready again.
 const MISSING_LIMIT: Duration = Duration::from_secs(30);
+/// Maximum interval between two rounds if nothing changes. A watch that has died in silence delays
+/// a change until then at most.
+const REST: Duration = Duration::from_mins(1);
 /// Field manager of the operator's writes.
 const MANAGER: &str = "twofactor-operator";
 
@@ -56,13 +63,14 @@ pub struct Settings {
     pub configuration: String,
     /// Lifetimes of the certificates.
     pub lifetimes: Lifetimes,
-    /// Interval between two rounds, a fraction of the shortest lifetime.
+    /// Interval between two rounds while certificates are being replaced or after an error, a
+    /// fraction of the shortest lifetime.
     pub poll: Duration,
 }
 
 impl Settings {
     /// Settings with the default lifetimes (a year for the authority, a day for certificates) and a
-    /// round every three seconds.
+    /// round every three seconds while there is something to do.
     #[must_use]
     pub fn new(namespace: &str, service: &str, configuration: &str) -> Self {
         Self {
@@ -72,6 +80,12 @@ impl Settings {
             lifetimes: Lifetimes::default(),
             poll: Duration::from_secs(3),
         }
+    }
+
+    /// Interval between two rounds if nothing changes, often enough to replace a certificate in
+    /// time.
+    fn rest(&self) -> Duration {
+        REST.min(self.lifetimes.leaf / 10).max(self.poll)
     }
 
     /// Names of the Service in the certificates.
@@ -104,8 +118,15 @@ pub async fn maintain(
     clock: Clock,
     stop: CancellationToken,
 ) {
-    let poll = settings.poll;
-    let mut replica = Replica {
+    let (secret, configuration) = (NamedObject::default(), NamedObject::default());
+    let secrets = Api::<PartialObjectMeta<Secret>>::namespaced(client.clone(), &settings.namespace);
+    let configurations =
+        Api::<PartialObjectMeta<MutatingWebhookConfiguration>>::all(client.clone());
+    let name = settings.configuration.clone();
+    let watches = async {
+        tokio::join!(secret.watch(secrets, SECRET), configuration.watch(configurations, &name))
+    };
+    let replica = Replica {
         objects: Objects::new(client, settings),
         shown: Shown::default(),
         problem: LastProblem::default(),
@@ -113,17 +134,20 @@ pub async fn maintain(
         signed: None,
         missing_since: None,
         trusted: false,
+        settled: false,
         metrics,
     };
+    let rounds = rounds(replica, [&secret, &configuration], ready, &clock);
+    stop.run_until_cancelled(Box::pin(async { tokio::join!(watches, rounds) })).await;
+}
+
+/// Takes rounds: when one of `objects` changes, and at the latest after a while.
+async fn rounds(mut replica: Replica, objects: [&NamedObject; 2], ready: Check, clock: &Clock) {
+    let Settings { poll, .. } = replica.objects.settings;
+    let rest = replica.objects.settings.rest();
     loop {
-        match stop.run_until_cancelled(Box::pin(replica.round(&clock))).await {
-            None => return,
-            Some(Ok(())) => {}
-            Some(Err(error)) => {
-                replica
-                    .problem
-                    .log(&format!("failed to maintain the webhook's certificates: {error}"));
-            }
+        if let Err(error) = replica.round(clock).await {
+            replica.problem.log(&format!("failed to maintain the webhook's certificates: {error}"));
         }
         let is_ready = replica.is_ready(clock.now());
         if is_ready != ready.passes() {
@@ -131,11 +155,18 @@ pub async fn maintain(
         }
         ready.set(is_ready);
         replica.metrics.show_trusted(is_ready);
-        // The jitter keeps replicas that started together from always writing together.
-        let pause = jittered(poll, &mut UnwrapErr(SysRng));
-        if stop.run_until_cancelled(tokio::time::sleep(pause)).await.is_none() {
-            return;
+        let are_watched = objects.iter().all(|object| object.is_watched());
+        let is_at_rest = replica.settled && is_ready && are_watched;
+        let pause = if is_at_rest { rest } else { poll };
+        let [secret, configuration] = objects;
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            () = secret.changed() => {}
+            () = configuration.changed() => {}
         }
+        // The jitter keeps replicas from always writing together, and an object that never stops
+        // changing costs a read a second.
+        tokio::time::sleep(jittered(poll / 3, &mut UnwrapErr(SysRng))).await;
     }
 }
 
@@ -213,12 +244,15 @@ struct Replica {
     missing_since: Option<UnixMillis>,
     /// Whether the configuration has ever contained the certificate's authority.
     trusted: bool,
+    /// Whether the next step only waits for the end of a certificate or for a change.
+    settled: bool,
     metrics: CertificateMetrics,
 }
 
 impl Replica {
     /// Reads the objects once, and takes the next step of the authority and of the certificate.
     async fn round(&mut self, clock: &Clock) -> Result<(), RoundError> {
+        self.settled = false;
         // The configuration is read first. If another replica takes a step after that, the version
         // of the configuration is outdated too, so the older bundle is not written over the newer.
         let configuration = self.objects.configuration().await?;
@@ -240,6 +274,9 @@ impl Replica {
         if let Some(authorities) = authorities {
             self.sign(&authorities, clock.now())?;
             self.publish(configuration, &authorities).await?;
+            let root = authorities.current.root();
+            let is_current = self.signed.as_ref().is_some_and(|signed| signed.root == *root);
+            self.settled = is_current && authorities.next.is_none();
         }
         let now = clock.now();
         if self.signed.as_ref().is_some_and(|signed| self.shown.since(&signed.root).is_some()) {

@@ -2,6 +2,7 @@
 //! controller.
 
 use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use data_encoding::BASE64;
@@ -43,11 +44,21 @@ impl Cluster {
         let _ = self.server.kubectl(&["create", "-f", path.to_str().unwrap()]);
     }
 
+    /// A kubeconfig of the account of admission.
+    pub(crate) fn admission_account(&self) -> PathBuf {
+        self.server.kubeconfig_for_service_account(&self.home, ADMISSION_ACCOUNT)
+    }
+
     pub(crate) async fn admission(&self) -> Replica {
-        let account = self.server.kubeconfig_for_service_account(&self.home, ADMISSION_ACCOUNT);
+        self.admission_with(&self.admission_account(), &[]).await
+    }
+
+    /// A replica with a kubeconfig and more arguments.
+    pub(crate) async fn admission_with(&self, kubeconfig: &Path, args: &[&str]) -> Replica {
         let port = ports::free_port();
-        let process = OperatorProcess::admission(&account, SocketAddr::from(([0; 4], port)))
+        let process = OperatorProcess::admission(kubeconfig, SocketAddr::from(([0; 4], port)))
             .args(["--operator-namespace", &self.home])
+            .args(args.iter().copied())
             .as_in_a_pod()
             .start()
             .await;

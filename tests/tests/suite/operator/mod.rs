@@ -6,6 +6,7 @@ mod crashes;
 mod failures;
 mod gitops;
 mod heartbeat;
+mod idle;
 mod imports;
 mod keys;
 mod lease;

@@ -42,7 +42,7 @@ const OF_ITS_NAMESPACE: [&str; 7] = [
     "leases.coordination.k8s.io [] [LEASE] [get update]",
     "secrets [] [twofactor-keys] [get patch]",
     "secrets [] [twofactor-master-key] [get]",
-    "secrets [] [twofactor-redis] [get]",
+    "secrets [] [twofactor-redis] [get list watch]",
     "secrets [] [twofactor-secret-key] [get]",
 ];
 /// `kubectl` shows this only where there is no more on Secrets.

@@ -15,7 +15,7 @@ impl Cluster {
         self.server.kubectl(&[&["--namespace", &self.home], args].concat())
     }
 
-    fn secret_in_home(&self, name: &str, key: &str, value: &str) {
+    pub(super) fn secret_in_home(&self, name: &str, key: &str, value: &str) {
         let literal = format!("--from-literal={key}={value}");
         let _ = self.in_home(&["create", "secret", "generic", name, &literal]);
     }

@@ -44,7 +44,7 @@ impl Home {
         let create =
             ["--verb=create", "--resource=secrets", "--resource=leases.coordination.k8s.io"];
         let _ = run(&[&["create", "role", "create"], &create[..]].concat());
-        let update = ["--verb=get", "--verb=update"];
+        let update = ["--verb=get", "--verb=list", "--verb=watch", "--verb=update"];
         let secret = [
             "create",
             "role",
@@ -64,6 +64,8 @@ impl Home {
             "clusterrole",
             name,
             "--verb=get",
+            "--verb=list",
+            "--verb=watch",
             "--verb=patch",
             resource,
             &configuration,
