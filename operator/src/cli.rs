@@ -16,17 +16,20 @@ use twofactor_core::secret::SecretText;
 use twofactor_server::logging::{self, Format};
 use twofactor_server::probe::{self, Check};
 use twofactor_server::startup::stop_on_signals;
+use twofactor_store::acl;
 use twofactor_store::redis::RedisStore;
 
+use crate::certificates::rotation::Lifetimes;
 use crate::k8s::client;
 use crate::k8s::watch_signs::WatchSigns;
 use crate::process::config::{AdmissionConfiguration, Configuration, excluded_namespaces};
 use crate::process::{admission, controller};
 use crate::realm::defaults;
 use crate::redis::access::{AccessSource, CertificateFiles};
+use crate::redis::certificate::CertificateSource;
 use crate::self_test;
 use crate::state::credentials::SharedLogin;
-use crate::webhook::cli::WebhookArguments;
+use crate::webhook::cli::{WebhookArguments, lifetime};
 
 const VARIABLES: &str = "\
 The environment sets the policy and the providers of realms that do not set their own:
@@ -207,6 +210,39 @@ struct ControllerArguments {
     #[arg(long, env = "TWOFACTOR_REDIS_PASSWORD_SECRET", value_name = "NAME")]
     redis_password_secret: Option<String>,
 
+    /// Secret in the operator's namespace with the certificate of Redis, its key and its authority.
+    /// The operator creates it, and replaces what ends. The URL must begin with rediss, and its
+    /// host is in the certificate
+    #[arg(
+        long,
+        env = "TWOFACTOR_REDIS_CERTIFICATE_SECRET",
+        value_name = "NAME",
+        conflicts_with = "redis_ca_file"
+    )]
+    redis_certificate_secret: Option<String>,
+
+    /// Lifetime of the authority of that certificate, such as 8760h. The operator replaces it
+    /// before it expires
+    #[arg(
+        long,
+        env = "TWOFACTOR_REDIS_CA_LIFETIME",
+        value_name = "TIME",
+        default_value = "8760h",
+        value_parser = lifetime
+    )]
+    redis_ca_lifetime: Duration,
+
+    /// Lifetime of that certificate, at most half of the authority's. The operator replaces it when
+    /// a third of it is left
+    #[arg(
+        long,
+        env = "TWOFACTOR_REDIS_CERTIFICATE_LIFETIME",
+        value_name = "TIME",
+        default_value = "2160h",
+        value_parser = lifetime
+    )]
+    redis_certificate_lifetime: Duration,
+
     /// Folder with a file for each variable of providers and policy. It is followed. A variable of
     /// the environment takes precedence
     #[arg(long, env = "TWOFACTOR_PROVIDERS_DIRECTORY", value_name = "DIRECTORY")]
@@ -352,6 +388,13 @@ fn start_controller(arguments: ControllerArguments) -> Result<(), Box<dyn Error>
     let ControllerArguments { common, .. } = arguments;
     common.start_logging()?;
     let providers = path(arguments.providers_directory);
+    let certificate = redis_certificate(
+        arguments.redis_certificate_secret,
+        &common.operator_namespace,
+        &arguments.redis_url,
+        arguments.redis_ca_lifetime,
+        arguments.redis_certificate_lifetime,
+    )?;
     let configuration = Configuration {
         namespaces: named(common.namespaces),
         service_namespaces: named(arguments.service_namespaces),
@@ -364,6 +407,7 @@ fn start_controller(arguments: ControllerArguments) -> Result<(), Box<dyn Error>
                 certificate: path(arguments.redis_client_certificate_file),
                 key: path(arguments.redis_client_key_file),
             },
+            certificate,
         },
         shared_login: shared_login(arguments.sidecar_redis_url, arguments.allow_shared_login)?,
         secret_key_secret: arguments.secret_key_secret,
@@ -413,6 +457,27 @@ impl CommonArguments {
     fn start_logging(&self) -> Result<(), String> {
         logging::start(self.log_format, &self.log).map_err(|error| format!("--log: {error}"))
     }
+}
+
+/// Returns the certificate of Redis that the operator makes, if it is to make one.
+fn redis_certificate(
+    secret: Option<String>,
+    namespace: &str,
+    url: &str,
+    authority: Duration,
+    leaf: Duration,
+) -> Result<Option<CertificateSource>, String> {
+    let Some(secret) = secret.filter(|name| !name.is_empty()) else { return Ok(None) };
+    if authority < leaf * 2 {
+        let text = "--redis-ca-lifetime must be at least twice --redis-certificate-lifetime";
+        return Err(text.to_owned());
+    }
+    let host = acl::tls_host(url).ok_or(
+        "--redis-certificate-secret needs a --redis-url of one server with TLS, like rediss://host:6380",
+    )?;
+    // Services get another authority within minutes.
+    let lifetimes = Lifetimes { authority, leaf, longest_grace: Duration::from_hours(1) };
+    Ok(Some(CertificateSource { secret, namespace: namespace.to_owned(), host, lifetimes }))
 }
 
 /// Returns what sidecars get if the operator may not create logins.

@@ -15,8 +15,8 @@
 //! 6. `realm` reconciles one `TwoFactorRealm`; `watch` follows the API server; `webhook` admits
 //!    pods.
 //! 7. `state` holds what the process knows, and starts nothing.
-//! 8. `k8s` talks to the API server; `metrics` counts; `failpoint` ends the process at a point that
-//!    a test chooses.
+//! 8. `k8s` talks to the API server; `certificates` signs certificates of servers; `metrics`
+//!    counts; `failpoint` ends the process at a point that a test chooses.
 
 #![allow(
     unreachable_pub,
@@ -30,6 +30,7 @@
 pub mod cli;
 pub mod testing;
 
+mod certificates;
 mod failpoint;
 mod k8s;
 mod metrics;

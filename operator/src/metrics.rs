@@ -233,12 +233,12 @@ impl Metrics {
             redis_certificates: r.gauges(
                 "twofactor_redis_certificate_end_timestamp_seconds",
                 &["certificate"],
-                "When the first certificate ends of those that connections to Redis use: authority or client; absent without one.",
+                "When the first certificate ends of those that connections to Redis use: authority, client or server; absent without one, and server without one that the operator makes.",
             )?,
             needs: r.gauges(
                 "twofactor_leader_blocked",
                 &["need"],
-                "1 while the leader cannot begin to work, because it lacks installation, master-key, redis-password or redis-owner; the log and an Event say why.",
+                "1 while the leader cannot begin to work, because it lacks installation, master-key, redis-certificate, redis-password or redis-owner; the log and an Event say why.",
             )?,
             disabled_by_failures: r.gauge(
                 "twofactor_users_disabled_by_failures",

@@ -2,13 +2,14 @@
 
 use twofactor_server::metrics::Metric;
 
+pub use crate::certificates::rotation::Lifetimes;
 use crate::k8s::watch_signs::{SignAges, WatchSigns};
 use crate::metrics::{self, Metrics};
 pub use crate::process::lease;
 use crate::state::refused_watches::{ForbiddenWatches, RefusedWatches};
-pub use crate::webhook::certificates;
 use crate::webhook::metrics::AdmissionMetrics;
 pub use crate::webhook::metrics::CertificateMetrics;
+pub use crate::webhook::{certificates, given_certificate};
 
 /// The descriptions of all metrics of the controller.
 ///

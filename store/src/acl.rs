@@ -11,7 +11,7 @@ use twofactor_core::names::RealmNames;
 use crate::StoreError;
 use crate::connection::{Node, Operation};
 use crate::redis::{BATCH, OPERATION_TIMEOUT, RedisStore};
-pub use crate::url::{has_login, with_login};
+pub use crate::url::{has_login, tls_host, with_login};
 
 /// Commands that the store sends, and those that its deciding scripts call. Logging in requires no
 /// permission. There is no `EVAL`, `SCRIPT` or `FUNCTION`, because a service with a script of its

@@ -415,6 +415,19 @@ pub fn has_login(url: &str) -> bool {
     rest.split(['/', '?', '#']).next().is_some_and(|authority| authority.contains('@'))
 }
 
+/// Returns the host of the URL of one server that is reached with TLS, and nothing for any other
+/// URL.
+#[must_use]
+pub fn tls_host(url: &str) -> Option<String> {
+    match Target::parse(&RedisAccess::by_url(SecretText::new(url.to_owned()))).ok()?.kind {
+        Kind::Standalone(client) => match client.get_connection_info().addr() {
+            ConnectionAddr::TcpTls { host, .. } => Some(host.clone()),
+            _ => None,
+        },
+        Kind::Sentinel { .. } | Kind::Cluster { .. } => None,
+    }
+}
+
 fn encoded(text: &str) -> String {
     use std::fmt::Write;
     let mut encoded = String::with_capacity(text.len());
@@ -462,6 +475,16 @@ mod tests {
         }
         for url in ["unix:///run/redis.sock", "redis+unix:///run/redis.sock?db=1", "host"] {
             assert_eq!(with_login(url, "a", &password), None, "{url}");
+        }
+    }
+
+    #[test]
+    fn tls_host_is_the_name_in_the_certificate_of_a_single_server() {
+        let host = |url| tls_host(url);
+        assert_eq!(host("rediss://redis.a.svc:6380/1").as_deref(), Some("redis.a.svc"));
+        assert_eq!(host("rediss://:p%40@redis.a.svc").as_deref(), Some("redis.a.svc"));
+        for other in ["redis://redis.a.svc", "rediss+cluster://a,b", "rediss+sentinel://a/m", "x"] {
+            assert_eq!(host(other), None, "{other}");
         }
     }
 

@@ -1,19 +1,23 @@
 //! Kills components while a service verifies continuously: no answer may be wrong, no code accepted
 //! twice, and an outage is allowed only while Redis is unavailable or being checked.
 
+use std::cell::RefCell;
 use std::time::Duration;
 
 use serde_json::{Value, json};
 use twofactor_tests::wait::eventually_blocking;
 
 use crate::load::{Load, now};
-use crate::release::{CONTROLLER, NAMESPACE, REDIS_LABEL};
+use crate::release::{self, CONTROLLER, NAMESPACE, REDIS_LABEL};
 use crate::scene::Scene;
 use crate::{START, finally};
 
 /// Seconds from a ready Redis to the first decision, in which the operator checks the node and the
 /// sidecars reconnect.
 const CHECK: u64 = 30;
+/// Timeout for every sidecar to use other credentials, which the kubelet updates within a minute or
+/// two.
+const FOLLOWED: Duration = Duration::from_mins(4);
 
 pub(crate) fn a_killed_operator_changes_no_answer(scene: &Scene<'_>) {
     let load = Load::start(scene);
@@ -113,7 +117,8 @@ pub(crate) fn another_password_of_redis_is_an_outage_of_seconds_at_most(scene: &
         ]);
     }
     let in_redis = |command: &str| {
-        let command = format!("REDISCLI_AUTH={password} redis-cli {command}");
+        let command =
+            format!("REDISCLI_AUTH={password} redis-cli -p 6380 --tls --insecure {command}");
         let exec =
             ["exec", "twofactor-redis-0", "--namespace", NAMESPACE, "--", "sh", "-c", &command];
         kubectl.try_run(&exec)
@@ -133,6 +138,52 @@ pub(crate) fn another_password_of_redis_is_an_outage_of_seconds_at_most(scene: &
     assert!(last - first <= 10, "{refused:?}");
     let value = format!("{} s ({} of {answers} answers were 503)", last - first, refused.len());
     scene.world.figure("outage when the password of Redis is changed", value);
+}
+
+/// The administrator switches TLS of the chart's Redis off and on again. Redis is restarted each
+/// time. Its services follow without another outage when the kubelet updates their credentials.
+pub(crate) fn tls_of_redis_is_switched_off_and_on_with_no_outage_but_its_restarts(
+    scene: &Scene<'_>,
+) {
+    let load = Load::start(scene);
+    let restarts = load.restarts();
+    let outages = RefCell::new(Vec::new());
+    let install = |value: &str| {
+        let from = now().saturating_sub(1);
+        release::install(&[value]);
+        outages.borrow_mut().push((from, now() + CHECK));
+    };
+    finally(
+        || {
+            install("redis.tls.enabled=false");
+            wait_without_services_at(scene, 6380);
+            load.wait_until_accepted_after(now());
+        },
+        || install("redis.tls.enabled=true"),
+    );
+    wait_without_services_at(scene, 6379);
+    load.wait_until_accepted_after(now());
+    let (answers, refused) = load.check(&outages.borrow());
+    assert_eq!(load.restarts(), restarts, "another address of Redis restarted something");
+    let value = format!("{} of {answers} answers were 503", refused.len());
+    scene.world.figure("TLS of Redis off and on again", value);
+}
+
+/// Waits until no sidecar is connected to a port of the chart's Redis.
+fn wait_without_services_at(scene: &Scene<'_>, port: u16) {
+    let redis = ["exec", "twofactor-redis-0", "--namespace", NAMESPACE, "--"];
+    let list = [&redis[..], &["sh", "/etc/redis/cli.sh", "client", "list"]].concat();
+    let address = format!(":{port} fd=");
+    eventually_blocking(FOLLOWED, format_args!("no sidecar at port {port}"), || {
+        let clients = scene.kubectl().try_run(&list)?;
+        // The login of a sidecar begins with the prefix of its keys.
+        let is_there = |line: &&str| {
+            line.contains("user=2fa1:")
+                && line.split("laddr=").nth(1).is_some_and(|local| local.contains(&address))
+        };
+        let there: Vec<_> = clients.lines().filter(is_there).collect();
+        if there.is_empty() { Ok(()) } else { Err(there.join("\n")) }
+    });
 }
 
 pub(crate) fn a_killed_kubelet_changes_no_answer(scene: &Scene<'_>) {

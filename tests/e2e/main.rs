@@ -20,6 +20,7 @@ mod load;
 mod manifests;
 mod mesh;
 mod metrics;
+mod openshift;
 mod release;
 mod restore;
 mod scene;
@@ -113,6 +114,7 @@ const TESTS: &[Entry] = entries![
     Alone Nothing: chaos::a_killed_operator_changes_no_answer,
     Alone Nothing: chaos::a_killed_redis_is_an_outage_and_nothing_else,
     Alone Nothing: chaos::another_password_of_redis_is_an_outage_of_seconds_at_most,
+    Alone Nothing: chaos::tls_of_redis_is_switched_off_and_on_with_no_outage_but_its_restarts,
     Alone ClusterControl: chaos::a_killed_kubelet_changes_no_answer,
     Alone Nothing: restore::a_deleted_namespace_is_restored_and_its_services_go_on,
     Alone Nothing: restore::a_lost_redis_is_filled_again,
@@ -120,6 +122,7 @@ const TESTS: &[Entry] = entries![
     Alone OwnRelease: restore::a_lost_cluster_is_built_again_from_the_backup,
     Alone Nothing: upgrade::an_upgrade_keeps_seeds_and_fails_no_verify,
     Alone PreviousImages: upgrade::an_upgrade_from_the_previous_release_and_back_fails_no_verify,
+    Alone OwnRelease: openshift::operator_sidecar_and_redis_run_as_a_user_that_the_cluster_chooses,
     Alone OwnRelease: upgrade::users_survive_an_uninstallation_and_verify_after_the_next_installation,
 ];
 

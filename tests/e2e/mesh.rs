@@ -56,7 +56,7 @@ pub(crate) fn a_mesh_delays_the_first_verify_and_restarts_no_sidecar(scene: &Sce
     scene.users(&people, &[("alice", app.clone()), ("bob", app)]);
     scene.realm(&people, &[&services], None);
 
-    meshed(scene, &services, "excluded", &people, "6379");
+    meshed(scene, &services, "excluded", &people, "6379,6380");
     let code = scene.app_code(&services, "excluded", &scene.seed(&people, "alice"));
     let reply = scene.verify(&services, "excluded", "alice", &code);
     assert_eq!(reply.status, 200, "{reply:?}");

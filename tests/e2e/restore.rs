@@ -88,10 +88,8 @@ pub(crate) fn a_deleted_namespace_is_restored_and_its_services_go_on(scene: &Sce
 
 pub(crate) fn a_lost_redis_is_filled_again(scene: &Scene<'_>) {
     let affected = Affected::start(scene);
-    let password = scene.secret(NAMESPACE, "twofactor-redis", "password");
-    let redis = ["exec", "--namespace", NAMESPACE, "twofactor-redis-0", "--", "redis-cli"];
-    let flush = ["--no-auth-warning", "-a", &password, "FLUSHALL"];
-    scene.kubectl().run(&[redis.as_slice(), &flush].concat());
+    let redis = ["exec", "--namespace", NAMESPACE, "twofactor-redis-0", "--"];
+    scene.kubectl().run(&[&redis[..], &["sh", "/etc/redis/cli.sh", "FLUSHALL"]].concat());
     affected.run(&affected.disasters, "Redis is lost");
     affected.wait_accepted();
 }

@@ -14,11 +14,12 @@ use crate::scene::Scene;
 use crate::{START, finally};
 
 /// Objects that stay after an uninstallation, as the notes say.
-const KEPT: [(&str, &str); 5] = [
+const KEPT: [(&str, &str); 6] = [
     ("secret", "twofactor-master-key"),
     ("secret", "twofactor-keys"),
     ("secret", "twofactor-webhook-ca"),
     ("secret", "twofactor-redis"),
+    ("secret", "twofactor-redis-certificate"),
     ("persistentvolumeclaim", "data-twofactor-redis-0"),
 ];
 /// Timeout for a code to be accepted: some steps, because a code of a former one may be used.

@@ -27,3 +27,4 @@ pub mod scripted_mail;
 pub mod sidecar;
 pub mod tools;
 pub mod wait;
+pub mod wire;

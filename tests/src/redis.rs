@@ -320,6 +320,18 @@ impl RedisServer {
         statistics.lines().filter_map(line).collect()
     }
 
+    /// Opens another port, with TLS, beside that of a server without. Returns it, and the authority
+    /// in PEM.
+    pub async fn open_tls_port(&self) -> (u16, String) {
+        let (tls, port) = (Tls::new(), ports::free_port());
+        let args = tls.args(self.folder.path(), port);
+        // Without the one that closes the other port.
+        let settings = args.iter().skip(2).map(|word| word.trim_start_matches("--"));
+        let command: Vec<&str> = ["CONFIG", "SET"].into_iter().chain(settings).collect();
+        let () = self.ask(&command).await;
+        (port, tls.authority)
+    }
+
     /// Removes all keys with `FLUSHALL`.
     pub async fn flush_all(&self) {
         let mut connection = self.connect().await;

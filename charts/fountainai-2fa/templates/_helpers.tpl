@@ -268,19 +268,75 @@ and those for credentials where it has services only. Takes root, namespace, and
 {{- end }}
 {{- end }}
 
-{{/* Name of the Secret with the certificate of the chart's own Redis, or nothing. */}}
-{{- define "twofactor.redis.tls" -}}
+{{/* Name of the Secret with the certificate of the chart's own Redis that the administrator or cert-manager makes, or nothing. */}}
+{{- define "twofactor.redis.givenCertificate" -}}
 {{- if .Values.redis.tls.certManager.enabled }}{{ .Values.redis.name }}-tls{{ else }}{{ .Values.redis.tls.existingSecret }}{{ end }}
 {{- end }}
 
-{{/* Name of the Secret with the certificate authority of Redis, or nothing. */}}
+{{/* Name of the Secret with the certificate of the chart's own Redis. */}}
+{{- define "twofactor.redis.certificate" -}}
+{{ include "twofactor.redis.givenCertificate" . | default "twofactor-redis-certificate" }}
+{{- end }}
+
+{{/* Name of the mounted Secret with the certificate authority of Redis, or nothing. The operator does not mount a Secret that it
+makes itself. */}}
 {{- define "twofactor.redis.ca" -}}
-{{- if .Values.redis.enabled }}{{ include "twofactor.redis.tls" . }}{{ else }}{{ .Values.redis.existing.caSecretRef.name }}{{ end }}
+{{- if .Values.redis.enabled }}{{ include "twofactor.redis.givenCertificate" . }}{{ else }}{{ .Values.redis.existing.caSecretRef.name }}{{ end }}
 {{- end }}
 
 {{/* Name of the Secret with the client certificate for Redis, or nothing. */}}
 {{- define "twofactor.redis.client" -}}
 {{- if not .Values.redis.enabled }}{{ .Values.redis.existing.clientCertificateSecretRef.name }}{{ end }}
+{{- end }}
+
+{{/* A certificate by cert-manager, and an authority for it unless the values name an issuer. Takes root, name (of the
+certificate and of its Secret), host, authority (name of the issuer and of its Secret), and settings (a section of the
+values). */}}
+{{- define "twofactor.certManager" -}}
+{{- $root := .root }}
+{{- if not .settings.issuerRef.name }}
+---
+# cert-manager makes an authority for this certificate alone.
+apiVersion: cert-manager.io/v1
+kind: Issuer
+{{ include "twofactor.metadata" (dict "root" $root "name" (printf "%s-self-signed" (trimSuffix "-ca" .authority)) "namespaced" true) }}
+spec:
+  selfSigned: {}
+---
+apiVersion: cert-manager.io/v1
+kind: Certificate
+{{ include "twofactor.metadata" (dict "root" $root "name" .authority "namespaced" true) }}
+spec:
+  isCA: true
+  commonName: {{ .authority }}
+  secretName: {{ .authority }}
+  # Ten years: clients that were given this authority do not trust its successor.
+  duration: 87600h
+  privateKey: {algorithm: ECDSA, size: 256}
+  issuerRef: {kind: Issuer, name: {{ trimSuffix "-ca" .authority }}-self-signed}
+---
+apiVersion: cert-manager.io/v1
+kind: Issuer
+{{ include "twofactor.metadata" (dict "root" $root "name" .authority "namespaced" true) }}
+spec:
+  ca: {secretName: {{ .authority }}}
+{{- end }}
+---
+apiVersion: cert-manager.io/v1
+kind: Certificate
+{{ include "twofactor.metadata" (dict "root" $root "name" .name "namespaced" true) }}
+spec:
+  secretName: {{ .name }}
+  duration: {{ .settings.duration }}
+  dnsNames:
+    - {{ .host }}.{{ include "twofactor.namespace" $root }}.svc
+  privateKey: {algorithm: ECDSA, size: 256, rotationPolicy: Always}
+  {{- if .settings.issuerRef.name }}
+  issuerRef:
+    {{- toYaml .settings.issuerRef | nindent 4 }}
+  {{- else }}
+  issuerRef: {kind: Issuer, name: {{ .authority }}}
+  {{- end }}
 {{- end }}
 
 {{- /* IP families of a Service. Takes the root. */}}

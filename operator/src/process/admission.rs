@@ -21,7 +21,7 @@ use crate::metrics;
 use crate::state::limit_ranges::LimitRanges;
 use crate::watch;
 use crate::webhook::metrics::{AdmissionMetrics, CertificateMetrics};
-use crate::webhook::{AccessLookup, LimitLookup, certificates, routes};
+use crate::webhook::{AccessLookup, LimitLookup, certificates, given_certificate, routes};
 
 /// Time for which the webhook still answers after the signal to stop, until the API servers have
 /// noticed. A request without an answer is a rejected pod.
@@ -64,19 +64,19 @@ pub async fn run(
     replica.watch(&mut tasks, &client, &namespaces, &unreadable, &stop);
 
     let limit_client = client.clone();
-    let settings = webhook.certificates(&operator_namespace);
     let current = Arc::new(CurrentCertificate::default());
     let tls = tls::configuration(current.clone())?;
-    let certificates = certificates::maintain(
-        client,
-        settings,
-        current,
-        certificate,
-        shown,
-        Clock::System,
-        stop.clone(),
-    );
-    tasks.spawn("webhook certificates", certificates);
+    let (clock, end) = (Clock::System, stop.clone());
+    if let Some(settings) = webhook.given_certificate(&operator_namespace) {
+        let followed =
+            given_certificate::follow(client, settings, current, certificate, shown, clock, end);
+        tasks.spawn("webhook certificate", followed);
+    } else {
+        let settings = webhook.certificates(&operator_namespace);
+        let maintained =
+            certificates::maintain(client, settings, current, certificate, shown, clock, end);
+        tasks.spawn("webhook certificates", maintained);
+    }
     let policies = replica.policies;
     let access: AccessLookup = Arc::new(move |realm, namespace| policies.access(realm, namespace));
     let ranges = Arc::new(LimitRanges::default());

@@ -15,7 +15,7 @@ use super::replica::Replica;
 use super::tasks::Tasks;
 use crate::k8s::watch_signs::WatchSigns;
 use crate::metrics::{self, Metrics};
-use crate::redis::ownership;
+use crate::redis::{certificate, ownership};
 
 /// Runs the controller until `stop`, and then finishes what is in progress.
 pub async fn run(
@@ -46,6 +46,10 @@ pub async fn run(
         &metrics.realms_unreadable,
         &stop,
     );
+    if let Some(source) = configuration.redis.certificate.clone() {
+        let made = certificate::make(source, client.clone(), stop.clone());
+        tasks.spawn("redis certificate", made);
+    }
     let leader = Leader {
         configuration,
         client,

@@ -28,19 +28,23 @@ pub enum Need {
     Installation,
     /// The master key.
     MasterKey,
+    /// The certificate of Redis.
+    RedisCertificate,
     /// The password of Redis.
     RedisPassword,
 }
 
 impl Need {
     /// Every need.
-    pub const ALL: [Self; 3] = [Self::Installation, Self::MasterKey, Self::RedisPassword];
+    pub const ALL: [Self; 4] =
+        [Self::Installation, Self::MasterKey, Self::RedisCertificate, Self::RedisPassword];
 
     /// The value of the metric's label.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Installation => "installation",
             Self::MasterKey => "master-key",
+            Self::RedisCertificate => "redis-certificate",
             Self::RedisPassword => "redis-password",
         }
     }
@@ -49,6 +53,7 @@ impl Need {
         match self {
             Self::Installation => "InstallationUnavailable",
             Self::MasterKey => "MasterKeyUnavailable",
+            Self::RedisCertificate => "RedisCertificateUnavailable",
             Self::RedisPassword => "RedisPasswordUnavailable",
         }
     }
@@ -77,6 +82,8 @@ pub enum Obstacle {
 pub struct Preparation<'a> {
     /// The operator's namespace, which contains its Secrets.
     pub namespace: &'a str,
+    /// The Secret with the certificate of Redis.
+    pub redis_certificate: Option<&'a str>,
     /// The Secret with the password of Redis.
     pub redis_password: Option<&'a str>,
     pub metrics: &'a Metrics,
@@ -121,6 +128,9 @@ impl Preparation<'_> {
             // Events about objects without a namespace belong to the namespace default.
             Need::Installation => ("Namespace", None, CLUSTER_NAMESPACE),
             Need::MasterKey => ("Secret", Some(self.namespace), master_key::SECRET),
+            Need::RedisCertificate => {
+                ("Secret", Some(self.namespace), self.redis_certificate.unwrap_or_default())
+            }
             Need::RedisPassword => {
                 ("Secret", Some(self.namespace), self.redis_password.unwrap_or_default())
             }

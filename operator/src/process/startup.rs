@@ -17,6 +17,7 @@ use twofactor_store::redis::{RedisAccess, RedisStore};
 use super::config::{CLUSTER_NAMESPACE, Configuration};
 use super::master_key;
 use super::obstacle::{Need, Obstacle, Preparation};
+use crate::certificates::rotation::Shown;
 use crate::k8s::backoff::Backoff;
 use crate::k8s::events::Events;
 use crate::k8s::request;
@@ -54,6 +55,7 @@ pub async fn prepare(
 ) -> Prepared {
     let preparation = Preparation {
         namespace: &configuration.operator_namespace,
+        redis_certificate: configuration.redis.certificate.as_ref().map(|it| it.secret.as_str()),
         redis_password: configuration.redis.password_secret.as_deref(),
         metrics,
         events,
@@ -61,8 +63,12 @@ pub async fn prepare(
     let installation =
         preparation.wait_for(Need::Installation, || installation(configuration, client)).await;
     let keys = preparation.wait_for(Need::MasterKey, || master_key(configuration, client)).await;
+    let authorities =
+        preparation.wait_for(Need::RedisCertificate, || certificate(configuration, client)).await;
     let (redis, store) = preparation
-        .wait_for(Need::RedisPassword, || connect(configuration, client, &installation))
+        .wait_for(Need::RedisPassword, || {
+            connect(configuration, client, authorities.clone(), &installation)
+        })
         .await;
     let (credentials_queue, credentials) = CredentialsQueue::new();
     tracing::info!(%installation, "leader starting");
@@ -144,14 +150,25 @@ async fn master_key(configuration: &Configuration, client: &Client) -> Result<Ke
     Ok(master_key::load_or_create(client, namespace, &watched, now, random).await?)
 }
 
+/// Makes the certificate of Redis, if the operator does so, and returns its authorities.
+async fn certificate(
+    configuration: &Configuration,
+    client: &Client,
+) -> Result<Option<String>, Obstacle> {
+    let certificate = configuration.redis.certificate(client, &Shown::default()).await;
+    Ok(certificate.map_err(AccessError::Certificate)?.map(|made| made.authorities))
+}
+
 /// Returns the access to Redis, and a store of no realm in particular, whose connections all realms
 /// share.
 async fn connect(
     configuration: &Configuration,
     client: &Client,
+    authorities: Option<String>,
     installation: &Installation,
 ) -> Result<(RedisAccess, RedisStore), Obstacle> {
-    let access = configuration.redis.load_or_create(client, &mut UnwrapErr(SysRng)).await?;
+    let random = &mut UnwrapErr(SysRng);
+    let access = configuration.redis.load_or_create(client, authorities, random).await?;
     let no_realm: RealmId = "none".parse().map_err(|_| Obstacle::InstallationName)?;
     let names = RealmNames::new(installation, &no_realm);
     let store = RedisStore::with_access(&access, names, Clock::System);

@@ -17,8 +17,11 @@ use twofactor_store::StoreError;
 use twofactor_store::clock::Clock;
 use twofactor_store::redis::{ClientIdentity, RedisAccess, RedisStore, RedisTargetError};
 
+use super::certificate::{CertificateError, CertificateSource, ServerCertificate};
 use super::certificate_end;
 use super::password::{self, RedisPasswordError};
+use crate::certificates::authority::Root;
+use crate::certificates::rotation::Shown;
 use crate::k8s::named_object::NamedObject;
 use crate::state::Context;
 
@@ -44,6 +47,8 @@ pub struct AccessSource {
     pub namespace: String,
     /// The files with certificates.
     pub files: CertificateFiles,
+    /// The certificate of Redis, if the operator makes it.
+    pub certificate: Option<CertificateSource>,
 }
 
 /// The files with certificates (PEM) for connections to Redis.
@@ -63,6 +68,9 @@ pub enum AccessError {
     /// The password is not available.
     #[error(transparent)]
     Password(#[from] RedisPasswordError),
+    /// The certificate of Redis is not available.
+    #[error(transparent)]
+    Certificate(#[from] CertificateError),
     /// A file cannot be read.
     #[error("{flag} {file}: {source}", file = .file.display())]
     File {
@@ -94,10 +102,12 @@ fn named(error: RedisTargetError) -> String {
 }
 
 impl AccessSource {
-    /// Reads the access, and creates the Secret with the password if there is none.
+    /// Reads the access, and creates the Secret with the password if there is none. The operator
+    /// may have made the certificate of Redis, which has `authorities`.
     pub async fn load_or_create(
         &self,
         client: &Client,
+        authorities: Option<String>,
         random: &mut impl CryptoRng,
     ) -> Result<RedisAccess, AccessError> {
         let password = match &self.password_secret {
@@ -106,22 +116,49 @@ impl AccessSource {
             }
             None => None,
         };
-        self.with(password)
+        self.with(password, authorities)
+    }
+
+    /// Makes or renews the certificate of Redis, if the operator does so.
+    pub async fn certificate(
+        &self,
+        client: &Client,
+        shown: &Shown,
+    ) -> Result<Option<ServerCertificate>, CertificateError> {
+        match &self.certificate {
+            Some(source) => source.maintain(client, shown, Clock::System.now()).await.map(Some),
+            None => Ok(None),
+        }
     }
 
     /// Checks everything but the password, before there is a connection to the API server.
     pub fn check(&self) -> Result<(), AccessError> {
         let any = self.password_secret.as_ref().map(|_| SecretText::new("any".to_owned()));
-        self.with(any).map(drop)
+        self.with(any, None).map(drop)
     }
 
-    fn with(&self, password: Option<SecretText>) -> Result<RedisAccess, AccessError> {
+    /// Interval between reads without a reason.
+    fn period(&self) -> Duration {
+        PERIOD.min(self.renewal())
+    }
+
+    /// Maximum interval between two looks at the certificate: a fraction of its lifetime, which
+    /// matters only for the short lifetimes of tests.
+    fn renewal(&self) -> Duration {
+        self.certificate.as_ref().map_or(Duration::MAX, |source| source.lifetimes.leaf / 10)
+    }
+
+    fn with(
+        &self,
+        password: Option<SecretText>,
+        authorities: Option<String>,
+    ) -> Result<RedisAccess, AccessError> {
         let url = match password {
             Some(password) => password::put_into(&self.url, &password)?,
             None => self.url.clone(),
         };
         let (authority, identity) = self.files.read()?;
-        let access = RedisAccess { url, authority, identity };
+        let access = RedisAccess { url, authority: authorities.or(authority), identity };
         access.check()?;
         Ok(access)
     }
@@ -149,39 +186,92 @@ impl CertificateFiles {
 
 /// Follows the access until `stop`.
 pub async fn run(context: Arc<Context>, source: AccessSource, stop: CancellationToken) {
-    let secret = NamedObject::default();
-    let watch = async {
-        let Some(name) = source.password_secret.as_deref() else { return };
-        let client = context.runtime.client.clone();
-        let api = Api::<PartialObjectMeta<Secret>>::namespaced(client, &source.namespace);
-        secret.watch(api, name).await;
-    };
-    let follow = follow(context.clone(), source.clone(), &secret);
-    stop.run_until_cancelled(Box::pin(async { tokio::join!(watch, follow) })).await;
+    let objects = [NamedObject::default(), NamedObject::default()];
+    let names =
+        [source.password_secret.clone(), source.certificate.as_ref().map(|it| it.secret.clone())];
+    let client = context.runtime.client.clone();
+    let api = Api::<PartialObjectMeta<Secret>>::namespaced(client, &source.namespace);
+    let watches = objects.iter().zip(names).filter_map(|(object, name)| {
+        let (api, name) = (api.clone(), name?);
+        Some(async move { object.watch(api, &name).await })
+    });
+    let watches = futures_util::future::join_all(watches);
+    let follow = follow(context.clone(), source.clone(), &objects);
+    stop.run_until_cancelled(Box::pin(async { tokio::join!(watches, follow) })).await;
 }
 
-async fn follow(context: Arc<Context>, source: AccessSource, secret: &NamedObject) {
+async fn follow(
+    context: Arc<Context>,
+    source: AccessSource,
+    [password, certificate]: &[NamedObject; 2],
+) {
     let refused = context.clone();
-    let mut follower =
-        AccessFollower { context, source, password: None, differs: None, reported: None };
+    let period = source.period();
+    let rest = |object: &NamedObject| if object.is_watched() { REST } else { PERIOD };
+    let mut follower = AccessFollower {
+        context,
+        source,
+        shown: Shown::default(),
+        password: Cached::default(),
+        certificate: Cached::default(),
+        differs: None,
+        reported: None,
+    };
     loop {
         follower.follow().await;
         tokio::time::sleep(PAUSE).await;
         tokio::select! {
-            () = tokio::time::sleep(PERIOD) => {
-                follower.forget_after(if secret.is_watched() { REST } else { PERIOD });
+            () = tokio::time::sleep(period) => {
+                follower.password.forget_after(rest(password));
+                follower.certificate.forget_after(rest(certificate).min(follower.source.renewal()));
             }
-            () = refused.runtime.redis_failed.notified() => follower.forget_after(PERIOD),
-            () = secret.changed() => follower.password = None,
+            () = refused.runtime.redis_failed.notified() => {
+                follower.password.forget_after(PERIOD);
+                follower.certificate.forget_after(PERIOD);
+            }
+            () = password.changed() => follower.password.forget(),
+            () = certificate.changed() => follower.certificate.forget(),
         }
+    }
+}
+
+/// What was read last. It stays known when it is to be read again.
+#[derive(Default)]
+struct Cached<T> {
+    value: Option<T>,
+    /// When it was read; absent if it has to be read again.
+    read: Option<Instant>,
+}
+
+impl<T> Cached<T> {
+    fn is_due(&self) -> bool {
+        self.read.is_none()
+    }
+
+    fn set(&mut self, value: T) {
+        (self.value, self.read) = (Some(value), Some(Instant::now()));
+    }
+
+    fn forget(&mut self) {
+        self.read = None;
+    }
+
+    /// Lets it be read again if it was read that long ago.
+    fn forget_after(&mut self, age: Duration) {
+        self.read.take_if(|read| read.elapsed() >= age);
     }
 }
 
 struct AccessFollower {
     context: Arc<Context>,
     source: AccessSource,
-    /// The password as it was read last, and when. It is read again if absent.
-    password: Option<(SecretText, Instant)>,
+    /// The authorities of Redis that services get with their credentials, if the operator makes
+    /// its certificate.
+    shown: Shown,
+    /// The password, unless the URL contains it.
+    password: Cached<Option<SecretText>>,
+    /// The certificate of Redis, if the operator makes it.
+    certificate: Cached<Option<ServerCertificate>>,
     /// Since when there is another access than the one in use.
     differs: Option<Instant>,
     /// The problem that was reported last.
@@ -191,11 +281,7 @@ struct AccessFollower {
 impl AccessFollower {
     async fn follow(&mut self) {
         let current = self.context.services.redis.borrow().clone();
-        let found = match self.password().await {
-            Ok(password) => self.source.with(password),
-            Err(error) => Err(error),
-        };
-        let result = match found {
+        let result = match self.read_again(&current).await {
             Ok(access) if access == current => Ok(()),
             Ok(access) => self.adopt(access).await,
             Err(error) => Err(error),
@@ -216,22 +302,29 @@ impl AccessFollower {
         }
     }
 
-    /// Returns the password, unless the URL contains it.
-    async fn password(&mut self) -> Result<Option<SecretText>, AccessError> {
-        let AccessSource { password_secret, namespace, .. } = &self.source;
-        let Some(secret) = password_secret else { return Ok(None) };
-        if let Some((password, _)) = &self.password {
-            return Ok(Some(password.clone()));
-        }
+    async fn read_again(&mut self, current: &RedisAccess) -> Result<RedisAccess, AccessError> {
         let client = &self.context.runtime.client;
-        let password = password::read_again(client, namespace, secret).await?;
-        self.password = Some((password.clone(), Instant::now()));
-        Ok(Some(password))
+        if self.password.is_due() {
+            let AccessSource { password_secret, namespace, .. } = &self.source;
+            self.password.set(match password_secret {
+                Some(secret) => Some(password::read_again(client, namespace, secret).await?),
+                None => None,
+            });
+        }
+        let roots = current.authority.as_deref().map(|pem| Root::all_in(pem.as_bytes()));
+        self.shown.record(&roots.unwrap_or_default(), Clock::System.now());
+        if self.certificate.is_due() {
+            let made = self.source.certificate(client, &self.shown).await?;
+            self.certificate.set(made);
+        }
+        let authorities = self.made().map(|made| made.authorities.clone());
+        let password = self.password.value.clone().flatten();
+        self.source.with(password, authorities)
     }
 
-    /// Lets the password be read again if it was read that long ago.
-    fn forget_after(&mut self, age: Duration) {
-        self.password.take_if(|(_, read)| read.elapsed() >= age);
+    /// Returns the certificate that the operator made or found last.
+    fn made(&self) -> Option<&ServerCertificate> {
+        self.certificate.value.as_ref()?.as_ref()
     }
 
     /// Uses other access, if Redis accepts it.
@@ -252,8 +345,14 @@ impl AccessFollower {
         let access = self.context.services.redis.borrow().clone();
         let authority = access.authority.as_deref();
         let certificate = access.identity.as_ref().map(|identity| identity.certificate.as_str());
-        for (kind, pem) in [("authority", authority), ("client", certificate)] {
-            let end = pem.and_then(certificate_end::earliest);
+        let mut authority = authority.and_then(certificate_end::earliest);
+        if let Some(made) = self.made() {
+            // The authority of before may end, because it is no longer needed.
+            authority = Some(made.authority_until);
+        }
+        let server = self.made().map(|made| made.until);
+        let client = certificate.and_then(certificate_end::earliest);
+        for (kind, end) in [("authority", authority), ("client", client), ("server", server)] {
             self.context.runtime.metrics.show_redis_certificate(kind, end);
         }
     }

@@ -1,6 +1,7 @@
 //! Keeps Redis complete and free of orphaned keys, and follows its access and its settings.
 
 pub mod access;
+pub mod certificate;
 mod certificate_end;
 pub mod comparison;
 pub mod leftovers;

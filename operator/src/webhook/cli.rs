@@ -7,15 +7,16 @@
 
 use std::error::Error;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
 use twofactor_server::logging::Format;
 
-use super::certificates::rotation::Lifetimes;
 use super::config::WebhookConfiguration;
 use super::defaults::{SidecarDefaults, SidecarOptions};
 use super::mesh::{MeshKind, Position};
+use crate::certificates::rotation::Lifetimes;
 
 /// Flags of the webhook and of the sidecars that it adds to pods.
 #[derive(Args, Debug)]
@@ -68,6 +69,12 @@ pub struct WebhookArguments {
         value_parser = lifetime
     )]
     webhook_certificate_lifetime: Duration,
+
+    /// Folder with the webhook's certificate (tls.crt) and its key (tls.key), which another program
+    /// makes and renews. That program also writes the caBundle. Admission then makes no
+    /// certificates
+    #[arg(long, env = "TWOFACTOR_WEBHOOK_CERTIFICATE_DIRECTORY", value_name = "DIRECTORY")]
+    webhook_certificate_directory: Option<PathBuf>,
 
     /// Image of the sidecars
     #[arg(long, env = "TWOFACTOR_SIDECAR_IMAGE", value_name = "IMAGE")]
@@ -151,7 +158,7 @@ pub struct WebhookArguments {
 }
 
 /// Parses a lifetime such as `90s`, `24h` or `1h 30m`.
-fn lifetime(text: &str) -> Result<Duration, String> {
+pub fn lifetime(text: &str) -> Result<Duration, String> {
     let span: jiff::SignedDuration =
         text.parse().map_err(|_| "must be a time such as 90s or 24h".to_owned())?;
     Duration::try_from(span)
@@ -194,9 +201,13 @@ impl WebhookArguments {
             listen: self.webhook_listen,
             service: self.webhook_service,
             configuration: self.webhook_configuration,
+            given: self
+                .webhook_certificate_directory
+                .filter(|folder| !folder.as_os_str().is_empty()),
             lifetimes: Lifetimes {
                 authority: self.webhook_ca_lifetime,
                 leaf: self.webhook_certificate_lifetime,
+                ..Lifetimes::default()
             },
             sidecar,
         })

@@ -1,10 +1,12 @@
 //! Holds the webhook's configuration.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 
 use super::certificates;
-use super::certificates::rotation::Lifetimes;
 use super::defaults::SidecarDefaults;
+use super::given_certificate;
+use crate::certificates::rotation::Lifetimes;
 
 /// The webhook's configuration.
 #[derive(Clone, Debug)]
@@ -15,6 +17,8 @@ pub struct WebhookConfiguration {
     pub service: String,
     /// Name of the `MutatingWebhookConfiguration`.
     pub configuration: String,
+    /// Folder with a certificate that another program makes, in place of the operator's own.
+    pub given: Option<PathBuf>,
     /// Lifetimes of the certificates.
     pub lifetimes: Lifetimes,
     /// Defaults of the sidecar that pods get.
@@ -31,5 +35,16 @@ impl WebhookConfiguration {
         settings.poll = settings.poll.min(self.lifetimes.leaf / 10);
         settings.lifetimes = self.lifetimes;
         settings
+    }
+
+    /// Makes the settings of a certificate that another program makes.
+    #[must_use]
+    pub fn given_certificate(&self, namespace: &str) -> Option<given_certificate::Settings> {
+        Some(given_certificate::Settings {
+            folder: self.given.clone()?,
+            host: format!("{}.{namespace}.svc", self.service),
+            configuration: self.configuration.clone(),
+            poll: given_certificate::POLL,
+        })
     }
 }

@@ -15,6 +15,7 @@ pub mod cli;
 pub mod config;
 pub mod defaults;
 pub mod exposure;
+pub mod given_certificate;
 pub mod limit_range;
 pub mod mesh;
 pub mod metrics;
@@ -26,6 +27,7 @@ pub mod reason;
 pub mod review;
 pub mod routes;
 pub mod sidecar;
+mod trust;
 
 #[cfg(test)]
 mod samples;

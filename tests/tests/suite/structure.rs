@@ -24,7 +24,7 @@ const STRUCTURES: [Structure; 2] = [
             &["user"],
             &["realm", "watch", "webhook"],
             &["state"],
-            &["k8s", "metrics", "failpoint"],
+            &["k8s", "certificates", "metrics", "failpoint"],
         ],
     },
     Structure {

@@ -3,9 +3,9 @@
 //! same writes.
 //!
 //! Uses release binaries, a real Redis and a real API server on one machine in one run, and prints
-//! tables. `verify`, `generate`, `uniform`, `fleet`, `footprint`, `operator`, `realms`, `large` or
-//! `away` as an argument chooses one part; `large 100000` has that many users. Absolute figures
-//! depend on the machine; the ratios should not.
+//! tables. `verify`, `tls`, `generate`, `uniform`, `fleet`, `footprint`, `operator`, `realms`,
+//! `large` or `away` as an argument chooses one part; `large 100000` has that many users. Absolute
+//! figures depend on the machine; the ratios should not.
 
 mod api;
 mod fleet;
@@ -50,6 +50,9 @@ async fn main() {
     let is_wanted = |name: &str| part.as_deref().is_none_or(|part| part == name);
     if is_wanted("verify") {
         verify::verify().await;
+    }
+    if is_wanted("tls") {
+        verify::verify_with_tls().await;
     }
     if is_wanted("generate") {
         verify::generate().await;

@@ -1,6 +1,7 @@
 //! Measures accepted verifies and delivered codes, each of another user, with the audit log on, in
 //! comparison with the same script in the same Redis.
 
+use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
@@ -22,12 +23,30 @@ const USERS: usize = 50_000;
 /// Verifies codes of authenticators.
 pub(crate) async fn verify() {
     println!("\nAn accepted verify, each of another of {USERS} users, with the audit log:\n");
+    verify_with(false).await;
+}
+
+/// The same, with TLS between sidecar and Redis. The script alone is called without.
+pub(crate) async fn verify_with_tls() {
+    println!("\nAn accepted verify, each of another of {USERS} users, over TLS to Redis:\n");
+    verify_with(true).await;
+}
+
+async fn verify_with(tls: bool) {
     print_head();
     for connections in CONNECTIONS {
         let redis = RedisServer::start().await;
         let policy = RealmRecord::default();
         let realm = Realm::publish(&redis, &policy, USERS, DeliveryMethod::App).await;
-        let sidecar = serve(realm.credentials(&redis).path()).await;
+        let credentials = realm.credentials(&redis);
+        if tls {
+            let (port, authority) = redis.open_tls_port().await;
+            let url = format!("rediss://127.0.0.1:{port}");
+            for (name, text) in [("redis-url", url), ("redis-ca", authority)] {
+                fs::write(credentials.path().join(name), text).expect("to write credentials");
+            }
+        }
+        let sidecar = serve(credentials.path()).await;
         measure(
             &sidecar,
             &redis,

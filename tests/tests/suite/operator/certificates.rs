@@ -2,7 +2,9 @@
 //! replaced without a failed request, and the server that uses them.
 
 use std::collections::{BTreeSet, VecDeque};
+use std::fs;
 use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -13,14 +15,15 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use serde_json::{Value, json};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::{CancellationToken, DropGuard};
-use twofactor_operator::testing::CertificateMetrics;
-use twofactor_operator::testing::certificates::{SECRET, Settings, maintain, rotation::Lifetimes};
+use twofactor_operator::testing::certificates::{SECRET, Settings, maintain};
+use twofactor_operator::testing::{CertificateMetrics, Lifetimes, given_certificate};
 use twofactor_server::admin::Check;
 use twofactor_server::http::{Limits, serve_tls};
 use twofactor_server::metrics::Registrar;
 use twofactor_server::tls::{CurrentCertificate, configuration};
 use twofactor_store::clock::Clock;
 use twofactor_tests::certificates::Authority;
+use twofactor_tests::scratch;
 use twofactor_tests::wait::eventually;
 use warp::Filter;
 use warp::reply::Reply;
@@ -171,7 +174,8 @@ async fn ask(
 
 #[tokio::test]
 async fn no_request_fails_while_authorities_and_certificates_are_replaced() {
-    let lifetimes = Lifetimes { authority: Duration::from_secs(15), leaf: Duration::from_secs(4) };
+    let (authority, leaf) = (Duration::from_secs(15), Duration::from_secs(4));
+    let lifetimes = Lifetimes { authority, leaf, ..Lifetimes::default() };
     let home = Home::new().await;
     home.configure();
     let replicas = [Replica::start(&home, lifetimes).await, Replica::start(&home, lifetimes).await];
@@ -288,8 +292,8 @@ async fn a_webhook_configuration_gets_its_ca_bundle_and_no_other_change() {
 
 #[tokio::test]
 async fn a_lost_or_damaged_authority_is_replaced_without_a_failed_request() {
-    let lifetimes =
-        Lifetimes { authority: Duration::from_secs(100), leaf: Duration::from_secs(50) };
+    let (authority, leaf) = (Duration::from_secs(100), Duration::from_secs(50));
+    let lifetimes = Lifetimes { authority, leaf, ..Lifetimes::default() };
     let home = Home::new().await;
     home.configure();
     let replica = Replica::start(&home, lifetimes).await;
@@ -319,6 +323,75 @@ async fn a_lost_or_damaged_authority_is_replaced_without_a_failed_request() {
         })
         .await;
     }
+}
+
+/// Writes a certificate for the webhook into a folder, as the kubelet does with that of
+/// cert-manager.
+fn give(folder: &Path, authority: &Authority, host: &str) {
+    let leaf = authority.server(&[host]);
+    fs::write(folder.join("tls.key"), leaf.key).unwrap();
+    fs::write(folder.join("tls.crt"), leaf.certificate).unwrap();
+}
+
+#[tokio::test]
+async fn a_certificate_of_another_program_is_followed_and_has_to_be_trusted() {
+    let home = Home::new().await;
+    home.configure();
+    let (folder, host) = (scratch::folder("given"), format!("{SERVICE}.{}.svc", home.namespace));
+    let (current, ready) =
+        (Arc::new(CurrentCertificate::default()), Check::required("certificate"));
+    let settings = given_certificate::Settings {
+        folder: folder.path().to_owned(),
+        host: host.clone(),
+        configuration: home.namespace.clone(),
+        poll: Duration::from_millis(200),
+    };
+    let stop = CancellationToken::new();
+    let mut registrar = Registrar::default();
+    tokio::spawn(given_certificate::follow(
+        home.client.clone(),
+        settings,
+        current.clone(),
+        ready.clone(),
+        CertificateMetrics::new(&mut registrar).unwrap(),
+        Clock::System,
+        stop.clone(),
+    ));
+    let address = serve(current.clone(), Limits::default(), stop.clone()).await;
+    let _stop = stop.drop_guard();
+    let inject = |authority: &Authority| {
+        let bundle = BASE64.encode(authority.pem().as_bytes());
+        let patch = json!([0, 1].map(|index| json!({
+            "op": "add", "path": format!("/webhooks/{index}/clientConfig/caBundle"), "value": bundle,
+        })));
+        let (kind, patch) = ("mutatingwebhookconfiguration", patch.to_string());
+        let _ = home.kubectl(&["patch", kind, &home.namespace, "--type=json", "-p", &patch]);
+    };
+    let authority = Authority::new("cert-manager");
+    give(folder.path(), &authority, &host);
+    eventually(BOUND, "the certificate to be used", async || current.certificate()).await;
+    assert!(!ready.passes(), "no API server trusts it yet");
+    inject(&authority);
+    eventually(BOUND, "the replica to be ready", async || ready.passes()).await;
+    let answer = ask(&trusting(&authority.pem(), &host, address), &host, address).await;
+    assert_eq!(answer.unwrap().status(), 200);
+
+    let before = current.certificate();
+    give(folder.path(), &authority, &host);
+    eventually(BOUND, "the renewed certificate", async || current.certificate() != before).await;
+    assert!(ready.passes());
+    // The previous one stays in use instead of one whose key is not there yet.
+    let renewed = current.certificate();
+    fs::write(folder.path().join("tls.crt"), authority.server(&[&host]).certificate).unwrap();
+    inject(&authority);
+    let answer = ask(&trusting(&authority.pem(), &host, address), &host, address).await;
+    assert_eq!(answer.unwrap().status(), 200);
+    assert_eq!(current.certificate(), renewed);
+    // An API server that trusts another authority would refuse every labelled pod.
+    inject(&Authority::new("another"));
+    eventually(BOUND * 2, "the replica not to be ready", async || !ready.passes()).await;
+    let secrets = home.kubectl(&["get", "secrets", "--output=name"]);
+    assert!(!secrets.contains(SECRET), "admission has made an authority: {secrets}");
 }
 
 fn local(authority: &Authority, current: &CurrentCertificate) {

@@ -19,6 +19,7 @@ mod reads;
 mod realms;
 mod redis;
 mod redis_access;
+mod redis_tls;
 mod replicas;
 mod restore;
 mod schema;

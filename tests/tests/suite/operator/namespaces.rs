@@ -36,12 +36,13 @@ const OF_USERS: [&str; 4] = [
     "twofactorusers.twofactor.fountainai.io [] [] [get list watch]",
     "twofactorusers.twofactor.fountainai.io/status [] [] [patch]",
 ];
-const OF_ITS_NAMESPACE: [&str; 7] = [
+const OF_ITS_NAMESPACE: [&str; 8] = [
     "events.events.k8s.io [] [] [create]",
     "leases.coordination.k8s.io [] [] [create]",
     "leases.coordination.k8s.io [] [LEASE] [get update]",
     "secrets [] [twofactor-keys] [get patch]",
     "secrets [] [twofactor-master-key] [get]",
+    "secrets [] [twofactor-redis-certificate] [get list watch update]",
     "secrets [] [twofactor-redis] [get list watch]",
     "secrets [] [twofactor-secret-key] [get]",
 ];

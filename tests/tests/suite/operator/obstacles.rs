@@ -29,7 +29,7 @@ impl Cluster {
     }
 
     /// Waits until the metric, the log and an Event about the Secret say what the leader needs.
-    async fn wait_blocked(&self, operator: &OperatorProcess, need: &str, secret: &str) {
+    pub(super) async fn wait_blocked(&self, operator: &OperatorProcess, need: &str, secret: &str) {
         let metric = format!("twofactor_leader_blocked{{need=\"{need}\"}} 1");
         eventually(BOUND, &metric, async || {
             let metrics = operator.admin().get("/metrics").await.body;

@@ -22,20 +22,21 @@ use crate::support::cluster::{BOUND, Cluster, Sidecar, app_user};
 /// Promised maximum of an outage.
 const OUTAGE: Duration = Duration::from_secs(10);
 /// Seven digits are never a code of a user with six; the answer shows that there was a decision.
-const WRONG: &str = "0000000";
+pub(super) const WRONG: &str = "0000000";
 
 /// Verifies until it is ended, and measures the longest time without a decision.
-struct Load {
+pub(super) struct Load {
     stop: Arc<AtomicBool>,
-    running: JoinHandle<(Sidecar, Duration, usize)>,
+    running: JoinHandle<(Sidecar, Duration, [usize; 2])>,
 }
 
 impl Load {
-    fn start(sidecar: Sidecar) -> Self {
+    pub(super) fn start(sidecar: Sidecar) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = stop.clone();
         let running = tokio::spawn(async move {
-            let (mut longest, mut decided, mut last) = (Duration::ZERO, 0, Instant::now());
+            let (mut longest, mut last) = (Duration::ZERO, Instant::now());
+            let [mut decided, mut failed] = [0, 0];
             let mut ticks = tokio::time::interval(Duration::from_millis(50));
             while !stopped.load(Ordering::Relaxed) {
                 ticks.tick().await;
@@ -45,18 +46,29 @@ impl Load {
                     decided += 1;
                 } else {
                     assert_eq!(reply.status, 503, "{}", reply.body);
+                    failed += 1;
                 }
             }
-            (sidecar, longest.max(last.elapsed()), decided)
+            (sidecar, longest.max(last.elapsed()), [decided, failed])
         });
         Self { stop, running }
     }
 
-    async fn end(self) -> Sidecar {
+    pub(super) async fn end(self) -> Sidecar {
+        self.end_with(usize::MAX).await
+    }
+
+    /// Ends, and checks that no answer was 503.
+    pub(super) async fn end_without_outage(self) -> Sidecar {
+        self.end_with(0).await
+    }
+
+    async fn end_with(self, allowed: usize) -> Sidecar {
         self.stop.store(true, Ordering::Relaxed);
-        let (sidecar, longest, decided) = self.running.await.unwrap();
-        eprintln!("{decided} decisions, longest outage {longest:?}");
+        let (sidecar, longest, [decided, failed]) = self.running.await.unwrap();
+        eprintln!("{decided} decisions, {failed} answers 503, longest outage {longest:?}");
         assert!(longest < OUTAGE && decided > 20, "{longest:?}, {decided}");
+        assert!(failed <= allowed, "{failed} answers were 503");
         sidecar
     }
 }
@@ -74,7 +86,7 @@ async fn set_password(redis: &mut MultiplexedConnection, password: &str) {
     close_others(redis).await;
 }
 
-async fn close_others(redis: &mut MultiplexedConnection) {
+pub(super) async fn close_others(redis: &mut MultiplexedConnection) {
     let mut kill = redis::cmd("CLIENT");
     kill.arg("KILL").arg("TYPE").arg("normal").exec_async(redis).await.unwrap();
 }
@@ -84,7 +96,7 @@ fn set_secret(cluster: &Cluster, password: &str) {
     let _ = cluster.in_home(&["patch", "secret", "twofactor-redis", "--patch", &patch]);
 }
 
-async fn wait_for_metric(operator: &OperatorProcess, line: &str) {
+pub(super) async fn wait_for_metric(operator: &OperatorProcess, line: &str) {
     eventually(BOUND * 2, line, async || {
         let metrics = operator.admin().get("/metrics").await.body;
         if metrics.contains(&format!("\n{line}\n")) { Ok(()) } else { Err("another value") }

@@ -17,7 +17,7 @@ use twofactor_tests::http::{ApiClient, Reply};
 use twofactor_tests::operator::{OperatorBuilder, OperatorProcess};
 use twofactor_tests::process::run;
 use twofactor_tests::redis::RedisServer;
-use twofactor_tests::sidecar::SidecarProcess;
+use twofactor_tests::sidecar::{SidecarBuilder, SidecarProcess};
 use twofactor_tests::wait::{eventually, eventually_every};
 use twofactor_tests::{scratch, tools};
 
@@ -294,14 +294,28 @@ impl Cluster {
 
     /// A sidecar of any realm in a namespace, with the credentials that the operator wrote there.
     pub(crate) async fn sidecar_of(&self, realm: &str, namespace: &str) -> Sidecar {
+        self.start_sidecar(SidecarProcess::builder(), realm, namespace).await
+    }
+
+    /// A sidecar of the previous release, with the credentials that the operator wrote.
+    pub(crate) async fn sidecar_of_previous_release(&self) -> Sidecar {
+        let builder = SidecarProcess::of_previous_release();
+        self.start_sidecar(builder, &self.namespace, &self.namespace).await
+    }
+
+    async fn start_sidecar(
+        &self,
+        builder: SidecarBuilder,
+        realm: &str,
+        namespace: &str,
+    ) -> Sidecar {
         self.ask_for(realm, namespace);
         let folder = scratch::folder("credentials");
         let what = format!("the credentials in {namespace}");
         eventually(BOUND, what, async || self.credentials_of(realm, namespace, "caller")).await;
         self.mount_of(realm, namespace, folder.path());
         let path = folder.path().to_str().unwrap().to_owned();
-        let process =
-            SidecarProcess::builder().args(["serve", "--credentials", &path]).start().await;
+        let process = builder.args(["serve", "--credentials", &path]).start().await;
         Sidecar { api: process.api(), process, folder }
     }
 

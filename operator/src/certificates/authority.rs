@@ -73,9 +73,13 @@ impl Root {
     /// The certificate as PEM.
     #[must_use]
     pub fn pem(&self) -> String {
-        let body = data_encoding::BASE64.encode(&self.der);
-        let lines: Vec<_> = body.as_bytes().chunks(64).map(String::from_utf8_lossy).collect();
-        format!("-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n", lines.join("\n"))
+        pem("CERTIFICATE", &self.der)
+    }
+
+    /// The certificate.
+    #[must_use]
+    pub const fn der(&self) -> &CertificateDer<'static> {
+        &self.der
     }
 
     /// Whether the certificate is valid now.
@@ -130,6 +134,20 @@ pub struct Leaf {
     pub until: UnixMillis,
 }
 
+impl Leaf {
+    /// The certificate as PEM.
+    #[must_use]
+    pub fn certificate_pem(&self) -> String {
+        pem("CERTIFICATE", &self.certificate)
+    }
+
+    /// Its key as PEM (PKCS#8).
+    #[must_use]
+    pub fn key_pem(&self) -> SecretText {
+        SecretText::new(pem("PRIVATE KEY", self.key.secret_der()))
+    }
+}
+
 impl fmt::Debug for Leaf {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.debug_struct("Leaf").field("until", &self.until).finish_non_exhaustive()
@@ -145,8 +163,7 @@ impl Authority {
         let mut params = CertificateParams::default();
         // A unique name, so that programs that compare names do not confuse old and new
         // authorities.
-        params.distinguished_name =
-            common_name(&format!("twofactor-operator webhook {}", now.millis()));
+        params.distinguished_name = common_name(&format!("twofactor-operator {}", now.millis()));
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         validity(&mut params, lifetime, ends(now, lifetime))?;
@@ -212,6 +229,12 @@ impl Authority {
         let key = PrivatePkcs8KeyDer::from(key.serialize_der()).into();
         Ok(Leaf { certificate: certificate.der().clone(), key, until })
     }
+}
+
+fn pem(label: &str, der: &[u8]) -> String {
+    let body = data_encoding::BASE64.encode(der);
+    let lines: Vec<_> = body.as_bytes().chunks(64).map(String::from_utf8_lossy).collect();
+    format!("-----BEGIN {label}-----\n{}\n-----END {label}-----\n", lines.join("\n"))
 }
 
 fn common_name(name: &str) -> DistinguishedName {

@@ -4,8 +4,7 @@
 //! Each replica does the same in rounds: it manages the authority, which all replicas share in a
 //! Secret, publishes the authority's certificate in the webhook configuration, and signs its own
 //! short-lived certificate. No replica leads, because every write has the version that was read as
-//! its precondition, so that a step is taken once. [`rotation`] decides the next step without I/O,
-//! and [`authority`] signs.
+//! its precondition, so that a step is taken once. [`rotation`] decides the next step without I/O.
 //!
 //! Watches of the two objects only tell when a round is due. A round reads both itself, one after
 //! the other, because what two watches have reported has no order.
@@ -29,23 +28,17 @@ use twofactor_server::admin::Check;
 use twofactor_server::tls::CurrentCertificate;
 use twofactor_store::clock::Clock;
 
+use super::metrics::CertificateMetrics;
+use super::trust::{LastProblem, Trust, published_roots};
+use crate::certificates::authority::{AuthorityError, Root};
+use crate::certificates::rotation::{self, Authorities, Damage, Lifetimes, Shown, Signed, Step};
 use crate::k8s::backoff::jittered;
 use crate::k8s::named_object::NamedObject;
 use crate::k8s::owned_secret::owned_secret;
 use crate::k8s::request::{self, ApiError};
 
-pub mod authority;
-pub mod rotation;
-
-use super::metrics::CertificateMetrics;
-use authority::{AuthorityError, Root};
-use rotation::{Authorities, Damage, Lifetimes, Shown, Signed, Step};
-
 /// Name of the Secret with the authority, in the operator's namespace.
 pub const SECRET: &str = "twofactor-webhook-ca";
-/// Time for which a replica stays ready although the configuration lacks its authority. If the
-/// caBundle was emptied, a replica fills it again sooner than a pod would become ready again.
-const MISSING_LIMIT: Duration = Duration::from_secs(30);
 /// Maximum interval between two rounds if nothing changes. A watch that has died in silence delays
 /// a change until then at most.
 const REST: Duration = Duration::from_mins(1);
@@ -132,8 +125,7 @@ pub async fn maintain(
         problem: LastProblem::default(),
         current,
         signed: None,
-        missing_since: None,
-        trusted: false,
+        trust: Trust::default(),
         settled: false,
         metrics,
     };
@@ -170,23 +162,6 @@ async fn rounds(mut replica: Replica, objects: [&NamedObject; 2], ready: Check, 
     }
 }
 
-/// The last problem, which is logged when it changes and not in every round.
-#[derive(Default)]
-struct LastProblem(Option<String>);
-
-impl LastProblem {
-    fn log(&mut self, problem: &str) {
-        if self.0.as_deref() != Some(problem) {
-            tracing::warn!("{problem}");
-            self.0 = Some(problem.to_owned());
-        }
-    }
-
-    fn clear(&mut self) {
-        self.0 = None;
-    }
-}
-
 /// Access to the objects in the API server.
 struct Objects {
     secrets: Api<Secret>,
@@ -216,34 +191,13 @@ impl Objects {
     }
 }
 
-/// The roots that are in the caBundle of every webhook of the configuration.
-fn published_roots(configuration: &MutatingWebhookConfiguration) -> Vec<Root> {
-    let webhooks = configuration.webhooks.iter().flatten();
-    let mut bundles = webhooks.map(|webhook| {
-        webhook
-            .client_config
-            .ca_bundle
-            .as_ref()
-            .map(|bundle| Root::all_in(&bundle.0))
-            .unwrap_or_default()
-    });
-    let mut roots = bundles.next().unwrap_or_default();
-    for bundle in bundles {
-        roots.retain(|root| bundle.contains(root));
-    }
-    roots
-}
-
 struct Replica {
     objects: Objects,
     shown: Shown,
     problem: LastProblem,
     current: Arc<CurrentCertificate>,
     signed: Option<Signed>,
-    /// Time since which the configuration lacks the certificate's authority.
-    missing_since: Option<UnixMillis>,
-    /// Whether the configuration has ever contained the certificate's authority.
-    trusted: bool,
+    trust: Trust,
     /// Whether the next step only waits for the end of a certificate or for a change.
     settled: bool,
     metrics: CertificateMetrics,
@@ -278,12 +232,9 @@ impl Replica {
             let is_current = self.signed.as_ref().is_some_and(|signed| signed.root == *root);
             self.settled = is_current && authorities.next.is_none();
         }
-        let now = clock.now();
-        if self.signed.as_ref().is_some_and(|signed| self.shown.since(&signed.root).is_some()) {
-            (self.trusted, self.missing_since) = (true, None);
-        } else {
-            self.missing_since.get_or_insert(now);
-        }
+        let is_shown =
+            self.signed.as_ref().is_some_and(|signed| self.shown.since(&signed.root).is_some());
+        self.trust.observe(is_shown, clock.now());
         Ok(())
     }
 
@@ -404,7 +355,7 @@ impl Replica {
         let leaf = authorities.current.sign(&self.objects.settings.names(), lifetimes.leaf, now)?;
         self.current.set(vec![leaf.certificate], leaf.key)?;
         if self.signed.as_ref().is_none_or(|signed| signed.root != *root) {
-            (self.trusted, self.missing_since) = (false, None);
+            self.trust = Trust::default();
         }
         tracing::info!(until = leaf.until.seconds(), "webhook certificate renewed");
         self.metrics.show_certificate(leaf.until, lifetimes.leaf);
@@ -413,8 +364,6 @@ impl Replica {
     }
 
     fn is_ready(&self, now: UnixMillis) -> bool {
-        let valid = self.signed.as_ref().is_some_and(|signed| signed.is_valid(now));
-        let missing = self.missing_since.is_some_and(|since| since.until(now) >= MISSING_LIMIT);
-        valid && self.trusted && !missing
+        self.signed.as_ref().is_some_and(|signed| signed.is_valid(now)) && self.trust.holds(now)
     }
 }

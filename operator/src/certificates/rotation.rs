@@ -1,14 +1,14 @@
 //! Decides the next step for the authority and for a replica's certificate. It takes the current
-//! state, the roots in the webhook configuration and the time, and returns the step and the state
-//! after it. No I/O.
+//! state, the roots that are shown to clients (the webhook configuration shows them to API servers,
+//! the credentials to services) and the time, and returns the step and the state after it. No I/O.
 //!
-//! An authority is replaced in phases, so that every certificate of a replica fits every bundle
-//! that an API server may still use:
+//! An authority is replaced in phases, so that every certificate fits every bundle that a client
+//! may still use:
 //!
 //! 1. the next authority is created, and the bundle contains it beside the current one;
-//! 2. after the bundle has contained it for the grace time, so that every API server knows it, it
+//! 2. after the bundle has contained it for the grace time, so that every client knows it, it
 //!    becomes the current one;
-//! 3. replicas replace their certificates; the previous authority stays in the bundle until the
+//! 3. servers replace their certificates; the previous authority stays in the bundle until the
 //!    last old certificate expires;
 //! 4. the bundle contains only the current one.
 
@@ -22,8 +22,6 @@ use twofactor_core::time::UnixMillis;
 
 use super::authority::{Authority, AuthorityError, Root};
 
-/// Maximum grace time.
-const LONGEST_GRACE: Duration = Duration::from_mins(1);
 /// Maximum number of previous roots, including those in the bundle when the Secret is lost.
 const MOST_PREVIOUS: usize = 4;
 
@@ -37,21 +35,27 @@ const PREVIOUS_UNTIL: &str = "previous.until";
 pub struct Lifetimes {
     /// Lifetime of the authority.
     pub authority: Duration,
-    /// Lifetime of a replica's certificate, much shorter than the authority's.
+    /// Lifetime of a server's certificate, much shorter than the authority's.
     pub leaf: Duration,
+    /// Maximum grace time.
+    pub longest_grace: Duration,
 }
 
 impl Default for Lifetimes {
     fn default() -> Self {
-        Self { authority: Duration::from_hours(365 * 24), leaf: Duration::from_hours(24) }
+        Self {
+            authority: Duration::from_hours(365 * 24),
+            leaf: Duration::from_hours(24),
+            longest_grace: Duration::from_mins(1),
+        }
     }
 }
 
 impl Lifetimes {
-    /// Grace time, in which every API server sees a change of the webhook configuration.
+    /// Grace time, in which every client sees a change of the bundle.
     #[must_use]
     pub fn grace(&self) -> Duration {
-        LONGEST_GRACE.min(self.authority / 10)
+        self.longest_grace.min(self.authority / 10)
     }
 }
 
@@ -99,7 +103,7 @@ pub enum Step {
 }
 
 impl Authorities {
-    /// Creates a first authority. `shown` are the roots that API servers trust now, because
+    /// Creates a first authority. `shown` are the roots that clients trust now, because
     /// certificates of a lost Secret are still in use for a short time.
     ///
     /// # Errors
@@ -157,7 +161,7 @@ impl Authorities {
         data
     }
 
-    /// The roots that API servers have to trust.
+    /// The roots that clients have to trust, first the one that signs.
     #[must_use]
     pub fn trusted(&self) -> Vec<Root> {
         let with_keys =
@@ -240,24 +244,30 @@ fn later(now: UnixMillis, by: Duration) -> UnixMillis {
     now.offset(i64::try_from(by.as_millis()).unwrap_or(i64::MAX))
 }
 
-/// The roots in the webhook configuration, and since when, as this process has observed.
+/// The roots that are shown to clients, and since when, as this process has observed.
 #[derive(Debug, Default)]
 pub struct Shown(Vec<(Root, UnixMillis)>);
 
 impl Shown {
-    /// Records the roots in the configuration.
+    /// Records the roots that are shown.
     pub fn record(&mut self, roots: &[Root], now: UnixMillis) {
         let since = |root: &Root| self.since(root).unwrap_or(now);
         self.0 = roots.iter().map(|root| (root.clone(), since(root))).collect();
     }
 
-    /// The time since which the configuration contains a root.
+    /// Returns the roots that are shown.
+    #[must_use]
+    pub fn roots(&self) -> Vec<Root> {
+        self.0.iter().map(|(root, _)| root.clone()).collect()
+    }
+
+    /// The time since which a root is shown.
     #[must_use]
     pub fn since(&self, root: &Root) -> Option<UnixMillis> {
         self.0.iter().find(|(shown, _)| shown == root).map(|(_, since)| *since)
     }
 
-    /// Whether the configuration has contained a root for that long.
+    /// Whether a root has been shown for that long.
     #[must_use]
     pub fn for_as_long(&self, root: &Root, time: Duration, now: UnixMillis) -> bool {
         self.since(root).is_some_and(|since| since.until(now) >= time)
@@ -308,8 +318,11 @@ mod tests {
     use super::*;
 
     const START: UnixMillis = UnixMillis::from_seconds(1_800_000_000);
-    const LIFETIMES: Lifetimes =
-        Lifetimes { authority: Duration::from_hours(900), leaf: Duration::from_hours(24) };
+    const LIFETIMES: Lifetimes = Lifetimes {
+        authority: Duration::from_hours(900),
+        leaf: Duration::from_hours(24),
+        longest_grace: Duration::from_mins(1),
+    };
 
     fn at(hours: u64) -> UnixMillis {
         UnixMillis::from_seconds(START.seconds() + hours * 3600)
@@ -369,7 +382,8 @@ mod tests {
 
     #[test]
     fn an_authority_made_under_shorter_lifetimes_is_replaced_before_its_end() {
-        let short = Lifetimes { authority: Duration::from_secs(45), leaf: Duration::from_secs(15) };
+        let (authority, leaf) = (Duration::from_secs(45), Duration::from_secs(15));
+        let short = Lifetimes { authority, leaf, ..LIFETIMES };
         let after = |seconds: u64| UnixMillis::from_seconds(START.seconds() + seconds);
         let first = Authorities::start(Vec::new(), &short, START).unwrap();
         let signed =
