@@ -1,6 +1,6 @@
 # Builds the images of the operator and of the sidecar. `make images` builds both; by hand:
-#   docker build --target operator --tag fountainai/twofactor-operator:0.1.0 .
-#   docker build --target sidecar  --tag fountainai/twofactor-sidecar:0.1.0 .
+#   docker build --target operator --tag fountainai/twofactor-operator:0.2.0 .
+#   docker build --target sidecar  --tag fountainai/twofactor-sidecar:0.2.0 .
 # No instruction needs BuildKit, so podman and buildah build it too (older buildah needs
 # --build-arg BINARIES=build).
 #
@@ -54,7 +54,7 @@ FROM ${BINARIES} AS binaries
 
 # ---- The operator
 FROM ${BASE} AS operator
-ARG VERSION=0.1.0
+ARG VERSION=0.2.0
 ARG REVISION=
 ARG SOURCE=
 LABEL org.opencontainers.image.title="FountainAI two-factor operator" \
@@ -73,7 +73,7 @@ ENTRYPOINT ["/usr/local/bin/twofactor-operator"]
 
 # ---- The sidecar
 FROM ${BASE} AS sidecar
-ARG VERSION=0.1.0
+ARG VERSION=0.2.0
 ARG REVISION=
 ARG SOURCE=
 LABEL org.opencontainers.image.title="FountainAI two-factor sidecar" \
