@@ -86,6 +86,10 @@ pub struct Endpoint {
     /// Certificate authorities (PEM) of the server, in place of the system's.
     #[serde(default)]
     pub ca_certificates: Option<String>,
+    /// HTTP proxy that connects to the server, `http://` with a host. The URL may contain a name
+    /// and a password. Without a proxy, the connection is direct.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proxy: Option<SecretText>,
 }
 
 /// An account with Twilio, or with a provider that has the same API.

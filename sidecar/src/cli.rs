@@ -40,6 +40,8 @@ Passwords, and the settings that belong to them, come from the environment only:
                  the account that text messages are sent with
   TWILIO_API_URL, TWILIO_CA_FILE, TWILIO_ALLOW_HTTP
                  another server with the API of Twilio: address, CA certificates (PEM), and true for http
+  TWILIO_PROXY, WEBHOOK_PROXY
+                 HTTP proxies, such as http://name:password@proxy.example.org:3128
   WEBHOOK_URL, WEBHOOK_SECRET, WEBHOOK_CA_FILE, WEBHOOK_ALLOW_HTTP
                  receiver of signed webhooks, its secret (whsec_...), CA certificates (PEM), and true for http
   MESSAGE_SUBJECT, MESSAGE_TEXT, MESSAGE_HTML, MESSAGE_SMS

@@ -10,6 +10,7 @@
 pub mod apiserver;
 pub mod browser;
 pub mod certificates;
+pub mod connect_proxy;
 pub mod faults;
 pub mod http;
 pub mod kubernetes;

@@ -61,11 +61,13 @@ fn webhook(
         };
     let allow_http = flag("WEBHOOK_ALLOW_HTTP", variable("WEBHOOK_ALLOW_HTTP").as_deref())?;
     let url = address("WEBHOOK_URL", "WEBHOOK_ALLOW_HTTP", &url, allow_http)?;
+    let proxy = proxy("WEBHOOK_PROXY", variable("WEBHOOK_PROXY"), &url)?;
     let secrets = WebhookSecrets::parse(secret.expose_secret())
         .map_err(|error| wrong("WEBHOOK_SECRET", error.to_string()))?;
     let receiver = Endpoint {
         url: SecretText::new(url.into()),
         ca_certificates: certificates("WEBHOOK_CA", variable("WEBHOOK_CA"))?,
+        proxy,
     };
     Ok(Some(WebhookSettings { receiver, secrets }))
 }
@@ -101,6 +103,29 @@ fn address(
         return Err(wrong(variable, "must not hold a #: what follows one is never sent"));
     }
     Ok(url)
+}
+
+/// Reads the proxy through which requests to `server` go.
+fn proxy(
+    variable: &'static str,
+    text: Option<String>,
+    server: &Url,
+) -> Result<Option<SecretText>, SettingsError> {
+    let Some(text) = text else { return Ok(None) };
+    let blank = |c: char| c.is_whitespace() || c.is_control();
+    let url = Url::parse(&text).ok().filter(|url| {
+        let is_whole = url.path() == "/" && url.query().is_none() && url.fragment().is_none();
+        url.scheme() == "http" && url.has_host() && is_whole && !text.contains(blank)
+    });
+    if url.is_none() {
+        let message = "must be like http://proxy.example.org:3128, with name:password@ before the \
+                       host if the proxy asks for them";
+        return Err(wrong(variable, message));
+    }
+    if server.scheme() != "https" {
+        return Err(wrong(variable, "needs an https address, because the proxy could read codes"));
+    }
+    Ok(Some(SecretText::new(text)))
 }
 
 fn flag(variable: &'static str, text: Option<&str>) -> Result<bool, SettingsError> {
@@ -254,6 +279,21 @@ mod tests {
     }
 
     #[test]
+    fn a_proxy_is_that_of_one_provider_and_never_printed() {
+        let proxy = "http://otp:very-secret-value@proxy.example.org:3128";
+        let found = read(&[&[("TWILIO_PROXY", proxy)], &TWILIO, &WEBHOOK]).providers;
+        let (twilio, webhook) = (found.twilio.unwrap(), found.webhook.unwrap());
+        assert_eq!(twilio.api.proxy.as_ref().unwrap().expose_secret(), proxy);
+        assert_eq!(webhook.receiver.proxy, None);
+        assert!(!format!("{twilio:?}").contains("secret-value"));
+        for address in ["http://[2001:db8::1]:3128/", "http://proxy"] {
+            let found = read(&[&[("WEBHOOK_PROXY", address)], &WEBHOOK]).providers;
+            let proxy = found.webhook.unwrap().receiver.proxy.unwrap();
+            assert_eq!(proxy.expose_secret(), address);
+        }
+    }
+
+    #[test]
     fn an_invalid_provider_is_named_and_does_not_affect_the_others() {
         let from = |variable: &str| match variable.split('_').next() {
             Some("SMTP") => DeliveryMethod::Email,
@@ -312,6 +352,19 @@ mod tests {
             (&[("TWILIO_API_URL", "http://secret-value.example.org")], "TWILIO_API_URL"),
             (&[("TWILIO_API_URL", "https://example.org/?x=secret-value")], "TWILIO_API_URL"),
             (&[("TWILIO_ALLOW_HTTP", "yes")], "TWILIO_ALLOW_HTTP"),
+            (&[("TWILIO_PROXY", "secret-value.example.org:3128")], "TWILIO_PROXY"),
+            (&[("TWILIO_PROXY", "https://secret-value.example.org")], "TWILIO_PROXY"),
+            (&[("TWILIO_PROXY", "socks5://secret-value.example.org")], "TWILIO_PROXY"),
+            (&[("TWILIO_PROXY", "http://proxy.example.org/secret-value")], "TWILIO_PROXY"),
+            (&[("WEBHOOK_PROXY", "http://x:secret-value\n@proxy")], "WEBHOOK_PROXY"),
+            (
+                &[
+                    ("WEBHOOK_URL", "http://otp.example.org"),
+                    ("WEBHOOK_ALLOW_HTTP", "true"),
+                    ("WEBHOOK_PROXY", "http://x:secret-value@proxy"),
+                ],
+                "WEBHOOK_PROXY",
+            ),
             (&[("WEBHOOK_URL", "")], "WEBHOOK_URL"),
             (&[("WEBHOOK_URL", "otp.example.org")], "WEBHOOK_URL"),
             (&[("WEBHOOK_URL", "https://otp.example.org/a b")], "WEBHOOK_URL"),

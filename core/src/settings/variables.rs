@@ -53,7 +53,7 @@ const fn variable(
 }
 
 /// All variables that [`realm`](super::realm) reads.
-pub const VARIABLES: [Variable; 41] = [
+pub const VARIABLES: [Variable; 43] = [
     variable(
         Group::Policy,
         "ISSUER",
@@ -234,6 +234,13 @@ pub const VARIABLES: [Variable; 41] = [
         "Whether TWILIO_API_URL may be http, so that codes travel in clear, true or false",
     ),
     variable(
+        Group::Sms,
+        "TWILIO_PROXY",
+        "",
+        "HTTP proxy to that address, such as http://proxy.example.org:3128, also with \
+         name:password@; without it, the connection is direct, whatever HTTPS_PROXY says",
+    ),
+    variable(
         Group::Webhook,
         "WEBHOOK_URL",
         "",
@@ -256,6 +263,13 @@ pub const VARIABLES: [Variable; 41] = [
         "WEBHOOK_ALLOW_HTTP",
         "false",
         "Whether WEBHOOK_URL may be http, so that codes travel in clear, true or false",
+    ),
+    variable(
+        Group::Webhook,
+        "WEBHOOK_PROXY",
+        "",
+        "HTTP proxy to the receiver, such as http://proxy.example.org:3128, also with \
+         name:password@; without it, the connection is direct, whatever HTTPS_PROXY says",
     ),
     variable(
         Group::Messages,
@@ -285,8 +299,8 @@ pub const VARIABLES: [Variable; 41] = [
 ];
 
 /// The variables of providers, which a realm's Secret may contain.
-pub const PROVIDERS: [&str; 21] = {
-    let mut names = [""; 21];
+pub const PROVIDERS: [&str; 23] = {
+    let mut names = [""; 23];
     let (mut index, mut found) = (0, 0);
     while index < VARIABLES.len() {
         if VARIABLES[index].group.is_provider() {

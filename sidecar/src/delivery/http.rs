@@ -1,14 +1,14 @@
 //! Sends HTTP requests for channels.
 //!
 //! Redirects are never followed and no proxy of the environment is used, because a code may only go
-//! to the address that the realm names.
+//! to the address that the realm names, and over the proxy that it names.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 use reqwest::redirect::Policy;
-use reqwest::{Certificate, Client, RequestBuilder, Response, StatusCode};
+use reqwest::{Certificate, Client, Proxy, RequestBuilder, Response, StatusCode};
 use twofactor_core::provider::Endpoint;
 
 use super::CONNECT_TIMEOUT;
@@ -24,6 +24,8 @@ const MOST_IDLE: usize = 64;
 const LATE: Duration = Duration::from_millis(250);
 /// Maximum size of an answer in bytes.
 const LONGEST_ANSWER: usize = 64 * 1024;
+/// How hyper names the answer 407 of a proxy, in an error without a public type.
+const PROXY_LOGIN: &str = "tunnel error: proxy authorization required";
 
 /// The client of one endpoint, built when it is first used because reading the system's
 /// certificates takes time.
@@ -70,6 +72,10 @@ fn build(endpoint: &Endpoint) -> Result<Client, DeliveryError> {
         let wrong = |_| DeliveryError::Misconfigured("the CA certificates are not PEM".into());
         builder =
             builder.tls_certs_only(Certificate::from_pem_bundle(bundle.as_bytes()).map_err(wrong)?);
+    }
+    if let Some(proxy) = &endpoint.proxy {
+        let wrong = |_| DeliveryError::Misconfigured("the proxy is not a URL".into());
+        builder = builder.proxy(Proxy::https(proxy.expose_secret()).map_err(wrong)?);
     }
     builder.build().map_err(|_| DeliveryError::Misconfigured("TLS towards the provider".into()))
 }
@@ -128,7 +134,10 @@ fn classify(error: &reqwest::Error) -> DeliveryError {
     } else if error.is_builder() {
         DeliveryError::Misconfigured("no request to the provider could be made".into())
     } else if error.is_connect() {
-        DeliveryError::Unreachable(cause(error))
+        match cause(error) {
+            cause if cause == PROXY_LOGIN => DeliveryError::Misconfigured(cause.into()),
+            cause => DeliveryError::Unreachable(cause),
+        }
     } else {
         DeliveryError::Broken(cause(error))
     }

@@ -172,6 +172,7 @@ async fn the_example_of_the_documentation_sends_its_text() {
         receiver: Endpoint {
             url: SecretText::new(format!("http://{}/alerts", listener.local_addr().unwrap())),
             ca_certificates: None,
+            proxy: None,
         },
         secrets: WebhookSecrets::parse("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw").unwrap(),
     };

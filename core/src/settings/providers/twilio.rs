@@ -1,6 +1,6 @@
 //! Reads the settings of Twilio.
 
-use super::{address, certificates, flag};
+use super::{address, certificates, flag, proxy};
 use crate::provider::{Endpoint, TwilioSender, TwilioSettings};
 use crate::secret::SecretText;
 use crate::settings::{SettingsError, wrong};
@@ -50,9 +50,11 @@ pub(super) fn twilio(
             "must not have a query: the path of the API is added to it",
         ));
     }
+    let proxy = proxy("TWILIO_PROXY", variable("TWILIO_PROXY"), &url)?;
     let api = Endpoint {
         url: SecretText::new(url.as_str().trim_end_matches('/').to_owned()),
         ca_certificates: certificates("TWILIO_CA", variable("TWILIO_CA"))?,
+        proxy,
     };
     Ok(Some(TwilioSettings { api, account_sid, api_key, auth_token, sender }))
 }

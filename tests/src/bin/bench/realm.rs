@@ -52,7 +52,8 @@ pub(crate) struct Realm {
 
 /// A policy of a realm that sends codes to a webhook, to each user once an hour.
 pub(crate) fn with_webhook(url: &str) -> RealmRecord {
-    let receiver = Endpoint { url: SecretText::new(url.to_owned()), ca_certificates: None };
+    let receiver =
+        Endpoint { url: SecretText::new(url.to_owned()), ca_certificates: None, proxy: None };
     let secrets = WebhookSecrets::parse(WEBHOOK_SECRET).expect("a secret");
     let webhook = Some(WebhookSettings { receiver, secrets });
     let providers = Providers { webhook, ..Providers::default() };

@@ -5,6 +5,7 @@ mod fuzz;
 mod headers;
 mod http_answers;
 mod provider_rules;
+mod proxy;
 mod sms;
 mod sms_receiver;
 mod smtp;

@@ -22,12 +22,12 @@ const TOKEN: &str = "the-token-of-the-account";
 const NUMBER: &str = "+4930123456";
 const BOUND: Duration = Duration::from_secs(10);
 
-async fn twilio() -> Provider {
+pub(super) async fn twilio() -> Provider {
     Provider::twilio(ACCOUNT, TOKEN).await
 }
 
 /// A sidecar for `count` users with a phone each, each of which requests one code.
-async fn sidecar(
+pub(super) async fn sidecar(
     provider: &Provider,
     count: usize,
     variables: &[(&str, &str)],
@@ -234,6 +234,7 @@ async fn a_published_twilio_account_is_used_and_a_correction_needs_no_restart() 
             api: Endpoint {
                 url: SecretText::new(provider.url().to_owned()),
                 ca_certificates: Some(fs::read_to_string(provider.ca_path()).unwrap()),
+                proxy: None,
             },
             account_sid: ACCOUNT.to_owned(),
             api_key: None,

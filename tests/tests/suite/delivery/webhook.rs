@@ -19,7 +19,7 @@ fn secret(seed: u8) -> String {
 }
 
 /// A sidecar for `count` users whose codes go to the webhook.
-async fn sidecar(
+pub(super) async fn sidecar(
     provider: &Provider,
     secrets: &str,
     count: usize,
