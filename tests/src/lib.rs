@@ -13,6 +13,7 @@ pub mod certificates;
 pub mod connect_proxy;
 pub mod faults;
 pub mod http;
+pub mod injector;
 pub mod kubernetes;
 pub mod mail;
 pub mod operator;

@@ -8,6 +8,7 @@ mod gitops;
 mod heartbeat;
 mod idle;
 mod imports;
+mod injectors;
 mod keys;
 mod lease;
 mod many_realms;

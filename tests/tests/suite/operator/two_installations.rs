@@ -3,14 +3,11 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::net::SocketAddr;
-use std::path::Path;
 
 use serde_json::{Value, json};
 use twofactor_tests::operator::OperatorProcess;
-use twofactor_tests::process::run;
+use twofactor_tests::scratch;
 use twofactor_tests::wait::eventually;
-use twofactor_tests::{ports, scratch, tools};
 
 use crate::support::cluster::{BOUND, Cluster, app_user};
 
@@ -25,23 +22,7 @@ struct Installation {
 
 impl Installation {
     async fn new(cluster: Cluster, name: &'static str, memory: &'static str) -> Self {
-        let port = ports::free_port();
-        let mut webhook = rendered_webhook(&cluster, name);
-        webhook["webhooks"][0]["clientConfig"]["service"]["port"] = json!(port);
-        // No node routes a Service here, so it leads to the address of admission.
-        let service = json!({
-            "apiVersion": "v1", "kind": "Service",
-            "metadata": { "name": name, "namespace": cluster.home },
-            "spec": { "type": "ExternalName", "externalName": "127.0.0.1" },
-        });
-        cluster.apply_anywhere(&format!("{service}\n---\n{webhook}"));
-        let address = SocketAddr::from(([127, 0, 0, 1], port));
-        let admission = OperatorProcess::admission(&cluster.server.kubeconfig_path(), address)
-            .args(["--operator-namespace", &cluster.home, "--namespace", &cluster.namespace])
-            .args(["--webhook-configuration", name, "--webhook-service", name])
-            .env("TWOFACTOR_SIDECAR_MEMORY_REQUEST", memory)
-            .start()
-            .await;
+        let admission = cluster.webhook(name, &["--sidecar-memory-request", memory]).await;
         Self { cluster, name, memory, _admission: admission }
     }
 
@@ -102,27 +83,6 @@ impl Installation {
         };
         found.map(entry).collect()
     }
-}
-
-/// The webhook configuration of the chart.
-fn rendered_webhook(cluster: &Cluster, name: &str) -> Value {
-    let chart = Path::new(env!("CARGO_MANIFEST_DIR")).join("../charts/fountainai-2fa");
-    let values = format!("name={name},operator.namespaces={{{}}}", cluster.namespace);
-    let rendered = run(
-        tools::find("helm"),
-        &[
-            "template",
-            name,
-            chart.to_str().unwrap(),
-            "--namespace",
-            &cluster.home,
-            "--show-only",
-            "templates/webhook.yaml",
-            "--set",
-            &values,
-        ],
-    );
-    serde_saphyr::from_str(&rendered).unwrap()
 }
 
 fn realm(caller: &str) -> String {

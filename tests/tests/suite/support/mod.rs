@@ -4,4 +4,5 @@ pub(crate) mod cluster;
 pub(crate) mod home;
 pub(crate) mod neighbour;
 pub(crate) mod sidecar;
+pub(crate) mod webhook;
 pub(crate) mod world;
