@@ -10,7 +10,7 @@ mod failure;
 use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::Pod;
-use kube::api::{DeleteParams, PostParams};
+use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
 use kube::{Api, Client};
 use serde_json::json;
 use twofactor_api::{TwoFactorUser, labels};
@@ -23,6 +23,8 @@ use crate::k8s::request::{self, ApiError};
 /// Timeout for each finding. Pods may still be starting when the test begins.
 const BOUND: Duration = Duration::from_mins(2);
 const PAUSE: Duration = Duration::from_secs(1);
+/// Reason of a user that waits for its Secret, because new seeds are held.
+const HELD: &str = "NewSeedsHeld";
 /// Name of the user and of the pod.
 const NAME: &str = "self-test";
 
@@ -88,6 +90,14 @@ pub async fn run(client: Client, settings: Settings) -> Result<(), Failure> {
     removed
 }
 
+/// Whether the user has got a seed without asking for one.
+#[derive(PartialEq, Eq)]
+enum Seed {
+    Made,
+    /// Secrets are being restored, so the operator makes a seed only for users that ask for it.
+    Held,
+}
+
 /// The user and the pod of the test.
 struct People {
     users: Api<TwoFactorUser>,
@@ -100,16 +110,19 @@ impl People {
         let created = request::within(self.users.create(&PostParams::default(), &user)).await;
         created.map_err(|error| failure("a user is created", &error))?;
         let begun = Instant::now();
-        within("the user becomes ready", async || {
-            let user = api(request::within(self.users.get_status(NAME)).await)?;
-            let conditions = user.status.map(|status| status.conditions).unwrap_or_default();
-            match conditions.into_iter().find(|it| it.type_ == labels::CONDITION_READY) {
-                Some(ready) if ready.status == "True" => Ok(()),
-                Some(ready) => Err(format!("{}: {}", ready.reason, ready.message)),
-                None => Err("it has no condition yet".to_owned()),
-            }
-        })
-        .await?;
+        if self.ready_or_held().await? == Seed::Held {
+            say("new seeds are held (operator.holdNewSeeds): users without a Secret wait for it");
+            let ask =
+                json!({ "metadata": { "annotations": { (labels::ROTATE_ANNOTATION): NAME } } });
+            let (params, ask) = (PatchParams::default(), Patch::Merge(ask));
+            api(request::within(self.users.patch(NAME, &params, &ask)).await)
+                .map_err(|error| failure("the user asks for a seed", &error))?;
+            within("the user becomes ready", async || match self.ready().await? {
+                Ok(()) => Ok(()),
+                Err((reason, message)) => Err(format!("{reason}: {message}")),
+            })
+            .await?;
+        }
         say(&format!("a user becomes ready ({:.1} s)", begun.elapsed().as_secs_f64()));
         let begun = Instant::now();
         let pod = within("a labelled pod is created", async || {
@@ -133,6 +146,27 @@ impl People {
         .await?;
         say(&format!("the pod verifies a code ({:.1} s)", begun.elapsed().as_secs_f64()));
         Ok(())
+    }
+
+    /// Waits until the user is ready, or waits for its Secret because new seeds are held.
+    async fn ready_or_held(&self) -> Result<Seed, Failure> {
+        within("the user becomes ready", async || match self.ready().await? {
+            Ok(()) => Ok(Seed::Made),
+            Err((reason, _)) if reason == HELD => Ok(Seed::Held),
+            Err((reason, message)) => Err(format!("{reason}: {message}")),
+        })
+        .await
+    }
+
+    /// Whether the user is ready, or the reason and the message of its condition.
+    async fn ready(&self) -> Result<Result<(), (String, String)>, String> {
+        let user = api(request::within(self.users.get_status(NAME)).await)?;
+        let conditions = user.status.map(|status| status.conditions).unwrap_or_default();
+        match conditions.into_iter().find(|it| it.type_ == labels::CONDITION_READY) {
+            Some(ready) if ready.status == "True" => Ok(Ok(())),
+            Some(ready) => Ok(Err((ready.reason, ready.message))),
+            None => Err("it has no condition yet".to_owned()),
+        }
     }
 
     /// Deletes both, and waits until nothing of the user is left in Redis.

@@ -25,6 +25,7 @@ mod replicas;
 mod restore;
 mod schema;
 mod seeds;
+mod self_test;
 mod tokens;
 mod two_installations;
 mod upgrade;
