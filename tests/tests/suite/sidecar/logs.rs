@@ -4,9 +4,9 @@ use std::fs;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use twofactor_tests::scratch;
 use twofactor_tests::sidecar::SidecarProcess;
 use twofactor_tests::wait::eventually;
+use twofactor_tests::{ports, scratch};
 
 const USERS: &str = r#"
 apiVersion: twofactor.fountainai.io/v1alpha1
@@ -90,6 +90,15 @@ async fn text_lines_quote_what_a_caller_chose() {
     }
 }
 
+const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
+
+/// The spans of the JSON lines that contain a text.
+fn spans(log: &str, text: &str) -> Vec<Value> {
+    let lines = log.lines().filter(|line| line.contains(text));
+    let span = |line| serde_json::from_str::<Value>(line).expect("a JSON object")["span"].take();
+    lines.map(span).collect()
+}
+
 #[tokio::test]
 async fn the_lines_of_a_request_have_the_trace_or_the_request_id_of_its_caller() {
     let folder = scratch::folder("manifests");
@@ -97,26 +106,53 @@ async fn the_lines_of_a_request_have_the_trace_or_the_request_id_of_its_caller()
     let sidecar = SidecarProcess::builder()
         .args(["dev", folder.path().to_str().unwrap()])
         .env("TWOFACTOR_LOG_FORMAT", "json")
+        .env("SMTP_SERVER", "127.0.0.1")
+        .env("SMTP_PORT", &ports::free_port().to_string())
+        .env("SMTP_SECURITY", "plain")
+        .env("SMTP_FROM_EMAIL", "otp@example.org")
         .start()
         .await;
-    let trace = "4bf92f3577b34da6a3ce929d0e0e4736";
-    let parent = format!("00-{trace}-00f067aa0ba902b7-01");
+    let parent = format!("00-{TRACE}-00f067aa0ba902b7-01");
+    let no_trace = format!("00-{}-00f067aa0ba902b7-01", "0".repeat(32));
+    let (upper, too_long) = (parent.to_uppercase(), "x".repeat(65));
     let body = json!({ "username": "alice", "otp_code": "000000" }).to_string();
     let json = ("content-type", "application/json");
-    for more in [("traceparent", parent.as_str()), ("x-request-id", "req-7"), ("accept", "*/*")] {
+    // What is invalid is ignored, and the request gets an id of the sidecar's own.
+    let sent = [
+        (("traceparent", parent.as_str()), Some(("trace_id", TRACE))),
+        (("x-request-id", "req-7"), Some(("request_id", "req-7"))),
+        (("accept", "*/*"), None),
+        (("traceparent", upper.as_str()), None),
+        (("traceparent", no_trace.as_str()), None),
+        (("traceparent", "00-\"x\" outcome=\"accepted"), None),
+        (("x-request-id", too_long.as_str()), None),
+        (("x-request-id", "7\" outcome=\"accepted"), None),
+    ];
+    for (more, _) in sent {
         sidecar.api().raw("POST", "/auth/verify", &[json, more], body.clone()).await;
     }
-    let spans = eventually(Duration::from_secs(5), "three audit lines", async || {
+    let found = eventually(Duration::from_secs(5), "an audit line of each", async || {
         let log = sidecar.process().stderr();
-        let lines = log.lines().filter(|line| line.contains("\"audit\""));
-        let spans: Vec<Value> = lines
-            .map(|line| serde_json::from_str::<Value>(line).expect("a JSON object")["span"].take())
-            .collect();
-        if spans.len() == 3 { Ok(spans) } else { Err(log) }
+        let spans = spans(&log, "\"audit\"");
+        if spans.len() == sent.len() { Ok(spans) } else { Err(log) }
     })
     .await;
-    assert_eq!(spans[0]["trace_id"], trace);
-    assert_eq!(spans[1]["request_id"], "req-7");
-    let own = spans[2]["request_id"].as_str().unwrap();
-    assert!(own.len() == 16 && own.bytes().all(|byte| byte.is_ascii_hexdigit()), "{own}");
+    for ((header, expected), span) in sent.iter().zip(&found) {
+        if let Some((field, value)) = expected {
+            assert_eq!(span[field], *value, "{header:?}");
+        } else {
+            let own = span["request_id"].as_str().unwrap();
+            let is_number = own.len() == 16 && own.bytes().all(|byte| byte.is_ascii_hexdigit());
+            assert!(is_number && span["trace_id"].is_null(), "{header:?}: {span}");
+        }
+    }
+
+    // The line of a delivery that fails has the trace too.
+    let headers = [json, ("traceparent", parent.as_str())];
+    let body = json!({ "username": "alice" }).to_string();
+    let reply = sidecar.api().raw("POST", "/auth/generate", &headers, body).await;
+    assert_eq!(reply.status, 502, "{}", reply.body);
+    let log = sidecar.process().stderr();
+    let failed = spans(&log, "code not delivered");
+    assert!(failed.len() == 1 && failed[0]["trace_id"] == TRACE, "{log}");
 }
