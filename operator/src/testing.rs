@@ -2,7 +2,7 @@
 
 use twofactor_server::metrics::Metric;
 
-pub use crate::certificates::rotation::Lifetimes;
+pub use crate::certificates::rotation::{Authorities, Lifetimes};
 use crate::k8s::watch_signs::{SignAges, WatchSigns};
 use crate::metrics::{self, Metrics};
 pub use crate::process::lease;

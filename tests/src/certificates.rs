@@ -1,9 +1,12 @@
 //! Creates a certificate authority for a test, and certificates that it signs, as PEM.
 
+use std::time::{Duration, SystemTime};
+
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType,
     ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose,
 };
+use twofactor_core::time::UnixMillis;
 
 /// A certificate and its private key.
 #[derive(Clone, Debug)]
@@ -24,7 +27,18 @@ impl Authority {
     /// A new authority called `name`.
     #[must_use]
     pub fn new(name: &str) -> Self {
+        Self::of(name, CertificateParams::default())
+    }
+
+    /// A new authority called `name` with this end.
+    #[must_use]
+    pub fn until(name: &str, end: UnixMillis) -> Self {
         let mut params = CertificateParams::default();
+        params.not_after = (SystemTime::UNIX_EPOCH + Duration::from_secs(end.seconds())).into();
+        Self::of(name, params)
+    }
+
+    fn of(name: &str, mut params: CertificateParams) -> Self {
         params.distinguished_name.push(DnType::CommonName, name);
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];

@@ -77,6 +77,14 @@ impl Prometheus {
         self.ask("query", &[("query", text)]).await
     }
 
+    /// The results of a query for a moment, a Unix time in seconds.
+    ///
+    /// # Errors
+    /// If Prometheus refuses the query: its words.
+    pub async fn query_at(&self, text: &str, time: f64) -> Result<Vec<Value>, String> {
+        self.ask("query", &[("query", text), ("time", &time.to_string())]).await
+    }
+
     /// The series of a query over time. `start` and `end` are Unix times in seconds.
     ///
     /// # Errors

@@ -65,7 +65,12 @@ impl Tls {
     /// A certificate for 127.0.0.1 by its own authority.
     #[must_use]
     pub fn new() -> Self {
-        let authority = Authority::new("an authority of a test's own");
+        Self::of(&Authority::new("an authority of a test's own"))
+    }
+
+    /// A certificate for 127.0.0.1 by this authority.
+    #[must_use]
+    pub fn of(authority: &Authority) -> Self {
         Self { leaf: authority.peer(&["127.0.0.1", "localhost"]), authority: authority.pem() }
     }
 

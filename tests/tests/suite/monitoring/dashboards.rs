@@ -2,13 +2,15 @@
 
 use std::fs;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use twofactor_tests::wait::eventually;
 
 use super::observed::Observed;
 use super::rules::{assert_known, project};
-use crate::support::cluster::BOUND;
+use crate::support::cluster::{BOUND, user};
 
+/// A Unix time before Prometheus was started.
+const LONG_AGO: f64 = 1_000_000_000.0;
 const FOLDER: &str = "charts/fountainai-2fa/files/dashboards";
 
 pub(super) fn dashboards() -> Vec<(String, Value)> {
@@ -34,6 +36,11 @@ pub(super) fn queries(dashboard: &Value) -> Vec<(String, String)> {
 /// An expression with the variables that Grafana replaces.
 pub(super) fn filled(expression: &str, namespace: &str) -> String {
     expression.replace("$__rate_interval", "30s").replace("$namespace", namespace)
+}
+
+/// Whether a result is the 0 that a panel of one number shows in place of nothing.
+fn is_zero(result: &Value) -> bool {
+    result["metric"] == json!({}) && result["value"][1] == "0"
 }
 
 #[test]
@@ -62,8 +69,9 @@ fn each_dashboard_can_be_imported_and_names_metrics_that_exist() {
     }
 }
 
-/// Makes every kind of request whose outcome a panel shows.
+/// Makes every kind of request whose outcome a panel shows, and a user that is never ready.
 async fn use_the_system(system: &Observed) {
+    system.cluster.apply(&user("erin", "deliveryMethod: app\n  secretRef: {name: missing}"));
     for sidecar in [&system.kms, &system.shop] {
         let api = &sidecar.api;
         for _ in 0..7 {
@@ -87,12 +95,15 @@ async fn every_query_of_a_dashboard_gives_data_of_a_running_system_and_none_of_n
             let query = filled(&expression, ".*");
             let what = format!("data of {name}, {title}: {query}");
             eventually(BOUND, what, async || {
-                let results = system.prometheus.query(&query).await?;
+                let results = system.alarms.prometheus.query(&query).await?;
                 if results.is_empty() { Err("none".to_owned()) } else { Ok(()) }
             })
             .await;
-            let nothing = filled(&expression, "nowhere");
-            let _ = system.prometheus.query(&nothing).await.unwrap();
+            let nowhere = filled(&expression, "nowhere");
+            let _ = system.alarms.prometheus.query(&nowhere).await.unwrap();
+            // A Prometheus that has scraped nothing has no data, and no error either.
+            let before = system.alarms.prometheus.query_at(&query, LONG_AGO).await.unwrap();
+            assert!(before.iter().all(is_zero), "{name}, {title}: {query}: {before:?}");
         }
     }
 }

@@ -55,7 +55,7 @@ async fn what_the_dashboards_show_of_an_outage_is_written_for_the_pictures() {
     for (_, dashboard) in dashboards() {
         for (_, expression) in queries(&dashboard) {
             let query = filled(&expression, ".*");
-            let found = system.prometheus.range(&query, start, now()).await.unwrap();
+            let found = system.alarms.prometheus.range(&query, start, now()).await.unwrap();
             answers.insert(expression, Value::from(found));
         }
     }

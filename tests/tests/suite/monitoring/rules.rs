@@ -44,7 +44,8 @@ pub(super) fn without(rules: &str, key: &str) -> String {
     text
 }
 
-fn rules() -> Vec<Value> {
+/// All rules.
+pub(super) fn rules() -> Vec<Value> {
     let file: Value = serde_saphyr::from_str(&alerts()).unwrap();
     let groups = file["groups"].as_array().unwrap();
     groups.iter().flat_map(|group| group["rules"].as_array().unwrap()).cloned().collect()
@@ -73,7 +74,7 @@ pub(super) fn series() -> BTreeMap<String, BTreeSet<&'static str>> {
 }
 
 /// The words of an expression outside of quotes.
-fn words(expression: &str) -> BTreeSet<String> {
+pub(super) fn words(expression: &str) -> BTreeSet<String> {
     let outside = expression.split('"').step_by(2).collect::<Vec<_>>().join(" ");
     let is_word = |c: char| c.is_ascii_alphanumeric() || c == '_';
     outside.split(|c| !is_word(c)).map(ToOwned::to_owned).collect()

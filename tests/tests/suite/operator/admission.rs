@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use data_encoding::BASE64;
 use serde_json::{Value, json};
-use twofactor_tests::operator::OperatorProcess;
+use twofactor_tests::operator::{OperatorBuilder, OperatorProcess};
 use twofactor_tests::wait::eventually;
 use twofactor_tests::{ports, scratch};
 
@@ -56,18 +56,34 @@ impl Cluster {
     /// A replica with a kubeconfig and more arguments.
     pub(crate) async fn admission_with(&self, kubeconfig: &Path, args: &[&str]) -> Replica {
         let port = ports::free_port();
-        let process = OperatorProcess::admission(kubeconfig, SocketAddr::from(([0; 4], port)))
+        let process = self.admission_on(port, kubeconfig, args).start().await;
+        Replica { process, address: SocketAddr::from(([127, 0, 0, 1], port)) }
+    }
+
+    /// Starts a replica without waiting for it.
+    pub(crate) fn launch_admission(&self) -> OperatorProcess {
+        self.admission_on(ports::free_port(), &self.admission_account(), &[]).launch()
+    }
+
+    fn admission_on(&self, port: u16, kubeconfig: &Path, args: &[&str]) -> OperatorBuilder {
+        OperatorProcess::admission(kubeconfig, SocketAddr::from(([0; 4], port)))
             .args(["--operator-namespace", &self.home])
             .args(args.iter().copied())
             .as_in_a_pod()
-            .start()
-            .await;
-        Replica { process, address: SocketAddr::from(([127, 0, 0, 1], port)) }
     }
 
     /// Sends the review of a labelled pod to a replica, as an API server does that trusts the
     /// caBundle, and returns the answer.
     async fn review(&self, replica: &Replica) -> Result<Value, String> {
+        self.review_annotated(replica, &json!({})).await
+    }
+
+    /// The same for a pod with annotations.
+    pub(crate) async fn review_annotated(
+        &self,
+        replica: &Replica,
+        annotations: &Value,
+    ) -> Result<Value, String> {
         let configuration = self.server.read(&format!("{CONFIGURATION}/twofactor-operator"));
         let bundle = configuration.unwrap()["webhooks"][0]["clientConfig"]["caBundle"].take();
         let bundle = BASE64.decode(bundle.as_str().ok_or("no caBundle")?.as_bytes()).unwrap();
@@ -77,7 +93,8 @@ impl Cluster {
         let url = format!("https://{host}:{}/inject", replica.address.port());
         let pod = json!({
             "apiVersion": "v1", "kind": "Pod",
-            "metadata": { "generateName": "kms-", "labels": { "twofactor.fountainai.io/inject": "true" } },
+            "metadata": { "generateName": "kms-", "annotations": annotations,
+                "labels": { "twofactor.fountainai.io/inject": "true" } },
             "spec": { "containers": [{ "name": "app", "image": "kms:1" }] },
         });
         let review = json!({

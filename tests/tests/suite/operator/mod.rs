@@ -1,6 +1,6 @@
 //! Tests of the operator on a real API server, under its real RBAC rules.
 
-mod admission;
+pub(crate) mod admission;
 mod certificates;
 mod crashes;
 mod failures;
