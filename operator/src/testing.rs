@@ -7,8 +7,8 @@ use crate::k8s::watch_signs::{SignAges, WatchSigns};
 use crate::metrics::{self, Metrics};
 pub use crate::process::lease;
 use crate::state::refused_watches::{ForbiddenWatches, RefusedWatches};
-use crate::webhook::metrics::AdmissionMetrics;
 pub use crate::webhook::metrics::CertificateMetrics;
+use crate::webhook::metrics::{AdmissionMetrics, RejectedClients};
 pub use crate::webhook::{certificates, given_certificate};
 
 /// The descriptions of all metrics of the controller.
@@ -32,6 +32,7 @@ pub fn admission_metrics() -> Vec<Metric> {
     metrics::realms_unreadable(&mut registrar).expect("a name");
     AdmissionMetrics::new(&mut registrar).expect("names");
     CertificateMetrics::new(&mut registrar).expect("names");
+    RejectedClients::new(&mut registrar).expect("a name");
     SignAges::register(&mut registrar, WatchSigns::default()).expect("a name");
     ForbiddenWatches::register(&mut registrar, RefusedWatches::default()).expect("a name");
     registrar.into_metrics()

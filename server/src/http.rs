@@ -4,6 +4,7 @@
 //! nothing, or opens connections without end, could block it. Here both are bounded, for every port
 //! of every program.
 
+use std::fmt;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -94,20 +95,67 @@ pub async fn serve(
     run(listener, None, routes, limits, stop).await;
 }
 
+/// How connections are encrypted.
+#[derive(Clone)]
+pub struct Tls {
+    acceptor: TlsAcceptor,
+    rejected: Option<Rejected>,
+}
+
+/// Handles the rejection of a client's certificate.
+type Rejected = Arc<dyn Fn(&rustls::Error) + Send + Sync>;
+
+impl Tls {
+    /// Calls `rejected` when a client has no certificate, or one that is not accepted.
+    #[must_use]
+    pub fn on_rejected(
+        mut self,
+        rejected: impl Fn(&rustls::Error) + Send + Sync + 'static,
+    ) -> Self {
+        self.rejected = Some(Arc::new(rejected));
+        self
+    }
+
+    fn failed(&self, error: &std::io::Error) {
+        tracing::debug!(%error, "failed to complete the TLS handshake");
+        let inside = error.get_ref().and_then(|inside| inside.downcast_ref());
+        if let (Some(error), Some(rejected)) = (inside, &self.rejected)
+            && matches!(
+                error,
+                rustls::Error::NoCertificatesPresented | rustls::Error::InvalidCertificate(_)
+            )
+        {
+            rejected(error);
+        }
+    }
+}
+
+impl From<Arc<ServerConfig>> for Tls {
+    fn from(configuration: Arc<ServerConfig>) -> Self {
+        Self { acceptor: configuration.into(), rejected: None }
+    }
+}
+
+impl fmt::Debug for Tls {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("Tls")
+    }
+}
+
 /// [`serve`] with TLS as in [`crate::tls::configuration`].
 pub async fn serve_tls(
     listener: TcpListener,
-    configuration: Arc<ServerConfig>,
+    tls: impl Into<Tls>,
     routes: BoxedFilter<(Response,)>,
     limits: Limits,
     stop: CancellationToken,
 ) {
-    run(listener, Some(configuration.into()), routes, limits, stop).await;
+    run(listener, Some(tls.into()), routes, limits, stop).await;
 }
 
 async fn run(
     listener: TcpListener,
-    tls: Option<TlsAcceptor>,
+    tls: Option<Tls>,
     routes: BoxedFilter<(Response,)>,
     limits: Limits,
     stop: CancellationToken,
@@ -133,13 +181,13 @@ async fn run(
             }
             match tls {
                 None => server.answer(stream, watcher).await,
-                Some(tls) => match timeout(limits.header_timeout, tls.accept(stream)).await {
-                    Ok(Ok(stream)) => server.answer(stream, watcher).await,
-                    Ok(Err(error)) => {
-                        tracing::debug!(%error, "failed to complete the TLS handshake");
+                Some(tls) => {
+                    match timeout(limits.header_timeout, tls.acceptor.accept(stream)).await {
+                        Ok(Ok(stream)) => server.answer(stream, watcher).await,
+                        Ok(Err(error)) => tls.failed(&error),
+                        Err(_) => tracing::debug!("TLS handshake timed out"),
                     }
-                    Err(_) => tracing::debug!("TLS handshake timed out"),
-                },
+                }
             }
             drop(ticket);
         });

@@ -7,7 +7,10 @@ use std::sync::Arc;
 use arc_swap::ArcSwapOption;
 use rustls::crypto::ring::default_provider;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert};
+use rustls::server::danger::ClientCertVerifier;
+use rustls::server::{
+    ClientHello, NoServerSessionStorage, ResolvesServerCert, WebPkiClientVerifier,
+};
 use rustls::sign::CertifiedKey;
 use rustls::{ServerConfig, version};
 
@@ -58,9 +61,20 @@ impl fmt::Debug for CurrentCertificate {
 /// # Errors
 /// Never with the built-in provider.
 pub fn configuration(current: Arc<CurrentCertificate>) -> Result<Arc<ServerConfig>, rustls::Error> {
+    configuration_for(current, WebPkiClientVerifier::no_client_auth())
+}
+
+/// [`configuration`] for clients that `clients` accepts.
+///
+/// # Errors
+/// Never with the built-in provider.
+pub fn configuration_for(
+    current: Arc<CurrentCertificate>,
+    clients: Arc<dyn ClientCertVerifier>,
+) -> Result<Arc<ServerConfig>, rustls::Error> {
     let mut configuration = ServerConfig::builder_with_provider(Arc::new(default_provider()))
         .with_protocol_versions(&[&version::TLS13, &version::TLS12])?
-        .with_no_client_auth()
+        .with_client_cert_verifier(clients)
         .with_cert_resolver(current);
     configuration.alpn_protocols = vec![b"http/1.1".to_vec()];
     // A resumed session would keep the certificate of its first connection. Sessions are not

@@ -1,13 +1,14 @@
 //! Runs admission: the webhook, with its certificates and what it knows of realms and namespaces.
 //! It needs neither Redis, nor a key, nor a leader.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use kube::Client;
 use tokio_util::sync::CancellationToken;
 use twofactor_server::admin::Check;
-use twofactor_server::http::{self, Limits};
+use twofactor_server::http::{self, Limits, Tls};
 use twofactor_server::tls::{self, CurrentCertificate};
 use twofactor_store::clock::Clock;
 
@@ -20,7 +21,8 @@ use crate::k8s::watch_signs::WatchSigns;
 use crate::metrics;
 use crate::state::limit_ranges::LimitRanges;
 use crate::watch;
-use crate::webhook::metrics::{AdmissionMetrics, CertificateMetrics};
+use crate::webhook::clients::{self, ClientRules, ClientVerifier};
+use crate::webhook::metrics::{AdmissionMetrics, CertificateMetrics, RejectedClients};
 use crate::webhook::{AccessLookup, LimitLookup, certificates, given_certificate, routes};
 
 /// Time for which the webhook still answers after the signal to stop, until the API servers have
@@ -57,6 +59,8 @@ pub async fn run(
     let unreadable = metrics::realms_unreadable(&mut registrar)?;
     let admission = AdmissionMetrics::new(&mut registrar)?;
     let shown = CertificateMetrics::new(&mut registrar)?;
+    let rejected = RejectedClients::new(&mut registrar)?;
+    let clients = verifier(webhook.clients.as_ref())?;
     let replica = Replica::new(signs);
     let certificate = Check::required("certificate");
     let mut tasks = Tasks::default();
@@ -65,7 +69,14 @@ pub async fn run(
 
     let limit_client = client.clone();
     let current = Arc::new(CurrentCertificate::default());
-    let tls = tls::configuration(current.clone())?;
+    let tls: Tls = match clients {
+        None => tls::configuration(current.clone())?.into(),
+        Some((clients, file)) => {
+            let tls = tls::configuration_for(current.clone(), clients.clone())?;
+            tasks.spawn("webhook clients", clients::follow(clients, file, stop.clone()));
+            Tls::from(tls).on_rejected(move |error| rejected.rejected(error))
+        }
+    };
     let (clock, end) = (Clock::System, stop.clone());
     if let Some(settings) = webhook.given_certificate(&operator_namespace) {
         let followed =
@@ -88,6 +99,18 @@ pub async fn run(
     let routes = routes::routes(Arc::new(webhook.sidecar), access, sizes, admission);
     tasks.spawn("webhook", http::serve_tls(listener, tls, routes, limits(), stop.clone()));
     tasks.supervise(&stop, FAREWELL + DRAIN).await
+}
+
+/// Reads the authority of clients, if there is one. Returns its file too.
+fn verifier(
+    rules: Option<&ClientRules>,
+) -> Result<Option<(Arc<ClientVerifier>, PathBuf)>, StartError> {
+    let Some(rules) = rules else { return Ok(None) };
+    let file = rules.authority.clone();
+    match ClientVerifier::read(rules) {
+        Ok(verifier) => Ok(Some((Arc::new(verifier), file))),
+        Err(source) => Err(StartError::WebhookClients { file, source }),
+    }
 }
 
 fn limits() -> Limits {

@@ -2,10 +2,12 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 
 use thiserror::Error;
 
 use crate::redis::access::AccessError;
+use crate::webhook::clients::ClientRulesError;
 
 /// Why the operator did not start, or ended early.
 #[derive(Debug, Error)]
@@ -29,6 +31,14 @@ pub enum StartError {
     /// Another operator writes to Redis now.
     #[error("another operator of this installation has taken over the data in Redis")]
     RedisLost,
+    /// The authority of the webhook's clients is invalid.
+    #[error("--webhook-client-ca-file {file}: {source}", file = .file.display())]
+    WebhookClients {
+        /// The file.
+        file: PathBuf,
+        /// The error.
+        source: ClientRulesError,
+    },
     /// TLS cannot be configured, which is a defect.
     #[error("TLS: {0}")]
     Tls(#[from] rustls::Error),

@@ -13,6 +13,7 @@ use std::time::Duration;
 use clap::Args;
 use twofactor_server::logging::Format;
 
+use super::clients::ClientRules;
 use super::config::WebhookConfiguration;
 use super::defaults::{SidecarDefaults, SidecarOptions};
 use super::mesh::{MeshKind, Position};
@@ -75,6 +76,22 @@ pub struct WebhookArguments {
     /// certificates
     #[arg(long, env = "TWOFACTOR_WEBHOOK_CERTIFICATE_DIRECTORY", value_name = "DIRECTORY")]
     webhook_certificate_directory: Option<PathBuf>,
+
+    /// File with the certificate authorities (PEM) of the API servers as clients of the webhook,
+    /// which is followed. The webhook then rejects connections without a certificate that one of
+    /// them signed [default: it does not ask for certificates]
+    #[arg(long, env = "TWOFACTOR_WEBHOOK_CLIENT_CA_FILE", value_name = "FILE")]
+    webhook_client_ca_file: Option<PathBuf>,
+
+    /// Common name of a client's certificate that the webhook accepts. Can be given more than once
+    /// [default: every name]
+    #[arg(
+        long = "webhook-client-name",
+        env = "TWOFACTOR_WEBHOOK_CLIENT_NAMES",
+        value_name = "NAME",
+        value_delimiter = ','
+    )]
+    webhook_client_names: Vec<String>,
 
     /// Image of the sidecars
     #[arg(long, env = "TWOFACTOR_SIDECAR_IMAGE", value_name = "IMAGE")]
@@ -179,6 +196,14 @@ impl WebhookArguments {
                     .into(),
             );
         }
+        let mut names = self.webhook_client_names;
+        names.retain(|name| !name.is_empty());
+        // An empty environment variable gives an empty name.
+        let authority = self.webhook_client_ca_file.filter(|file| !file.as_os_str().is_empty());
+        if authority.is_none() && !names.is_empty() {
+            return Err("--webhook-client-name needs --webhook-client-ca-file".into());
+        }
+        let clients = authority.map(|authority| ClientRules { authority, names });
         let sidecar = SidecarDefaults::parse(SidecarOptions {
             image: self.sidecar_image,
             image_pull_policy: self.sidecar_image_pull_policy,
@@ -209,6 +234,7 @@ impl WebhookArguments {
                 leaf: self.webhook_certificate_lifetime,
                 ..Lifetimes::default()
             },
+            clients,
             sidecar,
         })
     }

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use super::certificates;
+use super::clients::ClientRules;
 use super::defaults::SidecarDefaults;
 use super::given_certificate;
 use crate::certificates::rotation::Lifetimes;
@@ -21,6 +22,8 @@ pub struct WebhookConfiguration {
     pub given: Option<PathBuf>,
     /// Lifetimes of the certificates.
     pub lifetimes: Lifetimes,
+    /// Certificates that clients need; none if absent.
+    pub clients: Option<ClientRules>,
     /// Defaults of the sidecar that pods get.
     pub sidecar: SidecarDefaults,
 }

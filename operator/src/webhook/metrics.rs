@@ -2,7 +2,8 @@
 //! certificates end.
 
 use std::collections::HashMap;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use prometheus::{Histogram, IntCounter, IntGauge, IntGaugeVec};
 use twofactor_core::time::UnixMillis;
@@ -54,6 +55,41 @@ impl AdmissionMetrics {
             counter.inc();
         }
         self.seconds.observe(took.as_secs_f64());
+    }
+}
+
+/// Minimum interval between two log lines about rejected clients, because every pod that reaches
+/// the port can cause them.
+const REPORT: Duration = Duration::from_mins(1);
+
+/// Counts the connections whose client has no accepted certificate.
+#[derive(Clone, Debug)]
+pub struct RejectedClients {
+    total: IntCounter,
+    reported: Arc<Mutex<Option<Instant>>>,
+}
+
+impl RejectedClients {
+    /// Registers the metric.
+    ///
+    /// # Errors
+    /// Fails only if it is registered twice, which would be a defect.
+    pub fn new(registrar: &mut Registrar) -> prometheus::Result<Self> {
+        let total = registrar.counter(
+            "twofactor_webhook_clients_rejected_total",
+            "Connections to the webhook that were rejected because the client has no certificate, or one that is not accepted.",
+        )?;
+        Ok(Self { total, reported: Arc::default() })
+    }
+
+    /// Counts a rejected client.
+    pub fn rejected(&self, error: &rustls::Error) {
+        self.total.inc();
+        let mut reported = self.reported.lock().unwrap_or_else(PoisonError::into_inner);
+        if reported.is_none_or(|at| at.elapsed() >= REPORT) {
+            *reported = Some(Instant::now());
+            tracing::warn!(%error, "connection to the webhook rejected: the client's certificate is missing or not accepted");
+        }
     }
 }
 

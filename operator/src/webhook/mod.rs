@@ -12,6 +12,7 @@ pub mod annotations;
 pub mod certificates;
 pub mod checks;
 pub mod cli;
+pub mod clients;
 pub mod config;
 pub mod defaults;
 pub mod exposure;

@@ -20,7 +20,7 @@ const BACKLOG: i32 = 1024;
 /// Where the API listens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ApiAddress {
-    /// This port on both loopback addresses: 127.0.0.1 and, if there is IPv6, `::1`.
+    /// This port on the loopback addresses that there are: 127.0.0.1 and `::1`.
     Loopback(u16),
     /// This address and no other.
     One(SocketAddr),
@@ -141,21 +141,28 @@ fn one(address: SocketAddr, flag: &'static str) -> Result<TcpListener, RunError>
     bound(address).map_err(|source| RunError::Listen { address, flag, source })
 }
 
+/// Listens on both loopback addresses, or on the one that this machine has: "localhost" may resolve
+/// to either.
 fn loopback(port: u16) -> Result<Vec<TcpListener>, RunError> {
-    let mut listeners = vec![one(SocketAddr::from((Ipv4Addr::LOCALHOST, port)), "--port")?];
-    // "localhost" may resolve to this address too. Machines without IPv6 do not have it.
-    let address = SocketAddr::from((Ipv6Addr::LOCALHOST, port));
-    match bound(address) {
-        Ok(listener) => listeners.push(listener),
-        // A process that has this address would be taken for this service.
-        Err(source) if source.kind() == io::ErrorKind::AddrInUse => {
-            return Err(RunError::Listen { address, flag: "--port", source });
-        }
-        Err(error) => {
-            tracing::debug!(%address, %error, "not listening on the IPv6 loopback address");
+    let (mut listeners, mut problem) = (Vec::new(), None);
+    for ip in [IpAddr::from(Ipv4Addr::LOCALHOST), IpAddr::from(Ipv6Addr::LOCALHOST)] {
+        let address = SocketAddr::new(ip, port);
+        match bound(address) {
+            Ok(listener) => listeners.push(listener),
+            // A process that has this address would be taken for this service.
+            Err(source) if source.kind() == io::ErrorKind::AddrInUse => {
+                return Err(RunError::Listen { address, flag: "--port", source });
+            }
+            Err(source) => {
+                tracing::debug!(%address, error = %source, "not listening on a loopback address");
+                problem.get_or_insert(RunError::Listen { address, flag: "--port", source });
+            }
         }
     }
-    Ok(listeners)
+    match problem {
+        Some(problem) if listeners.is_empty() => Err(problem),
+        _ => Ok(listeners),
+    }
 }
 
 /// Probes and scrapes use the address of the pod, which is IPv4, IPv6 or both, as the cluster is.

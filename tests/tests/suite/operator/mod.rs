@@ -2,6 +2,7 @@
 
 pub(crate) mod admission;
 mod certificates;
+mod client_certificates;
 mod crashes;
 mod failures;
 mod gitops;

@@ -582,6 +582,33 @@ async fn images_are_named_as_the_values_say() {
 }
 
 #[tokio::test]
+async fn the_webhook_asks_for_client_certificates_where_a_secret_has_their_authority() {
+    let values = "webhook.clientCa.existingSecret=clients,webhook.clientCa.key=ca.pem,\
+                  webhook.clientCa.names={kube-apiserver,other}";
+    let text = render(values).await.unwrap();
+    for line in [
+        "secretName: clients\n",
+        "- {key: \"ca.pem\", path: ca.crt}\n",
+        "- {name: webhook-client-ca, mountPath: /var/run/secrets/webhook-client-ca, readOnly: true}\n",
+        "value: /var/run/secrets/webhook-client-ca/ca.crt\n",
+        "value: kube-apiserver,other\n",
+    ] {
+        assert!(text.contains(line), "{line} in {text}");
+    }
+    assert!(!render("").await.unwrap().contains("webhook-client-ca"));
+    assert!(render("webhook.clientCa.names={kube-apiserver}").await.is_err());
+}
+
+#[tokio::test]
+async fn proxies_to_providers_are_in_the_secret_of_the_providers() {
+    let twilio = "twilio.accountSid=AC0123456789abcdef0123456789abcdef,twilio.authToken=t,\
+                  twilio.messagingServiceSid=MG0123456789abcdef0123456789abcdef,twilio.proxy=";
+    let text = render(&format!("{twilio}http://otp:word@proxy:3128")).await.unwrap();
+    assert!(text.contains("TWILIO_PROXY: aHR0cDovL290cDp3b3JkQHByb3h5OjMxMjg=\n"), "{text}");
+    assert!(render(&format!("{twilio}https://proxy:3128")).await.is_err());
+}
+
+#[tokio::test]
 async fn a_second_operator_may_have_another_name() {
     let text = render("name=people-operator,operator.namespaces={people,staff}").await.unwrap();
     let rules = text

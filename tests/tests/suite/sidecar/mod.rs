@@ -7,6 +7,7 @@ mod credentials;
 mod dev;
 mod fuzz;
 mod generated_clients;
+mod ipv6;
 mod logs;
 mod manifests;
 mod metrics;

@@ -82,11 +82,16 @@ impl Cluster {
     }
 
     pub(crate) async fn on_own_server_with(redis: RedisServer, controllers: &[&str]) -> Self {
-        let server = ApiServer::start().await;
-        prepare(&server);
+        let cluster = Self::on(ApiServer::start().await, redis);
         if !controllers.is_empty() {
-            server.start_controllers(controllers.iter().copied()).await;
+            cluster.server.start_controllers(controllers.iter().copied()).await;
         }
+        cluster
+    }
+
+    /// On an API server with options of its own.
+    pub(crate) fn on(server: ApiServer, redis: RedisServer) -> Self {
+        prepare(&server);
         Self::new(Server::Own(Arc::new(server)), redis)
     }
 
