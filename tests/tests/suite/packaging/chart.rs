@@ -152,6 +152,9 @@ const INVALID: &[(&str, &str)] = &[
     ("sidecar.position=middle", "'/sidecar/position'"),
     ("sidecar.mesh.kind=consul", "'/sidecar/mesh/kind'"),
     ("sidecar.mesh.directPorts={0}", "'/sidecar/mesh/directPorts/0'"),
+    // Values that the schema cannot compare.
+    ("operator.adminPort=9443", "operator.adminPort"),
+    ("sidecar.mesh.kind=istio,sidecar.mesh.directPorts={6379}", "sidecar.mesh.directPorts"),
     ("admission.terminationGracePeriodSeconds=5", "'/admission/terminationGracePeriodSeconds'"),
     ("admission.concurrency=1", "'concurrency'"),
     ("sidecars.logFormat=json", "'sidecars'"),
