@@ -8,4 +8,5 @@ mod pictures;
 mod quiet;
 mod replay;
 mod rules;
+mod sizes;
 mod stated;

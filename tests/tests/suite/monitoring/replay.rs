@@ -230,7 +230,7 @@ fn steps(duration: Duration, interval: Duration) -> u64 {
 }
 
 /// Writes a rule file without annotations, and returns its name.
-fn write_rules(folder: &Path, name: &str, rules: &[Value]) -> String {
+pub(super) fn write_rules(folder: &Path, name: &str, rules: &[Value]) -> String {
     let mut rules = rules.to_vec();
     for rule in &mut rules {
         rule.as_object_mut().unwrap().remove("annotations");
@@ -242,7 +242,8 @@ fn write_rules(folder: &Path, name: &str, rules: &[Value]) -> String {
     file
 }
 
-fn write_test(
+/// Writes a file of one test with these series and checks, and returns its path.
+pub(super) fn write_test(
     folder: &Path,
     name: &str,
     rules: &str,
@@ -258,7 +259,8 @@ fn write_test(
     path.display().to_string()
 }
 
-fn test_rules(files: &[String]) {
+/// Fails if a check of these files does.
+pub(super) fn test_rules(files: &[String]) {
     let args = [&["test".to_owned(), "rules".to_owned()], files].concat();
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     let said = twofactor_tests::process::run(tools::find("promtool"), &args);
