@@ -4,10 +4,13 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
+use kube::core::PartialObjectMeta;
 use kube::{Api, Client};
+use rand::rngs::SysRng;
+use rand_core::UnwrapErr;
 use thiserror::Error;
 use tokio_util::sync::CancellationToken;
 use twofactor_core::time::UnixMillis;
@@ -19,12 +22,17 @@ use super::metrics::CertificateMetrics;
 use super::trust::{LastProblem, Trust, published_roots};
 use crate::certificates::authority::Root;
 use crate::certificates::served::{Served, ServedError};
+use crate::k8s::backoff::jittered;
+use crate::k8s::named_object::NamedObject;
 use crate::k8s::request::{self, ApiError};
 
 const CERTIFICATE: &str = "tls.crt";
 const KEY: &str = "tls.key";
-/// Interval between two rounds.
+/// Interval between looks at the files, and between reads of the configuration while it does not
+/// lead to the certificate or is not watched.
 pub const POLL: Duration = Duration::from_secs(3);
+/// Interval between reads of a configuration that is watched.
+const REST: Duration = Duration::from_mins(1);
 
 /// Where the certificate is, and what it is for.
 #[derive(Clone, Debug)]
@@ -35,7 +43,7 @@ pub struct Settings {
     pub host: String,
     /// Name of the webhook configuration.
     pub configuration: String,
-    /// Interval between two rounds.
+    /// Interval between looks at the files.
     pub poll: Duration,
 }
 
@@ -62,22 +70,32 @@ pub async fn follow(
     clock: Clock,
     stop: CancellationToken,
 ) {
-    let configurations = Api::all(client);
-    let poll = settings.poll;
-    let mut replica = Replica {
+    let configuration = NamedObject::default();
+    let watched = Api::<PartialObjectMeta<_>>::all(client.clone());
+    let name = settings.configuration.clone();
+    let watch = configuration.watch::<MutatingWebhookConfiguration>(watched, &name);
+    let replica = Replica {
         settings,
-        configurations,
+        configurations: Api::all(client),
+        roots: None,
+        is_shown: false,
         current,
         metrics,
         served: None,
         trust: Trust::default(),
         problem: LastProblem::default(),
     };
+    let rounds = rounds(replica, &configuration, ready, &clock);
+    stop.run_until_cancelled(Box::pin(async { tokio::join!(watch, rounds) })).await;
+}
+
+/// Takes rounds, each after an interval or a change of the configuration.
+async fn rounds(mut replica: Replica, configuration: &NamedObject, ready: Check, clock: &Clock) {
+    let poll = replica.settings.poll;
     loop {
-        match stop.run_until_cancelled(replica.round(clock.now())).await {
-            None => return,
-            Some(Ok(())) => replica.problem.clear(),
-            Some(Err(error)) => {
+        match replica.round(clock.now()).await {
+            Ok(()) => replica.problem.clear(),
+            Err(error) => {
                 replica.problem.log(&format!("failed to use the webhook's certificate: {error}"));
             }
         }
@@ -87,15 +105,25 @@ pub async fn follow(
         }
         ready.set(is_ready);
         replica.metrics.show_trusted(is_ready);
-        if stop.run_until_cancelled(tokio::time::sleep(poll)).await.is_none() {
-            return;
+        tokio::select! {
+            () = tokio::time::sleep(poll) => {
+                let is_at_rest = configuration.is_watched() && replica.is_shown;
+                replica.forget_after(if is_at_rest { REST } else { Duration::ZERO });
+            }
+            () = configuration.changed() => replica.forget_after(Duration::ZERO),
         }
+        // A configuration that never stops changing costs a read a second.
+        tokio::time::sleep(jittered(poll / 3, &mut UnwrapErr(SysRng))).await;
     }
 }
 
 struct Replica {
     settings: Settings,
     configurations: Api<MutatingWebhookConfiguration>,
+    /// The roots of the configuration, and when they were read. They are read again if absent.
+    roots: Option<(Vec<Root>, Instant)>,
+    /// Whether they lead to the certificate in use.
+    is_shown: bool,
     current: Arc<CurrentCertificate>,
     metrics: CertificateMetrics,
     /// The certificate in use, and the texts that it was read from.
@@ -109,12 +137,16 @@ impl Replica {
     /// also if that of the folder is invalid.
     async fn round(&mut self, now: UnixMillis) -> Result<(), RoundError> {
         let read = self.read();
-        let roots = self.roots().await?;
+        let roots = match self.roots.take() {
+            Some(known) => known,
+            None => (self.published().await?, Instant::now()),
+        };
         let host = &self.settings.host;
-        let is_shown = self.served.as_ref().is_some_and(|(served, _)| {
-            roots.iter().any(|root| served.is_accepted(root, host, now))
+        self.is_shown = self.served.as_ref().is_some_and(|(served, _)| {
+            roots.0.iter().any(|root| served.is_accepted(root, host, now))
         });
-        self.trust.observe(is_shown, now);
+        self.roots = Some(roots);
+        self.trust.observe(self.is_shown, now);
         read
     }
 
@@ -138,7 +170,12 @@ impl Replica {
         Ok(())
     }
 
-    async fn roots(&self) -> Result<Vec<Root>, RoundError> {
+    /// Lets the configuration be read again if it was read that long ago.
+    fn forget_after(&mut self, age: Duration) {
+        self.roots.take_if(|(_, read)| read.elapsed() >= age);
+    }
+
+    async fn published(&self) -> Result<Vec<Root>, RoundError> {
         let name = &self.settings.configuration;
         let found = request::within(self.configurations.get(name)).await;
         let found = found.map_err(|error| RoundError::Configuration(name.clone(), error))?;
