@@ -401,8 +401,9 @@ mod tests {
             .with_max_level(tracing::Level::TRACE)
             .with_writer(move || writer.clone())
             .finish();
-        // Once without the subscriber, because a line that another test reaches for the first time
-        // while a subscriber is set may stay silent.
+        // A line that a thread without a subscriber reaches for the first time may stay silent for
+        // all. So each thread has one, and the lines are reached once before they are recorded.
+        tracing::subscriber::set_global_default(tracing_subscriber::registry()).ok();
         for review in reviews {
             post(review.to_string()).reply(&served().routes).await;
         }
