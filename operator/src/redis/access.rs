@@ -281,10 +281,10 @@ struct AccessFollower {
 impl AccessFollower {
     async fn follow(&mut self) {
         let current = self.context.services.redis.borrow().clone();
-        let result = match self.read_again(&current).await {
-            Ok(access) if access == current => Ok(()),
-            Ok(access) => self.adopt(access).await,
-            Err(error) => Err(error),
+        // The certificate and the password do not wait for each other.
+        let result = match self.renew(&current).await {
+            Err(error) if self.made().is_none() => Err(error),
+            renewed => self.follow_password(current).await.and(renewed),
         };
         self.show_certificates();
         self.context.runtime.metrics.redis_access_current.set(result.is_ok().into());
@@ -302,20 +302,31 @@ impl AccessFollower {
         }
     }
 
-    async fn read_again(&mut self, current: &RedisAccess) -> Result<RedisAccess, AccessError> {
-        let client = &self.context.runtime.client;
+    /// Maintains the certificate of Redis, if the operator makes it.
+    async fn renew(&mut self, current: &RedisAccess) -> Result<(), AccessError> {
+        let roots = current.authority.as_deref().map(|pem| Root::all_in(pem.as_bytes()));
+        self.shown.record(&roots.unwrap_or_default(), Clock::System.now());
+        if self.certificate.is_due() {
+            let client = &self.context.runtime.client;
+            let made = self.source.certificate(client, &self.shown).await?;
+            self.certificate.set(made);
+        }
+        Ok(())
+    }
+
+    async fn follow_password(&mut self, current: RedisAccess) -> Result<(), AccessError> {
+        let access = self.read_again().await?;
+        if access == current { Ok(()) } else { self.adopt(access).await }
+    }
+
+    async fn read_again(&mut self) -> Result<RedisAccess, AccessError> {
         if self.password.is_due() {
+            let client = &self.context.runtime.client;
             let AccessSource { password_secret, namespace, .. } = &self.source;
             self.password.set(match password_secret {
                 Some(secret) => Some(password::read_again(client, namespace, secret).await?),
                 None => None,
             });
-        }
-        let roots = current.authority.as_deref().map(|pem| Root::all_in(pem.as_bytes()));
-        self.shown.record(&roots.unwrap_or_default(), Clock::System.now());
-        if self.certificate.is_due() {
-            let made = self.source.certificate(client, &self.shown).await?;
-            self.certificate.set(made);
         }
         let authorities = self.made().map(|made| made.authorities.clone());
         let password = self.password.value.clone().flatten();

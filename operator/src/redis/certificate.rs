@@ -24,6 +24,7 @@ use crate::k8s::request::{self, ApiError};
 /// The keys of the certificate of Redis. Those of the authorities are [`rotation`]'s.
 const CERTIFICATE: &str = "tls.crt";
 const KEY: &str = "tls.key";
+const AUTHORITY: &str = "ca.crt";
 /// Pause before the Secret is tried to make again.
 const PAUSE: Duration = Duration::from_secs(2);
 
@@ -83,14 +84,8 @@ impl CertificateSource {
         shown: &Shown,
         now: UnixMillis,
     ) -> Result<ServerCertificate, CertificateError> {
-        let secrets = Api::<Secret>::namespaced(client.clone(), &self.namespace);
-        let failed = |source| CertificateError::Api {
-            secret: self.secret.clone(),
-            namespace: self.namespace.clone(),
-            source,
-        };
-        let found = request::optional(request::within(secrets.get(&self.secret)).await);
-        let found = found.map_err(failed)?;
+        let secrets = self.secrets(client);
+        let found = self.read(client).await?;
         let data = found.as_ref().and_then(|secret| secret.data.clone()).unwrap_or_default();
         let next = self.next(&data, shown, now)?;
         if next.data == data {
@@ -111,10 +106,38 @@ impl CertificateSource {
                     .await
             }
         };
-        written.map_err(failed)?;
+        written.map_err(|source| self.failed(source))?;
         let until = next.certificate.until.seconds();
         tracing::info!(secret = self.secret, until, "certificate of Redis written");
         Ok(next.certificate)
+    }
+
+    /// Makes the Secret if it holds no certificate. It is not judged, because this replica does not
+    /// know which authorities services were given, and its clock may be wrong.
+    async fn make(&self, client: &Client) -> Result<(), CertificateError> {
+        let data = self.read(client).await?.and_then(|secret| secret.data).unwrap_or_default();
+        let is_made = |key: &str| data.get(key).is_some_and(|value| !value.0.is_empty());
+        if [CERTIFICATE, KEY, AUTHORITY].into_iter().all(is_made) {
+            return Ok(());
+        }
+        self.maintain(client, &Shown::default(), Clock::System.now()).await.map(drop)
+    }
+
+    async fn read(&self, client: &Client) -> Result<Option<Secret>, CertificateError> {
+        let found = request::within(self.secrets(client).get(&self.secret)).await;
+        request::optional(found).map_err(|source| self.failed(source))
+    }
+
+    fn secrets(&self, client: &Client) -> Api<Secret> {
+        Api::namespaced(client.clone(), &self.namespace)
+    }
+
+    fn failed(&self, source: ApiError) -> CertificateError {
+        CertificateError::Api {
+            secret: self.secret.clone(),
+            namespace: self.namespace.clone(),
+            source,
+        }
     }
 
     /// Decides what the Secret has to hold.
@@ -176,9 +199,7 @@ struct Next {
 pub async fn make(source: CertificateSource, client: Client, stop: CancellationToken) {
     let mut reported = None;
     let made = async {
-        while let Err(error) =
-            source.maintain(&client, &Shown::default(), Clock::System.now()).await
-        {
+        while let Err(error) = source.make(&client).await {
             let text = error.to_string();
             let is_race = matches!(
                 error,
