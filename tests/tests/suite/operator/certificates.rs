@@ -203,7 +203,8 @@ async fn no_request_fails_while_authorities_and_certificates_are_replaced() {
                     ask(&trusting(&bundle, &host, replica.address), &host, replica.address).await;
                 let age = since.elapsed();
                 let answer = match answer {
-                    // On a busy machine the answer may come after the time for which it is promised.
+                    // On a busy machine, an answer may come after the time for which it is
+                    // promised.
                     Err(_) if age >= lifetimes.grace() => continue,
                     answer => answer.unwrap_or_else(|error| {
                         panic!("bundle of {age:?} ago after {asked}: {error:?}")
