@@ -1,12 +1,9 @@
 //! Tests the webhook beside injectors of other projects, which a real API server calls before and
 //! after it.
 
-use std::fs;
-
 use serde_json::{Value, json};
 use twofactor_tests::injector::{Change, Injector};
 use twofactor_tests::operator::OperatorProcess;
-use twofactor_tests::scratch;
 use twofactor_tests::wait::eventually;
 
 use crate::support::cluster::{BOUND, Cluster};
@@ -35,7 +32,7 @@ impl Scene {
         }
         let scene = Self { cluster, before, after, _admission: admission };
         eventually(BOUND, "all three to be called", async || {
-            let pod = scene.create(&labelled())?;
+            let pod = scene.cluster.would_create(&labelled())?;
             let is_called = scene.before.calls() > 0 && scene.after.calls() > 0;
             if is_called && names(&pod, "initContainers") == [SIDECAR] {
                 Ok(())
@@ -54,19 +51,9 @@ impl Scene {
         self
     }
 
-    /// The pod as the API server would store it.
-    fn create(&self, pod: &Value) -> Result<Value, String> {
-        let folder = scratch::folder("pod");
-        let path = folder.path().join("pod.json");
-        fs::write(&path, pod.to_string()).unwrap();
-        let create = ["create", "--dry-run=server", "-o", "json", "-f", path.to_str().unwrap()];
-        let created = self.cluster.try_kubectl(&create)?;
-        serde_json::from_str(&created).map_err(|error| error.to_string())
-    }
-
     #[track_caller]
     fn assert_refused(&self, sentence: &str) {
-        let refusal = self.create(&labelled()).expect_err(sentence);
+        let refusal = self.cluster.would_create(&labelled()).expect_err(sentence);
         assert!(refusal.contains(sentence), "{refusal}");
     }
 }
@@ -147,7 +134,7 @@ async fn assert_one_sidecar_between_injectors(args: &[&str], order: [&str; 5]) {
     let scene = Scene::new(Cluster::on_own_server(&[]).await, args).await;
     scene.set(mesh, agent);
     let (mesh_calls, agent_calls) = (scene.before.calls(), scene.after.calls());
-    let created = scene.create(&pod(&json!({ LABEL: "true" }))).unwrap();
+    let created = scene.cluster.would_create(&pod(&json!({ LABEL: "true" }))).unwrap();
     assert_eq!(names(&created, "initContainers"), order, "{created}");
     assert_eq!(names(&created, "containers"), ["agent", "app"]);
     assert_eq!(created["metadata"]["labels"]["mesh"], "on");
@@ -168,7 +155,7 @@ async fn assert_one_sidecar_between_injectors(args: &[&str], order: [&str; 5]) {
         "annotations": created["metadata"]["annotations"],
     });
     again.as_object_mut().unwrap().remove("status");
-    let again = scene.create(&again).unwrap();
+    let again = scene.cluster.would_create(&again).unwrap();
     assert_eq!(again["spec"], created["spec"]);
 }
 
@@ -264,7 +251,7 @@ async fn what_an_injector_does_to_the_sidecar_is_borne_or_refused_with_a_sentenc
         let is_there = !named(pod, "initContainers", "first").is_null();
         if is_there { vec![image] } else { vec![image, add] }
     };
-    let created = scene.set(nothing, mirrors).create(&labelled()).unwrap();
+    let created = scene.set(nothing, mirrors).cluster.would_create(&labelled()).unwrap();
     assert_eq!(names(&created, "initContainers"), ["first", SIDECAR]);
     let image = &named(&created, "initContainers", SIDECAR)["image"];
     assert_eq!(image, "mirror/sidecar:test");
@@ -278,10 +265,10 @@ async fn a_label_counts_if_the_injector_that_writes_it_is_called_before_the_webh
         vec![json!({ "op": "add", "path": path, "value": "true" })]
     };
     let unlabelled = pod(&json!({ "app": "client" }));
-    let created = scene.set(labels, nothing).create(&unlabelled).unwrap();
+    let created = scene.set(labels, nothing).cluster.would_create(&unlabelled).unwrap();
     assert_eq!(names(&created, "initContainers"), [SIDECAR, "migrate"]);
     // The API server calls again only what it has called before.
-    let created = scene.set(nothing, labels).create(&unlabelled).unwrap();
+    let created = scene.set(nothing, labels).cluster.would_create(&unlabelled).unwrap();
     assert_eq!(created["metadata"]["labels"][LABEL], "true");
     assert_eq!(names(&created, "initContainers"), ["migrate"]);
 }
@@ -317,7 +304,7 @@ spec: {{policyName: agent}}
     ));
     scene.set(nothing, agent);
     eventually(BOUND, "the policy", async || {
-        let found = names(&scene.create(&labelled())?, "initContainers");
+        let found = names(&scene.cluster.would_create(&labelled())?, "initContainers");
         if found == ["agent-init", SIDECAR, "of-policy"] {
             Ok(())
         } else {

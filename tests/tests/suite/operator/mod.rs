@@ -13,6 +13,7 @@ mod injectors;
 mod keys;
 mod lease;
 mod many_realms;
+mod namespace_limits;
 mod namespaces;
 mod obstacles;
 mod outages;

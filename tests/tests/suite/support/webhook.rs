@@ -1,12 +1,13 @@
 //! Lets a real API server call admission, with the webhook configuration of the chart.
 
+use std::fs;
 use std::net::SocketAddr;
 use std::path::Path;
 
 use serde_json::{Value, json};
 use twofactor_tests::operator::OperatorProcess;
 use twofactor_tests::process::run;
-use twofactor_tests::{ports, tools};
+use twofactor_tests::{ports, scratch, tools};
 
 use super::cluster::Cluster;
 
@@ -31,6 +32,16 @@ impl Cluster {
             .args(args.iter().copied())
             .start()
             .await
+    }
+
+    /// The pod as the API server would store it in the namespace, or why it refuses it.
+    pub(crate) fn would_create(&self, pod: &Value) -> Result<Value, String> {
+        let folder = scratch::folder("pod");
+        let path = folder.path().join("pod.json");
+        fs::write(&path, pod.to_string()).expect("to write a pod");
+        let create = ["create", "--dry-run=server", "-o", "json", "-f", path.to_str().unwrap()];
+        let created = self.try_kubectl(&create)?;
+        serde_json::from_str(&created).map_err(|error| error.to_string())
     }
 }
 
