@@ -122,6 +122,7 @@ const TESTS: &[Entry] = entries![
     Alone OwnRelease: restore::a_lost_cluster_is_built_again_from_the_backup,
     Alone Nothing: upgrade::an_upgrade_keeps_seeds_and_fails_no_verify,
     Alone PreviousImages: upgrade::an_upgrade_from_the_previous_release_and_back_fails_no_verify,
+    Alone PreviousImages: upgrade::an_upgrade_of_the_charts_redis_from_the_previous_release_and_back_is_a_short_outage,
     Alone OwnRelease: openshift::operator_sidecar_and_redis_run_as_a_user_that_the_cluster_chooses,
     Alone OwnRelease: upgrade::users_survive_an_uninstallation_and_verify_after_the_next_installation,
 ];

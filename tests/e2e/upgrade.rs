@@ -135,6 +135,38 @@ fn upgrade_and_back(scene: &Scene<'_>) {
     println!("          {answers} answers meanwhile, none failed");
 }
 
+/// The same with the chart's own Redis, which both restart: the upgrade switches TLS on, and the
+/// rollback off again.
+pub(crate) fn an_upgrade_of_the_charts_redis_from_the_previous_release_and_back_is_a_short_outage(
+    scene: &Scene<'_>,
+) {
+    release::uninstall();
+    // The present release may have marked its volume as one that no client without TLS uses.
+    let volume = ["delete", "persistentvolumeclaim", "data-twofactor-redis-0"];
+    scene.kubectl().run(&[&volume[..], &["--namespace", NAMESPACE]].concat());
+    finally(|| upgrade_own_redis(scene), || installed(&Chart::present()));
+}
+
+fn upgrade_own_redis(scene: &Scene<'_>) {
+    installed(&Chart::previous());
+    let previous = release::deployed_revision();
+    let load = Load::start(scene);
+    let (before, restarts) = (seeds(scene, &load.people), load.restarts());
+    let restarted = |change: &dyn Fn()| {
+        let from = now().saturating_sub(1);
+        change();
+        load.wait_until_accepted_after(now());
+        (from, now())
+    };
+    let upgrade = restarted(&|| installed(&Chart::present()));
+    let rollback = restarted(&|| release::roll_back(&previous));
+    let (answers, refused) = load.check(&[upgrade, rollback]);
+    assert_eq!(seeds(scene, &load.people), before, "a seed has changed");
+    assert_eq!(load.restarts(), restarts, "a service was restarted");
+    let value = format!("{} of {answers} answers were 503", refused.len());
+    scene.world.figure("upgrade of the chart's Redis from the previous release and back", value);
+}
+
 /// Waits until the sidecar of a pod has accepted a code of a user.
 fn verified(scene: &Scene<'_>, load: &Load<'_>, pod: &str, user: &str) {
     let seed = scene.seed(&load.people, user);

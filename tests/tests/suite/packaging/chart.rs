@@ -239,6 +239,13 @@ const INVALID: &[(&str, &str)] = &[
     ("codesWebhook.url=https://example.org", "'/codesWebhook/secret'"),
     ("codesWebhook.url=http://example.org,codesWebhook.secret=whsec_AAAA", "'/codesWebhook/url'"),
     ("codesWebhook.secret=whsec_AAAA", "'/codesWebhook/secret'"),
+    ("codesWebhook.proxy=http://proxy:3128", "'/codesWebhook/proxy'"),
+    (
+        "codesWebhook.url=http://example.org,codesWebhook.secret=whsec_AAAA,\
+         codesWebhook.allowHttp=true,codesWebhook.proxy=http://proxy:3128",
+        "'/codesWebhook/url'",
+    ),
+    ("providers.existingSecret=mine,twilio.proxy=http://proxy:3128", "'/twilio/proxy'"),
     ("defaults.message.text=no code", "'/defaults/message/text'"),
     (
         "providers.existingSecret=mine,smtp.server=mail,smtp.fromEmail=otp@example.org",
