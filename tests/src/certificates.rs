@@ -1,12 +1,16 @@
 //! Creates a certificate authority for a test, and certificates that it signs, as PEM.
 
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType,
     ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose,
 };
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use twofactor_core::time::UnixMillis;
+use twofactor_server::tls::CurrentCertificate;
 
 /// A certificate and its private key.
 #[derive(Clone, Debug)]
@@ -15,6 +19,20 @@ pub struct Leaf {
     pub certificate: String,
     /// The private key (PKCS#8).
     pub key: String,
+}
+
+impl Leaf {
+    /// The certificate for a server of this process.
+    #[must_use]
+    pub fn served(&self) -> Arc<CurrentCertificate> {
+        let current = Arc::new(CurrentCertificate::default());
+        let chain = CertificateDer::pem_slice_iter(self.certificate.as_bytes());
+        let key = PrivateKeyDer::from_pem_slice(self.key.as_bytes()).expect("a key");
+        current
+            .set(chain.collect::<Result<_, _>>().expect("a certificate"), key)
+            .expect("a key that fits");
+        current
+    }
 }
 
 /// A certificate authority that exists for one test.

@@ -4,13 +4,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use data_encoding::BASE64;
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use twofactor_server::http::{Limits, serve_tls};
-use twofactor_server::tls::{CurrentCertificate, configuration};
+use twofactor_server::tls::configuration;
 use warp::Filter;
 use warp::reply::Reply;
 
@@ -33,13 +31,7 @@ impl Injector {
     /// An injector that changes pods like this.
     pub async fn start(change: Change) -> Self {
         let authority = Authority::new("injector's CA");
-        let leaf = authority.server(&["localhost"]);
-        let certificate = Arc::new(CurrentCertificate::default());
-        let chain = CertificateDer::pem_slice_iter(leaf.certificate.as_bytes());
-        let key = PrivateKeyDer::from_pem_slice(leaf.key.as_bytes()).expect("a key");
-        certificate
-            .set(chain.collect::<Result<_, _>>().expect("a certificate"), key)
-            .expect("a key that fits");
+        let certificate = authority.server(&["localhost"]).served();
         let (change, calls) = (Arc::new(Mutex::new(change)), Arc::<Mutex<usize>>::default());
         let shared = (change.clone(), calls.clone());
         let routes = warp::body::bytes()

@@ -14,14 +14,12 @@ use bytes::Bytes;
 use data_encoding::BASE64;
 use reqwest::header::HeaderMap;
 use reqwest::{Method, Url};
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use serde_json::json;
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use twofactor_server::http::{Limits, serve_tls};
-use twofactor_server::tls::{CurrentCertificate, configuration};
+use twofactor_server::tls::configuration;
 use warp::Filter;
 use warp::reply::{Reply, Response};
 
@@ -116,13 +114,7 @@ impl Provider {
         let folder = scratch::folder("provider");
         let authority = Authority::new("provider's CA");
         fs::write(folder.path().join(CA), authority.pem()).expect("to write a certificate");
-        let leaf = authority.server(&["localhost"]);
-        let certificate = Arc::new(CurrentCertificate::default());
-        let chain = CertificateDer::pem_slice_iter(leaf.certificate.as_bytes());
-        let key = PrivateKeyDer::from_pem_slice(leaf.key.as_bytes()).expect("a key");
-        certificate
-            .set(chain.collect::<Result<_, _>>().expect("a certificate"), key)
-            .expect("a key that fits");
+        let certificate = authority.server(&["localhost"]).served();
 
         let state = Arc::<Mutex<State>>::default();
         let shared = state.clone();

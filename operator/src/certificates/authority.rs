@@ -16,6 +16,8 @@ use twofactor_core::secret::SecretText;
 use twofactor_core::time::UnixMillis;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
+use super::validity::Validity;
+
 /// Time before now at which a certificate begins, because clocks of machines differ.
 const BACKDATED: Duration = Duration::from_mins(5);
 
@@ -40,8 +42,7 @@ pub enum AuthorityError {
 #[derive(Clone, PartialEq, Eq)]
 pub struct Root {
     der: CertificateDer<'static>,
-    from: UnixMillis,
-    until: UnixMillis,
+    validity: Validity,
 }
 
 impl Root {
@@ -55,11 +56,8 @@ impl Root {
         if !parsed.is_ca() {
             return Err(AuthorityError::NotACertificate);
         }
-        let moment = |seconds: i64| UnixMillis::from_seconds(u64::try_from(seconds).unwrap_or(0));
-        let validity = parsed.validity();
-        let (from, until) =
-            (moment(validity.not_before.timestamp()), moment(validity.not_after.timestamp()));
-        Ok(Self { der, from, until })
+        let validity = Validity::of(&parsed);
+        Ok(Self { der, validity })
     }
 
     /// Reads every certificate of an authority in a text, and ignores the rest.
@@ -85,29 +83,25 @@ impl Root {
     /// Whether the certificate is valid now.
     #[must_use]
     pub fn is_valid(&self, now: UnixMillis) -> bool {
-        self.from <= now && now < self.until
+        self.validity.contains(now)
     }
 
     /// The time at which the certificate expires.
     #[must_use]
     pub const fn until(&self) -> UnixMillis {
-        self.until
+        self.validity.until
     }
 
     /// The time from the beginning to the end of the certificate.
     #[must_use]
     pub const fn lifetime(&self) -> Duration {
-        self.from.until(self.until)
+        self.validity.lifetime()
     }
 }
 
 impl fmt::Debug for Root {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter
-            .debug_struct("Root")
-            .field("from", &self.from)
-            .field("until", &self.until)
-            .finish_non_exhaustive()
+        formatter.debug_struct("Root").field("validity", &self.validity).finish_non_exhaustive()
     }
 }
 
@@ -221,7 +215,7 @@ impl Authority {
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         params.use_authority_key_identifier_extension = true;
-        let until = ends(now, lifetime).min(self.root.until);
+        let until = ends(now, lifetime).min(self.root.until());
         validity(&mut params, lifetime, until)?;
         let key = KeyPair::generate().map_err(|_| AuthorityError::CannotSign)?;
         let certificate =

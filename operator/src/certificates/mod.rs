@@ -4,3 +4,4 @@
 pub mod authority;
 pub mod rotation;
 pub mod served;
+pub mod validity;

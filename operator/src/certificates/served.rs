@@ -16,6 +16,7 @@ use twofactor_core::time::UnixMillis;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::authority::Root;
+use super::validity::Validity;
 
 /// Why a certificate or its key is invalid. The message does not repeat it.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
@@ -35,13 +36,12 @@ pub enum ServedError {
 pub struct Served {
     chain: Vec<CertificateDer<'static>>,
     key: PrivateKeyDer<'static>,
-    from: UnixMillis,
-    until: UnixMillis,
+    validity: Validity,
 }
 
 impl fmt::Debug for Served {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.debug_struct("Served").field("until", &self.until).finish_non_exhaustive()
+        formatter.debug_struct("Served").field("validity", &self.validity).finish_non_exhaustive()
     }
 }
 
@@ -56,14 +56,11 @@ impl Served {
         let first = chain.first().ok_or(ServedError::NotACertificate)?;
         let (_, parsed) =
             X509Certificate::from_der(first).map_err(|_| ServedError::NotACertificate)?;
-        let moment = |seconds: i64| UnixMillis::from_seconds(u64::try_from(seconds).unwrap_or(0));
-        let validity = parsed.validity();
-        let (from, until) =
-            (moment(validity.not_before.timestamp()), moment(validity.not_after.timestamp()));
+        let validity = Validity::of(&parsed);
         let key = PrivateKeyDer::from_pem_slice(key).map_err(|_| ServedError::NotAKey)?;
         CertifiedKey::from_der(chain.clone(), key.clone_key(), &default_provider())
             .map_err(|_| ServedError::OtherKey)?;
-        Ok(Self { chain, key, from, until })
+        Ok(Self { chain, key, validity })
     }
 
     /// Whether a client that trusts `root` alone accepts it for `name` now.
@@ -86,13 +83,13 @@ impl Served {
     /// The time at which the certificate expires.
     #[must_use]
     pub const fn until(&self) -> UnixMillis {
-        self.until
+        self.validity.until
     }
 
     /// The time from the beginning to the end of the certificate.
     #[must_use]
     pub const fn lifetime(&self) -> Duration {
-        self.from.until(self.until)
+        self.validity.lifetime()
     }
 
     /// The certificates and the key, for a server.

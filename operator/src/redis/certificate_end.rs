@@ -5,14 +5,16 @@ use rustls::pki_types::pem::PemObject;
 use twofactor_core::time::UnixMillis;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
+use crate::certificates::validity::Validity;
+
 /// Returns the end of the certificate (PEM) that ends first, or nothing if none can be read.
 pub fn earliest(pem: &str) -> Option<UnixMillis> {
     let certificates = CertificateDer::pem_slice_iter(pem.as_bytes()).filter_map(Result::ok);
     let end = |der: CertificateDer<'_>| {
         let (_, certificate) = X509Certificate::from_der(&der).ok()?;
-        u64::try_from(certificate.validity().not_after.timestamp()).ok()
+        Some(Validity::of(&certificate).until)
     };
-    certificates.filter_map(end).min().map(UnixMillis::from_seconds)
+    certificates.filter_map(end).min()
 }
 
 #[cfg(test)]

@@ -29,7 +29,7 @@ use twofactor_server::tls::CurrentCertificate;
 use twofactor_store::clock::Clock;
 
 use super::metrics::CertificateMetrics;
-use super::trust::{LastProblem, Trust, published_roots};
+use super::trust::{self, LastProblem, Trust, published_roots};
 use crate::certificates::authority::{AuthorityError, Root};
 use crate::certificates::rotation::{self, Authorities, Damage, Lifetimes, Shown, Signed, Step};
 use crate::k8s::backoff::jittered;
@@ -142,11 +142,7 @@ async fn rounds(mut replica: Replica, objects: [&NamedObject; 2], ready: Check, 
             replica.problem.log(&format!("failed to maintain the webhook's certificates: {error}"));
         }
         let is_ready = replica.is_ready(clock.now());
-        if is_ready != ready.passes() {
-            tracing::info!(ready = is_ready, "webhook certificate readiness changed");
-        }
-        ready.set(is_ready);
-        replica.metrics.show_trusted(is_ready);
+        trust::show(is_ready, &ready, &replica.metrics);
         let are_watched = objects.iter().all(|object| object.is_watched());
         let is_at_rest = replica.settled && is_ready && are_watched;
         let pause = if is_at_rest { rest } else { poll };

@@ -19,7 +19,7 @@ use twofactor_server::tls::CurrentCertificate;
 use twofactor_store::clock::Clock;
 
 use super::metrics::CertificateMetrics;
-use super::trust::{LastProblem, Trust, published_roots};
+use super::trust::{self, LastProblem, Trust, published_roots};
 use crate::certificates::authority::Root;
 use crate::certificates::served::{Served, ServedError};
 use crate::k8s::backoff::jittered;
@@ -100,11 +100,7 @@ async fn rounds(mut replica: Replica, configuration: &NamedObject, ready: Check,
             }
         }
         let is_ready = replica.trust.holds(clock.now());
-        if is_ready != ready.passes() {
-            tracing::info!(ready = is_ready, "webhook certificate readiness changed");
-        }
-        ready.set(is_ready);
-        replica.metrics.show_trusted(is_ready);
+        trust::show(is_ready, &ready, &replica.metrics);
         tokio::select! {
             () = tokio::time::sleep(poll) => {
                 let is_at_rest = configuration.is_watched() && replica.is_shown;

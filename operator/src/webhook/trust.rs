@@ -1,11 +1,13 @@
-//! Reads what API servers trust from the webhook configuration, and decides whether a replica
-//! counts as trusted. No I/O.
+//! Reads what API servers trust from the webhook configuration, decides whether a replica counts as
+//! trusted, and shows it. No I/O.
 
 use std::time::Duration;
 
 use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
 use twofactor_core::time::UnixMillis;
+use twofactor_server::admin::Check;
 
+use super::metrics::CertificateMetrics;
 use crate::certificates::authority::Root;
 
 /// Time for which a replica stays ready although the configuration lacks its authority. If the
@@ -54,6 +56,15 @@ impl Trust {
         let missing = self.missing_since.is_some_and(|since| since.until(now) >= MISSING_LIMIT);
         self.was_shown && !missing
     }
+}
+
+/// Shows whether the replica is trusted in its readiness and in the metrics, and logs a change.
+pub fn show(is_ready: bool, ready: &Check, metrics: &CertificateMetrics) {
+    if is_ready != ready.passes() {
+        tracing::info!(ready = is_ready, "webhook certificate readiness changed");
+    }
+    ready.set(is_ready);
+    metrics.show_trusted(is_ready);
 }
 
 /// The last problem, which is logged when it changes and not in every round.
