@@ -439,3 +439,24 @@ async fn a_namespace_of_the_same_name_is_another_realm() {
     .await;
     assert_ne!(old_sidecar.verify_seed("carol", &old_seed).await.status, 200);
 }
+
+#[tokio::test]
+async fn the_leader_looks_for_redis_several_times_a_second_while_it_is_away() {
+    let cluster = Cluster::start().await;
+    let operator = cluster.operator().start().await;
+    let metric = async |name: &str| {
+        let text = operator.admin().get("/metrics").await.body;
+        let value = text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok());
+        value.unwrap_or(0_u32)
+    };
+    let is_up = async || metric("twofactor_store_up ").await == 1;
+    eventually(BOUND, "Redis to answer", is_up).await;
+    cluster.redis.kill();
+    eventually(BOUND, "Redis to be away", async || !is_up().await).await;
+    let failures = "twofactor_store_failures_total{reason=\"no-answer\"} ";
+    let (begun, before) = (Instant::now(), metric(failures).await);
+    eventually(BOUND, "four attempts", async || metric(failures).await >= before + 4).await;
+    assert!(begun.elapsed() < Duration::from_secs(3), "one attempt a second would be as fast");
+    cluster.redis.restart().await;
+    eventually(BOUND, "Redis to answer again", is_up).await;
+}
