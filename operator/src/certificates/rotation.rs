@@ -59,11 +59,12 @@ impl Lifetimes {
     }
 }
 
-/// Time before the end of a root in which the whole grace time is not waited for. After a change to
-/// longer lifetimes, the grace time may be longer than the rest of an authority with a short
-/// lifetime.
-fn hurry(root: &Root) -> Duration {
-    Duration::from_secs(10).min(root.lifetime() / 5)
+/// Whether a root ends soon, and the grace time of its successor, which is shown since `since`,
+/// would outlast it. After a change to longer lifetimes, the grace time may be longer than the rest
+/// of an authority with a short lifetime.
+fn is_late(root: &Root, since: UnixMillis, lifetimes: &Lifetimes, now: UnixMillis) -> bool {
+    let soon = Duration::from_secs(10).min(root.lifetime() / 5);
+    since.until(root.until()) < lifetimes.grace() && now.until(root.until()) < soon
 }
 
 /// The authorities in the Secret.
@@ -179,7 +180,7 @@ impl Authorities {
         }
         if let Some(next) = next {
             let seen = shown.for_as_long(next, lifetimes.grace(), now);
-            let late = now.until(root.until()) < hurry(root) && shown.since(next).is_some();
+            let late = shown.since(next).is_some_and(|since| is_late(root, since, lifetimes, now));
             return if seen || late { Step::Promote } else { Step::Wait };
         }
         if now.until(root.until()) < lifetimes.authority.min(root.lifetime()) / 3 {
@@ -307,8 +308,7 @@ impl Signed {
         // A certificate that expires with its root cannot be renewed by the same root.
         let ends_with_root = self.until >= self.root.until();
         let late = ends_with_root
-            && now.until(self.until) < hurry(&self.root)
-            && shown.since(current).is_some();
+            && shown.since(current).is_some_and(|since| is_late(&self.root, since, lifetimes, now));
         unusable || late || shown.for_as_long(current, lifetimes.grace(), now)
     }
 }
@@ -400,6 +400,29 @@ mod tests {
         assert_eq!(prepared.step(&seen, &LIFETIMES, after(37)), Step::Promote);
         let promoted = prepared.after(Step::Promote, &LIFETIMES, after(37)).unwrap();
         assert!(signed.is_due(promoted.current.root(), &seen, &LIFETIMES, after(38)));
+    }
+
+    #[test]
+    fn the_grace_time_is_waited_for_whatever_the_lifetime_as_long_as_it_fits() {
+        for seconds in [15, 45, 600, 3600 * 900] {
+            let (authority, leaf) =
+                (Duration::from_secs(seconds), Duration::from_secs(seconds / 4));
+            let lifetimes = Lifetimes { authority, leaf, ..LIFETIMES };
+            let first = Authorities::start(Vec::new(), &lifetimes, START).unwrap();
+            let old = first.current.root().clone();
+            let since = START.offset(i64::try_from(seconds * 700).unwrap());
+            assert_eq!(first.step(&shown(&first, START), &lifetimes, since), Step::Prepare);
+            let prepared = first.after(Step::Prepare, &lifetimes, since).unwrap();
+            let grace = i64::try_from(lifetimes.grace().as_millis()).unwrap();
+            let (seen, before, after) =
+                (shown(&prepared, since), since.offset(grace - 1), since.offset(grace));
+            assert_eq!(prepared.step(&seen, &lifetimes, before), Step::Wait, "{seconds} s");
+            assert_eq!(prepared.step(&seen, &lifetimes, after), Step::Promote, "{seconds} s");
+            let next = prepared.next.as_ref().unwrap().root();
+            let signed = Signed { until: old.until(), root: old };
+            assert!(!signed.is_due(next, &seen, &lifetimes, before), "{seconds} s");
+            assert!(signed.is_due(next, &seen, &lifetimes, after), "{seconds} s");
+        }
     }
 
     #[test]
