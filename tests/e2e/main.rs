@@ -13,6 +13,7 @@
 #![allow(clippy::print_stdout, reason = "a test runner prints")]
 
 mod admission;
+mod alerts;
 mod chaos;
 mod figures;
 mod isolation;
@@ -91,7 +92,7 @@ const TESTS: &[Entry] = entries![
     Together Nothing: story::the_key_management_example_does_what_its_readme_shows,
     Together Nothing: figures::a_sidecar_at_rest,
     Together Nothing: story::a_pod_in_a_namespace_that_is_not_allowed_waits_until_it_is_allowed,
-    Together Nothing: metrics::prometheus_scrapes_operator_and_sidecars_by_the_charts_labels,
+    Together Nothing: metrics::prometheus_scrapes_all_by_the_charts_labels_and_no_alert_lasts,
     Together Nothing: isolation::the_network_gives_the_app_nothing_but_its_own_sidecar,
     Together Nothing: isolation::the_app_finds_no_secret_in_its_files_environment_or_processes,
     Together Nothing: isolation::the_apps_service_account_may_read_nothing_of_ours,

@@ -1,5 +1,6 @@
 //! Tests that a real Prometheus finds operator and sidecars by the labels and port names of the
-//! chart and the webhook.
+//! chart and the webhook, evaluates the chart's alerts and the queries of its dashboards, and finds
+//! nothing wrong with a healthy release.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -8,6 +9,7 @@ use reqwest::Url;
 use serde_json::{Value, json};
 use twofactor_tests::wait::eventually_blocking;
 
+use crate::alerts;
 use crate::manifests::{self, CLIENT_IMAGE, PROMETHEUS_IMAGE};
 use crate::release::{ADMISSION_LABEL, CONTROLLER_LABEL, NAMESPACE};
 use crate::scene::Scene;
@@ -17,7 +19,8 @@ const SCRAPED: Duration = Duration::from_secs(90);
 /// A configuration without the Prometheus operator. It has a file in place of
 /// `kubernetes_sd_configs: [{role: pod}]`, because Debian's Prometheus is built without that.
 const CONFIGURATION: &str = r"
-global: {scrape_interval: 2s, scrape_timeout: 2s}
+global: {scrape_interval: 2s, scrape_timeout: 2s, evaluation_interval: 2s}
+rule_files: [/etc/prometheus/rules.yaml]
 scrape_configs:
   - job_name: operator
     file_sd_configs: [{files: [/targets/pods.json], refresh_interval: 1s}]
@@ -60,7 +63,7 @@ while :; do
 done
 "#;
 
-pub(crate) fn prometheus_scrapes_operator_and_sidecars_by_the_charts_labels(scene: &Scene<'_>) {
+pub(crate) fn prometheus_scrapes_all_by_the_charts_labels_and_no_alert_lasts(scene: &Scene<'_>) {
     let (services, own) = (scene.namespace("services"), scene.restricted_namespace("prometheus"));
     scene.users(&services, &[("carol", json!({ "deliveryMethod": "app" }))]);
     for name in ["service-1", "service-2"] {
@@ -106,6 +109,7 @@ pub(crate) fn prometheus_scrapes_operator_and_sidecars_by_the_charts_labels(scen
                 .ok_or("nothing".to_owned())
         });
     }
+    alerts::assert_silent(&services, |path| ask(scene, &own, path));
 }
 
 fn start_prometheus(scene: &Scene<'_>, namespace: &str) {
@@ -128,7 +132,7 @@ fn start_prometheus(scene: &Scene<'_>, namespace: &str) {
         "apiVersion": "v1",
         "kind": "ConfigMap",
         "metadata": { "namespace": namespace, "name": "prometheus" },
-        "data": { "prometheus.yml": CONFIGURATION },
+        "data": { "prometheus.yml": CONFIGURATION, "rules.yaml": alerts::rules().to_string() },
     }));
     let mut pod = manifests::client(namespace, "prometheus");
     pod["spec"] = manifests::pod_spec(PROMETHEUS_IMAGE, &[]);
@@ -168,10 +172,15 @@ fn pod_of(result: &Value) -> String {
 /// The results of an instant query.
 fn query(scene: &Scene<'_>, namespace: &str, text: &str) -> Result<Vec<Value>, String> {
     let url = Url::parse_with_params("http://prometheus/", [("query", text)]).expect("a URL");
-    let query = url.query().unwrap_or_default();
-    let path =
-        format!("/api/v1/namespaces/{namespace}/pods/prometheus:9090/proxy/api/v1/query?{query}");
-    let answer: Value = serde_json::from_str(&scene.kubectl().try_raw(&path)?)
+    let path = format!("query?{}", url.query().unwrap_or_default());
+    let data = ask(scene, namespace, &path)?;
+    data["result"].as_array().cloned().ok_or_else(|| data.to_string())
+}
+
+/// The data that Prometheus answers to a path of its API.
+fn ask(scene: &Scene<'_>, namespace: &str, path: &str) -> Result<Value, String> {
+    let path = format!("/api/v1/namespaces/{namespace}/pods/prometheus:9090/proxy/api/v1/{path}");
+    let mut answer: Value = serde_json::from_str(&scene.kubectl().try_raw(&path)?)
         .map_err(|error| format!("no JSON: {error}"))?;
-    answer["data"]["result"].as_array().cloned().ok_or_else(|| answer.to_string())
+    if answer["status"] == "success" { Ok(answer["data"].take()) } else { Err(answer.to_string()) }
 }
