@@ -11,7 +11,7 @@ use data_encoding::BASE64;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use serde_json::{Value, json};
-use tokio::sync::OnceCell;
+use tokio::sync::{Mutex, OnceCell};
 use twofactor_tests::apiserver::ApiServer;
 use twofactor_tests::certificates::Authority;
 use twofactor_tests::process::{Launch, Process};
@@ -43,6 +43,10 @@ async fn server() -> &'static ApiServer {
     static SERVER: OnceCell<ApiServer> = OnceCell::const_new();
     SERVER.get_or_init(ApiServer::start).await
 }
+
+/// Held by tests that install a webhook on that server or create labelled pods there, because the
+/// webhook of one release would refuse the pods of the other's test.
+static WEBHOOKS: Mutex<()> = Mutex::const_new(());
 
 async fn run(launch: Launch) -> Result<Process, String> {
     let process = launch.start();
@@ -683,7 +687,7 @@ async fn every_pod_of_the_chart_is_admitted_where_pod_security_is_restricted() {
 
 #[tokio::test]
 async fn a_release_is_installed_upgraded_and_removed_and_users_stay() {
-    let server = server().await;
+    let (server, _webhooks) = tokio::join!(server(), WEBHOOKS.lock());
     let _ = server.kubectl(&["create", "namespace", NAMESPACE]);
     let said = helm_on(server, &["install", "trial", &chart()]).await;
     assert!(
@@ -1139,7 +1143,7 @@ spec:
 /// refused.
 #[tokio::test]
 async fn an_upgrade_from_one_deployment_and_its_rollback_keep_the_webhooks_pods() {
-    let server = server().await;
+    let (server, _webhooks) = tokio::join!(server(), WEBHOOKS.lock());
     let kubeconfig = server.kubeconfig_path().display().to_string();
     let in_earlier = async |args: &[&str]| {
         let common = ["--kubeconfig", &kubeconfig, "--namespace", "earlier"];
