@@ -11,17 +11,25 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use serde_json::{Map, Value};
+use tokio::time::MissedTickBehavior;
 use twofactor_store::clock::Clock;
 
 use super::dashboards::{dashboards, filled, queries};
 use super::observed::Observed;
-use crate::support::cluster::code_of;
+use super::quiet::{create_people, shown};
 
-/// Duration of the requests before, during and after the outage, in seconds, and for the pictures.
+/// Duration of the requests before, during and after the outage, in seconds.
 const PARTS: [u64; 3] = [2, 1, 2];
+/// The same for the pictures.
 const PARTS_OF_PICTURES: [u64; 3] = [100, 20, 100];
-/// Interval between two rounds of requests.
+/// Interval between two verifies of a person.
 const PACE: Duration = Duration::from_millis(250);
+/// The same for the pictures, which show a busy service.
+const PACE_OF_PICTURES: Duration = Duration::from_millis(20);
+/// Time in which a person is verified once, longer than a code is shown.
+const TURN: Duration = Duration::from_secs(32);
+/// Every so many verifies, an attacker guesses, and a code is requested.
+const OTHERS: usize = 20;
 
 fn now() -> u64 {
     Clock::System.now().seconds()
@@ -30,10 +38,15 @@ fn now() -> u64 {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_the_dashboards_show_of_an_outage_is_written_for_the_pictures() {
     let file = std::env::var_os("TWOFACTOR_PICTURES").map(PathBuf::from);
-    let parts = if file.is_some() { PARTS_OF_PICTURES } else { PARTS };
+    let (parts, pace) =
+        if file.is_some() { (PARTS_OF_PICTURES, PACE_OF_PICTURES) } else { (PARTS, PACE) };
     let system = Observed::start().await;
-    let (start, seed) = (now(), system.cluster.seed("carol"));
-    let mut pace = tokio::time::interval(PACE);
+    let start = now();
+    let turn = Duration::from_secs(parts.iter().sum()).min(TURN);
+    let people = usize::try_from(turn.as_millis() / pace.as_millis()).unwrap();
+    let seeds = create_people(&system, people).await;
+    let (mut ticks, mut round) = (tokio::time::interval(pace), 0);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     for (part, seconds) in parts.into_iter().enumerate() {
         match part {
             1 => drop(system.cluster.redis.kill()),
@@ -41,13 +54,18 @@ async fn what_the_dashboards_show_of_an_outage_is_written_for_the_pictures() {
             _ => {}
         }
         let end = Instant::now() + Duration::from_secs(seconds);
-        let mut round = 0;
         while Instant::now() < end {
-            let _ = pace.tick().await;
-            let _ = system.kms.api.verify("carol", &code_of(&seed)).await;
-            let _ = system.shop.api.verify("dora", "000000").await;
-            let _ = system.shop.api.verify("unknown", "000000").await;
-            let _ = system.kms.api.generate(&format!("alice-{}", round % 5)).await;
+            let _ = ticks.tick().await;
+            let person = round % people;
+            let code = shown(&seeds[person]);
+            let sidecar = if round % 3 == 0 { &system.shop } else { &system.kms };
+            let _ = sidecar.api.verify(&format!("person-{person}"), &code).await;
+            if round % OTHERS == 0 {
+                let _ = system.shop.api.verify("dora", "000000").await;
+                let _ = system.shop.api.verify("unknown", "000000").await;
+                let reader = format!("alice-{}", round / OTHERS % 5);
+                let _ = system.kms.api.generate(&reader).await;
+            }
             round += 1;
         }
     }

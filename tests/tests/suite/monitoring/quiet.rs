@@ -41,23 +41,13 @@ pub(super) async fn use_normally(
 ) -> Vec<Snapshot> {
     let (people, readers) = (count(TURN, pause).min(count(time, pause)), time.as_secs() / 60 + 1);
     let mut manifest = String::new();
-    for number in 0..people {
-        manifest += &app_user(&format!("person-{number}"));
-    }
     for number in 0..readers {
         let address = format!("email: reader-{number}@example.org");
         manifest += &user(&format!("reader-{number}"), &address);
     }
     system.cluster.apply(&manifest);
-    let last = [format!("person-{}", people - 1), format!("reader-{}", readers - 1)];
-    for name in last {
-        system.cluster.wait_ready(&name).await;
-    }
-    let mut seeds = Vec::new();
-    for number in 0..people {
-        system.cluster.wait_ready(&format!("person-{number}")).await;
-        seeds.push(system.cluster.seed(&format!("person-{number}")));
-    }
+    system.cluster.wait_ready(&format!("reader-{}", readers - 1)).await;
+    let seeds = create_people(system, people).await;
     system.alarms.wait_silent().await;
     let metrics: Vec<_> =
         rules().iter().map(|it| it["expr"].as_str().unwrap().to_owned()).collect();
@@ -90,8 +80,20 @@ pub(super) async fn use_normally(
     snapshots
 }
 
+/// Creates the users `person-0` and so on with apps, and returns their seeds.
+pub(super) async fn create_people(system: &Observed, count: usize) -> Vec<String> {
+    let manifest: String = (0..count).map(|number| app_user(&format!("person-{number}"))).collect();
+    system.cluster.apply(&manifest);
+    let mut seeds = Vec::new();
+    for number in 0..count {
+        system.cluster.wait_ready(&format!("person-{number}")).await;
+        seeds.push(system.cluster.seed(&format!("person-{number}")));
+    }
+    seeds
+}
+
 /// The code that an app shows.
-fn shown(seed: &str) -> String {
+pub(super) fn shown(seed: &str) -> String {
     let totp = Totp::new(&Seed::from_base32(seed).unwrap(), TotpParameters::default());
     let code = totp.code_of(TotpParameters::default().step_at(Clock::System.now()));
     code.expose_secret().to_owned()
