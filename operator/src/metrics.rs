@@ -207,7 +207,7 @@ impl Metrics {
             passes: r.gauges(
                 "twofactor_last_pass_timestamp_seconds",
                 &["pass"],
-                "Unix time at which the leader last completed a pass over the realms without an error: check (every second), comparison (every ten minutes).",
+                "Unix time at which the leader last completed a pass over the realms without an error: check (every second), comparison (every ten minutes; before the first one, when this replica began with it).",
             )?,
             leader: r.gauge("twofactor_leader", "1 if this replica is the leader, otherwise 0.")?,
             store_up: r.gauge(

@@ -27,6 +27,7 @@ pub mod runbook;
 pub mod scratch;
 pub mod scripted_mail;
 pub mod sidecar;
+pub mod slow_network;
 pub mod tools;
 pub mod wait;
 pub mod wire;

@@ -33,6 +33,14 @@ impl OperatorBuilder {
         self
     }
 
+    /// With a wall clock that is behind by this number of seconds.
+    #[must_use]
+    pub fn clock_behind_by(self, seconds: u64) -> Self {
+        self.env("LD_PRELOAD", &tools::libfaketime().display().to_string())
+            .env("FAKETIME", &format!("-{seconds}"))
+            .env("FAKETIME_DONT_FAKE_MONOTONIC", "1")
+    }
+
     /// Listens for probes and scrapes on every address, as in a pod.
     #[must_use]
     pub fn as_in_a_pod(mut self) -> Self {

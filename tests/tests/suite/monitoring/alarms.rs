@@ -80,9 +80,28 @@ impl Alarms {
             let took = begun.elapsed();
             println!("{name}: {:.1} s and {} s", took.as_secs_f64(), delay.as_secs());
             let after = self.snapshot(&expression(name)).await;
-            let fired = Fired { alert: (*name).to_owned(), before, after, within };
-            self.fired.lock().unwrap_or_else(PoisonError::into_inner).push(fired);
+            self.keep(Fired { alert: (*name).to_owned(), before, after, within });
         }
+    }
+
+    /// Brings about a cause after which a moment stands still, and waits until `failed` has a
+    /// result, which shows that the moment would have moved without the cause. The alert compares
+    /// it with a time that no test waits for.
+    pub(super) async fn stall(&self, name: &str, failed: &str, cause: impl AsyncFnOnce()) {
+        let before = self.snapshot(&expression(name)).await;
+        cause().await;
+        eventually(Duration::from_secs(30), failed, async || {
+            let found = self.prometheus.query(failed).await?;
+            if found.is_empty() { Err("none") } else { Ok(()) }.map_err(ToOwned::to_owned)
+        })
+        .await;
+        let after = self.snapshot(&expression(name)).await;
+        let within = self.stated[name].within.expect("a stated time");
+        self.keep(Fired { alert: name.to_owned(), before, after, within });
+    }
+
+    fn keep(&self, fired: Fired) {
+        self.fired.lock().unwrap_or_else(PoisonError::into_inner).push(fired);
     }
 
     /// Fails if an alert fires earlier or later than it should, with its delay.

@@ -20,7 +20,7 @@ const CONFIGURATION: &str = "/apis/admissionregistration.k8s.io/v1/mutatingwebho
 /// A replica of admission.
 pub(crate) struct Replica {
     pub(crate) process: OperatorProcess,
-    address: SocketAddr,
+    pub(crate) address: SocketAddr,
 }
 
 impl Cluster {
@@ -84,13 +84,22 @@ impl Cluster {
         replica: &Replica,
         annotations: &Value,
     ) -> Result<Value, String> {
+        self.review_at(replica.address, annotations).await
+    }
+
+    /// The same through another address.
+    pub(crate) async fn review_at(
+        &self,
+        address: SocketAddr,
+        annotations: &Value,
+    ) -> Result<Value, String> {
         let configuration = self.server.read(&format!("{CONFIGURATION}/twofactor-operator"));
         let bundle = configuration.unwrap()["webhooks"][0]["clientConfig"]["caBundle"].take();
         let bundle = BASE64.decode(bundle.as_str().ok_or("no caBundle")?.as_bytes()).unwrap();
         let host = format!("twofactor-operator.{}.svc", self.home);
         let bundle = String::from_utf8(bundle).unwrap();
-        let client = trusting_from(Some(CLIENT), &bundle, &host, replica.address);
-        let url = format!("https://{host}:{}/inject", replica.address.port());
+        let client = trusting_from(Some(CLIENT), &bundle, &host, address);
+        let url = format!("https://{host}:{}/inject", address.port());
         let pod = json!({
             "apiVersion": "v1", "kind": "Pod",
             "metadata": { "generateName": "kms-", "annotations": annotations,

@@ -1,6 +1,7 @@
 //! Brings about causes that Redis, its clock and the operator's own Secrets have.
 
 use data_encoding::BASE64;
+use redis::AsyncCommands;
 use redis::aio::MultiplexedConnection;
 use serde_json::{Map, Value, json};
 use twofactor_core::time::UnixMillis;
@@ -8,10 +9,11 @@ use twofactor_operator::testing::certificates::SECRET;
 use twofactor_operator::testing::{Authorities, Lifetimes};
 use twofactor_store::clock::Clock;
 use twofactor_tests::redis::RedisServer;
+use twofactor_tests::wait::eventually;
 
 use crate::monitoring::alarms::Alarms;
 use crate::monitoring::observed::{Observed, of_system};
-use crate::support::cluster::app_user;
+use crate::support::cluster::{BOUND, app_user};
 
 /// More connections than the programs open and close meanwhile.
 const MANY_CLIENTS: usize = 30;
@@ -27,11 +29,21 @@ async fn alerts_fire_about_a_stopped_controller_a_full_redis_and_what_the_operat
     };
     alarms.fire(&["TwoFactorControllerAbsent", "TwoFactorHeartbeatOld"], kill).await;
 
+    let behind = async |by: u64| {
+        cluster.redis.clock().set_unix_millis(Clock::System.now().millis() - 1000 * by).await;
+        let controller = cluster.operator().clock_behind_by(by).start().await;
+        system.observe(&[of_system("controller", controller.admin_port())]);
+        controller
+    };
+    let mut late = None;
+    alarms.fire(&["TwoFactorChecksStalled"], async || late = Some(behind(180).await)).await;
+    let _ = late.unwrap().process().kill();
+
     let mut connection = cluster.redis.connect().await;
-    let now = cluster.redis.clock().unix_millis().await;
-    cluster.redis.clock().set_unix_millis(now + 60_000).await;
+    cluster.redis.clock().set_unix_millis(Clock::System.now().millis() + 60_000).await;
     fill(&mut connection).await;
     set(&mut connection, "appendfsync", "everysec").await;
+    overwrite_names_of_users(&mut connection).await;
     // The leader looks at these each minute, and when it begins to lead.
     let controller = cluster.operator().start().await;
     let observe = async || {
@@ -43,7 +55,19 @@ async fn alerts_fire_about_a_stopped_controller_a_full_redis_and_what_the_operat
         "TwoFactorRedisMemoryHigh",
         "TwoFactorRedisWeak",
     ];
-    alarms.fire(&all, observe).await;
+    // No comparison of this controller has succeeded.
+    let failed = "twofactor_sweeps_total{result=\"error\"} > 0 \
+                  unless ignoring (result) twofactor_sweeps_total{result=\"success\"} > 0";
+    let observe = async || alarms.fire(&all, observe).await;
+    alarms.stall("TwoFactorComparisonsStalled", failed, observe).await;
+    let last = "twofactor_last_pass_timestamp_seconds{pass=\"comparison\"}";
+    let stood = alarms.prometheus.query(last).await.unwrap()[0]["value"][1].clone();
+    delete_names_of_users(&mut connection).await;
+    eventually(BOUND, "a comparison after what the runbook says", async || {
+        let found = alarms.prometheus.query(last).await?;
+        if found[0]["value"][1] == stood { Err("none".to_owned()) } else { Ok(()) }
+    })
+    .await;
 
     let mut many = Vec::new();
     let limit = async || {
@@ -119,6 +143,23 @@ fn old_authority() -> Map<String, Value> {
 fn in_home(system: &Observed, args: &[&str]) {
     let home = ["--namespace", &system.cluster.home];
     let _ = system.cluster.server.kubectl(&[&home, args].concat());
+}
+
+/// Puts a text in the place of the set with the names of the users.
+async fn overwrite_names_of_users(redis: &mut MultiplexedConnection) {
+    let sets: Vec<String> = redis.keys("*:users").await.unwrap();
+    assert!(!sets.is_empty());
+    for set in sets {
+        let () = redis.set(set, "no set").await.unwrap();
+    }
+}
+
+/// Deletes what was put there, and what says that the realm is complete.
+async fn delete_names_of_users(redis: &mut MultiplexedConnection) {
+    for pattern in ["*:users", "*:meta"] {
+        let keys: Vec<String> = redis.keys(pattern).await.unwrap();
+        let () = redis.del(keys).await.unwrap();
+    }
 }
 
 /// Fills Redis, and lowers its limit to slightly more than it uses.

@@ -8,6 +8,7 @@ use serde_json::json;
 use twofactor_tests::mail::MailStage;
 use twofactor_tests::scratch;
 use twofactor_tests::sidecar::SidecarProcess;
+use twofactor_tests::slow_network::SlowNetwork;
 use twofactor_tests::wait::{eventually, eventually_every};
 
 use crate::monitoring::observed::{Observed, of_service, of_system};
@@ -17,6 +18,8 @@ use crate::support::cluster::{BOUND, app_user, user};
 
 /// Number of failures after which a user is disabled.
 const DISABLED_AFTER: u32 = 100;
+/// Size in bytes of an annotation that a slow network carries for two seconds.
+const LARGE: usize = 6 * 16 * 1024;
 const CRD: &str = "twofactorusers.twofactor.fountainai.io";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -138,6 +141,13 @@ async fn objects_of_the_cluster(system: &Observed) {
         .await;
     };
     alarms.fire(&["TwoFactorPodsRefused"], refuse).await;
+    let slow = SlowNetwork::start(system.admission.address).await;
+    let large = json!({ "note": "x".repeat(LARGE) });
+    let slowly = async || {
+        let answer = cluster.review_at(slow.address(), &large).await.unwrap();
+        assert_eq!(answer["response"]["allowed"], true, "{answer}");
+    };
+    alarms.fire(&["TwoFactorAdmissionSlow"], slowly).await;
     let unreadable = async || {
         // A CRD of another version may accept objects that this operator cannot read.
         let patch = r#"[{"op":"remove","path":"/spec/versions/0/selectableFields"},{"op":"replace","path":"/spec/versions/0/schema/openAPIV3Schema","value":{"type":"object","x-kubernetes-preserve-unknown-fields":true}}]"#;
