@@ -9,6 +9,7 @@ use std::time::Duration;
 use arc_swap::ArcSwapOption;
 use reqwest::redirect::Policy;
 use reqwest::{Certificate, Client, Proxy, RequestBuilder, Response, StatusCode};
+use tokio::sync::Mutex;
 use twofactor_core::provider::Endpoint;
 
 use super::CONNECT_TIMEOUT;
@@ -32,6 +33,9 @@ const PROXY_LOGIN: &str = "tunnel error: proxy authorization required";
 #[derive(Debug, Default)]
 pub(super) struct HttpClient {
     current: ArcSwapOption<(Endpoint, Client)>,
+    /// Held while a client is built, so that the first deliveries, which come together, do not
+    /// build one each.
+    building: Mutex<()>,
 }
 
 /// The answer to a request.
@@ -44,10 +48,12 @@ pub(super) struct Answer {
 impl HttpClient {
     /// Returns a client for requests to `endpoint`.
     pub(super) async fn of(&self, endpoint: &Endpoint) -> Result<Client, DeliveryError> {
-        if let Some(current) = self.current.load_full()
-            && current.0 == *endpoint
-        {
-            return Ok(current.1.clone());
+        if let Some(client) = self.known(endpoint) {
+            return Ok(client);
+        }
+        let _building = self.building.lock().await;
+        if let Some(client) = self.known(endpoint) {
+            return Ok(client);
         }
         let wanted = endpoint.clone();
         let built = tokio::task::spawn_blocking(move || build(&wanted)).await;
@@ -55,6 +61,11 @@ impl HttpClient {
             .unwrap_or(Err(DeliveryError::Misconfigured("no HTTP client could be made".into())))?;
         self.current.store(Some(Arc::new((endpoint.clone(), client.clone()))));
         Ok(client)
+    }
+
+    fn known(&self, endpoint: &Endpoint) -> Option<Client> {
+        let current = self.current.load();
+        current.as_ref().filter(|current| current.0 == *endpoint).map(|current| current.1.clone())
     }
 }
 

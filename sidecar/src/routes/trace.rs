@@ -1,6 +1,9 @@
 //! Names a request in the log lines that it causes: by the trace of the calling service
 //! (`traceparent`, W3C Trace Context), by its `X-Request-Id`, or by a number of the sidecar's own.
 
+use std::sync::LazyLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use http::HeaderMap;
 use rand::rngs::SysRng;
 use rand_core::{Rng, UnwrapErr};
@@ -8,6 +11,10 @@ use tracing::Span;
 
 /// Maximum length of an id that a caller chose, in characters.
 const LONGEST: usize = 64;
+
+/// The number of the next request. The first one is random, so that the numbers of two sidecars
+/// differ.
+static NEXT: LazyLock<AtomicU64> = LazyLock::new(|| AtomicU64::new(UnwrapErr(SysRng).next_u64()));
 
 /// Returns the span in which a request is answered. Its log lines contain the span's fields.
 pub(super) fn span(headers: &HeaderMap) -> Span {
@@ -18,7 +25,7 @@ pub(super) fn span(headers: &HeaderMap) -> Span {
     if let Some(request_id) = text("x-request-id").filter(|id| is_plain(id)) {
         return tracing::info_span!("request", request_id);
     }
-    let request_id = format!("{:016x}", UnwrapErr(SysRng).next_u64());
+    let request_id = format!("{:016x}", NEXT.fetch_add(1, Ordering::Relaxed));
     tracing::info_span!("request", request_id)
 }
 

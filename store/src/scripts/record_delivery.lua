@@ -7,3 +7,5 @@ local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 if give_back == 'pause' and tonumber(state[2]) == asked_at then redis.call('HDEL', state_key, 'asked') end
 local counted, word, first, second = state[3], outcome, 0, 0
+-- The decision about the code was made at most some seconds ago.
+local follows_a_decision = outcome == 'sent' or give_back == 'pause'

@@ -1,7 +1,8 @@
 -- Writes the entry of a decision or delivery to the user's history, by the rules of
 -- `twofactor_core::audit`, and replies. Uses the script's arguments state_key, history_key, caller,
 -- details, retention and most_entries, the moment now, what the state has counted for this caller
--- (counted), the operation and the reply.
+-- (counted), the operation, whether the entry follows_a_decision whose entry is in the history
+-- already, and the reply.
 --
 -- An entry is "moment operation outcome caller channel", then on a line of its own each the
 -- address, the user agent and the counted outcomes. Errors are ignored, because a decision stays
@@ -60,8 +61,9 @@ if write_entry then
   end
   if type(length) ~= 'number' then
     history_failed = 1
-  else
-    -- The oldest entries are the first ones. A bounded number of them is removed at a time, because
+  elseif not (follows_a_decision and length > 1 and length <= most_entries) then
+    -- The entry of the decision has removed what is too old, and set the expiry. The oldest entries
+    -- are the first ones. A bounded number of them is removed at a time, because
     -- other scripts wait meanwhile.
     for _ = 1, 100 do
       local oldest = length > 1 and redis.pcall('LINDEX', history_key, 0)

@@ -55,3 +55,4 @@ since = math.max(since, checked_since)
 local disabled, counted = state[4], state[5]
 -- The reply: a word, and two numbers.
 local word, first, second = nil, 0, 0
+local follows_a_decision = false

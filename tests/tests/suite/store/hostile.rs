@@ -327,6 +327,10 @@ async fn spoilt_counts_of_deliveries_stop_no_delivery_after_the_next_check() {
         &["HSET", &key, &minute, "1e300"],
         &["HSET", &key, "nan", "1"],
         &["HSET", &key, "x", &many],
+        &["HSET", &key, "0", "x"],
+        &["HSET", &key, "0", &format!("{minute} 99999")],
+        &["HSET", &key, "0", &format!("{minute} {}", "9".repeat(400))],
+        &["HSET", &key, "0", &many],
     ] {
         let what = &words[..words.len() - 1];
         send(&world, &command(&["DEL", &key])).await;

@@ -7,6 +7,7 @@ use redis::AsyncCommands;
 use tokio::task::JoinSet;
 use twofactor_core::code::Code;
 use twofactor_core::decision::{Undecided, Verdict};
+use twofactor_core::limits::Allowance;
 use twofactor_core::realm::RealmRecord;
 use twofactor_core::seal::BEGINNING_BYTES;
 use twofactor_core::user::DeliveryMethod::{App, Email};
@@ -172,6 +173,31 @@ async fn calls(redis: &RedisServer, command: &str) -> u64 {
         line.strip_prefix(&format!("cmdstat_{command}:calls=")).map(str::to_owned)
     });
     line.map_or(0, |line| line.split(',').next().unwrap().parse().unwrap())
+}
+
+#[tokio::test]
+async fn a_delivery_reads_the_counts_of_the_hour_once_a_minute_for_each_caller() {
+    let world = World::in_redis().await;
+    let take = async |from: &str, deliveries: u32| {
+        for _ in 0..deliveries {
+            let counted = world.store.count_delivery(&caller(from), 20, 8).await.unwrap();
+            assert_eq!(counted, Allowance::Granted, "{from}");
+        }
+    };
+    for minute in 0..2 {
+        world.set_time(START + minute * 60_000).await;
+        let before = calls(world.redis(), "hgetall").await;
+        for from in ["kms", "shop", "kms", "shop"] {
+            take(from, 2).await;
+        }
+        assert_eq!(calls(world.redis(), "hgetall").await - before, 2);
+    }
+    // Both limits hold for sums that are remembered.
+    let counted = world.store.count_delivery(&caller("kms"), 20, 8).await.unwrap();
+    assert!(matches!(counted, Allowance::ShareUsedUp { .. }), "{counted:?}");
+    take("vault", 4).await;
+    let counted = world.store.count_delivery(&caller("vault"), 20, 8).await.unwrap();
+    assert!(matches!(counted, Allowance::LimitReached { .. }), "{counted:?}");
 }
 
 #[tokio::test]
