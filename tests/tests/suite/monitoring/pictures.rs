@@ -10,13 +10,14 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 use tokio::time::MissedTickBehavior;
 use twofactor_store::clock::Clock;
 
 use super::dashboards::{dashboards, filled, queries};
 use super::observed::Observed;
 use super::quiet::{create_people, shown};
+use crate::support::cluster::app_user;
 
 /// Duration of the requests before, during and after the outage, in seconds.
 const PARTS: [u64; 3] = [2, 1, 2];
@@ -61,14 +62,32 @@ async fn what_the_dashboards_show_of_an_outage_is_written_for_the_pictures() {
             let sidecar = if round % 3 == 0 { &system.shop } else { &system.kms };
             let _ = sidecar.api.verify(&format!("person-{person}"), &code).await;
             if round % OTHERS == 0 {
-                let _ = system.shop.api.verify("dora", "000000").await;
-                let _ = system.shop.api.verify("unknown", "000000").await;
-                let reader = format!("alice-{}", round / OTHERS % 5);
-                let _ = system.kms.api.generate(&reader).await;
+                others(&system, round / OTHERS).await;
             }
             round += 1;
         }
     }
+    write(&system, start, file).await;
+}
+
+/// What happens beside the verifies of people: guesses of an attacker, requests of codes, new users
+/// and new pods, of which some are refused.
+async fn others(system: &Observed, number: usize) {
+    let _ = system.shop.api.verify("dora", "000000").await;
+    let _ = system.shop.api.verify("unknown", "000000").await;
+    let _ = system.kms.api.generate(&format!("alice-{}", number % 5)).await;
+    if number.is_multiple_of(5) {
+        system.cluster.apply(&app_user(&format!("newcomer-{number}")));
+        let _ = system.shop.api.raw("POST", "/auth/verify", &[], "{").await;
+        let invalid = json!({ "twofactor.fountainai.io/realm": "no name of a namespace" });
+        for annotations in [json!({}), json!({}), invalid] {
+            system.cluster.review_annotated(&system.admission, &annotations).await.unwrap();
+        }
+    }
+}
+
+/// Writes what the dashboards show since `start`.
+async fn write(system: &Observed, start: u64, file: Option<PathBuf>) {
     let mut answers = Map::new();
     for (_, dashboard) in dashboards() {
         for (_, expression) in queries(&dashboard) {
