@@ -80,8 +80,17 @@ impl Alarms {
             let took = begun.elapsed();
             println!("{name}: {:.1} s and {} s", took.as_secs_f64(), delay.as_secs());
             let after = self.snapshot(&expression(name)).await;
-            self.keep(Fired { alert: (*name).to_owned(), before, after, within });
+            let alert = (*name).to_owned();
+            self.keep(Fired { alert, before, after, within, stalls: false });
         }
+    }
+
+    /// Waits until an alert fires for which another cause is played.
+    pub(super) async fn wait_firing(&self, name: &str) {
+        eventually(Duration::from_secs(30), format_args!("{name} to fire"), async || {
+            self.prometheus.firing().await.contains(name)
+        })
+        .await;
     }
 
     /// Brings about a cause after which a moment stands still, and waits until `failed` has a
@@ -97,7 +106,7 @@ impl Alarms {
         .await;
         let after = self.snapshot(&expression(name)).await;
         let within = self.stated[name].within.expect("a stated time");
-        self.keep(Fired { alert: name.to_owned(), before, after, within });
+        self.keep(Fired { alert: name.to_owned(), before, after, within, stalls: true });
     }
 
     fn keep(&self, fired: Fired) {

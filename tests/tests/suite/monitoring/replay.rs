@@ -69,6 +69,8 @@ pub(super) struct Fired {
     pub(super) after: Snapshot,
     /// Time within which the alert is to fire.
     pub(super) within: Duration,
+    /// Whether passes no longer end.
+    pub(super) stalls: bool,
 }
 
 /// Fails if an alert fires before its cause, or does not within its time.
@@ -112,6 +114,11 @@ impl Fired {
                 let old = self.before.values.get(name).copied();
                 let new = self.after.values.get(name).copied();
                 match old.map(|value| kind.moved(value, self.before.time, cause)) {
+                    // Passes end all the time.
+                    Some(value) if kind == Kind::Pass => {
+                        let (first, interval) = (value - cause, seconds(interval));
+                        write!(values, "{first}+{interval}x{} ", before - 1).unwrap();
+                    }
                     Some(value) => write!(values, "{value}x{} ", before - 1).unwrap(),
                     // Without a value, the number is that of the scrapes.
                     None => write!(values, "_x{before} ").unwrap(),
@@ -130,7 +137,9 @@ impl Fired {
                     }
                     (Some(value), _) => {
                         let value = kind.moved(value, self.after.time, cause);
-                        write!(values, "{value}x{after}").unwrap();
+                        let goes_on = kind == Kind::Pass && !self.stalls;
+                        let step = if goes_on { seconds(interval) } else { 0.0 };
+                        write!(values, "{value}+{step}x{after}").unwrap();
                     }
                 }
                 json!({ "series": name, "values": values })
@@ -169,7 +178,7 @@ pub(super) fn assert_quiet(snapshots: &[Snapshot]) {
                 let (time, value) = observed[step % observed.len()];
                 match kind {
                     Kind::Counter => last.values[name] + (rate * at).floor(),
-                    Kind::Moment => kind.moved(value, time, at),
+                    Kind::Moment | Kind::Pass => kind.moved(value, time, at),
                     Kind::Age | Kind::Gauge => value,
                 }
             };
@@ -195,6 +204,8 @@ enum Kind {
     Counter,
     /// A Unix time.
     Moment,
+    /// The Unix time of the last pass.
+    Pass,
     /// A time since something.
     Age,
     Gauge,
@@ -204,7 +215,9 @@ impl Kind {
     fn of(series: &str) -> Self {
         let name = series.split('{').next().unwrap();
         let ends = |endings: &[&str]| endings.iter().any(|ending| name.ends_with(ending));
-        if ends(&["_timestamp_seconds"]) {
+        if ends(&["_last_pass_timestamp_seconds"]) {
+            Self::Pass
+        } else if ends(&["_timestamp_seconds"]) {
             Self::Moment
         } else if ends(&["_age_seconds"]) {
             Self::Age
@@ -217,7 +230,7 @@ impl Kind {
 
     /// A value that was read at `time`, if that moment is `at`.
     fn moved(self, value: f64, time: f64, at: f64) -> f64 {
-        if self == Self::Moment { value - time + at } else { value }
+        if matches!(self, Self::Moment | Self::Pass) { value - time + at } else { value }
     }
 }
 

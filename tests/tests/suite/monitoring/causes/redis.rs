@@ -37,6 +37,7 @@ async fn alerts_fire_about_a_stopped_controller_a_full_redis_and_what_the_operat
     };
     let mut late = None;
     alarms.fire(&["TwoFactorChecksStalled"], async || late = Some(behind(180).await)).await;
+    alarms.wait_firing("TwoFactorClockDiffers").await;
     let _ = late.unwrap().process().kill();
 
     let mut connection = cluster.redis.connect().await;
