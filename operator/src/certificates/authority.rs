@@ -18,8 +18,10 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::validity::Validity;
 
-/// Time before now at which a certificate begins, because clocks of machines differ.
-const BACKDATED: Duration = Duration::from_mins(5);
+/// Maximum time before now at which a certificate begins. A client whose clock is late by more
+/// refuses it; an hour is what a clock in the wrong time zone differs by, and gives a thief of the
+/// key nothing, because it is in the past.
+const BACKDATED: Duration = Duration::from_hours(1);
 
 /// Errors of an authority or a certificate.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
@@ -244,8 +246,8 @@ fn ends(now: UnixMillis, lifetime: Duration) -> UnixMillis {
     UnixMillis::from_seconds(later.div_ceil(1000))
 }
 
-/// Sets the beginning and the end. The beginning is earlier by at most the lifetime, which matters
-/// only for the short lifetimes of tests.
+/// Sets the beginning and the end. The beginning is earlier by at most a tenth of the lifetime,
+/// because alerts and renewals are shares of the time from the beginning to the end.
 fn validity(
     params: &mut CertificateParams,
     lifetime: Duration,
@@ -255,7 +257,8 @@ fn validity(
         let seconds = i64::try_from(seconds).map_err(|_| AuthorityError::CannotSign)?;
         OffsetDateTime::from_unix_timestamp(seconds).map_err(|_| AuthorityError::CannotSign)
     };
-    let before = lifetime + BACKDATED.min(lifetime);
+    // The end is rounded up to whole seconds, so that less than a second would begin after now.
+    let before = lifetime + BACKDATED.min(lifetime / 10).max(Duration::from_secs(1));
     params.not_after = moment(until.seconds())?;
     params.not_before = moment(until.seconds().saturating_sub(before.as_secs()))?;
     Ok(())
@@ -295,6 +298,29 @@ mod tests {
         let leaf = one.sign(&["a.b.svc".to_owned()], Duration::from_mins(1), NOW).unwrap();
         assert_eq!(Root::from_der(leaf.certificate.clone()), Err(AuthorityError::NotACertificate));
         assert!(!format!("{one:?} {leaf:?}").contains("PRIVATE"));
+    }
+
+    #[test]
+    fn a_client_with_a_late_clock_accepts_a_new_certificate() {
+        for (lifetime, late) in [
+            (Duration::from_hours(2160), Duration::from_hours(1)),
+            (Duration::from_hours(24), Duration::from_hours(1)),
+            (Duration::from_hours(1), Duration::from_mins(6)),
+            (Duration::from_secs(3), Duration::from_millis(500)),
+        ] {
+            // Not at the beginning of a second.
+            let now = NOW.offset(400);
+            let seen = now.offset(-i64::try_from(late.as_millis()).unwrap());
+            let authority = Authority::generate(lifetime, now).unwrap();
+            let leaf = authority.sign(&["a.b.svc".to_owned()], lifetime, now).unwrap();
+            let (_, parsed) = X509Certificate::from_der(&leaf.certificate).unwrap();
+            for validity in [authority.root().validity, Validity::of(&parsed)] {
+                // The end is rounded up, and with it the beginning.
+                assert!(validity.contains(seen.offset(600)), "{lifetime:?}");
+                assert!(validity.contains(now), "{lifetime:?}");
+                assert!(validity.lifetime() <= lifetime * 11 / 10 + Duration::from_secs(1));
+            }
+        }
     }
 
     #[test]

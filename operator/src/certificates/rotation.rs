@@ -193,13 +193,14 @@ impl Authorities {
         }
     }
 
-    /// Applies a step.
+    /// Applies a step. `shown` are the roots that clients trust now.
     ///
     /// # Errors
     /// Fails if the operating system has no randomness.
     pub fn after(
         mut self,
         step: Step,
+        shown: &Shown,
         lifetimes: &Lifetimes,
         now: UnixMillis,
     ) -> Result<Self, AuthorityError> {
@@ -217,7 +218,14 @@ impl Authorities {
                 }
             }
             Step::Forget => self.previous.clear(),
-            Step::StartOver => return Self::start(self.trusted(), lifetimes, now),
+            // The Secret may be an old backup, which lacks the roots that clients trust and the
+            // servers' certificates fit. They stay as long as after a lost Secret: a copied key of
+            // theirs is no reason to start over.
+            Step::StartOver => {
+                let mut trusted = shown.roots();
+                trusted.extend(self.trusted().into_iter().filter(|it| shown.since(it).is_none()));
+                return Self::start(trusted, lifetimes, now);
+            }
         }
         Ok(self)
     }
@@ -342,7 +350,7 @@ mod tests {
         assert_eq!(step(&first, START, at(599)), Step::Wait);
         assert_eq!(step(&first, START, at(601)), Step::Prepare);
         let old = first.current.root().clone();
-        let prepared = first.after(Step::Prepare, &LIFETIMES, at(601)).unwrap();
+        let prepared = first.after(Step::Prepare, &Shown::default(), &LIFETIMES, at(601)).unwrap();
         assert_eq!((prepared.current.root(), prepared.trusted().len()), (&old, 2));
         assert_eq!(
             prepared.step(&Shown::default(), &LIFETIMES, at(700)),
@@ -353,7 +361,7 @@ mod tests {
         assert_eq!(step(&prepared, at(601), soon), Step::Wait);
         let soon = UnixMillis::from_seconds(at(601).seconds() + 60);
         assert_eq!(step(&prepared, at(601), soon), Step::Promote);
-        let promoted = prepared.after(Step::Promote, &LIFETIMES, soon).unwrap();
+        let promoted = prepared.after(Step::Promote, &Shown::default(), &LIFETIMES, soon).unwrap();
         let promoted = Authorities::read(&promoted.data()).unwrap();
         assert!(promoted.next.is_none() && *promoted.current.root() != old);
         assert_eq!(promoted.previous, [old]);
@@ -363,7 +371,7 @@ mod tests {
             "the last old certificate is still valid"
         );
         assert_eq!(step(&promoted, at(601), at(626)), Step::Forget);
-        let last = promoted.after(Step::Forget, &LIFETIMES, at(626)).unwrap();
+        let last = promoted.after(Step::Forget, &Shown::default(), &LIFETIMES, at(626)).unwrap();
         assert_eq!(last.trusted(), [last.current.root().clone()]);
         assert_eq!(step(&last, at(626), at(626)), Step::Wait);
     }
@@ -376,7 +384,7 @@ mod tests {
             first.step(&Shown::default(), &LIFETIMES, at(0).offset(-86_400_000)),
             Step::StartOver
         );
-        let prepared = first.after(Step::Prepare, &LIFETIMES, at(890)).unwrap();
+        let prepared = first.after(Step::Prepare, &Shown::default(), &LIFETIMES, at(890)).unwrap();
         assert_eq!(prepared.step(&Shown::default(), &LIFETIMES, at(901)), Step::Promote);
     }
 
@@ -389,7 +397,8 @@ mod tests {
         let signed =
             Signed { root: first.current.root().clone(), until: first.current.root().until() };
         assert_eq!(first.step(&shown(&first, START), &LIFETIMES, after(31)), Step::Prepare);
-        let prepared = first.after(Step::Prepare, &LIFETIMES, after(31)).unwrap();
+        let prepared =
+            first.after(Step::Prepare, &Shown::default(), &LIFETIMES, after(31)).unwrap();
         let seen = shown(&prepared, after(32));
         assert_eq!(prepared.step(&seen, &LIFETIMES, after(35)), Step::Wait);
         assert_eq!(
@@ -398,7 +407,8 @@ mod tests {
             "no API server would trust it"
         );
         assert_eq!(prepared.step(&seen, &LIFETIMES, after(37)), Step::Promote);
-        let promoted = prepared.after(Step::Promote, &LIFETIMES, after(37)).unwrap();
+        let promoted =
+            prepared.after(Step::Promote, &Shown::default(), &LIFETIMES, after(37)).unwrap();
         assert!(signed.is_due(promoted.current.root(), &seen, &LIFETIMES, after(38)));
     }
 
@@ -412,7 +422,8 @@ mod tests {
             let old = first.current.root().clone();
             let since = START.offset(i64::try_from(seconds * 700).unwrap());
             assert_eq!(first.step(&shown(&first, START), &lifetimes, since), Step::Prepare);
-            let prepared = first.after(Step::Prepare, &lifetimes, since).unwrap();
+            let prepared =
+                first.after(Step::Prepare, &Shown::default(), &lifetimes, since).unwrap();
             let grace = i64::try_from(lifetimes.grace().as_millis()).unwrap();
             let (seen, before, after) =
                 (shown(&prepared, since), since.offset(grace - 1), since.offset(grace));
@@ -438,6 +449,26 @@ mod tests {
     }
 
     #[test]
+    fn an_old_backup_of_the_secret_takes_no_root_in_use_out_of_the_bundle() {
+        let backup = Authorities::start(Vec::new(), &LIFETIMES, START).unwrap();
+        let present = Authorities::start(Vec::new(), &LIFETIMES, at(800)).unwrap();
+        let (in_use, known) = (present.trusted(), shown(&present, at(800)));
+        assert_eq!(backup.step(&known, &LIFETIMES, at(901)), Step::StartOver);
+        let again = backup.after(Step::StartOver, &known, &LIFETIMES, at(901)).unwrap();
+        assert_eq!(again.previous, in_use, "and not the one that has ended");
+        let step = |seconds: i64| {
+            let now = at(901).offset(seconds * 1000);
+            again.step(&shown(&again, at(901)), &LIFETIMES, now)
+        };
+        assert_eq!((step(179), step(180)), (Step::Wait, Step::Forget), "not for longer");
+        // No root is there twice.
+        let next = present.after(Step::Prepare, &Shown::default(), &LIFETIMES, at(801)).unwrap();
+        let known = shown(&next, at(801));
+        let again = next.after(Step::StartOver, &known, &LIFETIMES, at(802)).unwrap();
+        assert_eq!(again.previous.len(), 2);
+    }
+
+    #[test]
     fn the_error_of_an_invalid_secret_names_the_key_and_not_its_content() {
         let data = Authorities::start(Vec::new(), &LIFETIMES, START).unwrap().data();
         for key in ["ca.crt", "ca.key"] {
@@ -456,8 +487,10 @@ mod tests {
     #[test]
     fn a_replica_renews_its_certificate_in_time_and_changes_authority_only_when_it_is_known() {
         let old = Authorities::start(Vec::new(), &LIFETIMES, START).unwrap();
-        let (old_root, both) =
-            (old.current.root().clone(), old.after(Step::Prepare, &LIFETIMES, START).unwrap());
+        let (old_root, both) = (
+            old.current.root().clone(),
+            old.after(Step::Prepare, &Shown::default(), &LIFETIMES, START).unwrap(),
+        );
         let new_root = both.next.as_ref().unwrap().root().clone();
         let leaf = Signed { root: old_root.clone(), until: at(24) };
         let known = shown(&both, START);

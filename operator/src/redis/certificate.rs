@@ -146,7 +146,7 @@ impl CertificateSource {
         let (authorities, damage) = match Authorities::read(data) {
             Ok(known) => {
                 let step = known.step(shown, lifetimes, now);
-                (known.after(step, lifetimes, now)?, None)
+                (known.after(step, shown, lifetimes, now)?, None)
             }
             Err(damage) => (Authorities::start(shown.roots(), lifetimes, now)?, Some(damage)),
         };
@@ -193,9 +193,9 @@ struct Next {
     damage: Option<Damage>,
 }
 
-/// Makes the Secret, and then waits for `stop`. Every replica does so when it starts, because the
-/// pod of Redis cannot start without the Secret, and the leader of before may be of a version that
-/// does not make it.
+/// Makes the Secret, and then waits for `stop`. Every replica does so when it starts, because Redis
+/// opens no port for TLS without the Secret, and the leader of before may be of a version that does
+/// not make it.
 pub async fn make(source: CertificateSource, client: Client, stop: CancellationToken) {
     let mut reported = None;
     let made = async {

@@ -267,7 +267,7 @@ impl Replica {
                     return Ok(Some(authorities));
                 }
                 tracing::info!(secret = SECRET, step = ?step, "webhook authority changing");
-                authorities.after(step, lifetimes, now)?
+                authorities.after(step, &self.shown, lifetimes, now)?
             }
             Err(damage) => {
                 tracing::error!(secret = SECRET, %damage, "webhook authority invalid, creating a new one");

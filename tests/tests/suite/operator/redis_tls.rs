@@ -249,7 +249,8 @@ async fn sidecars_of_both_releases_change_to_tls_and_back_without_a_failed_verif
     let loads = sidecars.map(Load::start);
     let plain_port = cluster.redis.port();
 
-    // The certificate is made before the new version leads, because the pod of Redis waits for it.
+    // The certificate is made before the new version leads, because Redis has no port for TLS
+    // without it.
     let next =
         installed.operator_with_tls(installed.tls_port).env("POD_NAME", "next").start().await;
     installed.certify(&mut redis).await;
