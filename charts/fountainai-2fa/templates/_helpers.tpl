@@ -369,3 +369,11 @@ metricRelabelings:
   {{- toYaml . | nindent 2 }}
 {{- end }}
 {{- end }}
+
+{{- /* The seconds of a time such as 1h30m. */}}
+{{- define "twofactor.seconds" -}}
+{{- $hours := regexFind "[0-9]+h" . | trimSuffix "h" | int -}}
+{{- $minutes := regexFind "[0-9]+m" . | trimSuffix "m" | int -}}
+{{- $seconds := regexFind "[0-9]+s" . | trimSuffix "s" | int -}}
+{{- add (mul 3600 $hours) (mul 60 $minutes) $seconds -}}
+{{- end }}
