@@ -154,7 +154,13 @@ fn wait_for_rotation(scene: &Scene<'_>, before: &BTreeSet<String>) {
 pub(crate) fn a_lost_ca_and_a_rotated_one_fail_no_creation(scene: &Scene<'_>) {
     let created = creations_during(scene, || {
         let short = || {
-            release::install(&["webhook.caLifetime=45s", "webhook.certificateLifetime=15s"]);
+            // The chart's own values begin at an hour.
+            release::install(&[
+                "admission.env[0].name=TWOFACTOR_WEBHOOK_CA_LIFETIME",
+                "admission.env[0].value=45s",
+                "admission.env[1].name=TWOFACTOR_WEBHOOK_CERTIFICATE_LIFETIME",
+                "admission.env[1].value=15s",
+            ]);
             // The first loss creates a CA with a short lifetime, and the second pass waits until
             // that expires.
             for lose in [true, false] {
@@ -172,7 +178,7 @@ pub(crate) fn a_lost_ca_and_a_rotated_one_fail_no_creation(scene: &Scene<'_>) {
             }
         };
         finally(short, || {
-            release::install(&["webhook.caLifetime=", "webhook.certificateLifetime="]);
+            release::install(&["admission.env=null"]);
         });
     });
     println!("          {created} creations while the CA was lost and replaced, and then rotated");
