@@ -7,8 +7,9 @@
 //! measure something run alone; the others run a few at a time, because they mostly wait.
 //!
 //! With `TWOFACTOR_CLUSTER_CONTROL` (the path of `tests/cluster/cluster`), tests also kill
-//! components of the node, and may uninstall an existing release and install it again. Without it,
-//! these tests are skipped, and the summary says so. Use a cluster for testing only.
+//! components of the node and enforce network policies, and may uninstall an existing release and
+//! install it again. Without it, these tests are skipped, and the summary says so. Use a cluster
+//! for testing only.
 
 #![allow(clippy::print_stdout, reason = "a test runner prints")]
 
@@ -21,6 +22,7 @@ mod load;
 mod manifests;
 mod mesh;
 mod metrics;
+mod network_policies;
 mod openshift;
 mod release;
 mod restore;
@@ -117,6 +119,7 @@ const TESTS: &[Entry] = entries![
     Alone Nothing: chaos::another_password_of_redis_is_an_outage_of_seconds_at_most,
     Alone Nothing: chaos::tls_of_redis_is_switched_off_and_on_with_no_outage_but_its_restarts,
     Alone ClusterControl: chaos::a_killed_kubelet_changes_no_answer,
+    Alone ClusterControl: network_policies::the_charts_policies_allow_only_the_pods_that_they_name,
     Alone Nothing: restore::a_deleted_namespace_is_restored_and_its_services_go_on,
     Alone Nothing: restore::a_lost_redis_is_filled_again,
     Alone OwnRelease: restore::a_lost_master_key_is_reported_and_restored_or_replaced,
@@ -217,7 +220,7 @@ fn run(chosen: &[&Entry], kubectl: Kubectl, keep: bool) -> ExitCode {
 fn why_not(needs: Needs, world: &World) -> Option<&'static str> {
     match needs {
         Needs::ClusterControl if world.control().is_none() => {
-            Some("TWOFACTOR_CLUSTER_CONTROL is not set, so nothing of the node can be killed")
+            Some("TWOFACTOR_CLUSTER_CONTROL is not set, so nothing of the node can be changed")
         }
         Needs::PreviousImages if world.control().is_none() => {
             Some("TWOFACTOR_CLUSTER_CONTROL is not set, so the previous release has no images here")
