@@ -91,6 +91,7 @@ const LANES: usize = 4;
 /// In this order: of the tests that run together the longest first, and the one that uninstalls
 /// last.
 const TESTS: &[Entry] = entries![
+    Together Nothing: restore::a_deleted_namespace_is_restored_and_its_services_go_on,
     Together Nothing: story::the_key_management_example_does_what_its_readme_shows,
     Together Nothing: figures::a_sidecar_at_rest,
     Together Nothing: story::a_pod_in_a_namespace_that_is_not_allowed_waits_until_it_is_allowed,
@@ -120,7 +121,6 @@ const TESTS: &[Entry] = entries![
     Alone Nothing: chaos::tls_of_redis_is_switched_off_and_on_with_no_outage_but_its_restarts,
     Alone ClusterControl: chaos::a_killed_kubelet_changes_no_answer,
     Alone ClusterControl: network_policies::the_charts_policies_allow_only_the_pods_that_they_name,
-    Alone Nothing: restore::a_deleted_namespace_is_restored_and_its_services_go_on,
     Alone Nothing: restore::a_lost_redis_is_filled_again,
     Alone OwnRelease: restore::a_lost_master_key_is_reported_and_restored_or_replaced,
     Alone OwnRelease: restore::a_lost_cluster_is_built_again_from_the_backup,

@@ -14,11 +14,21 @@ use crate::{START, finally};
 /// Timeout for the enforcement to know a pod or a policy.
 const KNOWN: Duration = Duration::from_secs(20);
 
-/// A pod that connects, and where to.
-struct Attempt<'a> {
+/// Tries to connect to each place that it reads, all at the same time, and prints those that it
+/// reaches within three seconds, in which the first packet is sent twice.
+const CONNECT: &str = r#"
+while read -r host port; do
+  (timeout 3 bash -c ": <>/dev/tcp/$host/$port" 2>/dev/null && echo "$host $port") &
+done
+wait
+"#;
+
+/// A pod, the places that it tries to reach, and those that the policies leave it.
+struct Client<'a> {
     namespace: &'a str,
     pod: &'a str,
-    target: (String, u16),
+    all: Vec<&'a str>,
+    allowed: Vec<&'a str>,
 }
 
 pub(crate) fn the_charts_policies_allow_only_the_pods_that_they_name(scene: &Scene<'_>) {
@@ -60,51 +70,40 @@ fn enforced(scene: &Scene<'_>, people: &str, services: &str, monitoring: &str, o
         let pods = scene.kubectl().get(&["pods", "--namespace", namespace, "--selector", label]);
         pods["items"][0]["status"]["podIP"].as_str().expect("an address").to_owned()
     };
-    let redis = address(NAMESPACE, REDIS_LABEL);
-    let controller = (address(NAMESPACE, CONTROLLER_LABEL), 18005);
-    let admission = (address(NAMESPACE, ADMISSION_LABEL), 18005);
-    let sidecar = (address(services, manifests::INJECT), 18004);
-    let webhook = (format!("twofactor-operator.{NAMESPACE}.svc"), 443);
-    let attempt =
-        |namespace, pod, target: &(String, u16)| Attempt { namespace, pod, target: target.clone() };
-    let mut refused = Vec::new();
-    for pod in ["stranger", "copy"] {
-        for target in [&(redis.clone(), 6380), &controller, &admission, &sidecar] {
-            refused.push(attempt(outside, pod, target));
-        }
-    }
-    refused.push(attempt(monitoring, "prometheus", &(redis, 6380)));
-    let allowed = [
-        attempt(monitoring, "prometheus", &controller),
-        attempt(monitoring, "prometheus", &admission),
-        attempt(monitoring, "prometheus", &sidecar),
-        attempt(outside, "stranger", &webhook),
+    let redis = format!("{} 6380", address(NAMESPACE, REDIS_LABEL));
+    let controller = format!("{} 18005", address(NAMESPACE, CONTROLLER_LABEL));
+    let admission = format!("{} 18005", address(NAMESPACE, ADMISSION_LABEL));
+    let sidecar = format!("{} 18004", address(services, manifests::INJECT));
+    let webhook = format!("twofactor-operator.{NAMESPACE}.svc 443");
+    let all = [&redis, &controller, &admission, &sidecar, &webhook].map(String::as_str);
+    let client = |namespace, pod, allowed: &[&str]| Client {
+        namespace,
+        pod,
+        all: all.to_vec(),
+        allowed: all.into_iter().filter(|place| allowed.contains(place)).collect(),
+    };
+    let clients = [
+        client(outside, "stranger", &[&webhook]),
+        client(outside, "copy", &[&webhook]),
+        client(monitoring, "prometheus", &[&controller, &admission, &sidecar, &webhook]),
     ];
 
     // Without the enforcement all of them connect, so it is the policies that refuse below.
-    for attempt in refused.iter().chain(&allowed) {
-        assert!(connects(scene, attempt), "{} to {:?}", attempt.pod, attempt.target);
+    for client in &clients {
+        assert_eq!(reached(scene, client), client.all, "{}", client.pod);
     }
     scene.world.control_node(&["policies", "on"]);
-    for attempt in &refused {
-        eventually_blocking(KNOWN, "a refused connection", || {
-            if connects(scene, attempt) {
-                Err(format!("{} reaches {:?}", attempt.pod, attempt.target))
-            } else {
-                Ok(())
-            }
+    for client in &clients {
+        eventually_blocking(KNOWN, "the policies to be enforced", || {
+            let reached = reached(scene, client);
+            if reached == client.allowed { Ok(()) } else { Err(format!("{reached:?}")) }
         });
-    }
-    for attempt in &allowed {
-        assert!(connects(scene, attempt), "{} to {:?}", attempt.pod, attempt.target);
     }
 
     // A restarted controller, new users and new pods get in.
     for workload in [release::CONTROLLER, release::ADMISSION] {
         scene.kubectl().run(&["rollout", "restart", workload, "--namespace", NAMESPACE]);
-        let status = ["rollout", "status", workload, "--namespace", NAMESPACE, "--timeout=120s"];
-        let said = scene.kubectl().say_within(release::BOUND, &status, "");
-        assert!(said.success, "{said}");
+        scene.kubectl().wait_for_rollout(START, NAMESPACE, workload);
     }
     scene.users(people, &[("bob", json!({ "deliveryMethod": "app" }))]);
     scene.start(&manifests::client_with_sidecar(services, "after", people));
@@ -120,9 +119,9 @@ fn enforced(scene: &Scene<'_>, people: &str, services: &str, monitoring: &str, o
     assert!(said.success, "{said}");
 }
 
-/// Whether a connection begins within three seconds, in which its first packet is sent twice.
-fn connects(scene: &Scene<'_>, attempt: &Attempt<'_>) -> bool {
-    let (host, port) = &attempt.target;
-    let open = format!(": <>/dev/tcp/{host}/{port}");
-    scene.exec(attempt.namespace, attempt.pod, &["timeout", "3", "bash", "-c", &open]).success
+fn reached<'a>(scene: &Scene<'_>, client: &Client<'a>) -> Vec<&'a str> {
+    let places = client.all.join("\n") + "\n";
+    let said = scene.exec_with(client.namespace, client.pod, &["bash", "-c", CONNECT], &places);
+    let said = said.stdout;
+    client.all.iter().copied().filter(|place| said.lines().any(|line| line == *place)).collect()
 }
