@@ -24,13 +24,15 @@ pub fn show_commands(users: &Users, address: SocketAddr, codes_in_answers: bool)
         "\nServing {} users at {base} (documentation: {base}/docs). Stop with Ctrl-C.",
         users.len()
     );
-    // A user whose name needs no quoting in a shell, and preferably one who gets codes sent.
+    // A user whose name needs no quoting in a shell, and preferably one who gets codes sent; of
+    // these the first by name, so that another file changes nothing.
     let plain = |name: &str| {
         name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.@".contains(&byte))
     };
     let candidates =
         users.definitions().filter(|user| user.enabled && plain(user.username.as_str()));
-    let Some(user) = candidates.min_by_key(|user| user.delivery_method == DeliveryMethod::App)
+    let Some(user) = candidates
+        .min_by_key(|user| (user.delivery_method == DeliveryMethod::App, user.username.as_str()))
     else {
         return;
     };
