@@ -30,9 +30,9 @@ help: ## list the targets
 run: own-target ## build the sidecar and start it with the users in examples/, without Kubernetes
 	cargo run -p twofactor-sidecar -- dev examples/ --listen $(LISTEN) $(ARGS)
 
-test: own-target ## install what the tests need, build the programs and run all tests (5 minutes)
+test: own-target ## install what the tests need, build the programs and run all tests (13 minutes)
 	@echo 'make test: installs the programs that the tests need, builds the project, and runs all'
-	@echo 'tests against real Redis, mail and Kubernetes API servers. It usually takes 5 minutes on'
+	@echo 'tests against real Redis, mail and Kubernetes API servers. It usually takes 13 minutes on'
 	@echo 'two cores; the first run also compiles the dependencies and the API server (some 30 more).'
 	tests/tools/install verifier clients cluster previous
 	cargo build --workspace --bins
@@ -79,7 +79,7 @@ images: own-target ## build the container images with docker, podman or buildah
 
 e2e: own-target ## run the end-to-end tests on a one-node cluster, or on the one of KUBECONFIG
 	@echo 'make e2e: starts a one-node cluster on this machine (as root), builds the images, and runs'
-	@echo 'the end-to-end tests; with KUBECONFIG, uses that cluster. It usually takes 9 minutes on two'
+	@echo 'the end-to-end tests; with KUBECONFIG, uses that cluster. It usually takes 20 minutes on two'
 	@echo 'cores; the first run also compiles the Kubernetes programs and builds the test images (some'
 	@echo '20 more).'
 	tests/cluster/e2e $(ARGS)
