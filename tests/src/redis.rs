@@ -325,6 +325,25 @@ impl RedisServer {
         statistics.lines().filter_map(line).collect()
     }
 
+    /// Waits until this replica has everything that its master has written until now. A link that is
+    /// up is not enough: the last writes may still be on their way.
+    pub async fn wait_in_sync(&self, master: &Self) {
+        let number = |state: &str, name: &str| -> Option<u64> {
+            state.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok())
+        };
+        let state: String = master.ask(&["INFO", "replication"]).await;
+        let written = number(&state, "master_repl_offset:").expect("an offset");
+        eventually(START, "the replica to have what its master has", async || {
+            // Sentinels close the connections of a server that becomes a replica.
+            let state: String =
+                self.try_ask(&["INFO", "replication"]).await.map_err(|error| error.to_string())?;
+            let applied = number(&state, "slave_repl_offset:");
+            let up = state.contains("role:slave") && state.contains("master_link_status:up");
+            if up && applied >= Some(written) { Ok(()) } else { Err(format!("{written}: {state}")) }
+        })
+        .await;
+    }
+
     /// Opens another port, with TLS, beside that of a server without. Returns it, and the authority
     /// in PEM.
     pub async fn open_tls_port(&self) -> (u16, String) {

@@ -203,12 +203,13 @@ impl RedisCluster {
             })
             .await;
         }
-        for replica in &self.replicas {
-            eventually(START, "the replica to follow its master", async || {
-                let state: String = replica.ask(&["INFO", "replication"]).await;
-                if state.contains("master_link_status:up") { Ok(()) } else { Err(state) }
-            })
-            .await;
+        self.wait_in_sync().await;
+    }
+
+    /// Waits until the replicas have everything that their masters have written until now.
+    pub async fn wait_in_sync(&self) {
+        for (master, replica) in self.masters.iter().zip(&self.replicas) {
+            replica.wait_in_sync(master).await;
         }
     }
 }

@@ -151,18 +151,6 @@ async fn services_have_logins_on_a_cluster_and_a_flushed_master_is_filled() {
     }
 }
 
-/// Waits until a replica has everything from its master.
-async fn wait_in_sync(replica: &RedisServer) {
-    eventually(BOUND, "the replica to follow its master", async || {
-        // Sentinels close the connections of a server that becomes a replica.
-        let answer = replica.try_ask::<String>(&["INFO", "replication"]).await;
-        answer.is_ok_and(|answer| {
-            answer.contains("role:slave") && answer.contains("master_link_status:up")
-        })
-    })
-    .await;
-}
-
 #[tokio::test]
 async fn services_have_their_logins_after_each_of_two_failovers_by_sentinel() {
     let master = RedisServer::start().await;
@@ -170,7 +158,7 @@ async fn services_have_their_logins_after_each_of_two_failovers_by_sentinel() {
     let replica = RedisServer::builder().args(["--replicaof", "127.0.0.1", &port]).start().await;
     let sentinels = RedisSentinels::start(&master, 3, Duration::from_secs(1)).await;
     sentinels.wait_for_a_replica().await;
-    wait_in_sync(&replica).await;
+    replica.wait_in_sync(&master).await;
     let cluster = Cluster::with_redis(master).await;
     let operator = cluster.operator().env("REDIS_URL", &sentinels.url()).start().await;
     cluster.apply(&app_user("carol"));
@@ -210,7 +198,7 @@ async fn services_have_their_logins_after_each_of_two_failovers_by_sentinel() {
             // The former master returns as a replica, whose first synchronization gives the new
             // master no other identity.
             old.restart().await;
-            wait_in_sync(old).await;
+            old.wait_in_sync(new).await;
         }
     }
     sidecar.wait_accepted("carol", &cluster.seed("carol")).await;

@@ -226,16 +226,11 @@ async fn a_promoted_replica_of_a_cluster_is_used_at_once_unless_it_missed_a_writ
     }
     // A master gets a new identity with its first replica.
     assert!(check(&world).await.ready);
-    for replica in &cluster.replicas {
-        eventually(BOUND, "the replicas to follow", async || {
-            replica.ask::<String>(&["INFO", "replication"]).await.contains("master_link_status:up")
-        })
-        .await;
-    }
+    cluster.wait_in_sync().await;
     cluster.masters[0].kill();
     wait_for_a_new_master(&world).await;
     let inspection = check(&world).await;
-    assert!(inspection.ready && inspection.kept);
+    assert!(inspection.ready && inspection.kept, "{inspection:?}");
     for person in &people {
         let wrong = person.wrong_code(world.now());
         let verdict = eventually(BOUND, "a decision", async || {

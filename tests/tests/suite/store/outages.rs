@@ -127,10 +127,7 @@ async fn a_replica_decides_nothing_until_it_is_a_checked_master() {
     let carol = world.person("carol", App).await;
     let port = world.redis().port().to_string();
     let replica = RedisServer::builder().args(["--replicaof", "127.0.0.1", &port]).start().await;
-    eventually(BOUND, "the replica to be complete", async || {
-        replica.ask::<String>(&["INFO", "replication"]).await.contains("master_link_status:up")
-    })
-    .await;
+    replica.wait_in_sync(world.redis()).await;
     // A service's URL leads to the replica.
     let store = Store::Redis(RedisStore::new(&replica.url(), names(), Clock::System).unwrap());
     let on_replica = World::of(&world, store);
@@ -183,10 +180,7 @@ async fn with_replica() -> (World, RedisServer) {
     let world = World::in_redis_with_real_time(RedisServer::start().await).await;
     let port = world.redis().port().to_string();
     let replica = RedisServer::builder().args(["--replicaof", "127.0.0.1", &port]).start().await;
-    eventually(BOUND, "the replica to follow its master", async || {
-        replica.ask::<String>(&["INFO", "replication"]).await.contains("master_link_status:up")
-    })
-    .await;
+    replica.wait_in_sync(world.redis()).await;
     // The first replica changes the replication id of a master, which then has to be checked again.
     world.fill(&[]).await;
     (world, replica)

@@ -41,10 +41,7 @@ async fn three_sentinels() -> (World, RedisServer) {
         .await;
     let sentinels = RedisSentinels::start(&master, 3, DOWN_AFTER).await;
     sentinels.wait_for_a_replica().await;
-    eventually(BOUND, "the replica to follow its master", async || {
-        replica.ask::<String>(&["INFO", "replication"]).await.contains("master_link_status:up")
-    })
-    .await;
+    replica.wait_in_sync(&master).await;
     let store = RedisStore::new(&sentinels.url(), names(), Clock::System).unwrap();
     let mut world = World::around(Store::Redis(store), Clock::System).await;
     (world.redis, world.sentinels) = (Some(master), Some(sentinels));
@@ -213,8 +210,7 @@ async fn a_failover_to_a_lagging_replica_under_load_accepts_no_code_twice_and_ne
 async fn a_promoted_replica_has_the_scripts_when_sidecars_decide_on_it() {
     let (world, replica) = three_sentinels().await;
     let person = world.person("user0", App).await;
-    let synchronized: i64 = world.redis().ask(&["WAIT", "1", "10000"]).await;
-    assert_eq!(synchronized, 1);
+    replica.wait_in_sync(world.redis()).await;
     fail_over(&world, &replica).await;
     check_and_fill(&world, std::slice::from_ref(&person)).await;
     let person = world.current(&person).await;
