@@ -37,7 +37,7 @@ async fn master_of(world: &World, person: &Person) -> usize {
 }
 
 /// One user on each of the masters.
-async fn one_on_each(world: &World) -> Vec<Person> {
+pub(super) async fn one_on_each(world: &World) -> Vec<Person> {
     let mut found: [Option<Person>; 3] = Default::default();
     for number in 0.. {
         let person = world.person(&format!("user{number}"), App).await;

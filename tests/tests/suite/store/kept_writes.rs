@@ -13,6 +13,7 @@ use twofactor_store::{Inspection, Store, StoreError};
 use twofactor_tests::redis::cluster::RedisCluster;
 use twofactor_tests::wait::eventually;
 
+use super::cluster::one_on_each;
 use crate::support::world::{Person, START, STEP, World, names, random};
 
 const BOUND: Duration = Duration::from_secs(30);
@@ -220,10 +221,8 @@ async fn a_promoted_replica_of_a_cluster_is_used_at_once_unless_it_missed_a_writ
     let cluster = RedisCluster::builder().with_replicas().start().await;
     let world = World::on_cluster(cluster, Clock::System).await;
     let cluster = world.cluster.as_ref().unwrap();
-    let mut people = Vec::new();
-    for number in 0..12 {
-        people.push(world.person(&format!("user{number}"), App).await);
-    }
+    // Only a master with a user can miss a write.
+    let people = one_on_each(&world).await;
     // A master gets a new identity with its first replica.
     assert!(check(&world).await.ready);
     cluster.wait_in_sync().await;
