@@ -325,8 +325,8 @@ impl RedisServer {
         statistics.lines().filter_map(line).collect()
     }
 
-    /// Waits until this replica has everything that its master has written until now. A link that is
-    /// up is not enough: the last writes may still be on their way.
+    /// Waits until this replica has everything that its master has written until now. A link that
+    /// is up is not enough: the last writes may still be on their way.
     pub async fn wait_in_sync(&self, master: &Self) {
         let number = |state: &str, name: &str| -> Option<u64> {
             state.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok())
