@@ -12,6 +12,8 @@ use crate::scene::Scene;
 use crate::{START, manifests};
 
 const USERS: [&str; 2] = ["carol", "dora"];
+/// The shortest, because each test waits several times for a code that was not used before.
+const PERIOD: u32 = 15;
 /// Timeout for a running sidecar to get other credentials and to accept a code.
 const ACCEPTED: Duration = Duration::from_mins(4);
 const REMOVAL: Duration = Duration::from_mins(3);
@@ -31,7 +33,8 @@ struct Affected<'a> {
 impl<'a> Affected<'a> {
     fn start(scene: &'a Scene<'a>) -> Self {
         let (people, service) = (scene.namespace("people"), scene.restricted_namespace("service"));
-        scene.users(&people, &USERS.map(|user| (user, json!({ "deliveryMethod": "app" }))));
+        let spec = json!({ "deliveryMethod": "app", "totp": { "periodSeconds": PERIOD } });
+        scene.users(&people, &USERS.map(|user| (user, spec.clone())));
         scene.realm(&people, &[&service], None);
         let kubeconfig = std::env::var_os("KUBECONFIG").expect("KUBECONFIG");
         let shell = Shell::new(kubeconfig, &[("people", &people)]);
@@ -59,7 +62,7 @@ impl<'a> Affected<'a> {
     fn wait_accepted(&self) {
         for (user, seed) in USERS.iter().zip(&self.seeds) {
             eventually_blocking(ACCEPTED, format_args!("a code of {user} to be accepted"), || {
-                let code = self.scene.app_code(&self.service, "app", seed);
+                let code = self.scene.app_code_every(PERIOD, &self.service, "app", seed);
                 let reply = self.scene.verify(&self.service, "app", user, &code);
                 if reply.status == 200 { Ok(()) } else { Err(format!("{reply:?}")) }
             });

@@ -233,7 +233,19 @@ impl<'a> Scene<'a> {
 
     /// The code that an authenticator app would show now, by the clock of the pod's node.
     pub(crate) fn app_code(&self, namespace: &str, pod: &str, seed: &str) -> String {
-        let said = self.exec(namespace, pod, &["oathtool", "--totp", "--base32", seed]);
+        self.app_code_every(30, namespace, pod, seed)
+    }
+
+    /// The same for a user whose app shows another code every `period` seconds.
+    pub(crate) fn app_code_every(
+        &self,
+        period: u32,
+        namespace: &str,
+        pod: &str,
+        seed: &str,
+    ) -> String {
+        let step = format!("--time-step-size={period}");
+        let said = self.exec(namespace, pod, &["oathtool", "--totp", "--base32", &step, seed]);
         said.into_result().expect("a code of oathtool").trim().to_owned()
     }
 
