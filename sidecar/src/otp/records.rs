@@ -92,8 +92,6 @@ struct Uses {
     read_at: Option<Instant>,
     /// When a request last needed it.
     needed_at: Option<Instant>,
-    /// When the store was last asked for the heartbeat of the operator.
-    heartbeat_read_at: Option<Instant>,
     /// The age that the heartbeat last had, and when.
     heartbeat: Option<(Duration, Instant)>,
 }
@@ -111,6 +109,9 @@ pub struct Records {
     keys: Arc<Keys>,
     known: Arc<Known>,
     realm_uses: Mutex<Uses>,
+    /// When the store was last asked for the heartbeat of the operator. It is held while one request
+    /// reads the heartbeat, and the others wait for what that one reads.
+    heartbeat_read_at: tokio::sync::Mutex<Option<Instant>>,
     metrics: Metrics,
     /// Whether the operator shows that it works.
     has_heartbeat: bool,
@@ -198,7 +199,15 @@ impl Records {
 
     fn with(store: Decisions, keys: RealmKeys, known: Arc<Known>, metrics: Metrics) -> Self {
         let keys = Arc::new(Keys { dummy: DummyRecord::new(&keys), realm: keys });
-        Self { store, keys, known, realm_uses: Mutex::default(), metrics, has_heartbeat: true }
+        Self {
+            store,
+            keys,
+            known,
+            realm_uses: Mutex::default(),
+            heartbeat_read_at: tokio::sync::Mutex::default(),
+            metrics,
+            has_heartbeat: true,
+        }
     }
 
     /// The same records, published by an operator of version 0.1, which does not show that it
@@ -384,20 +393,16 @@ impl Records {
 
     /// Reads the heartbeat of the operator again if it was not read within `interval`.
     pub async fn refresh_heartbeat(&self, interval: Duration) {
-        let now = Instant::now();
-        let is_due = self.with_uses(|uses| {
-            let is_due = uses.heartbeat_read_at.is_none_or(|at| now - at >= interval);
-            if is_due {
-                uses.heartbeat_read_at = Some(now);
-            }
-            is_due
-        });
-        if !is_due {
+        let mut read_at = self.heartbeat_read_at.lock().await;
+        if read_at.is_some_and(|at| at.elapsed() < interval) {
             return;
         }
+        let asked_at = Instant::now();
+        let age = self.store.heartbeat_age().await;
+        *read_at = Some(asked_at);
         // An operator of version 0.1 neither has a heartbeat nor lets sidecars read one.
-        if let Ok(Some(age)) = self.store.heartbeat_age().await {
-            self.with_uses(|uses| uses.heartbeat = Some((age, now)));
+        if let Ok(Some(age)) = age {
+            self.with_uses(|uses| uses.heartbeat = Some((age, asked_at)));
         }
         self.metrics.heartbeat_age(self.heartbeat_age());
     }

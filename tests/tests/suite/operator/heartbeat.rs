@@ -71,3 +71,33 @@ async fn sidecars_answer_503_without_an_operator_only_if_the_realm_says_so() {
     let _operator = cluster.operator().start().await;
     status(&[200, 400]).await;
 }
+
+#[tokio::test]
+async fn requests_wait_while_the_heartbeat_is_read_for_the_first_time() {
+    let cluster = Cluster::start().await;
+    let operator = cluster.operator().start().await;
+    cluster.apply(&app_user("carol"));
+    cluster.apply(
+        "apiVersion: twofactor.fountainai.io/v1alpha1\nkind: TwoFactorRealm\nmetadata: {name: default}\n\
+         spec: {maxStalenessSeconds: 60}\n",
+    );
+    eventually(BOUND, "the realm to be published", async || {
+        operator.process().output().contains("policy of a realm published")
+    })
+    .await;
+    drop(cluster.sidecar().await);
+    for _ in 0..3 {
+        // All requests wait for the realm, and then find no heartbeat at the same time.
+        cluster.redis.pause().await;
+        let sidecar = cluster.sidecar().await;
+        let asked = (0..40).map(|_| sidecar.api.verify("unknown", "000000"));
+        let resume = async { cluster.redis.resume() };
+        let (replies, ()) = tokio::join!(futures_util::future::join_all(asked), resume);
+        let log = sidecar.log();
+        // On a busy machine, Redis may have been paused for too long.
+        let waited = !log.contains("failed to get a decision from the store");
+        for reply in replies {
+            assert!(reply.status == 404 || !waited, "{}\n{log}", reply.body);
+        }
+    }
+}
