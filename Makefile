@@ -93,7 +93,7 @@ release-dry-run: own-target ## do what a release does, as far as it needs no reg
 bench: own-target ## measure verify rate and latency, compared with Redis alone
 	tests/tools/install verifier
 	cargo build --release -p twofactor-sidecar -p twofactor-operator
-	cargo run --release -p twofactor-tests --bin bench -- $(ARGS)
+	GOGC=100 cargo run --release -p twofactor-tests --bin bench -- $(ARGS)
 
 own-target:
 	@tests/tools/own-target
