@@ -109,8 +109,8 @@ pub struct Records {
     keys: Arc<Keys>,
     known: Arc<Known>,
     realm_uses: Mutex<Uses>,
-    /// When the store was last asked for the heartbeat of the operator. It is held while one request
-    /// reads the heartbeat, and the others wait for what that one reads.
+    /// When the store was last asked for the heartbeat of the operator. It is held while one
+    /// request reads the heartbeat, and the others wait for what that one reads.
     heartbeat_read_at: tokio::sync::Mutex<Option<Instant>>,
     metrics: Metrics,
     /// Whether the operator shows that it works.
