@@ -350,6 +350,12 @@ impl ApiServer {
         self.files.path(CA)
     }
 
+    /// The process of etcd.
+    #[must_use]
+    pub fn etcd(&self) -> &Process {
+        &self.etcd
+    }
+
     /// The current process of the API server.
     #[must_use]
     pub fn apiserver(&self) -> Arc<Process> {

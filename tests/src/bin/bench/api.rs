@@ -104,7 +104,16 @@ impl BareClient {
 
     /// Makes one call for each number, [`CONCURRENCY`] at a time.
     pub(crate) async fn each(self: &Arc<Self>, count: usize, call: impl Fn(usize) -> Call) {
-        let calls: VecDeque<Call> = (0..count).map(call).collect();
+        self.in_turn(count, |number| vec![call(number)]).await;
+    }
+
+    /// Makes the calls for each number one after the other, for [`CONCURRENCY`] numbers at a time.
+    pub(crate) async fn in_turn(
+        self: &Arc<Self>,
+        count: usize,
+        calls: impl Fn(usize) -> Vec<Call>,
+    ) {
+        let calls: VecDeque<Vec<Call>> = (0..count).map(calls).collect();
         let calls = Arc::new(Mutex::new(calls));
         let mut workers = JoinSet::new();
         for _ in 0..CONCURRENCY {
@@ -112,21 +121,25 @@ impl BareClient {
             workers.spawn(async move {
                 loop {
                     let next = calls.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
-                    let Some((method, path, content_type, body)) = next else { return };
-                    let request = api
-                        .client
-                        .request(method, format!("{}{path}", api.url))
-                        .bearer_auth(&api.token);
-                    let reply = request
-                        .header("content-type", content_type)
-                        .body(body.to_string())
-                        .send()
-                        .await
-                        .expect("an answer");
-                    assert!(reply.status().is_success(), "{path}: {}", reply.status());
+                    let Some(calls) = next else { return };
+                    for call in calls {
+                        api.call(call).await;
+                    }
                 }
             });
         }
         workers.join_all().await;
+    }
+
+    async fn call(&self, (method, path, content_type, body): Call) {
+        let request =
+            self.client.request(method, format!("{}{path}", self.url)).bearer_auth(&self.token);
+        let reply = request
+            .header("content-type", content_type)
+            .body(body.to_string())
+            .send()
+            .await
+            .expect("an answer");
+        assert!(reply.status().is_success(), "{path}: {}", reply.status());
     }
 }

@@ -89,8 +89,9 @@ async fn bare_client(client: &Arc<BareClient>, sample: &Sample, users: usize) ->
     client.each(1, |_| create_namespace("bare")).await;
     client.each(count, |number| create_user("bare", number)).await;
     let began = Instant::now();
-    client.each(count, |number| sample.create_secret("bare", number)).await;
-    client.each(count, |number| sample.patch_status("bare", number)).await;
+    let both =
+        |number| vec![sample.create_secret("bare", number), sample.patch_status("bare", number)];
+    client.in_turn(count, both).await;
     #[expect(clippy::cast_precision_loss, reason = "numbers of users")]
     let factor = users as f64 / count as f64;
     let took = began.elapsed().mul_f64(factor);

@@ -14,6 +14,7 @@ mod footprint;
 mod large;
 mod load;
 mod operator;
+mod processors;
 mod realm;
 mod realms;
 mod receiver;
@@ -69,8 +70,10 @@ async fn main() {
     if is_wanted("operator") {
         operator::print_head();
         for users in USERS {
-            operator::run(users).await;
+            operator::run(users, false).await;
         }
+        println!("\nWith the API server and etcd on a half of the processors for themselves:\n");
+        operator::run(USERS[1], true).await;
     }
     if is_wanted("realms") {
         realms::run().await;

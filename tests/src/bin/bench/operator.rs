@@ -12,31 +12,39 @@ use twofactor_tests::redis::RedisServer;
 use twofactor_tests::wait::eventually;
 
 use crate::api::{self, CONCURRENCY, create_user};
+use crate::processors::Apart;
 use crate::sample::Sample;
 use crate::usage::{peak_mebibytes, processor_time, resident_mebibytes};
 
 const BOUND: Duration = Duration::from_mins(10);
 
-/// Runs the benchmark with this many users.
-pub(crate) async fn run(users: usize) {
+/// Runs the benchmark with this many users, with processors of its own for the API server or not.
+pub(crate) async fn run(users: usize, apart: bool) {
     let (server, api) = api::start().await;
+    let _apart = apart.then(|| Apart::start(&server));
     let redis = RedisServer::start().await;
-    for namespace in ["bare", "people"] {
+    let namespaces = ["bare-by-kind", "bare", "people"];
+    for namespace in namespaces {
         let _ = server.kubectl(&["create", "namespace", namespace]);
     }
 
     let sample = Sample::take(&server, &api).await;
-    for namespace in ["bare", "people"] {
+    for namespace in namespaces {
         api.each(users, move |number| create_user(namespace, number)).await;
     }
     let spent = || {
         [server.apiserver().id(), i32::try_from(std::process::id()).unwrap_or_default()]
             .map(processor_time)
     };
+    let began = Instant::now();
+    api.each(users, |number| sample.create_secret("bare-by-kind", number)).await;
+    api.each(users, |number| sample.patch_status("bare-by-kind", number)).await;
+    let by_kind = began.elapsed();
     let start = spent();
     let began = Instant::now();
-    api.each(users, |number| sample.create_secret("bare", number)).await;
-    api.each(users, |number| sample.patch_status("bare", number)).await;
+    let both =
+        |number| vec![sample.create_secret("bare", number), sample.patch_status("bare", number)];
+    api.in_turn(users, both).await;
     let bare = began.elapsed();
 
     let (after_bare, before) = (spent(), api::requests(&server));
@@ -95,6 +103,10 @@ pub(crate) async fn run(users: usize) {
     let micros =
         |to: Duration, from: Duration| per_user(to.as_secs_f64() - from.as_secs_f64()) * 1e6;
     println!(
+        "        a bare client that first makes all Secrets and then all statuses: {:.1} s",
+        by_kind.as_secs_f64()
+    );
+    println!(
         "        processor time a user: bare client {:.0} us, the API server for it {:.0} us",
         micros(after_bare[1], start[1]),
         micros(after_bare[0], start[0]),
@@ -119,7 +131,7 @@ pub(crate) fn print_head() {
         "\nTime until all existing users are ready after the operator starts. For comparison, a bare client makes"
     );
     println!(
-        "the same two writes per user, {CONCURRENCY} at a time. Then Redis is flushed: time until the realm is complete again.\n"
+        "the same two writes, one user after the other, {CONCURRENCY} at a time. Then Redis is flushed: time until the realm is complete again.\n"
     );
     println!("  users | all ready   | bare client   | ratio | memory now    | peak      | refill");
 }
