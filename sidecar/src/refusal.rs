@@ -210,6 +210,12 @@ fn whole_seconds(duration: Duration) -> u64 {
 }
 
 impl Refusal {
+    /// Refuses a request about which the store has decided nothing, and logs why.
+    pub fn undecided(cause: &'static str) -> Self {
+        tracing::warn!(cause, "failed to get a decision from the store");
+        Self::Unavailable
+    }
+
     /// Whether callers see this refusal even where answers do not show which names are users.
     pub const fn is_same_for_every_name(&self) -> bool {
         matches!(self.depends_on(), DependsOn::Request)

@@ -21,6 +21,7 @@ use crate::refusal::Refusal;
 const DECISION_TIMEOUT: Duration = Duration::from_millis(900);
 /// Maximum number of attempts at a decision, because a record may have changed or a clock be off.
 const ATTEMPTS: usize = 4;
+const NO_ATTEMPT_SUCCEEDED: &str = "the user's record or the clock was another at each attempt";
 
 /// Bounds the time that a decision takes.
 pub async fn within_timeout<T, E: From<Refusal>>(
@@ -28,7 +29,7 @@ pub async fn within_timeout<T, E: From<Refusal>>(
 ) -> Result<T, E> {
     tokio::time::timeout(DECISION_TIMEOUT, work)
         .await
-        .unwrap_or_else(|_| Err(Refusal::Unavailable.into()))
+        .unwrap_or_else(|_| Err(Refusal::undecided("no answer in time").into()))
 }
 
 /// Asks the store whether the code is accepted. Returns the verdict, and how the user gets codes by
@@ -46,7 +47,7 @@ pub async fn verify(
             Err(error) => user = refresh_after(service, user, error).await?,
         }
     }
-    Err(Refusal::Unavailable)
+    Err(Refusal::undecided(NO_ATTEMPT_SUCCEEDED))
 }
 
 /// Builds the question whether a code is accepted now.
@@ -118,7 +119,7 @@ pub async fn issue(
             Err(error) => user = refresh_after(service, user, error).await?,
         }
     }
-    Err(Refusal::Unavailable)
+    Err(Refusal::undecided(NO_ATTEMPT_SUCCEEDED))
 }
 
 /// Computes the code of this time step and builds the request to put it into the OTP log. Returns
@@ -163,12 +164,16 @@ async fn refresh_after(
         StoreError::Undecided(Undecided::Stale { current }) => {
             service.metrics.store().stale_record();
             let user = service.records.reload_enabled(user.pseudonym).await?;
-            if user.revision < current { Err(Refusal::Unavailable) } else { Ok(user) }
+            if user.revision < current {
+                Err(Refusal::undecided("the user's record in Redis is older than its state"))
+            } else {
+                Ok(user)
+            }
         }
         // Either the user was removed, or the store has lost the record: reading it says which.
         StoreError::Undecided(Undecided::NoState) => {
             service.records.reload(user.pseudonym).await?;
-            Err(Refusal::Unavailable)
+            Err(Refusal::undecided("Redis has a record of the user, and no state"))
         }
         // The store now knows the difference between the clocks, so the next attempt is computed
         // with it.

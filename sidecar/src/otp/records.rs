@@ -40,6 +40,8 @@ const IDLE_REFRESH: Duration = Duration::from_secs(15);
 /// Minimum interval between two reads of the heartbeat by requests that find it too old.
 const HEARTBEAT_RETRY: Duration = Duration::from_secs(1);
 
+const NOT_CERTAIN: &str = "it is not certain that there is no such user";
+
 /// A user with their current record.
 #[derive(Clone, Debug)]
 pub struct CurrentUser {
@@ -262,7 +264,7 @@ impl Records {
         )?;
         let Some(sealed) = sealed else {
             if !absent {
-                return Err(Refusal::Unavailable);
+                return Err(Refusal::undecided(NOT_CERTAIN));
             }
             if seen > Revision::default() {
                 self.known.users.insert(pseudonym, Seen { highest: seen, record: None });
@@ -346,7 +348,7 @@ impl Records {
     async fn missing(&self, pseudonym: Pseudonym) -> Result<Refusal, StoreError> {
         if !self.store.confirm_absence(&pseudonym).await? {
             // The record was published just now, so the next request finds it.
-            return Ok(Refusal::Unavailable);
+            return Ok(Refusal::undecided(NOT_CERTAIN));
         }
         if let Some(seen) = self.known.users.get(&pseudonym) {
             self.known.users.insert(pseudonym, Seen { highest: seen.highest, record: None });
@@ -367,7 +369,8 @@ impl Records {
             Some(realm) if is_recent => Ok(realm),
             _ => {
                 self.refresh_realm().await?;
-                self.known_realm().ok_or(Refusal::Unavailable)
+                self.known_realm()
+                    .ok_or_else(|| Refusal::undecided("Redis has no policy of the realm"))
             }
         }
     }
