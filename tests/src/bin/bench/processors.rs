@@ -1,5 +1,6 @@
-//! Gives the API server and etcd one half of the processors, and this process and those that it starts
-//! the other half. In a cluster, the operator and the control plane run on different machines.
+//! Gives the API server and etcd one half of the processors, and this process and those that it
+//! starts the other half. In a cluster, the operator and the control plane run on different
+//! machines.
 
 use std::fs;
 
